@@ -1,0 +1,1 @@
+"""Readers of labelled vehicle pictures, and the synthetic archive."""

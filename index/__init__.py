@@ -1,0 +1,1 @@
+"""What is stored and searched: manifests, shards, runs, generations, exact search, CMC. No Ray."""

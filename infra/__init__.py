@@ -1,0 +1,1 @@
+"""Where the system runs: settings, object storage, local servers."""

@@ -1,0 +1,1 @@
+"""The thin adapter onto Ray and the command line."""
