@@ -1,0 +1,103 @@
+"""Every setting, with where its value came from: flag > environment (CLVR_*) > YAML file > default."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from infra.errors import BadSetting
+
+DEFAULT_FILE = Path("clvr.yaml")
+PREFIX = "CLVR_"
+
+
+class Settings(BaseModel):
+    """What every verb may need. Object storage is configured by the usual `AWS_*` variables, not here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs: str = Field("clvr-data/runs", description="URI of the folder that holds runs and ledgers")
+    milvus: str = Field(
+        "clvr-data/milvus.db", description="Milvus: http(s)://host:port, or a file (Milvus Lite)"
+    )
+    milvus_token: SecretStr | None = Field(None, description="Milvus token, user:password or an API key")
+    milvus_database: str | None = Field(None, description="Milvus database")
+    milvus_ca: Path | None = Field(
+        None, description="PEM file: the certificate authority of the Milvus server"
+    )
+    milvus_bucket: str | None = Field(
+        None, description="s3:// URI of the Milvus server's own bucket; bulk import works only from there"
+    )
+    alias: str = Field("vehicles", description="The alias that searches use")
+    ray: str | None = Field(None, description="Ray address; without one a local Ray is started for the job")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One setting as it is in force."""
+
+    name: str
+    value: str
+    origin: str
+    description: str
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Settings:
+    """Merge flags (those that are not None), `CLVR_*` variables, a YAML file and the defaults, in that order.
+
+    file: the YAML file; without it `$CLVR_CONFIG`, then `clvr.yaml` in the working directory if it is there.
+    Raises BadSetting, which names the field, for an unknown name or a value of the wrong type, and when a
+    file that was asked for is missing or is not YAML.
+    """
+    return _merge(flags or {}, file)[0]
+
+
+def origins(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> list[Origin]:
+    """Each setting with where it came from; secrets are masked. Raises what `load_settings` raises."""
+    settings, sources = _merge(flags or {}, file)
+    return [
+        Origin(name, str(getattr(settings, name)), sources.get(name, "default"), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[str, str]]:
+    path = file or (Path(os.environ["CLVR_CONFIG"]) if os.environ.get("CLVR_CONFIG") else None)
+    if path is not None and not path.is_file():
+        raise BadSetting(
+            f"settings file {path} is not there", remedy="give --config or CLVR_CONFIG another path"
+        )
+    path = path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, value in (_read_yaml(path) if path else {}).items():
+        values[name], sources[name] = value, str(path)
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if variable in os.environ:
+            values[name], sources[name] = os.environ[variable], variable
+        if flags.get(name) is not None:
+            values[name], sources[name] = flags[name], "flag"
+    try:
+        return Settings(**values), sources
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise BadSetting(
+            f"setting {name!r} from {sources.get(name, 'default')}: {first['msg']}",
+            remedy="`clvr config` lists the settings there are",
+        ) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadSetting(f"settings file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise BadSetting(f"settings file {path} must hold `name: value` lines")
+    return content
