@@ -1,0 +1,82 @@
+"""What obstore, boto3 and the operating system report, in words of our own tree of errors."""
+
+import re
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from infra.errors import (
+    BadInput,
+    BucketMissing,
+    DiskFull,
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+    StoreUnreachable,
+)
+
+# obstore raises ValueError for a key that it cannot parse, and FileNotFoundError for 404.
+STORE_FAILURES = (BaseError, OSError, ValueError, NotImplementedError, BotoCoreError, ClientError)
+
+_DENIED = re.compile(
+    r"\b(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
+    r"|credentials|os error 13\b"
+)
+_DENIED_REMEDY = "Check the access key, the secret key and what they may do (AWS_ACCESS_KEY_ID and so on)."
+_REDIRECT = "Received redirect without LOCATION"
+
+
+def store_error(failure: Exception, where: str) -> StoreError | BadInput:
+    """Return our error for a failure of the object store at `where`, an object's or a root's URI."""
+    text = str(failure)
+    # Only the first line: the rest is Rust's debug view of the same, dozens of lines long.
+    brief = text.partition("\n")[0][:300]
+    if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text:
+        if "NoSuchBucket" in text:
+            return bucket_missing(where)
+        return ObjectMissing(f"no object {where}", remedy="List the prefix: it may have been deleted.")
+    if isinstance(failure, AlreadyExistsError):
+        return ObjectExists(f"{where} exists already", remedy="Somebody else wrote it first; read it again.")
+    if isinstance(failure, PreconditionError):
+        return ObjectChanged(f"{where} changed meanwhile", remedy="Read it again and repeat the change.")
+    if isinstance(
+        failure, (PermissionDeniedError, UnauthenticatedError, NoCredentialsError, PermissionError)
+    ):
+        return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
+    if "os error 28" in text or "No space left on device" in text:
+        return DiskFull(f"no space left on the disk for {where}", remedy="Free some space and run it again.")
+    if isinstance(failure, ValueError) and "arse path" in text:
+        return BadInput(f"{where} is not a usable key: {brief}", remedy="Rename the object.")
+    if _DENIED.search(brief):
+        return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
+    if _REDIRECT in text:
+        return StoreUnreachable(
+            f"{where} lives in another region", remedy="Set AWS_REGION to the bucket's region."
+        )
+    if re.search(r"os error (20|21)\b", text):
+        return StoreError(
+            f"{where} is both a file and a folder", remedy="Local folders cannot hold such a pair of keys."
+        )
+    return StoreUnreachable(
+        f"no good answer about {where}: {brief}",
+        remedy="Check that the server runs and that the endpoint is right (AWS_ENDPOINT_URL).",
+    )
+
+
+def bucket_missing(root: str) -> BucketMissing:
+    """Return the error for a store whose bucket or local folder does not exist."""
+    if root.startswith("s3://"):
+        bucket = root.removeprefix("s3://").partition("/")[0]
+        return BucketMissing(
+            f"the bucket s3://{bucket} does not exist",
+            remedy="Create it, or correct the name or the endpoint.",
+        )
+    return BucketMissing(f"the folder {root} does not exist", remedy="Create it, or correct the path.")
