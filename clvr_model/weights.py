@@ -1,0 +1,114 @@
+"""Where the backbone's first weights come from: a local file, the Hugging Face hub, or nowhere."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clvr_model.inception import InceptionV3
+from clvr_model.network import Clvr
+from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
+
+RANDOM = "random"
+HUB_PREFIX = "hf:"
+HUB_FILE = "model.safetensors"
+# The 1000-way head and the auxiliary classifier are no part of CLVR; this counter is written but never read.
+IGNORED_PREFIXES = ("fc.", "AuxLogits.")
+IGNORED_SUFFIX = ".num_batches_tracked"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSource:
+    """What was loaded, for the card. `sha256` is that of the file, or "" for random weights."""
+
+    source: str
+    sha256: str
+    ignored: tuple[str, ...] = ()
+
+
+def load_backbone(network: Clvr | InceptionV3, source: str) -> BackboneSource:
+    """Fill the backbone from `source`, in place, as float32 whatever float type the file holds.
+
+    source: a `.safetensors`, `.pth` or `.pt` file; `hf:owner/name` or `hf:owner/name@revision`, of which
+    `model.safetensors` is read; or the word `random`, which keeps the seeded random weights. Head and
+    auxiliary keys are ignored, every other key must be there with its shape.
+    Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or not an Inception-V3),
+    StoreUnreachable (the hub gives nothing).
+    """
+    backbone = network.backbone if isinstance(network, Clvr) else network
+    if source == RANDOM:
+        return BackboneSource(RANDOM, "")
+    path = _download(source) if source.startswith(HUB_PREFIX) else Path(source)
+    if not path.is_file():
+        raise BadInput(
+            f"no backbone weights at {source}",
+            remedy="give a .safetensors or .pth file, hf:owner/name, or the word random",
+        )
+    tensors = _read(path)
+    expected = {
+        key: value for key, value in backbone.state_dict().items() if not key.endswith(IGNORED_SUFFIX)
+    }
+    ignored = {key for key in tensors if key.startswith(IGNORED_PREFIXES) or key.endswith(IGNORED_SUFFIX)}
+    _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, path)
+    backbone.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return BackboneSource(source, digest, tuple(sorted(ignored)))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise BadCheckpoint(f"{path} is damaged: {_line(error)}", remedy="download it again") from error
+    except Exception as error:  # torch raises UnpicklingError for objects that weights_only refuses
+        raise BadCheckpoint(
+            f"{path} holds more than weights and is not opened: {_line(error)}",
+            remedy="use a .safetensors file",
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BadCheckpoint(f"{path} is not a plain table of weights", remedy="use a .safetensors file")
+    return loaded
+
+
+def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+    remedy = "it must be an Inception-V3 with torchvision's parameter names"
+    for what, keys in (
+        ("lacks", expected.keys() - given.keys()),
+        ("has unknown", given.keys() - expected.keys()),
+    ):
+        if keys:
+            raise BadCheckpoint(f"{path} {what} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
+    for key, value in expected.items():
+        found = given[key]
+        if found.shape != value.shape:
+            raise BadCheckpoint(
+                f"{path}: {key} has shape {tuple(found.shape)}, expected {tuple(value.shape)}", remedy=remedy
+            )
+        if not found.is_floating_point() or not torch.isfinite(found).all():
+            raise BadCheckpoint(f"{path}: {key} holds values that are not finite floats", remedy=remedy)
+
+
+def _download(source: str) -> Path:
+    repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise BadInput(f"{source} needs huggingface_hub", remedy="pip install huggingface_hub") from error
+    try:
+        return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+        raise StoreUnreachable(
+            f"could not get {HUB_FILE} of {repository} from the Hugging Face hub: {_line(error)}",
+            remedy="check the name and the network, set HF_ENDPOINT to a mirror, or give a local file",
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
