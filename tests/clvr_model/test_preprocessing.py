@@ -1,0 +1,191 @@
+"""One path from bytes to pixels: upright, square, deterministic, and never a crash on hostile bytes."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from clvr_model import preprocessing
+from clvr_model.preprocessing import IMAGE_SIZE, decode, to_input
+from infra.errors import UnreadablePicture
+
+SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)
+
+
+def _scene(width: int = 160, height: int = 120) -> Image.Image:
+    """Smooth, and different in all four corners, so that JPEG keeps it and a wrong rotation shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [255 * x / width, 255 * y / height, 255 * (x / width) * (y / height)]
+    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+
+
+def _bytes(picture: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _cause(data: bytes) -> str:
+    with pytest.raises(UnreadablePicture) as caught:
+        decode(data)
+    return caught.value.cause
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"quality": 95}),
+        ("JPEG", "RGB", {"quality": 95, "progressive": True}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("BMP", "RGB", {}),
+        ("JPEG", "CMYK", {"quality": 95}),
+    ],
+)
+def test_every_format_gives_the_same_scene(form: str, mode: str, options: dict[str, object]) -> None:
+    reference = decode(_bytes(_scene(), "PNG"))
+    pixels = decode(_bytes(_scene().convert(mode), form, **options))
+    assert pixels.shape == SQUARE
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert _difference(pixels, reference) < 4
+
+
+def test_grey_becomes_three_equal_channels() -> None:
+    for form in ("JPEG", "PNG"):
+        pixels = decode(_bytes(_scene().convert("L"), form))
+        assert (pixels[..., 0] == pixels[..., 1]).all()
+        assert (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    ramp = np.tile(np.linspace(0, 65535, 300).astype(np.uint16), (300, 1))
+    pixels = decode(_bytes(Image.fromarray(ramp), "PNG"))
+    assert 126 <= pixels[150, 150, 0] <= 129
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (299, 299), (100, 1000), (1300, 1250)])
+def test_any_shape_is_squashed_to_the_square(size: tuple[int, int]) -> None:
+    assert decode(_bytes(_scene(*size), "PNG")).shape == SQUARE
+    assert decode(_bytes(_scene(*size), "JPEG")).shape == SQUARE
+
+
+def test_a_picture_of_the_right_size_is_not_touched() -> None:
+    scene = _scene(IMAGE_SIZE, IMAGE_SIZE)
+    assert (decode(_bytes(scene, "PNG")) == np.asarray(scene)).all()
+
+
+def test_scaled_decoding_of_a_large_jpeg_looks_like_the_whole() -> None:
+    large = _scene(1600, 1400)
+    whole = decode(_bytes(large, "PNG"))
+    assert _difference(decode(_bytes(large, "JPEG", quality=95)), whole) < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_exif_orientation_is_honoured(orientation: int, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _bytes(_scene(), form, exif=exif.tobytes())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert _difference(decode(data), decode(_bytes(upright, "PNG"))) < 3
+
+
+def test_a_broken_exif_block_costs_nothing() -> None:
+    data = _bytes(_scene(), exif=b"Exif\0\0garbage that is no TIFF header")
+    assert decode(data).shape == SQUARE
+
+
+def test_stray_bytes_between_markers_are_forgiven_but_not_a_missing_end() -> None:
+    data = _bytes(_scene())
+    stray = data[:-2] + b"\x00\x01\x02" + data[-2:]
+    assert (decode(stray) == decode(data)).all()
+    assert _cause(data[:2] + b"\x00\x01\x02" + data[2 : len(data) // 2]) in ("truncated", "not-a-picture")
+
+
+def test_no_bytes() -> None:
+    assert _cause(b"") == "empty"
+
+
+@pytest.mark.parametrize("data", [b"hello, world", b"\x00" * 1000, b"<html></html>", b"P6 1 1 255\nabc"])
+def test_not_a_picture(data: bytes) -> None:
+    assert _cause(data) == "not-a-picture"
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF"])
+def test_formats_that_are_refused_on_purpose(form: str) -> None:
+    assert _cause(_bytes(_scene(), form)) == "unsupported"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_truncated_pictures_are_refused(form: str, share: float) -> None:
+    data = _bytes(_scene(), form)
+    assert _cause(data[: int(share * len(data))]) in ("truncated", "not-a-picture")
+    assert _cause(data[: int(0.9 * len(data))]) == "truncated"
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    for side in (8_000, 60_000):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        bomb = (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(b"\0"))
+            + chunk(b"IEND", b"")
+        )
+        assert _cause(bomb) == "too-large"
+
+
+def test_too_many_bytes_are_refused_before_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "MAX_BYTES", 100)
+    assert _cause(_bytes(_scene())) == "too-large"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]), st.data())
+def test_flipped_bytes_give_a_picture_or_unreadable_and_nothing_else(form: str, data: st.DataObject) -> None:
+    damaged = bytearray(_bytes(_scene(40, 30), form))
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        first = decode(bytes(damaged))
+    except UnreadablePicture as error:
+        assert error.cause in {"truncated", "not-a-picture", "unsupported", "too-large"}
+    else:
+        assert first.shape == SQUARE
+        assert (decode(bytes(damaged)) == first).all()
+
+
+def test_without_the_fast_libraries_the_pixels_are_close_and_the_path_still_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = _bytes(_scene(400, 200), quality=95)
+    fast = decode(data)
+    monkeypatch.setattr(preprocessing, "simplejpeg", None)
+    monkeypatch.setattr(preprocessing, "cv2", None)
+    assert _difference(decode(data), fast) < 1.5
+
+
+def test_input_is_channels_last_between_minus_one_and_one() -> None:
+    pictures = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 4, 5, 3)
+    ready = to_input(pictures)
+    assert ready.shape == (2, 3, 4, 5)
+    assert ready.dtype == torch.float32
+    assert ready.is_contiguous(memory_format=torch.channels_last)
+    assert (ready[0] == -1).all()
+    assert (ready[1] == 1).all()
