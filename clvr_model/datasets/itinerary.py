@@ -1,0 +1,149 @@
+"""Who passes which camera when: the sightings of a synthetic archive, each derivable from its number alone.
+
+Vehicles drive trips; on a trip they pass several cameras, minutes apart; a pass is one track of 1-3 pictures.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from infra.errors import BadSetting
+
+_TRACK_BITS: Final = 48
+# Odd, hence invertible modulo 2**48: distinct passes get distinct track ids that do not show the vehicle.
+_TRACK_SCATTER: Final = 0x5DEECE66D9B7
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSpec:
+    """Everything that a synthetic archive is derived from. Raises BadSetting for values out of range."""
+
+    seed: int = 0
+    models: int = 20
+    vehicles_per_model: int = 20
+    sightings_per_vehicle: int = 8
+    cameras: int = 12
+    days: int = 7
+    first_day: date = date(2026, 1, 5)
+    min_side: int = 128  # pixels, bounds of the long side of a picture
+    max_side: int = 299
+    train_share: float = 0.5  # of each model's vehicles; the rest is for re-identification
+    spoiled_share: float = 0.0  # of the archive's objects: cut, empty or no picture at all
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("seed", 0),
+            ("models", 1),
+            ("vehicles_per_model", 1),
+            ("sightings_per_vehicle", 1),
+        ):
+            _require(name, getattr(self, name), low, 2**31)
+        _require("cameras", self.cameras, 1, 999)
+        _require("days", self.days, 1, 36525)
+        _require("min_side", self.min_side, 32, self.max_side)
+        _require("max_side", self.max_side, self.min_side, 600)
+        _require("train_share", self.train_share, 0.0, 1.0)
+        _require("spoiled_share", self.spoiled_share, 0.0, 1.0)
+
+    @property
+    def vehicles(self) -> int:
+        """Number of vehicles."""
+        return self.models * self.vehicles_per_model
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures."""
+        return self.vehicles * self.sightings_per_vehicle
+
+
+def _require(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BadSetting(f"{name} is {value}", remedy=f"Give a value from {low} to {high}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """Picture number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
+
+    index: int
+    vehicle_id: int
+    model_id: int
+    camera: int
+    track_id: str
+    captured_at: int
+    training: bool
+
+    @property
+    def camera_id(self) -> str:
+        """Three digits, as in the key."""
+        return f"{self.camera:03d}"
+
+    @property
+    def moment(self) -> datetime:
+        """`captured_at` as a UTC time."""
+        return datetime.fromtimestamp(self.captured_at / 1000, UTC)
+
+    @property
+    def key(self) -> str:
+        """Key in the archive."""
+        return f"dt={self.moment:%Y-%m-%d}/cam={self.camera_id}/{self.captured_at}_{self.track_id}.jpg"
+
+    @property
+    def image(self) -> str:
+        """VehicleID's name of the picture: seven digits."""
+        return f"{self.index + 1:07d}"
+
+
+def sightings(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[Sighting]:
+    """Sightings `start` to `stop` (exclusive, default all) in order, holding one vehicle's trips in memory."""
+    stop = spec.pictures if stop is None else stop
+    if not 0 <= start <= stop <= spec.pictures:
+        raise BadSetting(
+            f"pictures {start} to {stop} of an archive of {spec.pictures}",
+            remedy="Give 0 <= start <= stop <= the number of pictures.",
+        )
+    for index in range(start, stop):
+        yield sighting(spec, index)
+
+
+def sighting(spec: ArchiveSpec, index: int) -> Sighting:
+    """Sighting number `index`."""
+    vehicle, frame = divmod(index, spec.sightings_per_vehicle)
+    model, rank = divmod(vehicle, spec.vehicles_per_model)
+    number, camera, captured_at = _trips(spec, vehicle)[frame]
+    scattered = ((vehicle << 12 | number) + spec.seed) * _TRACK_SCATTER % (1 << _TRACK_BITS)
+    return Sighting(
+        index=index,
+        vehicle_id=vehicle + 1,
+        model_id=model,
+        camera=camera,
+        track_id=f"{scattered:012x}",
+        captured_at=captured_at,
+        training=rank < round(spec.train_share * spec.vehicles_per_model),
+    )
+
+
+@lru_cache(maxsize=256)
+def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
+    """(pass number, camera 1.., captured_at) of each of the vehicle's pictures."""
+    rng = np.random.default_rng([spec.seed, 4, vehicle])
+    midnight = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
+    frames: list[tuple[int, int, int]] = []
+    passes = 0
+    while len(frames) < spec.sightings_per_vehicle:
+        day, minutes = int(rng.integers(spec.days)), float(rng.uniform(5 * 60, 22.4 * 60))
+        for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
+            moment = midnight + timedelta(days=day, minutes=minutes)
+            captured_at = int(moment.timestamp() * 1000)
+            # The first pass never takes all pictures: a vehicle is seen by more than one camera where it can be.
+            most = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
+            for _ in range(int(rng.integers(1, most + 1))):
+                frames.append((passes, int(camera) + 1, captured_at))
+                captured_at += int(rng.integers(200, 900))
+            passes += 1
+            minutes += float(rng.uniform(2, 14))
+    return tuple(frames[: spec.sightings_per_vehicle])

@@ -1,0 +1,269 @@
+"""One picture: a vehicle on a road, seen by a camera in some light, cropped to its bounding box."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clvr_model.datasets.body import Points
+from clvr_model.datasets.camera import Camera, Light, Projection, aim
+from clvr_model.datasets.solid import GLOSS, Layer, Material, Solid
+from clvr_model.datasets.vehicle import Vehicle
+
+Picture = NDArray[np.uint8]
+
+_OVERSAMPLE: Final = 2
+_BACKDROP: Final = 4
+_TILE: Final = 1536
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another vehicle in the picture, `offset` (3,) metres from the one that the crop is about."""
+
+    vehicle: Vehicle
+    offset: Points
+
+
+def draw(
+    vehicle: Vehicle,
+    camera: Camera,
+    light: Light,
+    rng: np.random.Generator,
+    *,
+    sides: tuple[int, int],
+    neighbour: Neighbour | None = None,
+) -> Picture:
+    """Draw one crop: RGB uint8 (height, width, 3) whose long side lies within `sides` pixels."""
+    view, size = _frame(vehicle, camera, rng, sides)
+    canvas = _backdrop(vehicle, camera, light, view, size, rng)
+    cast = [(vehicle.solid, vehicle.palette, np.zeros(3))]
+    if neighbour is not None:
+        behind = float(neighbour.offset @ view.axes[2]) > 0
+        cast.insert(
+            0 if behind else 1, (neighbour.vehicle.solid, neighbour.vehicle.palette, neighbour.offset)
+        )
+    for solid, palette, offset in cast:
+        _paint(canvas, solid, palette, offset, view, light)
+    picture = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
+    if light.lamps:
+        _glow(picture, vehicle, view, rng)
+    if rng.random() < 0.08:
+        _pole(picture, rng)
+    return _expose(picture, camera, light, rng)
+
+
+def _frame(
+    vehicle: Vehicle, camera: Camera, rng: np.random.Generator, sides: tuple[int, int]
+) -> tuple[Projection, tuple[int, int]]:
+    """The projection into the oversampled canvas, and the picture's (width, height)."""
+    view = aim(
+        camera.azimuth + float(rng.normal(0, 5)),
+        float(np.clip(camera.elevation + rng.normal(0, 2), 4, 40)),
+        max(camera.distance * float(rng.uniform(0.75, 1.3)), vehicle.model.body.length * 0.5 + 3),
+        vehicle.model.body.height * 0.5,
+    )
+    seen = view.project(vehicle.solid.points)
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    room = rng.uniform(0.01, 0.07, (2, 2)) * (high - low)
+    if rng.random() < 0.07:
+        room[rng.integers(2), rng.integers(2)] = -0.08 * (high - low).max()
+    low, high = low - room[0], high + room[1]
+    long_side = float(np.clip(camera.long_side * rng.uniform(0.8, 1.2), *sides))
+    scale = long_side / float((high - low).max())
+    width, height = (max(16, round(float(extent))) for extent in (high - low) * scale)
+    scale *= _OVERSAMPLE
+    return replace(view, scale=scale, shift=(-float(low[0]) * scale, -float(low[1]) * scale)), (width, height)
+
+
+def _shade(solid: Solid, palette: Points, light: Light, towards_eye: Points) -> Points:
+    """RGB 0..1 (faces, 3): light from sky, ground and sun, and what the paint and the glass mirror."""
+    normals = solid.normals
+    colours, gloss = palette[solid.materials], GLOSS[solid.materials]
+    upward = 0.5 + 0.5 * normals[:, 2]
+    ambient = light.ground + upward[:, None] * (light.sky - light.ground)
+    direct = np.maximum(normals @ light.sun_towards, 0.0)
+    facing = np.einsum("ij,ij->i", normals, towards_eye)
+    mirrored = 2.0 * facing[:, None] * normals - towards_eye
+    fresnel = gloss * (0.05 + 0.55 * (1.0 - np.clip(facing, 0, 1)) ** 3)
+    glance = np.clip(mirrored @ light.sun_towards, 0, 1) ** 24 * gloss * 0.7
+    sky = light.sky * np.clip(0.5 + mirrored[:, 2:] * 1.2, 0.2, 1.15)
+    lit = colours * (ambient + direct[:, None] * light.sun)
+    lit += fresnel[:, None] * (sky - lit) + glance[:, None] * light.sun
+    if light.lamps:
+        lit[solid.materials == Material.HEADLAMP] = (1.0, 0.97, 0.86)
+        lit[solid.materials == Material.TAIL_LAMP] = (0.85, 0.08, 0.06)
+    return np.asarray(lit, dtype=np.float64)
+
+
+def _paint(
+    canvas: Picture, solid: Solid, palette: Points, offset: Points, view: Projection, light: Light
+) -> None:
+    points = solid.points + offset
+    towards = view.eye - (solid.centres + offset)
+    depth = -(towards @ view.axes[2])
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    colours = np.clip(_shade(solid, palette, light, towards) * 255.0, 0, 255).tolist()
+    flat = np.rint(np.clip(view.project(points) * 16, -(2**20), 2**20)).astype(np.int32)
+    # What sticks out on the far side (a mirror) is hidden by the body, so it must be drawn before it.
+    far = (solid.centres[:, 1] * (view.eye[1] - offset[1]) < 0) & (solid.layers == Layer.TOP)
+    far &= solid.centres[:, 2] < float(solid.points[:, 2].max()) * 0.75
+    layers = np.where(far, Layer.UNDER, solid.layers)
+    visible = np.flatnonzero(np.einsum("ij,ij->i", solid.normals, towards) > 0.0)
+    order = visible[np.lexsort((-depth[visible], layers[visible]))]
+    starts, ends = solid.starts.tolist(), solid.ends.tolist()
+    for i in order.tolist():
+        cv2.fillConvexPoly(canvas, flat[starts[i] : ends[i]], colours[i], cv2.LINE_8, 4)
+
+
+def _backdrop(
+    vehicle: Vehicle,
+    camera: Camera,
+    light: Light,
+    view: Projection,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> Picture:
+    """Road, verge, lane marks, what stands beyond, and the vehicle's shadow: drawn small, so it comes out soft."""
+    width, height = (max(8, -(-side * _OVERSAMPLE // _BACKDROP)) for side in size)
+    small = replace(
+        view, scale=view.scale / _BACKDROP, shift=(view.shift[0] / _BACKDROP, view.shift[1] / _BACKDROP)
+    )
+    above = light.ground + 0.9 * (light.sky - light.ground) + 0.8 * light.sun * light.sun_towards[2]
+    road = camera.asphalt * above * 255 * rng.uniform(0.9, 1.1)
+    ground: Picture = np.empty((height, width, 3), np.uint8)
+    ground[:] = np.clip(road, 0, 255).astype(np.uint8)
+
+    def strip(x: tuple[float, float], y: tuple[float, float], rgb: Points) -> None:
+        corners = np.array([(x[0], y[0], 0.0), (x[1], y[0], 0.0), (x[1], y[1], 0.0), (x[0], y[1], 0.0)])
+        flat = np.rint(np.clip(small.project(corners) * 16, -(2**20), 2**20)).astype(np.int32)
+        cv2.fillConvexPoly(ground, flat, np.clip(rgb * above * 255, 0, 255).tolist(), cv2.LINE_AA, 4)
+
+    reach = 40.0
+    verge_at = float(rng.uniform(2.4, 6.5)) * (1 if rng.random() < 0.5 else -1)
+    strip((-reach, reach), (verge_at, verge_at * 6), camera.verge)
+    strip((-reach, reach), (verge_at, verge_at + np.sign(verge_at) * 0.25), np.array([0.6, 0.6, 0.58]))
+    lane, start = float(rng.uniform(1.5, 1.9)), float(rng.uniform(-3, 3))
+    white = np.array([0.8, 0.8, 0.77])
+    if rng.random() < 0.7:
+        for k in range(-4, 5):
+            strip((start + k * 6, start + k * 6 + 3), (lane, lane + 0.15), white)
+        strip(
+            (-reach, reach),
+            (-lane - 0.15, -lane),
+            white if rng.random() < 0.8 else np.array([0.75, 0.6, 0.15]),
+        )
+    _beyond(ground, small, light, rng)
+    shade = np.zeros((height, width), np.uint8)
+    for throw in (0.0, 1.0):
+        if throw and light.sun.max() < 0.2:
+            continue
+        _shadow(shade, vehicle, small, light, throw)
+    shade = cv2.GaussianBlur(shade, (0, 0), 1.5)
+    dark = 1.0 - shade[..., None].astype(np.float32) * (0.72 / 255)
+    ground = (ground * dark).astype(np.uint8)
+    canvas = cv2.resize(
+        ground, (size[0] * _OVERSAMPLE, size[1] * _OVERSAMPLE), interpolation=cv2.INTER_LINEAR
+    )
+    return _grain(canvas, _tile(0), 0.5 * float(np.clip(above.mean(), 0.2, 1.0)), rng)
+
+
+def _beyond(ground: Picture, small: Projection, light: Light, rng: np.random.Generator) -> None:
+    """Above the horizon: walls and trees as blocks of colour before the sky."""
+    forward = small.axes[2]
+    level = np.array([forward[0], forward[1], 0.0])
+    horizon = float((small.project((small.eye + 1000 * level)[None])[0])[1])
+    row = round(horizon)
+    if row <= 0:
+        return
+    height, width = ground.shape[:2]
+    row = min(row, height)
+    ground[:row] = np.clip(light.sky * 300, 0, 255).astype(np.uint8)
+    for _ in range(int(rng.integers(2, 6))):
+        x, wide, tall = (
+            rng.integers(-width // 4, width),
+            rng.integers(4, width),
+            rng.uniform(0.2, 1.2) * (row + 4),
+        )
+        green = rng.random() < 0.5
+        rgb = rng.uniform(0.1, 0.25, 3) * (0.8, 1.2, 0.6) if green else np.full(3, rng.uniform(0.2, 0.6))
+        ground[max(0, row - int(tall)) : row, max(0, x) : max(0, x + wide)] = np.clip(
+            rgb * light.sky * 300, 0, 255
+        )
+
+
+def _shadow(shade: Picture, vehicle: Vehicle, small: Projection, light: Light, throw: float) -> None:
+    body = vehicle.model.body
+    x, y = body.length * 0.5, body.width * 0.5
+    base = np.array([(x, y, 0), (x, -y, 0), (-x, -y, 0), (-x, y, 0)], dtype=np.float64)
+    if throw:
+        slope = light.sun_towards[:2] / light.sun_towards[2]
+        front, back = body.roof_front[0], body.roof_rear[0]
+        roof = np.array([(front, y, 0), (front, -y, 0), (back, -y, 0), (back, y, 0)], dtype=np.float64)
+        roof[:, 0] -= slope[0] * body.height
+        roof[:, 1] = roof[:, 1] * 0.8 - slope[1] * body.height
+        base = np.concatenate([base, roof])
+    flat = np.rint(np.clip(small.project(base) * 16, -(2**20), 2**20)).astype(np.int32)
+    cv2.fillConvexPoly(shade, cv2.convexHull(flat), 150 if throw else 255, cv2.LINE_AA, 4)
+
+
+def _glow(picture: Picture, vehicle: Vehicle, view: Projection, rng: np.random.Generator) -> None:
+    """Light that spills from the lamps at night."""
+    solid = vehicle.solid
+    halo = np.zeros_like(picture)
+    for material, rgb, strength in (
+        (Material.HEADLAMP, (255, 245, 215), rng.uniform(0.5, 1.0)),
+        (Material.TAIL_LAMP, (230, 25, 20), 0.6),
+    ):
+        faces = np.flatnonzero(solid.materials == material)
+        towards = view.eye - solid.centres[faces]
+        seen = faces[np.einsum("ij,ij->i", towards, solid.normals[faces]) > 0]
+        for x, y in view.project(solid.centres[seen]) / _OVERSAMPLE:
+            radius = max(2, int(0.035 * picture.shape[1] * strength * 1.5))
+            cv2.circle(halo, (int(x), int(y)), radius, [c * strength for c in rgb], -1)
+    cv2.add(picture, cv2.blur(cv2.blur(halo, (17, 17)), (17, 17)), dst=picture)
+
+
+def _pole(picture: Picture, rng: np.random.Generator) -> None:
+    """Something thin between the camera and the vehicle."""
+    height, width = picture.shape[:2]
+    x, lean = rng.uniform(0.1, 0.9) * width, rng.uniform(-0.1, 0.1) * width
+    wide = rng.uniform(0.02, 0.07) * width
+    corners = np.array([(x, 0), (x + wide, 0), (x + wide + lean, height), (x + lean, height)])
+    grey = float(rng.uniform(20, 120))
+    cv2.fillConvexPoly(picture, np.rint(corners * 16).astype(np.int32), (grey, grey, grey), cv2.LINE_AA, 4)
+
+
+def _expose(picture: Picture, camera: Camera, light: Light, rng: np.random.Generator) -> Picture:
+    sigma = camera.blur * float(rng.uniform(0.7, 1.4))
+    if sigma > 0.3:
+        picture = cv2.GaussianBlur(picture, (0, 0), sigma)
+    if rng.random() < 0.1:
+        length = int(rng.integers(2, 6))
+        picture = cv2.blur(picture, (1, length) if rng.random() < 0.5 else (length, 1))
+    gain, gamma = float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.72, 1.0))
+    ramp = np.linspace(0, 1, 256)[:, None] ** gamma * gain * camera.cast
+    picture = cv2.LUT(picture, np.clip(ramp * 255, 0, 255).astype(np.uint8)[None])
+    return _grain(picture, _tile(1), camera.noise * (2.0 if light.lamps else 1.0) / 32.0, rng)
+
+
+def _grain(picture: Picture, tile: Picture, strength: float, rng: np.random.Generator) -> Picture:
+    height, width = picture.shape[:2]
+    x, y = int(rng.integers(_TILE - width)), int(rng.integers(_TILE - height))
+    piece = tile[y : y + height, x : x + width]
+    return np.asarray(cv2.addWeighted(picture, 1.0, piece, strength, -128.0 * strength), dtype=np.uint8)
+
+
+@cache
+def _tile(kind: int) -> Picture:
+    """Noise around 128: 0 road texture (coarse and fine), 1 sensor noise with a standard deviation of 32."""
+    rng = np.random.default_rng(kind)
+    if kind == 1:
+        noise = rng.normal(128, 32, (_TILE, _TILE, 3))
+        return np.clip(0.6 * noise + 0.4 * noise[..., :1], 0, 255).astype(np.uint8)
+    fine = rng.normal(0, 10, (_TILE, _TILE)).astype(np.float32)
+    coarse = cv2.resize(rng.normal(0, 12, (_TILE // 24, _TILE // 24)).astype(np.float32), (_TILE, _TILE))
+    return np.repeat(np.clip(128 + fine + coarse, 0, 255)[..., None], 3, axis=2).astype(np.uint8)

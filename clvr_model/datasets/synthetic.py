@@ -1,0 +1,211 @@
+"""A synthetic archive: drawn vehicles under the keys of a real archive, with labels in VehicleID's layout.
+
+Everything follows from the spec and a picture's number, so any range of pictures can be made anywhere, alone,
+and again. The hierarchy is VehicleID's: many vehicles share a model and a colour, and tell themselves apart by
+small marks only.
+"""
+
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import simplejpeg
+
+from clvr_model.datasets.camera import Camera, light_at, make_camera
+from clvr_model.datasets.fittings import VehicleModel, make_model
+from clvr_model.datasets.itinerary import ArchiveSpec, Sighting, sighting, sightings
+from clvr_model.datasets.scene import Neighbour, Picture, draw
+from clvr_model.datasets.vehicle import Vehicle, make_vehicle
+from infra.store import Store
+
+Layout = Literal["archive", "vehicleid"]
+
+_PUTS_IN_FLIGHT: Final = 32
+_LABEL_ROWS: Final = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSummary:
+    """What `generate` wrote."""
+
+    pictures: int
+    spoiled: int
+    bytes: int
+    seconds: float
+
+
+def render(spec: ArchiveSpec, seen: Sighting) -> Picture:
+    """Draw one sighting: RGB uint8 (height, width, 3)."""
+    rng = _rng(spec, 1, seen.index)
+    camera = _camera(spec, seen.camera)
+    moment = seen.moment
+    overcast = float(_rng(spec, 5, moment.toordinal()).beta(0.7, 0.7))
+    light = light_at(moment.hour + moment.minute / 60, overcast, camera)
+    neighbour = None
+    if rng.random() < 0.22:
+        other = _vehicle(spec, int(rng.integers(min(spec.vehicles, 64))))
+        lane = float(rng.choice([-1, 1]) * rng.uniform(3.0, 4.0))
+        neighbour = Neighbour(other, np.array([rng.uniform(-9, 7), lane, 0.0]))
+    vehicle = _vehicle(spec, seen.vehicle_id - 1)
+    return draw(vehicle, camera, light, rng, sides=(spec.min_side, spec.max_side), neighbour=neighbour)
+
+
+def picture(spec: ArchiveSpec, seen: Sighting) -> bytes:
+    """The object of one sighting: a JPEG, or what `spec.spoiled_share` makes of it."""
+    quality = _camera(spec, seen.camera).quality
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(render(spec, seen)), quality, "RGB", "420")
+    how = _spoiled(spec, seen)
+    if how is None:
+        return bytes(data)
+    return (b"", bytes(data[: len(data) // 2]), b"<html><body>503 Service Unavailable</body></html>")[how]
+
+
+def generate(
+    store: Store,
+    spec: ArchiveSpec,
+    *,
+    layout: Layout = "archive",
+    progress: Callable[[int], None] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> ArchiveSummary:
+    """Write pictures `start` to `stop` (default all) and nothing else; labels are `write_labels`.
+
+    Repeating a range writes the same bytes under the same keys. `progress` is called with the number of
+    pictures written since its last call. Raises BadSetting for a range outside the archive, and what
+    Store.put raises.
+    """
+    began, written, spoiled, size = time.monotonic(), 0, 0, 0
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(4) as pool:
+        for seen in sightings(spec, start, stop):
+            data = picture(spec, seen)
+            waiting.append(pool.submit(store.put, key_of(seen, layout), data))
+            written, size, spoiled = (
+                written + 1,
+                size + len(data),
+                spoiled + (_spoiled(spec, seen) is not None),
+            )
+            if len(waiting) >= _PUTS_IN_FLIGHT:
+                waiting.popleft().result()
+                if progress:
+                    progress(1)
+        while waiting:
+            waiting.popleft().result()
+            if progress:
+                progress(1)
+    return ArchiveSummary(written, spoiled, size, time.monotonic() - began)
+
+
+def key_of(seen: Sighting, layout: Layout = "archive") -> str:
+    """The key of a sighting's picture: by day and camera, or VehicleID's image/0000001.jpg."""
+    return seen.key if layout == "archive" else f"image/{seen.image}.jpg"
+
+
+def write_labels(
+    store: Store, spec: ArchiveSpec, *, prefix: str = "", layout: Layout = "archive"
+) -> list[str]:
+    """Write what is known about every picture, and return the keys written under `prefix`.
+
+    labels.parquet has one row a picture: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
+    captured_at, split. The other files are VehicleID's: attribute/{img2vid,model_attr,color_attr,model_names}.txt
+    and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID, only training vehicles have a
+    model, and the test lists hold a third, two thirds and all of the other vehicles.
+    """
+    training, testing = _by_split(spec)
+    sizes = sorted({-(-len(testing) * share // 3) for share in (1, 2, 3)} - {0})
+    each = spec.sightings_per_vehicle
+
+    def listed(vehicles: list[int]) -> Iterator[str]:
+        return (f"{v * each + i + 1:07d} {v + 1}" for v in vehicles for i in range(each))
+
+    files: dict[str, Iterator[str]] = {
+        "attribute/img2vid.txt": listed([*training, *testing]),
+        "attribute/model_attr.txt": (f"{v + 1} {v // spec.vehicles_per_model}" for v in training),
+        "attribute/color_attr.txt": (f"{v + 1} {_vehicle(spec, v).colour_id}" for v in training),
+        "attribute/model_names.txt": (f"{_style(spec, m)}-{m:03d} {m}" for m in range(spec.models)),
+        "train_test_split/train_list.txt": listed(training),
+    }
+    for count in sizes:
+        files[f"train_test_split/test_list_{count}.txt"] = listed(testing[:count])
+    for name, lines in files.items():
+        store.put(prefix + name, "".join(f"{line}\n" for line in lines).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "labels.parquet"
+        _write_table(table, spec, layout)
+        store.put(prefix + "labels.parquet", table)
+    return [prefix + name for name in (*files, "labels.parquet")]
+
+
+def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [("key", pa.string()), ("image", pa.string()), ("vehicle_id", pa.int64()), ("model_id", pa.int32())]
+        + [("colour_id", pa.int32()), ("camera_id", pa.string()), ("track_id", pa.string())]
+        + [("captured_at", pa.int64()), ("split", pa.string())]
+    )
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for begin in range(0, spec.pictures, _LABEL_ROWS):
+            rows = [
+                {
+                    "key": key_of(seen, layout),
+                    "image": seen.image,
+                    "vehicle_id": seen.vehicle_id,
+                    "model_id": seen.model_id,
+                    "colour_id": _vehicle(spec, seen.vehicle_id - 1).colour_id,
+                    "camera_id": seen.camera_id,
+                    "track_id": seen.track_id,
+                    "captured_at": seen.captured_at,
+                    "split": "train" if seen.training else "test",
+                }
+                for seen in sightings(spec, begin, min(begin + _LABEL_ROWS, spec.pictures))
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _by_split(spec: ArchiveSpec) -> tuple[list[int], list[int]]:
+    """Vehicle numbers (from 0) for training and for testing; the test vehicles in a random, fixed order."""
+    training, testing = [], []
+    for vehicle in range(spec.vehicles):
+        first = sighting(spec, vehicle * spec.sightings_per_vehicle)
+        (training if first.training else testing).append(vehicle)
+    return training, [int(v) for v in _rng(spec, 6).permutation(testing)]
+
+
+def _spoiled(spec: ArchiveSpec, seen: Sighting) -> int | None:
+    if not spec.spoiled_share:
+        return None
+    rng = _rng(spec, 7, seen.index)
+    return int(rng.integers(3)) if rng.random() < spec.spoiled_share else None
+
+
+def _rng(spec: ArchiveSpec, *path: int) -> np.random.Generator:
+    return np.random.default_rng([spec.seed, *path])
+
+
+@lru_cache(maxsize=1024)
+def _camera(spec: ArchiveSpec, number: int) -> Camera:
+    return make_camera(_rng(spec, 2, number), min_side=spec.min_side, max_side=spec.max_side)
+
+
+@lru_cache(maxsize=512)
+def _model(spec: ArchiveSpec, number: int) -> VehicleModel:
+    return make_model(_rng(spec, 3, number))
+
+
+@lru_cache(maxsize=256)
+def _vehicle(spec: ArchiveSpec, number: int) -> Vehicle:
+    return make_vehicle(_model(spec, number // spec.vehicles_per_model), _rng(spec, 8, number))
+
+
+def _style(spec: ArchiveSpec, number: int) -> str:
+    return _model(spec, number).body.style
