@@ -57,3 +57,14 @@ def temporary_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[t
         raise DiskFull(
             f"{tempfile.gettempdir()} is full", remedy="Point TMPDIR at a larger disk."
         ) from failure
+
+
+def write_table(
+    store: Store, key: str, table: pa.Table, *, metadata: dict[str, str], row_group_rows: int = 65_536
+) -> None:
+    """Write a table in one go; it appears whole or not at all, and equal tables give equal bytes."""
+    with temporary_parquet(table.schema, metadata) as (path, writer):
+        for first in range(0, table.num_rows, row_group_rows):
+            writer.write_table(table.slice(first, row_group_rows), row_group_rows)
+        writer.close()
+        store.put(key, path)

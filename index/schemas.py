@@ -8,7 +8,7 @@ UNKNOWN_TIME = -1
 EMBEDDING_DIM = 1024
 MAX_URI_BYTES = 1024
 MAX_NAME_BYTES = 128
-"""The longest camera_id and track_id. Milvus takes over-long strings on import without a word, so we don't."""
+"""The longest camera_id and track_id. Milvus imports over-long strings without a word, so we refuse them."""
 
 MANIFEST_SCHEMA = pa.schema(
     [

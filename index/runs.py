@@ -1,0 +1,339 @@
+"""Runs: one embedding of one manifest by one model, in an immutable folder that may be killed at any point.
+
+    runs/<run_id>/run.json                          first, once (If-None-Match)
+                  manifest/<digest>-00000.parquet   one row group a part
+                  parts/…                           work in progress, removed at the end
+                  shards/shard-00000.parquet
+                  quarantine/quarantine-00000.parquet
+                  done.json                         last: counts and digests
+
+Each step writes whole objects under fixed names, and its done-mark after everything else, so a step that
+was cut off is simply repeated.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from index.accounting import Ids, ids_of, in_order, require_balance
+from index.crops import canonical, check_unique, manifest_digest
+from index.ledger import RunInfo, RunSummary, facts_from_json, facts_to_json, now, release
+from index.parquet import write_table
+from index.quarantine import check_quarantine, count_causes, unusable
+from index.run_folder import RunFolder
+from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.shards import ShardFacts, read_shards, write_shard
+from infra.errors import (
+    BadSetting,
+    BucketMissing,
+    CorruptShard,
+    CountMismatch,
+    EmptyArchive,
+    FingerprintMismatch,
+    Mismatch,
+    ObjectExists,
+    ObjectMissing,
+)
+from infra.store import Store
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Run:
+    """One run. Pickles as its store and run.json; every method may be repeated."""
+
+    def __init__(self, store: Store, info: RunInfo) -> None:
+        self.store = store
+        self.info = info
+        self.folder = RunFolder(store, info)
+
+    def __repr__(self) -> str:
+        return f"Run({self.store.uri_of(self.folder.key())!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Run, (self.store, self.info)
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run's folder."""
+        return self.info.run_id
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model."""
+        return self.info.fingerprint
+
+    @classmethod
+    def create(
+        cls,
+        store: Store,
+        run_id: str,
+        *,
+        manifest: pa.Table,
+        archive: str,
+        fingerprint: str,
+        model: str,
+        settings: dict[str, Any],
+        rows_per_part: int = 4096,
+        rows_per_shard: int = 122_880,
+    ) -> Self:
+        """Start a run, or return the one that was started with the same archive, manifest and model.
+
+        The manifest is sorted and rid of duplicates, which are counted. A shard is made of whole parts: at
+        most `rows_per_shard` rows, or one part. Sizes of a run that exists stay as they are.
+        Raises FingerprintMismatch or Mismatch if the run_id is taken by another input, DuplicateCropId,
+        EmptyArchive, BadSetting, SchemaMismatch.
+        """
+        if not _RUN_ID.fullmatch(run_id):
+            raise BadSetting(f"'{run_id}' cannot name a run", remedy="Use letters, digits, '.', '_' and '-'.")
+        if rows_per_part < 1 or rows_per_shard < 1:
+            raise BadSetting(f"{rows_per_part} rows a part and {rows_per_shard} a shard cannot be")
+        crops, duplicates = check_unique(canonical(manifest))
+        if not crops.num_rows:
+            raise EmptyArchive(f"the manifest of run {run_id} has no rows")
+        info = RunInfo(
+            run_id=run_id,
+            archive=archive,
+            fingerprint=fingerprint,
+            model=model,
+            settings=settings,
+            manifest=manifest_digest(crops),
+            listed=manifest.num_rows,
+            duplicates=duplicates,
+            rows_per_part=rows_per_part,
+            parts_per_shard=max(1, rows_per_shard // rows_per_part),
+            created=now(),
+            version=release(),
+        )
+        run = cls(store, info)
+        if not run._started():
+            run.folder.write_manifest(crops)
+            try:
+                store.create(run.folder.key("run.json"), info.to_json())
+            except ObjectExists:
+                pass  # another one was faster, or our own answer was lost: the comparison below tells
+            else:
+                return run
+        there = cls.open(store, run_id)
+        if there.folder.manifest_key(0) != run.folder.manifest_key(0):
+            store.delete(*run.folder.manifest_keys())
+        there._require_same(info)
+        return there
+
+    @classmethod
+    def open(cls, store: Store, run_id: str) -> Self:
+        """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch."""
+        key = f"runs/{run_id}/run.json"
+        return cls(store, RunInfo.from_json(store.get(key), store.uri_of(key)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether done.json stands."""
+        return "summary" in self.__dict__ or self.store.head(self.folder.key("done.json")) is not None
+
+    @cached_property
+    def summary(self) -> RunSummary:
+        """What done.json says. Raises CountMismatch for a run that is not finished."""
+        key = self.folder.key("done.json")
+        try:
+            return RunSummary.from_json(self.store.get(key), self.store.uri_of(key))
+        except ObjectMissing as missing:
+            raise CountMismatch(
+                f"run {self.run_id} is not finished", remedy="Resume it with `clvr embed`."
+            ) from missing
+
+    def shard_keys(self) -> list[str]:
+        """Keys, in the store, of the shards that have rows. Raises CountMismatch if not finished."""
+        return [facts.key for facts in self.shards()]
+
+    def shards(self) -> list[ShardFacts]:
+        """Return the shards that have rows, as done.json states them, with keys in the store."""
+        return [
+            ShardFacts(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
+            for facts in self.summary.shards
+            if facts.rows
+        ]
+
+    def manifest(self) -> pa.Table:
+        """Return the whole manifest. Raises CorruptShard if it is not the one that the run was made of."""
+        table = self.folder.read_tables(MANIFEST_SCHEMA, self.folder.manifest_keys())
+        if manifest_digest(table) != self.info.manifest:
+            raise CorruptShard(f"the manifest of run {self.run_id} was altered", remedy="Make a new run.")
+        return table
+
+    def quarantine(self) -> pa.Table:
+        """Return the quarantine; of a run that is not finished, that of the parts done so far."""
+        if self.finished:
+            keys = [self.folder.quarantine_key(number) for number in range(self.info.shards)]
+        else:
+            keys = [self.folder.part_keys(part)[1] for part in sorted(self.folder.done_parts())]
+        return self.folder.read_tables(QUARANTINE_SCHEMA, keys)
+
+    def pending_parts(self) -> list[int]:
+        """Numbers of the parts whose shard rows are not written, ascending."""
+        if self.finished:
+            return []
+        return sorted(set(range(self.info.parts)) - self.folder.done_parts())
+
+    def part_manifest(self, part: int) -> pa.Table:
+        """Return the crops of one part that are to be embedded.
+
+        Crops with a URI, camera or track too long for the index are left out; `write_part` quarantines them.
+        """
+        rows = self.folder.part_rows(part)
+        return rows.filter(unusable(rows)[0])
+
+    def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
+        """Write the outcome of one part; the order of rows does not matter, a repetition overwrites.
+
+        Raises CountMismatch unless each crop of `part_manifest(part)` is in exactly one of the two tables,
+        CorruptShard and SchemaMismatch for what they must not hold.
+        """
+        rows = self.folder.part_rows(part)
+        usable, refused = unusable(rows)
+        check_quarantine(quarantine, f"part {part} of run {self.run_id}")
+        require_balance(
+            f"part {part} of run {self.run_id}",
+            listed=ids_of(rows.filter(usable)),
+            embedded=ids_of(shard),
+            quarantined=ids_of(quarantine),
+        )
+        shard_key, quarantine_key = self.folder.part_keys(part)
+        left_out = in_order(pa.concat_tables([quarantine, refused]), rows)
+        write_table(self.store, quarantine_key, left_out, metadata=self.folder.footer)
+        # The shard is the done-mark of the part, so it comes last.
+        write_shard(
+            self.store, shard_key, in_order(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
+        )
+
+    def compact(self, shard: int) -> ShardFacts:
+        """Stream the parts of one shard into shards/ and quarantine/. Raises CountMismatch if any is pending.
+
+        Independent of other shards, so many may be compacted at once.
+        """
+        if self.finished:
+            return self.summary.shards[shard]
+        if self.store.head(self.folder.record_key(shard)) is not None:
+            return facts_from_json(self.store.get(self.folder.record_key(shard)))
+        first = shard * self.info.parts_per_shard
+        parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
+        self._require_done(set(parts))
+        keys = [self.folder.part_keys(part) for part in parts]
+        left_out = self.folder.read_tables(QUARANTINE_SCHEMA, [quarantine for _, quarantine in keys])
+        write_table(self.store, self.folder.quarantine_key(shard), left_out, metadata=self.folder.footer)
+        rows = read_shards(self.store, [rows for rows, _ in keys], fingerprint=self.fingerprint)
+        name = f"shards/shard-{shard:05d}.parquet"
+        written = write_shard(
+            self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
+        )
+        facts = ShardFacts(name, written.rows, written.bytes, written.sha256)
+        self.store.put(self.folder.record_key(shard), facts_to_json(facts))
+        return facts
+
+    def finish(self) -> RunSummary:
+        """Compact what is not compacted, prove the accounting, write done.json, remove the parts.
+
+        Raises CountMismatch (parts pending, or crops lost or foreign, with up to ten ids), DuplicateCropId.
+        """
+        if not self.finished:
+            self._require_done(set(range(self.info.parts)))
+            shards = tuple(self.compact(shard) for shard in range(self.info.shards))
+            causes = self._account(shards)
+            embedded = sum(shard.rows for shard in shards)
+            summary = RunSummary(
+                run_id=self.run_id,
+                archive=self.info.archive,
+                fingerprint=self.fingerprint,
+                manifest=self.info.manifest,
+                listed=self.info.listed,
+                embedded=embedded,
+                quarantined=causes.total(),
+                duplicates=self.info.duplicates,
+                causes=dict(causes),
+                shards=shards,
+                started=self.info.created,
+                finished=now(),
+                settings=self.info.settings,
+            )
+            with suppress(ObjectExists):  # a second finisher came to the same result; its times stand
+                self.store.create(self.folder.key("done.json"), summary.to_json())
+        self.store.delete(*(found.key for found in self.store.list(self.folder.key("parts"))))
+        return self.summary
+
+    def _started(self) -> bool:
+        try:
+            return self.store.head(self.folder.key("run.json")) is not None
+        except BucketMissing:
+            if not self.store.local:
+                raise
+            return False  # a local root comes into being with its first object
+
+    def _account(self, shards: Iterable[ShardFacts]) -> Counter[str]:
+        keys = [self.folder.key(shard.key) for shard in shards]
+        embedded = [ids_of(batch) for batch in read_shards(self.store, keys, columns=["crop_id"])]
+        quarantine = self.folder.read_tables(
+            QUARANTINE_SCHEMA, map(self.folder.quarantine_key, range(self.info.shards))
+        )
+        require_balance(
+            f"run {self.run_id}",
+            listed=_joined(ids_of(self.folder.read(key, ["crop_id"])) for key in self.folder.manifest_keys()),
+            embedded=_joined(embedded),
+            quarantined=ids_of(quarantine),
+        )
+        return count_causes(quarantine)
+
+    def _require_done(self, parts: set[int]) -> None:
+        pending = sorted(parts - self.folder.done_parts())
+        if pending:
+            raise CountMismatch(
+                f"run {self.run_id} has {len(pending)} of {self.info.parts} parts pending: "
+                f"{', '.join(map(str, pending[:10]))}",
+                remedy="Resume the run with `clvr embed`, then finish it.",
+            )
+
+    def _require_same(self, asked: RunInfo) -> None:
+        if self.info.fingerprint != asked.fingerprint:
+            raise FingerprintMismatch(
+                f"run {self.run_id} was started with model {self.info.fingerprint}, not {asked.fingerprint}",
+                remedy="Choose another run_id.",
+            )
+        for name in ("archive", "manifest", "listed"):
+            was, now_asked = getattr(self.info, name), getattr(asked, name)
+            if was != now_asked:
+                raise Mismatch(
+                    f"run {self.run_id} was started with {name} {was}, not {now_asked}",
+                    remedy="Choose another run_id, or resume with the manifest of this run.",
+                )
+
+
+def list_runs(store: Store) -> list[Run]:
+    """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
+    try:
+        folders = store.folders("runs")
+    except BucketMissing:
+        if not store.local:
+            raise
+        folders = []  # a local root comes into being with its first object
+    runs = []
+    for folder in folders:
+        with suppress(ObjectMissing):
+            runs.append(Run.open(store, folder.rpartition("/")[2]))
+    return sorted(runs, key=lambda run: (run.info.created, run.run_id))
+
+
+def find_unfinished(store: Store, *, archive: str, fingerprint: str) -> Run | None:
+    """Return the newest run of this archive by this model that has no done.json."""
+    for run in reversed(list_runs(store)):
+        if (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
+            return run
+    return None
+
+
+def _joined(pieces: Iterator[Ids] | list[Ids]) -> Ids:
+    return np.concatenate([np.empty(0, np.int64), *pieces])
