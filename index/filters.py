@@ -1,0 +1,104 @@
+"""Typed search filters and the Milvus expression that they become; no value can break out of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from infra.errors import BadSetting
+
+_MAX_ID = 2**63 - 1
+
+Track = str | tuple[str, str]
+"""A track_id on whichever camera, or (camera_id, track_id): many trackers count anew on each camera."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which crops may be found; everything given must hold.
+
+    Times are ms since the epoch, UTC, from inclusive, to exclusive; once either is given, crops of unknown
+    time are left out. In the `not_…` fields an empty string, "unknown", leaves out nothing: a probe whose
+    own camera is unknown must not hide all others whose camera is unknown.
+    """
+
+    cameras: tuple[str, ...] = ()
+    not_cameras: tuple[str, ...] = ()
+    captured_from: int | None = None
+    captured_to: int | None = None
+    model_ids: tuple[int, ...] = ()
+    not_model_ids: tuple[int, ...] = ()
+    min_model_confidence: float | None = None
+    tracks: tuple[Track, ...] = ()
+    not_tracks: tuple[Track, ...] = ()
+    crop_ids: tuple[int, ...] = ()
+    not_crop_ids: tuple[int, ...] = ()
+
+    def expression(self) -> str:
+        """Return the Milvus expression, '' for no filter. Raises BadSetting for a value that has none."""
+        parts = [
+            _any_of("camera_id", self.cameras),
+            _none_of("camera_id", [name for name in self.not_cameras if name]),
+            *self._times(),
+            _any_of("model_id", self.model_ids),
+            _none_of("model_id", self.not_model_ids),
+            " or ".join(_track(track) for track in self.tracks),
+            *(f"not ({_track(track)})" for track in self.not_tracks if track and track[-1]),
+            _any_of("crop_id", self.crop_ids),
+            _none_of("crop_id", self.not_crop_ids),
+        ]
+        if self.min_model_confidence is not None:
+            if not 0 <= self.min_model_confidence <= 1:
+                raise BadSetting(f"a model confidence of {self.min_model_confidence} is not between 0 and 1")
+            parts.append(f"model_confidence >= {self.min_model_confidence:.9f}")
+        return " and ".join(f"({part})" for part in parts if part)
+
+    def _times(self) -> Iterable[str]:
+        start, end = self.captured_from, self.captured_to
+        if start is not None and end is not None and start >= end:
+            raise BadSetting(f"the time window from {start} to {end} is empty")
+        if start is not None or end is not None:
+            yield f"captured_at >= {_integer('captured_from', start or 0)}"
+        if end is not None:
+            yield f"captured_at < {_integer('captured_to', end)}"
+
+
+def quoted(text: str) -> str:
+    """Return a Milvus string literal for any text.
+
+    Only the quote, the backslash and line ends need an escape, and these five are all that Milvus Lite
+    knows; everything else stands for itself. Raises BadSetting for text that is not valid Unicode.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSetting(f"{text!r} is not valid Unicode") from error
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'
+
+
+def _integer(name: str, value: int) -> str:
+    # The server cannot parse -2**63, and no field of ours holds a negative value that anyone asks for.
+    if isinstance(value, bool) or not -1 <= int(value) <= _MAX_ID:
+        raise BadSetting(f"{name} {value} is not a whole number from 0 to 2**63 - 1")
+    return str(int(value))
+
+
+def _literal(field: str, value: str | int) -> str:
+    return quoted(value) if isinstance(value, str) else _integer(field, value)
+
+
+def _any_of(field: str, values: Iterable[str | int]) -> str:
+    literals = [_literal(field, value) for value in values]
+    return f"{field} in [{', '.join(literals)}]" if literals else ""
+
+
+def _none_of(field: str, values: Iterable[str | int]) -> str:
+    inner = _any_of(field, values)
+    return f"not ({inner})" if inner else ""
+
+
+def _track(track: Track) -> str:
+    if isinstance(track, str):
+        return f"track_id == {quoted(track)}"
+    camera, name = track
+    return f"camera_id == {quoted(camera)} and track_id == {quoted(name)}"

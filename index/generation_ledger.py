@@ -1,0 +1,96 @@
+"""The mutable part of a generation, `generations/<name>.json`: its state, its gate and its promotions.
+
+Kept beside the runs and not in Milvus, so that it outlives the collection and tells of an interrupted load.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from infra.errors import ObjectChanged, ObjectMissing, SchemaMismatch
+from infra.store import Store
+
+State = Literal["loading", "ready", "dropped"]
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One generation's state.
+
+    `rows` is what count(*) must be. `gate` holds the numbers of the last gate. `replaced` names what was
+    live when this one was promoted last; `promotions` lists every move of the alias to this one.
+    """
+
+    name: str
+    alias: str
+    fingerprint: str
+    run_ids: tuple[str, ...]
+    rows: int
+    target: str
+    state: State
+    updated: str
+    gate: dict[str, Any] | None = None
+    replaced: str | None = None
+    promotions: tuple[dict[str, Any], ...] = ()
+
+
+def create(store: Store, entry: Entry) -> None:
+    """Write the first entry of a generation. Raises ObjectExists if somebody took the name."""
+    store.create(_key(entry.name), _encoded(entry))
+
+
+def read(store: Store, name: str) -> Entry | None:
+    """Return a generation's entry, or None. Raises SchemaMismatch if it cannot be read as one."""
+    try:
+        return _decoded(store.get(_key(name)), store.uri_of(_key(name)))
+    except ObjectMissing:
+        return None
+
+
+def update(store: Store, name: str, **changes: Any) -> Entry | None:
+    """Change fields of an entry, atomically against other writers; None if there is no entry."""
+    for _ in range(_ATTEMPTS):
+        try:
+            found = store.fetch(_key(name))
+            changed = replace(
+                _decoded(found.data, store.uri_of(_key(name))), **{"updated": stamp(), **changes}
+            )
+            store.replace(_key(name), _encoded(changed), etag=found.etag)
+            return changed
+        except ObjectMissing:
+            return None
+        except ObjectChanged:
+            continue
+    raise ObjectChanged(f"{store.uri_of(_key(name))} changes all the time", remedy="Try again later.")
+
+
+def entries(store: Store, alias: str) -> Iterator[Entry]:
+    """Yield the entries of an alias, in no order."""
+    for found in store.list("generations"):
+        entry = _decoded(store.get(found.key), store.uri_of(found.key))
+        if entry.alias == alias:
+            yield entry
+
+
+def stamp() -> str:
+    """Return the time now, UTC, in ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _key(name: str) -> str:
+    return f"generations/{name}.json"
+
+
+def _encoded(entry: Entry) -> bytes:
+    return json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
+
+
+def _decoded(data: bytes, where: str) -> Entry:
+    try:
+        said = json.loads(data)
+        return Entry(**{**said, "run_ids": tuple(said["run_ids"]), "promotions": tuple(said["promotions"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise SchemaMismatch(f"{where} is no ledger entry of a generation: {error}") from error

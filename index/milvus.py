@@ -1,0 +1,240 @@
+"""A connection to Milvus, a local file (Milvus Lite) or a server, and what its version can do."""
+
+import fcntl
+import logging
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from infra.errors import BadSetting, ClvrError, IndexRefused, IndexUnreachable, Locked
+
+ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
+
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+_DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+_START_IT = "Start Milvus, or correct its address (CLVR_MILVUS_URI); `clvr doctor` tries each part."
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What one version of Milvus does without hanging, and how shards get into it."""
+
+    version: str
+    lite: bool
+    index_types: frozenset[str]
+    import_interface: ImportInterface
+    probes_per_call: int
+
+
+def capabilities_of(version: str, *, lite: bool) -> Capabilities:
+    """Return what a version can do. The index types are an allow-list, not what the server says it takes.
+
+    DISKANN and the GPU types are accepted by a 2.3.5 server, which then hangs; FLAT on Milvus Lite
+    allocates probes x rows x 4 KiB. Measured on milvus-lite 3.2.2 and Milvus 2.3.5; later versions are
+    taken from their documentation.
+    """
+    if lite:
+        kinds = frozenset({"HNSW", "IVF_FLAT", "IVF_SQ8"})
+        return Capabilities(version, True, kinds, "stream_insert", 1000)
+    found = re.match(r"v?(\d+)\.(\d+)", version)
+    number = (int(found[1]), int(found[2])) if found else (0, 0)
+    kinds = frozenset({"FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ"})
+    if number >= (2, 5):
+        kinds |= {"SCANN", "DISKANN"}
+    interface: ImportInterface = "stream_insert"
+    if number == (2, 3):
+        interface = "grpc_v1"
+    elif number >= (2, 4):
+        interface = "rest_v2"
+    return Capabilities(version, False, kinds, interface, 4096)
+
+
+class Milvus:
+    """An open connection. `call` is the one door to the server: it bounds the wait and names the error."""
+
+    def __init__(self, uri: str, client: Any, capabilities: Capabilities, timeout: float) -> None:
+        self.uri = uri
+        self.capabilities = capabilities
+        self._client = client
+        self._timeout = timeout
+
+    def __repr__(self) -> str:
+        return f"Milvus({self.uri!r}, version={self.capabilities.version!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def call(self, method: str, *args: Any, timeout: float | None = None, **named: Any) -> Any:
+        """Call a method of pymilvus' MilvusClient; `timeout` in seconds also bounds its retries.
+
+        Raises IndexUnreachable if the server does not answer in time, IndexRefused for any other error.
+        """
+        try:
+            return getattr(self._client, method)(*args, timeout=timeout or self._timeout, **named)
+        except Exception as error:
+            raise _translated(error, f"{method} at {self.uri}") from error
+
+    def bulk_insert(self, collection: str, key: str) -> int:
+        """Start the import of one Parquet file from the server's own bucket and return the task's number."""
+        return int(self._handler("do_bulk_insert", collection, "", [key]))
+
+    def bulk_insert_state(self, task: int) -> Any:
+        """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
+        return self._handler("get_bulk_insert_state", task)
+
+    def close(self) -> None:
+        """Close the connection. A local file is closed for the whole process, so that another may open it."""
+        self._client.close()
+        if self.capabilities.lite:
+            from milvus_lite.server_manager import (  # type: ignore[import-untyped]
+                server_manager_instance,
+            )
+
+            server_manager_instance.release_server(self.uri)
+
+    def _handler(self, method: str, *args: Any) -> Any:
+        # Only the ORM names these calls, over a second connection of its own; the handler has them too.
+        try:
+            return getattr(self._client._get_connection(), method)(*args, timeout=self._timeout)
+        except Exception as error:
+            raise _translated(error, f"{method} at {self.uri}") from error
+
+
+def connect(
+    uri: str,
+    token: str | None = None,
+    database: str | None = None,
+    ca_file: str | None = None,
+    timeout: float = 10.0,
+) -> Milvus:
+    """Connect to `http(s)://host:port`, or open a local path that ends in '.db' (Milvus Lite).
+
+    timeout: seconds, for connecting (at most 5) and for each short call. Raises IndexUnreachable within a
+    few seconds if nothing answers, IndexRefused for a wrong token, Locked for a file that another process
+    holds, BadSetting for an address that cannot be one.
+    """
+    from pymilvus import MilvusClient
+
+    _silence_traces()
+    named: dict[str, Any] = {"timeout": min(timeout, 5.0)}
+    if token:
+        named["token"] = token
+    if database:
+        named["db_name"] = database
+    lite = not re.match(r"[a-z]+://", uri)
+    if lite:
+        uri = _checked_file(uri)
+    else:
+        _knock(uri, named["timeout"])
+        if ca_file:
+            named["server_pem_path"] = ca_file
+    try:
+        client = MilvusClient(uri=uri, **named)
+        version = str(client.get_server_version(timeout=named["timeout"]))
+    except Exception as error:
+        raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
+    return Milvus(uri, client, capabilities_of(version, lite=lite), timeout)
+
+
+def _checked_file(uri: str) -> str:
+    path = Path(uri).absolute()
+    if path.suffix != ".db":
+        raise BadSetting(
+            f"{uri} is neither http(s)://host:port nor a path that ends in '.db'",
+            remedy="A local index is a path such as ./clvr.db.",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path)
+
+
+def _knock(uri: str, timeout: float) -> None:
+    # pymilvus gives one and the same error for "nothing there" and "wrong token".
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise BadSetting(f"{_bare(uri)} is not http(s)://host:port", remedy=_START_IT)
+    if address.username or address.password:
+        raise BadSetting(
+            f"the address of Milvus at {address.hostname} carries credentials",
+            remedy="Give the token by CLVR_MILVUS_TOKEN: addresses end up in logs.",
+        )
+    port = address.port or (443 if address.scheme == "https" else 19530)
+    try:
+        socket.create_connection((address.hostname, port), timeout=timeout).close()
+    except OSError as error:
+        raise IndexUnreachable(
+            f"no Milvus at {address.hostname}:{port}: {error.strerror or error}", remedy=_START_IT
+        ) from error
+
+
+def _bare(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _not_connected(error: Exception, uri: str, *, lite: bool) -> ClvrError:
+    if lite and _held(Path(uri)):
+        return Locked(
+            f"{uri} is open in another process",
+            remedy="A local index serves one process at a time: end the other one, or run a Milvus server.",
+        )
+    if lite:
+        return IndexUnreachable(
+            f"{uri} cannot be opened as a local index",
+            remedy="Name a new file: a Milvus Lite 3 index is a folder, and older ones cannot be read.",
+        )
+    status = _status_of(error)
+    if status in _DENIED:
+        return IndexRefused(
+            f"Milvus at {uri} refuses the token",
+            remedy="Set CLVR_MILVUS_TOKEN to 'user:password' or to an API key.",
+        )
+    reason = status.lower().replace("_", " ") or "no reason given"
+    return IndexUnreachable(f"{uri} does not answer as Milvus does ({reason})", remedy=_START_IT)
+
+
+def _held(path: Path) -> bool:
+    try:
+        with (path / "LOCK").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _translated(error: Exception, where: str) -> ClvrError:
+    if isinstance(error, ClvrError):
+        return error
+    text = str(getattr(error, "message", "") or error).splitlines()
+    status = _status_of(error)
+    if status in _UNREACHABLE or isinstance(error, (ConnectionError, TimeoutError)):
+        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
+    if status in _DENIED:
+        return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
+    return IndexRefused(f"{where}: {text[0][:300] if text else type(error).__name__}")
+
+
+def _status_of(error: BaseException | None) -> str:
+    # pymilvus wraps the gRPC error, sometimes twice, and sometimes leaves its status in `code`.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        code: Any = getattr(error, "code", None)
+        if callable(code):
+            code = code()
+        if type(code).__name__ == "StatusCode":
+            return str(code.name)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _silence_traces() -> None:
+    # Both log a whole traceback for each error that they also raise.
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
