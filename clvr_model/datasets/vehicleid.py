@@ -1,0 +1,191 @@
+"""Reader of PKU VehicleID's layout.
+
+    image/0000001.jpg                           the pictures
+    attribute/img2vid.txt                       picture, vehicle
+    attribute/model_attr.txt                    vehicle, model (training vehicles only)
+    attribute/model_names.txt                   name, model (optional)
+    train_test_split/train_list.txt             picture, vehicle
+    train_test_split/test_list_{800,1600,2400}.txt
+
+Two fields a line, separated by a space. Source: the VehicleID V1.0 release (Liu et al., CVPR 2016).
+"""
+
+import re
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
+from infra.errors import BadLabels, BadSetting, ObjectMissing
+
+if TYPE_CHECKING:
+    from infra.store import Store
+
+_IMAGES: Final = "attribute/img2vid.txt"
+_MODELS: Final = "attribute/model_attr.txt"
+_NAMES: Final = "attribute/model_names.txt"
+_LISTS: Final = "train_test_split/"
+_SPLIT: Final = re.compile(r"train|labelled|test_[0-9]{1,9}")
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+
+
+def read_vehicleid(root: str, split: str = "train") -> Labelled:
+    """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
+
+    - 'train': the pictures of train_list.txt whose vehicle has a model: 90,168 of 228 models
+    - 'labelled': every picture whose vehicle has a model and that is in no test list; the same pictures
+      as 'train', for releases without train_list.txt
+    - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its pictures; their models are unknown
+
+    Raises BadLabels for a missing file, a malformed or repeated line (with its number), and lists that
+    contradict img2vid.txt. That pictures exist is not checked here: see `missing_pictures`.
+    """
+    from infra.store import open_store
+
+    if not _SPLIT.fullmatch(split):
+        raise BadSetting(f"split is {split!r}", remedy="Give train, labelled, or test_<n> such as test_800.")
+    store = open_store(root)
+    store.ensure()
+    if split == "labelled":
+        pictures = _labelled_pictures(store)
+    else:
+        pictures = _listed_pictures(store, _list_name(split))
+    models = _attributes(store, _MODELS) if not split.startswith("test_") else _attributes_if_any(store)
+    if not split.startswith("test_"):
+        pictures = {picture: vehicle for picture, vehicle in pictures.items() if vehicle in models}
+        if not pictures:
+            raise BadLabels(f"no picture of split {split!r} has a model in {store.uri_of(_MODELS)}")
+    vehicles = np.fromiter(pictures.values(), dtype=np.int64, count=len(pictures))
+    return Labelled(
+        uris=[store.uri_of(f"image/{picture}.jpg") for picture in pictures],
+        model_ids=np.array([models.get(int(vehicle), UNKNOWN_MODEL) for vehicle in vehicles], dtype=np.int64),
+        vehicle_ids=vehicles,
+        model_names=_model_names(store),
+    )
+
+
+def list_test_splits(root: str) -> list[str]:
+    """The test splits whose lists are under `root`, smallest first."""
+    from infra.store import open_store
+
+    return _test_splits(open_store(root))
+
+
+def missing_pictures(root: str, labelled: Labelled) -> list[str]:
+    """URIs of `labelled` for which there is no object under `<root>/image/` (one listing)."""
+    from infra.store import open_store
+
+    store = open_store(root)
+    there = {store.uri_of(info.key) for info in store.list("image/")}
+    return [uri for uri in labelled.uris if uri not in there]
+
+
+def _list_name(split: str) -> str:
+    return f"{_LISTS}train_list.txt" if split == "train" else f"{_LISTS}test_list_{split[5:]}.txt"
+
+
+def _test_splits(store: "Store") -> list[str]:
+    names = (re.fullmatch(r".*test_list_([0-9]{1,9})\.txt", info.key) for info in store.list(_LISTS))
+    return [f"test_{size}" for size in sorted(int(name[1]) for name in names if name)]
+
+
+def _listed_pictures(store: "Store", name: str) -> dict[str, int]:
+    pictures = _attributes_of_pictures(store, name)
+    if store.head(_IMAGES) is None:
+        return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
+    owners = _attributes_of_pictures(store, _IMAGES)
+    for picture, (vehicle, line) in pictures.items():
+        owner = owners.get(picture)
+        if owner is None:
+            raise BadLabels(f"{store.uri_of(name)}, line {line}: picture {picture} is not in {_IMAGES}")
+        if owner[0] != vehicle:
+            raise BadLabels(
+                f"{store.uri_of(name)}, line {line}: picture {picture} is of vehicle {vehicle}, "
+                f"but of {owner[0]} in {_IMAGES}, line {owner[1]}"
+            )
+    return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
+
+
+def _labelled_pictures(store: "Store") -> dict[str, int]:
+    held = {p for split in _test_splits(store) for p in _attributes_of_pictures(store, _list_name(split))}
+    owners = _attributes_of_pictures(store, _IMAGES)
+    return {picture: vehicle for picture, (vehicle, _) in owners.items() if picture not in held}
+
+
+def _attributes_of_pictures(store: "Store", name: str) -> dict[str, tuple[int, int]]:
+    """Picture -> (vehicle, line)."""
+    found: dict[str, tuple[int, int]] = {}
+    for line, (picture, vehicle) in _pairs(store, name):
+        if picture in found:
+            raise BadLabels(
+                f"{store.uri_of(name)}, line {line}: picture {picture} was in line {found[picture][1]} before"
+            )
+        found[picture] = vehicle, line
+    return found
+
+
+def _attributes(store: "Store", name: str) -> dict[int, int]:
+    """Vehicle -> model."""
+    found: dict[int, int] = {}
+    for line, (vehicle, model) in _pairs(store, name):
+        if found.setdefault(int(vehicle), model) != model:
+            raise BadLabels(
+                f"{store.uri_of(name)}, line {line}: vehicle {vehicle} has model {model}, "
+                f"but {found[int(vehicle)]} before"
+            )
+    return found
+
+
+def _attributes_if_any(store: "Store") -> dict[int, int]:
+    return _attributes(store, _MODELS) if store.head(_MODELS) is not None else {}
+
+
+def _pairs(store: "Store", name: str) -> list[tuple[int, tuple[str, int]]]:
+    """(line number, (first field, second field)) of each line; both fields are decimal numbers."""
+    pairs = []
+    for line, text in enumerate(_text(store, name).splitlines(), start=1):
+        fields = text.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not all(_DIGITS.fullmatch(part) for part in fields):
+            raise BadLabels(
+                f"{store.uri_of(name)}, line {line}: {text[:60]!r} is not two numbers separated by a space"
+            )
+        pairs.append((line, (fields[0], int(fields[1]))))
+    if not pairs:
+        raise BadLabels(f"{store.uri_of(name)} is empty")
+    return pairs
+
+
+def _model_names(store: "Store") -> dict[int, str]:
+    """Model -> name; names may hold spaces, the last field of a line is the model."""
+    if store.head(_NAMES) is None:
+        return {}
+    names = {}
+    for line, text in enumerate(_text(store, _NAMES).splitlines(), start=1):
+        name, _, model = text.strip().rpartition(" ")
+        if not text.strip():
+            continue
+        if not name or not _DIGITS.fullmatch(model):
+            raise BadLabels(
+                f"{store.uri_of(_NAMES)}, line {line}: {text[:60]!r} does not end in a model number"
+            )
+        names[int(model)] = name.strip()
+    return names
+
+
+def _text(store: "Store", name: str) -> str:
+    try:
+        data = store.get(name)
+    except ObjectMissing:
+        remedy = "Copy it from the VehicleID release."
+        if name.endswith("train_list.txt"):
+            remedy += " Without it, split 'labelled' gives the pictures whose vehicle has a model."
+        elif name.startswith(_LISTS):
+            remedy += f" There are: {', '.join(_test_splits(store)) or 'no test lists'}."
+        raise BadLabels(f"{store.uri_of(name)} is missing", remedy=remedy) from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise BadLabels(f"{store.uri_of(name)}, line {line}: not UTF-8") from None
