@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,7 @@ class Store:
         pool = ThreadPoolExecutor(max(1, min(in_flight, len(keys))), thread_name_prefix="get-many")
         try:
             waiting = iter(range(len(keys)))
-            for position, _ in zip(waiting, range(in_flight), strict=False):
+            for position in islice(waiting, in_flight):
                 pool.submit(load, position)
             for _ in range(len(keys)):
                 yield arrived.get()
@@ -149,7 +150,7 @@ class Store:
                 if self.local:
                     self._replace_locally(key, data, etag)
                 else:
-                    mode: PutMode = {"e_tag": f'"{etag}"', "version": None}
+                    mode: PutMode = {"e_tag": f'"{etag}"'}
                     obstore.put(self._objects, key, data, mode=mode, use_multipart=False)
         except ObjectMissing as gone:
             raise store_error(PreconditionError(), self.uri_of(key)) from gone

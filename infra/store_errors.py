@@ -37,8 +37,9 @@ _REDIRECT = "Received redirect without LOCATION"
 def store_error(failure: Exception, where: str) -> StoreError | BadInput:
     """Return our error for a failure of the object store at `where`, an object's or a root's URI."""
     text = str(failure)
-    # Only the first line: the rest is Rust's debug view of the same, dozens of lines long.
-    brief = text.partition("\n")[0][:300]
+    # Only the first line, and no XML: what follows is Rust's debug view of the same, dozens of lines long.
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    brief = text.partition("\n")[0].partition(": <?xml")[0][:300] + (f" ({code[1]})" if code else "")
     if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text:
         if "NoSuchBucket" in text:
             return bucket_missing(where)

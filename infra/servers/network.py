@@ -1,0 +1,83 @@
+"""A network of its own for a server that insists on listening on every interface.
+
+The network namespace belongs to the server's process alone: when the process ends, the kernel removes the
+namespace, and the veth pair with it. Nothing stale can be left behind.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# RFC 2544 sets 198.18.0.0/15 aside for benchmarks: no real network uses it.
+_SLOTS = range(1 << 15)
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateNetwork:
+    """A pair of addresses: `host`, ours, and `inside`, the server's. Only this machine can reach them."""
+
+    host: str
+    inside: str
+    name: str  # of the host's end of the veth pair; '<name>i' is the other end
+
+    @classmethod
+    def choose(cls) -> "PrivateNetwork | None":
+        """Return a network that is not in use, or None where none can be made (no root, no iproute2)."""
+        if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "setpriv"))):
+            return None
+        for slot in random.sample(_SLOTS, 20):
+            third, fourth = divmod(slot * 4, 256)
+            prefix = f"198.{18 + third // 256}.{third % 256}"
+            network = cls(f"{prefix}.{fourth + 1}", f"{prefix}.{fourth + 2}", f"clvr{slot}")
+            if network.host not in _ip("-o", "address").stdout and network._can_be_made():
+                return network
+        return None
+
+    def wrap(self, command: list[str]) -> list[str]:
+        """Return the command that waits for `connect` in a namespace of its own, then becomes `command`."""
+        script = (
+            "read -r _ && ip link set lo up"
+            f" && ip address add {self.inside}/30 dev {self.name}i && ip link set {self.name}i up"
+            ' && exec "$@" < /dev/null'
+        )
+        return ["unshare", "--net", "--", "sh", "-c", script, "sh", *command]
+
+    def connect(self, pid: int) -> None:
+        """Lay the veth pair between this machine and the namespace of a process that runs `wrap`'s command.
+
+        Raises OSError if the system refuses.
+        """
+        ours = Path("/proc/self/ns/net").readlink()
+        deadline = time.monotonic() + _SECONDS
+        while Path(f"/proc/{pid}/ns/net").readlink() == ours:
+            if time.monotonic() > deadline:
+                raise OSError("the server's process did not get a network namespace")
+            time.sleep(0.01)
+        steps = (
+            f"link add {self.name} type veth peer name {self.name}i netns {pid}",
+            f"address add {self.host}/30 dev {self.name}",
+            f"link set {self.name} up",
+        )
+        for step in steps:
+            # After a restart the kernel may still be busy removing the old pair of the same name.
+            while (done := _ip(*step.split())).returncode:
+                if time.monotonic() > deadline:
+                    raise OSError(f"ip {step}: {done.stderr.strip()}")
+                time.sleep(0.05)
+
+    def _can_be_made(self) -> bool:
+        # Asked of the system rather than guessed: containers differ in what they let root do.
+        if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:  # noqa: S607
+            return False
+        if _ip("link", "add", self.name, "type", "veth", "peer", "name", f"{self.name}i").returncode:
+            return False
+        return _ip("link", "delete", self.name).returncode == 0
+
+
+def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True)  # noqa: S607

