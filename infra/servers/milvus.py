@@ -36,11 +36,11 @@ class MilvusServer:
     Without storage everything lives in the folder.
     """
 
-    def __init__(self, folder: Path, storage: SeaweedFs | None, bucket: str) -> None:
+    def __init__(self, folder: Path, storage: SeaweedFs | None, bucket: str, isolate: bool) -> None:
         self.folder = folder
         self.storage = storage
         self.bucket = bucket if storage else ""
-        self.network = PrivateNetwork.choose()
+        self.network = PrivateNetwork.choose() if isolate else None
         self.host = self.network.inside if self.network else "127.0.0.1"
         names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "metrics")
         self._gateway_port = 0
@@ -49,13 +49,22 @@ class MilvusServer:
         self._process: ServerProcess | None = None
 
     @classmethod
-    def start(cls, folder: Path, *, storage: SeaweedFs | None = None, bucket: str = "milvus") -> Self:
-        """Start it and wait until it serves, about 5 s; the first start on a machine unpacks 200 MB more.
+    def start(
+        cls,
+        folder: Path,
+        *,
+        storage: SeaweedFs | None = None,
+        bucket: str = "milvus",
+        isolate: bool = True,
+    ) -> Self:
+        """Start it and wait until it serves, about 3 s; the first start on a machine unpacks it, 6 s more.
+
+        `isolate=False` asks for the generated password even where a network of its own could be had.
 
         Raises BadSetting if the package is not installed, IndexUnreachable if the server does not come up.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        server = cls(folder.resolve(), storage, bucket)
+        server = cls(folder.resolve(), storage, bucket, isolate)
         if storage is not None:
             storage.create_bucket(bucket)
         server.restart()
@@ -118,7 +127,12 @@ class MilvusServer:
 
     def _connect(self, pid: int) -> None:
         assert self.network is not None  # noqa: S101
-        self.network.connect(pid)
+        try:
+            self.network.connect(pid)
+        except OSError as refused:
+            raise IndexUnreachable(
+                f"no network for Milvus: {refused}", remedy="Start it with isolate=False."
+            ) from refused
         if self.storage is not None and not self._gateway_port:
             # The namespace cannot see our loopback: SeaweedFS must answer at our end of the pair as well.
             self._gateway_port = self.storage.serve_also_at(self.network.host)

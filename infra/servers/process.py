@@ -16,7 +16,7 @@ from infra.errors import BadSetting
 # Clear of Ray's worker ports (10002-19999) and, with the 10000 that SeaweedFS adds for gRPC, of Linux's
 # ephemeral ports (32768 and up).
 _PORTS = range(20_000, 22_768)
-_GRPC_OFFSET = 10_000
+GRPC_OFFSET = 10_000
 
 # Servers talk to this machine only, whatever proxy the environment names.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -84,7 +84,7 @@ class ServerProcess:
             if self._child.stdin is not None:
                 self._child.stdin.write(b"go\n")
                 self._child.stdin.close()
-        except OSError:
+        except BaseException:
             self.kill()
             raise
 
@@ -104,7 +104,7 @@ def free_ports(count: int) -> list[int]:
     """Return ports p on the loopback such that p and p + 10000 are free now."""
     chosen: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):
-        if _is_free(port) and _is_free(port + _GRPC_OFFSET):
+        if _is_free(port) and _is_free(port + GRPC_OFFSET):
             chosen.append(port)
             if len(chosen) == count:
                 return chosen
