@@ -62,7 +62,7 @@ def load_runs(
     chosen = choose_target(milvus, plan, target, milvus_bucket)
     drop_interrupted(milvus, store, alias)
     generation = generations.new_generation(
-        milvus, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
+        milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
     )
     # The ledger comes before the collection: a collection that nobody remembers would stay for ever.
     generation_ledger.create(

@@ -60,7 +60,7 @@ def index_spec(milvus: Milvus, index_type: str, rows: int) -> IndexSpec:
 
 
 def new_generation(
-    milvus: Milvus, *, alias: str, fingerprint: str, run_ids: Sequence[str], index: IndexSpec
+    milvus: Milvus, store: Store, *, alias: str, fingerprint: str, run_ids: Sequence[str], index: IndexSpec
 ) -> Generation:
     """Name a generation that does not exist yet: `<alias>_<fingerprint, 8>_<UTC time>`. Creates nothing."""
     if not _NAME.fullmatch(alias):
@@ -69,7 +69,11 @@ def new_generation(
         )
     short = re.sub(r"[^A-Za-z0-9]", "", fingerprint)[:8]
     now = datetime.now(UTC)
-    while milvus.call("has_collection", name := f"{alias}_{short}_{now:%Y%m%dT%H%M%S}"):
+    # A name of the ledger stays taken after its collection is dropped: the entry tells what became of it.
+    while (
+        milvus.call("has_collection", name := f"{alias}_{short}_{now:%Y%m%dT%H%M%S}")
+        or generation_ledger.read(store, name) is not None
+    ):
         now += timedelta(seconds=1)
     created = now.isoformat(timespec="seconds")
     return Generation(name, alias, fingerprint, SHARD_VERSION, tuple(run_ids), index, created)

@@ -44,6 +44,7 @@ def make_run(store: Store) -> MakeRun:
         fingerprint: str = FINGERPRINT,
         seed: int = 0,
         rows_per_shard: int = 100_000,
+        look: Callable[[NDArray[np.int64], int], NDArray[np.float32]] = look_alikes,
     ) -> Run:
         run = Run.create(
             store,
@@ -60,7 +61,7 @@ def make_run(store: Store) -> MakeRun:
             crops = run.part_manifest(part)
             n = crops.num_rows
             # What a crop looks like depends on its own number, so two runs agree about it.
-            vectors = look_alikes(crops["size"].to_numpy(), seed)
+            vectors = look(crops["size"].to_numpy(), seed)
             shard = shard_table(
                 crops, vectors, (crops["size"].to_numpy() % 7).astype(np.int32), np.full(n, 0.5, np.float32)
             )
