@@ -125,14 +125,16 @@ def fingerprint_of(
 def save_checkpoint(destination: "str | Store", network: Clvr, card: Card) -> Checkpoint:
     """Write the weights, then the card, to a folder (a URI or a Store); return what `load_checkpoint` would.
 
-    Saving the same weights again only refreshes the card. Raises BadInput if the card does not name one label
-    a class or the weights are not finite, ObjectExists if other weights live there already.
+    Saving the same weights again only refreshes the card. Raises BadInput if the card does not name one
+    label a class, from 0 to 2^31 - 1, or the weights are not finite; ObjectExists if other weights are there.
     """
     store = _store(destination)
     architecture = network.architecture.as_dict()
     classes, labels = network.architecture.classes, len(set(card.label_ids))
     if classes != labels or labels != len(card.label_ids):
         raise BadInput(f"the card names {labels} different labels, the network has {classes} classes")
+    if not all(0 <= label < 2**31 for label in card.label_ids):
+        raise BadInput("the card names labels outside 0 to 2^31 - 1, which shards cannot hold")
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     for key, value in tensors.items():
         if not torch.isfinite(value).all():

@@ -1,0 +1,191 @@
+"""The two ways to run a trained network fast: OpenVINO on CPUs, torch anywhere.
+
+An engine takes uint8 (batch, 299, 299, 3) of one fixed batch size and gives float32 features and logits.
+Normalisation is part of its graph.
+"""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache as memoised
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from clvr_model.inception import Conv
+from clvr_model.network import Clvr
+from clvr_model.preprocessing import IMAGE_SIZE, to_input
+
+Precision = Literal["fp32", "bf16"]
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+# Raise it when the exported graph changes, so that an older cache is not taken for it.
+EXPORT_VERSION = 1
+
+
+class Engine(Protocol):
+    """uint8 (batch, 299, 299, 3) -> float32 (batch, feature_dim), (batch, classes); one call at a time."""
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+        """Run one full batch."""
+
+
+class Served(nn.Module):
+    """The network with its normalisation: uint8 (n, 299, 299, 3) -> feature, logits."""
+
+    def __init__(self, network: Clvr) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (n, 299, 299, 3) -> float32 (n, feature_dim), (n, classes)."""
+        feature, logits = self.network(to_input(pictures))
+        return feature, logits
+
+
+@memoised
+def openvino() -> Any:
+    """The openvino package, or None where it is not installed."""
+    try:
+        import openvino as package
+    except ImportError:
+        return None
+    return package
+
+
+@memoised
+def has_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it would be slower, not faster."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if openvino():
+        capabilities: list[str] = openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in capabilities
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class OpenVinoEngine:
+    """The network compiled by OpenVINO for this CPU, with batch normalisation folded.
+
+    cache: folder that keeps the exported graph and the compiled model under `key`, so that the next process
+    starts in a second or two; None exports and compiles each time.
+    """
+
+    def __init__(
+        self,
+        network: Clvr,
+        *,
+        key: str,
+        batch_size: int,
+        precision: Precision,
+        threads: int,
+        cache: Path | None,
+    ) -> None:
+        ov = openvino()
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            # Pinned, two actors of one thread each would share the first core.
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        }
+        core = ov.Core()
+        if cache is None:
+            model = _export(network)
+        else:
+            settings["CACHE_DIR"] = str(cache / "compiled")
+            model = core.read_model(_exported(network, cache / f"{key}-v{EXPORT_VERSION}-{ov.__version__}"))
+        model.reshape([batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
+        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+        """Run one full batch."""
+        outputs = self._request.infer([pictures], share_inputs=True)
+        return outputs[0], outputs[1]
+
+
+class TorchEngine:
+    """The network under torch: batch normalisation folded, channels_last, bfloat16 by autocast if asked."""
+
+    def __init__(
+        self, network: Clvr, *, device: str, precision: Precision, threads: int, compiled: bool
+    ) -> None:
+        self._device = torch.device(device)
+        self._precision = precision
+        self._threads = threads
+        folded = folded_copy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._served = Served(folded).to(self._device)
+        if compiled:
+            self._served.compile(mode="max-autotune")
+        if self._device.type == "cuda":
+            # TF32 would make 'fp32' a reduced precision without saying so.
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+    @torch.inference_mode()
+    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+        """Run one full batch."""
+        reduced = (
+            torch.autocast(self._device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
+        )
+        with _cpu_threads(self._threads if self._device.type == "cpu" else 0), reduced:
+            feature, logits = self._served(torch.from_numpy(pictures).to(self._device))
+        return feature.float().cpu().numpy(), logits.float().cpu().numpy()
+
+
+def folded_copy(network: Clvr) -> Clvr:
+    """A copy in eval mode whose batch normalisations are folded into their convolutions."""
+    folded = copy.deepcopy(network).eval()
+    for part in folded.modules():
+        if isinstance(part, Conv):
+            part.conv = fuse_conv_bn_eval(part.conv, part.bn)
+            part.bn = nn.Identity()  # type: ignore[assignment]
+    return folded
+
+
+def default_cache() -> Path:
+    """Where exported graphs go: `$XDG_CACHE_HOME/clvr-archive`, or `~/.cache/clvr-archive`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
+
+
+def _export(network: Clvr) -> Any:
+    example = torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        return openvino().convert_model(
+            Served(network.eval()), example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
+        )
+
+
+def _exported(network: Clvr, place: Path) -> Path:
+    graph = place / "graph.xml"
+    if not graph.exists():
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Actors start at once: each writes its own folder, the first rename wins, the others use it.
+        workshop = Path(tempfile.mkdtemp(dir=place.parent))
+        try:
+            openvino().save_model(_export(network), workshop / graph.name, compress_to_fp16=False)
+            workshop.rename(place)
+        except OSError:
+            if not graph.exists():
+                raise
+        finally:
+            shutil.rmtree(workshop, ignore_errors=True)
+    return graph
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

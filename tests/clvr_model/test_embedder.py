@@ -1,0 +1,215 @@
+"""The embedder gives what the plain network gives, for any number of pictures, under a true fingerprint."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clvr_model import embedder as module
+from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
+from clvr_model.embedder import (
+    GUARD_PICTURES,
+    Embedder,
+    GuardReport,
+    precision_guard,
+    reduced_fingerprint,
+)
+from clvr_model.engines import folded_copy, has_bf16, openvino
+from clvr_model.network import Clvr
+from clvr_model.preprocessing import to_input
+from infra.errors import BadCheckpoint, BadInput, BadSetting
+
+LABELS = (40, 7, 249)
+GOOD = GuardReport(cosine_min=0.9999, neighbour_agreement=0.99, pictures=GUARD_PICTURES)
+PICTURES = np.random.default_rng(5).integers(0, 256, (3, 299, 299, 3), np.uint8)
+ENGINES = ["torch", "openvino"] if openvino() else ["torch"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> Checkpoint:
+    network = Clvr(3, feature_dim=16, seed=3)
+    with torch.no_grad():  # statistics unlike the initial 0 and 1, so that folding them is a test
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.uniform_(-0.1, 0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.8, 1.2)
+    return save_checkpoint(str(folder), network, Card(label_ids=LABELS))
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        feature, logits = checkpoint.network(to_input(torch.from_numpy(PICTURES)))
+    return feature, logits
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def embedder(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Embedder:
+    return Embedder(checkpoint, device="cpu", engine=request.param, batch_size=2)
+
+
+def test_each_engine_agrees_with_the_plain_network(
+    embedder: Embedder, expected: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    embedded = embedder(PICTURES)
+    feature, logits = expected
+    scale = float(feature.abs().max())
+    assert np.abs(embedded.features - feature.numpy()).max() < 1e-4 * scale
+    assert embedded.features.dtype == np.float32
+    assert embedded.model_id.tolist() == [LABELS[best] for best in logits.argmax(dim=1)]
+    assert embedded.model_id.dtype == np.int32
+    assert np.allclose(embedded.confidence, logits.softmax(dim=1).amax(dim=1).numpy(), atol=1e-3)
+    assert embedded.confidence.dtype == np.float32
+
+
+def test_a_picture_has_one_feature_whatever_comes_with_it(embedder: Embedder) -> None:
+    together = embedder(PICTURES).features
+    alone = embedder(PICTURES[2:]).features
+    assert np.allclose(alone[0], together[2], rtol=1e-4, atol=1e-5)
+    assert np.allclose(embedder(PICTURES[1:]).features, together[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_no_picture_gives_no_row(embedder: Embedder) -> None:
+    embedded = embedder(PICTURES[:0])
+    assert embedded.features.shape == (0, 16)
+    assert embedded.model_id.shape == embedded.confidence.shape == (0,)
+
+
+def test_threads_may_share_it(embedder: Embedder) -> None:
+    alone = [embedder(PICTURES[row : row + 1]).features for row in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        shared = list(pool.map(lambda row: embedder(PICTURES[row : row + 1]).features, range(2)))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        PICTURES.astype(np.float32),
+        PICTURES[:, :298],
+        PICTURES.transpose(0, 3, 1, 2),
+        PICTURES[0],
+    ],
+)
+def test_other_shapes_and_types_are_refused(embedder: Embedder, pictures: np.ndarray) -> None:
+    with pytest.raises(BadInput, match="expected uint8"):
+        embedder(pictures)
+
+
+def test_pictures_in_any_memory_order_are_taken(embedder: Embedder) -> None:
+    flipped = PICTURES[:1, :, ::-1]
+    assert np.array_equal(embedder(flipped).features, embedder(flipped.copy()).features)
+
+
+def test_the_cache_is_filled_once_and_gives_equal_features(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    cold = Embedder(checkpoint, device="cpu", batch_size=1, cache=tmp_path)
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    warm = Embedder(checkpoint, device="cpu", batch_size=1, cache=tmp_path)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == made
+    assert bool(made) == (cold.engine == "openvino")
+    assert np.array_equal(cold(PICTURES[:1]).features, warm(PICTURES[:1]).features)
+
+
+def test_a_uri_will_do_for_a_checkpoint(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
+    assert Embedder(str(folder), device="cpu", engine="torch").fingerprint == checkpoint.fingerprint
+    with pytest.raises(BadCheckpoint):
+        Embedder(str(tmp_path))
+
+
+def test_exact_features_bear_the_checkpoints_fingerprint(checkpoint: Checkpoint, embedder: Embedder) -> None:
+    assert embedder.precision == "fp32"
+    assert embedder.fingerprint == checkpoint.fingerprint
+
+
+def test_bf16_without_proof_bears_another_fingerprint(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "has_bf16", lambda device: True)
+    bad = replace(GOOD, cosine_min=0.99)
+    for guard in (None, bad):
+        reduced = Embedder(checkpoint, device="cpu", engine="torch", precision="bf16", guard=guard)
+        assert reduced.fingerprint == reduced_fingerprint(checkpoint.fingerprint, "bf16")
+        assert reduced.fingerprint != checkpoint.fingerprint
+    proven = Embedder(checkpoint, device="cpu", engine="torch", precision="bf16", guard=GOOD)
+    assert proven.fingerprint == checkpoint.fingerprint
+
+
+def test_auto_takes_bf16_only_with_proof_and_hardware(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(subject: Checkpoint, guard: GuardReport | None) -> str:
+        return Embedder(subject, device="cpu", engine="torch", precision="auto", guard=guard).precision
+
+    monkeypatch.setattr(module, "has_bf16", lambda device: True)
+    assert chosen(checkpoint, None) == "fp32"
+    assert chosen(checkpoint, GOOD) == "bf16"
+    with_card = replace(checkpoint, card=replace(checkpoint.card, guard=asdict(GOOD)))
+    assert chosen(with_card, None) == "bf16"
+    monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    assert chosen(checkpoint, GOOD) == "fp32"
+    with pytest.raises(BadSetting, match="bfloat16"):
+        Embedder(checkpoint, device="cpu", engine="torch", precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        replace(GOOD, cosine_min=0.998),
+        replace(GOOD, neighbour_agreement=0.97),
+        replace(GOOD, pictures=GUARD_PICTURES - 1),
+    ],
+)
+def test_each_bar_of_the_guard_counts(report: GuardReport) -> None:
+    assert GOOD.passed
+    assert not report.passed
+
+
+def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
+    if not has_bf16("cpu"):
+        with pytest.raises(BadSetting, match="bfloat16"):
+            precision_guard(checkpoint, PICTURES, device="cpu")
+        return
+    report = precision_guard(checkpoint, PICTURES, device="cpu", engine="torch", batch_size=3)
+    assert 0.9 < report.cosine_min <= 1.0001
+    assert 0 <= report.neighbour_agreement <= 1
+    assert report.pictures == 3
+    assert not report.passed  # three pictures prove nothing
+
+
+def test_the_guard_needs_neighbours(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match="neighbours"):
+        precision_guard(checkpoint, PICTURES[:1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "cpu", "engine": "onnx"}, "engine is 'onnx'"),
+        ({"device": "cpu", "precision": "int8"}, "precision is 'int8'"),
+        ({"device": "cpu", "batch_size": 0}, "batch_size is 0"),
+        ({"device": "cpu", "threads": -1}, "threads is -1"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(
+    checkpoint: Checkpoint, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadSetting, match=message):
+        Embedder(checkpoint, **settings)
+
+
+def test_folding_leaves_the_original_as_it_was(checkpoint: Checkpoint) -> None:
+    before = list(checkpoint.network.state_dict())
+    folded = folded_copy(checkpoint.network)
+    assert not any(".bn." in name for name in folded.state_dict())
+    assert list(checkpoint.network.state_dict()) == before

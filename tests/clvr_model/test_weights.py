@@ -1,0 +1,138 @@
+"""Backbone weights load whole and unchanged, or not at all."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clvr_model import weights as module
+from clvr_model.inception import InceptionV3
+from clvr_model.network import Clvr
+from clvr_model.weights import load_backbone
+from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
+
+
+@pytest.fixture
+def published() -> dict[str, Tensor]:
+    """As torchvision and timm publish it: with a 1000-way head and an auxiliary classifier."""
+    tensors = InceptionV3(seed=9).state_dict()
+    tensors["fc.weight"] = torch.zeros(1000, 8)
+    tensors["AuxLogits.fc.bias"] = torch.zeros(1000)
+    return tensors
+
+
+@pytest.fixture
+def backbone() -> InceptionV3:
+    return InceptionV3(seed=0)
+
+
+def _equal(network: InceptionV3, tensors: dict[str, Tensor]) -> bool:
+    state = network.state_dict()
+    return all(torch.equal(value, tensors[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_published_files_load_as_they_are(
+    published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"inception{suffix}"
+    save_file(published, path) if suffix == ".safetensors" else torch.save(published, path)
+    source = load_backbone(backbone, str(path))
+    assert _equal(backbone, published)
+    assert {"fc.weight", "AuxLogits.fc.bias"} <= set(source.ignored)
+    assert len(source.sha256) == 64
+
+
+def test_half_precision_files_become_float32_and_counters_may_be_missing(
+    published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    halves = {
+        name: value.half() for name, value in published.items() if not name.endswith("num_batches_tracked")
+    }
+    save_file(halves, tmp_path / "half.safetensors")
+    network = Clvr(2, 8)
+    load_backbone(network, str(tmp_path / "half.safetensors"))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    name = "Mixed_5b.branch1x1.conv.weight"
+    assert torch.equal(network.backbone.state_dict()[name], halves[name].float())
+
+
+def test_the_word_random_keeps_the_seeded_weights(backbone: InceptionV3) -> None:
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert load_backbone(backbone, "random").sha256 == ""
+    assert _equal(backbone, before)
+
+
+@pytest.mark.parametrize("source", ["", "Random", "/no/such/file.pth", "imagenet"])
+def test_nothing_else_means_random(backbone: InceptionV3, source: str) -> None:
+    with pytest.raises(BadInput, match="no backbone weights"):
+        load_backbone(backbone, source)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("Mixed_7a.branch3x3_1.bn.bias"), "lacks 1 parameters"),
+        (lambda t: t.update({"layer4.weight": torch.zeros(1)}), "unknown 1 parameters, first layer4"),
+        (lambda t: t.update({"Conv2d_1a_3x3.bn.bias": torch.zeros(33)}), r"shape \(33,\), expected \(32,\)"),
+        (lambda t: t["Conv2d_1a_3x3.bn.bias"].fill_(float("nan")), "not finite"),
+    ],
+)
+def test_what_does_not_match_is_refused_and_changes_nothing(
+    published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, change: object, message: str
+) -> None:
+    change(published)  # type: ignore[operator]
+    save_file(published, tmp_path / "other.safetensors")
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(BadCheckpoint, match=message):
+        load_backbone(backbone, str(tmp_path / "other.safetensors"))
+    assert _equal(backbone, before)
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
+def test_damaged_files_are_refused(backbone: InceptionV3, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x00" * 100)
+    with pytest.raises(BadCheckpoint):
+        load_backbone(backbone, str(tmp_path / name))
+
+
+def test_a_pickle_that_runs_code_is_not_opened(backbone: InceptionV3, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(BadCheckpoint):
+        load_backbone(backbone, str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_the_hub_the_message_says_what_to_do(
+    backbone: InceptionV3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The hub's own client, offline by its own switch: no request, no retries.
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StoreUnreachable, match="nobody/nothing") as caught:
+        load_backbone(backbone, "hf:nobody/nothing@v1")
+    assert "local file" in caught.value.remedy
+
+
+def test_a_hub_file_is_loaded_like_a_local_one(
+    published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(published, tmp_path / module.HUB_FILE)
+    asked: list[tuple[str, str, str | None]] = []
+
+    def fetch(repository: str, name: str, revision: str | None) -> str:
+        asked.append((repository, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    load_backbone(backbone, "hf:timm/inception_v3.tv_in1k@main")
+    assert _equal(backbone, published)
+    assert asked == [("timm/inception_v3.tv_in1k", "model.safetensors", "main")]
