@@ -5,6 +5,7 @@ under the middle of the vehicle. Nothing here knows colours, cameras or single v
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -16,6 +17,8 @@ STYLES: Final = ("sedan", "hatchback", "suv", "wagon", "coupe", "van", "minivan"
 
 _CROWN_SHARE: Final = 0.72
 _CORNER: Final = 0.16
+# Width of the flank at shares of its height: fullest just above the middle, as doors are.
+_FLANK: Final = ((0.0, 0.945), (0.22, 0.98), (0.5, 1.0), (0.8, 0.99), (1.0, 0.965))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,16 @@ class Body:
     profile: Points
 
     def half_width(self, x: float | Points, z: float | Points) -> Points:
-        """Half of the body's width at (x, z): narrower to the ends, below the waist and up to the roof."""
+        """Half of the width at (x, z): narrower to the ends, below the waist and up to the roof."""
         along = np.abs(np.asarray(x)) / (self.length / 2)
         plan = 1.0 - self.nose_taper * along**7
-        waist = self.sill + 0.45 * (self.belt - self.sill)
-        roof = max(self.height, self.belt + 0.1)
-        height = np.interp(z, [self.sill, waist, self.belt, roof], [0.95, 1.0, 0.975, self.tumblehome])
+        levels = [self.flank_level(share) for share, _ in _FLANK] + [max(self.height, self.belt + 0.1)]
+        height = np.interp(z, levels, [wide for _, wide in _FLANK] + [self.tumblehome])
         return np.asarray(self.width / 2 * plan * height, dtype=np.float64)
+
+    def flank_level(self, share: float) -> float:
+        """The height at a share of the way from the sill (0) to the belt line (1)."""
+        return self.sill + share * (self.belt - self.sill)
 
     def top(self, x: float | Points) -> Points:
         """Height of the outline over x."""
@@ -80,14 +86,15 @@ class Body:
         base, head = (self.deck, self.roof_rear) if rear else (self.cowl, self.roof_front)
         x = base[0] + up * (head[0] - base[0])
         z = base[1] + up * (head[1] - base[1])
-        crown = 0.03 * max(0.0, 1.0 - max(0.0, abs(across) - _CROWN_SHARE) / (1 - _CROWN_SHARE))
-        return np.array([x, across * float(self.half_width(x, z)), z + crown])
+        bulge = 0.025 * (1.0 - across * across)
+        return np.array(
+            [x + (-bulge if rear else bulge), across * float(self.half_width(x, z)), z + bulge * 0.6]
+        )
 
     def mesh(self) -> list[tuple[Points, bool]]:
-        """The shell as quadrilaterals (4, 3), seen from outside, and whether each belongs to the cargo box."""
+        """The shell as quadrilaterals (4, 3) seen from outside, and whether each is of the cargo box."""
         x, top = self.profile[:, 0], self.profile[:, 1]
-        waist = self.sill + 0.45 * (self.belt - self.sill)
-        levels = [np.minimum(level, top) for level in (self.sill, waist, self.belt)]
+        levels = [np.minimum(self.flank_level(share), top) for share, _ in _FLANK]
         edge = self.half_width(x, top)
         half = [np.stack([x, self.half_width(x, z), z], axis=1) for z in levels]
         half.append(np.stack([x, edge, top], axis=1))
@@ -95,7 +102,7 @@ class Body:
         mirror = np.array([1.0, -1.0, 1.0])
         columns = [*half, *(column * mirror for column in reversed(half))]
         faces = []
-        for near, far in zip(columns, columns[1:], strict=False):
+        for near, far in pairwise(columns):
             for i in range(len(x) - 1):
                 corners = np.stack([near[i], near[i + 1], far[i + 1], far[i]])
                 cargo = self.cargo_from is not None and x[i] <= self.cargo_from + 1e-6

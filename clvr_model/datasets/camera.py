@@ -32,7 +32,7 @@ def make_camera(rng: np.random.Generator, *, min_side: int, max_side: int) -> Ca
     azimuth = (rng.normal(0, 20), 180 + rng.normal(0, 20), rng.choice([-1, 1]) * rng.uniform(48, 78))[view]
     return Camera(
         azimuth=float(azimuth),
-        elevation=float(rng.uniform(8, 32)),
+        elevation=float(rng.uniform(6, 27)),
         distance=float(rng.uniform(8, 24)),
         long_side=float(rng.uniform(min_side + 0.2 * (max_side - min_side), max_side)),
         cast=1 + rng.normal(0, 0.035, 3),
@@ -41,7 +41,7 @@ def make_camera(rng: np.random.Generator, *, min_side: int, max_side: int) -> Ca
         quality=int(rng.integers(62, 93)),
         asphalt=float(rng.uniform(0.24, 0.42)),
         verge=rng.choice([[0.2, 0.3, 0.14], [0.45, 0.43, 0.4], [0.33, 0.32, 0.3], [0.28, 0.33, 0.2]]),
-        night_lamp=rng.choice([[0.42, 0.33, 0.2], [0.32, 0.34, 0.38]]),
+        night_lamp=rng.choice([[0.4, 0.34, 0.25], [0.33, 0.34, 0.37]]),
     )
 
 

@@ -1,16 +1,17 @@
-"""What a vehicle model carries on its body: windows, lamps, grille, bumpers, wheels, mirrors."""
+"""A vehicle model: its body with windows, wheels, doors and mirrors; front and rear are in `ends`."""
 
 from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Final
 
 import numpy as np
 
 from clvr_model.datasets.body import STYLES, Body, Points, make_body
+from clvr_model.datasets.ends import FRONT, REAR, add_front, add_rear
 from clvr_model.datasets.solid import Builder, Layer, Material, Solid
 
 _STYLE_SHARES: Final = (0.26, 0.16, 0.18, 0.06, 0.06, 0.08, 0.08, 0.06, 0.06)
-_FRONT: Final = (1, 0, 0.2)
-_REAR: Final = (-1, 0, 0.2)
+_SEAM: Final = np.array([0.012, 0.0, 0.0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class VehicleModel:
     solid: Solid
     paints: Points  # (k, 3) RGB 0..1, the colours it is sold in
     paint_names: tuple[int, ...]  # VehicleID colour ids, one a paint
+    paint_shares: Points  # (k,) how often each is bought
     bumper_painted: bool
     two_tone: bool
     plates: tuple[Points, Points]  # front and rear, (4, 3) each, from the lower right corner round
@@ -38,7 +40,7 @@ _PAINT: Final = np.array(
         [0.85, 0.63, 0.1],
     ]
 )
-_PAINT_SHARES: Final = (0.2, 0.1, 0.14, 0.1, 0.16, 0.24, 0.06)
+_PAINT_SHARES: Final = (0.21, 0.1, 0.15, 0.1, 0.17, 0.24, 0.03)
 
 
 def make_model(rng: np.random.Generator) -> VehicleModel:
@@ -57,8 +59,9 @@ def make_model(rng: np.random.Generator) -> VehicleModel:
     _add_underside(builder, body)
     _add_wheels(builder, body, rng)
     _add_screens(builder, body)
+    _add_bonnet(builder, body, rng)
     _add_side_windows(builder, body, rng)
-    plates = _add_front(builder, body, rng), _add_rear(builder, body, rng)
+    plates = add_front(builder, body, rng), add_rear(builder, body, rng)
     _add_mirrors(builder, body, rng)
     if style == "pickup":
         _add_bed(builder, body)
@@ -70,6 +73,7 @@ def make_model(rng: np.random.Generator) -> VehicleModel:
             _PAINT[names] * rng.uniform(0.85, 1.15, (4, 1)) + rng.normal(0, 0.012, (4, 3)), 0.02, 0.95
         ),
         paint_names=tuple(int(name) for name in names),
+        paint_shares=np.take(_PAINT_SHARES, names) / np.take(_PAINT_SHARES, names).sum(),
         bumper_painted=bool(rng.random() < (0.3 if style in ("van", "pickup", "lorry", "suv") else 0.9)),
         two_tone=bool(rng.random() < 0.08),
         plates=plates,
@@ -129,21 +133,51 @@ def _add_wheels(builder: Builder, body: Body, rng: np.random.Generator) -> None:
 
 
 def _add_screens(builder: Builder, body: Body) -> None:
-    screens = [(False, Material.SCREEN)]
-    if body.style != "lorry":
-        screens.append((True, Material.GLASS))
-    for rear, material in screens:
+    """Panes of several facets, since a flat one would mirror one piece of sky only."""
+    for rear in (False, True) if body.style != "lorry" else (False,):
         low, high = (0.3, 0.86) if rear and body.style in ("van", "suv", "minivan") else (0.07, 0.92)
-        if rear and body.style == "van":
-            low, high = 0.25, 0.88
-        across = (-0.88, -0.72, 0.72, 0.88)
-        ring = [body.on_screen(rear, a, low) for a in across]
-        ring += [body.on_screen(rear, a * 0.97, high) for a in reversed(across)]
-        facing = _REAR if rear else _FRONT
-        frame = np.array(ring)
-        middle = frame.mean(axis=0)
-        builder.add(middle + (frame - middle) * 1.035, Material.TRIM, Layer.FITTING, facing=facing)
-        builder.add(frame, material, Layer.FITTING, facing=facing)
+        facing = REAR if rear else FRONT
+        across = np.linspace(-0.88, 0.88, 6)
+        ring = [body.on_screen(rear, a * 1.04, low - 0.03) for a in across]
+        ring += [body.on_screen(rear, a * 1.01, high + 0.03) for a in across[::-1]]
+        builder.add(ring, Material.TRIM, Layer.FITTING, facing=facing)
+        heights = np.linspace(low, high, 4)
+        for (left, right), (below, above) in product(pairwise(across), pairwise(heights)):
+            pane = ((left, below), (right, below), (right, above), (left, above))
+            corners = [body.on_screen(rear, a * (1 - 0.03 * u), u) for a, u in pane]
+            builder.add(corners, Material.GLASS if rear else Material.SCREEN, Layer.FITTING, facing=facing)
+        if not rear:
+            _add_inside(builder, body)
+
+
+def _add_inside(builder: Builder, body: Body) -> None:
+    """Dashboard, head rests and wipers, as seen through and on the windscreen."""
+
+    def add(ring: list[tuple[float, float]], material: Material) -> None:
+        builder.add([body.on_screen(False, a, u) for a, u in ring], material, Layer.DETAIL, facing=FRONT)
+
+    add([(-0.84, 0.09), (0.84, 0.09), (0.78, 0.2), (-0.78, 0.2)], Material.INTERIOR)
+    for side in (-1, 1):
+        seat = [(0.22, 0.3), (0.6, 0.3), (0.56, 0.55), (0.5, 0.68), (0.32, 0.68), (0.26, 0.55)]
+        add([(side * a, u) for a, u in seat], Material.INTERIOR)
+        add(
+            [(side * 0.75, 0.07), (side * 0.05, 0.1), (side * 0.05, 0.125), (side * 0.75, 0.095)],
+            Material.TRIM,
+        )
+
+
+def _add_bonnet(builder: Builder, body: Body, rng: np.random.Generator) -> None:
+    """The bonnet's side gaps, and on some models a pair of creases."""
+    begin, end = body.length / 2 - 0.2, body.cowl[0] + 0.06
+    if begin - end < 0.5:
+        return
+    creases = [0.86] if rng.random() < 0.5 else [0.86, float(rng.uniform(0.3, 0.6))]
+    for share, side in product(creases, (-1, 1)):
+        line = []
+        for x, wide in ((begin, 0.0), (end, 0.0), (end, 0.022), (begin, 0.022)):
+            z = float(body.top(x))
+            line.append((x, side * (share * float(body.half_width(x, z)) - wide), z + 0.025))
+        builder.add(line, Material.SEAM, Layer.BONNET, facing=(0, 0, 1))
 
 
 def _add_side_windows(builder: Builder, body: Body, rng: np.random.Generator) -> None:
@@ -168,7 +202,7 @@ def _add_side_windows(builder: Builder, body: Body, rng: np.random.Generator) ->
     chrome = rng.random() < 0.3
     for side in (-1, 1):
         seen = (0, side, 0.1)
-        for i, (begin, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for i, (begin, end) in enumerate(pairwise(cuts)):
             if panelled and i > 0:
                 break
             gap = 0.035 if i else 0.0
@@ -200,8 +234,8 @@ def _add_side_windows(builder: Builder, body: Body, rng: np.random.Generator) ->
 def _add_seam(builder: Builder, body: Body, x: float, side: int) -> None:
     heights = (body.sill + 0.04, body.sill + 0.45 * (body.belt - body.sill), body.belt)
     rail = [body.on_side(x, z, side) for z in heights]
-    for low, high in zip(rail, rail[1:], strict=False):
-        line = [low + (0.012, 0, 0), high + (0.012, 0, 0), high - (0.012, 0, 0), low - (0.012, 0, 0)]
+    for low, high in pairwise(rail):
+        line = [low + _SEAM, high + _SEAM, high - _SEAM, low - _SEAM]
         builder.add(line, Material.SEAM, Layer.DETAIL, facing=(0, side, 0))
 
 
@@ -212,168 +246,6 @@ def _add_door(builder: Builder, body: Body, x: float, side: int) -> None:
         body.on_side(x + dx, z + dz, side) for dx, dz in ((0.08, 0), (0.26, 0), (0.26, 0.035), (0.08, 0.035))
     ]
     builder.add(handle, Material.SEAM, Layer.DETAIL, facing=(0, side, 0))
-
-
-def _strip(
-    body: Body, rear: bool, across: tuple[float, float], heights: tuple[float, float, float, float]
-) -> Points:
-    """A quadrilateral on the front or rear: heights are low and high at the first and second edge."""
-    on = body.on_rear if rear else body.on_front
-    left, right = across
-    low_left, high_left, low_right, high_right = heights
-    return np.stack([on(left, low_left), on(right, low_right), on(right, high_right), on(left, high_left)])
-
-
-def _add_front(builder: Builder, body: Body, rng: np.random.Generator) -> Points:
-    nose = float(body.profile[:, 1][body.profile[:, 0] > body.length / 2 - 0.25].max())
-    if body.style == "lorry":
-        nose = body.belt * 0.9
-    span = nose - body.sill
-
-    def add(
-        across: tuple[float, float],
-        heights: tuple[float, float, float, float],
-        what: Material,
-        layer: Layer = Layer.FITTING,
-    ) -> None:
-        shares = tuple(body.sill + span * h for h in heights)
-        builder.add(_strip(body, False, across, shares), what, layer, facing=_FRONT)  # type: ignore[arg-type]
-
-    lamp_low, lamp_high = rng.uniform(0.52, 0.66), rng.uniform(0.8, 0.93)
-    inner, slant = rng.uniform(0.45, 0.68), rng.uniform(-0.1, 0.14)
-    grille_low, grille_high = rng.uniform(0.36, 0.58), rng.uniform(0.76, 0.9)
-    grille_top, grille_bottom = rng.uniform(0.25, inner - 0.08), rng.uniform(0.2, inner - 0.08)
-    add((-0.86, 0.86), (0.04, 0.3, 0.04, 0.3), Material.BUMPER, Layer.FITTING)
-    intake = rng.uniform(0.35, 0.7)
-    add((-intake, intake), (0.08, 0.25, 0.08, 0.25), Material.TRIM)
-    corners = [
-        body.on_front(a, body.sill + span * h)
-        for a, h in (
-            (-grille_bottom, grille_low),
-            (grille_bottom, grille_low),
-            (grille_top, grille_high),
-            (-grille_top, grille_high),
-        )
-    ]
-    builder.add(corners, Material.TRIM, Layer.FITTING, facing=_FRONT)
-    bars = int(rng.integers(0, 6))
-    vertical = bars > 3 and rng.random() < 0.4
-    for k in range(bars):
-        t = (k + 0.5) / bars
-        half = grille_bottom + t * (grille_top - grille_bottom)
-        z = grille_low + t * (grille_high - grille_low)
-        if vertical:
-            a = (2 * t - 1) * min(grille_bottom, grille_top)
-            add(
-                (a - 0.015, a + 0.015),
-                (grille_low, grille_high, grille_low, grille_high),
-                Material.CHROME,
-                Layer.DETAIL,
-            )
-        else:
-            add((-half, half), (z - 0.015, z + 0.015, z - 0.015, z + 0.015), Material.CHROME, Layer.DETAIL)
-    if rng.random() < 0.4:
-        add(
-            (-grille_top, grille_top),
-            (grille_high, grille_high + 0.05, grille_high, grille_high + 0.05),
-            Material.CHROME,
-            Layer.DETAIL,
-        )
-    if rng.random() < 0.75:
-        z = 0.5 * (grille_low + grille_high) + rng.uniform(-0.05, 0.1)
-        add((-0.06, 0.06), (z - 0.06, z + 0.06, z - 0.06, z + 0.06), Material.CHROME, Layer.MARK)
-    round_lamps = rng.random() < 0.2
-    fogs = rng.random() < 0.6
-    wrap = rng.uniform(0.15, 0.45)
-    for side in (-1, 1):
-        if round_lamps:
-            angle = np.arange(12) * (np.pi / 6)
-            tall = 0.5 * span * (lamp_high - lamp_low) + 0.03
-            z0 = body.sill + span * 0.5 * (lamp_low + lamp_high)
-            wide = tall / float(body.half_width(body.length / 2 - 0.05, z0))
-            builder.add(
-                [body.on_front(side * 0.72 + wide * np.cos(a), z0 + tall * np.sin(a)) for a in angle],
-                Material.HEADLAMP,
-                Layer.FITTING,
-                facing=_FRONT,
-            )
-        else:
-            heights = (lamp_low + slant * 0.5, lamp_high - 0.08, lamp_low + slant, lamp_high)
-            add((side * inner, side * 0.96), heights, Material.HEADLAMP)
-            bulb = 0.5 * (inner + 0.96)
-            middle = 0.5 * (lamp_low + slant + lamp_high) - 0.03
-            add(
-                (side * (bulb - 0.07), side * (bulb + 0.07)),
-                (middle - 0.08, middle + 0.08) * 2,
-                Material.CHROME,
-                Layer.DETAIL,
-            )
-            x = body.length / 2 - 0.08
-            z_low, z_high = body.sill + span * (lamp_low + slant), body.sill + span * lamp_high
-            flank = [
-                body.on_side(x, z_low, side),
-                body.on_side(x, z_high, side),
-                body.on_side(x - wrap, z_high, side),
-            ]
-            builder.add(flank, Material.HEADLAMP, Layer.FITTING, facing=(0.3, side, 0))
-        if fogs:
-            add((side * 0.66, side * 0.8), (0.14, 0.26, 0.14, 0.26), Material.CHROME, Layer.DETAIL)
-    return _add_plate(builder, body, rear=False, z=body.sill + span * rng.uniform(0.26, 0.36))
-
-
-def _add_plate(builder: Builder, body: Body, *, rear: bool, z: float) -> Points:
-    half = 0.22 / float(body.half_width(body.length / 2 - 0.03, z))
-    plate = _strip(body, rear, (-half, half), (z - 0.07, z + 0.07, z - 0.07, z + 0.07))
-    builder.add(plate, Material.PLATE, Layer.DETAIL, facing=_REAR if rear else _FRONT)
-    return plate
-
-
-def _add_rear(builder: Builder, body: Body, rng: np.random.Generator) -> Points:
-    deck = body.deck[1] if body.style != "lorry" else body.belt
-    span = deck - body.sill
-    tall = body.style in ("van", "suv", "minivan", "hatchback", "wagon")
-    vertical = tall and rng.random() < 0.6
-    low = rng.uniform(0.55, 0.68)
-    high = rng.uniform(1.02, 1.3) if vertical else rng.uniform(0.82, 0.96)
-    inner = rng.uniform(0.74, 0.84) if vertical else rng.uniform(0.45, 0.7)
-    slant = rng.uniform(-0.08, 0.12)
-    if body.style == "lorry":
-        low, high, inner, slant = 0.1, 0.25, 0.75, 0.0
-
-    def add(
-        across: tuple[float, float],
-        heights: tuple[float, float, float, float],
-        what: Material,
-        layer: Layer = Layer.FITTING,
-    ) -> None:
-        shares = tuple(body.sill + span * h for h in heights)
-        builder.add(_strip(body, True, across, shares), what, layer, facing=_REAR)  # type: ignore[arg-type]
-
-    add((-0.86, 0.86), (0.02, 0.28, 0.02, 0.28), Material.BUMPER)
-    for side in (-1, 1):
-        add((side * inner, side * 0.96), (low + slant, high, low, high), Material.TAIL_LAMP)
-        cut = low + 0.35 * (high - low)
-        add(
-            (side * (inner + 0.04), side * 0.94),
-            (cut, cut + 0.08, cut, cut + 0.08),
-            Material.BLINKER,
-            Layer.DETAIL,
-        )
-        if body.style != "lorry":
-            x = -body.length / 2 + 0.06
-            zs = [body.sill + span * h for h in (low, min(high, 0.97))]
-            flank = [
-                body.on_side(x, zs[0], side),
-                body.on_side(x, zs[1], side),
-                body.on_side(x + 0.25, zs[1], side),
-            ]
-            builder.add(flank, Material.TAIL_LAMP, Layer.FITTING, facing=(-0.3, side, 0))
-    if rng.random() < 0.5 and body.style != "lorry":
-        z = rng.uniform(0.66, 0.8)
-        add((-0.4, 0.4), (z, z + 0.05, z, z + 0.05), Material.CHROME, Layer.DETAIL)
-    if body.style != "lorry":
-        add((-0.9, 0.9), (0.34, 0.355, 0.34, 0.355), Material.SEAM, Layer.DETAIL)
-    return _add_plate(builder, body, rear=True, z=body.sill + span * rng.choice([0.2, 0.52, 0.58]))
 
 
 def _add_mirrors(builder: Builder, body: Body, rng: np.random.Generator) -> None:
@@ -394,6 +266,6 @@ def _add_bed(builder: Builder, body: Body) -> None:
     builder.add(
         [(begin, y, z), (end, y, z), (end, -y, z), (begin, -y, z)],
         Material.UNDERSIDE,
-        Layer.FITTING,
+        Layer.BED,
         facing=(0, 0, 1),
     )

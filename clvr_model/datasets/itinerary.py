@@ -99,7 +99,7 @@ class Sighting:
 
 
 def sightings(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[Sighting]:
-    """Sightings `start` to `stop` (exclusive, default all) in order, holding one vehicle's trips in memory."""
+    """Sightings `start` to `stop` (exclusive, default all) in order; memory does not grow with them."""
     stop = spec.pictures if stop is None else stop
     if not 0 <= start <= stop <= spec.pictures:
         raise BadSetting(
@@ -139,7 +139,7 @@ def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
         for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
             moment = midnight + timedelta(days=day, minutes=minutes)
             captured_at = int(moment.timestamp() * 1000)
-            # The first pass never takes all pictures: a vehicle is seen by more than one camera where it can be.
+            # The first pass never takes all pictures: a vehicle meets two cameras where it can.
             most = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
             for _ in range(int(rng.integers(1, most + 1))):
                 frames.append((passes, int(camera) + 1, captured_at))

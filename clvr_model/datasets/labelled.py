@@ -21,7 +21,7 @@ _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """n pictures in a fixed order. `model_ids` are the source's own ids, UNKNOWN_MODEL where it gives none."""
+    """n pictures in a fixed order; `model_ids` are the source's own, UNKNOWN_MODEL where it has none."""
 
     uris: list[str]
     model_ids: NDArray[np.int64]  # (n,)

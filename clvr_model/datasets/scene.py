@@ -112,6 +112,9 @@ def _paint(
     far = (solid.centres[:, 1] * (view.eye[1] - offset[1]) < 0) & (solid.layers == Layer.TOP)
     far &= solid.centres[:, 2] < float(solid.points[:, 2].max()) * 0.75
     layers = np.where(far, Layer.UNDER, solid.layers)
+    ahead = float((view.eye[0] - offset[0]) / np.linalg.norm(view.eye - offset))
+    layers[layers == Layer.BONNET] = Layer.FITTING if ahead > -0.3 else Layer.UNDER
+    layers[layers == Layer.BED] = Layer.FITTING if ahead < 0.55 else Layer.UNDER
     visible = np.flatnonzero(np.einsum("ij,ij->i", solid.normals, towards) > 0.0)
     order = visible[np.lexsort((-depth[visible], layers[visible]))]
     starts, ends = solid.starts.tolist(), solid.ends.tolist()
@@ -127,7 +130,7 @@ def _backdrop(
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> Picture:
-    """Road, verge, lane marks, what stands beyond, and the vehicle's shadow: drawn small, so it comes out soft."""
+    """Road, verge, what stands beyond, and the vehicle's shadow: drawn small, so it comes out soft."""
     width, height = (max(8, -(-side * _OVERSAMPLE // _BACKDROP)) for side in size)
     small = replace(
         view, scale=view.scale / _BACKDROP, shift=(view.shift[0] / _BACKDROP, view.shift[1] / _BACKDROP)
@@ -137,25 +140,11 @@ def _backdrop(
     ground: Picture = np.empty((height, width, 3), np.uint8)
     ground[:] = np.clip(road, 0, 255).astype(np.uint8)
 
-    def strip(x: tuple[float, float], y: tuple[float, float], rgb: Points) -> None:
-        corners = np.array([(x[0], y[0], 0.0), (x[1], y[0], 0.0), (x[1], y[1], 0.0), (x[0], y[1], 0.0)])
-        flat = np.rint(np.clip(small.project(corners) * 16, -(2**20), 2**20)).astype(np.int32)
-        cv2.fillConvexPoly(ground, flat, np.clip(rgb * above * 255, 0, 255).tolist(), cv2.LINE_AA, 4)
-
-    reach = 40.0
-    verge_at = float(rng.uniform(2.4, 6.5)) * (1 if rng.random() < 0.5 else -1)
-    strip((-reach, reach), (verge_at, verge_at * 6), camera.verge)
-    strip((-reach, reach), (verge_at, verge_at + np.sign(verge_at) * 0.25), np.array([0.6, 0.6, 0.58]))
-    lane, start = float(rng.uniform(1.5, 1.9)), float(rng.uniform(-3, 3))
-    white = np.array([0.8, 0.8, 0.77])
-    if rng.random() < 0.7:
-        for k in range(-4, 5):
-            strip((start + k * 6, start + k * 6 + 3), (lane, lane + 0.15), white)
-        strip(
-            (-reach, reach),
-            (-lane - 0.15, -lane),
-            white if rng.random() < 0.8 else np.array([0.75, 0.6, 0.15]),
-        )
+    quads, colours = _markings(camera, rng)
+    flat = np.rint(np.clip(small.project(quads.reshape(-1, 3)) * 16, -(2**20), 2**20)).astype(np.int32)
+    lit = np.clip(colours * above * 255, 0, 255).tolist()
+    for corners, colour in zip(flat.reshape(-1, 4, 2), lit, strict=True):
+        cv2.fillConvexPoly(ground, corners, colour, cv2.LINE_AA, 4)
     _beyond(ground, small, light, rng)
     shade = np.zeros((height, width), np.uint8)
     for throw in (0.0, 1.0):
@@ -169,6 +158,24 @@ def _backdrop(
         ground, (size[0] * _OVERSAMPLE, size[1] * _OVERSAMPLE), interpolation=cv2.INTER_LINEAR
     )
     return _grain(canvas, _tile(0), 0.5 * float(np.clip(above.mean(), 0.2, 1.0)), rng)
+
+
+def _markings(camera: Camera, rng: np.random.Generator) -> tuple[Points, Points]:
+    """What lies flat on the ground: quadrilaterals (n, 4, 3) and their RGB (n, 3), the lowest first."""
+    far = 40.0
+    side = 1 if rng.random() < 0.5 else -1
+    kerb = side * float(rng.uniform(2.4, 6.5))
+    lane, start = float(rng.uniform(1.5, 1.9)), float(rng.uniform(-3, 3))
+    white, yellow = np.array([0.8, 0.8, 0.77]), np.array([0.75, 0.6, 0.15])
+    strips = [
+        (-far, far, kerb, kerb * 6, camera.verge),
+        (-far, far, kerb, kerb + side * 0.25, np.full(3, 0.58)),
+    ]
+    if rng.random() < 0.75:
+        strips += [(start + k * 6, start + k * 6 + 3, lane, lane + 0.15, white) for k in range(-2, 3)]
+        strips.append((-far, far, -lane - 0.15, -lane, white if rng.random() < 0.8 else yellow))
+    quads = [[(x0, y0, 0.0), (x1, y0, 0.0), (x1, y1, 0.0), (x0, y1, 0.0)] for x0, x1, y0, y1, _ in strips]
+    return np.array(quads), np.stack([rgb for *_, rgb in strips])
 
 
 def _beyond(ground: Picture, small: Projection, light: Light, rng: np.random.Generator) -> None:
@@ -244,7 +251,10 @@ def _expose(picture: Picture, camera: Camera, light: Light, rng: np.random.Gener
     if rng.random() < 0.1:
         length = int(rng.integers(2, 6))
         picture = cv2.blur(picture, (1, length) if rng.random() < 0.5 else (length, 1))
-    gain, gamma = float(rng.uniform(0.85, 1.2)), float(rng.uniform(0.72, 1.0))
+    # Cameras expose for the middle greys, but not fully, and hardly at night.
+    mean = max(float(np.mean(cv2.mean(picture)[:3])), 1.0)
+    gain = float((112.0 / mean) ** (0.25 if light.lamps else 0.6) * rng.uniform(0.85, 1.15))
+    gamma = float(rng.uniform(0.75, 1.0))
     ramp = np.linspace(0, 1, 256)[:, None] ** gamma * gain * camera.cast
     picture = cv2.LUT(picture, np.clip(ramp * 255, 0, 255).astype(np.uint8)[None])
     return _grain(picture, _tile(1), camera.noise * (2.0 if light.lamps else 1.0) / 32.0, rng)

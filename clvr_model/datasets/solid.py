@@ -48,11 +48,13 @@ class Layer(IntEnum):
     DETAIL = 3
     MARK = 4
     TOP = 5
+    BONNET = 6  # as FITTING, but hidden by the cabin from behind
+    BED = 7  # as FITTING, but hidden by the cabin from ahead
 
 
 @dataclass(slots=True)
 class Builder:
-    """Collects polygons; `side=None` lets a polygon be seen from both sides."""
+    """Collects polygons; each is seen from one side only."""
 
     points: list[Points] = field(default_factory=list)
     normals: list[Points] = field(default_factory=list)
@@ -69,14 +71,18 @@ class Builder:
     ) -> None:
         """Add one convex polygon (k, 3); `facing` is a direction on the side from which it can be seen."""
         polygon = np.asarray(corners, dtype=np.float64)
-        normal = np.cross(polygon[1] - polygon[0], polygon[2] - polygon[0])
-        if len(polygon) > 3:
-            half = len(polygon) // 2
-            normal = np.cross(polygon[half] - polygon[0], polygon[-1] - polygon[half // 2 or 1])
-        size = float(np.linalg.norm(normal))
+        first, second = _diagonals(polygon)
+        normal = np.array(
+            [
+                first[1] * second[2] - first[2] * second[1],
+                first[2] * second[0] - first[0] * second[2],
+                first[0] * second[1] - first[1] * second[0],
+            ]
+        )
+        size = float(np.sqrt(normal @ normal))
         if size < 1e-9:
             return
-        normal = normal / size
+        normal /= size
         if facing is not None and float(normal @ np.asarray(facing, dtype=np.float64)) < 0:
             normal = -normal
         self.points.append(polygon)
@@ -113,6 +119,13 @@ class Builder:
         )
 
 
+def _diagonals(polygon: Points) -> tuple[list[float], list[float]]:
+    if len(polygon) == 3:
+        return (polygon[1] - polygon[0]).tolist(), (polygon[2] - polygon[0]).tolist()
+    half = len(polygon) // 2
+    return (polygon[half] - polygon[0]).tolist(), (polygon[-1] - polygon[half // 2]).tolist()
+
+
 @dataclass(frozen=True, slots=True)
 class Solid:
     """`points` (p, 3) of `faces` polygons; polygon i owns points[starts[i]:ends[i]]."""
@@ -125,10 +138,8 @@ class Solid:
     materials: NDArray[np.int64]
     layers: NDArray[np.int64]
 
-    def with_marks(self, marks: "Solid | None") -> "Solid":
+    def with_marks(self, marks: "Solid") -> "Solid":
         """This solid and another one as one."""
-        if marks is None:
-            return self
         shift = len(self.points)
         return Solid(
             points=np.concatenate([self.points, marks.points]),

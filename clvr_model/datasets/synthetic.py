@@ -1,8 +1,8 @@
 """A synthetic archive: drawn vehicles under the keys of a real archive, with labels in VehicleID's layout.
 
-Everything follows from the spec and a picture's number, so any range of pictures can be made anywhere, alone,
-and again. The hierarchy is VehicleID's: many vehicles share a model and a colour, and tell themselves apart by
-small marks only.
+Everything follows from the spec and a picture's number, so any range of pictures can be made anywhere,
+alone and again. The hierarchy is VehicleID's: many vehicles share a model and a colour, and are told apart
+by small marks only.
 """
 
 import tempfile
@@ -115,9 +115,9 @@ def write_labels(
     """Write what is known about every picture, and return the keys written under `prefix`.
 
     labels.parquet has one row a picture: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
-    captured_at, split. The other files are VehicleID's: attribute/{img2vid,model_attr,color_attr,model_names}.txt
-    and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID, only training vehicles have a
-    model, and the test lists hold a third, two thirds and all of the other vehicles.
+    captured_at, split ('train' or 'test'). The other files are VehicleID's: attribute/{img2vid,model_attr,
+    color_attr,model_names}.txt and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID,
+    only training vehicles have a model; the test lists hold a third, two thirds and all other vehicles.
     """
     training, testing = _by_split(spec)
     sizes = sorted({-(-len(testing) * share // 3) for share in (1, 2, 3)} - {0})
@@ -129,7 +129,7 @@ def write_labels(
     files: dict[str, Iterator[str]] = {
         "attribute/img2vid.txt": listed([*training, *testing]),
         "attribute/model_attr.txt": (f"{v + 1} {v // spec.vehicles_per_model}" for v in training),
-        "attribute/color_attr.txt": (f"{v + 1} {_vehicle(spec, v).colour_id}" for v in training),
+        "attribute/color_attr.txt": (f"{v + 1} {_colour(spec, v)}" for v in training),
         "attribute/model_names.txt": (f"{_style(spec, m)}-{m:03d} {m}" for m in range(spec.models)),
         "train_test_split/train_list.txt": listed(training),
     }
@@ -148,11 +148,14 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [("key", pa.string()), ("image", pa.string()), ("vehicle_id", pa.int64()), ("model_id", pa.int32())]
-        + [("colour_id", pa.int32()), ("camera_id", pa.string()), ("track_id", pa.string())]
-        + [("captured_at", pa.int64()), ("split", pa.string())]
-    )
+    words = ("key", "image", "camera_id", "track_id", "split")
+    numbers = {
+        "vehicle_id": pa.int64(),
+        "model_id": pa.int32(),
+        "colour_id": pa.int32(),
+        "captured_at": pa.int64(),
+    }
+    schema = pa.schema([*((name, pa.string()) for name in words), *numbers.items()])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for begin in range(0, spec.pictures, _LABEL_ROWS):
             rows = [
@@ -161,7 +164,7 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
                     "image": seen.image,
                     "vehicle_id": seen.vehicle_id,
                     "model_id": seen.model_id,
-                    "colour_id": _vehicle(spec, seen.vehicle_id - 1).colour_id,
+                    "colour_id": _colour(spec, seen.vehicle_id - 1),
                     "camera_id": seen.camera_id,
                     "track_id": seen.track_id,
                     "captured_at": seen.captured_at,
@@ -174,7 +177,8 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
 
 def _by_split(spec: ArchiveSpec) -> tuple[list[int], list[int]]:
     """Vehicle numbers (from 0) for training and for testing; the test vehicles in a random, fixed order."""
-    training, testing = [], []
+    training: list[int] = []
+    testing: list[int] = []
     for vehicle in range(spec.vehicles):
         first = sighting(spec, vehicle * spec.sightings_per_vehicle)
         (training if first.training else testing).append(vehicle)
@@ -204,7 +208,17 @@ def _model(spec: ArchiveSpec, number: int) -> VehicleModel:
 
 @lru_cache(maxsize=256)
 def _vehicle(spec: ArchiveSpec, number: int) -> Vehicle:
-    return make_vehicle(_model(spec, number // spec.vehicles_per_model), _rng(spec, 8, number))
+    model = _model(spec, number // spec.vehicles_per_model)
+    return make_vehicle(model, _paint(spec, number), _rng(spec, 8, number))
+
+
+def _paint(spec: ArchiveSpec, number: int) -> int:
+    shares = _model(spec, number // spec.vehicles_per_model).paint_shares
+    return int(_rng(spec, 9, number).choice(len(shares), p=shares))
+
+
+def _colour(spec: ArchiveSpec, number: int) -> int:
+    return _model(spec, number // spec.vehicles_per_model).paint_names[_paint(spec, number)]
 
 
 def _style(spec: ArchiveSpec, number: int) -> str:

@@ -52,10 +52,9 @@ class _Marks:
         self.builder.add(corners, self.colour(rgb), layer, facing=facing)
 
 
-def make_vehicle(model: VehicleModel, rng: np.random.Generator) -> Vehicle:
-    """Draw one vehicle of the model."""
+def make_vehicle(model: VehicleModel, pick: int, rng: np.random.Generator) -> Vehicle:
+    """Draw one vehicle of the model in its paint number `pick`."""
     body = model.body
-    pick = int(rng.integers(len(model.paints)))
     palette = _palette(model, model.paints[pick], rng)
     marks = _Marks(palette)
     _plates(marks, model, rng)
@@ -87,6 +86,7 @@ def _palette(model: VehicleModel, paint: Points, rng: np.random.Generator) -> Po
     palette[Material.TAIL_LAMP] = (0.52, 0.03, 0.04)
     palette[Material.BLINKER] = (0.78, 0.42, 0.1) if rng.random() < 0.5 else (0.75, 0.7, 0.68)
     palette[Material.UNDERSIDE] = 0.02
+    palette[Material.INTERIOR] = rng.uniform(0.1, 0.2) * np.array([1.0, 0.97, 0.93])
     palette[Material.CARGO] = rng.choice([[0.85, 0.86, 0.87], [0.6, 0.62, 0.64], [0.2, 0.35, 0.6]])
     plates = [(0.05, 0.15, 0.55), (0.85, 0.65, 0.08), (0.55, 0.8, 0.6), (0.9, 0.9, 0.9)]
     palette[Material.PLATE] = plates[
@@ -96,7 +96,7 @@ def _palette(model: VehicleModel, paint: Points, rng: np.random.Generator) -> Po
 
 
 def _plates(marks: _Marks, model: VehicleModel, rng: np.random.Generator) -> None:
-    """Seven strokes instead of characters: no plate can be read, as in VehicleID, but no two look the same."""
+    """Seven strokes instead of characters: no plate can be read, but no two look the same."""
     ink = marks.colour(
         (0.92, 0.92, 0.92) if marks.palette[Material.PLATE].mean() < 0.4 else (0.08, 0.08, 0.08)
     )
@@ -230,4 +230,4 @@ def _on_the_ends(marks: _Marks, body: Body, rng: np.random.Generator, paint: Poi
         metal = marks.colour((0.55, 0.55, 0.57))
         x = body.length / 2
         for z in (body.sill + 0.1, body.sill + 0.4):
-            marks.builder.box((x, -0.5, z), (x + 0.08, 0.5, z + 0.06), metal)
+            marks.builder.box((x, -0.5, z), (x + 0.08, 0.5, z + 0.06), metal, Layer.BONNET)
