@@ -40,8 +40,8 @@ def check_columns(schema: pa.Schema, key: str) -> None:
     """Raise SchemaMismatch, naming the columns, unless they are those of SHARD_SCHEMA."""
     if schema.remove_metadata().equals(SHARD_SCHEMA):
         return
-    found = {column.name: str(column.type) for column in schema}
-    wanted = {column.name: str(column.type) for column in SHARD_SCHEMA}
+    found = {column.name: column.type for column in schema}
+    wanted = {column.name: column.type for column in SHARD_SCHEMA}
     differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
     raise SchemaMismatch(f"{key} has other columns than a shard: {', '.join(differing) or 'their order'}")
 
