@@ -1,0 +1,54 @@
+"""The connection to Ray: the cluster that the settings name, or a local one for this job."""
+
+import logging
+import os
+
+import ray
+
+from infra.errors import ClvrError
+from infra.settings import Settings
+
+
+class RayUnreachable(ClvrError):
+    """No Ray cluster at the address, or it refused us."""
+
+
+def connect(settings: Settings) -> None:
+    """Join the cluster at `settings.ray`, or start a local Ray; do nothing where Ray is already up.
+
+    Raises RayUnreachable with the address in the message.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        address = settings.ray or os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RayUnreachable(
+                f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
+                remedy="check --ray and RAY_ADDRESS, or leave both out to start a local Ray",
+            ) from error
+    _quiet_ray_data()
+
+
+def cores() -> int:
+    """Logical CPUs of the whole cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def gpus() -> int:
+    """GPUs of the whole cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _quiet_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

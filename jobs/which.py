@@ -1,0 +1,52 @@
+"""Which run, generation or server a command means: `latest` and the settings, resolved in one place."""
+
+from collections.abc import Sequence
+
+from index.generations import Generation, find, list_generations
+from index.milvus import Milvus, connect
+from index.runs import Run, list_runs
+from infra.errors import BadInput, ObjectMissing
+from infra.settings import Settings
+from infra.store import open_store
+
+LATEST = "latest"
+
+
+def open_milvus(settings: Settings) -> Milvus:
+    """Connect to the Milvus that the settings name. Raises IndexUnreachable, IndexRefused, Locked."""
+    token = settings.milvus_token.get_secret_value() if settings.milvus_token else None
+    ca_file = str(settings.milvus_ca) if settings.milvus_ca else None
+    return connect(settings.milvus, token, settings.milvus_database, ca_file)
+
+
+def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
+    """Open one run; `latest` is the newest, of the finished ones only if `finished`. Raises BadInput."""
+    store = open_store(settings.runs)
+    if run_id != LATEST:
+        try:
+            return Run.open(store, run_id)
+        except ObjectMissing as error:
+            raise BadInput(
+                f"there is no run {run_id} in {store.uri}", remedy="name one of its runs"
+            ) from error
+    runs = [run for run in list_runs(store) if run.finished or not finished]
+    if not runs:
+        kind = "finished run" if finished else "run"
+        raise BadInput(f"there is no {kind} in {store.uri}", remedy="make one: clvr embed")
+    return runs[-1]
+
+
+def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
+    """Open several finished runs, oldest first."""
+    runs = {run.run_id: run for run in (find_run(run_id, settings) for run_id in run_ids)}
+    return sorted(runs.values(), key=lambda run: run.info.created)
+
+
+def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation:
+    """Open one generation; `latest` is the one of the alias that was created last. Raises BadInput."""
+    if name != LATEST:
+        return find(milvus, name)
+    found = list_generations(milvus, settings.alias)
+    if not found:
+        raise BadInput(f"alias {settings.alias} has no generation", remedy="build one: clvr load latest")
+    return max(found, key=lambda generation: generation.created)
