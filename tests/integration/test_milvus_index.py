@@ -1,0 +1,273 @@
+"""The index on a real Milvus 2.3.5 whose storage is a real S3 server: import, alias swaps, crashes."""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index import generation_ledger, generations
+from index.bulk_load import load_runs
+from index.filters import Filters
+from index.generations import Generation
+from index.load_plan import plan_load
+from index.manifest import crop_id_of
+from index.milvus import Milvus, connect
+from index.promote import check_gate, promote, rollback
+from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.search import search
+from index.shards import shard_table
+from infra.errors import FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
+from infra.servers import MilvusServer, SeaweedFs
+from infra.store import Store, open_store
+
+PRINT = "5eed" * 16
+NASTY = [
+    '"',
+    "\\",
+    '" or crop_id >= 0 or uri == "',
+    "a\nb",
+    "\r\n",
+    "tab\t",
+    "\\u0041",
+    "Ü€😀",
+    "\u2028",
+    "{x}",
+    "'",
+]
+DEADLINE = 240.0
+
+
+def finished_run(store: Store, run_id: str, numbers: range, *, rows_per_shard: int = 100_000) -> Run:
+    """A run over crops of these numbers; vectors differ from run to run."""
+    uris = [f"s3://archive/{number:06d}.jpg" for number in numbers]
+    cameras = [NASTY[number] if number < len(NASTY) else f"cam-{number % 3}" for number in numbers]
+    columns = {name: [0] * len(uris) for name in MANIFEST_SCHEMA.names} | {
+        "crop_id": [crop_id_of(uri) for uri in uris],
+        "uri": uris,
+        "etag": ["e"] * len(uris),
+        "camera_id": cameras,
+        "track_id": cameras,
+    }
+    run = Run.create(
+        store,
+        run_id,
+        manifest=pa.table(columns, schema=MANIFEST_SCHEMA),
+        archive="s3://archive",
+        fingerprint=PRINT,
+        model="s3://models/m",
+        settings={},
+        rows_per_part=rows_per_shard,
+        rows_per_shard=rows_per_shard,
+    )
+    random = np.random.default_rng(len(uris))
+    for part in run.pending_parts():
+        crops = run.part_manifest(part)
+        n = crops.num_rows
+        vectors = random.normal(size=(n, 1024)).astype(np.float32)
+        shard = shard_table(crops, vectors, np.arange(n, dtype=np.int32), np.full(n, 0.5, np.float32))
+        run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="module")
+def milvus(milvus_server: MilvusServer) -> Iterator[Milvus]:
+    with connect(milvus_server.uri, milvus_server.token) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def own_store(milvus_server: MilvusServer, seaweedfs: SeaweedFs) -> Store:
+    """A store in the server's own bucket, so that its shards can be imported."""
+    return open_store(f"s3://{milvus_server.bucket}/{secrets.token_hex(4)}", seaweedfs.settings)
+
+
+@pytest.fixture(scope="module")
+def foreign_store(seaweedfs: SeaweedFs) -> Store:
+    return open_store(seaweedfs.create_bucket(f"runs-{secrets.token_hex(4)}"), seaweedfs.settings)
+
+
+@pytest.fixture(scope="module")
+def imported_runs(own_store: Store) -> list[Run]:
+    """Crops 0..399 in two shards, and a later run over 350..499."""
+    return [
+        finished_run(own_store, "old", range(400), rows_per_shard=250),
+        finished_run(own_store, "new", range(350, 500)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def imported(
+    milvus: Milvus, milvus_server: MilvusServer, own_store: Store, imported_runs: list[Run]
+) -> Generation:
+    return load_runs(
+        milvus,
+        own_store,
+        imported_runs,
+        alias="swapped",
+        target="grpc_v1",
+        milvus_bucket=f"s3://{milvus_server.bucket}",
+        latest_wins=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def inserted(milvus: Milvus, own_store: Store, foreign_store: Store) -> Generation:
+    """Crops 1000..1299, of a bucket that the server cannot read."""
+    run = finished_run(foreign_store, "far", range(1000, 1300))
+    return load_runs(milvus, own_store, [run], alias="swapped")
+
+
+@pytest.mark.timeout(DEADLINE)
+def test_shards_in_the_servers_bucket_are_imported_row_for_row(
+    milvus: Milvus, own_store: Store, imported: Generation, imported_runs: list[Run]
+) -> None:
+    assert generations.count(milvus, imported) == 500
+    plan = plan_load(imported_runs, latest_wins=True)
+    rows = milvus.call("query", imported.name, filter="crop_id >= 0", output_fields=["embedding"], limit=1000)
+    stored = {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in rows}
+    for ids, vectors in plan.blocks():
+        for crop_id, vector in zip(ids.tolist(), vectors, strict=True):
+            assert np.array_equal(stored.pop(crop_id), vector)
+    assert stored == {}
+    entry = generation_ledger.read(own_store, imported.name)
+    assert entry is not None
+    assert (entry.state, entry.target, entry.rows) == ("ready", "grpc_v1", 500)
+    # The rewritten shard was needed for the import only.
+    assert [found.key for found in own_store.list(f"generations/{imported.name}")] == []
+
+
+def test_the_generation_tells_its_facts_on_a_server_too(milvus: Milvus, imported: Generation) -> None:
+    assert generations.find(milvus, imported.name) == imported
+    assert imported.run_ids == ("old", "new")
+
+
+def test_shards_in_another_bucket_are_inserted(
+    milvus: Milvus, own_store: Store, inserted: Generation
+) -> None:
+    assert generations.count(milvus, inserted) == 300
+    entry = generation_ledger.read(own_store, inserted.name)
+    assert entry is not None
+    assert entry.target == "stream_insert"
+
+
+def test_gate_promotion_and_rollback_on_a_server(
+    milvus: Milvus, own_store: Store, imported: Generation, inserted: Generation, imported_runs: list[Run]
+) -> None:
+    report = check_gate(milvus, own_store, imported, imported_runs, probes=200)
+    assert report.passed, report.failures
+    assert (report.rows_expected, report.rows_indexed) == (500, 500)
+    promote(milvus, own_store, imported.name)
+    promote(milvus, own_store, inserted.name, force="test")
+    assert generations.live(milvus, "swapped") == inserted
+    assert rollback(milvus, own_store, "swapped") == imported
+    assert generations.live(milvus, "swapped") == imported
+
+
+def test_the_alias_moves_under_constant_queries_without_an_error_or_a_mixed_answer(
+    milvus: Milvus, milvus_server: MilvusServer, own_store: Store, imported: Generation, inserted: Generation
+) -> None:
+    promote(milvus, own_store, imported.name, force="test")
+    stop, seen, errors = threading.Event(), set[str](), list[Exception]()
+    probes = np.random.default_rng(1).normal(size=(3, 1024)).astype(np.float32)
+
+    def ask() -> None:
+        with connect(milvus_server.uri, milvus_server.token) as own:
+            while not stop.is_set():
+                try:
+                    answers = search(own, "swapped", probes, fingerprint=PRINT, top=10)
+                except Exception as error:
+                    errors.append(error)
+                    return
+                far = {hit.uri >= "s3://archive/001000" for hits in answers for hit in hits}
+                if len(far) != 1 or {len(hits) for hits in answers} != {10}:
+                    errors.append(AssertionError(f"a mixed answer: {answers}"))
+                seen.add(str(far))
+
+    askers = [threading.Thread(target=ask) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+    for _ in range(10):
+        for generation in (inserted, imported):
+            promote(milvus, own_store, generation.name, force="test")
+            time.sleep(0.05)
+    stop.set()
+    for asker in askers:
+        asker.join(30)
+    assert errors == []
+    assert len(seen) == 2
+
+
+def test_probes_of_another_model_are_refused(milvus: Milvus, own_store: Store, imported: Generation) -> None:
+    promote(milvus, own_store, imported.name, force="test")
+    with pytest.raises(FingerprintMismatch, match=f"{PRINT}.*other"):
+        search(milvus, "swapped", np.zeros((1, 1024), np.float32), fingerprint="other")
+
+
+def test_no_name_breaks_out_of_a_filter_on_the_servers_parser(milvus: Milvus, imported: Generation) -> None:
+    for number, text in enumerate(NASTY):
+        for filters in (Filters(cameras=(text,)), Filters(tracks=((text, text),))):
+            rows = milvus.call(
+                "query", imported.name, filter=filters.expression(), output_fields=["uri"], limit=1000
+            )
+            assert [row["uri"] for row in rows] == [f"s3://archive/{number:06d}.jpg"], ascii(text)
+
+
+@pytest.mark.parametrize("kind", ["DISKANN", "GPU_IVF_FLAT"])
+def test_index_types_that_hang_this_server_are_refused(milvus: Milvus, kind: str) -> None:
+    with pytest.raises(IndexRefused, match=kind):
+        generations.index_spec(milvus, kind, 1000)
+
+
+@pytest.mark.timeout(DEADLINE)
+@pytest.mark.filterwarnings("ignore:Milvus at")
+def test_a_server_that_dies_in_an_import_is_an_error_at_once_and_a_clean_load_after(
+    server_folder: Path, seaweedfs: SeaweedFs
+) -> None:
+    with MilvusServer.start(
+        server_folder / "dying", storage=seaweedfs, bucket="dying", isolate=False
+    ) as server:
+        store = open_store("s3://dying/clvr", seaweedfs.settings)
+        run = finished_run(store, "r1", range(60), rows_per_shard=30)
+
+        def load(milvus: Milvus, **options: object) -> Generation:
+            return load_runs(
+                milvus, store, [run], alias="clvr", target="grpc_v1", milvus_bucket="s3://dying", **options
+            )
+
+        with pytest.raises(IndexRefused, match="refuses the token") as refused:
+            connect(server.uri, "root:wrong-password")
+        assert "wrong-password" not in str(refused.value)
+
+        with connect(server.uri, server.token, timeout=3) as milvus:
+            died = 0.0
+
+            def die(done: int, total: int) -> None:
+                nonlocal died
+                server.kill()
+                died = time.monotonic()
+
+            with pytest.raises((ImportFailed, IndexUnreachable)):
+                load(milvus, progress=die)
+            assert time.monotonic() - died < 25
+        start = time.monotonic()
+        with pytest.raises(IndexUnreachable, match="no Milvus at"):
+            connect(server.uri, server.token)
+        assert time.monotonic() - start < 3
+        (half,) = generation_ledger.entries(store, "clvr")
+        assert half.state == "loading"
+
+        server.restart()
+        with connect(server.uri, server.token) as milvus:
+            whole = load(milvus)
+            assert generations.count(milvus, whole) == 60
+            assert generations.list_generations(milvus) == [whole]
+            again = generation_ledger.read(store, half.name)
+            assert again is not None
+            assert again.state == "dropped"
