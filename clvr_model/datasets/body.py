@@ -106,8 +106,7 @@ class Body:
             for i in range(len(x) - 1):
                 corners = np.stack([near[i], near[i + 1], far[i + 1], far[i]])
                 cargo = self.cargo_from is not None and x[i] <= self.cargo_from + 1e-6
-                if np.linalg.norm(np.cross(corners[2] - corners[0], corners[3] - corners[1])) > 1e-4:
-                    faces.append((corners, cargo))
+                faces.append((corners, cargo))
         return faces
 
 
@@ -136,13 +135,14 @@ def make_body(rng: np.random.Generator, style: str) -> Body:
     belt = sill + (height - sill) * between(*build.belt)
     nose = belt * between(*build.nose)
     cowl_z = max(belt * between(1.0, 1.07), nose + 0.05)
-    cowl = length * between(*build.cowl)
+    nose_at = between(0.06, 0.16)
+    cowl = max(length * between(*build.cowl), nose_at + 0.05)
     rake = (height - cowl_z) * between(*build.rake)
     roof_end = length * between(*build.roof_end)
     tail_drop = between(*build.tail_drop)
     deck_z = belt * between(1.0, 1.1) if tail_drop > 0.2 else belt * between(1.0, 1.05)
     deck = min(roof_end + tail_drop * (height - deck_z), length - 0.1)
-    outline = [(0.0, sill), (between(0.01, 0.04), 0.5 * (sill + nose)), (between(0.06, 0.16), nose)]
+    outline = [(0.0, sill), (between(0.01, 0.04), 0.5 * (sill + nose)), (nose_at, nose)]
     outline += [
         (cowl, cowl_z),
         (cowl + rake, height * 0.97),

@@ -135,7 +135,7 @@ def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
     frames: list[tuple[int, int, int]] = []
     passes = 0
     while len(frames) < spec.sightings_per_vehicle:
-        day, minutes = int(rng.integers(spec.days)), float(rng.uniform(5 * 60, 22.4 * 60))
+        day, minutes = int(rng.integers(spec.days)), float(rng.uniform(5.5 * 60, 21.5 * 60))
         for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
             moment = midnight + timedelta(days=day, minutes=minutes)
             captured_at = int(moment.timestamp() * 1000)

@@ -33,6 +33,8 @@ class Material(IntEnum):
     ROOF = 16
 
 
+_SPECK: Final = 1e-4  # square metres, twice the area of what is too small to be drawn
+
 GLOSS: Final = np.zeros(64)
 GLOSS[[Material.PAINT, Material.ROOF, Material.BUMPER]] = 0.55, 0.55, 0.4
 GLOSS[[Material.GLASS, Material.SCREEN, Material.CHROME]] = 1.0, 0.8, 0.9
@@ -69,7 +71,7 @@ class Builder:
         *,
         facing: ArrayLike | None = None,
     ) -> None:
-        """Add one convex polygon (k, 3); `facing` is a direction on the side from which it can be seen."""
+        """Add one convex polygon (k, 3), specks aside; `facing` points to where it is seen from."""
         polygon = np.asarray(corners, dtype=np.float64)
         first, second = _diagonals(polygon)
         normal = np.array(
@@ -80,7 +82,7 @@ class Builder:
             ]
         )
         size = float(np.sqrt(normal @ normal))
-        if size < 1e-9:
+        if size < _SPECK:
             return
         normal /= size
         if facing is not None and float(normal @ np.asarray(facing, dtype=np.float64)) < 0:

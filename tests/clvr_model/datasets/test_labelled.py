@@ -1,0 +1,149 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled, read_folder, read_table, split_per_class
+from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
+
+
+def labelled(*model_ids: int) -> Labelled:
+    return Labelled([f"/p/{i}.jpg" for i in range(len(model_ids))], np.array(model_ids, dtype=np.int64))
+
+
+def write_csv(path: Path, *rows: list[str]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return str(path)
+
+
+class TestSplitPerClass:
+    @settings(deadline=None)
+    @given(st.lists(st.integers(0, 6), min_size=2, max_size=200), st.integers(0, 100))
+    def test_trains_on_the_floor_of_the_share_of_each_model(self, models: list[int], seed: int) -> None:
+        pictures = labelled(*models, *models)
+        train, held = split_per_class(pictures, 0.8, seed)
+        for model in set(models):
+            count = 2 * models.count(model)
+            assert np.sum(train.model_ids == model) == count * 4 // 5
+        assert sorted(train.uris + held.uris) == sorted(pictures.uris)
+
+    def test_is_not_led_astray_by_floating_point(self) -> None:
+        train, _ = split_per_class(labelled(*[7] * 100), 0.29)
+        assert len(train) == 29
+
+    def test_depends_on_the_seed_alone(self) -> None:
+        pictures = labelled(*[1, 2, 3] * 20)
+        assert split_per_class(pictures, seed=4)[0].uris == split_per_class(pictures, seed=4)[0].uris
+        assert split_per_class(pictures, seed=4)[0].uris != split_per_class(pictures, seed=5)[0].uris
+
+    def test_a_model_with_one_picture_is_held_out(self) -> None:
+        train, held = split_per_class(labelled(1, 1, 1, 1, 1, 2))
+        assert train.classes == [1]
+        assert 2 in held.classes
+
+    def test_refuses_pictures_without_a_model(self) -> None:
+        with pytest.raises(BadLabels, match="1 of 2 pictures have no model"):
+            split_per_class(labelled(3, UNKNOWN_MODEL))
+
+    def test_refuses_to_train_on_nothing(self) -> None:
+        with pytest.raises(BadLabels, match="no model has enough pictures"):
+            split_per_class(labelled(1, 2, 3))
+
+    @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
+    def test_refuses_a_share_that_is_none(self, share: float) -> None:
+        with pytest.raises(BadSetting, match="train_share"):
+            split_per_class(labelled(1, 1), share)
+
+
+class TestLabelled:
+    def test_columns_must_be_of_one_length(self) -> None:
+        with pytest.raises(BadLabels, match="2 pictures, but 1 model_ids"):
+            Labelled(["a", "b"], np.array([1]))
+
+    def test_classes_are_the_known_models(self) -> None:
+        assert labelled(9, UNKNOWN_MODEL, 2, 9).classes == [2, 9]
+        assert labelled(9, UNKNOWN_MODEL, 2).with_known_model().uris == ["/p/0.jpg", "/p/2.jpg"]
+
+
+class TestReadFolder:
+    def test_folder_names_become_models(self, tmp_path: Path) -> None:
+        for name in ("beetle/1.jpg", "beetle/more/2.PNG", "audi/1.jpeg", "audi/notes.txt"):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        found = read_folder(str(tmp_path))
+        assert found.model_names == {0: "audi", 1: "beetle"}
+        assert found.uris == [f"{tmp_path}/{n}" for n in ("audi/1.jpeg", "beetle/1.jpg", "beetle/more/2.PNG")]
+        assert found.model_ids.tolist() == [0, 1, 1]
+
+    def test_numbered_folders_keep_their_numbers(self, tmp_path: Path) -> None:
+        for name in ("10", "9"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.jpg").write_bytes(b"x")
+        assert read_folder(str(tmp_path)).classes == [9, 10]
+
+    def test_pictures_outside_any_folder_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jpg").write_bytes(b"x")
+        with pytest.raises(BadLabels, match=r"a\.jpg"):
+            read_folder(str(tmp_path))
+
+    def test_an_empty_and_a_missing_folder_are_told_apart(self, tmp_path: Path) -> None:
+        with pytest.raises(EmptyArchive):
+            read_folder(str(tmp_path))
+        with pytest.raises(BucketMissing):
+            read_folder(str(tmp_path / "nowhere"))
+
+
+class TestReadTable:
+    def test_reads_csv(self, tmp_path: Path) -> None:
+        rows = (
+            ["uri", "model_id", "vehicle_id", "camera_id"],
+            ["s3://b/1.jpg", "4", "77", "c1"],
+            ["/2.jpg", "", "", ""],
+        )
+        found = read_table(write_csv(tmp_path / "labels.csv", *rows))
+        assert found.uris == ["s3://b/1.jpg", "/2.jpg"]
+        assert found.model_ids.tolist() == [4, UNKNOWN_MODEL]
+        assert found.vehicle_ids is not None
+        assert found.vehicle_ids.tolist() == [77, -1]
+        assert found.camera_ids == ["c1", ""]
+
+    def test_reads_parquet_with_keys_below_a_root(self, tmp_path: Path) -> None:
+        table = pa.table({"key": ["a/1.jpg", "a/2.jpg"], "model_id": [1, 2], "split": ["train", "test"]})
+        pq.write_table(table, tmp_path / "labels.parquet")
+        found = read_table(str(tmp_path / "labels.parquet"), root="s3://bucket/", split="train")
+        assert found.uris == ["s3://bucket/a/1.jpg"]
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"line 3: model_id is 'two'"),
+            ([["uri", "model_id"], ["a", "-5"]], r"line 2: model_id is '-5'"),
+            ([["uri", "model_id"], ["a", "1"], ["a", "2"]], r"line 3: a was labelled before, in line 2"),
+            ([["uri", "model_id"], ["", "1"]], r"line 2: empty uri"),
+            ([["uri", "model_id"], ["a", "1", "9"]], r"line 2: another number of fields"),
+            ([["uri", "model_id"], ["a"]], r"line 2: another number of fields"),
+            ([["uri", "model"], ["a", "1"]], r"has no column model_id"),
+            ([["uri", "model_id"]], r"labels no picture"),
+            ([["key", "model_id"], ["a", "1"]], r"gives keys, not URIs"),
+        ],
+    )
+    def test_names_the_line_that_is_wrong(self, tmp_path: Path, rows: list[list[str]], message: str) -> None:
+        with pytest.raises(BadLabels, match=message):
+            read_table(write_csv(tmp_path / "labels.csv", *rows))
+
+    def test_refuses_what_is_no_table(self, tmp_path: Path) -> None:
+        (tmp_path / "labels.parquet").write_bytes(b"PAR1 but no")
+        with pytest.raises(BadLabels, match="no readable Parquet"):
+            read_table(str(tmp_path / "labels.parquet"))
+        (tmp_path / "labels.csv").write_bytes(b"uri,model_id\nok,1\n\xff\xfe,2\n")
+        with pytest.raises(BadLabels, match="line 3: not UTF-8"):
+            read_table(str(tmp_path / "labels.csv"))
+        with pytest.raises(BadLabels, match="no label file"):
+            read_table(str(tmp_path / "absent.csv"))
