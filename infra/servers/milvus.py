@@ -42,7 +42,7 @@ class MilvusServer:
         self.bucket = bucket if storage else ""
         self.network = PrivateNetwork.choose() if isolate else None
         self.host = self.network.inside if self.network else "127.0.0.1"
-        names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "metrics")
+        names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "etcdPeer", "metrics")
         self._gateway_port = 0
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.token = "" if self.network else f"root:{secrets.token_urlsafe(24)}"
@@ -173,11 +173,12 @@ class MilvusServer:
         )
 
     def _write_settings(self) -> None:
-        path = self.folder / "configs" / "milvus.yaml"
-        path.parent.mkdir(exist_ok=True)
-        path.touch(mode=0o600)  # it holds the storage's keys
-        path.write_text(yaml.safe_dump(self._settings()))
-        shutil.copy(_package() / "glog.conf", path.parent / "glog.conf")
+        configs = self.folder / "configs"
+        configs.mkdir(exist_ok=True)
+        (configs / "milvus.yaml").touch(mode=0o600)  # it holds the storage's keys
+        (configs / "milvus.yaml").write_text(yaml.safe_dump(self._settings()))
+        (configs / "etcd.yaml").write_text(yaml.safe_dump(self._etcd()))
+        shutil.copy(_package() / "glog.conf", configs / "glog.conf")
 
     def _settings(self) -> dict[str, Any]:
         ports, data = self._ports, self.folder / "data"
@@ -188,6 +189,7 @@ class MilvusServer:
             "etcd": {
                 "endpoints": f"localhost:{ports['etcd']}",
                 "use": {"embed": True},
+                "config": {"path": str(self.folder / "configs" / "etcd.yaml")},
                 "data": {"dir": str(data / "etcd")},
                 "log": {"level": "warn", "path": str(self.folder / "etcd.log")},
             },
@@ -204,6 +206,18 @@ class MilvusServer:
         if self.storage is not None:
             settings["minio"] = self._minio(self.storage)
         return settings
+
+    def _etcd(self) -> dict[str, Any]:
+        # Left to itself the embedded etcd takes 2379 and 2380: then only one Milvus fits on a machine.
+        client, peer = (f"http://127.0.0.1:{self._ports[name]}" for name in ("etcd", "etcdPeer"))
+        return {
+            "name": "default",
+            "listen-client-urls": client,
+            "advertise-client-urls": client,
+            "listen-peer-urls": peer,
+            "initial-advertise-peer-urls": peer,
+            "initial-cluster": f"default={peer}",
+        }
 
     def _minio(self, storage: SeaweedFs) -> dict[str, Any]:
         if self.network is not None:

@@ -30,7 +30,7 @@ class SeaweedFs:
         self.reader = reader
         self._filer_port = filer_port
         self._processes: list[ServerProcess] = []
-        self._ports: list[int] = []
+        self.ports: list[int] = []
 
     @classmethod
     def start(cls, folder: Path, *, access_key: str | None = None, secret_key: str | None = None) -> Self:
@@ -50,7 +50,7 @@ class SeaweedFs:
                 for key, secret in (writer_keys, reader_keys)
             )
             server = cls(folder, settings, reader, ports["filer"])
-            server._ports += ports.values()
+            server.ports += ports.values()
             process = server._run("seaweedfs", _server_arguments(folder, ports))
             if process.wait_until(partial(_is_ready, endpoint), seconds=_START_SECONDS):
                 return server
@@ -84,7 +84,7 @@ class SeaweedFs:
     def serve_also_at(self, address: str) -> int:
         """Open a second S3 gateway to the same data at another address of this machine; return its port."""
         (port,) = free_ports(1)
-        self._ports.append(port)
+        self.ports.append(port)
         gateway = self._run(
             "gateway",
             [
@@ -110,7 +110,7 @@ class SeaweedFs:
         while self._processes:
             self._processes.pop().kill()
         # These it puts into /tmp whatever one says, and leaves them there.
-        for kind, port in product(("master", "volume", "filer", "s3"), self._ports):
+        for kind, port in product(("master", "volume", "filer", "s3"), self.ports):
             Path(f"/tmp/seaweedfs-{kind}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
 
     def _run(self, name: str, arguments: list[str]) -> ServerProcess:
