@@ -1,5 +1,7 @@
 """The proof that no crop is lost and none appears from nowhere: listed = embedded + quarantined."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.quarantine import count_causes
+from index.run_folder import RunFolder
+from index.schemas import QUARANTINE_SCHEMA
 from index.shard_checks import require_unique
+from index.shards import ShardFacts, read_shards
 from infra.errors import CountMismatch
 
 Ids = NDArray[np.int64]
@@ -32,6 +38,24 @@ def require_balance(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids)
                 f"{ids.size:,} {what}: {', '.join(map(str, ids[:10]))}",
                 remedy="Embed the archive again as a new run, and report how this one came about.",
             )
+
+
+def prove(folder: RunFolder, shards: Iterable[ShardFacts]) -> Counter[str]:
+    """Check that the crop_ids of a compacted run balance, and count its quarantine by 'stage/cause'.
+
+    Raises DuplicateCropId and CountMismatch, with up to ten ids.
+    """
+    keys = [folder.key(shard.key) for shard in shards]
+    embedded = [ids_of(batch) for batch in read_shards(folder.store, keys, columns=["crop_id"])]
+    listed = [ids_of(folder.read(key, ["crop_id"])) for key in folder.manifest_keys()]
+    quarantine = folder.read_tables(QUARANTINE_SCHEMA, map(folder.quarantine_key, range(folder.info.shards)))
+    require_balance(
+        f"run {folder.info.run_id}",
+        listed=np.concatenate(listed),
+        embedded=np.concatenate([np.empty(0, np.int64), *embedded]),
+        quarantined=ids_of(quarantine),
+    )
+    return count_causes(quarantine)
 
 
 def ids_of(table: Any) -> Ids:

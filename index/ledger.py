@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from index.shards import ShardFacts
-from infra.errors import SchemaMismatch
+from infra.errors import FingerprintMismatch, Mismatch, SchemaMismatch
 
 LEDGER_VERSION = 1
 
@@ -77,6 +77,21 @@ class RunInfo(_Document):
     def shards(self) -> int:
         """Number of shards that the parts are compacted into."""
         return -(-self.parts // self.parts_per_shard)
+
+    def require_same(self, asked: "RunInfo") -> None:
+        """Raise FingerprintMismatch or Mismatch, with both values, unless both have the same input."""
+        if self.fingerprint != asked.fingerprint:
+            raise FingerprintMismatch(
+                f"run {self.run_id} was started with model {self.fingerprint}, not {asked.fingerprint}",
+                remedy="Choose another run_id.",
+            )
+        for name in ("archive", "manifest", "listed"):
+            was, now_asked = getattr(self, name), getattr(asked, name)
+            if was != now_asked:
+                raise Mismatch(
+                    f"run {self.run_id} was started with {name} {was}, not {now_asked}",
+                    remedy="Choose another run_id, or resume with the manifest of this run.",
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from index.ledger import RunInfo
 from index.parquet import opened, write_table
 from index.schemas import MANIFEST_SCHEMA
-from infra.errors import BadSetting
+from infra.errors import BadSetting, BucketMissing, CountMismatch
 from infra.store import Store
 
 _PARTS_PER_FILE = 256
@@ -52,6 +52,15 @@ class RunFolder:
         """Return the key of the done-mark of one compacted shard."""
         return self.key(f"parts/shard-{shard:05d}.json")
 
+    def started(self) -> bool:
+        """Return whether run.json stands."""
+        try:
+            return self.store.head(self.key("run.json")) is not None
+        except BucketMissing:
+            if not self.store.local:
+                raise
+            return False  # a local root comes into being with its first object
+
     def write_manifest(self, crops: pa.Table) -> None:
         """Write the manifest: a row group a part, so that a part is read without the rest."""
         per_file = _PARTS_PER_FILE * self.info.rows_per_part
@@ -72,6 +81,16 @@ class RunFolder:
         names = (found.key.rpartition("/")[2] for found in self.store.list(self.key("parts")))
         matches = (re.fullmatch(r"part-(\d{5,})\.parquet", name) for name in names)
         return {int(match[1]) for match in matches if match}
+
+    def require_done(self, parts: set[int]) -> None:
+        """Raise CountMismatch, naming up to ten, if any of these parts is pending."""
+        pending = sorted(parts - self.done_parts())
+        if pending:
+            raise CountMismatch(
+                f"run {self.info.run_id} has {len(pending)} of {self.info.parts} parts pending: "
+                f"{', '.join(map(str, pending[:10]))}",
+                remedy="Resume the run with `clvr embed`, then finish it.",
+            )
 
     def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file of the run."""

@@ -12,20 +12,17 @@ was cut off is simply repeated.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 
-from index.accounting import Ids, ids_of, in_order, require_balance
+from index.accounting import ids_of, in_order, prove, require_balance
 from index.crops import canonical, check_unique, manifest_digest
 from index.ledger import RunInfo, RunSummary, facts_from_json, facts_to_json, now, release
 from index.parquet import write_table
-from index.quarantine import check_quarantine, count_causes, unusable
+from index.quarantine import check_quarantine, unusable
 from index.run_folder import RunFolder
 from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.shards import ShardFacts, read_shards, write_shard
@@ -35,10 +32,9 @@ from infra.errors import (
     CorruptShard,
     CountMismatch,
     EmptyArchive,
-    FingerprintMismatch,
-    Mismatch,
     ObjectExists,
     ObjectMissing,
+    SchemaMismatch,
 )
 from infra.store import Store
 
@@ -112,7 +108,7 @@ class Run:
             version=release(),
         )
         run = cls(store, info)
-        if not run._started():
+        if not run.folder.started():
             run.folder.write_manifest(crops)
             try:
                 store.create(run.folder.key("run.json"), info.to_json())
@@ -123,14 +119,20 @@ class Run:
         there = cls.open(store, run_id)
         if there.folder.manifest_key(0) != run.folder.manifest_key(0):
             store.delete(*run.folder.manifest_keys())
-        there._require_same(info)
+        there.info.require_same(info)
         return there
 
     @classmethod
     def open(cls, store: Store, run_id: str) -> Self:
         """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch."""
         key = f"runs/{run_id}/run.json"
-        return cls(store, RunInfo.from_json(store.get(key), store.uri_of(key)))
+        info = RunInfo.from_json(store.get(key), store.uri_of(key))
+        if info.run_id != run_id:
+            raise SchemaMismatch(
+                f"{store.uri_of(key)} is of run {info.run_id}",
+                remedy="A run may be copied to another store, but keeps its name.",
+            )
+        return cls(store, info)
 
     @property
     def finished(self) -> bool:
@@ -223,7 +225,7 @@ class Run:
             return facts_from_json(self.store.get(self.folder.record_key(shard)))
         first = shard * self.info.parts_per_shard
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
-        self._require_done(set(parts))
+        self.folder.require_done(set(parts))
         keys = [self.folder.part_keys(part) for part in parts]
         left_out = self.folder.read_tables(QUARANTINE_SCHEMA, [quarantine for _, quarantine in keys])
         write_table(self.store, self.folder.quarantine_key(shard), left_out, metadata=self.folder.footer)
@@ -242,9 +244,9 @@ class Run:
         Raises CountMismatch (parts pending, or crops lost or foreign, with up to ten ids), DuplicateCropId.
         """
         if not self.finished:
-            self._require_done(set(range(self.info.parts)))
+            self.folder.require_done(set(range(self.info.parts)))
             shards = tuple(self.compact(shard) for shard in range(self.info.shards))
-            causes = self._account(shards)
+            causes = prove(self.folder, shards)
             embedded = sum(shard.rows for shard in shards)
             summary = RunSummary(
                 run_id=self.run_id,
@@ -265,51 +267,6 @@ class Run:
                 self.store.create(self.folder.key("done.json"), summary.to_json())
         self.store.delete(*(found.key for found in self.store.list(self.folder.key("parts"))))
         return self.summary
-
-    def _started(self) -> bool:
-        try:
-            return self.store.head(self.folder.key("run.json")) is not None
-        except BucketMissing:
-            if not self.store.local:
-                raise
-            return False  # a local root comes into being with its first object
-
-    def _account(self, shards: Iterable[ShardFacts]) -> Counter[str]:
-        keys = [self.folder.key(shard.key) for shard in shards]
-        embedded = [ids_of(batch) for batch in read_shards(self.store, keys, columns=["crop_id"])]
-        quarantine = self.folder.read_tables(
-            QUARANTINE_SCHEMA, map(self.folder.quarantine_key, range(self.info.shards))
-        )
-        require_balance(
-            f"run {self.run_id}",
-            listed=_joined(ids_of(self.folder.read(key, ["crop_id"])) for key in self.folder.manifest_keys()),
-            embedded=_joined(embedded),
-            quarantined=ids_of(quarantine),
-        )
-        return count_causes(quarantine)
-
-    def _require_done(self, parts: set[int]) -> None:
-        pending = sorted(parts - self.folder.done_parts())
-        if pending:
-            raise CountMismatch(
-                f"run {self.run_id} has {len(pending)} of {self.info.parts} parts pending: "
-                f"{', '.join(map(str, pending[:10]))}",
-                remedy="Resume the run with `clvr embed`, then finish it.",
-            )
-
-    def _require_same(self, asked: RunInfo) -> None:
-        if self.info.fingerprint != asked.fingerprint:
-            raise FingerprintMismatch(
-                f"run {self.run_id} was started with model {self.info.fingerprint}, not {asked.fingerprint}",
-                remedy="Choose another run_id.",
-            )
-        for name in ("archive", "manifest", "listed"):
-            was, now_asked = getattr(self.info, name), getattr(asked, name)
-            if was != now_asked:
-                raise Mismatch(
-                    f"run {self.run_id} was started with {name} {was}, not {now_asked}",
-                    remedy="Choose another run_id, or resume with the manifest of this run.",
-                )
 
 
 def list_runs(store: Store) -> list[Run]:
@@ -333,7 +290,3 @@ def find_unfinished(store: Store, *, archive: str, fingerprint: str) -> Run | No
         if (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
             return run
     return None
-
-
-def _joined(pieces: Iterator[Ids] | list[Ids]) -> Ids:
-    return np.concatenate([np.empty(0, np.int64), *pieces])

@@ -19,7 +19,11 @@ _LONGEST = {"uri": MAX_URI_BYTES, "camera_id": MAX_NAME_BYTES, "track_id": MAX_N
 
 def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
     """Hold a footer to the contract. Raises SchemaMismatch, and FingerprintMismatch with both names."""
-    metadata = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+    metadata = {
+        name.decode(): value.decode()
+        for name, value in (schema.metadata or {}).items()
+        if name.startswith(b"clvr.")
+    }
     version = metadata.get("clvr.schema")
     if version is None or "clvr.fingerprint" not in metadata:
         raise SchemaMismatch(f"{key} is a Parquet file, but no shard of this system")

@@ -21,6 +21,7 @@ import pytest
 import index.runs
 from index.crops import crop_id_of
 from index.quarantine import QuarantinedCrop, quarantine_table
+from index.run_folder import RunFolder
 from index.runs import Run, find_unfinished, list_runs
 from index.schemas import EMBEDDING_DIM, MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, UNKNOWN_TIME
 from index.shards import check_shard, read_shards, shard_table, write_shard
@@ -275,8 +276,8 @@ class TestStarting:
 
     @pytest.mark.parametrize("same", [True, False])
     def test_of_two_racers_one_wins(self, store: Store, monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
-        monkeypatch.setattr(Run, "_started", lambda run: together.wait() < 0)
         together = Barrier(2)
+        monkeypatch.setattr(RunFolder, "started", lambda folder: together.wait() < 0)
         with ThreadPoolExecutor(2) as pool:
             racers = [pool.submit(create, store, manifest=manifest(count)) for count in (8, 8 if same else 9)]
             lost = [racer.exception() for racer in racers if racer.exception() is not None]
@@ -394,6 +395,12 @@ class TestOpening:
         with pytest.raises(SchemaMismatch, match=r"runs/r/run\.json"):
             Run.open(store, "r")
 
+    def test_a_run_under_another_name_is_refused(self, store: Store) -> None:
+        create(store)
+        store.put("runs/q/run.json", store.get("runs/r/run.json"))
+        with pytest.raises(SchemaMismatch, match=r"runs/q/run\.json is of run r"):
+            Run.open(store, "q")
+
     def test_another_version_is_named(self, store: Store) -> None:
         store.put("runs/r/run.json", b'{"ledger_version": 9}')
         with pytest.raises(SchemaMismatch, match="version 9, this release reads version 1"):
@@ -480,5 +487,6 @@ class TestBeingKilled:
                 os.kill(child.pid, signal.SIGKILL)
             if child.wait() == 0:
                 break
+        # A write that SIGKILL cuts off leaves its temporary file, which no listing of a store shows.
         left = {name: digest for name, digest in contents(tmp_path / "killed").items() if "#" not in name}
         assert left == contents(tmp_path / "whole")

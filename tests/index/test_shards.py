@@ -165,7 +165,8 @@ class TestVectors:
     def test_are_a_view_of_the_batch(self) -> None:
         batch = rows(5).to_batches()[0]
         vectors = vectors_of(batch)
-        assert (vectors.shape, vectors.dtype) == ((5, EMBEDDING_DIM), np.float32)
+        assert vectors.shape == (5, EMBEDDING_DIM)
+        assert vectors.dtype == np.float32
         assert vectors.ctypes.data == batch["embedding"].values.buffers()[1].address
 
     def test_of_a_slice_are_those_of_the_slice(self) -> None:
