@@ -138,15 +138,15 @@ def make_body(rng: np.random.Generator, style: str) -> Body:
     nose_at = between(0.06, 0.16)
     cowl = max(length * between(*build.cowl), nose_at + 0.05)
     rake = (height - cowl_z) * between(*build.rake)
-    roof_end = length * between(*build.roof_end)
+    roof_end = max(length * between(*build.roof_end), cowl + rake + 0.3)
     tail_drop = between(*build.tail_drop)
     deck_z = belt * between(1.0, 1.1) if tail_drop > 0.2 else belt * between(1.0, 1.05)
-    deck = min(roof_end + tail_drop * (height - deck_z), length - 0.1)
+    deck = max(min(roof_end + tail_drop * (height - deck_z), length - 0.1), roof_end + 0.01)
     outline = [(0.0, sill), (between(0.01, 0.04), 0.5 * (sill + nose)), (nose_at, nose)]
     outline += [
         (cowl, cowl_z),
         (cowl + rake, height * 0.97),
-        (cowl + rake + 0.35 * (roof_end - cowl), height),
+        (cowl + rake + 0.4 * (roof_end - cowl - rake), height),
     ]
     roof_rear = (roof_end, height * between(0.95, 0.99))
     outline += [roof_rear, (deck, deck_z)]

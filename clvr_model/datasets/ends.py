@@ -71,7 +71,7 @@ def add_front(builder: Builder, body: Body, rng: np.random.Generator) -> Points:
 
 
 def _bumper(end: _End, height: float) -> None:
-    end.bar((-0.9, 0.9), (0.04, height), Material.BUMPER)
+    end.bar((-0.9, 0.9), (0.04, height), Material.BUMPER, Layer.FRAME)
     end.bar((-0.93, 0.93), (height, height + 0.018), Material.SEAM)
 
 
@@ -81,7 +81,7 @@ def _grille(end: _End, inner: float, rng: np.random.Generator) -> None:
     waist, middle = max(top, bottom) * float(rng.choice([1.0, 1.12])), 0.5 * (low + high)
     ring = [(-bottom, low), (bottom, low), (waist, middle), (top, high), (-top, high), (-waist, middle)]
     if rng.random() < 0.5:
-        end.add([(a * 1.07, middle + (h - middle) * 1.16) for a, h in ring], Material.CHROME)
+        end.add([(a * 1.07, middle + (h - middle) * 1.16) for a, h in ring], Material.CHROME, Layer.FRAME)
     end.add(ring, Material.TRIM)
     bars, narrow = int(rng.integers(0, 7)), min(top, bottom)
     upright = bars > 3 and rng.random() < 0.45
@@ -110,11 +110,12 @@ def _headlamps(end: _End, inner: float, rng: np.random.Generator) -> None:
         if shape == 0:
             middle, tall = 0.5 * (low + high), 0.5 * (high - low) + 0.05
             wide = tall * end.span / (0.5 * end.body.width)
-            for grow, what in ((1.18, Material.TRIM), (1.0, Material.HEADLAMP), (0.5, Material.CHROME)):
+            rounds = ((1.18, Material.TRIM, Layer.FRAME), (1.0, Material.HEADLAMP, Layer.FITTING))
+            for grow, what, layer in (*rounds, (0.5, Material.CHROME, Layer.DETAIL)):
                 ring = [
                     (side * 0.74 + grow * wide * np.cos(a), middle + grow * tall * np.sin(a)) for a in angle
                 ]
-                end.add([(float(a), float(h)) for a, h in ring], what)
+                end.add([(float(a), float(h)) for a, h in ring], what, layer)
             continue
         ring = [(inner, low + 0.5 * slant), (0.96, low + slant), (0.96, high), (inner, high - tip)]
         if shape == 2:
@@ -127,7 +128,7 @@ def _headlamps(end: _End, inner: float, rng: np.random.Generator) -> None:
             ]
         centre = np.mean(ring, axis=0)
         rim = [(side * float(a), float(h)) for a, h in centre + (np.array(ring) - centre) * (1.07, 1.2)]
-        end.add(rim, Material.TRIM)
+        end.add(rim, Material.TRIM, Layer.FRAME)
         end.add([(side * a, h) for a, h in ring], Material.HEADLAMP)
         for share in (0.38, 0.74):
             a, h = inner + share * (0.96 - inner), float(centre[1])
@@ -154,7 +155,7 @@ def add_rear(builder: Builder, body: Body, rng: np.random.Generator) -> Points:
         ring = [(inner, low + slant), (0.96, low), (0.96, high), (inner, high)]
         centre = np.mean(ring, axis=0)
         rim = [(side * float(a), float(h)) for a, h in centre + (np.array(ring) - centre) * (1.08, 1.12)]
-        end.add(rim, Material.SEAM)
+        end.add(rim, Material.SEAM, Layer.FRAME)
         end.add([(side * a, h) for a, h in ring], Material.TAIL_LAMP)
         end.bar((side * (inner + 0.04), side * 0.94), (cut, cut + 0.09), Material.BLINKER, Layer.DETAIL)
         if not lorry:

@@ -140,7 +140,7 @@ def _add_screens(builder: Builder, body: Body) -> None:
         across = np.linspace(-0.88, 0.88, 6)
         ring = [body.on_screen(rear, a * 1.04, low - 0.03) for a in across]
         ring += [body.on_screen(rear, a * 1.01, high + 0.03) for a in across[::-1]]
-        builder.add(ring, Material.TRIM, Layer.FITTING, facing=facing)
+        builder.add(ring, Material.TRIM, Layer.FRAME, facing=facing)
         heights = np.linspace(low, high, 4)
         for (left, right), (below, above) in product(pairwise(across), pairwise(heights)):
             pane = ((left, below), (right, below), (right, above), (left, above))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clvr_model.datasets.body import Points
 from clvr_model.datasets.camera import Camera, Light, Projection, aim
-from clvr_model.datasets.solid import GLOSS, Layer, Material, Solid
+from clvr_model.datasets.solid import GLINT, GLOSS, Layer, Material, Solid
 from clvr_model.datasets.vehicle import Vehicle
 
 Picture = NDArray[np.uint8]
@@ -89,8 +89,8 @@ def _shade(solid: Solid, palette: Points, light: Light, towards_eye: Points) -> 
     facing = np.einsum("ij,ij->i", normals, towards_eye)
     mirrored = 2.0 * facing[:, None] * normals - towards_eye
     fresnel = gloss * (0.05 + 0.55 * (1.0 - np.clip(facing, 0, 1)) ** 3)
-    glance = np.clip(mirrored @ light.sun_towards, 0, 1) ** 24 * gloss * 0.7
-    sky = light.sky * np.clip(0.5 + mirrored[:, 2:] * 1.2, 0.2, 1.15)
+    glance = np.clip(mirrored @ light.sun_towards, 0, 1) ** 24 * gloss * GLINT[solid.materials]
+    sky = light.sky * np.clip(0.5 + mirrored[:, 2:] * 0.8, 0.25, 1.1)
     lit = colours * (ambient + direct[:, None] * light.sun)
     lit += fresnel[:, None] * (sky - lit) + glance[:, None] * light.sun
     if light.lamps:
@@ -113,8 +113,8 @@ def _paint(
     far &= solid.centres[:, 2] < float(solid.points[:, 2].max()) * 0.75
     layers = np.where(far, Layer.UNDER, solid.layers)
     ahead = float((view.eye[0] - offset[0]) / np.linalg.norm(view.eye - offset))
-    layers[layers == Layer.BONNET] = Layer.FITTING if ahead > -0.3 else Layer.UNDER
-    layers[layers == Layer.BED] = Layer.FITTING if ahead < 0.55 else Layer.UNDER
+    layers[layers == Layer.BONNET] = Layer.MARK if ahead > -0.3 else Layer.UNDER
+    layers[layers == Layer.BED] = Layer.MARK if ahead < 0.55 else Layer.UNDER
     visible = np.flatnonzero(np.einsum("ij,ij->i", solid.normals, towards) > 0.0)
     order = visible[np.lexsort((-depth[visible], layers[visible]))]
     starts, ends = solid.starts.tolist(), solid.ends.tolist()

@@ -38,6 +38,8 @@ _SPECK: Final = 1e-4  # square metres, twice the area of what is too small to be
 GLOSS: Final = np.zeros(64)
 GLOSS[[Material.PAINT, Material.ROOF, Material.BUMPER]] = 0.55, 0.55, 0.4
 GLOSS[[Material.GLASS, Material.SCREEN, Material.CHROME]] = 1.0, 0.8, 0.9
+GLINT: Final = np.full(64, 0.7)  # of the sun; less on panes, whose facets would flash as a whole
+GLINT[[Material.GLASS, Material.SCREEN]] = 0.15
 GLOSS[[Material.HEADLAMP, Material.TAIL_LAMP, Material.RIM]] = 0.6, 0.5, 0.4
 
 
@@ -46,12 +48,13 @@ class Layer(IntEnum):
 
     UNDER = 0
     SHELL = 1
-    FITTING = 2
-    DETAIL = 3
-    MARK = 4
-    TOP = 5
-    BONNET = 6  # as FITTING, but hidden by the cabin from behind
-    BED = 7  # as FITTING, but hidden by the cabin from ahead
+    FRAME = 2
+    FITTING = 3
+    DETAIL = 4
+    MARK = 5
+    TOP = 6
+    BONNET = 7  # as MARK, but hidden by the cabin from behind
+    BED = 8  # as MARK, but hidden by the cabin from ahead
 
 
 @dataclass(slots=True)

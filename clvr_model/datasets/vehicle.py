@@ -141,8 +141,8 @@ def _on_the_roof(marks: _Marks, body: Body, rng: np.random.Generator) -> None:
     top = float(body.top(0.5 * (front + back)))
     half = float(body.half_width(front, top))
     roomy = body.style in ("suv", "wagon", "minivan", "van")
-    if body.style != "lorry" and rng.random() < 0.25:
-        a, b = front - 0.05, front - 0.75
+    if body.style != "lorry" and rng.random() < 0.25 and front - back > 0.6:
+        a, b = front - 0.05, max(front - 0.75, back)
         roof = [(a, half * 0.6), (b, half * 0.6), (b, -half * 0.6), (a, -half * 0.6)]
         marks.add([(x, y, float(body.top(x)) + 0.04) for x, y in roof], (0.03, 0.03, 0.04), (0, 0, 1))
     if body.style != "lorry" and rng.random() < (0.4 if roomy else 0.04):
@@ -221,7 +221,9 @@ def _on_the_ends(marks: _Marks, body: Body, rng: np.random.Generator, paint: Poi
                 (a - size * 0.6, z + 0.07),
             ]
             shade = paint * 0.55 if rng.random() < 0.5 else 0.5 * paint + 0.35
-            marks.add([on(p, q) for p, q in ring], shade, (sign, 0, 0))
+            marks.add(
+                [on(p, q) for p, q in ring], shade, (sign, 0, 0), Layer.BONNET if sign > 0 else Layer.MARK
+            )
     if rng.random() < 0.2:
         a, z = rng.uniform(-0.6, 0.6), body.sill + 0.75 * (body.belt - body.sill)
         ring = [(a, z), (a + 0.12, z), (a + 0.12, z + 0.07), (a, z + 0.07)]
