@@ -94,9 +94,11 @@ class ProtocolResult:
     def summary(self) -> str:
         """What was done, in one line."""
         times = "once" if self.repeats == 1 else f"{self.repeats} times, seed {self.seed}"
+        alone = self.excluded_vehicles
+        left_out = f"{alone:,} left out ({EXCLUSION})" if alone else "no vehicle left out"
         return (
             f"{self.name}: {self.rule}; {self.probes:,} probes against {self.gallery:,} pictures of "
-            f"{self.vehicles:,} vehicles, {times}; {self.excluded_vehicles:,} left out ({EXCLUSION})"
+            f"{self.vehicles:,} vehicles, {times}; {left_out}"
         )
 
 
