@@ -212,6 +212,7 @@ def _vehicle(spec: ArchiveSpec, number: int) -> Vehicle:
     return make_vehicle(model, _paint(spec, number), _rng(spec, 8, number))
 
 
+@lru_cache(maxsize=1024)
 def _paint(spec: ArchiveSpec, number: int) -> int:
     shares = _model(spec, number // spec.vehicles_per_model).paint_shares
     return int(_rng(spec, 9, number).choice(len(shares), p=shares))
