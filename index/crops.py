@@ -1,6 +1,7 @@
 """The identity of crops, and the one form of a manifest."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from index.schemas import MANIFEST_SCHEMA
 from infra.errors import DuplicateCropId, SchemaMismatch
 
 _DIGEST_ROWS = 65_536
+_TAKEN_ROWS = 1_000_000
 _63_BITS = (1 << 63) - 1
 _LABELS = {"vehicle_id", "model_id"}
 
@@ -37,7 +39,7 @@ def canonical(manifest: pa.Table) -> pa.Table:
     # S3 lists in order, so most manifests need no sort.
     if pc.all(pc.less(uris[:-1], uris[1:]), min_count=0).as_py():
         return table
-    return table.take(pc.sort_indices(table, [("uri", "ascending"), ("last_modified", "descending")]))
+    return _taken(table, pc.sort_indices(table, [("uri", "ascending"), ("last_modified", "descending")]))
 
 
 def check_unique(manifest: pa.Table) -> tuple[pa.Table, int]:
@@ -50,8 +52,9 @@ def check_unique(manifest: pa.Table) -> tuple[pa.Table, int]:
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if not again.size:
         return manifest, 0
-    before = manifest["uri"].take(pa.array(order[again]))
-    after = manifest["uri"].take(pa.array(order[again + 1]))
+    uris = manifest.select(["uri"])
+    before = _taken(uris, pa.array(order[again]))["uri"]
+    after = _taken(uris, pa.array(order[again + 1]))["uri"]
     collided = np.flatnonzero(np.asarray(pc.not_equal(before, after)))
     if collided.size:
         pairs = [f"{ids[order][again[i]]} ({before[int(i)]} and {after[int(i)]})" for i in collided[:10]]
@@ -77,3 +80,14 @@ def manifest_digest(manifest: pa.Table) -> str:
             else:
                 digest.update(np.asarray(pc.fill_null(column, 0)).tobytes())
     return digest.hexdigest()
+
+
+def _taken(table: pa.Table, places: Any) -> pa.Table:
+    # Arrow joins all chunks to take from them, and 2 GB of text (25 million crops) is too long for one string
+    # array: hence the detour over large strings and back in pieces.
+    large = [
+        (field.name, pa.large_string() if field.type == pa.string() else field.type) for field in table.schema
+    ]
+    joined = table.cast(pa.schema(large)).combine_chunks()
+    pieces = [joined.take(places.slice(at, _TAKEN_ROWS)) for at in range(0, len(places), _TAKEN_ROWS)]
+    return pa.concat_tables([table.schema.empty_table(), *(piece.cast(table.schema) for piece in pieces)])
