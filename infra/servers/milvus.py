@@ -12,6 +12,7 @@ import secrets
 import shutil
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +46,7 @@ class MilvusServer:
         names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "etcdPeer", "metrics")
         self._gateway_port = 0
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.token = "" if self.network else f"root:{secrets.token_urlsafe(24)}"
+        self.token = "" if self.network else f"root:{_password(folder)}"
         self._process: ServerProcess | None = None
 
     @classmethod
@@ -115,6 +116,13 @@ class MilvusServer:
                 f"Milvus did not start in {self.folder}: {words}", remedy=f"Read {self.log}."
             )
 
+        if self.network is None:
+            warnings.warn(
+                f"Milvus at {self.uri} listens on all interfaces, protected by a generated password only: "
+                "no root or no iproute2 here to give it a network of its own",
+                stacklevel=2,
+            )
+
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would. `restart` brings it back."""
         if self._process is not None:
@@ -139,38 +147,25 @@ class MilvusServer:
             self._write_settings()
 
     def _serves(self) -> bool:
-        from pymilvus import MilvusClient, MilvusException
-
-        try:
-            if self.token:
-                self._set_password()
-            client = MilvusClient(self.uri, token=self.token, timeout=5)
-            try:
-                client.list_collections()
-            finally:
-                client.close()
-        except MilvusException:
-            time.sleep(0.2)
-            return False
-        return True
-
-    def _set_password(self) -> None:
+        import grpc  # type: ignore[import-untyped]
         from pymilvus import MilvusClient, MilvusException
 
         password = self.token.partition(":")[2]
         try:
-            client = MilvusClient(self.uri, token=_FACTORY_TOKEN, timeout=5)
-        except MilvusException:
-            return  # set by an earlier start
-        try:
-            client.update_password("root", _FACTORY_TOKEN.partition(":")[2], password)
-        finally:
-            client.close()
-        warnings.warn(
-            f"Milvus at {self.uri} listens on all interfaces, protected by a generated password only: "
-            "no root or no iproute2 here to give it a network of its own",
-            stacklevel=2,
-        )
+            if password and not self._password_set.exists():
+                with closing(MilvusClient(self.uri, token=_FACTORY_TOKEN, timeout=5)) as client:
+                    client.update_password("root", _FACTORY_TOKEN.partition(":")[2], password)
+                self._password_set.touch()
+            with closing(MilvusClient(self.uri, token=self.token, timeout=5)) as client:
+                client.list_collections()
+        except (MilvusException, grpc.RpcError):  # a refused password comes as the latter
+            time.sleep(0.2)
+            return False
+        return True
+
+    @property
+    def _password_set(self) -> Path:
+        return self.folder / "password-is-set"
 
     def _write_settings(self) -> None:
         configs = self.folder / "configs"
@@ -235,6 +230,14 @@ class MilvusServer:
             "cloudProvider": "aws",
             "region": storage.settings.region,
         }
+
+
+def _password(folder: Path) -> str:
+    path = folder / "password"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(24))
+    return path.read_text()
 
 
 def _package() -> Path:

@@ -111,13 +111,13 @@ def free_ports(count: int) -> list[int]:
     raise BadSetting(f"no {count} free ports in {_PORTS.start}-{_PORTS.stop - 1}", remedy="End old servers.")
 
 
-def answers(url: str, *, good: Sequence[int] = (200,)) -> bool:
-    """Whether a GET is answered within 2 s with one of these statuses. No proxy is asked."""
+def answers(url: str, *, good: int = 200, containing: bytes = b"") -> bool:
+    """Whether a GET is answered within 2 s with this status and these bytes. No proxy is asked."""
     try:
         with _DIRECT.open(url, timeout=2) as reply:
-            return reply.status in good
+            return bool(reply.status == good) and containing in reply.read()
     except urllib.error.HTTPError as refused:
-        return refused.code in good
+        return refused.code == good
     except OSError:
         return False
 

@@ -52,7 +52,8 @@ class SeaweedFs:
             server = cls(folder, settings, reader, ports["filer"])
             server.ports += ports.values()
             process = server._run("seaweedfs", _server_arguments(folder, ports))
-            if process.wait_until(partial(_is_ready, endpoint), seconds=_START_SECONDS):
+            master = f"http://127.0.0.1:{ports['master']}"
+            if process.wait_until(partial(_is_whole, endpoint, master), seconds=_START_SECONDS):
                 return server
             server.stop()
         raise StoreUnreachable(
@@ -154,7 +155,12 @@ def _server_arguments(folder: Path, ports: dict[str, int]) -> list[str]:
 
 def _is_ready(endpoint: str) -> bool:
     # 403: the S3 side is up, has read its keys, and refuses us because this request has none.
-    return answers(endpoint, good=(403,))
+    return answers(endpoint, good=403)
+
+
+def _is_whole(endpoint: str, master: str) -> bool:
+    # After a restart the S3 side may be up before the master knows where the volumes are.
+    return _is_ready(endpoint) and answers(f"{master}/dir/status", containing=b'"DataNodes":[{')
 
 
 def _socket(folder: Path, kind: str, port: int) -> str:
