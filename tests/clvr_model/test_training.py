@@ -1,0 +1,291 @@
+"""Training does what the paper says, stops when it diverges, and resumes exactly.
+
+Pictures of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clvr_model.network import Clvr
+from clvr_model.recipe import Stage
+from clvr_model.training import (
+    Batch,
+    TrainingState,
+    cached_batches,
+    epoch_order,
+    evaluate,
+    make_optimizer,
+    mirrored,
+    pooled_features,
+    train_epoch,
+    train_stage,
+    train_step,
+)
+from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
+
+WARMUP = Stage("warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
+TARGET = Stage("target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
+PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
+CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
+SEED = 11
+
+
+def _network(seed: int = 1) -> Clvr:
+    return Clvr(3, feature_dim=8, seed=seed)
+
+
+def _batches(stage: int, batch: int = 2, pictures: int = 6) -> Callable[[int], Iterable[Batch]]:
+    def of(epoch: int) -> Iterable[Batch]:
+        order = torch.from_numpy(epoch_order(pictures, seed=SEED, stage=stage, epoch=epoch))
+        return [(PICTURES[rows], CLASSES[rows]) for rows in order.split(batch)]
+
+    return of
+
+
+def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 500), st.integers(0, 2**63 - 1), st.integers(0, 3), st.integers(0, 100))
+def test_an_epochs_order_is_a_permutation_and_repeatable(
+    count: int, seed: int, stage: int, epoch: int
+) -> None:
+    order = epoch_order(count, seed=seed, stage=stage, epoch=epoch)
+    assert sorted(order.tolist()) == list(range(count))
+    assert np.array_equal(order, epoch_order(count, seed=seed, stage=stage, epoch=epoch))
+
+
+def test_epochs_stages_and_seeds_have_orders_of_their_own() -> None:
+    orders = {
+        tuple(epoch_order(50, seed=seed, stage=stage, epoch=epoch).tolist())
+        for seed in (0, 1)
+        for stage in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 8
+
+
+def test_the_frozen_stage_changes_the_head_alone_and_no_batch_statistics() -> None:
+    network, before = _network(), _network()
+    result = train_epoch(network, make_optimizer(network, WARMUP), _batches(0)(0), WARMUP)
+    assert _equal(network.backbone, before.backbone)
+    assert not torch.equal(network.head.dense.weight, before.head.dense.weight)
+    assert (result.stage, result.epoch, result.pictures) == ("warmup", 0, 6)
+    assert 0 <= result.accuracy <= 1
+
+
+def test_the_second_stage_changes_all_layers() -> None:
+    network, before = _network(), _network()
+    make_optimizer(network, WARMUP)  # what the first stage froze, the second frees
+    train_step(network, make_optimizer(network, TARGET), PICTURES[:2], CLASSES[:2])
+    changed = [
+        name
+        for (name, value), old in zip(network.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(value, old)
+    ]
+    assert {"backbone.Conv2d_1a_3x3.conv.weight", "head.classifier.weight"} <= set(changed)
+
+
+def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
+    plain = _network()
+    results = train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
+
+    kept = _network()
+    cache = pooled_features(kept, [(PICTURES[:4], CLASSES[:4]), (PICTURES[4:], CLASSES[4:])])
+    assert cache[0].shape == (6, 2048)
+
+    def batches_of(epoch: int) -> Iterable[Batch]:
+        return cached_batches(cache, epoch_order(6, seed=SEED, stage=0, epoch=epoch), 2)
+
+    make_optimizer(kept, WARMUP)
+    from_cache = train_stage(kept.head, make_optimizer(kept.head, WARMUP), WARMUP, batches_of)
+    for name, value in plain.head.state_dict().items():
+        # RMSprop divides by the gradient's size, which enlarges rounding where a gradient is tiny.
+        assert torch.allclose(value, kept.head.state_dict()[name], atol=2e-4), name
+    for a, b in zip(results, from_cache, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-3)
+
+
+def test_portions_of_a_batch_give_the_whole_batchs_gradient() -> None:
+    pooled = torch.rand(7, 2048, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    stage = replace(TARGET, lr=0.01)
+    whole, portions = _network().head, _network().head
+    a = train_step(whole, make_optimizer(whole, stage), pooled, classes)
+    b = train_step(portions, make_optimizer(portions, stage), pooled, classes, micro_batch=3)
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, portions.state_dict()[name], atol=1e-6), name
+    assert a.loss == pytest.approx(b.loss, rel=1e-5)
+    assert (a.correct, a.pictures) == (b.correct, b.pictures)
+
+
+def test_the_head_learns_what_can_be_learnt() -> None:
+    classes = torch.arange(60) % 3
+    pooled = torch.rand(60, 2048, generator=torch.Generator().manual_seed(0))
+    pooled[torch.arange(60), classes] += 5
+    head = Clvr(3, feature_dim=64, seed=1).head
+    stage = replace(WARMUP, epochs=15)
+    results = train_stage(
+        head,
+        make_optimizer(head, stage),
+        stage,
+        lambda epoch: cached_batches((pooled, classes), epoch_order(60, seed=SEED, stage=0, epoch=epoch), 20),
+    )
+    assert results[-1].loss < results[0].loss
+    assert evaluate(head, [(pooled, classes)], 3).micro > 0.9
+
+
+def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
+    head, stage = _network().head, replace(WARMUP, epochs=3)
+    good = torch.rand(2, 2048)
+    batches = [(good, CLASSES[:2]), (good * torch.nan, CLASSES[:2])]
+    with pytest.raises(TrainingDiverged, match=r"stage warmup, epoch 2, batch 2: the loss is nan"):
+        train_stage(head, make_optimizer(head, stage), stage, lambda epoch: batches[: epoch + 1])
+    assert all(torch.isfinite(parameter).all() for parameter in head.parameters())
+
+
+def test_a_stage_without_pictures_is_refused() -> None:
+    head = _network().head
+    with pytest.raises(BadInput, match="nothing to train on"):
+        train_epoch(head, make_optimizer(head, WARMUP), [], WARMUP)
+    with pytest.raises(BadInput, match="nothing to train on"):
+        pooled_features(_network(), [])
+    with pytest.raises(BadInput, match="nothing to evaluate on"):
+        evaluate(head, [], 3)
+
+
+def test_a_stage_of_no_epochs_does_nothing() -> None:
+    head = _network().head
+    stage = replace(WARMUP, epochs=0)
+    assert train_stage(head, make_optimizer(head, stage), stage, lambda epoch: []) == []
+
+
+def test_mirroring_mirrors_some_and_is_repeatable() -> None:
+    pictures = torch.cat([PICTURES] * 6)
+
+    def draw() -> torch.Tensor:
+        return mirrored(pictures, torch.Generator().manual_seed(3))
+
+    drawn = draw()
+    assert torch.equal(drawn, draw())
+    kept = [torch.equal(a, b) for a, b in zip(drawn, pictures, strict=True)]
+    turned = [torch.equal(a, b.flip(1)) for a, b in zip(drawn, pictures, strict=True)]
+    assert all(a != b for a, b in zip(kept, turned, strict=True))
+    assert 0 < sum(kept) < len(kept)
+
+
+def test_evaluation_counts_by_class() -> None:
+    head = _network().head
+    with torch.no_grad():  # always says class 1
+        head.classifier.weight.zero_()
+        head.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    pooled = torch.rand(5, 2048)
+    result = evaluate(head, [(pooled[:2], torch.tensor([1, 0])), (pooled[2:], torch.tensor([1, 1, 0]))], 3)
+    assert result.micro == pytest.approx(0.6)
+    assert result.macro == pytest.approx(0.5)
+    assert result.per_class[:2].tolist() == [0.0, 1.0]
+    assert np.isnan(result.per_class[2])
+    assert result.pictures == 5
+
+
+def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
+    straight = _network()
+    optimizer = make_optimizer(straight, TARGET)
+    train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3), number=1)
+
+    killed = _network()
+    optimizer = make_optimizer(killed, TARGET)
+    history = [train_epoch(killed, optimizer, _batches(1, batch=3, pictures=3)(0), TARGET, number=1)]
+    TrainingState.capture(killed, optimizer, stage=1, epoch=1, seed=SEED, history=history).save(tmp_path)
+
+    state = TrainingState.load(tmp_path)
+    resumed = _network(seed=99)
+    optimizer = make_optimizer(resumed, TARGET)
+    state.restore(resumed, optimizer)
+    assert (state.stage, state.epoch, state.seed) == (1, 1, SEED)
+    assert state.history[0]["loss"] == history[0].loss
+    train_stage(
+        resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), number=1, first_epoch=state.epoch
+    )
+    assert _equal(straight, resumed)
+
+
+def test_an_rmsprop_state_survives_too(tmp_path: Path) -> None:
+    head, copy = _network().head, _network(seed=5).head
+    pooled = torch.rand(4, 2048)
+    optimizer, other = make_optimizer(head, WARMUP), make_optimizer(copy, WARMUP)
+    train_step(head, optimizer, pooled, CLASSES[:4])
+    TrainingState.capture(head, optimizer, stage=0, epoch=1, seed=0).save(tmp_path)
+    TrainingState.load(tmp_path).restore(copy, other)
+    for module, opt in ((head, optimizer), (copy, other)):
+        train_step(module, opt, pooled, CLASSES[:4])
+    assert _equal(head, copy)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    head = _network().head
+    TrainingState.capture(head, None, stage=1, epoch=0, seed=0).save(tmp_path)
+    return tmp_path
+
+
+def test_between_two_stages_there_is_no_optimizer(saved: Path) -> None:
+    head = _network(seed=5).head
+    TrainingState.load(saved).restore(head, make_optimizer(head, TARGET))
+    assert _equal(head, _network().head)
+
+
+@pytest.mark.parametrize("damage", ["no values", "no tensors", "truncated", "altered", "not json", "no seed"])
+def test_a_damaged_state_is_refused(saved: Path, damage: str) -> None:
+    values, tensors = saved / "state.json", saved / "state.safetensors"
+    data = tensors.read_bytes()
+    match damage:
+        case "no values":
+            values.unlink()
+        case "no tensors":
+            tensors.unlink()
+        case "truncated":
+            tensors.write_bytes(data[:-10])
+        case "altered":
+            tensors.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "not json":
+            values.write_text("{")
+        case "no seed":
+            stored = json.loads(values.read_text())
+            del stored["seed"]
+            values.write_text(json.dumps(stored))
+    with pytest.raises(BadCheckpoint, match="no whole training state"):
+        TrainingState.load(saved)
+
+
+def test_the_state_of_another_network_is_refused(saved: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="does not fit"):
+        TrainingState.load(saved).restore(Clvr(4, feature_dim=8).head)
+
+
+def test_a_wrapped_network_is_trained_like_a_plain_one() -> None:
+    class Wrapper(torch.nn.Module):  # as DistributedDataParallel wraps
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x)
+
+    plain, inner = _network(), _network()
+    wrapped = Wrapper(inner)
+    train_epoch(plain, make_optimizer(plain, WARMUP), _batches(0)(0), WARMUP)
+    train_epoch(wrapped, make_optimizer(wrapped, WARMUP), _batches(0)(0), WARMUP)
+    assert _equal(plain, inner)
+    state = TrainingState.capture(wrapped, None, stage=0, epoch=1, seed=0)
+    assert state.network.keys() == plain.state_dict().keys()
