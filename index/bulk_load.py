@@ -54,6 +54,8 @@ def load_runs(
 
     The alias does not move: see promote. A load of this alias that was interrupted is dropped first, and one
     that fails is dropped too, because Milvus cannot tell a lost import from one that is still running.
+    Two loads of one alias must not run at once, for each would take the other for an interrupted one: the
+    caller holds a lock.
     Raises what `plan_load` raises, IndexRefused, IndexUnreachable, ImportFailed, and CountMismatch if
     count(*) does not come to the number of rows.
     """
@@ -263,5 +265,5 @@ def _dropped_on_failure(milvus: Milvus, store: Store, generation: Generation) ->
 
 def _discard(milvus: Milvus, store: Store, name: str) -> None:
     if name in milvus.call("list_collections"):
-        milvus.call("drop_collection", name)
+        milvus.call("drop_collection", name, timeout=generations.DROP_SECONDS)
     generation_ledger.update(store, name, state="dropped")

@@ -13,6 +13,9 @@ from index.schemas import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES, SHARD_VE
 from infra.errors import BadInput, BadSetting, FingerprintMismatch, IndexRefused, SchemaMismatch
 from infra.store import Store
 
+DROP_SECONDS = 180.0
+"""How long a drop may take: for a minute after a crash, 2.3.5 waits for the sessions of its dead self."""
+
 _FACTS = "clvr.generation"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LOAD_FIRST = "Build one with `clvr load`, then make it live with `clvr promote`."
@@ -216,7 +219,7 @@ def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> Non
         raise BadInput(f"{name} is {role}", remedy="Promote another one first, or force it.")
     for alias in aliases:
         milvus.call("drop_alias", alias)
-    milvus.call("drop_collection", name)
+    milvus.call("drop_collection", name, timeout=DROP_SECONDS)
     generation_ledger.update(store, name, state="dropped")
 
 

@@ -14,6 +14,7 @@ from infra.errors import BadSetting, ClvrError, IndexRefused, IndexUnreachable, 
 ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
 
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+_CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _START_IT = "Start Milvus, or correct its address (CLVR_MILVUS_URI); `clvr doctor` tries each part."
 
@@ -213,10 +214,11 @@ def _translated(error: Exception, where: str) -> ClvrError:
         return error
     text = str(getattr(error, "message", "") or error).splitlines()
     status = _status_of(error)
-    if status in _UNREACHABLE or isinstance(error, (ConnectionError, TimeoutError)):
-        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
     if status in _DENIED:
         return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
+    lost = status in _UNREACHABLE or getattr(error, "code", None) == _CONNECT_FAILED
+    if lost or isinstance(error, (ConnectionError, TimeoutError)):
+        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
     return IndexRefused(f"{where}: {text[0][:300] if text else type(error).__name__}")
 
 
