@@ -27,10 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
+def _sweep() -> None:
+    """Remove what sessions that were killed left behind; their servers died with them."""
+    for folder in Path(tempfile.gettempdir()).glob("clvr-[0-9]*-*"):
+        if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
     # Not pytest's own: its paths are too long for SeaweedFS' sockets, and it keeps the last three.
-    folder = Path(tempfile.mkdtemp(prefix="clvr-"))
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"clvr-{os.getpid()}-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -115,13 +115,15 @@ class SeaweedFs:
             Path(f"/tmp/seaweedfs-{kind}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
 
     def _run(self, name: str, arguments: list[str]) -> ServerProcess:
+        # Its default, seven volumes a bucket, leaves room for some 40 buckets; then every PUT gets a 500.
+        one_volume_a_bucket = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
         # Keys are in s3.json only: neither in argv nor in the environment, which `ps` shows.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         process = ServerProcess(
             [program("weed"), *arguments],
             log=self.folder / f"{name}.log",
             folder=self.folder,
-            environment=environment,
+            environment=environment | one_volume_a_bucket,
         )
         self._processes.append(process)
         return process
@@ -138,7 +140,7 @@ def _server_arguments(folder: Path, ports: dict[str, int]) -> list[str]:
         "-master.electionTimeout=1s",
         "-master.telemetry=false",
         f"-volume.port={ports['volume']}",
-        "-volume.max=0",
+        "-volume.max=4096",
         "-volume.preStopSeconds=0",
         f"-filer.port={ports['filer']}",
         f"-filer.localSocket={_socket(folder, 'filer', ports['filer'])}",
