@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.distances import Frame, Kernel, Placed, choose_kernel, error_bound, exact_squared, outward
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
-_PROBES_AT_ONCE = 512  # with 4096 gallery rows, 8 MiB of scores: they stay in cache while they are compared
+_PROBES_AT_ONCE = 512  # with 2048 gallery rows, 4 MiB of scores: they stay in cache while they are compared
 _SORT_FROM = 24  # true matches of a probe, from which one sort of a row is cheaper than a comparison for each
 
 
@@ -66,7 +66,7 @@ def cmc(
     gallery: Labelled,
     *,
     max_rank: int = 50,
-    block: int = 4096,
+    block: int = 2048,
     same_camera_is_junk: bool = False,
     skip_unmatched: bool = False,
     device: str = "cpu",
@@ -193,15 +193,19 @@ def _others_before(
     frame = Frame.around(probes.features, gallery.features)
     kernel = choose_kernel(device, work=float(probes.features.size) * len(gallery.features))
     blocks = list(_probe_blocks(probes, gallery, pairs, matches, frame, kernel))
+    # Scores and comparisons get room once: fresh arrays would cost their page faults each time.
+    rooms = torch.empty(2, _PROBES_AT_ONCE * block, device=kernel.device)
     for start in range(0, len(gallery.features), block):
         placed = frame.place(gallery.features[start : start + block])
         loaded = kernel.gallery(placed)
         for some in blocks:
-            scores = kernel.scores(some.loaded, loaded)
+            shape = len(some.rows), len(placed.squares)
+            out, hit = (room[: shape[0] * shape[1]].view(shape) for room in rooms)
+            scores = kernel.scores(some.loaded, loaded, out)
             low, high = np.searchsorted(some.same[1], [start, start + len(placed.squares)])
             own_row, own_entry = torch.from_numpy(some.same[:, low:high])
             scores[own_row.to(scores.device), (own_entry - start).to(scores.device)] = torch.inf
-            _count(some, scores, placed, start, frame, probes, gallery)
+            _count(some, scores, hit, placed, start, frame, probes, gallery)
     closer = np.empty(int(matches.sum()), dtype=np.int64)
     first = np.cumsum(matches) - matches
     for some in blocks:
@@ -254,6 +258,7 @@ def _probe_blocks(
 def _count(
     some: _ProbeBlock,
     scores: torch.Tensor,
+    hit: torch.Tensor,
     placed: Placed,
     start: int,
     frame: Frame,
@@ -264,7 +269,7 @@ def _count(
     scaled = (some.limit * float(frame.scale) ** 2 - some.squares[:, None]) / 2
     error = error_bound(some.squares, placed)[:, None]
     low, high = (bound.to(scores.device) for bound in outward(scaled - error, scaled + error))
-    below, within = _tally(scores, low, high, some.active)
+    below, within = _tally(scores, hit, low, high, some.active)
     some.closer += np.where(np.isfinite(some.limit), below, 0)
     for nth in np.flatnonzero((below != within).any(axis=0)):
         rows = np.flatnonzero(below[:, nth] != within[:, nth])
@@ -280,9 +285,12 @@ def _count(
 
 
 def _tally(
-    scores: torch.Tensor, low: torch.Tensor, high: torch.Tensor, active: list[int]
+    scores: torch.Tensor, hit: torch.Tensor, low: torch.Tensor, high: torch.Tensor, active: list[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many scores of each row lie under `low`, and at or under `high`: two arrays (p, t)."""
+    """How many scores of each row lie under `low`, and at or under `high`: two arrays (p, t).
+
+    `hit` (p, n) is room for the comparisons.
+    """
     below, within = (np.zeros(tuple(low.shape), dtype=np.int64) for _ in range(2))
     if len(active) >= _SORT_FROM:
         ordered = torch.from_numpy(np.sort(scores.cpu().numpy(), axis=1))
@@ -292,7 +300,6 @@ def _tally(
             below[rows:, nth] = within[rows:, nth] = 0
         return below, within
     # Comparing into floats and summing those is three to eight times faster than through booleans.
-    hit = torch.empty_like(scores)
     for nth, rows in enumerate(active):
         at = slice(0, rows), slice(nth, nth + 1)
         below[:rows, nth] = torch.lt(scores[:rows], low[at], out=hit[:rows]).sum(1).cpu().numpy()

@@ -124,9 +124,9 @@ class Kernel:
         half = torch.from_numpy((placed.squares / 2).astype(np.float32))
         return placed.values.to(self.device).T, half.to(self.device)
 
-    def scores(self, probes: Any, gallery: Any) -> torch.Tensor:
-        """(p, n) float32 scores on the kernel's device."""
-        return torch.addmm(gallery[1], probes, gallery[0])
+    def scores(self, probes: Any, gallery: Any, out: torch.Tensor | None = None) -> torch.Tensor:
+        """(p, n) float32 scores on the kernel's device; `out` is used where that saves memory traffic."""
+        return torch.addmm(gallery[1], probes, gallery[0], out=out)
 
 
 class OneDnnKernel(Kernel):
@@ -147,7 +147,7 @@ class OneDnnKernel(Kernel):
         layer.bias = torch.nn.Parameter(half, requires_grad=False)
         return mkldnn.to_mkldnn(layer.eval())  # type: ignore[no-untyped-call]
 
-    def scores(self, probes: Any, gallery: Any) -> torch.Tensor:
+    def scores(self, probes: Any, gallery: Any, out: torch.Tensor | None = None) -> torch.Tensor:
         """(p, n) float32 scores."""
         return torch.as_tensor(gallery(probes).to_dense())
 

@@ -38,7 +38,7 @@ def reference(
     return np.array(ranks), float(np.mean(precisions or [0])), float(np.mean(penalties or [0]))
 
 
-def assert_equal(probes: Labelled, gallery: Labelled, *, junk: bool = False, block: int = 4096) -> None:
+def assert_equal(probes: Labelled, gallery: Labelled, *, junk: bool = False, block: int = 2048) -> None:
     ranks, mean_ap, mean_inp = reference(probes, gallery, same_camera_is_junk=junk)
     found = cmc(probes, gallery, block=block, max_rank=20, same_camera_is_junk=junk, skip_unmatched=True)
     assert found.ranks.tolist() == ranks.tolist()
