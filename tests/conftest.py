@@ -29,8 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _sweep() -> None:
     """Remove what sessions that were killed left behind; their servers died with them."""
-    for folder in Path(tempfile.gettempdir()).glob("clvr-[0-9]*-*"):
-        if not Path(f"/proc/{folder.name.split('-')[1]}").exists():
+    for folder in Path(tempfile.gettempdir()).glob("clvr-servers-*-*"):
+        if not Path(f"/proc/{folder.name.split('-')[2]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -38,7 +38,7 @@ def _sweep() -> None:
 def server_folder() -> Iterator[Path]:
     # Not pytest's own: its paths are too long for SeaweedFS' sockets, and it keeps the last three.
     _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"clvr-{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"clvr-servers-{os.getpid()}-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
