@@ -16,7 +16,7 @@ ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-_START_IT = "Start Milvus, or correct its address (CLVR_MILVUS_URI); `clvr doctor` tries each part."
+_START_IT = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
 
 
 @dataclass(frozen=True, slots=True)

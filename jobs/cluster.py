@@ -47,6 +47,18 @@ def gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """The ClvrError inside what Ray wrapped around it, else the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ClvrError):
+            return seen
+        failures = getattr(seen, "worker_failures", None)
+        inner = next(iter(failures.values()), None) if failures else getattr(seen, "cause", None)
+        seen = inner or seen.__cause__ or seen.__context__
+    return error
+
+
 def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -23,10 +23,11 @@ from index.labels import with_labels
 from index.ledger import RunSummary
 from index.manifest import survey_archive
 from index.runs import Run, find_unfinished
-from infra.errors import BudgetExceeded, ClvrError
+from infra.errors import BudgetExceeded
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.cluster import connect, cores
+from jobs.board import new_board, standing_of
+from jobs.cluster import connect, cores, root_cause
 from jobs.embed_part import PartReport, embed_part
 from jobs.labels import read_label_table
 from jobs.progress import Standing, console, progress
@@ -72,7 +73,7 @@ class _Tally:
         self.waiting_seconds += report.waiting_seconds
         self.model_seconds += report.model_seconds
         self.writing_seconds += report.writing_seconds
-        self.causes += report.causes
+        self.causes.update(report.causes)
 
     def check_budget(self, max_rate: float) -> None:
         seen = self.embedded + self.quarantined
@@ -83,21 +84,6 @@ class _Tally:
                 f"more than the {max_rate:.1%} that --max-quarantine-rate allows",
                 remedy="look at the causes; the same command with a higher rate continues where this stopped",
             )
-
-
-class _Board:
-    """Where actors pin up their counts, so that progress moves between the ends of parts."""
-
-    def __init__(self) -> None:
-        self.embedded = 0
-        self.quarantined = 0
-
-    def add(self, embedded: int, quarantined: int) -> None:
-        self.embedded += embedded
-        self.quarantined += quarantined
-
-    def read(self) -> tuple[int, int]:
-        return self.embedded, self.quarantined
 
 
 class _PartActor:
@@ -179,14 +165,9 @@ def _embed_parts(run: Run, request: EmbedRequest, settings: Settings, actors: in
     pending = run.pending_parts()
     if not pending:
         return tally
-    board = ray.remote(num_cpus=0)(_Board).remote()
     total = run.info.rows
     before = total - min(total, len(pending) * run.info.rows_per_part)
-
-    def standing() -> Standing:
-        embedded, quarantined = ray.get(board.read.remote())
-        note = f"{quarantined:,} quarantined" if quarantined else ""
-        return Standing(before + embedded + quarantined, total, note)
+    board = new_board(total, done=before)
 
     reports = ray.data.from_items(
         [{"part": part} for part in pending], override_num_blocks=len(pending)
@@ -203,11 +184,10 @@ def _embed_parts(run: Run, request: EmbedRequest, settings: Settings, actors: in
         },
     )
     try:
-        with progress("embed", "crops", standing):
+        with progress("embed", "crops", lambda: standing_of(board)):
             for batch in reports.iter_batches(batch_size=None, prefetch_batches=0):
                 for line in batch["report"]:
-                    fields = json.loads(str(line))
-                    tally.add(PartReport(**{**fields, "causes": Counter(fields["causes"])}))
+                    tally.add(PartReport(**json.loads(str(line))))
                 tally.check_budget(request.max_quarantine_rate)
     except Exception as error:
         raise root_cause(error) from error
@@ -233,13 +213,3 @@ def _compact(run: Run, settings: Settings) -> None:
 
 def _compact_shard(runs: str, run_id: str, shard: int) -> None:
     Run.open(open_store(runs), run_id).compact(shard)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The ClvrError inside what Ray wrapped around it, else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ClvrError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
-    return error

@@ -27,7 +27,7 @@ class PartReport:
     waiting_seconds: float = 0.0
     model_seconds: float = 0.0
     writing_seconds: float = 0.0
-    causes: Counter[str] = field(default_factory=Counter)
+    causes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ def embed_part(
     )
     report.writing_seconds = time.perf_counter() - ready
     tell()
-    report.causes = Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values())
+    report.causes = dict(Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values()))
     return report
 
 

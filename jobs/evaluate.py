@@ -5,18 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
-from index.labels import with_labels
+from clvr_model.checkpoint import read_card
 from index.protocols import ProtocolResult, evaluate_protocol
-from index.runs import Run
-from index.shards import read_shards, vectors_of
-from infra.errors import BadLabels
 from infra.settings import Settings
-from jobs.labels import read_label_table
+from jobs.labelled_run import LabelledRun, labelled_run
+from jobs.page import Story, write_page
 from jobs.progress import console
 from jobs.which import find_run
 
@@ -33,19 +26,7 @@ class EvaluateRequest:
     repeats: int = 10
     seed: int = 0
     html: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRun:
-    """The embedded crops of a run that carry a vehicle id, in the order of the shards."""
-
-    run: Run
-    crops: pa.Table  # crop_id, uri, camera_id, captured_at, model_id (predicted), model_confidence
-    features: NDArray[np.float32]  # (n, 1024)
-    vehicle_ids: NDArray[np.int64]  # (n,)
-    true_model_ids: NDArray[np.int64]  # (n,), -1 where unknown
-    unlabelled: int
-    lost: int  # labelled crops that have no embedding
+    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +70,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     Raises BadLabels if no embedded crop has a vehicle id, BadSetting for an unknown protocol.
     """
     run = find_run(request.run, settings)
-    labelled = labelled_run(run, request.labels)
+    labelled = labelled_run(run, request.labels, request.split)
     console.print(
         f"run {run.run_id}: {len(labelled.features):,} crops with a vehicle id, "
         f"{labelled.unlabelled:,} without, {labelled.lost:,} labelled but not embedded"
@@ -100,41 +81,18 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         )
         for name in request.protocols
     )
+    if request.html:
+        write_page(request.html, labelled, results, read_card(run.info.model), _story(run.run_id))
     return Evaluation(labelled, results)
 
 
-def labelled_run(run: Run, labels: str | None = None) -> LabelledRun:
-    """Join a finished run's shards with vehicle ids, from its manifest or from a label table.
-
-    Memory: the features of the labelled crops, 4 KB each. Raises BadLabels if none is labelled.
-    """
-    manifest = run.manifest()
-    if labels is not None:
-        manifest, _ = with_labels(manifest, read_label_table(labels), archive=run.info.archive)
-    known = manifest.filter(pc.is_valid(manifest["vehicle_id"]))
-    if not known.num_rows:
-        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id", remedy="give --labels")
-    ids = known["crop_id"].to_numpy()
-    order = np.argsort(ids)
-    batches, features, places = [], [], []
-    for batch in read_shards(run.store, run.shard_keys(), fingerprint=run.fingerprint):
-        crop_ids = batch.column("crop_id").to_numpy()
-        place = order[np.minimum(np.searchsorted(ids, crop_ids, sorter=order), len(ids) - 1)]
-        rows = np.flatnonzero(ids[place] == crop_ids)
-        features.append(vectors_of(batch)[rows])
-        places.append(place[rows])
-        batches.append(batch.drop_columns(["embedding"]).take(pa.array(rows)))
-    if not sum(map(len, places)):
-        raise BadLabels(f"no embedded crop of run {run.run_id} has a vehicle id", remedy="check the labels")
-    place = np.concatenate(places)
-    return LabelledRun(
-        run=run,
-        crops=pa.Table.from_batches(batches),
-        features=np.concatenate(features),
-        vehicle_ids=known["vehicle_id"].to_numpy()[place],
-        true_model_ids=pc.fill_null(known["model_id"], -1).to_numpy()[place].astype(np.int64),
-        unlabelled=run.summary.embedded - len(place),
-        lost=known.num_rows - len(place),
+def _story(run_id: str) -> Story:
+    return Story(
+        title="Who was seen where else",
+        lead="Vehicle re-identification by model-level features and plain L2 distance.",
+        dataset=f"run {run_id}",
+        note="These figures hold for this run, its labels and the protocols named beside them.",
+        command=f"clvr evaluate {run_id} --html PAGE",
     )
 
 

@@ -1,5 +1,6 @@
 """A stream of decoded pictures: many fetches in flight, decoding on threads, in bounded memory."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
-from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
-from infra.store import Fetched, Store
+from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
+from infra.store import Fetched, Store, open_store
 
-FETCH_CAUSES: dict[type[ClvrError], str] = {ObjectMissing: "missing", StoreDenied: "denied", ObjectChanged: "changed"}
+FETCH_CAUSES: dict[type[ClvrError], str] = {
+    ObjectMissing: "missing",
+    StoreDenied: "denied",
+    ObjectChanged: "changed",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +68,15 @@ def _decoded(fetched: Fetched | ClvrError, expected_etag: str) -> NDArray[np.uin
         return decode(fetched.data)
     except UnreadablePicture as error:
         return Failure("decode", error.cause, error.message)
+
+
+def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:
+    """Open the deepest folder that holds all the URIs, and return their keys in it.
+
+    Raises BadInput where they have none in common, such as two buckets.
+    """
+    folder = os.path.commonpath([uri.rpartition("/")[0] for uri in uris]).replace("s3:/", "s3://", 1)
+    if folder in ("", "/", "s3://", "s3:"):
+        raise BadInput("the pictures lie in several buckets or disks", remedy="put them below one folder")
+    store = open_store(folder)
+    return store, [uri.removeprefix(folder).lstrip("/") for uri in uris]

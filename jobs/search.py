@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
 from index.filters import Filters
 from index.generations import live
+from index.manifest import crop_id_of
 from index.schemas import UNKNOWN_TIME
 from index.search import Hit, search
 from infra.errors import BadInput, BadSetting, UnreadablePicture
@@ -33,7 +33,6 @@ class SearchRequest:
     not_cameras: tuple[str, ...] = ()
     since: str | None = None
     until: str | None = None
-    html: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +100,18 @@ def search_picture(request: SearchRequest, settings: Settings) -> Found:
         not_cameras=request.not_cameras,
         captured_from=_epoch_ms("--from", request.since),
         captured_to=_epoch_ms("--to", request.until),
+        not_crop_ids=(_crop_id(request.picture),),
     )
     hits = search(
         milvus, settings.alias, features, fingerprint=checkpoint.fingerprint, top=request.top, filters=filters
     )[0]
-    found = Found(
+    return Found(
         probe=request.picture,
         generation=generation.name,
         fingerprint=checkpoint.fingerprint,
         hits=tuple(hits),
         model_names=dict(checkpoint.card.label_names),
     )
-    if request.html:
-        write_strip(request.html, found)
-    return found
 
 
 def read_picture(uri: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -136,6 +133,12 @@ def shown_time(captured_at: int) -> str:
     if captured_at == UNKNOWN_TIME:
         return "-"
     return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _crop_id(uri: str) -> int:
+    """What the probe is called in the index if it lies in the archive: it must not find itself."""
+    root, key = split_uri(uri)
+    return crop_id_of(open_store(root).uri_of(key))
 
 
 def _epoch_ms(flag: str, text: str | None) -> int | None:

@@ -1,0 +1,49 @@
+"""What every verb's command line shares: options, settings, and the way results are printed."""
+
+import json
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.settings import Settings, load_settings
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Runs = Annotated[str | None, typer.Option("--runs", help="URI of the folder that holds the runs.")]
+Milvus = Annotated[str | None, typer.Option("--milvus", help="http(s)://host:port, or a Milvus Lite file.")]
+Alias = Annotated[str | None, typer.Option("--alias", help="The alias that searches use.")]
+Ray = Annotated[str | None, typer.Option("--ray", help="Ray address; without one a local Ray is started.")]
+RunIds = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Run ids in --runs; `latest` is one too.")
+]
+
+
+_config_file: Path | None = None
+
+
+def use_config(file: Path | None) -> None:
+    """Take the settings file that was given before the verb."""
+    global _config_file
+    _config_file = file
+
+
+def config_file() -> Path | None:
+    """The settings file that was given before the verb."""
+    return _config_file
+
+
+def settings_of(**flags: Any) -> Settings:
+    """The settings in force, with this verb's flags on top. Raises BadSetting."""
+    return load_settings(flags, file=_config_file)
+
+
+def emit(result: Any, as_json: bool, text: str) -> None:
+    """Print a verb's result on stdout: one JSON document for machines, or text for people."""
+    if not as_json:
+        typer.echo(text)
+        return
+    data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    json.dump(data, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")

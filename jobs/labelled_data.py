@@ -1,0 +1,30 @@
+"""Where labelled pictures come from: the kinds of source that `clvr train` takes, told apart."""
+
+import hashlib
+
+import numpy as np
+
+from clvr_model.datasets.labelled import Labelled, read_folder, read_table
+from clvr_model.datasets.vehicleid import read_vehicleid
+from infra.store import open_store
+
+
+def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Labelled:
+    """Read pictures whose vehicle model is known.
+
+    data: a `.csv` or `.parquet` table (whose `key` column lies below `root`, and of which `split` picks the
+    rows of one split), a folder in VehicleID's layout, or a folder of one folder a model.
+    Raises BadLabels, EmptyArchive, StoreError.
+    """
+    if data.lower().endswith((".csv", ".parquet")):
+        return read_table(data, root=root, split=split).with_known_model()
+    if open_store(data).head("attribute/img2vid.txt") is not None:
+        return read_vehicleid(data, split or "train").with_known_model()
+    return read_folder(data)
+
+
+def data_digest(labelled: Labelled) -> str:
+    """SHA-256 over the URIs and the model ids, in order: equal data, equal digest."""
+    digest = hashlib.sha256("\n".join(labelled.uris).encode())
+    digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
+    return digest.hexdigest()
