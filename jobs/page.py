@@ -124,7 +124,7 @@ def _strips(labelled: LabelledRun, result: ProtocolResult, names: Mapping[int, s
             vehicle=str(labelled.vehicle_ids[row]),
             camera=crop["camera_id"],
             captured_at=crop["captured_at"],
-            model=names.get(crop["model_id"], str(crop["model_id"])),
+            model=names.get(crop["model_id"], f"model {crop['model_id']}"),
         )
 
     for probe, rank, rows, away in zip(probes, ranks[chosen], found, distances, strict=True):

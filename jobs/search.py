@@ -60,7 +60,7 @@ class Found:
         table.add_column("vehicle model")
         table.add_column("crop", overflow="fold")
         for hit in self.hits:
-            name = self.model_names.get(hit.model_id, str(hit.model_id))
+            name = self.model_names.get(hit.model_id, f"model {hit.model_id}")
             table.add_row(
                 str(hit.rank),
                 f"{hit.distance:.3f}",
