@@ -246,6 +246,19 @@ class Store:
             except control.exceptions.BucketAlreadyOwnedByYou:
                 return
 
+    def copy_from(self, source: "Store", key: str, to: str) -> None:
+        """Copy an object of another store; between buckets of one server the bytes stay there."""
+        with self._translated(to), source._translated(key):
+            if source.local:
+                self.put(to, Path(source.uri_of(checked_key(key))))
+            elif self.local or source.settings.endpoint != self.settings.endpoint:
+                self.put(to, source.get(key))
+            else:
+                # boto3 copies what is larger than one request allows in parts.
+                self._control.copy(
+                    {"Bucket": source._bucket, "Key": source._whole(key)}, self._bucket, self._whole(to)
+                )
+
     def presigned_url(self, key: str, seconds: int) -> str:
         """Return a URL by which a browser may read one object for some seconds, without credentials."""
         checked_key(key)
@@ -262,6 +275,9 @@ class Store:
     @property
     def _prefix(self) -> str:
         return self.uri.removeprefix("s3://").partition("/")[2]
+
+    def _whole(self, key: str) -> str:
+        return f"{self._prefix}/{checked_key(key)}" if self._prefix else checked_key(key)
 
     @cached_property
     def _objects(self) -> LocalStore | S3Store:
