@@ -29,6 +29,14 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except ClvrError as error:
             _fail(error, debug=bool(ctx.params.get("debug")))
+        except Exception as error:
+            if type(error).__module__.startswith("typer"):  # its own: usage errors, --help
+                raise
+            unexpected = ClvrError(
+                f"unexpected: {type(error).__name__}: {error}",
+                remedy="run `clvr --debug …` for the traceback, and report it",
+            )
+            _fail(unexpected.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
         except KeyboardInterrupt:
             typer.echo("interrupted; the same command continues where this stopped", err=True)
             raise SystemExit(130) from None
@@ -73,6 +81,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "rollback": generations.rollback,
     "generations": generations.generations,
     "search": searching.search,
+    "calibrate": searching.calibrate,
     "evaluate": evaluation.evaluate,
     "config": setup.show_config,
 }

@@ -23,7 +23,7 @@ from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.load import load_generation, promote_generation
 from jobs.page import Story, write_page
 from jobs.progress import console
-from jobs.search import SearchRequest, search_picture
+from jobs.search import RulesRequest, SearchRequest, search_pictures
 from jobs.train import Trained, TrainRequest, train_checkpoint
 
 SPACE_NEEDED = 300_000_000
@@ -94,7 +94,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         )
     with stages.stage(6, "search", "asking where one vehicle was seen"):
         probe = evaluation.labelled.crops["uri"][0].as_py()
-        found = search_picture(SearchRequest(probe, top=5), settings)
+        found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
     for text in (found.table(), evaluation.table()):
         console.print(text, soft_wrap=True)
 

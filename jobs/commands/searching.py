@@ -1,28 +1,93 @@
-"""The verb search."""
+"""The verbs search, calibrate, sweep, serve and audit."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.command_line import Alias, Json, Milvus, Runs, emit, settings_of
 
+Camera = Annotated[list[str] | None, typer.Option(help="Only these cameras.")]
+NotCamera = Annotated[list[str] | None, typer.Option(help="Not these cameras.")]
+Since = Annotated[str | None, typer.Option("--from", help="ISO time, UTC, inclusive.")]
+Until = Annotated[str | None, typer.Option("--to", help="ISO time, UTC, exclusive.")]
+Models = Annotated[list[str] | None, typer.Option("--model", help="Only this predicted vehicle model.")]
+SameCamera = Annotated[bool, typer.Option("--same-camera", help="Also the probe's own camera.")]
+EveryCrop = Annotated[bool, typer.Option("--every-crop", help="Each crop an answer, not each pass of a car.")]
+MaxDistance = Annotated[float | None, typer.Option(help="No answer farther than this (L2).")]
+Cameras = Annotated[str | None, typer.Option(help="CSV camera_id,lat,lon: travel time is judged.")]
+MaxSpeed = Annotated[float, typer.Option(help="km/h that nobody drives above.")]
+DropImpossible = Annotated[bool, typer.Option("--drop-impossible", help="Drop what is marked otherwise.")]
+Rerank = Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking of the first 100.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint (default: the one the run names).")]
+
 
 def search(
-    picture: Annotated[str, typer.Argument(help="A picture: a file or s3://…")],
-    model: Annotated[str | None, typer.Option(help="Checkpoint (default: the one the run names).")] = None,
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURE...", help="Of one vehicle: files, s3://…, crop:ID"),
+    ],
     top: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    camera: Annotated[list[str] | None, typer.Option(help="Only these cameras.")] = None,
-    not_camera: Annotated[list[str] | None, typer.Option(help="Not these cameras.")] = None,
-    since: Annotated[str | None, typer.Option("--from", help="ISO time, UTC.")] = None,
-    until: Annotated[str | None, typer.Option("--to", help="ISO time, UTC.")] = None,
+    camera: Camera = None,
+    not_camera: NotCamera = None,
+    since: Since = None,
+    until: Until = None,
+    model: Models = None,
+    same_model: Annotated[bool, typer.Option("--same-model", help="Only its own predicted model.")] = False,
+    same_camera: SameCamera = False,
+    every_crop: EveryCrop = False,
+    max_distance: MaxDistance = None,
+    cameras: Cameras = None,
+    max_speed: MaxSpeed = 150.0,
+    drop_impossible: DropImpossible = False,
+    seen: Annotated[str | None, typer.Option(help="Where and when: CAMERA@2026-11-22T18:30:05")] = None,
+    rerank: Rerank = False,
+    checkpoint: Checkpoint = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the crops.")] = None,
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
     as_json: Json = False,
 ) -> None:
-    """Find where a vehicle was seen. Example: clvr search probe.jpg --top 10"""
-    from jobs.search import SearchRequest, search_picture
+    """Find where a vehicle was seen. Example: clvr search probe.jpg --top 10 --html strip.html"""
+    from jobs.search import RulesRequest, SearchRequest, search_pictures
 
-    request = SearchRequest(picture, model, top, tuple(camera or ()), tuple(not_camera or ()), since, until)
-    found = search_picture(request, settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(found, as_json, found.table())
+    rules = RulesRequest(
+        top=top,
+        cameras=tuple(camera or ()),
+        not_cameras=tuple(not_camera or ()),
+        since=since,
+        until=until,
+        models=tuple(model or ()),
+        same_model=same_model,
+        same_camera=same_camera,
+        every_crop=every_crop,
+        max_distance=max_distance,
+        camera_file=cameras,
+        max_speed=max_speed,
+        drop_impossible=drop_impossible,
+        rerank=rerank,
+    )
+    request = SearchRequest(tuple(pictures), checkpoint, rules, seen, html)
+    found = search_pictures(request, settings_of(runs=runs, milvus=milvus, alias=alias))
+    emit(found.document(), as_json, found.table())
+
+
+def calibrate(
+    run: Annotated[str, typer.Argument(help="A run whose crops have vehicle ids, or `latest`.")],
+    labels: Annotated[str | None, typer.Option(help="CSV/Parquet: key or uri, vehicle_id.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of --labels, only rows of this split.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of strangers that may pass.")] = 0.01,
+    same_camera: SameCamera = False,
+    seed: int = 0,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what distances mean. Example: clvr calibrate latest --labels labels.csv"""
+    from dataclasses import asdict
+
+    from jobs.calibrate import CalibrateRequest, calibrate_run, calibration_text
+
+    request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed)
+    calibration = calibrate_run(request, settings_of(runs=runs))
+    emit(asdict(calibration), as_json, calibration_text(calibration))
