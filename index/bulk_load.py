@@ -3,26 +3,57 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-import pyarrow as pa
-
-from index import generation_ledger, generations
+from index import generation_ledger, generations, rows
+from index.forget import finish_begun
 from index.generations import Generation
-from index.load_plan import LoadPlan, PlannedShard, plan_load
+from index.import_jobs import GrpcImporter, Importer, import_files
+from index.import_source import import_source, in_bucket
+from index.load_plan import LoadPlan, plan_load
+from index.lock import ROWS, Lock, held
 from index.milvus import ImportInterface, Milvus
+from index.rest_import import RestImporter
 from index.runs import Run
-from index.shards import vectors_of, write_shard
-from infra.errors import BadSetting, ClvrError, CountMismatch, ImportFailed, IndexRefused, IndexUnreachable
+from index.tombstones import erased_ids
+from infra.errors import BadSetting, ClvrError, CountMismatch, IndexRefused
 from infra.store import Store
 
 Progress = Callable[[int, int], None]
+Target = Literal["auto"] | ImportInterface
 
-_INSERT_ROWS = 1000  # 4 MB of vectors; a request may have 64 MB, and larger batches were not faster
 _WORTH_IMPORTING = 20_000  # rows a shard: an import takes 2 s a file before its first row
 _PATIENCE = 180.0  # seconds that a count or an index build may stand still
 _POLL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a generation is filled.
+
+    `milvus_bucket`: 's3://name' of the server's own bucket, the only one that imports are read from; shards
+    elsewhere are copied there for the import. `latest_wins`: of a crop in two runs the later run's row is
+    taken; without it such a crop is an error. `progress`: called with rows done and rows in all. `note`:
+    called with what the server says meanwhile.
+    """
+
+    index_type: str = "auto"
+    target: Target = "auto"
+    milvus_bucket: str | None = None
+    latest_wins: bool = False
+    progress: Progress = lambda done, total: None
+    note: Callable[[str], None] = lambda text: None
+
+
+@dataclass(slots=True)
+class LoadTimes:
+    """Seconds of the steps of one load."""
+
+    check: float = 0.0
+    fill: float = 0.0
+    index: float = 0.0
+    ready: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +61,14 @@ class _Filling:
     milvus: Milvus
     generation: Generation
     plan: LoadPlan
-    bucket: str | None
-    progress: Progress
+    options: LoadOptions
+    lock: Lock
+    times: LoadTimes = field(default_factory=LoadTimes)
+
+    def progress(self, done: int, note: str = "") -> None:
+        self.lock.require()
+        self.options.progress(done, self.plan.rows)
+        self.options.note(note)
 
 
 def load_runs(
@@ -41,28 +78,45 @@ def load_runs(
     *,
     alias: str,
     index_type: str = "auto",
-    target: Literal["auto"] | ImportInterface = "auto",
+    target: Target = "auto",
     milvus_bucket: str | None = None,
     latest_wins: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Generation:
     """Build a new generation of the runs, given oldest first: validate, fill, index, load, count.
 
-    store: where the ledger lives, `generations/<name>.json`: the root store of the runs.
-    milvus_bucket: 's3://name' of the server's own bucket; shards in it can be imported instead of inserted.
-    progress: called with rows done and rows in all.
+    store: where the ledger, the locks and the tombstones live: the root store of the runs. Erased crops are
+    left out. The other arguments are those of LoadOptions.
 
     The alias does not move: see promote. A load of this alias that was interrupted is dropped first, and one
     that fails is dropped too, because Milvus cannot tell a lost import from one that is still running.
-    Two loads of one alias must not run at once, for each would take the other for an interrupted one: the
-    caller holds a lock.
-    Raises what `plan_load` raises, IndexRefused, IndexUnreachable, ImportFailed, and CountMismatch if
-    count(*) does not come to the number of rows.
+    Raises Locked if anything else changes rows right now; what `plan_load` raises; IndexRefused,
+    IndexUnreachable, ImportFailed, and CountMismatch if count(*) does not come to the number of rows.
     """
-    plan = plan_load(runs, latest_wins=latest_wins)
-    index = generations.index_spec(milvus, index_type, plan.rows)
-    chosen = choose_target(milvus, plan, target, milvus_bucket)
+    options = LoadOptions(index_type, target, milvus_bucket, latest_wins, progress)
+    with held(store, ROWS, f"a load of alias {alias}") as lock:
+        return build(milvus, store, runs, lock, alias=alias, options=options)
+
+
+def build(
+    milvus: Milvus,
+    store: Store,
+    runs: Sequence[Run],
+    lock: Lock,
+    *,
+    alias: str,
+    options: LoadOptions,
+    times: LoadTimes | None = None,
+) -> Generation:
+    """Do what `load_runs` does, for a caller that holds the lock on rows. Fills in `times`."""
+    times = times or LoadTimes()
+    with _timed(times, "check"):
+        generations.live(milvus, alias)  # an alias that belongs to somebody else is found out first
+        plan = plan_load(runs, latest_wins=options.latest_wins, erased=erased_ids(store))
+    index = generations.index_spec(milvus, options.index_type, plan.rows)
+    chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
     drop_interrupted(milvus, store, alias)
+    finish_begun(milvus, store)
     generation = generations.new_generation(
         milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
     )
@@ -82,129 +136,60 @@ def load_runs(
     )
     with _dropped_on_failure(milvus, store, generation):
         generations.create_collection(milvus, generation)
-        _FILL[chosen](_Filling(milvus, generation, plan, milvus_bucket, progress))
+        filling = _Filling(milvus, generation, plan, options, lock, times)
+        with _timed(times, "fill"):
+            _FILL[chosen](filling)
         # This order: an index of rows that are not flushed is none, and Milvus Lite searches such rows by
         # brute force; loading without an index makes it use cosine.
-        generations.create_index(milvus, generation)
-        _await_index(milvus, generation)
-        generations.ensure_loaded(milvus, generation)
-        _await_count(milvus, generation, plan.rows)
+        with _timed(times, "index"):
+            options.note("building the index")
+            generations.create_index(milvus, generation)
+            await_index(milvus, generation)
+        with _timed(times, "ready"):
+            options.note("loading")
+            generations.ensure_loaded(milvus, generation)
+            await_count(milvus, generation, plan.rows)
+        lock.require()
     generation_ledger.update(store, generation.name, state="ready")
     return generation
 
 
-def choose_target(
-    milvus: Milvus, plan: LoadPlan, target: Literal["auto"] | ImportInterface, bucket: str | None
-) -> ImportInterface:
-    """Return how the shards get into Milvus. Raises IndexRefused for a way that this server has not."""
+def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | None) -> ImportInterface:
+    """Return how the shards get into Milvus.
+
+    'auto' imports on a server whose bucket is named, if the shards are large enough to be worth it.
+    Raises IndexRefused for a way that this server has not, BadSetting for an import without a bucket.
+    """
     offered = milvus.capabilities.import_interface
-    reachable = bucket is not None and all(_in_bucket(shard, bucket) for shard in plan.shards)
     if target == "auto":
+        s3 = bucket is not None and all(not one.store.local or in_bucket(one, bucket) for one in plan.shards)
         large = plan.rows >= _WORTH_IMPORTING * len(plan.shards)
-        return "grpc_v1" if offered == "grpc_v1" and reachable and large else "stream_insert"
+        return offered if s3 and large else "stream_insert"
     if target == "stream_insert":
         return target
-    if target != offered or target not in _FILL:
+    if target != offered:
         raise IndexRefused(
             f"Milvus {milvus.capabilities.version} cannot be filled by {target}",
             remedy="Leave the target to 'auto', or choose stream_insert.",
         )
-    if not reachable:
+    if bucket is None:
         raise BadSetting(
-            f"the shards are not all in the server's own bucket ({bucket or 'not named'})",
-            remedy="Name it (CLVR_MILVUS_BUCKET), or choose stream_insert.",
+            "an import needs the server's own bucket, and it is not named",
+            remedy="Name it (CLVR_MILVUS_BUCKET=s3://…), or choose stream_insert.",
         )
     return target
 
 
-def drop_interrupted(milvus: Milvus, store: Store, alias: str) -> list[str]:
-    """Drop the generations of an alias whose load was cut off, and return their names."""
+def drop_interrupted(milvus: Milvus, store: Store, alias: str | None = None) -> list[str]:
+    """Drop the generations, of one alias or of all, whose load was cut off, and return their names."""
     cut_off = [entry.name for entry in generation_ledger.entries(store, alias) if entry.state == "loading"]
     for name in cut_off:
         _discard(milvus, store, name)
     return cut_off
 
 
-def _insert(filling: _Filling) -> None:
-    done = 0
-    for shard in filling.plan.shards:
-        for batch in shard.batches(_INSERT_ROWS):
-            rows = list(_as_rows(batch))
-            filling.milvus.call("insert", filling.generation.name, rows, timeout=120)
-            done += len(rows)
-            filling.progress(done, filling.plan.rows)
-    filling.milvus.call("flush", filling.generation.name, timeout=600)
-
-
-def _import(filling: _Filling) -> None:
-    done = 0
-    for number, shard in enumerate(filling.plan.shards):
-        if not shard.rows:
-            continue
-        with _importable(filling, shard, number) as key:
-            imported = _import_file(filling.milvus, filling.generation.name, key)
-        if imported != shard.rows:
-            raise ImportFailed(f"{key}: {imported:,} of {shard.rows:,} rows were imported")
-        done += imported
-        filling.progress(done, filling.plan.rows)
-
-
-_FILL: dict[ImportInterface, Callable[[_Filling], None]] = {"stream_insert": _insert, "grpc_v1": _import}
-
-
-def _as_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = [name for name in batch.schema.names if name != "embedding"]
-    columns = [batch.column(name).to_pylist() for name in names]
-    for values, vector in zip(zip(*columns, strict=True), vectors_of(batch), strict=True):
-        yield {**dict(zip(names, values, strict=True)), "embedding": vector}
-
-
-@contextmanager
-def _importable(filling: _Filling, shard: PlannedShard, number: int) -> Iterator[str]:
-    bucket = filling.bucket or ""
-    if not shard.superseded.size:
-        yield _bucket_key(shard.store.uri_of(shard.facts.key), bucket)
-        return
-    # Milvus imports whole files, so the rows that are still wanted go into one of their own.
-    key = f"generations/{filling.generation.name}/shard-{number:05d}.parquet"
-    write_shard(
-        shard.store, key, shard.batches(8192), fingerprint=filling.plan.fingerprint, run_id=shard.run_id
-    )
-    try:
-        yield _bucket_key(shard.store.uri_of(key), bucket)
-    finally:
-        shard.store.delete(key)
-
-
-def _import_file(milvus: Milvus, collection: str, key: str) -> int:
-    task = milvus.bulk_insert(collection, key)
-    while True:
-        try:
-            state = milvus.bulk_insert_state(task)
-        except IndexUnreachable as lost:
-            raise ImportFailed(
-                f"{key}: Milvus was lost during the import, so its outcome is unknown",
-                remedy="Load again: what is half there is dropped first.",
-            ) from lost
-        if state.state_name == "Completed":
-            return int(state.row_count)
-        if state.state_name.startswith("Failed"):
-            raise ImportFailed(
-                f"{key}: {state.failed_reason or state.state_name}",
-                remedy="Repair the cause, then load again.",
-            )
-        time.sleep(_POLL)
-
-
-def _in_bucket(shard: PlannedShard, bucket: str) -> bool:
-    return shard.store.uri_of(shard.facts.key).startswith(bucket.rstrip("/") + "/")
-
-
-def _bucket_key(uri: str, bucket: str) -> str:
-    return uri.removeprefix(bucket.rstrip("/") + "/")
-
-
-def _await_index(milvus: Milvus, generation: Generation) -> None:
+def await_index(milvus: Milvus, generation: Generation) -> None:
+    """Wait until the index holds all flushed rows. Raises IndexRefused if it fails or stands still."""
     waiting = _Patience(f"the index of {generation.name}")
     while True:
         said = milvus.call("describe_index", generation.name, "embedding")
@@ -221,18 +206,47 @@ def _await_index(milvus: Milvus, generation: Generation) -> None:
             ) from stuck
 
 
-def _await_count(milvus: Milvus, generation: Generation, rows: int) -> None:
+def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
+    """Wait until count(*) is as expected. Raises CountMismatch if it is higher, or stands still."""
     # "Completed" is not yet searchable: it took up to 18 s more on Milvus 2.3.5.
     waiting = _Patience(f"count(*) of {generation.name}")
-    while (found := generations.count(milvus, generation)) != rows:
+    while (found := generations.count(milvus, generation)) != expected:
         try:
-            if found > rows:
+            if found > expected:
                 raise TimeoutError(f"count(*) of {generation.name} is too high")
             waiting.for_change(found)
         except TimeoutError as stuck:
             raise CountMismatch(
-                f"{stuck}: {found:,} rows in the index, {rows:,} in the shards", remedy="Load again."
+                f"{stuck}: {found:,} rows in the index, {expected:,} in the shards", remedy="Load again."
             ) from stuck
+
+
+def _insert(filling: _Filling) -> None:
+    for done in rows.send(filling.milvus, "insert", filling.generation.name, filling.plan):
+        filling.progress(done)
+    filling.milvus.call("flush", filling.generation.name, timeout=600)
+
+
+def _import_by(importer: Importer, filling: _Filling) -> None:
+    bucket = filling.options.milvus_bucket or ""
+    with import_source(filling.plan, filling.generation.name, bucket) as files:
+        import_files(importer, filling.generation.name, files, filling.progress)
+
+
+def _import_grpc(filling: _Filling) -> None:
+    _import_by(GrpcImporter(filling.milvus), filling)
+
+
+def _import_rest(filling: _Filling) -> None:
+    with RestImporter(filling.milvus) as importer:
+        _import_by(importer, filling)
+
+
+_FILL: dict[ImportInterface, Callable[[_Filling], None]] = {
+    "stream_insert": _insert,
+    "grpc_v1": _import_grpc,
+    "rest_v2": _import_rest,
+}
 
 
 class _Patience:
@@ -250,6 +264,13 @@ class _Patience:
         if time.monotonic() - self._since > _PATIENCE:
             raise TimeoutError(f"{self._what} stands still")
         time.sleep(_POLL)
+
+
+@contextmanager
+def _timed(times: LoadTimes, step: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    setattr(times, step, time.monotonic() - begun)
 
 
 @contextmanager

@@ -20,8 +20,10 @@ _ATTEMPTS = 20
 class Entry:
     """One generation's state.
 
-    `rows` is what count(*) must be. `gate` holds the numbers of the last gate. `replaced` names what was
-    live when this one was promoted last; `promotions` lists every move of the alias to this one.
+    `rows` is what count(*) must be. `run_ids` are the runs that it holds now, `pending` those of an increment
+    that was begun and not finished. `changes` lists what came to it or was erased from it since it was built.
+    `gate` holds the numbers of the last gate. `replaced` names what was live when this one was promoted last;
+    `promotions` lists every move of the alias to this one.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Entry:
     gate: dict[str, Any] | None = None
     replaced: str | None = None
     promotions: tuple[dict[str, Any], ...] = ()
+    changes: tuple[dict[str, Any], ...] = ()
+    pending: tuple[str, ...] = ()
 
 
 def create(store: Store, entry: Entry) -> None:
@@ -67,11 +71,13 @@ def update(store: Store, name: str, **changes: Any) -> Entry | None:
     raise ObjectChanged(f"{store.uri_of(_key(name))} changes all the time", remedy="Try again later.")
 
 
-def entries(store: Store, alias: str) -> Iterator[Entry]:
-    """Yield the entries of an alias, in no order."""
+def entries(store: Store, alias: str | None = None) -> Iterator[Entry]:
+    """Yield the entries of an alias, or of all, in no order."""
     for found in store.list("generations"):
+        if not found.key.endswith(".json") or found.key.count("/") != 1:
+            continue  # a shard that waits for its import
         entry = _decoded(store.get(found.key), store.uri_of(found.key))
-        if entry.alias == alias:
+        if alias in (None, entry.alias):
             yield entry
 
 
@@ -90,7 +96,8 @@ def _encoded(entry: Entry) -> bytes:
 
 def _decoded(data: bytes, where: str) -> Entry:
     try:
-        said = json.loads(data)
-        return Entry(**{**said, "run_ids": tuple(said["run_ids"]), "promotions": tuple(said["promotions"])})
-    except (ValueError, KeyError, TypeError) as error:
+        said: dict[str, Any] = json.loads(data)
+        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+        return Entry(**(said | lists))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SchemaMismatch(f"{where} is no ledger entry of a generation: {error}") from error

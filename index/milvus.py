@@ -4,17 +4,22 @@ import fcntl
 import logging
 import re
 import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from infra.errors import BadSetting, ClvrError, IndexRefused, IndexUnreachable, Locked
+
+if TYPE_CHECKING:
+    import httpx2
 
 ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
 
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
+_NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _START_IT = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
 
@@ -24,6 +29,7 @@ class Capabilities:
     """What one version of Milvus does without hanging, and how shards get into it."""
 
     version: str
+    number: tuple[int, int, int]
     lite: bool
     index_types: frozenset[str]
     import_interface: ImportInterface
@@ -37,30 +43,45 @@ def capabilities_of(version: str, *, lite: bool) -> Capabilities:
     allocates probes x rows x 4 KiB. Measured on milvus-lite 3.2.2 and Milvus 2.3.5; later versions are
     taken from their documentation.
     """
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    number = (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
     if lite:
         kinds = frozenset({"HNSW", "IVF_FLAT", "IVF_SQ8"})
-        return Capabilities(version, True, kinds, "stream_insert", 1000)
-    found = re.match(r"v?(\d+)\.(\d+)", version)
-    number = (int(found[1]), int(found[2])) if found else (0, 0)
+        return Capabilities(version, number, True, kinds, "stream_insert", 1000)
     kinds = frozenset({"FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ"})
-    if number >= (2, 5):
+    if number >= (2, 5, 0):
         kinds |= {"SCANN", "DISKANN"}
+    if number >= (2, 6, 0):
+        kinds |= {"IVF_RABITQ"}
     interface: ImportInterface = "stream_insert"
-    if number == (2, 3):
+    if number[:2] == (2, 3):
         interface = "grpc_v1"
-    elif number >= (2, 4):
+    elif number >= (2, 4, 0):
         interface = "rest_v2"
-    return Capabilities(version, False, kinds, interface, 4096)
+    return Capabilities(version, number, False, kinds, interface, 4096)
 
 
 class Milvus:
     """An open connection. `call` is the one door to the server: it bounds the wait and names the error."""
 
-    def __init__(self, uri: str, client: Any, capabilities: Capabilities, timeout: float) -> None:
+    def __init__(
+        self,
+        uri: str,
+        client: Any,
+        capabilities: Capabilities,
+        timeout: float,
+        *,
+        token: str | None = None,
+        database: str | None = None,
+        ca_file: str | None = None,
+    ) -> None:
         self.uri = uri
         self.capabilities = capabilities
+        self.database = database
         self._client = client
         self._timeout = timeout
+        self._token = token
+        self._ca_file = ca_file
 
     def __repr__(self) -> str:
         return f"Milvus({self.uri!r}, version={self.capabilities.version!r})"
@@ -88,6 +109,18 @@ class Milvus:
     def bulk_insert_state(self, task: int) -> Any:
         """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
         return self._handler("get_bulk_insert_state", task)
+
+    def rest_client(self) -> "httpx2.Client":
+        """Return an HTTP client for the REST interface of the same server, with the same token."""
+        import httpx2
+
+        return httpx2.Client(
+            base_url=self.uri,
+            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            verify=ssl.create_default_context(cafile=self._ca_file),
+            timeout=self._timeout,
+            trust_env=False,  # the gRPC connection takes no proxy either
+        )
 
     def close(self) -> None:
         """Close the connection. A local file is closed for the whole process, so that another may open it."""
@@ -140,7 +173,8 @@ def connect(
         version = str(client.get_server_version(timeout=named["timeout"]))
     except Exception as error:
         raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
-    return Milvus(uri, client, capabilities_of(version, lite=lite), timeout)
+    can = capabilities_of(version, lite=lite)
+    return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)
 
 
 def _checked_file(uri: str) -> str:
@@ -216,7 +250,9 @@ def _translated(error: Exception, where: str) -> ClvrError:
     status = _status_of(error)
     if status in _DENIED:
         return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
-    lost = status in _UNREACHABLE or getattr(error, "code", None) == _CONNECT_FAILED
+    lost = (
+        status in _UNREACHABLE or _NOT_GRPC in str(error) or getattr(error, "code", None) == _CONNECT_FAILED
+    )
     if lost or isinstance(error, (ConnectionError, TimeoutError)):
         return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
     return IndexRefused(f"{where}: {text[0][:300] if text else type(error).__name__}")

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from index import generation_ledger, generations
 from index.exact import nearest
 from index.generations import Generation
+from index.golden import GoldenProbes, GoldenResult, measure, worse_than
 from index.load_plan import LoadPlan, plan_load
+from index.lock import alias_lock, held
 from index.milvus import Milvus
 from index.runs import Run
 from index.search import search_generation
+from index.tombstones import erased_ids
 from infra.errors import BadInput, GateFailed
 from infra.store import Store
 
@@ -28,7 +31,8 @@ _TIMED_TOP = 20
 @dataclass(frozen=True, slots=True)
 class GateReport:
     """Every number that the gate looked at. `recall_at_k` is the mean share of the exact k nearest that the
-    index found; latencies are of single probes, top 20, in ms; `failures` is empty if the gate is passed."""
+    index found; latencies are of single probes, top 20, in ms; `golden` and `live_golden` are the CMC of
+    probes with known matches, here and on the live generation; `failures` is empty if the gate is passed."""
 
     generation: str
     alias: str
@@ -46,6 +50,8 @@ class GateReport:
     latency_p95_ms: float
     checked: str
     failures: tuple[str, ...]
+    golden: GoldenResult | None = None
+    live_golden: GoldenResult | None = None
 
     @property
     def passed(self) -> bool:
@@ -63,25 +69,27 @@ def check_gate(
     probes: int = 1000,
     recall_bar: float = RECALL_BAR,
     seed: int = 0,
+    golden: GoldenProbes | None = None,
 ) -> GateReport:
     """Measure a generation against the shards it was built of, and store the report in its ledger entry.
 
     Counts must reconcile, its model must be the live one's unless `new_model`, and recall@10 of the index
-    against exact search must reach the bar on up to `probes` sampled crops. A failed gate is a report with
-    failures, not an error. Raises BadInput if `runs` are not those of the generation, or were not loaded.
+    against exact search must reach the bar on up to `probes` sampled crops; golden probes must be found as
+    well as on the live generation. A failed gate is a report with failures, not an error.
+    Raises BadInput if `runs` are not those of the generation, or were not loaded.
     """
-    if tuple(run.run_id for run in runs) != generation.run_ids:
-        raise BadInput(
-            f"{generation.name} was built of other runs: {', '.join(generation.run_ids)}",
-            remedy="Give the gate the same runs in the same order.",
-        )
     entry = generation_ledger.read(store, generation.name)
     if entry is None or entry.state != "ready":
         raise BadInput(
             f"{generation.name} is {entry.state if entry else 'not in the ledger'}, not ready",
             remedy="Load it to the end: `clvr load`.",
         )
-    plan = plan_load(runs, latest_wins=True, verify=False)
+    if tuple(run.run_id for run in runs) != entry.run_ids:
+        raise BadInput(
+            f"{generation.name} was built of other runs: {', '.join(entry.run_ids)}",
+            remedy="Give the gate the same runs in the same order.",
+        )
+    plan = plan_load(runs, latest_wins=True, verify=False, erased=erased_ids(store))
     generations.ensure_loaded(milvus, generation)
     ids, vectors = _sample(plan, probes, seed)
     recall_at_1, recall_at_10 = _recall(milvus, generation, plan, vectors)
@@ -104,6 +112,8 @@ def check_gate(
         latency_p95_ms=p95,
         checked=generation_ledger.stamp(),
         failures=(),
+        golden=measure(milvus, generation, golden) if golden else None,
+        live_golden=measure(milvus, current, golden) if golden and current else None,
     )
     report = replace(report, failures=tuple(_failures(report)))
     generation_ledger.update(store, generation.name, gate=asdict(report))
@@ -114,38 +124,50 @@ def promote(milvus: Milvus, store: Store, name: str, *, force: str = "") -> Gene
     """Move the alias to a generation that passed its gate; searches see the old one or the new one whole.
 
     `force`, the reason in words, passes over a gate that failed or never was, and is recorded. Raises
-    GateFailed, also if rows came or went, or another model went live, since the gate; BadInput.
+    GateFailed, also if rows came or went unrecorded, or another model went live, since the gate; BadInput;
+    Locked if the alias is moved by somebody else right now.
     """
     generation = generations.find(milvus, name)
-    current = generations.live(milvus, generation.alias)
-    if current is not None and current.name == name:
-        return generation
-    entry = generation_ledger.read(store, name)
-    if entry is not None and entry.state == "loading":
-        raise BadInput(
-            f"{name} is being loaded, or its load was cut off", remedy="Wait for it, or load again."
-        )
-    generations.ensure_loaded(milvus, generation)
-    if not force:
-        _require_gate(milvus, store, generation, current)
-    _move(milvus, store, generation, current, kind="promote", force=force)
+    with held(store, alias_lock(generation.alias), f"a promotion of {name}") as lock:
+        current = generations.live(milvus, generation.alias)
+        if current is not None and current.name == name:
+            return generation
+        entry = generation_ledger.read(store, name)
+        if entry is not None and entry.state == "loading":
+            raise BadInput(
+                f"{name} is being loaded, or its load was cut off", remedy="Wait for it, or load again."
+            )
+        generations.ensure_loaded(milvus, generation)
+        if not force:
+            _require_gate(milvus, store, generation, current)
+        lock.require()
+        _move(milvus, store, generation, current, kind="promote", force=force)
     return generation
 
 
-def rollback(milvus: Milvus, store: Store, alias: str) -> Generation:
+def rollback(milvus: Milvus, store: Store, alias: str, *, force: str = "") -> Generation:
     """Move the alias back to the generation that was live before; a second rollback undoes the first.
 
-    Raises BadInput if there is none.
+    Raises BadInput if there is none; GateFailed, unless forced with a reason, if it does not hold the rows
+    that the ledger says; Locked if the alias is moved by somebody else right now.
     """
-    current = generations.live(milvus, alias)
-    before = generations.previous(milvus, store, alias)
-    if current is None or before is None:
-        raise BadInput(
-            f"alias {alias} has no previous generation to return to",
-            remedy="`clvr status` lists what there is; `clvr promote` makes one of them live.",
-        )
-    generations.ensure_loaded(milvus, before)
-    _move(milvus, store, before, current, kind="rollback", force="")
+    with held(store, alias_lock(alias), f"a rollback of {alias}") as lock:
+        current = generations.live(milvus, alias)
+        before = generations.previous(milvus, store, alias)
+        if current is None or before is None:
+            raise BadInput(
+                f"alias {alias} has no previous generation to return to",
+                remedy="`clvr generations` lists what there is; `clvr promote` makes one of them live.",
+            )
+        generations.ensure_loaded(milvus, before)
+        changed = _unrecorded(milvus, before, generation_ledger.read(store, before.name))
+        if changed and not force:
+            raise GateFailed(
+                f"{before.name} is not what it was: {changed}",
+                remedy="Force with a reason, or load and promote a new one.",
+            )
+        lock.require()
+        _move(milvus, store, before, current, kind="rollback", force=force)
     return before
 
 
@@ -178,9 +200,8 @@ def _require_gate(milvus: Milvus, store: Store, generation: Generation, current:
             f"{generation.name} has not been through the gate", remedy="Check it, or force with a reason."
         )
     failures = list(gate["failures"])
-    rows = generations.count(milvus, generation)
-    if rows != gate["rows_indexed"]:
-        failures.append(f"count(*) is {rows:,} now, it was {gate['rows_indexed']:,} at the gate")
+    if changed := _unrecorded(milvus, generation, entry):
+        failures.append(changed)
     if current and not gate["new_model"] and current.fingerprint != generation.fingerprint:
         failures.append(f"{current.name} of model {current.fingerprint} went live since the gate")
     if failures:
@@ -188,6 +209,14 @@ def _require_gate(milvus: Milvus, store: Store, generation: Generation, current:
             f"{generation.name} did not pass: {'; '.join(failures)}",
             remedy="Repair and load again, or force with a reason, which is recorded.",
         )
+
+
+def _unrecorded(milvus: Milvus, generation: Generation, entry: generation_ledger.Entry | None) -> str:
+    """Say what came or went without a word in the ledger, '' if nothing did."""
+    rows = generations.count(milvus, generation)
+    if entry is None or rows == entry.rows:
+        return ""
+    return f"count(*) is {rows:,} now, by the ledger it is {entry.rows:,}"
 
 
 def _failures(report: GateReport) -> list[str]:
@@ -200,6 +229,8 @@ def _failures(report: GateReport) -> list[str]:
         )
     if report.recall_at_10 < report.recall_bar:
         found.append(f"recall@10 is {report.recall_at_10:.4f}, the bar is {report.recall_bar}")
+    if report.golden and report.live_golden:
+        found.extend(worse_than(report.golden, report.live_golden))
     return found
 
 

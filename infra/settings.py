@@ -30,7 +30,7 @@ class Settings(BaseModel):
         None, description="PEM file: the certificate authority of the Milvus server"
     )
     milvus_bucket: str | None = Field(
-        None, description="s3:// URI of the Milvus server's own bucket; bulk import works only from there"
+        None, description="s3:// URI of the Milvus server's own bucket; bulk import reads only there"
     )
     alias: str = Field("vehicles", description="The alias that searches use")
     ray: str | None = Field(None, description="Ray address; without one a local Ray is started for the job")

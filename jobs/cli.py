@@ -80,8 +80,13 @@ VERBS: dict[str, Callable[..., None]] = {
     "promote": generations.promote,
     "rollback": generations.rollback,
     "generations": generations.generations,
+    "retire": generations.retire,
+    "verify": generations.verify,
+    "forget": generations.forget,
+    "retain": generations.retain,
     "search": searching.search,
     "calibrate": searching.calibrate,
+    "sweep": searching.sweep,
     "evaluate": evaluation.evaluate,
     "config": setup.show_config,
 }

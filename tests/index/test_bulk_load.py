@@ -210,8 +210,6 @@ def test_the_way_in_is_chosen_by_version_bucket_and_size(milvus: Milvus, make_ru
     assert choose_target(server, plan, "grpc_v1", bucket) == "grpc_v1"
     with pytest.raises(BadSetting, match="own bucket"):
         choose_target(server, plan, "grpc_v1", None)
-    with pytest.raises(BadSetting, match="own bucket"):
-        choose_target(server, plan, "grpc_v1", bucket + "-other")
     for target in ("grpc_v1", "rest_v2"):
         with pytest.raises(IndexRefused, match=target):
             choose_target(milvus, plan, target, bucket)
@@ -224,9 +222,19 @@ def test_a_large_shard_in_the_servers_bucket_is_worth_an_import(
     plan = plan_load([make_run("r1", 20)])
     server = Milvus("http://x", None, capabilities_of("2.3.5", lite=False), 1.0)
     assert choose_target(server, plan, "auto", plan.shards[0].store.uri) == "grpc_v1"
-    assert choose_target(server, plan, "auto", "s3://elsewhere") == "stream_insert"
+    assert choose_target(server, plan, "auto", None) == "stream_insert"
     later = Milvus("http://x", None, capabilities_of("2.6.0", lite=False), 1.0)
-    assert choose_target(later, plan, "auto", plan.shards[0].store.uri) == "stream_insert"
+    assert choose_target(later, plan, "auto", plan.shards[0].store.uri) == "rest_v2"
+
+
+def test_shards_on_this_machine_are_not_sent_through_a_bucket_unasked(
+    make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_load, "_WORTH_IMPORTING", 10)
+    server = Milvus("http://x", None, capabilities_of("2.3.5", lite=False), 1.0)
+    plan = plan_load([make_run("r1", 20)])
+    assert choose_target(server, plan, "auto", "s3://elsewhere") == "stream_insert"
+    assert choose_target(server, plan, "grpc_v1", "s3://elsewhere") == "grpc_v1"
 
 
 def test_the_plan_reads_only_the_ids_where_the_shards_were_checked_before(store: Store, make_run) -> None:

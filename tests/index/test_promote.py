@@ -117,7 +117,7 @@ def test_what_changed_since_the_gate_fails_the_promotion(milvus: Milvus, store: 
     generation, report = gated(milvus, store, [make_run("r1", 30)])
     assert report.passed
     milvus.call("delete", generation.name, filter="captured_at == -1")
-    with pytest.raises(GateFailed, match=r"count\(\*\) is 27 now, it was 30"):
+    with pytest.raises(GateFailed, match=r"count\(\*\) is 27 now, by the ledger it is 30"):
         promote(milvus, store, generation.name)
 
 

@@ -1,0 +1,55 @@
+"""Tombstones: the crop_ids that were erased, kept so that no later load can bring their rows back.
+
+erasures/<erasure_id>/crops.parquet     one column, crop_id
+                      receipt.json      see forget
+"""
+
+import secrets
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from index.parquet import opened, write_table
+from infra.errors import BucketMissing
+from infra.store import Store
+
+_SCHEMA = pa.schema([("crop_id", pa.int64())])
+
+
+def new_erasure_id() -> str:
+    """Return a name for an erasure; names sort by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def bury(store: Store, erasure_id: str, crop_ids: NDArray[np.int64]) -> None:
+    """Write the tombstones of one erasure. May be repeated."""
+    table = pa.table([pa.array(np.sort(crop_ids), pa.int64())], schema=_SCHEMA)
+    write_table(store, _key(erasure_id), table, metadata={"clvr.erasure": erasure_id})
+
+
+def buried(store: Store, erasure_id: str) -> NDArray[np.int64]:
+    """Return the crop_ids (n,) of one erasure, ascending. Raises ObjectMissing, CorruptShard."""
+    with opened(store, _key(erasure_id)) as file:
+        return np.asarray(file.read(columns=["crop_id"])["crop_id"])
+
+
+def erasure_ids(store: Store) -> list[str]:
+    """Return the names of all erasures that were begun, oldest first."""
+    try:
+        return [folder.rpartition("/")[2] for folder in store.folders("erasures")]
+    except BucketMissing:
+        if not store.local:
+            raise
+        return []  # a local root comes into being with its first object
+
+
+def erased_ids(store: Store) -> NDArray[np.int64]:
+    """Return the crop_ids (n,) of all erasures, ascending, each once."""
+    found = [np.empty(0, np.int64), *(buried(store, name) for name in erasure_ids(store))]
+    return np.unique(np.concatenate(found))
+
+
+def _key(erasure_id: str) -> str:
+    return f"erasures/{erasure_id}/crops.parquet"
