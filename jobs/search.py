@@ -1,7 +1,7 @@
 """`clvr search`: pictures of one vehicle in, the ranked places where it may have been seen."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class SearchRequest:
 
     pictures: tuple[str, ...]
     checkpoint: str | None = None
-    rules: RulesRequest = RulesRequest()
+    rules: RulesRequest = field(default_factory=RulesRequest)
     seen: str | None = None
     html: Path | None = None
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.command_line import Alias, Json, Milvus, Runs, emit, settings_of
+from jobs.command_line import Alias, Json, Milvus, Ray, Runs, emit, settings_of
 
 Camera = Annotated[list[str] | None, typer.Option(help="Only these cameras.")]
 NotCamera = Annotated[list[str] | None, typer.Option(help="Not these cameras.")]
@@ -91,3 +91,63 @@ def calibrate(
     request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed)
     calibration = calibrate_run(request, settings_of(runs=runs))
     emit(asdict(calibration), as_json, calibration_text(calibration))
+
+
+def sweep(
+    probes: Annotated[str, typer.Argument(help="A folder of pictures, or CSV/Parquet: uri, probe_id.")],
+    out: Annotated[str, typer.Option(help="Folder of the results: s3://… or a path.")],
+    case: Annotated[str, typer.Option(help="Why; it is written to the audit log.")],
+    top: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    camera: Camera = None,
+    not_camera: NotCamera = None,
+    since: Since = None,
+    until: Until = None,
+    model: Models = None,
+    same_camera: SameCamera = False,
+    every_crop: EveryCrop = False,
+    max_distance: MaxDistance = None,
+    cameras: Cameras = None,
+    max_speed: MaxSpeed = 150.0,
+    drop_impossible: DropImpossible = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Scan the shards; no index is needed.")] = False,
+    run: Annotated[list[str] | None, typer.Option(help="Runs of an exact sweep (default: latest).")] = None,
+    who: Annotated[str | None, typer.Option(help="Who asks (default: the system's user).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Actors (default: one a core).")] = None,
+    strips: Annotated[int, typer.Option(help="Probes that the report shows.")] = 60,
+    runs: Runs = None,
+    milvus: Milvus = None,
+    alias: Alias = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Search for many vehicles. Example: clvr sweep probes.csv --case 26-117 --out s3://results/26-117"""
+    from jobs.search import RulesRequest
+    from jobs.sweep import SweepRequest, summary_text, sweep_probes
+
+    rules = RulesRequest(
+        top=top,
+        cameras=tuple(camera or ()),
+        not_cameras=tuple(not_camera or ()),
+        since=since,
+        until=until,
+        models=tuple(model or ()),
+        same_camera=same_camera,
+        every_crop=every_crop,
+        max_distance=max_distance,
+        camera_file=cameras,
+        max_speed=max_speed,
+        drop_impossible=drop_impossible,
+    )
+    request = SweepRequest(
+        probes=probes,
+        out=out,
+        case=case,
+        rules=rules,
+        exact=exact,
+        runs=tuple(run or ("latest",)),
+        who=who,
+        workers=workers,
+        strips=strips,
+    )
+    summary = sweep_probes(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray))
+    emit(summary, as_json, summary_text(summary, out))
