@@ -50,7 +50,7 @@ class RunInfo(_Document):
     model: str
     """URI of the checkpoint."""
     settings: dict[str, Any]
-    """Settings of the job, as they were; for people, nothing reads them."""
+    """Settings of the job: what decided the crops and the precision, so that it can continue."""
     manifest: str
     """SHA-256 over the manifest's rows; the manifest's files carry it in their names."""
     listed: int

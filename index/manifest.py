@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ from index.key_pattern import KeyPattern
 from index.labels import LabelReport, with_labels
 from index.parquet import opened
 from index.schemas import MANIFEST_SCHEMA, UNKNOWN_TIME
-from infra.errors import BadInput, EmptyArchive
+from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.store import ObjectInfo, Store, StoreSettings, open_store, split_uri
 
 __all__ = [
@@ -29,7 +30,10 @@ __all__ = [
     "canonical",
     "check_unique",
     "crop_id_of",
+    "day_of",
+    "days_since",
     "list_archive",
+    "manifest_batch",
     "manifest_digest",
     "read_manifest",
     "survey_archive",
@@ -66,14 +70,21 @@ def list_archive(store: Store, *, pattern: KeyPattern | None = None, workers: in
     return survey_archive(store, pattern=pattern, workers=workers).manifest
 
 
-def survey_archive(store: Store, *, pattern: KeyPattern | None = None, workers: int = 16) -> Listing:
+def survey_archive(
+    store: Store, *, pattern: KeyPattern | None = None, workers: int = 16, since: date | None = None
+) -> Listing:
     """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
+
+    since: only the folders dt=… of this day and later; an archive without such folders raises BadSetting.
 
     Pictures go by their suffix, in either case; other keys are counted as ignored. Keys that the pattern
     misses are kept with an unknown camera, time and track, and counted.
     Raises EmptyArchive, and what `Store.list` raises.
     """
-    sources = _sources(store, workers)
+    if since is None:
+        sources = _sources(store, workers)
+    else:
+        sources = [source for day in days_since(store, since) for source in _sources(store, workers, day)]
 
     def collect(source: Iterable[ObjectInfo]) -> tuple[list[pa.RecordBatch], int, int]:
         batches, ignored, unmatched = [], 0, 0
@@ -154,34 +165,63 @@ def _read_key_list(store: Store, name: str) -> pa.Table:
         raise BadInput(f"{store.uri_of(name)} is not a usable CSV file: {invalid}") from invalid
 
 
+def manifest_batch(
+    columns: dict[str, Any], keys: Any, pattern: KeyPattern | None
+) -> tuple[pa.RecordBatch, int]:
+    """Complete columns (n) of crops to MANIFEST_SCHEMA: from the pattern where it matches their keys, else
+    unknown. Returns them with the number of keys that the pattern misses."""
+    missed = 0
+    if pattern is not None:
+        facts = pattern.extract(keys)
+        missed = len(keys) - pc.sum(facts.pop("matched"), min_count=0).as_py()
+        columns = facts | columns
+    for name, value in _UNKNOWN.items():
+        if name not in columns:
+            columns[name] = pa.repeat(pa.scalar(value, MANIFEST_SCHEMA.field(name).type), len(keys))
+    return pa.record_batch({name: columns[name] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA), missed
+
+
 def _batch(
     store: Store, pictures: list[ObjectInfo], pattern: KeyPattern | None
 ) -> tuple[pa.RecordBatch, int]:
     # The rows become Arrow columns page by page: a million Python objects would take a gigabyte.
     uris = [store.uri_of(found.key) for found in pictures]
-    count = len(uris)
-    modified = [round(found.last_modified.timestamp() * 1000) for found in pictures]
     columns: dict[str, Any] = {
         "crop_id": pa.array([crop_id_of(uri) for uri in uris], pa.int64()),
         "uri": pa.array(uris, pa.string()),
         "etag": pa.array([found.etag for found in pictures], pa.string()),
         "size": pa.array([found.size for found in pictures], pa.int64()),
-        "last_modified": pa.array(modified, pa.int64()),
+        "last_modified": pa.array(
+            [round(found.last_modified.timestamp() * 1000) for found in pictures], pa.int64()
+        ),
     }
-    for name in MANIFEST_SCHEMA.names[len(columns) :]:
-        columns[name] = pa.repeat(pa.scalar(_UNKNOWN[name], MANIFEST_SCHEMA.field(name).type), count)
-    missed = 0
-    if pattern is not None:
-        facts = pattern.extract(pa.array([found.key for found in pictures], pa.string()))
-        missed = count - (pc.sum(facts.pop("matched"), min_count=0).as_py())
-        columns |= facts
-    return pa.record_batch(columns, MANIFEST_SCHEMA), missed
+    return manifest_batch(columns, pa.array([found.key for found in pictures], pa.string()), pattern)
 
 
-def _sources(store: Store, workers: int) -> list[Iterable[ObjectInfo]]:
+def days_since(store: Store, since: date) -> list[str]:
+    """Return the folders 'dt=yyyy-mm-dd' (or dt=yyyymmdd) from a day on. Raises BadSetting without any."""
+    days = {folder: day for folder in store.folders() if (day := day_of(folder)) is not None}
+    if not days:
+        raise BadSetting(
+            f"{store.uri} has no folders dt=yyyy-mm-dd, so there are no days to look back over",
+            remedy="Leave out --lookback-days: the whole archive is listed and compared.",
+        )
+    return sorted(folder for folder, day in days.items() if day >= since)
+
+
+def day_of(key: str) -> date | None:
+    """Return the day that a key's first folder names: 'dt=2026-11-22/…'."""
+    name, _, text = key.partition("/")[0].partition("=")
+    try:
+        return date.fromisoformat(text) if name == "dt" else None
+    except ValueError:
+        return None
+
+
+def _sources(store: Store, workers: int, root: str = "") -> list[Iterable[ObjectInfo]]:
     """Split an archive into `workers` listings or more, where two levels of its folders allow that."""
-    level, sources = [""], list[Iterable[ObjectInfo]]()
-    for _ in range(2):
+    level, sources = [root], list[Iterable[ObjectInfo]]()
+    for _ in range(1 if root else 2):
         below: list[str] = []
         for prefix in level:
             folders = store.folders(prefix)

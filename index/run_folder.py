@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from index.ledger import RunInfo
 from index.parquet import opened, write_table
@@ -67,6 +69,11 @@ class RunFolder:
         for number, key in enumerate(self.manifest_keys()):
             rows = crops.slice(number * per_file, per_file)
             write_table(self.store, key, rows, metadata=self.footer, row_group_rows=self.info.rows_per_part)
+
+    def write_vanished(self, uris: Any) -> None:
+        """Write down the crops (string Array) that were in the run before and are gone from the archive."""
+        rows = pa.table({"uri": pc.cast(uris, pa.string())})
+        write_table(self.store, self.key("vanished.parquet"), rows, metadata=self.footer)
 
     def part_rows(self, part: int) -> pa.Table:
         """Return all rows of one part. Raises BadSetting for a part that the run has not."""

@@ -2,16 +2,19 @@
 
     runs/<run_id>/run.json                          first, once (If-None-Match)
                   manifest/<digest>-00000.parquet   one row group a part
+                  vanished.parquet                  of an incremental run: crops that are gone since
                   parts/…                           work in progress, removed at the end
                   shards/shard-00000.parquet
                   quarantine/quarantine-00000.parquet
                   done.json                         last: counts and digests
+                  timings/<time>.json               where the time went, an attempt each; nothing rests on it
 
 Each step writes whole objects under fixed names, and its done-mark after everything else, so a step that
 was cut off is simply repeated.
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, Self
@@ -284,9 +287,17 @@ def list_runs(store: Store) -> list[Run]:
     return sorted(runs, key=lambda run: (run.info.created, run.run_id))
 
 
-def find_unfinished(store: Store, *, archive: str, fingerprint: str) -> Run | None:
-    """Return the newest run of this archive by this model that has no done.json."""
+def find_unfinished(
+    store: Store, *, archive: str, fingerprint: str, origin: Mapping[str, Any] | None = None
+) -> Run | None:
+    """Return the newest run of this archive by this model that has no done.json.
+
+    origin: settings that the run must have been started with, such as where its manifest came from; one
+    that it does not name counts as None.
+    """
     for run in reversed(list_runs(store)):
-        if (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
+        known = run.info.settings
+        same = all(known.get(name) == value for name, value in (origin or {}).items())
+        if same and (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
             return run
     return None

@@ -304,6 +304,8 @@ class Store:
         return control_client(self.settings)
 
     def _fetch(self, key: str) -> Fetched:
+        if self.local:
+            return self._fetch_locally(key)
         for attempt in range(_BODY_ATTEMPTS):
             answer = obstore.get(self._objects, key)
             data = answer.bytes().to_bytes()
@@ -314,6 +316,17 @@ class Store:
             f"{self.uri_of(key)} came with {len(data)} of {answer.meta['size']} bytes, again and again",
             remedy="Look at the server and at the network between.",
         )
+
+    def _fetch_locally(self, key: str) -> Fetched:
+        # A third of obstore's time for a small file; the etag is written the way obstore writes it.
+        self._objects  # noqa: B018  # a missing root is another error than a missing object
+        with Path(self.uri, key).open("rb", buffering=0) as file:
+            known = os.fstat(file.fileno())
+            data = file.read(known.st_size + 1)
+        if len(data) != known.st_size:
+            raise StoreUnreachable(f"{self.uri_of(key)} changed while it was read", remedy="Read it again.")
+        etag = f"{known.st_ino:x}-{known.st_mtime_ns // 1000:x}-{known.st_size:x}"
+        return Fetched(data, etag)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.progress import Standing
 
@@ -33,9 +34,18 @@ class Board:
 
 def new_board(total: int, *, done: int = 0) -> Any:
     """Start a board as an actor that takes no CPU; `board.add.remote(…)` does not wait for it."""
-    board = ray.remote(num_cpus=0, max_concurrency=4)(Board).remote(total)
+    board = pinned(Board).remote(total)
     board.add.remote(done)
     return board
+
+
+def pinned(kind: type) -> Any:
+    """Make an actor class of `kind` that takes no CPU and lives on the driver's node.
+
+    Elsewhere it would be lost with a node whose loss the job itself survives.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind)
 
 
 def standing_of(board: Any) -> Standing:

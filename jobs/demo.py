@@ -78,7 +78,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         summary = embed(
             EmbedRequest(
                 archive,
-                model,
+                model=model,
                 key_pattern=KEY_PATTERN,
                 labels=drawn.labels,
                 max_quarantine_rate=ANY_SHARE,

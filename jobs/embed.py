@@ -5,198 +5,238 @@ whole part by itself, under a name that depends only on the part's number: nothi
 counters passes through Ray, and a part that is done twice overwrites itself with the same rows.
 """
 
-import json
 import math
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import Embedder
+from clvr_model.embedder import Embedder, GuardReport, reduced_fingerprint
 from clvr_model.engines import default_cache
-from index.key_pattern import KeyPattern
-from index.labels import with_labels
-from index.ledger import RunSummary
-from index.manifest import survey_archive
+from index.ledger import RunSummary, now
+from index.quarantine import count_causes
 from index.runs import Run, find_unfinished
-from infra.errors import BudgetExceeded
+from index.timings import Timings, write_timings
 from infra.settings import Settings
-from infra.store import open_store
-from jobs.board import new_board, standing_of
-from jobs.cluster import connect, cores, root_cause
-from jobs.embed_part import PartReport, embed_part
-from jobs.labels import read_label_table
+from infra.store import Store, open_store
+from jobs.board import pinned, standing_of
+from jobs.cluster import connect, cores, gpus, root_cause
+from jobs.discovery import Source, discover
+from jobs.embed_actor import OpenEmbedder, PartActor
+from jobs.embed_board import EmbedBoard, Totals
+from jobs.precision import Asked, Decision, decide
 from jobs.progress import Standing, console, progress
 
 ROW_BYTES = 4400  # 1024 float32 and the scalar columns, before compression
 PARTS_PER_ACTOR = 16
 PART_ROWS = (64, 4096)
 SHARD_ROWS = 122_880
-# Below this many rows one bad picture more or less says nothing about the night.
-BUDGET_AFTER_ROWS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """What `clvr embed` was asked for; URIs are `s3://…` or local paths."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest(Source):
+    """What `clvr embed` was asked for: which crops (see Source), by which model, and how."""
 
-    archive: str
     model: str
-    key_pattern: str | None = None
-    labels: str | None = None
+    """URI of the checkpoint."""
     run_id: str | None = None
     actors: int | None = None
     rows_per_part: int | None = None
     rows_per_shard: int = SHARD_ROWS
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Asked = "fp32"
     max_quarantine_rate: float = 0.01
 
 
 @dataclass(slots=True)
-class _Tally:
-    """Sums over the parts that this driver has seen finish."""
+class _Clock:
+    """Wall seconds of the job so far, and of its phases."""
 
-    embedded: int = 0
-    quarantined: int = 0
-    waiting_seconds: float = 0.0
-    model_seconds: float = 0.0
-    writing_seconds: float = 0.0
-    causes: Counter[str] = field(default_factory=Counter)
+    begun: float
+    startup: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
 
-    def add(self, report: PartReport) -> None:
-        self.embedded += report.embedded
-        self.quarantined += report.quarantined
-        self.waiting_seconds += report.waiting_seconds
-        self.model_seconds += report.model_seconds
-        self.writing_seconds += report.writing_seconds
-        self.causes.update(report.causes)
-
-    def check_budget(self, max_rate: float) -> None:
-        seen = self.embedded + self.quarantined
-        if seen >= BUDGET_AFTER_ROWS and self.quarantined > max_rate * seen:
-            causes = ", ".join(f"{cause} {count}" for cause, count in self.causes.most_common(5))
-            raise BudgetExceeded(
-                f"{self.quarantined:,} of {seen:,} crops could not be embedded ({causes}), "
-                f"more than the {max_rate:.1%} that --max-quarantine-rate allows",
-                remedy="look at the causes; the same command with a higher rate continues where this stopped",
-            )
+    def timed(self, phase: str, work: Callable[[], Any]) -> Any:
+        """Do some work and note how long it took."""
+        begun = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.phases[phase] = time.monotonic() - begun
 
 
-class _PartActor:
-    """A Ray Data actor: the model is loaded once, then each call does one part."""
-
-    def __init__(self, runs: str, run_id: str, request: EmbedRequest, board: Any) -> None:
-        self.run = Run.open(open_store(runs), run_id)
-        self.archive = open_store(request.archive)
-        self.embedder = Embedder(request.model, precision=request.precision, cache=default_cache())
-        self.board = board
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        reports = [
-            embed_part(self.run, int(part), self.embedder, self.archive, on_rows=self.board.add.remote)
-            for part in batch["part"]
-        ]
-        return {"report": [json.dumps(asdict(report)) for report in reports]}
-
-
-def embed(request: EmbedRequest, settings: Settings) -> RunSummary:
+def embed(
+    request: EmbedRequest, settings: Settings, *, open_embedder: OpenEmbedder | None = None
+) -> RunSummary:
     """Embed an archive into `settings.runs`, or continue the unfinished run of the same archive and model.
 
+    open_embedder: what actors use instead of the checkpoint's model; for benchmarks and tests.
     Returns the summary of the finished run. Raises EmptyArchive, StoreError, BadCheckpoint, BudgetExceeded,
     CountMismatch; after any of them the run is unfinished, invisible to `load`, and the same call continues.
     """
-    runs = open_store(settings.runs)
-    archive = open_store(request.archive)
+    clock, started = _Clock(time.monotonic()), now()
+    runs, archive = open_store(settings.runs), open_store(request.archive)
     archive.ensure()
-    fingerprint = load_checkpoint(request.model).fingerprint
+    fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)
-    actors = request.actors or cores()
-    run = find_unfinished(runs, archive=archive.uri, fingerprint=fingerprint)
-    if run is not None and request.run_id in (None, run.run_id):
-        console.print(f"continuing run {run.run_id}")
-    else:
-        run = _create_run(request, settings, fingerprint, actors)
+    actors = request.actors or gpus() or cores()
+    run = _unfinished(request, runs, archive, fingerprint)
+    if run is None:
+        run = clock.timed("planning", lambda: _start(request, runs, fingerprint, actors))
     if run.finished:
         console.print(f"run {run.run_id} is finished already")
         return run.summary
-    _embed_parts(run, request, settings, actors)
-    _compact(run, settings)
-    summary = run.finish()
-    console.print(f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined")
+    open_embedder = open_embedder or partial(open_model, request.model, _decision_of(run))
+    board = _new_board(run, request)
+    try:
+        clock.timed("embedding", lambda: _embed_parts(run, archive, open_embedder, board, actors, clock))
+        clock.timed("compacting", lambda: _compact(run))
+        summary: RunSummary = clock.timed("finishing", lambda: _elsewhere(_finish, run))
+    finally:
+        totals: Totals = ray.get(board.sum.remote())
+        timings = _timings(started, actors, clock, totals)
+        write_timings(run.folder, timings)
+    console.print(
+        f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined; "
+        f"most of the time went into {timings.bottleneck()}"
+    )
     return summary
 
 
-def _create_run(request: EmbedRequest, settings: Settings, fingerprint: str, actors: int) -> Run:
-    runs, archive = open_store(settings.runs), open_store(request.archive)
-    pattern = KeyPattern(request.key_pattern) if request.key_pattern else None
-    survey = survey_archive(archive, pattern=pattern)
-    manifest = survey.manifest
-    console.print(
-        f"archive {archive.uri}: {manifest.num_rows:,} crops, {survey.ignored:,} other objects ignored"
+def open_model(model: str, decision: Decision) -> Embedder:
+    """Load the model of a run on the device that Ray gave this actor, at the run's precision."""
+    return Embedder(
+        model,
+        device="cuda" if ray.get_gpu_ids() else "cpu",
+        precision=decision.precision,
+        guard=decision.guard,
+        cache=default_cache(),
     )
-    if request.labels is not None:
-        manifest, joined = with_labels(manifest, read_label_table(request.labels), archive=archive.uri)
-        console.print(
-            f"labels: {joined.labelled:,} crops labelled, {joined.unlabelled:,} not, "
-            f"{joined.unmatched:,} labels of no crop here"
-        )
-    runs.require_space(2 * ROW_BYTES * manifest.num_rows)
-    low, high = PART_ROWS
-    even = math.ceil(manifest.num_rows / (actors * PARTS_PER_ACTOR))
-    return Run.create(
+
+
+def actor_resources() -> dict[str, float]:
+    """What one model actor asks of Ray: a GPU where the cluster has any, and its share of the CPUs."""
+    if not gpus():
+        return {"num_cpus": 1}
+    return {"num_gpus": 1, "num_cpus": max(1, cores() // gpus() - 1)}
+
+
+def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:
+    asked = request.origin() | {"precision_asked": request.precision}
+    for candidate in (fingerprint, reduced_fingerprint(fingerprint, "bf16")):
+        run = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
+        if run is not None and request.run_id in (None, run.run_id):
+            console.print(f"continuing run {run.run_id}")
+            return run
+    return None
+
+
+def _start(request: EmbedRequest, runs: Store, fingerprint: str, actors: int) -> Run:
+    run, notes = _elsewhere(_create_run, request, runs, fingerprint, actors, actor_resources())
+    for note in notes:
+        console.print(note)
+    created: Run = run
+    return created
+
+
+def _create_run(
+    request: EmbedRequest, runs: Store, fingerprint: str, actors: int, resources: dict[str, float]
+) -> tuple[Run, list[str]]:
+    found = discover(request, runs)
+    rows = found.manifest.num_rows
+    runs.require_space(2 * ROW_BYTES * rows)
+    archive = open_store(request.archive)
+    decision = decide(request.precision, request.model, fingerprint, found.manifest, archive, resources)
+    notes = list(found.notes)
+    if request.precision != "fp32":
+        notes.append(f"precision {decision.precision}: {decision.reason}")
+    run = Run.create(
         runs,
         request.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        manifest=manifest,
+        manifest=found.manifest,
         archive=archive.uri,
-        fingerprint=fingerprint,
+        fingerprint=decision.fingerprint,
         model=request.model,
-        settings={"precision": request.precision, "key_pattern": request.key_pattern},
-        rows_per_part=request.rows_per_part or min(max(even, low), high),
+        settings=request.origin()
+        | decision.as_settings()
+        | {"precision_asked": request.precision, "key_pattern": request.key_pattern},
+        rows_per_part=request.rows_per_part or rows_per_part(rows, actors),
         rows_per_shard=request.rows_per_shard,
+    )
+    if found.changes is not None and len(found.changes.vanished):
+        run.folder.write_vanished(found.changes.vanished)
+    return run, notes
+
+
+def rows_per_part(rows: int, actors: int) -> int:
+    """Choose parts so small that actors end together, and so large that their edges cost nothing."""
+    low, high = PART_ROWS
+    return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), low), high)
+
+
+def _decision_of(run: Run) -> Decision:
+    known = run.info.settings
+    guard = known.get("guard")
+    return Decision(
+        known.get("precision", "fp32"), run.fingerprint, "", GuardReport(**guard) if guard else None
     )
 
 
-def _embed_parts(run: Run, request: EmbedRequest, settings: Settings, actors: int) -> _Tally:
-    tally = _Tally()
+def _new_board(run: Run, request: EmbedRequest) -> Any:
+    pending = run.pending_parts()
+    causes = dict(count_causes(run.quarantine())) if len(pending) < run.info.parts else {}
+    last = run.info.parts - 1
+    waiting = len(pending) * run.info.rows_per_part
+    if last in pending:
+        waiting -= run.info.parts * run.info.rows_per_part - run.info.rows
+    embedded = run.info.rows - waiting - sum(causes.values())
+    return pinned(EmbedBoard).remote(run.info.rows, (embedded, causes), request.max_quarantine_rate)
+
+
+def _embed_parts(
+    run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any, actors: int, clock: _Clock
+) -> None:
     pending = run.pending_parts()
     if not pending:
-        return tally
-    total = run.info.rows
-    before = total - min(total, len(pending) * run.info.rows_per_part)
-    board = new_board(total, done=before)
-
+        return
     reports = ray.data.from_items(
         [{"part": part} for part in pending], override_num_blocks=len(pending)
     ).map_batches(
-        _PartActor,
+        PartActor,
         batch_size=1,
         compute=ActorPoolStrategy(size=min(actors, len(pending)), max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
         fn_constructor_kwargs={
-            "runs": settings.runs,
-            "run_id": run.run_id,
-            "request": request,
+            "run": run,
+            "archive": archive,
+            "open_embedder": open_embedder,
             "board": board,
         },
+        **actor_resources(),
     )
+
+    before = standing_of(board).done
+
+    def standing() -> Standing:
+        at = standing_of(board)
+        if not clock.startup and at.done > before:
+            clock.startup = time.monotonic() - clock.begun
+        return at
+
     try:
-        with progress("embed", "crops", lambda: standing_of(board)):
-            for batch in reports.iter_batches(batch_size=None, prefetch_batches=0):
-                for line in batch["report"]:
-                    tally.add(PartReport(**json.loads(str(line))))
-                tally.check_budget(request.max_quarantine_rate)
+        with progress("embed", "crops", standing):
+            for _ in reports.iter_batches(batch_size=None, prefetch_batches=0):
+                pass
     except Exception as error:
         raise root_cause(error) from error
-    return tally
 
 
-def _compact(run: Run, settings: Settings) -> None:
+def _compact(run: Run) -> None:
     compact = ray.remote(_compact_shard)
-    waiting = [compact.remote(settings.runs, run.run_id, shard) for shard in range(run.info.shards)]
+    waiting = [compact.remote(run, shard) for shard in range(run.info.shards)]
     total = len(waiting)
 
     def standing() -> Standing:
@@ -211,5 +251,36 @@ def _compact(run: Run, settings: Settings) -> None:
                 raise root_cause(error) from error
 
 
-def _compact_shard(runs: str, run_id: str, shard: int) -> None:
-    Run.open(open_store(runs), run_id).compact(shard)
+def _compact_shard(run: Run, shard: int) -> None:
+    run.compact(shard)
+
+
+def _finish(run: Run) -> RunSummary:
+    return run.finish()
+
+
+def _elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do what needs memory by the crop in a process that ends with it: the driver stays small."""
+    try:
+        return ray.get(ray.remote(num_cpus=0, max_calls=1)(work).remote(*arguments))
+    except Exception as error:
+        raise root_cause(error) from error
+
+
+def _timings(started: str, actors: int, clock: _Clock, totals: Totals) -> Timings:
+    return Timings(
+        started=started,
+        actors=actors,
+        rows=totals.embedded + totals.quarantined,
+        bytes=totals.bytes,
+        startup_seconds=clock.startup,
+        waiting_seconds=totals.waiting_seconds,
+        model_seconds=totals.model_seconds,
+        writing_seconds=totals.writing_seconds,
+        fetch_seconds=totals.fetch_seconds,
+        decode_seconds=totals.decode_seconds,
+        planning_seconds=clock.phases.get("planning", 0.0),
+        embedding_seconds=clock.phases.get("embedding", 0.0),
+        compacting_seconds=clock.phases.get("compacting", 0.0),
+        finishing_seconds=clock.phases.get("finishing", 0.0),
+    )

@@ -1,23 +1,29 @@
-"""A stream of decoded pictures: many fetches in flight, decoding on threads, in bounded memory."""
+"""A stream of decoded pictures: many fetches in flight, each decoded by the thread that fetched it."""
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from queue import Empty, SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
 from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
-from infra.store import Fetched, Store, open_store
+from infra.store import Store, open_store
 
 FETCH_CAUSES: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
     StoreDenied: "denied",
     ObjectChanged: "changed",
 }
+# That many refusals before the first object means that it is us who are refused, not an object.
+REFUSALS = 8
+
+Answer = NDArray[np.uint8] | ClvrError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,45 +35,126 @@ class Failure:
     detail: str
 
 
+@dataclass(slots=True)
+class LoadTimes:
+    """Seconds that threads spent in fetching (mostly waiting) and in decoding, and the bytes that came."""
+
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    bytes: int = 0
+
+
 def stream_pictures(
     store: Store,
     keys: Sequence[str],
     *,
     etags: Sequence[str] | None = None,
-    in_flight: int = 64,
-    decoders: int = 1,
     ahead: int = 64,
+    times: LoadTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | Failure]]:
     """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
 
     etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
-    At most `in_flight` fetches and `ahead` decoded pictures (268 KB each) are held. A store that cannot
-    be reached at all is not a fault of one picture: StoreUnreachable is raised, not yielded.
+    At most `ahead` pictures (268 KB each) are on their way or waiting. What is not one picture's fault is
+    raised instead: StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
     """
-    waiting: deque[tuple[int, Future[NDArray[np.uint8] | Failure]]] = deque()
-    with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
-        for position, fetched in store.get_many(keys, in_flight=in_flight):
-            expected = etags[position] if etags is not None else ""
-            waiting.append((position, pool.submit(_decoded, fetched, expected)))
-            if len(waiting) >= ahead:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
-
-
-def _decoded(fetched: Fetched | ClvrError, expected_etag: str) -> NDArray[np.uint8] | Failure:
-    if isinstance(fetched, ClvrError):
-        cause = FETCH_CAUSES.get(type(fetched))
-        if cause is None:
-            raise fetched
-        return Failure("fetch", cause, fetched.message)
-    if expected_etag and fetched.etag != expected_etag:
-        return Failure("fetch", "changed", f"etag {fetched.etag} now, {expected_etag} when it was listed")
+    loader = _Loader(store, keys, etags, times or LoadTimes())
+    answers = loader.run(ahead)
+    denied = arrived = 0
     try:
-        return decode(fetched.data)
-    except UnreadablePicture as error:
+        for position, answer in answers:
+            if not isinstance(answer, ClvrError):
+                arrived += 1
+                yield position, answer
+                continue
+            if isinstance(answer, StoreDenied):
+                denied += 1
+                store.ensure()
+                if not arrived and denied >= REFUSALS:
+                    raise answer
+            yield position, _failure(answer)
+    finally:
+        answers.close()
+
+
+class _Loader:
+    """Threads that fetch and decode. A position is asked for only when an earlier picture was taken."""
+
+    def __init__(
+        self, store: Store, keys: Sequence[str], etags: Sequence[str] | None, times: LoadTimes
+    ) -> None:
+        self.store = store
+        self.keys = keys
+        self.etags = etags
+        self.times = times
+        self.lock = threading.Lock()
+        self.wanted: SimpleQueue[int | None] = SimpleQueue()
+        self.answers: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
+
+    def run(self, ahead: int) -> Generator[tuple[int, Answer], None, None]:
+        """Yield (position, picture or an error that concerns it alone or nobody knows)."""
+        # A local read hardly waits: more threads than two only get into each other's way.
+        count = min(2 if self.store.local else ahead, len(self.keys))
+        threads = [threading.Thread(target=self._work, name=f"load-{n}", daemon=True) for n in range(count)]
+        positions = iter(range(len(self.keys)))
+        for position in islice(positions, ahead):
+            self.wanted.put(position)
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(len(self.keys)):
+                position, answer = self.answers.get()
+                following = next(positions, None)
+                if following is not None:
+                    self.wanted.put(following)
+                if isinstance(answer, BaseException) and not isinstance(answer, ClvrError):
+                    raise answer
+                yield position, answer
+        finally:
+            self._dismiss(count)
+
+    def _dismiss(self, threads: int) -> None:
+        try:
+            while True:
+                self.wanted.get_nowait()
+        except Empty:
+            pass
+        for _ in range(threads):
+            self.wanted.put(None)
+
+    def _work(self) -> None:
+        while (position := self.wanted.get()) is not None:
+            try:
+                answer: Answer | BaseException = self._load(position)
+            except BaseException as error:  # a lost answer would leave the caller waiting for ever
+                answer = error
+            self.answers.put((position, answer))
+
+    def _load(self, position: int) -> Answer:
+        begun = time.perf_counter()
+        fetched = self.store.fetch(self.keys[position])
+        arrived = time.perf_counter()
+        expected = self.etags[position] if self.etags is not None else ""
+        if expected and fetched.etag != expected:
+            raise ObjectChanged(f"etag {fetched.etag} now, {expected} when it was listed")
+        try:
+            return decode(fetched.data)
+        finally:
+            decoded = time.perf_counter()
+            with self.lock:
+                self.times.fetch_seconds += arrived - begun
+                self.times.decode_seconds += decoded - arrived
+                self.times.bytes += len(fetched.data)
+
+
+def _failure(error: ClvrError) -> Failure:
+    """Turn an error of one picture into a row; raise one that is not of one picture."""
+    if isinstance(error, UnreadablePicture):
         return Failure("decode", error.cause, error.message)
+    cause = FETCH_CAUSES.get(type(error))
+    if cause is None:
+        raise error
+    return Failure("fetch", cause, error.message)
 
 
 def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:

@@ -1,0 +1,83 @@
+"""The Ray actor that embeds parts: the model is loaded once, then each call does one part."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.util.metrics import Counter, Gauge
+
+from index.runs import Run
+from infra.errors import ClvrError, FingerprintMismatch
+from infra.store import Store
+from jobs.cluster import root_cause
+from jobs.embed_part import EmbedsPictures, PartReport, embed_part
+
+OpenEmbedder = Callable[[], EmbedsPictures]
+
+
+class PartActor:
+    """A Ray Data actor over batches of one part number.
+
+    Raises FingerprintMismatch at once if the model here is not the one that the run was started with.
+    """
+
+    def __init__(self, run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any) -> None:
+        self.run = run
+        self.archive = archive
+        self.board = board
+        self.embedder = open_embedder()
+        if self.embedder.fingerprint != run.fingerprint:
+            raise FingerprintMismatch(
+                f"the model on this node gives {self.embedder.fingerprint}, "
+                f"run {run.run_id} was started with {run.fingerprint}",
+                remedy="install the same release on every node",
+            )
+        self.metrics = _Metrics(run.run_id)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Take rows of part numbers, give rows of reports (JSON)."""
+        return {"report": [json.dumps(asdict(self._embed(int(part)))) for part in batch["part"]]}
+
+    def _embed(self, part: int) -> PartReport:
+        last = PartReport(part)
+
+        def tell(report: PartReport) -> None:
+            nonlocal last
+            # Waiting for the answer costs a millisecond and brings the order to stop.
+            ray.get(self.board.report.remote(report))
+            self.metrics.count(last, report)
+            last = report
+
+        try:
+            ray.get(self.board.begin.remote(part))
+            return embed_part(self.run, part, self.embedder, self.archive, on_progress=tell)
+        except ray.exceptions.RayTaskError as error:
+            cause = root_cause(error)
+            raise (cause if isinstance(cause, ClvrError) else error) from None
+
+
+class _Metrics:
+    """Prometheus series of this actor, on Ray's metrics port of its node."""
+
+    def __init__(self, run_id: str) -> None:
+        self.tags = {"run": run_id}
+        keys = ("run",)
+        self.embedded = Counter("clvr_crops_embedded", "Crops with an embedding.", tag_keys=keys)
+        self.quarantined = Counter("clvr_crops_quarantined", "Crops that could not be embedded.", keys)
+        self.bytes = Counter("clvr_bytes_fetched", "Bytes of pictures that came.", tag_keys=keys)
+        self.busy = Gauge("clvr_model_busy_ratio", "Share of the part's time in the model.", tag_keys=keys)
+
+    def count(self, before: PartReport, now: PartReport) -> None:
+        """Add what came between two reports of one part."""
+        for counter, name in (
+            (self.embedded, "embedded"),
+            (self.quarantined, "quarantined"),
+            (self.bytes, "bytes"),
+        ):
+            more = getattr(now, name) - getattr(before, name)
+            if more > 0:
+                counter.inc(more, tags=self.tags)
+        spent = now.waiting_seconds + now.model_seconds + now.writing_seconds
+        self.busy.set(now.model_seconds / spent if spent else 0.0, tags=self.tags)
