@@ -53,7 +53,8 @@ class Wanted:
 
     def document(self) -> dict[str, Any]:
         """Return what was given, for the receipt."""
-        return {name: value for name, value in asdict(self).items() if value not in ((), None)}
+        given = {name: value for name, value in asdict(self).items() if value not in ((), None)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
 def matching_crops(runs: Sequence[Run], wanted: Wanted) -> tuple[NDArray[np.int64], int]:
