@@ -1,22 +1,20 @@
 """Cumulative matching characteristic (CMC) and mean average precision, exact, in memory bounded by the block.
 
 The rank of a true match is one more than the number of gallery entries that stand before it, so ranks are
-counted, never sorted: a gallery block is scored against all probes, compared with each probe's true-match
-distances, and forgotten. Entries too close to call in float32 are decided in float64.
+counted, never sorted (`index.counting`). Repeats of a protocol share the work: see `cmc_of_splits`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from index.distances import Frame, Kernel, Placed, choose_kernel, error_bound, exact_squared, outward
+from index.counting import Pool, Trials, others_before
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
-_PROBES_AT_ONCE = 512  # with 2048 gallery rows, 4 MiB of scores: they stay in cache while they are compared
-_SORT_FROM = 24  # true matches of a probe, from which one sort of a row is cheaper than a comparison for each
+_Column = TypeVar("_Column", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,31 @@ class Labelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """Rows of a label table that are probes and gallery in one repeat."""
+
+    probes: NDArray[np.int64]
+    gallery: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What was counted for each probe (p,), in the probes' order; 0 for a probe without a true match."""
+
+    ranks: NDArray[np.int64]  # of the first true match
+    precision: NDArray[np.float64]  # average precision over all its true matches
+    penalty: NDArray[np.float64]  # inverse negative penalty: true matches / rank of the last one
+    matches: NDArray[np.int64]  # true matches
+    sizes: NDArray[np.int64]  # gallery entries that were ranked for it
+
+    def take(self, rows: NDArray[np.int64]) -> "Ranking":
+        """The given probes."""
+        return Ranking(
+            self.ranks[rows], self.precision[rows], self.penalty[rows], self.matches[rows], self.sizes[rows]
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Cmc:
     """`curve[k - 1]` is the share of probes whose first true match stands at rank k or better."""
 
@@ -57,8 +80,13 @@ class Cmc:
     map: float  # mean average precision, over every true match of every probe
     minp: float  # mean inverse negative penalty: true matches / rank of the last one
     chance: NDArray[np.float64]  # (max_rank,) the curve that a random order of the same gallery would have
-    ranks: NDArray[np.int64]  # (all probes,) rank of the first true match; 0 for a probe that was skipped
+    ranking: Ranking  # of each probe, the skipped ones too
     skipped: int = 0  # probes without a true match
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """(all probes,) rank of the first true match; 0 for a probe that was skipped."""
+        return self.ranking.ranks
 
 
 def cmc(
@@ -66,7 +94,7 @@ def cmc(
     gallery: Labelled,
     *,
     max_rank: int = 50,
-    block: int = 2048,
+    block: int = 1024,
     same_camera_is_junk: bool = False,
     skip_unmatched: bool = False,
     device: str = "cpu",
@@ -76,42 +104,59 @@ def cmc(
     probes, gallery: float32 features (n, d) with int64 vehicle ids (n,). Distances are those of float64;
     equal ones rank by gallery order. `same_camera_is_junk` leaves out, for each probe, its vehicle's pictures
     from its own camera (the rule of VeRi and Market-1501). Memory: the features, one block of scores, and
-    16 bytes for each pair of a probe and a picture of its vehicle.
+    some 50 bytes for each pair of a probe and a picture of its vehicle.
     Raises UnmatchedProbe if a probe's vehicle is not in the gallery, unless `skip_unmatched`; BadInput for
     features that are not finite or not of one dimension; BadLabels if the junk rule lacks camera ids.
     Source: the paper, section 4, "Evaluation Protocol"; mINP: Ye et al., arXiv 2001.04193, section 4.2.
     """
-    _check(probes, gallery, max_rank, block, same_camera_is_junk)
-    pairs = _pairs_of_one_vehicle(probes, gallery, same_camera_is_junk)
-    matches = np.bincount(pairs.probe[pairs.counts], minlength=len(probes.features))
-    unmatched = np.flatnonzero(matches == 0)
-    if len(unmatched) and (not skip_unmatched or len(unmatched) == len(matches)):
-        raise UnmatchedProbe(
-            f"{len(unmatched)} of {len(matches)} probes have no true match in the gallery, "
-            f"the first of vehicle {probes.vehicle_ids[unmatched[0]]}",
-            remedy="leave these vehicles out (the named protocols do), or give a gallery that has them",
-        )
+    if len(probes.features) and len(gallery.features):
+        dimensions = probes.features.shape[1], gallery.features.shape[1]
+        if dimensions[0] != dimensions[1]:
+            raise BadInput(f"probes have {dimensions[0]} dimensions, the gallery has {dimensions[1]}")
+    many = len(probes.features)
+    split = Split(np.arange(many), many + np.arange(len(gallery.features)))
+    table = _Table(
+        Pool((probes.features, gallery.features)),
+        np.concatenate([probes.vehicle_ids, gallery.vehicle_ids]),
+        _joined(probes.camera_ids, gallery.camera_ids),
+        _joined(probes.crop_ids, gallery.crop_ids),
+    )
+    return _rank(table, [split], max_rank, block, same_camera_is_junk, skip_unmatched, device)[0]
 
-    closer = _others_before(probes, gallery, pairs, matches, block, device)
-    # `closer` runs over true matches, nearest first within each probe; the n-th has n - 1 of them before it.
-    first = np.concatenate([[0], np.cumsum(matches)])
-    nth = np.arange(len(closer)) - np.repeat(first[:-1], matches) + 1
-    ranks = np.zeros(len(matches), dtype=np.int64)
-    matched = matches > 0
-    ranks[matched] = closer[first[:-1][matched]] + 1
-    probe_of_match = np.repeat(np.arange(len(matches)), matches)
-    precision = np.bincount(probe_of_match, nth / (closer + nth), minlength=len(matches))
-    last_rank = closer[first[1:][matched] - 1] + matches[matched]
-    shares = np.bincount(np.minimum(ranks[matched], max_rank + 1), minlength=max_rank + 2)[1:-1]
-    sizes = len(gallery.features) - np.bincount(pairs.probe[~pairs.counts], minlength=len(matches))
+
+def cmc_of_splits(
+    pictures: Labelled,
+    splits: Sequence[Split],
+    *,
+    max_rank: int = 50,
+    block: int = 1024,
+    same_camera_is_junk: bool = False,
+    skip_unmatched: bool = False,
+    device: str = "cpu",
+) -> list[Cmc]:
+    """`cmc` of several splits of the same pictures, in one pass: two pictures are compared once at most.
+
+    The gallery's order, by which equal distances rank, is the order of `pictures`. A picture that is probe
+    and gallery entry alike is not ranked for itself. Raises what `cmc` raises.
+    """
+    own = np.arange(len(pictures.features)) if pictures.crop_ids is None else pictures.crop_ids
+    table = _Table(Pool((pictures.features,)), pictures.vehicle_ids, pictures.camera_ids, own)
+    return _rank(table, splits, max_rank, block, same_camera_is_junk, skip_unmatched, device)
+
+
+def summarise(ranking: Ranking, max_rank: int) -> Cmc:
+    """The figures of probes that were ranked; those without a true match are counted as skipped."""
+    rows = np.flatnonzero(ranking.matches)
+    some = ranking.take(rows)
+    shares = np.bincount(np.minimum(some.ranks, max_rank + 1), minlength=max_rank + 2)[1:-1]
     return Cmc(
-        curve=np.cumsum(shares) / matched.sum(),
-        probes=int(matched.sum()),
-        map=float((precision[matched] / matches[matched]).mean()),
-        minp=float((matches[matched] / last_rank).mean()),
-        chance=chance_curve(matches[matched], sizes[matched], max_rank),
-        ranks=ranks,
-        skipped=len(unmatched),
+        curve=np.cumsum(shares) / len(rows),
+        probes=len(rows),
+        map=float(some.precision.mean()),
+        minp=float(some.penalty.mean()),
+        chance=chance_curve(some.matches, some.sizes, max_rank),
+        ranking=ranking,
+        skipped=len(ranking.matches) - len(rows),
     )
 
 
@@ -126,182 +171,132 @@ def chance_curve(matches: NDArray[np.int64], sizes: NDArray[np.int64], max_rank:
 
 
 @dataclass(frozen=True, slots=True)
+class _Table:
+    pool: Pool
+    vehicle_ids: NDArray[np.int64]
+    camera_ids: NDArray[np.str_] | None
+    crop_ids: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Every pair of a probe and a gallery entry of its vehicle, by probe, then by gallery order."""
+    """Every pair of a picture that is ever a probe and one of its vehicle, by probe row, then by row."""
 
     probe: NDArray[np.int64]
-    gallery: NDArray[np.int64]
+    entry: NDArray[np.int64]
     counts: NDArray[np.bool_]  # False for junk and for the probe's own picture
+    squared: NDArray[np.float64]  # exact; NaN where it does not count
 
 
-def _check(probes: Labelled, gallery: Labelled, max_rank: int, block: int, junk: bool) -> None:
-    if not len(probes.features) or not len(gallery.features):
-        raise BadInput(
-            f"{len(probes.features)} probes and {len(gallery.features)} gallery entries: nothing to rank"
-        )
-    if probes.features.shape[1] != gallery.features.shape[1]:
-        raise BadInput(
-            f"probes have {probes.features.shape[1]} dimensions, the gallery has {gallery.features.shape[1]}"
-        )
+def _rank(
+    table: _Table,
+    splits: Sequence[Split],
+    max_rank: int,
+    block: int,
+    junk: bool,
+    skip_unmatched: bool,
+    device: str,
+) -> list[Cmc]:
+    _check(table, splits, max_rank, block, junk)
+    in_gallery = np.zeros((len(splits), len(table.vehicle_ids)), dtype=np.bool_)
+    for repeat, split in enumerate(splits):
+        in_gallery[repeat, split.gallery] = True
+    probe = np.concatenate([split.probes for split in splits])
+    repeat_of = np.repeat(np.arange(len(splits)), [len(split.probes) for split in splits])
+    pairs = _pairs_of_one_vehicle(table, np.unique(probe), np.flatnonzero(in_gallery.any(axis=0)), junk)
+    trials, left_out = _trials(probe, repeat_of, pairs, in_gallery)
+    for repeat in range(len(splits)):
+        _check_matched(trials, repeat, table.vehicle_ids, skip_unmatched)
+    closer = others_before(
+        table.pool, in_gallery, trials, (pairs.probe, pairs.entry), block=block, device=device
+    )
+    ranking = _ranking(trials, closer, in_gallery.sum(axis=1)[repeat_of] - left_out)
+    return [summarise(ranking.take(np.flatnonzero(repeat_of == r)), max_rank) for r in range(len(splits))]
+
+
+def _check(table: _Table, splits: Sequence[Split], max_rank: int, block: int, junk: bool) -> None:
+    for split in splits:
+        if not len(split.probes) or not len(split.gallery):
+            raise BadInput(
+                f"{len(split.probes)} probes and {len(split.gallery)} gallery entries: nothing to rank"
+            )
     if max_rank < 1 or not 1 <= block <= 1 << 20:
         raise BadInput(f"max_rank {max_rank} must be at least 1, block {block} between 1 and 1,048,576")
-    if junk and (probes.camera_ids is None or gallery.camera_ids is None):
+    if junk and table.camera_ids is None:
         raise BadLabels("leaving out the same camera needs camera ids for probes and gallery")
 
 
-def _pairs_of_one_vehicle(probes: Labelled, gallery: Labelled, same_camera_is_junk: bool) -> _Pairs:
-    by_vehicle = np.argsort(gallery.vehicle_ids, kind="stable")
-    vehicles = gallery.vehicle_ids[by_vehicle]
-    start = np.searchsorted(vehicles, probes.vehicle_ids, "left")
-    many = np.searchsorted(vehicles, probes.vehicle_ids, "right") - start
-    probe = np.repeat(np.arange(len(many)), many)
-    within = np.arange(len(probe)) - np.repeat(np.cumsum(many) - many, many)
-    entry = by_vehicle[np.repeat(start, many) + within]
+def _pairs_of_one_vehicle(
+    table: _Table, probes: NDArray[np.int64], gallery: NDArray[np.int64], junk: bool
+) -> _Pairs:
+    by_vehicle = gallery[np.argsort(table.vehicle_ids[gallery], kind="stable")]
+    vehicles = table.vehicle_ids[by_vehicle]
+    start = np.searchsorted(vehicles, table.vehicle_ids[probes], "left")
+    many = np.searchsorted(vehicles, table.vehicle_ids[probes], "right") - start
+    probe = np.repeat(probes, many)
+    entry = by_vehicle[np.repeat(start, many) + _within(many)]
     counts = np.ones(len(probe), dtype=np.bool_)
-    if probes.crop_ids is not None and gallery.crop_ids is not None:
-        counts &= probes.crop_ids[probe] != gallery.crop_ids[entry]
-    if same_camera_is_junk and probes.camera_ids is not None and gallery.camera_ids is not None:
-        counts &= probes.camera_ids[probe] != gallery.camera_ids[entry]
-    return _Pairs(probe, entry, counts)
+    if table.crop_ids is not None:
+        counts &= table.crop_ids[probe] != table.crop_ids[entry]
+    if junk and table.camera_ids is not None:
+        counts &= table.camera_ids[probe] != table.camera_ids[entry]
+    squared = np.full(len(probe), np.nan)
+    squared[counts] = table.pool.squared(probe[counts], entry[counts])
+    return _Pairs(probe, entry, counts, squared)
 
 
-@dataclass(slots=True)
-class _ProbeBlock:
-    """Up to `_PROBES_AT_ONCE` probes of about equally many true matches, and what was counted for them."""
-
-    rows: NDArray[np.int64]  # (p,) probe rows
-    squares: NDArray[np.float64]  # (p,) squared norms in the frame
-    loaded: object  # what the kernel made of the features
-    active: list[int]  # the first active[r] rows have a true match number r
-    limit: NDArray[
-        np.float64
-    ]  # (p, t) exact squared distance of each true match; infinite where there is none
-    entry: NDArray[np.int64]  # (p, t) its gallery row
-    same: NDArray[np.int64]  # (2, m) row here and gallery row of the vehicle's own entries, by gallery row
-    closer: NDArray[np.int64]  # (p, t) others that stand before it
-
-
-def _others_before(
-    probes: Labelled,
-    gallery: Labelled,
+def _trials(
+    probe: NDArray[np.int64],
+    repeat: NDArray[np.int64],
     pairs: _Pairs,
-    matches: NDArray[np.int64],
-    block: int,
-    device: str,
-) -> NDArray[np.int64]:
-    """For each true match, nearest first within each probe: how many other vehicles' entries precede it."""
-    frame = Frame.around(probes.features, gallery.features)
-    kernel = choose_kernel(device, work=float(probes.features.size) * len(gallery.features))
-    blocks = list(_probe_blocks(probes, gallery, pairs, matches, frame, kernel))
-    # Scores and comparisons get room once: fresh arrays would cost their page faults each time.
-    rooms = torch.empty(2, _PROBES_AT_ONCE * block, device=kernel.device)
-    for start in range(0, len(gallery.features), block):
-        placed = frame.place(gallery.features[start : start + block])
-        loaded = kernel.gallery(placed)
-        for some in blocks:
-            shape = len(some.rows), len(placed.squares)
-            out, hit = (room[: shape[0] * shape[1]].view(shape) for room in rooms)
-            scores = kernel.scores(some.loaded, loaded, out)
-            low, high = np.searchsorted(some.same[1], [start, start + len(placed.squares)])
-            own_row, own_entry = torch.from_numpy(some.same[:, low:high])
-            scores[own_row.to(scores.device), (own_entry - start).to(scores.device)] = torch.inf
-            _count(some, scores, hit, placed, start, frame, probes, gallery)
-    closer = np.empty(int(matches.sum()), dtype=np.int64)
-    first = np.cumsum(matches) - matches
-    for some in blocks:
-        here = matches[some.rows]
-        nth = np.arange(some.closer.shape[1])
-        has = nth < here[:, None]
-        closer[(first[some.rows][:, None] + nth)[has]] = some.closer[has]
-    return closer
+    in_gallery: NDArray[np.bool_],
+) -> tuple[Trials, NDArray[np.int64]]:
+    """All trials, and for each how many gallery entries are left out as junk or as the probe itself."""
+    start = np.searchsorted(pairs.probe, probe, "left")
+    many = np.searchsorted(pairs.probe, probe, "right") - start
+    trial = np.repeat(np.arange(len(probe)), many)
+    pair = np.repeat(start, many) + _within(many)
+    there = in_gallery[repeat[trial], pairs.entry[pair]]
+    left_out = np.bincount(trial[there & ~pairs.counts[pair]], minlength=len(probe))
+    true = there & pairs.counts[pair]
+    trial, pair = trial[true], pair[true]
+    order = np.lexsort((pairs.entry[pair], pairs.squared[pair], trial))
+    trial, pair = trial[order], pair[order]
+    matches = np.bincount(trial, minlength=len(probe))
+    return Trials(probe, repeat, matches, pairs.entry[pair], pairs.squared[pair]), left_out
 
 
-def _probe_blocks(
-    probes: Labelled,
-    gallery: Labelled,
-    pairs: _Pairs,
-    matches: NDArray[np.int64],
-    frame: Frame,
-    kernel: Kernel,
-) -> Iterator[_ProbeBlock]:
-    squared = exact_squared(probes.features, gallery.features, pairs.probe, pairs.gallery)
-    # Probes with equally many matches side by side: a comparison then runs over a prefix of the rows.
-    order = np.argsort(-matches, kind="stable")
-    order = order[: np.count_nonzero(matches)]
-    first = np.searchsorted(pairs.probe, np.arange(len(matches) + 1))
-    for start in range(0, len(order), _PROBES_AT_ONCE):
-        rows = order[start : start + _PROBES_AT_ONCE]
-        most = int(matches[rows[0]])
-        limit = np.full((len(rows), most), np.inf)
-        entry = np.full((len(rows), most), -1, dtype=np.int64)
-        same = []
-        for here, row in enumerate(rows):
-            own = slice(first[row], first[row + 1])
-            same.append(np.stack([np.full(first[row + 1] - first[row], here), pairs.gallery[own]]))
-            true = np.flatnonzero(pairs.counts[own]) + first[row]
-            true = true[np.lexsort((pairs.gallery[true], squared[true]))]
-            limit[here, : len(true)], entry[here, : len(true)] = squared[true], pairs.gallery[true]
-        together = np.concatenate(same, axis=1)
-        placed = frame.place(probes.features[rows])
-        yield _ProbeBlock(
-            rows=rows,
-            squares=placed.squares,
-            loaded=kernel.probes(placed),
-            active=[int(np.count_nonzero(matches[rows] > nth)) for nth in range(most)],
-            limit=limit,
-            entry=entry,
-            same=together[:, np.argsort(together[1], kind="stable")],
-            closer=np.zeros((len(rows), most), dtype=np.int64),
+def _check_matched(trials: Trials, repeat: int, vehicle_ids: NDArray[np.int64], skip_unmatched: bool) -> None:
+    here = trials.repeat == repeat
+    unmatched = np.flatnonzero(here & (trials.matches == 0))
+    if len(unmatched) and (not skip_unmatched or len(unmatched) == here.sum()):
+        raise UnmatchedProbe(
+            f"{len(unmatched)} of {here.sum()} probes have no true match in the gallery, "
+            f"the first of vehicle {vehicle_ids[trials.probe[unmatched[0]]]}",
+            remedy="leave these vehicles out (the named protocols do), or give a gallery that has them",
         )
 
 
-def _count(
-    some: _ProbeBlock,
-    scores: torch.Tensor,
-    hit: torch.Tensor,
-    placed: Placed,
-    start: int,
-    frame: Frame,
-    probes: Labelled,
-    gallery: Labelled,
-) -> None:
-    """Add to `some.closer` the entries of this gallery block that stand before each true match."""
-    scaled = (some.limit * float(frame.scale) ** 2 - some.squares[:, None]) / 2
-    error = error_bound(some.squares, placed)[:, None]
-    low, high = (bound.to(scores.device) for bound in outward(scaled - error, scaled + error))
-    below, within = _tally(scores, hit, low, high, some.active)
-    some.closer += np.where(np.isfinite(some.limit), below, 0)
-    for nth in np.flatnonzero((below != within).any(axis=0)):
-        rows = np.flatnonzero(below[:, nth] != within[:, nth])
-        at = torch.from_numpy(rows).to(scores.device)
-        near = scores[at]
-        unsure = ((near >= low[at, nth, None]) & (near <= high[at, nth, None])).cpu().numpy()
-        here, entry = np.nonzero(unsure)
-        here, entry = rows[here], entry + start
-        squared = exact_squared(probes.features, gallery.features, some.rows[here], entry)
-        limit = some.limit[here, nth]
-        before = (squared < limit) | ((squared == limit) & (entry < some.entry[here, nth]))
-        some.closer[:, nth] += np.bincount(here[before], minlength=len(some.rows))
+def _ranking(trials: Trials, closer: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ranking:
+    """`closer` runs over true matches, nearest first in each trial; the n-th has n - 1 of them before it."""
+    matches = trials.matches
+    matched = matches > 0
+    first = np.cumsum(matches) - matches
+    nth = _within(matches) + 1
+    trial = np.repeat(np.arange(len(matches)), matches)
+    ranks = np.zeros(len(matches), dtype=np.int64)
+    ranks[matched] = closer[first[matched]] + 1
+    penalty = np.zeros(len(matches))
+    last = closer[(first + matches - 1)[matched]] + matches[matched]
+    penalty[matched] = matches[matched] / last
+    summed = np.bincount(trial, nth / (closer + nth), minlength=len(matches))
+    return Ranking(ranks, summed / np.maximum(matches, 1), penalty, matches, sizes)
 
 
-def _tally(
-    scores: torch.Tensor, hit: torch.Tensor, low: torch.Tensor, high: torch.Tensor, active: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many scores of each row lie under `low`, and at or under `high`: two arrays (p, t).
+def _within(many: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, …, many[0] - 1, 0, 1, …, many[1] - 1, and so on."""
+    return np.asarray(np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many))
 
-    `hit` (p, n) is room for the comparisons.
-    """
-    below, within = (np.zeros(tuple(low.shape), dtype=np.int64) for _ in range(2))
-    if len(active) >= _SORT_FROM:
-        ordered = torch.from_numpy(np.sort(scores.cpu().numpy(), axis=1))
-        below[:] = torch.searchsorted(ordered, low.cpu(), side="left").numpy()
-        within[:] = torch.searchsorted(ordered, high.cpu(), side="right").numpy()
-        for nth, rows in enumerate(active):
-            below[rows:, nth] = within[rows:, nth] = 0
-        return below, within
-    # Comparing into floats and summing those is three to eight times faster than through booleans.
-    for nth, rows in enumerate(active):
-        at = slice(0, rows), slice(nth, nth + 1)
-        below[:rows, nth] = torch.lt(scores[:rows], low[at], out=hit[:rows]).sum(1).cpu().numpy()
-        within[:rows, nth] = torch.le(scores[:rows], high[at], out=hit[:rows]).sum(1).cpu().numpy()
-    return below, within
+
+def _joined(left: NDArray[_Column] | None, right: NDArray[_Column] | None) -> NDArray[_Column] | None:
+    return None if left is None or right is None else np.concatenate([left, right])

@@ -6,7 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.distances import Frame, Kernel, Placed, choose_kernel, error_bound, exact_squared, outward
+from index.distances import (
+    PAIRS_AT_ONCE,
+    Frame,
+    Kernel,
+    Placed,
+    choose_kernel,
+    error_bound,
+    exact_squared,
+    outward,
+)
 from infra.errors import BadInput, BadSetting
 
 NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
@@ -103,9 +112,22 @@ def _scan(
                 scores = kernel.scores(probes, ready)
                 query, row = _candidates(scores, placed, gallery, best.squared[part], frame)
                 query = query + part.start
-                squared = exact_squared(queries, vectors[rows], query, row)
+                squared = _squared(queries, vectors[rows], query, row)
                 closer = squared <= best.squared[query, -1]
                 best.merge(query[closer], ids[rows][row[closer]], squared[closer])
+
+
+def _squared(
+    queries: NDArray[np.float32],
+    vectors: NDArray[np.float32],
+    query: NDArray[np.int64],
+    row: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    squared = np.empty(len(query))
+    for start in range(0, len(query), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        squared[part] = exact_squared(queries[query[part]], vectors[row[part]])
+    return squared
 
 
 def _candidates(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index.cmc import Cmc, Labelled, cmc
+from index.cmc import Labelled, Split, cmc_of_splits
 from infra.errors import BadInput, BadLabels, BadSetting
 
 RULES = {
@@ -29,14 +29,6 @@ RULES = {
 }
 EXCLUSION = "vehicles with a single picture are left out: they can have no true match"
 SPLIT_SCHEMA = pa.schema([("repeat", pa.int32()), ("role", pa.string()), ("crop_id", pa.int64())])
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Rows of a label table that are probes and gallery in one repeat."""
-
-    probes: NDArray[np.int64]
-    gallery: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +146,7 @@ def evaluate_protocol(
     """
     everything = Labelled(features, np.asarray(vehicle_ids, dtype=np.int64), None, np.arange(len(features)))
     chosen = list(splits) if splits is not None else draw(name, vehicle_ids, repeats=repeats, seed=seed)
-    results: list[Cmc] = [
-        cmc(everything.take(split.probes), everything.take(split.gallery), max_rank=max_rank, device=device)
-        for split in chosen
-    ]
+    results = cmc_of_splits(everything, chosen, max_rank=max_rank, device=device)
     partnered = _has_partner(vehicle_ids)
     return ProtocolResult(
         name=name,
