@@ -58,6 +58,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     # As weights.load_backbone takes it.
     backbone: str = "hf:timm/inception_v3.tv_in1k"
+    # From how many training pictures the backbone's batch statistics are estimated anew; 0 keeps them.
+    reestimate_statistics: int = 0
     # Pictures an optimiser step, over all workers.
     batch: int = 100
     image_size: int = IMAGE_SIZE
@@ -88,7 +90,11 @@ class Recipe:
             "dropout": 0.0,
             "auxiliary_head": False,
             "l2_normalised": False,
-            "frozen_stage_batch_statistics": "those of the pretrained weights",
+            "frozen_stage_batch_statistics": (
+                f"of {self.reestimate_statistics} training pictures"
+                if self.reestimate_statistics
+                else "those of the pretrained weights"
+            ),
             "rmsprop_alpha": RMSPROP_ALPHA,
         }
 
@@ -114,6 +120,7 @@ _RANGES = {
     "weight_decay": _Range(0),
     "micro_batch": _Range(0),
     "batch": _Range(1),
+    "reestimate_statistics": _Range(0),
     "image_size": _Range(IMAGE_SIZE, IMAGE_SIZE),
     "train_share": _Range(0, 1, excluded=True),
     "seed": _Range(0, 2**63 - 1),

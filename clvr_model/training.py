@@ -5,19 +5,14 @@ its head (pooled float32 (n, 2048), classes) instead: the same loops then train 
 result. All randomness comes from (seed, stage, epoch), so a resume needs no generator state.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer, RMSprop
@@ -25,12 +20,9 @@ from torch.optim import SGD, Optimizer, RMSprop
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import RMSPROP_ALPHA, Stage
-from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
+from infra.errors import BadInput, TrainingDiverged
 
 Batch = tuple[Tensor, Tensor]
-
-_TENSORS = "state.safetensors"
-_VALUES = "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +73,7 @@ def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.
 
 def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
     """Freeze or free the backbone as the stage says, and build its optimiser over what may learn."""
-    network = _plain(module)
+    network = plain(module)
     if isinstance(network, Clvr):
         network.backbone.requires_grad_(stage.trainable == "all")
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -209,7 +201,7 @@ def train_step(
 def training_mode(module: nn.Module, stage: Stage) -> None:
     """Training mode, but a frozen backbone keeps its batch statistics."""
     module.train()
-    network = _plain(module)
+    network = plain(module)
     if isinstance(network, Clvr) and stage.trainable == "head":
         network.backbone.eval()
 
@@ -235,6 +227,25 @@ def pooled_features(network: Clvr, batches: Iterable[Batch], *, precision: str =
     if not pooled:
         raise BadInput("there is nothing to train on")
     return torch.cat(pooled), torch.cat(known)
+
+
+@torch.no_grad()
+def reestimate_batch_statistics(network: Clvr, batches: Iterable[Batch]) -> None:
+    """Replace every batch normalisation's running mean and variance by the plain average over `batches`.
+
+    For a backbone whose own statistics are of other pictures, or of none: random weights with the statistics
+    they start with (0 and 1) let hardly any difference between two pictures through.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the plain average
+    network.train()
+    for pictures, _ in batches:
+        network.backbone(_ready(pictures))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def cached_batches(cache: Batch, order: NDArray[np.int64], batch: int) -> Iterator[Batch]:
@@ -271,109 +282,8 @@ def evaluate(
     )
 
 
-@dataclass(slots=True)
-class TrainingState:
-    """What a resume needs: where it stands, the network, the optimiser and the history. No pickle.
-
-    stage, epoch: the next to run, from 0. seed: that of `epoch_order`; a resume under another would repeat
-    some pictures and miss others.
-    """
-
-    stage: int
-    epoch: int
-    seed: int
-    network: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def capture(
-        cls,
-        network: nn.Module,
-        optimizer: Optimizer | None,
-        *,
-        stage: int,
-        epoch: int,
-        seed: int,
-        history: Iterable[EpochResult | dict[str, Any]] = (),
-    ) -> "TrainingState":
-        """The state of a network (wrapped or not) and its optimiser, None between two stages."""
-        return cls(
-            stage,
-            epoch,
-            seed,
-            _plain(network).state_dict(),
-            optimizer.state_dict() if optimizer else {},
-            [asdict(entry) if isinstance(entry, EpochResult) else entry for entry in history],
-        )
-
-    def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Put the state back. Raises BadCheckpoint if it is another network's or another stage's."""
-        try:
-            _plain(network).load_state_dict(self.network)
-            if optimizer is not None and self.optimizer:
-                optimizer.load_state_dict(self.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise BadCheckpoint(
-                f"the saved training state does not fit: {str(error)[:200]}",
-                remedy="resume with the recipe and the labels that it was started with, or start anew",
-            ) from error
-
-    def save(self, folder: Path) -> None:
-        """Write two files into an existing folder, the small one last."""
-        tensors = {f"network.{name}": value.detach() for name, value in self.network.items()}
-        states: dict[str, dict[str, Any]] = {}
-        for index, entries in self.optimizer.get("state", {}).items():
-            plain = states[str(index)] = {}
-            for name, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value.detach()
-                else:
-                    plain[name] = value
-        path = folder / _TENSORS
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
-        values = {
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "seed": self.seed,
-            "history": self.history,
-            "groups": self.optimizer.get("param_groups"),
-            "states": states,
-            "sha256": _sha256(path),
-        }
-        (folder / _VALUES).write_text(json.dumps(values))
-
-    @classmethod
-    def load(cls, folder: Path) -> "TrainingState":
-        """Read what `save` wrote. Raises BadCheckpoint if it is incomplete, truncated or altered."""
-        try:
-            values = json.loads((folder / _VALUES).read_text())
-            data = (folder / _TENSORS).read_bytes()
-            if hashlib.sha256(data).hexdigest() != values["sha256"]:
-                raise ValueError(f"{_TENSORS} is truncated or was altered")
-            tensors = load(data)
-            states: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in values["states"].items()}
-            network = {}
-            for name, tensor in tensors.items():
-                owner, _, rest = name.partition(".")
-                if owner == "network":
-                    network[rest] = tensor
-                else:
-                    index, _, entry = rest.partition(".")
-                    states[int(index)][entry] = tensor
-            groups = values["groups"]
-            optimizer = {"state": states, "param_groups": groups} if groups else {}
-            return cls(
-                values["stage"], values["epoch"], values["seed"], network, optimizer, values["history"]
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadCheckpoint(
-                f"{folder} holds no whole training state: {error}", remedy="resume from an earlier one"
-            ) from error
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel, which Ray Train wraps around it."""
+def plain(module: nn.Module) -> nn.Module:
+    """Return the network inside DistributedDataParallel, which Ray Train wraps around it."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) else module
 
@@ -386,8 +296,3 @@ def _autocast(inputs: Tensor, precision: str) -> AbstractContextManager[None]:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(inputs.device.type, torch.bfloat16)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

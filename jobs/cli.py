@@ -74,6 +74,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "demo": setup.demo,
     "generate": archive.generate,
     "train": training.train,
+    "plan": archive.plan,
     "embed": archive.embed,
     "status": archive.status,
     "load": generations.load,

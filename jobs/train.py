@@ -15,7 +15,7 @@ from clvr_model.checkpoint import CARD_FILE, Card, load_checkpoint, save_checkpo
 from clvr_model.datasets.labelled import Labelled, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
-from clvr_model.training import TrainingState
+from clvr_model.training_state import TrainingState
 from infra.errors import BudgetExceeded, ObjectExists
 from infra.settings import Settings
 from infra.store import open_store

@@ -21,14 +21,15 @@ from clvr_model.training import (
     Batch,
     EpochResult,
     Totals,
-    TrainingState,
     cached_batches,
     epoch_order,
     evaluate,
     make_optimizer,
     pooled_features,
+    reestimate_batch_statistics,
     train_epoch,
 )
+from clvr_model.training_state import TrainingState
 from clvr_model.weights import load_backbone
 from infra.errors import ObjectChanged
 from jobs.pictures import Failure, common_store, stream_pictures
@@ -68,7 +69,9 @@ class _Worker:
             load_backbone(network, self.recipe.backbone)
         else:
             state.restore(network)
-        network.to(self.device)
+        network.to(self.device, memory_format=torch.channels_last)
+        if state is None and self.recipe.reestimate_statistics:
+            reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
         first = state.stage if state else 0
         history = list(state.history) if state else []
         for number in range(first, len(self.recipe.stages)):
@@ -137,6 +140,13 @@ class _Worker:
         count = len(self.job.training[0])
         order = epoch_order(count, seed=self.recipe.seed, stage=number, epoch=epoch)
         return order[: count - count % self.world][self.rank :: self.world]
+
+    def _sample(self) -> NDArray[np.int64]:
+        """Training pictures from all over the data, the same ones in each worker."""
+        count = len(self.job.training[0])
+        return np.unique(
+            np.linspace(0, count - 1, min(self.recipe.reestimate_statistics, count)).astype(np.int64)
+        )
 
     def _gathered_features(self, network: Clvr) -> Batch:
         """Each worker runs the frozen backbone over its share; all of them get all the features."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from index.generations import Generation, find, list_generations
 from index.milvus import Milvus, connect
 from index.runs import Run, list_runs
-from infra.errors import BadInput, ObjectMissing
+from infra.errors import BadInput, BucketMissing, ObjectMissing
 from infra.settings import Settings
 from infra.store import open_store
 
@@ -25,7 +25,9 @@ def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
     if run_id != LATEST:
         try:
             return Run.open(store, run_id)
-        except ObjectMissing as error:
+        except (ObjectMissing, BucketMissing) as error:
+            if isinstance(error, BucketMissing) and not store.local:
+                raise
             raise BadInput(
                 f"there is no run {run_id} in {store.uri}", remedy="name one of its runs"
             ) from error

@@ -15,20 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clvr_model.network import Clvr
+from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     Batch,
-    TrainingState,
     cached_batches,
     epoch_order,
     evaluate,
     make_optimizer,
     mirrored,
     pooled_features,
+    reestimate_batch_statistics,
     train_epoch,
     train_stage,
     train_step,
 )
+from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
 
 WARMUP = Stage("warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
@@ -289,3 +291,15 @@ def test_a_wrapped_network_is_trained_like_a_plain_one() -> None:
     assert _equal(plain, inner)
     state = TrainingState.capture(wrapped, None, stage=0, epoch=1, seed=0)
     assert state.network.keys() == plain.state_dict().keys()
+
+
+def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_else() -> None:
+    network, before = _network(), _network().state_dict()
+    reestimate_batch_statistics(network, [(PICTURES, CLASSES)])
+    first = network.backbone.Conv2d_1a_3x3
+    expected = first.conv(to_input(PICTURES)).mean(dim=(0, 2, 3))
+    assert torch.allclose(first.bn.running_mean, expected, atol=1e-4)
+    assert first.bn.momentum is not None
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("running_" in name or "num_batches_tracked" in name for name in changed)

@@ -1,0 +1,124 @@
+"""Where a training stands, at rest: network, optimiser and history, without pickle."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clvr_model.training import EpochResult, plain
+from infra.errors import BadCheckpoint
+
+_TENSORS = "state.safetensors"
+_VALUES = "state.json"
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """What a resume needs: where it stands, the network, the optimiser and the history. No pickle.
+
+    stage, epoch: the next to run, from 0. seed: that of `epoch_order`; a resume under another would repeat
+    some pictures and miss others.
+    """
+
+    stage: int
+    epoch: int
+    seed: int
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def capture(
+        cls,
+        network: nn.Module,
+        optimizer: Optimizer | None,
+        *,
+        stage: int,
+        epoch: int,
+        seed: int,
+        history: Iterable[EpochResult | dict[str, Any]] = (),
+    ) -> "TrainingState":
+        """The state of a network (wrapped or not) and its optimiser, None between two stages."""
+        return cls(
+            stage,
+            epoch,
+            seed,
+            plain(network).state_dict(),
+            optimizer.state_dict() if optimizer else {},
+            [asdict(entry) if isinstance(entry, EpochResult) else entry for entry in history],
+        )
+
+    def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Put the state back. Raises BadCheckpoint if it is another network's or another stage's."""
+        try:
+            plain(network).load_state_dict(self.network)
+            if optimizer is not None and self.optimizer:
+                optimizer.load_state_dict(self.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise BadCheckpoint(
+                f"the saved training state does not fit: {str(error)[:200]}",
+                remedy="resume with the recipe and the labels that it was started with, or start anew",
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write two files into an existing folder, the small one last."""
+        tensors = {f"network.{name}": value.detach() for name, value in self.network.items()}
+        states: dict[str, dict[str, Any]] = {}
+        for index, entries in self.optimizer.get("state", {}).items():
+            plain = states[str(index)] = {}
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = value.detach()
+                else:
+                    plain[name] = value
+        path = folder / _TENSORS
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
+        values = {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "seed": self.seed,
+            "history": self.history,
+            "groups": self.optimizer.get("param_groups"),
+            "states": states,
+            "sha256": _sha256(path),
+        }
+        (folder / _VALUES).write_text(json.dumps(values))
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingState":
+        """Read what `save` wrote. Raises BadCheckpoint if it is incomplete, truncated or altered."""
+        try:
+            values = json.loads((folder / _VALUES).read_text())
+            data = (folder / _TENSORS).read_bytes()
+            if hashlib.sha256(data).hexdigest() != values["sha256"]:
+                raise ValueError(f"{_TENSORS} is truncated or was altered")
+            tensors = load(data)
+            states: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in values["states"].items()}
+            network = {}
+            for name, tensor in tensors.items():
+                owner, _, rest = name.partition(".")
+                if owner == "network":
+                    network[rest] = tensor
+                else:
+                    index, _, entry = rest.partition(".")
+                    states[int(index)][entry] = tensor
+            groups = values["groups"]
+            optimizer = {"state": states, "param_groups": groups} if groups else {}
+            return cls(
+                values["stage"], values["epoch"], values["seed"], network, optimizer, values["history"]
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadCheckpoint(
+                f"{folder} holds no whole training state: {error}", remedy="resume from an earlier one"
+            ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m jobs` is `clvr`."""
+
+from jobs.cli import main
+
+main()

@@ -1,0 +1,69 @@
+"""Settings: one merge order, an origin for each value, and no secret that shows."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.errors import BadSetting
+from infra.settings import load_settings, origins
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("CLVR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "night.yaml"
+    file.write_text("alias: from-file\nruns: s3://from-file\nray: from-file\n")
+    monkeypatch.setenv("CLVR_ALIAS", "from-environment")
+    monkeypatch.setenv("CLVR_RUNS", "s3://from-environment")
+    settings = load_settings({"runs": "s3://from-flag", "alias": None}, file=file)
+    assert settings.runs == "s3://from-flag"
+    assert settings.alias == "from-environment"
+    assert settings.ray == "from-file"
+    assert settings.milvus == load_settings().milvus
+
+
+def test_every_value_says_where_it_came_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "clvr.yaml").write_text("alias: cars\n")
+    monkeypatch.setenv("CLVR_RAY", "auto")
+    found = {row.name: row.origin for row in origins({"runs": "here"})}
+    assert found["alias"] == "clvr.yaml"
+    assert found["ray"] == "CLVR_RAY"
+    assert found["runs"] == "flag"
+    assert found["milvus"] == "default"
+
+
+def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLVR_MILVUS_TOKEN", "root:very-secret")
+    assert "very-secret" not in repr(load_settings())
+    assert "very-secret" not in repr(origins())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("alisa: cars\n", "alisa"),
+        ("alias: [1, 2]\n", "alias"),
+        ("- alias\n", "name: value"),
+        ("alias: [\n", "cannot be read"),
+    ],
+    ids=["unknown name", "wrong type", "a list", "no YAML"],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(BadSetting, match=says):
+        load_settings(file=file)
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"missing\.yaml"):
+        load_settings(file=tmp_path / "missing.yaml")

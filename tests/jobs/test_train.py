@@ -1,0 +1,57 @@
+"""`clvr train` on a real Ray Train: it fits, it is a no-op when done, and it refuses what it cannot trust."""
+
+import json
+
+from clvr_model.checkpoint import load_checkpoint
+from infra.store import open_store
+
+# Two epochs on cached features and none of the whole network: seconds, not minutes.
+SHORT = ["--recipe", "demo", "--weights", "random", "--set", "warmup.epochs=2", "--set", "target.epochs=0"]
+
+
+def arguments(archive, to, *more: str) -> list[str]:
+    data = [str(archive / "labels/labels.parquet"), "--root", str(archive / "archive"), "--split", "train"]
+    return ["train", *data, "--to", str(to), *SHORT, *more]
+
+
+def test_it_leaves_a_checkpoint_that_says_how_it_was_made_and_a_repetition_is_a_no_op(
+    clvr, archive, tmp_path
+) -> None:
+    done = clvr(*arguments(archive, tmp_path / "model", "--workers", "2", "--json"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    checkpoint = load_checkpoint(str(tmp_path / "model"))
+    assert result["fingerprint"] == checkpoint.fingerprint
+    assert result["classes"] == len(checkpoint.label_ids) == 3
+    assert result["pictures"] + result["held_out"] == 24
+    assert checkpoint.card.recipe["name"] == "demo"
+    assert [epoch["stage"] for epoch in checkpoint.card.metrics["history"]] == ["warmup", "warmup"]
+    assert checkpoint.card.unstated["feature_relu"] is True
+
+    before = {item.key: item.etag for item in open_store(str(tmp_path / "model")).list()}
+    again = clvr(*arguments(archive, tmp_path / "model", "--workers", "2", "--json"))
+    assert json.loads(again.stdout) == result
+    assert {item.key: item.etag for item in open_store(str(tmp_path / "model")).list()} == before
+
+    other = clvr(*arguments(archive, tmp_path / "model", "--set", "seed=9"))
+    assert other.returncode == 4
+    assert "other data or another recipe" in other.stderr
+
+
+def test_bad_pictures_are_named_and_stop_it_beyond_the_budget(clvr, archive, tmp_path) -> None:
+    folders = tmp_path / "cars"
+    for model, key in enumerate(sorted(item.key for item in open_store(str(archive / "archive")).list())[:6]):
+        path = folders / f"model-{model % 2}" / f"{model}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(open_store(str(archive / "archive")).get(key))
+    (folders / "model-0" / "broken.jpg").write_bytes(b"not a picture")
+    done = clvr("train", str(folders), "--to", str(tmp_path / "model"), *SHORT)
+    assert done.returncode == 9
+    assert "broken.jpg" in done.stderr.replace("\n", "")
+    assert not (tmp_path / "model" / "card.json").exists()
+
+
+def test_an_unknown_field_of_the_recipe_is_refused_by_name(clvr, archive, tmp_path) -> None:
+    done = clvr(*arguments(archive, tmp_path / "model", "--set", "target.epoch=3"))
+    assert done.returncode == 3
+    assert "epoch" in done.stderr
