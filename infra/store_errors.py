@@ -40,7 +40,8 @@ def store_error(failure: Exception, where: str) -> StoreError | BadInput:
     # Only the first line, and no XML: what follows is Rust's debug view of the same, dozens of lines long.
     code = re.search(r"<Code>(\w+)</Code>", text)
     brief = text.partition("\n")[0].partition(": <?xml")[0][:300] + (f" ({code[1]})" if code else "")
-    if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text:
+    # A HEAD has no body, so boto3 has no code to give but the status.
+    if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text or "(404) when calling" in text:
         if "NoSuchBucket" in text:
             return bucket_missing(where)
         return ObjectMissing(f"no object {where}", remedy="List the prefix: it may have been deleted.")

@@ -11,17 +11,22 @@ import pyarrow as pa
 import pytest
 
 from index import generation_ledger, generations
-from index.bulk_load import Progress, load_runs
+from index.bulk_load import LoadOptions, Progress, load_runs
+from index.erasable import Wanted
 from index.filters import Filters
+from index.forget import forget
 from index.generations import Generation
 from index.load_plan import plan_load
 from index.manifest import crop_id_of
 from index.milvus import Milvus, connect
 from index.promote import check_gate, promote, rollback
+from index.reconcile import reconcile
+from index.rows import ids_in
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.search import search
 from index.shards import shard_table
+from index.upsert import load_into_live
 from infra.errors import FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
@@ -155,6 +160,54 @@ def test_shards_in_another_bucket_are_inserted(
     entry = generation_ledger.read(own_store, inserted.name)
     assert entry is not None
     assert entry.target == "stream_insert"
+
+
+@pytest.mark.timeout(DEADLINE)
+def test_shards_in_another_bucket_are_copied_into_the_servers_where_an_import_is_asked_for(
+    milvus: Milvus, milvus_server: MilvusServer, seaweedfs: SeaweedFs, foreign_store: Store
+) -> None:
+    runs = [
+        finished_run(foreign_store, "old-far", range(2000, 2060), rows_per_shard=30),
+        finished_run(foreign_store, "new-far", range(2050, 2070)),
+    ]
+    generation = load_runs(
+        milvus,
+        foreign_store,
+        runs,
+        alias="copied",
+        target="grpc_v1",
+        milvus_bucket=f"s3://{milvus_server.bucket}",
+        latest_wins=True,
+    )
+    found = reconcile(milvus, foreign_store, generation, runs)
+    assert (found.expected, found.indexed, found.differences) == (70, 70, ())
+    bucket = open_store(f"s3://{milvus_server.bucket}", seaweedfs.settings)
+    assert list(bucket.list("clvr-import")) == []
+
+
+@pytest.mark.timeout(DEADLINE)
+def test_increment_erasure_rebuild_and_verification_on_a_server(milvus: Milvus, foreign_store: Store) -> None:
+    first = finished_run(foreign_store, "night1", range(3000, 3100))
+    live = load_runs(milvus, foreign_store, [first], alias="nightly")
+    promote(milvus, foreign_store, live.name, force="test")
+    second = finished_run(foreign_store, "night2", range(3095, 3110))
+    second.folder.write_vanished(pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)]))
+    done = load_into_live(
+        milvus, foreign_store, [second], lambda _: [first], alias="nightly", options=LoadOptions()
+    )
+    assert (done.rows_before, done.removed, done.rows_after) == (100, 2, 108)
+
+    wanted = Wanted(cameras=("cam-1",))
+    receipt = forget(milvus, foreign_store, [first, second], wanted, reason="test", dry_run=False)
+    erased = next(one for one in receipt.generations if one.generation == live.name)
+    assert (erased.rows_before, erased.rows_after, erased.left) == (108, 108 - erased.matching, 0)
+    assert erased.matching > 30
+    found = reconcile(milvus, foreign_store, live, [first, second])
+    assert found.differences == ()
+
+    rebuilt = load_runs(milvus, foreign_store, [first, second], alias="nightly", latest_wins=True)
+    assert generations.count(milvus, rebuilt) == erased.rows_after
+    assert ids_in(milvus, rebuilt.name, wanted.expression()).size == 0
 
 
 def test_gate_promotion_and_rollback_on_a_server(
