@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from index.quarantine import count_causes
 from index.runs import Run
 from index.shards import check_shard
+from index.timings import Timings, read_timings, total_of
 from infra.settings import Settings
 from jobs.which import find_run
 
@@ -24,6 +25,10 @@ class RunStatus:
     parts_pending: int
     shards: int
     causes: dict[str, int]
+    precision: str
+    seconds: dict[str, float]
+    """Where the time went, over all attempts that ended by themselves; empty without any."""
+    bottleneck: str
 
     def __str__(self) -> str:
         """Several lines for a person."""
@@ -32,11 +37,16 @@ class RunStatus:
         lines = [
             f"run {self.run_id}: {state}",
             f"  archive      {self.archive}",
-            f"  fingerprint  {self.fingerprint}",
+            f"  fingerprint  {self.fingerprint} ({self.precision})",
             f"  listed {self.listed:,} = embedded {self.embedded:,} + quarantined {self.quarantined:,} "
             f"+ duplicates {self.duplicates:,}" + ("" if self.finished else " + pending"),
         ]
-        return "\n".join([*lines, f"  quarantine   {causes}"] if causes else lines)
+        if causes:
+            lines.append(f"  quarantine   {causes}")
+        if self.seconds:
+            split = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in self.seconds.items())
+            lines += [f"  time         {split}", f"  bottleneck   {self.bottleneck}"]
+        return "\n".join(lines)
 
 
 def run_status(run_id: str, settings: Settings) -> RunStatus:
@@ -46,6 +56,7 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
     """
     run = find_run(run_id, settings, finished=False)
     quarantine = run.quarantine()
+    times = total_of(read_timings(run.folder))
     return RunStatus(
         run_id=run.run_id,
         finished=run.finished,
@@ -58,7 +69,26 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
         parts_pending=len(run.pending_parts()),
         shards=run.info.shards,
         causes=dict(count_causes(quarantine)),
+        precision=run.info.settings.get("precision", "fp32"),
+        seconds=_seconds(times) if times else {},
+        bottleneck=times.bottleneck() if times else "",
     )
+
+
+def _seconds(times: Timings) -> dict[str, float]:
+    """Wall seconds of the job's phases, then seconds of all actors together."""
+    return {
+        "plan": times.planning_seconds,
+        "to first row": times.startup_seconds,
+        "embed": times.embedding_seconds,
+        "compact": times.compacting_seconds,
+        "finish": times.finishing_seconds,
+        "actors in model": times.model_seconds,
+        "actors waiting for pictures": times.waiting_seconds,
+        "actors writing": times.writing_seconds,
+        "threads fetching": times.fetch_seconds,
+        "threads decoding": times.decode_seconds,
+    }
 
 
 def _checked_rows(run: Run) -> int:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.manifest import (
@@ -181,6 +181,7 @@ class TestUniqueness:
         with pytest.raises(DuplicateCropId, match=r"1 pairs.*7 \(a and b\)"):
             check_unique(table(row("a", crop_id=7), row("c"), row("b", crop_id=7)))
 
+    @settings(deadline=None)
     @given(st.lists(st.sampled_from("abcdef"), max_size=20))
     def test_never_loses_a_uri(self, uris: list[str]) -> None:
         kept, duplicates = check_unique(table(*map(row, uris)))

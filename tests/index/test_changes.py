@@ -1,0 +1,98 @@
+"""What is new, changed and gone since a run, over a chain of runs and within a window of days."""
+
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from index.changes import committed, compare, days_of, within
+from index.crops import crop_id_of
+from index.manifest import days_since, survey_archive
+from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA
+from infra.errors import BadSetting
+from infra.store import Store, open_store
+
+ARCHIVE = "/archive"
+
+
+def manifest(etags: dict[str, str]) -> pa.Table:
+    rows = [
+        {
+            "crop_id": crop_id_of(f"{ARCHIVE}/{key}"),
+            "uri": f"{ARCHIVE}/{key}",
+            "etag": etag,
+            "size": 1,
+            "last_modified": 1,
+            "camera_id": "",
+            "captured_at": -1,
+            "track_id": "",
+        }
+        for key, etag in etags.items()
+    ]
+    return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+
+
+def run_of(store: Store, run_id: str, etags: dict[str, str], **settings: str) -> None:
+    Run.create(
+        store,
+        run_id,
+        manifest=manifest(etags),
+        archive=ARCHIVE,
+        fingerprint="f",
+        model="m",
+        settings=settings,
+    )
+
+
+def keys(uris: pa.Array) -> list[str]:
+    return sorted(uri.removeprefix(f"{ARCHIVE}/") for uri in uris.to_pylist())
+
+
+def test_new_changed_and_vanished_crops_are_told_apart(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    run_of(store, "base", {"a.jpg": "1", "b.jpg": "1", "gone.jpg": "1", "d.jpg": ""})
+    now = manifest({"a.jpg": "1", "b.jpg": "2", "c.jpg": "1", "d.jpg": "7"})
+    changes = compare(now, committed(store, "base"))
+    assert keys(changes.fresh["uri"]) == ["b.jpg", "c.jpg"]
+    assert (changes.new, changes.changed, changes.unchanged) == (1, 1, 2)
+    assert keys(changes.vanished) == ["gone.jpg"]
+
+
+def test_a_chain_of_runs_is_one_state_and_the_latest_counts(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    run_of(store, "1", {"a.jpg": "old", "b.jpg": "1"})
+    run_of(store, "2", {"a.jpg": "new", "c.jpg": "1"}, since_run="1")
+    run_of(store, "3", {"d.jpg": "1"}, since_run="2")
+    before = committed(store, "3")
+    assert dict(zip(keys(before["uri"]), ["new", "1", "1", "1"], strict=True)) == {
+        uri.removeprefix(f"{ARCHIVE}/"): etag
+        for uri, etag in zip(before["uri"].to_pylist(), before["etag"].to_pylist(), strict=True)
+    }
+    changes = compare(manifest({"a.jpg": "new", "b.jpg": "1", "c.jpg": "1", "d.jpg": "1"}), before)
+    assert (changes.new, changes.changed, len(changes.vanished)) == (0, 0, 0)
+
+
+def test_what_lies_before_the_window_has_not_vanished(tmp_path: Path) -> None:
+    before = manifest({"dt=2026-11-01/a.jpg": "1", "dt=20261120/b.jpg": "1", "loose.jpg": "1"})
+    assert sorted(days_of(before["uri"], ARCHIVE).values()) == [date(2026, 11, 1), date(2026, 11, 20)]
+    shown = within(before["uri"], ARCHIVE, date(2026, 11, 19))
+    assert shown.to_pylist() == [False, True, False]
+    changes = compare(manifest({"dt=2026-11-21/c.jpg": "1"}), before, shown=shown)
+    assert keys(changes.vanished) == ["dt=20261120/b.jpg"]
+
+
+def test_a_window_lists_only_its_days(tmp_path: Path) -> None:
+    archive = open_store(str(tmp_path))
+    for key in ("dt=2026-11-01/cam=1/a.jpg", "dt=2026-11-20/cam=1/b.jpg", "dt=2026-11-21/c.jpg"):
+        archive.put(key, b"x")
+    found = survey_archive(archive, since=date(2026, 11, 20)).manifest["uri"].to_pylist()
+    assert [uri.rpartition("/")[2] for uri in found] == ["b.jpg", "c.jpg"]
+
+
+def test_an_archive_without_days_has_no_window(tmp_path: Path) -> None:
+    archive = open_store(str(tmp_path))
+    archive.put("cam=1/a.jpg", b"x")
+    with pytest.raises(BadSetting, match="no folders dt="):
+        days_since(archive, date(2026, 11, 20))

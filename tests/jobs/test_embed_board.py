@@ -1,0 +1,55 @@
+"""The board counts a part once however often it is started, and says when it is enough."""
+
+import pytest
+
+from infra.errors import BudgetExceeded
+from jobs.embed_board import BUDGET_AFTER_ROWS, MAX_ATTEMPTS, EmbedBoard, PartKeepsFailing
+from jobs.embed_part import PartReport
+
+
+def board(rate: float = 0.01, before: tuple[int, dict[str, int]] = (0, {})) -> EmbedBoard:
+    return EmbedBoard(1000, before, rate)
+
+
+def test_a_part_that_starts_anew_replaces_its_report() -> None:
+    seen = board()
+    seen.report(PartReport(0, embedded=64, model_seconds=2.0))
+    seen.report(PartReport(1, embedded=10))
+    seen.report(PartReport(0, embedded=8, model_seconds=0.5))
+    assert seen.read().done == 18
+    assert seen.sum().model_seconds == 0.5
+
+
+def test_what_an_earlier_attempt_did_counts_in_progress_and_budget() -> None:
+    seen = board(0.5, (300, {"decode/empty": 20}))
+    seen.report(PartReport(7, embedded=80, quarantined=1, causes={"fetch/missing": 1}))
+    assert seen.read().done == 401
+    assert seen.read().note.endswith("21 quarantined")
+    assert seen.sum().quarantined == 1
+
+
+def test_too_many_bad_pictures_stop_the_run_with_their_causes() -> None:
+    seen = board(0.01)
+    seen.report(PartReport(0, embedded=BUDGET_AFTER_ROWS, quarantined=1, causes={"decode/empty": 1}))
+    with pytest.raises(BudgetExceeded, match=r"4 of 2.. crops .*decode/empty 3, fetch/missing 1") as stopped:
+        seen.report(
+            PartReport(
+                0,
+                embedded=BUDGET_AFTER_ROWS + 8,
+                quarantined=4,
+                causes={"decode/empty": 3, "fetch/missing": 1},
+            )
+        )
+    assert stopped.value.exit_code == 9
+
+
+def test_a_handful_of_rows_says_nothing() -> None:
+    board(0.01).report(PartReport(0, embedded=1, quarantined=BUDGET_AFTER_ROWS - 2))
+
+
+def test_a_part_that_kills_every_worker_is_given_up() -> None:
+    seen = board()
+    for _ in range(MAX_ATTEMPTS):
+        seen.begin(3)
+    with pytest.raises(PartKeepsFailing, match="part 3"):
+        seen.begin(3)
