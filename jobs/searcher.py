@@ -49,6 +49,10 @@ class Searcher:
         self.source = MilvusSource(milvus, target)
         self.archives = {find_run(run_id, settings).info.archive for run_id in target.run_ids}
 
+    def close(self) -> None:
+        """Let the connection go: a Milvus Lite file can be open in one process only."""
+        self.source.milvus.close()
+
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The model that probes are embedded with."""

@@ -164,7 +164,7 @@ def _plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Pl
         )
     finally:
         # A Milvus Lite file can be open in one process only, and the actor is the next.
-        searcher.source.milvus.close()
+        searcher.close()
 
 
 def _exact_plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Plan:

@@ -151,3 +151,35 @@ def sweep(
     )
     summary = sweep_probes(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray))
     emit(summary, as_json, summary_text(summary, out))
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    token: Annotated[
+        bool | None, typer.Option("--token/--no-token", help="Default: wherever others can reach it.")
+    ] = None,
+    cameras: Cameras = None,
+    max_speed: MaxSpeed = 150.0,
+    max_upload: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file: serve by HTTPS.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    runs: Runs = None,
+    milvus: Milvus = None,
+    alias: Alias = None,
+) -> None:
+    """Serve the search page. $CLVR_SERVE_TOKEN is its token. Example: clvr serve --port 8080"""
+    from jobs.serve import ServeRequest, serve_page
+
+    request = ServeRequest(
+        host=host,
+        port=port,
+        require_token=token is True,
+        no_token=token is False,
+        camera_file=cameras,
+        max_speed=max_speed,
+        max_upload_mib=max_upload,
+        certificate=certificate,
+        key=key,
+    )
+    serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias))

@@ -1,0 +1,82 @@
+"""`clvr serve`: the page, on this machine or, behind a token, for others."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from index.feasibility import MAX_SPEED_KMH, read_cameras
+from infra.errors import BadSetting
+from infra.settings import Settings
+from jobs.progress import console
+from jobs.searcher import Searcher, read_bytes
+from jobs.web_app import make_app
+from jobs.web_guard import Guard, Limits, is_loopback
+
+TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
+SHORTEST_TOKEN = 16
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServeRequest:
+    """What `clvr serve` was asked for."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    require_token: bool = False
+    no_token: bool = False
+    camera_file: str | None = None
+    max_speed: float = MAX_SPEED_KMH
+    max_upload_mib: int = 32
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def serve_page(request: ServeRequest, settings: Settings) -> None:
+    """Serve until interrupted. Raises what a Searcher raises, and BadSetting for a token that is none."""
+    guard = guard_of(request)
+    cameras = None
+    if request.camera_file:
+        data = read_bytes(request.camera_file)
+        cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+    searcher = Searcher(settings, threads=0)
+    with console.status("loading the model"):
+        _ = searcher.embedder  # the first visitor should not wait for it
+    app = make_app(searcher, guard, cameras=cameras, limits=Limits(request.max_upload_mib << 20))
+    scheme = "https" if request.certificate else "http"
+    shown = f"[{request.host}]" if ":" in request.host else request.host
+    address = f"{scheme}://{shown}:{request.port}/"
+    # Behind '#', so that no server's log keeps it.
+    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
+    if guard.token and scheme == "http":
+        console.print("without --certificate the token crosses the network in the clear", style="yellow")
+    uvicorn.run(
+        app,
+        host=request.host,
+        port=request.port,
+        log_level="warning",
+        server_header=False,
+        ssl_certfile=request.certificate,
+        ssl_keyfile=request.key,
+        limit_concurrency=200,
+        timeout_keep_alive=30,
+    )
+
+
+def guard_of(request: ServeRequest) -> Guard:
+    """The guard of an address: a token wherever others can reach it, unless --no-token says otherwise.
+
+    The token is `$CLVR_SERVE_TOKEN`, or made here. Raises BadSetting for one that can be guessed.
+    """
+    local = is_loopback(request.host)
+    given = os.environ.get(TOKEN)
+    if given is not None and len(given) < SHORTEST_TOKEN:
+        raise BadSetting(
+            f"{TOKEN} is shorter than {SHORTEST_TOKEN} characters", remedy="openssl rand -hex 16"
+        )
+    wanted = (not local or request.require_token or given is not None) and not request.no_token
+    token = (given or secrets.token_urlsafe(24)) if wanted else None
+    return Guard(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)
