@@ -37,6 +37,8 @@ class Stage:
     trainable: Literal["head", "all"] = "all"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    # Keep the batch statistics as they are while all layers learn, for batches too small to estimate them.
+    frozen_statistics: bool = False
     # Mirror each training picture with probability 1/2.
     flip: bool = False
     # Pictures a forward pass; the gradient is still that of the whole batch. 0: the whole batch at once.
@@ -86,6 +88,7 @@ class Recipe:
             "momentum": {stage.name: stage.momentum for stage in self.stages},
             "weight_decay": {stage.name: stage.weight_decay for stage in self.stages},
             "flip": {stage.name: stage.flip for stage in self.stages},
+            "frozen_statistics": {stage.name: stage.frozen_statistics for stage in self.stages},
             "precision": self.precision,
             "dropout": 0.0,
             "auxiliary_head": False,

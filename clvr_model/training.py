@@ -199,11 +199,11 @@ def train_step(
 
 
 def training_mode(module: nn.Module, stage: Stage) -> None:
-    """Training mode, but a frozen backbone keeps its batch statistics."""
+    """Training mode, but a frozen backbone keeps its batch statistics, and so does a stage that says so."""
     module.train()
     network = plain(module)
-    if isinstance(network, Clvr) and stage.trainable == "head":
-        network.backbone.eval()
+    if isinstance(network, Clvr) and (stage.trainable == "head" or stage.frozen_statistics):
+        network.backbone.eval()  # of its layers only batch normalisation knows the difference
 
 
 def mirrored(pictures: Tensor, generator: torch.Generator) -> Tensor:

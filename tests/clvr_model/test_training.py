@@ -303,3 +303,13 @@ def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_els
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all("running_" in name or "num_batches_tracked" in name for name in changed)
+
+
+def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
+    network = _network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stage = replace(TARGET, epochs=1, frozen_statistics=True)
+    train_stage(network, make_optimizer(network, stage), stage, _batches(0), seed=SEED)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("backbone.") for name in changed)
+    assert not any("running_" in name for name in changed)
