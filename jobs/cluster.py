@@ -51,7 +51,8 @@ def root_cause(error: BaseException) -> BaseException:
     """The ClvrError inside what Ray wrapped around it, else the error itself."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ClvrError):
+        # Ray's wrapper is a ClvrError as well, but one whose text is a remote traceback.
+        if isinstance(seen, ClvrError) and not isinstance(seen, ray.exceptions.RayTaskError):
             return seen
         failures = getattr(seen, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else getattr(seen, "cause", None)

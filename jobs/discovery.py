@@ -17,7 +17,7 @@ from index.manifest import Listing, read_manifest, survey_archive
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, EmptyArchive
-from infra.store import Store, open_store
+from infra.store import Store
 from jobs.labels import read_label_table
 
 _HEADS_IN_FLIGHT = 32
@@ -74,13 +74,12 @@ class Discovery:
     changes: Changes | None = None
 
 
-def discover(source: Source, runs: Store) -> Discovery:
-    """Find the crops that are meant.
+def discover(source: Source, archive: Store, runs: Store) -> Discovery:
+    """Find the crops that are meant; `archive` is the store at `source.archive`.
 
     Raises EmptyArchive where there are none, StoreError, BadInput for lists and labels that cannot be
     trusted, BadSetting for a key pattern.
     """
-    archive = open_store(source.archive)
     archive.ensure()
     found = _requeued(source, archive, runs) if source.requeue else _found(source, archive, runs)
     if source.labels is None:
@@ -125,8 +124,8 @@ def _listing(source: Source, archive: Store, since: Any) -> Listing:
     if source.manifest is None:
         return survey_archive(archive, pattern=pattern, since=since)
     if is_inventory(source.manifest):
-        return read_inventory(source.manifest, archive=archive, pattern=pattern)
-    manifest = read_manifest(source.manifest, archive=archive.uri, pattern=pattern)
+        return read_inventory(source.manifest, archive=archive, pattern=pattern, settings=archive.settings)
+    manifest = read_manifest(source.manifest, archive=archive.uri, pattern=pattern, settings=archive.settings)
     foreign = manifest.filter(pc.invert(pc.starts_with(manifest["uri"], archive.uri_of(""))))
     if foreign.num_rows:
         raise BadInput(

@@ -27,7 +27,7 @@ from infra.store import Store, open_store
 from jobs.board import pinned, standing_of
 from jobs.cluster import connect, cores, gpus, root_cause
 from jobs.discovery import Source, discover
-from jobs.embed_actor import OpenEmbedder, PartActor
+from jobs.embed_actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed_board import EmbedBoard, Totals
 from jobs.precision import Asked, Decision, decide
 from jobs.progress import Standing, console, progress
@@ -86,7 +86,7 @@ def embed(
     actors = request.actors or gpus() or cores()
     run = _unfinished(request, runs, archive, fingerprint)
     if run is None:
-        run = clock.timed("planning", lambda: _start(request, runs, fingerprint, actors))
+        run = clock.timed("planning", lambda: _start(request, runs, archive, fingerprint, actors))
     if run.finished:
         console.print(f"run {run.run_id} is finished already")
         return run.summary
@@ -135,8 +135,8 @@ def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint:
     return None
 
 
-def _start(request: EmbedRequest, runs: Store, fingerprint: str, actors: int) -> Run:
-    run, notes = _elsewhere(_create_run, request, runs, fingerprint, actors, actor_resources())
+def _start(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int) -> Run:
+    run, notes = _elsewhere(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
     for note in notes:
         console.print(note)
     created: Run = run
@@ -144,12 +144,16 @@ def _start(request: EmbedRequest, runs: Store, fingerprint: str, actors: int) ->
 
 
 def _create_run(
-    request: EmbedRequest, runs: Store, fingerprint: str, actors: int, resources: dict[str, float]
+    request: EmbedRequest,
+    runs: Store,
+    archive: Store,
+    fingerprint: str,
+    actors: int,
+    resources: dict[str, float],
 ) -> tuple[Run, list[str]]:
-    found = discover(request, runs)
+    found = discover(request, archive, runs)
     rows = found.manifest.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
-    archive = open_store(request.archive)
     decision = decide(request.precision, request.model, fingerprint, found.manifest, archive, resources)
     notes = list(found.notes)
     if request.precision != "fp32":
@@ -203,7 +207,7 @@ def _embed_parts(
     pending = run.pending_parts()
     if not pending:
         return
-    reports = ray.data.from_items(
+    outcomes = ray.data.from_items(
         [{"part": part} for part in pending], override_num_blocks=len(pending)
     ).map_batches(
         PartActor,
@@ -228,8 +232,9 @@ def _embed_parts(
 
     try:
         with progress("embed", "crops", standing):
-            for _ in reports.iter_batches(batch_size=None, prefetch_batches=0):
-                pass
+            for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
+                for row in batch["outcome"]:
+                    outcome_of(row)
     except Exception as error:
         raise root_cause(error) from error
 

@@ -1,8 +1,7 @@
 """The Ray actor that embeds parts: the model is loaded once, then each call does one part."""
 
-import json
+import pickle
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -20,25 +19,38 @@ OpenEmbedder = Callable[[], EmbedsPictures]
 class PartActor:
     """A Ray Data actor over batches of one part number.
 
-    Raises FingerprintMismatch at once if the model here is not the one that the run was started with.
+    Answers FingerprintMismatch if the model here is not the one that the run was started with.
     """
 
     def __init__(self, run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any) -> None:
         self.run = run
         self.archive = archive
         self.board = board
-        self.embedder = open_embedder()
-        if self.embedder.fingerprint != run.fingerprint:
-            raise FingerprintMismatch(
-                f"the model on this node gives {self.embedder.fingerprint}, "
-                f"run {run.run_id} was started with {run.fingerprint}",
-                remedy="install the same release on every node",
-            )
+        self.open_embedder = open_embedder
+        self.embedder: EmbedsPictures | None = None
         self.metrics = _Metrics(run.run_id)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Take rows of part numbers, give rows of reports (JSON)."""
-        return {"report": [json.dumps(asdict(self._embed(int(part)))) for part in batch["part"]]}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        """Take rows of part numbers, give rows of outcomes; see `outcome_of`."""
+        return {"outcome": [self._outcome(int(part)) for part in batch["part"]]}
+
+    def _outcome(self, part: int) -> bytes:
+        # Ray Data wraps what a task raises until our own error is only text in it: ours travel as values.
+        try:
+            return pickle.dumps(self._embed(part))
+        except ClvrError as error:
+            return pickle.dumps(error)
+
+    def _model(self) -> EmbedsPictures:
+        if self.embedder is None:
+            self.embedder = self.open_embedder()
+        if self.embedder.fingerprint != self.run.fingerprint:
+            raise FingerprintMismatch(
+                f"the model on this node gives {self.embedder.fingerprint}, "
+                f"run {self.run.run_id} was started with {self.run.fingerprint}",
+                remedy="install the same release on every node",
+            )
+        return self.embedder
 
     def _embed(self, part: int) -> PartReport:
         last = PartReport(part)
@@ -52,10 +64,18 @@ class PartActor:
 
         try:
             ray.get(self.board.begin.remote(part))
-            return embed_part(self.run, part, self.embedder, self.archive, on_progress=tell)
+            return embed_part(self.run, part, self._model(), self.archive, on_progress=tell)
         except ray.exceptions.RayTaskError as error:
             cause = root_cause(error)
             raise (cause if isinstance(cause, ClvrError) else error) from None
+
+
+def outcome_of(row: bytes) -> PartReport:
+    """Read what an actor of this job said of a part: its report. An error that it met is raised here."""
+    outcome: PartReport | ClvrError = pickle.loads(row)  # noqa: S301  # from our own actors, not from storage
+    if isinstance(outcome, ClvrError):
+        raise outcome
+    return outcome
 
 
 class _Metrics:

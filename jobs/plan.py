@@ -105,23 +105,24 @@ def plan(
     """
     if price_per_node_hour is not None and model is None and open_embedder is None:
         raise BadInput("a price says nothing without a speed", remedy="give --model, to measure with")
-    found = discover(source, open_store(settings.runs))
+    archive = open_store(source.archive)
+    found = discover(source, archive, open_store(settings.runs))
     crops, duplicates = check_unique(found.manifest)
     probe, nodes = None, 0
     if model is not None or open_embedder is not None:
         connect(settings)
         open_embedder = open_embedder or partial(_exact_model, str(model))
-        probe = _measure(crops, open_store(source.archive), open_embedder, actors or gpus() or cores())
+        probe = _measure(crops, archive, open_embedder, actors or gpus() or cores())
         nodes = sum(node["Alive"] for node in ray.nodes())
     hours = None
     if probe is not None:
         hours = (crops.num_rows / probe.crops_per_second + probe.startup_seconds) / 3600
     per_part = rows_per_part(crops.num_rows, actors or (probe.actors if probe else 1))
     parts = math.ceil(crops.num_rows / per_part)
-    folders = _partitions(crops, source.archive)
+    folders = _partitions(crops, archive.uri)
     changes = found.changes
     return Plan(
-        archive=open_store(source.archive).uri,
+        archive=archive.uri,
         crops=crops.num_rows,
         duplicates=duplicates,
         bytes=pc.sum(pc.max_element_wise(crops["size"], 0), min_count=0).as_py(),
@@ -148,7 +149,7 @@ def _exact_model(model: str) -> Any:
 
 
 def _partitions(crops: pa.Table, archive: str) -> dict[str, int]:
-    cut = len(open_store(archive).uri) + 1
+    cut = len(archive.rstrip("/")) + 1
     folders = pc.replace_substring_regex(pc.utf8_slice_codeunits(crops["uri"], cut), r"/?[^/]*$", "")
     counts = pc.value_counts(folders.combine_chunks())
     return {entry["values"].as_py() or ".": entry["counts"].as_py() for entry in counts}
