@@ -60,8 +60,8 @@ class Timings:
         if most == "writing":
             return f"writing ({shares[most]:.0%} of the actors' time): the store of the runs is slow"
         if self.fetch_seconds > 4 * self.decode_seconds:
-            return f"fetching ({shares[most]:.0%} of the time the model waited): the archive's store is slow"
-        return f"decoding ({shares[most]:.0%} of the time the model waited): more cores an actor help"
+            return f"fetching (the model waited {shares[most]:.0%} of the time): the archive's store is slow"
+        return f"decoding (the model waited {shares[most]:.0%} of the time): give each actor more cores"
 
 
 def write_timings(folder: RunFolder, timings: Timings) -> None:

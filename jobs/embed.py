@@ -70,16 +70,21 @@ class _Clock:
 
 
 def embed(
-    request: EmbedRequest, settings: Settings, *, open_embedder: OpenEmbedder | None = None
+    request: EmbedRequest,
+    settings: Settings,
+    *,
+    open_embedder: OpenEmbedder | None = None,
+    archive: Store | None = None,
 ) -> RunSummary:
     """Embed an archive into `settings.runs`, or continue the unfinished run of the same archive and model.
 
-    open_embedder: what actors use instead of the checkpoint's model; for benchmarks and tests.
+    open_embedder, archive: what stands for the checkpoint's model and for the store at `request.archive`; for
+    benchmarks and tests.
     Returns the summary of the finished run. Raises EmptyArchive, StoreError, BadCheckpoint, BudgetExceeded,
     CountMismatch; after any of them the run is unfinished, invisible to `load`, and the same call continues.
     """
     clock, started = _Clock(time.monotonic()), now()
-    runs, archive = open_store(settings.runs), open_store(request.archive)
+    runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)

@@ -32,8 +32,11 @@ def test_attempts_are_kept_and_add_up(folder: RunFolder) -> None:
     [
         ({"model": 8, "waiting": 1, "writing": 1}, "the model (80%"),
         ({"model": 1, "waiting": 1, "writing": 8}, "writing (80%"),
-        ({"model": 1, "waiting": 8, "writing": 1, "fetch": 50, "decode": 2}, "fetching (80%"),
-        ({"model": 1, "waiting": 8, "writing": 1, "fetch": 5, "decode": 7}, "decoding (80%"),
+        (
+            {"model": 1, "waiting": 8, "writing": 1, "fetch": 50, "decode": 2},
+            "fetching (the model waited 80%",
+        ),
+        ({"model": 1, "waiting": 8, "writing": 1, "fetch": 5, "decode": 7}, "decoding (the model waited 80%"),
         ({}, "nothing"),
     ],
 )

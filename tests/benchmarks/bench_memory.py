@@ -1,0 +1,173 @@
+"""Does memory stay flat from ten thousand crops to a million? RSS by kind of process and size of archive.
+
+    python tests/benchmarks/bench_memory.py [--sizes 10000 100000] [--actors 2]
+
+The job is the real one: Ray, parts, fetch threads, decoding, shards, accounting. Two things are stubs:
+the archive's store answers every key with the same small JPEG from memory, and the network gives zeros.
+Parts have the same number of rows at each size, as they have in archives of more than 130,000 crops.
+`planner` is the process that makes the manifest and proves the accounts; it ends before and starts after the
+embedding, and is the one that grows with the archive.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from clvr_model.embedder import Embedded
+from infra.settings import load_settings
+from infra.store import Fetched, Store, StoreSettings
+from jobs.embed import EmbedRequest, embed
+
+ROWS_PER_PART = 4096
+MIB = 1 << 20
+
+
+class SameStore(Store):
+    """Every key is there and holds the same picture."""
+
+    def __init__(self, uri: str, data: bytes) -> None:
+        super().__init__(uri, StoreSettings())
+        self.data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SameStore, (self.uri, self.data)
+
+    def fetch(self, key: str) -> Fetched:
+        """Answer from memory."""
+        return Fetched(self.data, "e")
+
+    def ensure(self) -> None:
+        """Nothing can be missing."""
+
+
+class Zeros:
+    """A network without work."""
+
+    batch_size, feature_dim, fingerprint = 32, 1024, "stub"
+
+    def __call__(self, pictures: Any) -> Embedded:
+        """Zeros for every picture."""
+        count = len(pictures)
+        return Embedded(
+            np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
+        )
+
+
+class Watch:
+    """Peaks of RSS by kind of process and of the object store, sampled twice a second."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, float] = defaultdict(float)
+        self.stop = threading.Event()
+        self.own = str(Path("/proc/self").resolve().name)
+        self.session = ""
+
+    def run(self) -> None:
+        """Sample until told to stop."""
+        while not self.stop.wait(0.5):
+            now: dict[str, float] = defaultdict(float)
+            for place in Path("/proc").iterdir():
+                if place.name.isdigit():
+                    self._look(place, now)
+            for kind, value in now.items():
+                self.peaks[kind] = max(self.peaks[kind], value)
+
+    def _look(self, place: Path, now: dict[str, float]) -> None:
+        try:
+            title = place.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            kind = _kind(title) if place.name != self.own else "driver"
+            if not kind or not self._ours(place):
+                return
+            fields = dict(
+                line.split(":", 1)
+                for line in place.joinpath("status").read_text().splitlines()
+                if ":" in line
+            )
+            anonymous = int(fields["RssAnon"].split()[0]) / 1024
+            now[kind] = max(now[kind], anonymous)
+            if kind == "raylet":
+                now["object store"] = int(fields["RssShmem"].split()[0]) / 1024
+        except (OSError, KeyError, ValueError):
+            return
+
+    def _ours(self, place: Path) -> bool:
+        """Whether a process descends from this one: other Rays may run on the machine."""
+        while place.name not in ("0", "1"):
+            if place.name == self.own:
+                return True
+            place = Path("/proc", place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+        return False
+
+
+def _kind(title: str) -> str:
+    if title.startswith("ray::"):
+        for name, kind in {"PartActor": "actor", "_create_run": "planner", "_finish": "planner"}.items():
+            if name in title:
+                return kind
+        return "compacter" if "_compact_shard" in title else "other workers"
+    return "raylet" if "/raylet/raylet " in title else "gcs" if "gcs_server " in title else ""
+
+
+def one(crops: int, actors: int) -> None:
+    """Embed so many crops that are nowhere, and print the peaks as JSON."""
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
+    with tempfile.TemporaryDirectory() as folder:
+        uris = [f"{folder}/archive/dt=2026-11-22/cam=001/{number:09d}.jpg" for number in range(crops)]
+        etags = pa.repeat("e", crops)
+        pq.write_table(pa.table({"uri": uris, "etag": etags}), f"{folder}/keys.parquet")
+        del uris
+        watch = Watch()
+        thread = threading.Thread(target=watch.run, daemon=True)
+        thread.start()
+        begun = time.monotonic()
+        request = EmbedRequest(
+            f"{folder}/archive",
+            model="stub",
+            manifest=f"{folder}/keys.parquet",
+            rows_per_part=ROWS_PER_PART,
+            actors=actors,
+        )
+        archive = SameStore(f"{folder}/archive", buffer.getvalue())
+        summary = embed(
+            request, load_settings({"runs": f"{folder}/runs"}), open_embedder=Zeros, archive=archive
+        )
+        watch.stop.set()
+        thread.join()
+        assert summary.embedded == crops, summary
+        print(json.dumps({"seconds": round(time.monotonic() - begun), **watch.peaks}))
+
+
+def main() -> None:
+    """Measure each size in a process and a Ray of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 50_000])
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        one(given.one, given.actors)
+        return
+    print("peak MiB of private memory (object store: shared memory of the raylet)")
+    for size in given.sizes:
+        command = [sys.executable, __file__, "--one", str(size), "--actors", str(given.actors)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        peaks = json.loads(done.stdout.splitlines()[-1])
+        row = ", ".join(f"{kind} {value:.0f}" for kind, value in sorted(peaks.items()))
+        print(f"{size:>9,} crops: {row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

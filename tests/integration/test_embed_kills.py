@@ -1,0 +1,200 @@
+"""`clvr embed` is killed with SIGKILL, whatever of it: the same call again completes it, each crop once.
+
+The job is the real one, on Ray; only the network is a stub, which writes down every picture it embeds.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.accounting import ids_of
+from index.manifest import crop_id_of
+from index.runs import Run, list_runs
+from index.shards import read_shards
+from infra.store import open_store
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+pytestmark = pytest.mark.integration
+
+CROPS, BROKEN, ROWS_PER_PART, BATCH = 192, 2, 16, 8
+
+DRIVER = """
+    import os, sys, time
+    from pathlib import Path
+    import numpy as np
+    from clvr_model.embedder import Embedded
+    from infra.settings import load_settings
+    from jobs.embed import EmbedRequest, embed
+
+    archive, runs, address, diary = sys.argv[1:]
+
+    class Stub:
+        batch_size, feature_dim, fingerprint = 8, 1024, "stub"
+
+        def __init__(self):
+            Path(diary, f"pid-{os.getpid()}").touch()
+
+        def __call__(self, pictures):
+            time.sleep(0.25)
+            with Path(diary, "rows").open("a") as file:
+                file.write("x" * len(pictures))
+            means = pictures.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+            count = len(pictures)
+            return Embedded(
+                np.repeat(means[:, None], 1024, axis=1), np.zeros(count, np.int32), np.ones(count, np.float32)
+            )
+
+    request = EmbedRequest(archive, model="stub", actors=2, rows_per_part=16, max_quarantine_rate=0.5)
+    summary = embed(request, load_settings({"runs": runs, "ray": address}), open_embedder=Stub)
+    print(summary.embedded, summary.quarantined)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One archive, one folder of runs, and the driver that turns the one into the other."""
+
+    folder: Path
+    address: str
+
+    def start(self) -> subprocess.Popen[str]:
+        (self.folder / "diary").mkdir(exist_ok=True)
+        places = [str(self.folder / name) for name in ("archive", "runs")]
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(DRIVER),
+                *places,
+                self.address,
+                str(self.folder / "diary"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def actor_pids(self) -> list[int]:
+        names = [path.name for path in (self.folder / "diary").glob("pid-*")]
+        return [int(name[4:]) for name in names if Path(f"/proc/{name[4:]}").exists()]
+
+    def embedded_rows(self) -> int:
+        diary = self.folder / "diary" / "rows"
+        return diary.stat().st_size if diary.exists() else 0
+
+    def run(self) -> Run:
+        (run,) = list_runs(open_store(str(self.folder / "runs")))
+        return run
+
+
+@pytest.fixture(scope="module")
+def small_cluster() -> "Iterator[Cluster]":
+    """Two nodes of one CPU each, so that two actors live on two nodes."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(wait=True, **node)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def job(tmp_path: Path, small_cluster: "Cluster") -> Job:
+    folder = tmp_path / "archive" / "dt=2026-11-22"
+    folder.mkdir(parents=True)
+    for number in range(CROPS):
+        shade = np.full((24, 32, 3), number, np.uint8)
+        Image.fromarray(shade).save(folder / f"{number:04d}.jpg")
+    for number in range(BROKEN):
+        (folder / f"{number * 90:04d}.jpg").write_bytes(b"no picture")
+    return Job(tmp_path, small_cluster.address)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail(f"the driver ended too early: {process.communicate()[1][-3000:]}")
+        assert time.monotonic() < end, "the job does not get on"
+        time.sleep(0.05)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err[-3000:]
+    # Ray talks on stdout, too, when a worker dies.
+    assert f"{CROPS - BROKEN} {BROKEN}" in out.splitlines(), out
+
+
+def prove(job: Job) -> None:
+    """Each crop is in the shards once, or in the quarantine once, with the feature of its own picture."""
+    run = job.run()
+    assert run.summary.listed == run.summary.embedded + run.summary.quarantined + run.summary.duplicates
+    rows = list(read_shards(run.store, run.shard_keys()))
+    ids = np.concatenate([ids_of(batch) for batch in rows] + [ids_of(run.quarantine())])
+    keys = sorted(path for path in (job.folder / "archive").rglob("*.jpg"))
+    assert sorted(ids.tolist()) == sorted(crop_id_of(str(path.resolve())) for path in keys)
+    for batch in rows:
+        for uri, vector in zip(batch["uri"].to_pylist(), batch["embedding"], strict=True):
+            assert abs(vector[0].as_py() - int(Path(uri).stem)) < 2
+    assert run.pending_parts() == []
+
+
+def half_way(job: Job) -> bool:
+    parts = list((job.folder / "runs").glob("runs/*/parts/part-*.parquet"))
+    return len(parts) >= 3 and job.embedded_rows() >= CROPS // 3
+
+
+def recomputed(job: Job) -> int:
+    return job.embedded_rows() - (CROPS - BROKEN)
+
+
+def test_a_killed_driver_is_continued_by_the_same_command(job: Job) -> None:
+    first = job.start()
+    wait_for(lambda: half_way(job), first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not job.run().finished
+    done = len(job.run().folder.done_parts())
+    finish(job.start())
+    prove(job)
+    print(f"driver killed with {done} of 12 parts done: {recomputed(job)} rows computed again")
+    assert 0 <= recomputed(job) <= 3 * ROWS_PER_PART
+
+
+def test_a_killed_actor_is_replaced_and_the_run_goes_on(job: Job) -> None:
+    process = job.start()
+    wait_for(lambda: half_way(job), process)
+    actors = [pid for pid in job.actor_pids() if pid != process.pid]  # the driver asks the stub, too
+    os.kill(actors[0], signal.SIGKILL)
+    finish(process)
+    prove(job)
+    print(f"actor killed: {recomputed(job)} rows computed again")
+    assert 0 <= recomputed(job) <= 2 * ROWS_PER_PART
+
+
+def test_a_lost_node_costs_only_its_parts(job: Job, small_cluster: "Cluster") -> None:
+    process = job.start()
+    wait_for(lambda: half_way(job), process)
+    node = next(node for node in small_cluster.worker_nodes)
+    small_cluster.remove_node(node, allow_graceful=False)
+    finish(process)
+    prove(job)
+    print(f"node killed: {recomputed(job)} rows computed again")
+    assert 0 <= recomputed(job) <= 2 * ROWS_PER_PART
