@@ -18,7 +18,6 @@ from index.distances import (
     PAIRS_AT_ONCE,
     Frame,
     Kernel,
-    Placed,
     choose_kernel,
     error_bound,
     exact_squared,
@@ -99,8 +98,9 @@ def others_before(
     blocks = _blocks(pool, is_probe, is_gallery, trials, block)
     panels = _Panels(blocks, trials, in_gallery.shape[0], len(pool))
     counter = _Counter(pool, frame, kernel, blocks, panels, in_gallery, _OwnPairs(same_vehicle, blocks, pool))
-    for first in range(len(blocks)):
-        for second in range(first, len(blocks)):
+    # Blocks of probes come first, so they stay ready while each block of the gallery passes by once.
+    for second in range(len(blocks)):
+        for first in range(second + 1):
             counter.count(first, second)
     return panels.collect(len(trials.limit))
 
@@ -203,6 +203,15 @@ class _OwnPairs:
         return self._places[0][part], self._places[1][part]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A block as the kernel takes it."""
+
+    squares: NDArray[np.float64]  # (n,) squared norms in the frame
+    probes: Any
+    gallery: Any
+
+
 class _Counter:
     """Scores pairs of blocks and counts them for the panels concerned."""
 
@@ -217,8 +226,9 @@ class _Counter:
         own: _OwnPairs,
     ) -> None:
         self.pool, self.frame, self.kernel = pool, frame, kernel
+        self.dimension = pool.parts[0].shape[1]
         self.blocks, self.panels, self.in_gallery, self.own = blocks, panels, in_gallery, own
-        self.kept: OrderedDict[int, tuple[Placed, Any, Any]] = OrderedDict()
+        self.kept: OrderedDict[int, _Ready] = OrderedDict()
         most = max((len(block.rows) for block in blocks), default=0)
         # Scores and comparisons get room once: fresh arrays would cost their page faults each time.
         self.rooms = torch.empty(4, most * most, device=kernel.device)
@@ -230,28 +240,31 @@ class _Counter:
         back = b.probes and a.gallery and first != second
         if not forth and not back:
             return
-        placed_a, probes, _ = self._ready(first)
-        placed_b, _, gallery = self._ready(second)
+        ready_a, ready_b = self._ready(first), self._ready(second)
         shape = len(a.rows), len(b.rows)
-        scores = self.kernel.scores(probes, gallery, self._room(0, shape))
+        scores = self.kernel.scores(ready_a.probes, ready_b.gallery, self._room(0, shape))
         mirror = None
         if back:
-            half = [torch.from_numpy(p.squares / 2).float().to(scores.device) for p in (placed_a, placed_b)]
+            half = [torch.from_numpy(p.squares / 2).float().to(scores.device) for p in (ready_a, ready_b)]
             mirror = torch.sub(scores.T, half[1][:, None], out=self._room(1, shape[::-1])).add_(half[0])
         if forth:
-            error = error_bound(placed_a.squares, placed_b)
-            self._count_way(first, second, scores, placed_a.squares, error)
+            error = error_bound(ready_a.squares, ready_b.squares, self.dimension)
+            self._count_way(first, second, scores, ready_a.squares, error)
         if mirror is not None:
-            error = error_bound(placed_b.squares, placed_a, mirrored=True)
-            self._count_way(second, first, mirror, placed_b.squares, error)
+            error = error_bound(ready_b.squares, ready_a.squares, self.dimension, mirrored=True)
+            self._count_way(second, first, mirror, ready_b.squares, error)
 
-    def _ready(self, number: int) -> tuple[Placed, Any, Any]:
+    def _ready(self, number: int) -> _Ready:
         if number in self.kept:
             self.kept.move_to_end(number)
             return self.kept[number]
         block = self.blocks[number]
         placed = self.frame.place(self.pool.take(block.rows))
-        ready = placed, self.kernel.probes(placed), self.kernel.gallery(placed)
+        ready = _Ready(
+            placed.squares,
+            self.kernel.probes(placed) if block.probes else None,
+            self.kernel.gallery(placed) if block.gallery else None,
+        )
         self.kept[number] = ready
         if len(self.kept) > _KEPT_BLOCKS:
             self.kept.popitem(last=False)

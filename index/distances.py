@@ -70,7 +70,11 @@ class Placed:
 
 
 def error_bound(
-    probe_squares: NDArray[np.float64], gallery: Placed, *, mirrored: bool = False
+    probe_squares: NDArray[np.float64],
+    gallery_squares: NDArray[np.float64],
+    dimension: int,
+    *,
+    mirrored: bool = False,
 ) -> NDArray[np.float64]:
     """How far a float32 score can lie from the true one, for each probe against any row of the block: (p,).
 
@@ -79,9 +83,8 @@ def error_bound(
     (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). `mirrored`: the scores were made from
     those of the gallery's rows against the probes, by exchanging |x|²/2 for |y|²/2: a few roundings more.
     """
-    dimension = gallery.values.shape[1]
     x = np.sqrt(probe_squares)
-    y = float(np.sqrt(gallery.squares.max(initial=0.0)))
+    y = float(np.sqrt(gallery_squares.max(initial=0.0)))
     halves, more = (np.maximum(x * x, y * y) / 2, 8) if mirrored else (y * y / 2, 0)
     bound = 1.01 * UNIT * ((dimension + 4) * (x * y + halves) + (1 + more) * (x + y) ** 2) + 1e-30
     return np.asarray(bound, dtype=np.float64)

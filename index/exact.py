@@ -134,7 +134,7 @@ def _candidates(
     scores: torch.Tensor, placed: Placed, gallery: Placed, best: NDArray[np.float64], frame: Frame
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs (query, row) of this block that may be among the k nearest; `best` (q, k) are those so far."""
-    error = error_bound(placed.squares, gallery)
+    error = error_bound(placed.squares, gallery.squares, gallery.values.shape[1])
     scaled = (best[:, -1] * float(frame.scale) ** 2 - placed.squares) / 2
     _, limit = outward(scaled, scaled + error)
     limit = limit.to(scores.device)

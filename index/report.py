@@ -16,7 +16,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from index.charts import class_chart, histogram
+from index.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, DayPart, Distances
 from index.protocols import ProtocolResult
+from index.through_index import IndexLoss
 from infra.errors import CountMismatch, UnreadablePicture
 
 # Published on VehicleID: the paper, Table 1; rank-1 and rank-5 in percent, small, medium and large list.
@@ -108,6 +111,16 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A crop whose model was predicted (Figure 5)."""
+
+    sighting: Sighting
+    true: str
+    confidence: float
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PageData:
     """Everything that the page shows. `note` says honestly what the figures do not show."""
 
@@ -123,6 +136,16 @@ class PageData:
     timings: Sequence[Timing] = ()
     facts: Mapping[str, str] = field(default_factory=dict)  # fingerprint, device, version, date, …
     command: str = ""  # makes this page again
+    also: Sequence[ProtocolResult] = ()  # the same protocols in other ways
+    hardest: Sequence[Strip] = ()  # probes whose first true match stands furthest down
+    distances: Distances | None = None
+    models: Classification | None = None
+    model_names: Sequence[str] = ()  # of `models.classes`
+    named: Sequence[Named] = ()
+    camera_pairs: Sequence[CameraPair] = ()
+    day_parts: Sequence[DayPart] = ()
+    index: IndexLoss | None = None
+    left_out: Sequence[str] = ()  # what was not ranked, and by which rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +251,12 @@ def build_page(data: PageData) -> str:
         chart=chart,
         lines=chart.lines(data.results),
         table_1=TABLE_1,
+        histogram=histogram(data.distances) if data.distances else None,
+        rates=[
+            (rate, data.distances.tpr_at_fpr(rate) if data.distances else None)
+            for rate in FALSE_POSITIVE_RATES
+        ],
+        classes=class_chart(data.models, data.model_names) if data.models else None,
         published_accuracy=PUBLISHED_MODEL_ACCURACY,
         total_seconds=sum(timing.seconds for timing in data.timings),
         longest=max((timing.seconds for timing in data.timings), default=0.0),

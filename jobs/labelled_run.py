@@ -1,5 +1,6 @@
 """The embedded crops of a run that carry a vehicle id: what an evaluation ranks."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.cmc import Labelled, Split
 from index.labels import with_labels
 from index.runs import Run
 from index.shards import read_shards, vectors_of
 from infra.errors import BadLabels
-from jobs.labels import read_label_table
+from jobs.evaluation_lists import EvaluationList
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,31 +21,90 @@ class LabelledRun:
     """The embedded crops of a run that carry a vehicle id, in the order of the shards."""
 
     run: Run
+    name: str  # of the list, '' where there is only one
     crops: pa.Table  # crop_id, uri, camera_id, captured_at, model_id (predicted), model_confidence
     features: NDArray[np.float32]  # (n, 1024)
     vehicle_ids: NDArray[np.int64]  # (n,)
+    camera_ids: NDArray[np.str_]  # (n,), '' where unknown
+    captured_at: NDArray[np.int64]  # (n,) ms since 1970, UTC, -1 where unknown
     true_model_ids: NDArray[np.int64]  # (n,), -1 where unknown
     unlabelled: int
-    lost: int  # labelled crops that have no embedding
+    lost: int  # labelled crops of the manifest that have no embedding
+    absent: int = 0  # labels of pictures that the run's archive never had
+    absent_examples: tuple[str, ...] = ()
+    given: Split | None = None  # the probes and the gallery of the dataset's own list
+    protocol: str = ""  # that the list comes with
+
+    @property
+    def crop_ids(self) -> NDArray[np.int64]:
+        """(n,) crop ids."""
+        return np.asarray(self.crops["crop_id"].to_numpy(), dtype=np.int64)
+
+    @property
+    def cameras(self) -> NDArray[np.str_] | None:
+        """Cameras of all pictures, or None if any is unknown."""
+        return None if (self.camera_ids == "").any() else self.camera_ids
+
+    def pictures(self, features: NDArray[np.float32] | None = None) -> Labelled:
+        """As `index.cmc` takes them; the crop id is the row, so that no picture is ranked for itself."""
+        chosen = self.features if features is None else features
+        return Labelled(chosen, self.vehicle_ids, self.cameras, np.arange(len(chosen)))
+
+    def accounting(self) -> list[str]:
+        """What is not ranked and by which rule, a line each."""
+        single = sum(many == 1 for many in Counter(self.vehicle_ids.tolist()).values())
+        left_out = (
+            (self.unlabelled, "embedded crops without a vehicle id are left out"),
+            (self.lost, "labelled crops have no embedding (see the run's quarantine) and are left out"),
+            (self.absent, f"labels name no crop of this run, such as {', '.join(self.absent_examples[:2])}"),
+            (single, "vehicles have one picture only and can be no true match"),
+        )
+        return [f"{count:,} {rule}" for count, rule in left_out if count]
 
 
-def labelled_run(run: Run, labels: str | None = None, split: str | None = None) -> LabelledRun:
-    """Join a finished run's shards with vehicle ids: of its manifest, or of a label table alone.
+def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
+    """Join a finished run's shards with vehicle ids: of its manifest, or of a list of labels alone.
 
-    split: of the table, only the rows whose column `split` says so.
-
-    Memory: the features of the labelled crops, 4 KB each. Raises BadLabels if none is labelled.
+    Memory: the features of the labelled crops, 4 KB each. Raises BadLabels if none is labelled, and
+    FingerprintMismatch if a shard is of another model than the run.
     """
+    chosen = chosen or EvaluationList()
     manifest = run.manifest()
-    if labels is not None:
-        table = read_label_table(labels, split=split)
+    table = chosen.for_archive(run.info.archive)
+    absent = 0
+    examples: tuple[str, ...] = ()
+    if table is not None:
         nobody = pa.nulls(manifest.num_rows, pa.int64())
         manifest = manifest.set_column(manifest.schema.get_field_index("vehicle_id"), "vehicle_id", nobody)
-        manifest, _ = with_labels(manifest, table, archive=run.info.archive)
+        manifest, joined = with_labels(manifest, table, archive=run.info.archive)
+        absent, examples = joined.unmatched, joined.examples
     known = manifest.filter(pc.is_valid(manifest["vehicle_id"]))
     if not known.num_rows:
-        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id", remedy="give --labels")
-    ids = known["crop_id"].to_numpy()
+        missing = f"; its {absent:,} labels are of other pictures, such as {examples[0]}" if absent else ""
+        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id{missing}", remedy="check --labels")
+    place, crops, features = _embedded(run, known["crop_id"].to_numpy())
+    known = known.take(pa.array(place))
+    uris = known["uri"].to_pylist()
+    return LabelledRun(
+        run=run,
+        name=chosen.name,
+        crops=crops,
+        features=features,
+        vehicle_ids=known["vehicle_id"].to_numpy(),
+        camera_ids=np.asarray(known["camera_id"].to_pylist(), dtype=np.str_),
+        captured_at=known["captured_at"].to_numpy(),
+        true_model_ids=pc.fill_null(known["model_id"], -1).to_numpy().astype(np.int64),
+        unlabelled=run.summary.embedded - len(place),
+        lost=manifest.num_rows - manifest["vehicle_id"].null_count - len(place),
+        absent=absent,
+        absent_examples=examples,
+        given=_given(chosen, run.info.archive, uris),
+        protocol=chosen.protocol,
+    )
+
+
+def _embedded(run: Run, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.float32]]:
+    """Of the crops `ids`: their places in `ids`, scalar columns and features, in the order of the shards."""
     order = np.argsort(ids)
     batches, features, places = [], [], []
     for batch in read_shards(run.store, run.shard_keys(), fingerprint=run.fingerprint):
@@ -55,13 +116,17 @@ def labelled_run(run: Run, labels: str | None = None, split: str | None = None) 
         batches.append(batch.drop_columns(["embedding"]).take(pa.array(rows)))
     if not sum(map(len, places)):
         raise BadLabels(f"no embedded crop of run {run.run_id} has a vehicle id", remedy="check the labels")
-    place = np.concatenate(places)
-    return LabelledRun(
-        run=run,
-        crops=pa.Table.from_batches(batches),
-        features=np.concatenate(features),
-        vehicle_ids=known["vehicle_id"].to_numpy()[place],
-        true_model_ids=pc.fill_null(known["model_id"], -1).to_numpy()[place].astype(np.int64),
-        unlabelled=run.summary.embedded - len(place),
-        lost=known.num_rows - len(place),
-    )
+    return np.concatenate(places), pa.Table.from_batches(batches), np.concatenate(features)
+
+
+def _given(chosen: EvaluationList, archive: str, uris: list[str]) -> Split | None:
+    if not chosen.probes:
+        return None
+    keys = chosen.keys_of(archive, uris)
+    probes = np.flatnonzero([key in chosen.probes for key in keys])
+    gallery = np.flatnonzero([key in chosen.gallery for key in keys])
+    if not len(probes) or not len(gallery):
+        raise BadLabels(
+            f"list {chosen.name}: {len(probes):,} probes and {len(gallery):,} gallery pictures are embedded"
+        )
+    return Split(probes, gallery)

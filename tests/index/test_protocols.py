@@ -1,7 +1,5 @@
 """Protocols draw what their names promise, the same for the same seed, and say whom they left out."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,12 +10,10 @@ from index.protocols import (
     draw,
     evaluate_protocol,
     leave_one_out,
-    read_splits,
     vehicleid_common,
     vehicleid_paper,
-    write_splits,
 )
-from infra.errors import BadInput, BadLabels, BadSetting, UnmatchedProbe
+from infra.errors import BadLabels, BadSetting, UnmatchedProbe
 
 IDS = np.array([5, 5, 5, 8, 8, 3, 9, 9])  # vehicle 3 has one picture
 
@@ -95,34 +91,9 @@ def test_the_summary_names_protocol_seed_and_exclusion() -> None:
         assert part in line
 
 
-def test_splits_are_written_and_read_back(tmp_path: Path) -> None:
-    crop_ids = np.array([90, 10, 80, 20, 70, 30, 60, 2**62])
-    splits = draw("vehicleid-paper", IDS, repeats=4, seed=3)
-    write_splits(tmp_path / "splits.parquet", splits, crop_ids)
-    back = read_splits(tmp_path / "splits.parquet", crop_ids)
-    assert [(s.probes.tolist(), s.gallery.tolist()) for s in back] == [
-        (s.probes.tolist(), s.gallery.tolist()) for s in splits
-    ]
-    data = features(IDS, 1.0)
-    drawn = evaluate_protocol("vehicleid-paper", data, IDS, repeats=4, seed=3)
-    given_back = evaluate_protocol("vehicleid-paper", data, IDS, splits=back)
-    assert drawn.curves.tolist() == given_back.curves.tolist()
-
-
-def test_splits_of_another_run_are_refused(tmp_path: Path) -> None:
-    write_splits(tmp_path / "s.parquet", draw("vehicleid-paper", IDS, repeats=2), np.arange(8))
-    with pytest.raises(BadInput, match="names 2 crops that have no embedding here, the first 7"):
-        read_splits(tmp_path / "s.parquet", np.arange(7))
-    with pytest.raises(BadInput, match="no embedding"):
-        read_splits(tmp_path / "s.parquet", np.array([], dtype=np.int64))
-    (tmp_path / "text").write_text("repeat,role\n")
-    with pytest.raises(BadInput, match="not a split file"):
-        read_splits(tmp_path / "text", np.arange(8))
-
-
 def test_bad_requests_are_refused() -> None:
-    with pytest.raises(BadSetting, match="unknown protocol 'veri'"):
-        draw("veri", IDS)
+    with pytest.raises(BadSetting, match="unknown protocol 'market'"):
+        draw("market", IDS)
     with pytest.raises(BadSetting, match="repeats is 0"):
         draw("vehicleid-paper", IDS, repeats=0)
     with pytest.raises(BadLabels, match="none of 4 vehicles has two pictures"):

@@ -1,0 +1,47 @@
+"""Reader of VERI-Wild's test lists.
+
+    train_test_split/vehicle_info.txt           vehicle/picture;camera;time;model;type;colour, after a header
+    train_test_split/test_3000_query.txt        probes of the small list, vehicle/picture a line
+    train_test_split/test_3000.txt              its gallery; 5000 and 10000 are medium and large
+    images/<vehicle>/<picture>.jpg              the pictures
+
+Source: the VERI-Wild release (Lou et al., CVPR 2019) as fast-reid reads it.
+"""
+
+from typing import Final
+
+from clvr_model.datasets.role_lists import RoleList, lines_of
+from infra.errors import BadLabels
+
+SIZES: Final = (3000, 5000, 10000)
+_INFO: Final = "train_test_split/vehicle_info.txt"
+
+
+def read_veri_wild(root: str) -> list[RoleList]:
+    """Every test list that is there, small to large. Raises BadLabels for lines that cannot be understood."""
+    from infra.store import open_store
+
+    store = open_store(root)
+    sizes = [size for size in SIZES if store.head(f"train_test_split/test_{size}.txt") is not None]
+    if not sizes:
+        raise BadLabels(f"{store.uri} holds none of VERI-Wild's test lists {SIZES}")
+    cameras = {}
+    for where, text in list(lines_of(store, _INFO))[1:]:
+        fields = text.split(";")
+        if len(fields) < 2:
+            raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/picture;camera;…'")
+        cameras[fields[0].strip()] = fields[1].strip()
+    lists = []
+    for size in sizes:
+        found = RoleList("veri-wild", f"test_{size}")
+        for name, role in ((f"test_{size}_query.txt", "probe"), (f"test_{size}.txt", "gallery")):
+            for where, text in lines_of(store, f"train_test_split/{name}"):
+                picture = text.removesuffix(".jpg")
+                vehicle = picture.split("/")[0]
+                if not vehicle.isdecimal() or picture.count("/") != 1:
+                    raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/picture'")
+                if picture not in cameras:
+                    raise BadLabels(f"{where}: picture {picture} is not in {_INFO}")
+                found.add(store.uri_of(f"images/{picture}.jpg"), int(vehicle), cameras[picture], role)
+        lists.append(found)
+    return lists

@@ -1,0 +1,25 @@
+"""Reader of VRIC's test lists.
+
+    vric_probe.txt, vric_gallery.txt        picture, vehicle and camera, separated by spaces
+    probe_images/, gallery_images/          the pictures
+
+Source: the VRIC release (Kanaci et al., GCPR 2018): 2,811 vehicles, one picture each way.
+"""
+
+from clvr_model.datasets.role_lists import RoleList, lines_of
+from infra.errors import BadLabels
+
+
+def read_vric(root: str) -> RoleList:
+    """Probes and gallery. Raises BadLabels for lines that are not 'picture vehicle camera'."""
+    from infra.store import open_store
+
+    store = open_store(root)
+    found = RoleList("vric", "vric")
+    for role in ("probe", "gallery"):
+        for where, text in lines_of(store, f"vric_{role}.txt"):
+            fields = text.split()
+            if len(fields) != 3 or not fields[1].isdecimal():
+                raise BadLabels(f"{where}: {text[:60]!r} is not 'picture vehicle camera'")
+            found.add(store.uri_of(f"{role}_images/{fields[0]}"), int(fields[1]), fields[2], role)
+    return found
