@@ -53,21 +53,37 @@ class PartActor:
         return self.embedder
 
     def _embed(self, part: int) -> PartReport:
-        last = PartReport(part)
-
-        def tell(report: PartReport) -> None:
-            nonlocal last
-            # Waiting for the answer costs a millisecond and brings the order to stop.
-            ray.get(self.board.report.remote(report))
-            self.metrics.count(last, report)
-            last = report
-
         try:
             ray.get(self.board.begin.remote(part))
-            return embed_part(self.run, part, self._model(), self.archive, on_progress=tell)
+            teller = _Teller(self.board, self.metrics, part)
+            report = embed_part(self.run, part, self._model(), self.archive, on_progress=teller.tell)
+            teller.tell(report, wait=True)
+            return report
         except ray.exceptions.RayTaskError as error:
             cause = root_cause(error)
             raise (cause if isinstance(cause, ClvrError) else error) from None
+
+
+class _Teller:
+    """Tells the board how far a part is, one report on its way at a time: the model never waits for it."""
+
+    def __init__(self, board: Any, metrics: "_Metrics", part: int) -> None:
+        self.board = board
+        self.metrics = metrics
+        self.counted = PartReport(part)
+        self.underway: Any = None
+
+    def tell(self, report: PartReport, *, wait: bool = False) -> None:
+        """Send a report unless the one before is unanswered. An answer may be an order to stop: it raises."""
+        if self.underway is not None:
+            if not wait and not ray.wait([self.underway], timeout=0)[0]:
+                return
+            ray.get(self.underway)
+        self.underway = self.board.report.remote(report)
+        self.metrics.count(self.counted, report)
+        self.counted = report
+        if wait:
+            ray.get(self.underway)
 
 
 def outcome_of(row: bytes) -> PartReport:
