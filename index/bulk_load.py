@@ -9,7 +9,14 @@ from typing import Literal
 from index import generation_ledger, generations, rows
 from index.forget import finish_begun
 from index.generations import Generation
-from index.import_jobs import GrpcImporter, Importer, import_files
+from index.import_jobs import (
+    AT_ONCE,
+    GRPC_AT_ONCE,
+    GrpcImporter,
+    Importer,
+    await_abandoned,
+    import_files,
+)
 from index.import_source import import_source, in_bucket
 from index.load_plan import LoadPlan, plan_load
 from index.lock import ROWS, Lock, held
@@ -227,19 +234,19 @@ def _insert(filling: _Filling) -> None:
     filling.milvus.call("flush", filling.generation.name, timeout=600)
 
 
-def _import_by(importer: Importer, filling: _Filling) -> None:
+def _import_by(importer: Importer, filling: _Filling, at_once: int) -> None:
     bucket = filling.options.milvus_bucket or ""
     with import_source(filling.plan, filling.generation.name, bucket) as files:
-        import_files(importer, filling.generation.name, files, filling.progress)
+        import_files(importer, filling.generation.name, files, filling.progress, at_once)
 
 
 def _import_grpc(filling: _Filling) -> None:
-    _import_by(GrpcImporter(filling.milvus), filling)
+    _import_by(GrpcImporter(filling.milvus), filling, GRPC_AT_ONCE)
 
 
 def _import_rest(filling: _Filling) -> None:
     with RestImporter(filling.milvus) as importer:
-        _import_by(importer, filling)
+        _import_by(importer, filling, AT_ONCE)
 
 
 _FILL: dict[ImportInterface, Callable[[_Filling], None]] = {
@@ -286,5 +293,7 @@ def _dropped_on_failure(milvus: Milvus, store: Store, generation: Generation) ->
 
 def _discard(milvus: Milvus, store: Store, name: str) -> None:
     if name in milvus.call("list_collections"):
+        if milvus.capabilities.import_interface == "grpc_v1":
+            await_abandoned(milvus, name)
         milvus.call("drop_collection", name, timeout=generations.DROP_SECONDS)
     generation_ledger.update(store, name, state="dropped")

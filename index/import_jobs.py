@@ -9,7 +9,10 @@ from index.milvus import Milvus
 from infra.errors import ImportFailed, IndexUnreachable
 
 AT_ONCE = 8
-"""Jobs in the server's hands at a time; 2.3 queues at most 32 and runs them one after the other."""
+"""Jobs in the server's hands at a time."""
+
+GRPC_AT_ONCE = 2
+"""2.3 runs one after the other and lets the rest wait, so more would only be more to wait for in a cut."""
 
 STUCK_SECONDS = 300.0
 """How long a job may show the same state and progress before it counts as stuck."""
@@ -82,6 +85,25 @@ class GrpcImporter:
 
     def abort(self, jobs: Sequence[str]) -> None:
         """Do nothing: the generation is dropped."""
+
+
+def await_abandoned(milvus: Milvus, collection: str) -> None:
+    """Wait until a server of 2.3 is done with imports that nobody waits for, or has stood still for long.
+
+    A collection that is dropped under a running import leaves the data node "busy", and then no import of
+    anybody begins for a quarter of an hour (seen on 2.3.5).
+    """
+    seen: object = None
+    since = time.monotonic()
+    while True:
+        states = [(one.task_id, one.state_name) for one in milvus.bulk_inserts(collection)]
+        if all(name == "Completed" or name.startswith("Failed") for _, name in states):
+            return
+        if states != seen:
+            seen, since = states, time.monotonic()
+        if time.monotonic() - since > STUCK_SECONDS:
+            return
+        time.sleep(_POLL)
 
 
 @dataclass(slots=True)

@@ -110,6 +110,10 @@ class Milvus:
         """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
         return self._handler("get_bulk_insert_state", task)
 
+    def bulk_inserts(self, collection: str) -> list[Any]:
+        """Return pymilvus' BulkInsertState of each import into a collection that the server remembers."""
+        return list(self._handler("list_bulk_insert_tasks", 0, collection))
+
     def rest_client(self) -> "httpx2.Client":
         """Return an HTTP client for the REST interface of the same server, with the same token."""
         import httpx2

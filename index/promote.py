@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index import generation_ledger, generations
-from index.exact import nearest
 from index.generations import Generation
 from index.golden import GoldenProbes, GoldenResult, measure, worse_than
 from index.load_plan import LoadPlan, plan_load
@@ -252,6 +251,8 @@ def _sample(plan: LoadPlan, probes: int, seed: int) -> tuple[NDArray[np.int64], 
 def _recall(
     milvus: Milvus, generation: Generation, plan: LoadPlan, vectors: NDArray[np.float32]
 ) -> tuple[float, float]:
+    from index.exact import nearest  # it brings torch, which takes seconds that no other verb needs
+
     depth = min(_TOP, plan.rows)
     exact_ids, exact = nearest(vectors, plan.blocks(), depth)
     norms = np.linalg.norm(vectors, axis=1)

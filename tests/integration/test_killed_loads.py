@@ -1,0 +1,217 @@
+"""Loads as a user runs them: killed with -9, or the server is, and then the same command once more."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from index import generation_ledger
+from index.manifest import crop_id_of
+from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.shards import shard_table
+from infra.servers import MilvusServer, SeaweedFs
+from infra.store import Store, open_store
+
+ROWS = 6000  # on the server
+SHARDS = 6
+FEW = 2000  # on the laptop
+IMPORT_SECONDS = 2.5  # of one shard, about
+PRINT = "c0ffee00" * 8
+
+
+def finished_run(store: Store, run_id: str, first: int, rows: int, shards: int) -> None:
+    uris = [f"s3://archive/dt=2026-11-22/{number:07d}.jpg" for number in range(first, first + rows)]
+    columns = {name: [0] * rows for name in MANIFEST_SCHEMA.names} | {
+        "crop_id": [crop_id_of(uri) for uri in uris],
+        "uri": uris,
+        "etag": ["e"] * rows,
+        "camera_id": [f"cam-{number % 4}" for number in range(first, first + rows)],
+        "captured_at": [1_795_000_000_000 + number for number in range(rows)],
+        "track_id": [""] * rows,
+    }
+    run = Run.create(
+        store,
+        run_id,
+        manifest=pa.table(columns, schema=MANIFEST_SCHEMA),
+        archive="s3://archive",
+        fingerprint=PRINT,
+        model="s3://models/m",
+        settings={},
+        rows_per_part=rows // shards,
+        rows_per_shard=rows // shards,
+    )
+    random = np.random.default_rng(first)
+    for part in run.pending_parts():
+        crops = run.part_manifest(part)
+        n = crops.num_rows
+        # Ten pictures a vehicle: among vectors without any order no index finds the nearest.
+        vectors = np.repeat(random.normal(size=(-(-n // 10), 1024)), 10, axis=0)[:n]
+        vectors = (vectors + 0.3 * random.normal(size=(n, 1024))).astype(np.float32)
+        shard = shard_table(crops, vectors, np.zeros(n, np.int32), np.ones(n, np.float32))
+        run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
+    run.finish()
+
+
+@dataclass
+class User:
+    """Somebody at a terminal; `store` is where the runs are."""
+
+    store: Store
+    environment: dict[str, str]
+
+    def starts(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from jobs.cli import main; main()", *words],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def runs(self, *words: str, expect: int = 0) -> str:
+        with self.starts(*words) as command:
+            out, err = command.communicate(timeout=280)
+        assert command.returncode == expect, f"{words}: {command.returncode}\n{out}\n{err}"
+        return out if expect == 0 else err
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.runs(*words, "--json"))
+
+    def states(self) -> list[str]:
+        return sorted(entry.state for entry in generation_ledger.entries(self.store))
+
+
+def user(store: Store, milvus: str, more: dict[str, str]) -> User:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLVR_", "AWS_"))}
+    return User(store, clean | {"CLVR_RUNS": store.uri, "CLVR_MILVUS": milvus, "CLVR_ALIAS": "cars"} | more)
+
+
+def at_server(server: MilvusServer, seaweedfs: SeaweedFs) -> User:
+    """The runs lie in the server's bucket."""
+    store = open_store(f"s3://{server.bucket}/runs-{secrets.token_hex(3)}", seaweedfs.settings)
+    token = {"CLVR_MILVUS_TOKEN": server.token} if server.token else {}
+    bucket = {"CLVR_MILVUS_BUCKET": f"s3://{server.bucket}"}
+    return user(store, server.uri, seaweedfs.environment | bucket | token)
+
+
+def kill_in_the_middle(
+    someone: User, command: list[str], victim: Callable[[int], None], *, after: float
+) -> int:
+    """Start a command, call `victim` with its process id when rows are coming in; return its exit status."""
+    with someone.starts(*command) as loader:
+        deadline = time.monotonic() + 120
+        while someone.states() != ["loading"] and time.monotonic() < deadline:
+            assert loader.poll() is None, loader.communicate()
+            time.sleep(0.1)
+        time.sleep(after)
+        assert loader.poll() is None, "too late: the load has ended"
+        victim(loader.pid)
+        loader.communicate(timeout=200)
+        return loader.returncode
+
+
+def prove_whole(someone: User, rows: int) -> None:
+    found = someone.json("verify", "latest")
+    assert (found["indexed"], found["expected"], found["repeated"]) == (rows, rows, 0)
+    assert (found["missing_count"], found["foreign_count"]) == (0, 0)
+
+
+def sigkill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.timeout(280)
+def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
+    milvus_server: MilvusServer, seaweedfs: SeaweedFs
+) -> None:
+    someone = at_server(milvus_server, seaweedfs)
+    finished_run(someone.store, "r1", 0, ROWS, SHARDS)
+    command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
+    assert kill_in_the_middle(someone, command, sigkill, after=IMPORT_SECONDS) == -signal.SIGKILL
+    assert someone.states() == ["loading"]
+
+    loaded = someone.json(*command)
+
+    assert loaded["rows"] == ROWS
+    assert loaded["target"] == "grpc_v1"
+    assert someone.states() == ["dropped", "ready"]
+    prove_whole(someone, ROWS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_that_is_killed_in_an_import_and_the_same_command_again(
+    server_folder: Path, seaweedfs: SeaweedFs
+) -> None:
+    name = f"killed-{secrets.token_hex(4)}"
+    with MilvusServer.start(server_folder / name, storage=seaweedfs, bucket=name) as server:
+        someone = at_server(server, seaweedfs)
+        finished_run(someone.store, "r1", 0, ROWS, SHARDS)
+        command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
+        assert kill_in_the_middle(someone, command, lambda _: server.kill(), after=IMPORT_SECONDS) == 5
+        assert "no Milvus at" in someone.runs(*command, expect=5)
+        server.restart()
+
+        assert someone.json(*command)["rows"] == ROWS
+
+        assert someone.states() == ["dropped", "ready"]
+        prove_whole(someone, ROWS)
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Iterator[User]:
+    (tmp_path / "runs").mkdir()
+    yield user(open_store(str(tmp_path / "runs")), str(tmp_path / "milvus.db"), {})
+
+
+@pytest.mark.timeout(280)
+def test_a_loader_killed_on_a_laptop_and_two_loads_at_once(laptop: User) -> None:
+    finished_run(laptop.store, "night1", 0, FEW, 3)
+    assert kill_in_the_middle(laptop, ["load", "night1"], sigkill, after=1.0) == -signal.SIGKILL
+
+    with laptop.starts("load", "night1") as first:
+        while laptop.states() != ["dropped", "loading"]:
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.1)
+        refusal = laptop.runs("load", "night1", expect=10)
+        assert "error: " in refusal
+        first.communicate(timeout=240)
+    assert first.returncode == 0
+    assert laptop.states() == ["dropped", "ready"]
+    prove_whole(laptop, FEW)
+
+
+@pytest.mark.timeout(280)
+def test_increment_erasure_and_rebuild_on_a_laptop(laptop: User) -> None:
+    finished_run(laptop.store, "night1", 0, FEW, 1)
+    laptop.runs("load", "night1")
+    assert laptop.json("promote", "latest")["failures"] == []
+    finished_run(laptop.store, "night2", FEW - 100, 300, 1)
+    assert "300 rows upserted" in laptop.runs("load", "night2", "--into-live")
+    prove_whole(laptop, FEW + 200)
+
+    draft = laptop.json("forget", "--camera", "cam-1", "--reason", "court order 17")
+    assert draft["state"] == "dry run"
+    receipt = laptop.json("forget", "--camera", "cam-1", "--reason", "court order 17", "--yes")
+    left = receipt["generations"][0]["rows_after"]
+    assert (receipt["state"], left) == ("done", FEW + 200 - receipt["crops"])
+    assert laptop.json("load", "night1", "night2", "--latest-wins")["rows"] == left
+    prove_whole(laptop, left)
+
+
+def test_an_erasure_needs_a_reason_and_something_to_erase(laptop: User) -> None:
+    assert "needs a reason" in laptop.runs("forget", "--camera", "c", "--reason", " ", expect=3)
+    assert "nothing says" in laptop.runs("forget", "--reason", "r", expect=3)
+    assert "would erase everything" in laptop.runs("retain", "--days", "0", expect=3)
