@@ -161,7 +161,9 @@ def _reranked(source: Source, probe: Probe, answers: list[Answer]) -> list[Answe
     known = [each for each in answers if each.hit.crop_id in vectors]
     if not known:
         return answers
-    order = k_reciprocal(probe.features, np.stack([vectors[each.hit.crop_id] for each in known]))
+    features = np.stack([probe.features, *(vectors[each.hit.crop_id] for each in known)])
+    # Only the head takes part, so neighbourhoods are those in the head.
+    order = np.argsort(k_reciprocal(features, 1)[0], kind="stable")
     return [known[place] for place in order]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from index.calibration import Calibration, calibrate, store_calibration
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.evaluation_lists import evaluation_lists
 from jobs.labelled_run import labelled_run
 from jobs.which import find_run
 
@@ -29,7 +30,7 @@ def calibrate_run(request: CalibrateRequest, settings: Settings) -> Calibration:
     Raises BadLabels where no crop has a vehicle id, BadInput for too few probes, BadSetting.
     """
     run = find_run(request.run, settings)
-    labelled = labelled_run(run, request.labels, request.split)
+    labelled = labelled_run(run, evaluation_lists(request.labels, request.split)[0])
     calibration = calibrate(
         labelled.features,
         labelled.vehicle_ids,

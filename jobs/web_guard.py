@@ -112,6 +112,7 @@ def guarded(app: App, guard: Guard, limits: Limits) -> App:
         sending = _with_headers(send)
         refused = _refusal(scope, headers, guard, limits)
         if refused:
+            await _drain(receive, 4 * limits.body)
             await _answer(sending, *refused)
         elif scope["path"] == LOGIN:
             await _login(receive, sending, guard)
@@ -145,6 +146,15 @@ def _limited(receive: Receive, most: int) -> Receive:
         return message if arrived <= most else {"type": "http.disconnect"}
 
     return counted
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    """Take what a refused client is still sending: many read the answer only after they have sent it all."""
+    while most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
 
 
 def _with_headers(send: Send) -> Send:
