@@ -1,0 +1,157 @@
+"""One probe from bytes to ranked answers, split into embed and search, and the page's time to its answer.
+
+    python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40]
+
+The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
+weights, which costs what a trained one costs. `page` is what a browser waits for: upload, embed, search, JSON.
+"""
+
+import argparse
+import io
+import os
+import socket
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import uvicorn
+from PIL import Image
+
+from clvr_model.checkpoint import Card, save_checkpoint
+from clvr_model.network import Clvr
+from index.answers import Rules
+from index.bulk_load import load_runs
+from index.manifest import crop_id_of
+from index.milvus import connect
+from index.promote import promote
+from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.shards import shard_table
+from infra.settings import Settings
+from infra.store import open_store
+from jobs.searcher import Searcher
+from jobs.serve import ServeRequest, guard_of
+from jobs.web_app import make_app
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--probes", type=int, default=40)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        settings = searchable(Path(folder), asked.rows)
+        print(
+            f"{asked.rows:,} rows built in {time.perf_counter() - begun:.0f} s; load average {os.getloadavg()[0]:.1f}"
+        )
+        searcher = Searcher(settings, threads=0)
+        rng = np.random.default_rng(1)
+        pictures = [jpeg(rng) for _ in range(asked.probes + 3)]
+        rules = Rules(top=20)
+        embed, search = [], []
+        for data in pictures:
+            started = time.perf_counter()
+            probe = searcher.probe_of(data, "probe")
+            embedded = time.perf_counter()
+            searcher.answer([probe], rules)
+            embed.append(embedded - started)
+            search.append(time.perf_counter() - embedded)
+        page = through_page(searcher, [jpeg(rng) for _ in range(asked.probes + 3)])
+        searcher.close()
+    print(f"{'ms':<10}{'p50':>8}{'p95':>8}")
+    both = np.add(embed, search)
+    for name, taken in (("embed", embed), ("search", search), ("together", both), ("page", page)):
+        warm = 1000 * np.asarray(taken)[3:]
+        print(f"{name:<10}{np.percentile(warm, 50):>8.1f}{np.percentile(warm, 95):>8.1f}")
+    print(f"load average {os.getloadavg()[0]:.1f}")
+
+
+def jpeg(rng: np.random.Generator) -> bytes:
+    """A picture of the usual size of a crop."""
+    small = rng.integers(0, 255, (16, 20, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((320, 256)).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def searchable(folder: Path, rows: int) -> Settings:
+    """A live generation of made-up vectors."""
+    (folder / "data").mkdir()
+    card = save_checkpoint(str(folder / "model"), Clvr(10).eval(), Card(label_ids=tuple(range(10))))
+    uris = [f"s3://archive/cam={n % 40:03d}/{n:08d}.jpg" for n in range(rows)]
+    manifest = pa.table(
+        {
+            "crop_id": [crop_id_of(uri) for uri in uris],
+            "uri": uris,
+            "etag": [""] * rows,
+            "size": range(rows),
+            "last_modified": [0] * rows,
+            "camera_id": [f"{n % 40:03d}" for n in range(rows)],
+            "captured_at": [n * 1000 for n in range(rows)],
+            "track_id": [f"t{n // 3}" for n in range(rows)],
+            "vehicle_id": [None] * rows,
+            "model_id": [None] * rows,
+        },
+        schema=MANIFEST_SCHEMA,
+    )
+    runs = open_store(str(folder / "data"))
+    run = Run.create(
+        runs,
+        "r",
+        manifest=manifest,
+        archive="s3://archive",
+        fingerprint=card.fingerprint,
+        model=str(folder / "model"),
+        settings={},
+        rows_per_part=20_000,
+    )
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((rows // 20 + 1, 1024), dtype=np.float32)
+    for part in run.pending_parts():
+        crops = run.part_manifest(part)
+        group = crops["size"].to_numpy() % len(centres)
+        vectors = centres[group] + 0.5 * rng.standard_normal((len(group), 1024), dtype=np.float32)
+        shard = shard_table(crops, vectors, np.zeros(len(group), np.int32), np.ones(len(group), np.float32))
+        run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
+    run.finish()
+    settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
+    with connect(settings.milvus) as milvus:
+        generation = load_runs(milvus, runs, [run], alias=settings.alias)
+        promote(milvus, runs, generation.name, force="benchmark")
+    return settings
+
+
+def through_page(searcher: Searcher, pictures: list[bytes]) -> list[float]:
+    """Seconds from the upload to the whole JSON answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    app = make_app(searcher, guard_of(ServeRequest()))
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    taken = []
+    for data in pictures:
+        head = b'--X\r\nContent-Disposition: form-data; name="picture"; filename="p.jpg"\r\n\r\n'
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/search",
+            head + data + b"\r\n--X--\r\n",
+            {"Content-Type": "multipart/form-data; boundary=X"},
+        )
+        started = time.perf_counter()
+        with urllib.request.urlopen(request) as answer:  # noqa: S310
+            answer.read()
+        taken.append(time.perf_counter() - started)
+    server.should_exit = True
+    return taken
+
+
+if __name__ == "__main__":
+    main()
