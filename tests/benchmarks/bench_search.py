@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40]
 
 The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
-weights, which costs what a trained one costs. `page` is what a browser waits for: upload, embed, search, JSON.
+weights, which costs what a trained one costs. `page` is what a browser waits for, from the upload to the JSON.
 """
 
 import argparse
@@ -47,9 +47,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
         settings = searchable(Path(folder), asked.rows)
-        print(
-            f"{asked.rows:,} rows built in {time.perf_counter() - begun:.0f} s; load average {os.getloadavg()[0]:.1f}"
-        )
+        seconds, load = time.perf_counter() - begun, os.getloadavg()[0]
+        print(f"{asked.rows:,} rows built in {seconds:.0f} s; load average {load:.1f}")
         searcher = Searcher(settings, threads=0)
         rng = np.random.default_rng(1)
         pictures = [jpeg(rng) for _ in range(asked.probes + 3)]

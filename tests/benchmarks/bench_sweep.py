@@ -43,8 +43,9 @@ def main() -> None:
         ids = run.manifest()["crop_id"].to_pylist()[: asked.probes]
         vectors, sightings = scan.vectors(ids), scan.sightings(ids)
         probes = [Probe(str(each), vectors[each], (sightings[each],)) for each in ids]
+        load = os.getloadavg()[0]
         print(
-            f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread; load average {os.getloadavg()[0]:.1f}"
+            f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load average {load:.1f}"
         )
         print(f"{'probes/s at nq':<28}" + "".join(f"{nq:>10}" for nq in SIZES))
         with connect(settings.milvus) as milvus:
