@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40]
 
 The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
-weights, which costs what a trained one costs. `page` is what a browser waits for, from the upload to the JSON.
+weights, which costs what a trained one costs. `page` is what a browser waits for: from upload to JSON.
 """
 
 import argparse

@@ -45,7 +45,7 @@ def main() -> None:
         probes = [Probe(str(each), vectors[each], (sightings[each],)) for each in ids]
         load = os.getloadavg()[0]
         print(
-            f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load average {load:.1f}"
+            f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load {load:.1f}"
         )
         print(f"{'probes/s at nq':<28}" + "".join(f"{nq:>10}" for nq in SIZES))
         with connect(settings.milvus) as milvus:
