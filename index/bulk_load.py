@@ -33,6 +33,9 @@ Target = Literal["auto"] | ImportInterface
 _WORTH_IMPORTING = 20_000  # rows a shard: an import takes 2 s a file before its first row
 _PATIENCE = 180.0  # seconds that a count or an index build may stand still
 _POLL = 0.5
+_LOCAL_BYTES = (
+    14_000  # a row in a local file: vector and index take 8.5 KB, and the log of inserts 4.5 KB more
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ def build(
     index = generations.index_spec(milvus, options.index_type, plan.rows)
     chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
     drop_interrupted(milvus, store, alias)
+    milvus.require_space(plan.rows * _LOCAL_BYTES)
     finish_begun(milvus, store)
     generation = generations.new_generation(
         milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import re
+import shutil
 import socket
 import ssl
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from infra.errors import BadSetting, ClvrError, IndexRefused, IndexUnreachable, Locked
+from infra.errors import BadSetting, ClvrError, DiskFull, IndexRefused, IndexUnreachable, Locked
 
 if TYPE_CHECKING:
     import httpx2
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
 
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+_OLDEST = (2, 3, 0)
+_FULL = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
 _CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
 _NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -110,6 +113,17 @@ class Milvus:
         """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
         return self._handler("get_bulk_insert_state", task)
 
+    def require_space(self, bytes_needed: int) -> None:
+        """Raise DiskFull if a local file's disk has fewer bytes free. A server does not tell."""
+        if not self.capabilities.lite:
+            return
+        free = shutil.disk_usage(Path(self.uri).parent).free
+        if free < bytes_needed:
+            raise DiskFull(
+                f"{self.uri} needs about {bytes_needed:,} bytes more, and {free:,} are free",
+                remedy="Free some space (`clvr retire` drops old generations), or choose another disk.",
+            )
+
     def bulk_inserts(self, collection: str) -> list[Any]:
         """Return pymilvus' BulkInsertState of each import into a collection that the server remembers."""
         return list(self._handler("list_bulk_insert_tasks", 0, collection))
@@ -178,7 +192,18 @@ def connect(
     except Exception as error:
         raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
     can = capabilities_of(version, lite=lite)
+    if not lite and can.number < _OLDEST:
+        client.close()
+        raise too_old(version, uri)
     return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)
+
+
+def too_old(version: str, uri: str) -> IndexRefused:
+    """Return the error for a server that lacks what we rest on."""
+    return IndexRefused(
+        f"Milvus {version} at {_bare(uri)} is too old: what we rest on is there from 2.3 on",
+        remedy="Upgrade the server.",
+    )
 
 
 def _checked_file(uri: str) -> str:
@@ -254,6 +279,8 @@ def _translated(error: Exception, where: str) -> ClvrError:
     status = _status_of(error)
     if status in _DENIED:
         return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
+    if any(words in str(error) for words in _FULL):
+        return DiskFull(f"{where}: the disk of Milvus is full", remedy="Free some space, then run it again.")
     lost = (
         status in _UNREACHABLE or _NOT_GRPC in str(error) or getattr(error, "code", None) == _CONNECT_FAILED
     )

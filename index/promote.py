@@ -18,7 +18,7 @@ from index.milvus import Milvus
 from index.runs import Run
 from index.search import search_generation
 from index.tombstones import erased_ids
-from infra.errors import BadInput, GateFailed
+from infra.errors import BadInput, GateFailed, IndexRefused
 from infra.store import Store
 
 RECALL_BAR = 0.98
@@ -188,7 +188,13 @@ def _move(
         replaced=move["replaced"],
         promotions=((*entry.promotions, move) if entry else (move,)),
     )
-    milvus.call("alter_alias" if current else "create_alias", to.name, to.alias)
+    try:
+        milvus.call("alter_alias" if current else "create_alias", to.name, to.alias)
+    except IndexRefused:
+        if current is not None:
+            raise
+        # An alias whose collection was dropped by hand points nowhere, and yet it exists.
+        milvus.call("alter_alias", to.name, to.alias)
 
 
 def _require_gate(milvus: Milvus, store: Store, generation: Generation, current: Generation | None) -> None:

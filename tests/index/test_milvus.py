@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from index.milvus import Milvus, capabilities_of, connect
-from infra.errors import BadSetting, IndexRefused, IndexUnreachable
+from infra.errors import BadSetting, DiskFull, IndexRefused, IndexUnreachable
 
 
 def test_a_local_file_is_a_milvus_lite_index(milvus: Milvus) -> None:
@@ -95,3 +95,32 @@ def test_a_server_version_decides_the_import_and_the_index_types(
     assert ("DISKANN" in can.index_types) == diskann
     assert "HNSW" in can.index_types
     assert not any(kind.startswith("GPU") for kind in can.index_types)
+
+
+def test_a_full_disk_is_named_as_such(milvus: Milvus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "segment.parquet")
+
+    monkeypatch.setattr(milvus._client, "insert", full)
+    with pytest.raises(DiskFull, match=r"insert at .*: the disk of Milvus is full"):
+        milvus.call("insert", "c", [])
+    with pytest.raises(
+        DiskFull, match=r"needs about 1,000,000,000,000,000,000 bytes more, and [\d,]+ are free"
+    ):
+        milvus.require_space(10**18)
+
+
+def test_a_server_that_is_too_old_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def get_server_version(self, timeout: float) -> str:
+            return "v2.2.16"
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("pymilvus.MilvusClient", Old)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as port,
+        pytest.raises(IndexRefused, match=r"v2\.2\.16.*too old"),
+    ):
+        connect(f"http://127.0.0.1:{port.getsockname()[1]}")

@@ -27,7 +27,7 @@ from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.search import search
 from index.shards import shard_table
 from index.upsert import load_into_live
-from infra.errors import FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
+from infra.errors import BadInput, FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 
@@ -279,7 +279,8 @@ def test_index_types_that_hang_this_server_are_refused(milvus: Milvus, kind: str
 
 
 @pytest.mark.filterwarnings("ignore:Milvus at")
-def test_a_wrong_token_is_named_as_such_and_not_repeated(server_folder: Path) -> None:
+def test_a_wrong_token_or_a_missing_privilege_is_named_as_such(server_folder: Path, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
     with MilvusServer.start(server_folder / "guarded", isolate=False) as server:
         for token in (None, "root:wrong-password"):
             with pytest.raises(IndexRefused, match="refuses the token") as refused:
@@ -287,6 +288,26 @@ def test_a_wrong_token_is_named_as_such_and_not_repeated(server_folder: Path) ->
             assert "wrong-password" not in str(refused.value)
         with connect(server.uri, server.token) as milvus:
             assert generations.list_generations(milvus) == []
+            milvus.call("create_user", "guest", "only-looking")
+        with (
+            connect(server.uri, "guest:only-looking") as guest,
+            pytest.raises(IndexRefused, match="not permitted") as refused,
+        ):
+            load_runs(guest, store, [finished_run(store, "r", range(20))], alias="clvr")
+        assert "privilege" in refused.value.remedy
+
+
+def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
+    milvus: Milvus, own_store: Store, foreign_store: Store
+) -> None:
+    runs = [finished_run(foreign_store, "lost", range(4000, 4040))]
+    first, second = (load_runs(milvus, own_store, runs, alias="nowhere") for _ in range(2))
+    promote(milvus, own_store, first.name, force="test")
+    milvus.call("drop_collection", first.name, timeout=60)  # by hand: this server lets you
+    with pytest.raises(BadInput, match=r"alias nowhere at .* points to nothing"):
+        search(milvus, "nowhere", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
+    promote(milvus, own_store, second.name, force="test")
+    assert generations.live(milvus, "nowhere") == second
 
 
 class Dying:
