@@ -103,11 +103,14 @@ def distances_of(pictures: Labelled, split: Split, *, junk: bool = False, seed: 
     return Distances(np.concatenate(same), np.concatenate(different), len(probes))
 
 
-def by_camera_pair(pictures: Labelled, split: Split) -> list[CameraPair]:
-    """Rank each camera's probes against each other camera's part of the gallery, all pairs in one pass.
+def by_camera_pair(pictures: Labelled, *, most: int = 20_000, seed: int = 0) -> list[CameraPair]:
+    """Rank each camera's pictures against those of each other camera, all pairs of cameras in one pass.
 
-    Of many cameras, the twelve with most probes. Pairs in which no probe has a true match are left out.
+    Every picture is a probe that has a true match there; of more than `most` pictures a sample is taken. Of
+    many cameras, the twelve with most pictures. Pairs in which no probe has a true match are left out.
     """
+    everyone = np.sort(np.random.default_rng(seed).permutation(len(pictures.features))[:most])
+    split = Split(everyone, everyone)
     if pictures.camera_ids is None:
         return []
     cameras, many = np.unique(pictures.camera_ids[split.probes], return_counts=True)

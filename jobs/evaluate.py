@@ -143,7 +143,7 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
         results=results,
         also=tuple(_also(labelled, results, request.also, rank)),
         distances=distances_of(pictures, first.splits[0], junk=junk, seed=request.seed),
-        camera_pairs=tuple(by_camera_pair(pictures, first.splits[0])),
+        camera_pairs=tuple(by_camera_pair(pictures)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
         models=classification(
             labelled.crops["model_id"].to_numpy().astype(np.int64), labelled.true_model_ids

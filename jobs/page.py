@@ -85,7 +85,7 @@ def write_page(
             if models
             else [],
             named=list(_named(labelled, predicted, card.label_names)) if models else [],
-            camera_pairs=more.camera_pairs if more else by_camera_pair(pictures, first.splits[0]),
+            camera_pairs=more.camera_pairs if more else by_camera_pair(pictures),
             day_parts=more.day_parts
             if more
             else by_day_part(first.splits[0], first.rankings[0], labelled.captured_at),
