@@ -189,6 +189,7 @@ def test_a_killed_actor_is_replaced_and_the_run_goes_on(job: Job) -> None:
     assert 0 <= recomputed(job) <= 2 * ROWS_PER_PART
 
 
+@pytest.mark.slow
 def test_a_lost_node_costs_only_its_parts(job: Job, small_cluster: "Cluster") -> None:
     process = job.start()
     wait_for(lambda: half_way(job), process)

@@ -154,7 +154,9 @@ def stub() -> Callable[[], Any]:
     return Stub
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "cut", "hang"])
+@pytest.mark.parametrize(
+    "fault", ["503", *(pytest.param(f, marks=pytest.mark.slow) for f in ("reset", "cut", "hang"))]
+)
 def test_a_storm_costs_time_and_no_crop(embed_in: Callable[..., Any], fault: str) -> None:
     every = 20 if fault == "hang" else 3
     summary, proxy = embed_in(lambda n, _: fault if n % every == 0 else "", read_seconds=2.0)
