@@ -88,6 +88,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "search": searching.search,
     "calibrate": searching.calibrate,
     "sweep": searching.sweep,
+    "audit": searching.audit,
     "serve": searching.serve,
     "evaluate": evaluation.evaluate,
     "config": setup.show_config,

@@ -183,3 +183,20 @@ def serve(
         key=key,
     )
     serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias))
+
+
+def audit(runs: Runs = None, as_json: Json = False) -> None:
+    """List who swept the archive, and why. Example: clvr audit"""
+    from dataclasses import asdict
+
+    from index.audit import entries
+    from infra.store import open_store
+
+    found = entries(open_store(settings_of(runs=runs).runs))
+    lines = [
+        f"{entry.when[:19]}  {entry.who}  {entry.case}  {entry.action}  {entry.request.get('probes', '')}  "
+        f"{entry.generation}"
+        for _, entry in found
+    ]
+    text = "\n".join(lines) or "nobody has swept this archive"
+    emit([{"key": key, **asdict(entry)} for key, entry in found], as_json, text)

@@ -1,0 +1,320 @@
+"""`clvr serve`: the page in a real browser, and the server behind it against those who mean no good."""
+
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from infra.errors import BadSetting
+from jobs.searcher import Searcher
+from jobs.serve import ServeRequest, guard_of
+from jobs.web_app import make_app
+from jobs.web_guard import Guard, Limits
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "a-token-that-is-long-enough"
+
+
+class Served:
+    """A server on a free port of the loopback, in a thread."""
+
+    def __init__(self, searcher: Searcher, guard: Guard, limits: Limits) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        app = make_app(searcher, guard, limits=limits)
+        self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.02)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+
+    def ask(
+        self, path: str, body: bytes | None = None, method: str | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, body, named, method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+
+def form(picture: bytes | None = None, rules: Any = None, crop: str | None = None) -> dict[str, Any]:
+    parts = []
+    if picture is not None:
+        parts.append(b'Content-Disposition: form-data; name="picture"; filename="x.jpg"\r\n\r\n' + picture)
+    if rules is not None:
+        text = rules if isinstance(rules, str) else json.dumps(rules)
+        parts.append(b'Content-Disposition: form-data; name="rules"\r\n\r\n' + text.encode())
+    if crop is not None:
+        parts.append(b'Content-Disposition: form-data; name="crop"\r\n\r\n' + crop.encode())
+    body = b"".join(b"--XX\r\n" + part + b"\r\n" for part in parts) + b"--XX--\r\n"
+    return {"body": body, "Content_Type": "multipart/form-data; boundary=XX"}
+
+
+@pytest.fixture(scope="module")
+def searcher(searchable: Any) -> Iterator[Searcher]:
+    searcher = Searcher(searchable.settings, threads=0)
+    yield searcher
+    searcher.close()
+
+
+@pytest.fixture(scope="module")
+def served(searcher: Searcher) -> Iterator[Served]:
+    server = Served(searcher, guard_of(ServeRequest()), Limits(1 << 20))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def locked(searcher: Searcher) -> Iterator[Served]:
+    server = Served(searcher, Guard(TOKEN), Limits(1 << 20))
+    yield server
+    server.stop()
+
+
+# ---- the server ---------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_answered_with_crops_and_their_pictures(served: Served, searchable: Any) -> None:
+    picture = searchable.pictures[0].read_bytes()
+    status, _, body = served.ask("/api/search", **form(picture, {"top": 7}))
+    assert status == 200
+    answers = json.loads(body)["answers"]
+    assert [each["rank"] for each in answers] == list(range(1, 8))
+    status, headers, jpeg = served.ask(f"/api/crops/{answers[0]['crop'][5:]}.jpg")
+    assert (status, headers["content-type"], jpeg[:2]) == (200, "image/jpeg", b"\xff\xd8")
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (form(b"no picture" * 30), "not a usable picture"),
+        (form(b""), "not a usable picture"),
+        (form(), "1 to 5 pictures"),
+        (form(crop="crop:12"), "is not in"),
+        (form(crop="/etc/passwd"), "names no crop"),
+        (form(crop="http://127.0.0.1/"), "names no crop"),
+        (form(crop="crop:1", rules="{"), "not JSON"),
+        (form(crop="crop:1", rules={"top": 5000}), "top"),
+        (form(crop="crop:1", rules={"uri": "s3://x"}), "uri"),
+        (form(crop="crop:1", rules={"since": "soon"}), "not an ISO 8601 time"),
+        (form(crop="crop:1", rules={"cameras": ['" or 1==1 or "']}), "no crop of"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_nonsense_is_refused_in_words(served: Served, sent: dict[str, Any], said: str) -> None:
+    status, _, body = served.ask("/api/search", **sent)
+    assert status == 400, body
+    assert said in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "1", "-1", "9" * 30, "%00"])
+def test_a_crop_that_is_none_gives_nothing(served: Served, path: str) -> None:
+    assert served.ask(f"/api/crops/{path}.jpg")[0] in (400, 404)
+
+
+def test_too_much_is_refused_whether_announced_or_not(served: Served) -> None:
+    sent = form(b"\xff\xd8" + bytes(2 << 20))
+    assert served.ask("/api/search", **sent)[0] == 413
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as line:
+        head = "POST /api/search HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+        line.sendall(f"{head}Content-Type: multipart/form-data; boundary=XX\r\n\r\n".encode())
+        chunk = sent["body"][:300_000]
+        try:
+            for _ in range(6):
+                line.sendall(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            line.sendall(b"0\r\n\r\n")
+            answer = line.recv(200)
+        except OSError:
+            answer = b""
+    assert b" 200 " not in answer
+    assert served.ask("/api/about")[0] == 200
+
+
+def test_every_answer_binds_the_browser(served: Served) -> None:
+    for path in ("/", "/app.js", "/api/about", "/nowhere"):
+        _, headers, _ = served.ask(path)
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_page_keeps_its_own_policy(served: Served) -> None:
+    page = served.ask("/")[2].decode()
+    assert not re.search(r"<script(?![^>]*src=)|style=|\son\w+=|https?://", page)
+
+
+def test_another_sites_page_and_name_are_turned_away(served: Served) -> None:
+    assert served.ask("/api/about", Host="evil.example")[0] == 421
+    assert served.ask("/api/search", **form(b""), Origin="http://evil.example")[0] == 403
+    assert served.ask("/api/search", **form(b""), Sec_Fetch_Site="cross-site")[0] == 403
+
+
+def test_without_the_token_there_is_the_empty_page_and_nothing_else(locked: Served, searchable: Any) -> None:
+    assert locked.ask("/")[0] == 200
+    for path in ("/api/about", f"/api/crops/{searchable.crop_id(0, 0)}.jpg", "/nowhere"):
+        assert locked.ask(path)[0] == 401
+    assert locked.ask("/api/search", **form(b""))[0] == 401
+    assert locked.ask("/api/about", Authorization="Bearer wrong")[0] == 401
+    assert locked.ask("/api/about", Authorization=f"Bearer {TOKEN}")[0] == 200
+
+
+def test_the_token_buys_a_cookie_that_scripts_cannot_read(locked: Served) -> None:
+    assert locked.ask("/api/login", b'{"token": "wrong"}')[0] == 401
+    assert locked.ask("/api/login", b"[" * 3000)[0] == 401
+    status, headers, _ = locked.ask("/api/login", json.dumps({"token": TOKEN}).encode())
+    assert status == 200
+    cookie = headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert locked.ask("/api/about", Cookie=cookie.split(";")[0])[0] == 200
+
+
+def test_a_token_is_the_default_wherever_others_can_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert guard_of(ServeRequest()).token is None
+    assert guard_of(ServeRequest(host="::1")).token is None
+    assert guard_of(ServeRequest(host="0.0.0.0")).token  # noqa: S104
+    assert guard_of(ServeRequest(host="archive.example")).token
+    assert guard_of(ServeRequest(require_token=True)).token
+    assert guard_of(ServeRequest(host="10.0.0.1", no_token=True)).token is None
+    monkeypatch.setenv("CLVR_SERVE_TOKEN", "short")
+    with pytest.raises(BadSetting, match="shorter"):
+        guard_of(ServeRequest())
+
+
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.fail("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    yield page
+    context.close()
+    assert not [text for text in said if "401" not in text and "400" not in text]
+
+
+def test_a_picture_is_searched_and_then_a_hit(page: Page, served: Served, searchable: Any) -> None:
+    page.goto(served.url)
+    page.set_input_files("#file", searchable.pictures[0])
+    expect(page.locator(".hit")).not_to_have_count(0)
+    expect(page.locator("#verdict")).to_contain_text("answers")
+    assert page.locator(".hit img").first.evaluate("image => image.decode().then(() => true)")
+    page.locator(".hit").nth(1).click()
+    page.wait_for_url("**/?crop=*")
+    expect(page.locator("#probe-facts")).to_contain_text("camera")
+    page.go_back()
+    expect(page.locator("#probe-facts")).to_be_empty()
+
+
+def test_the_keyboard_is_enough(page: Page, served: Served, searchable: Any) -> None:
+    page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
+    expect(page.locator(".hit")).not_to_have_count(0)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    expect(page.locator("#detail")).to_be_visible()
+    expect(page.locator("#detail-facts")).to_contain_text("crop:")
+    page.keyboard.press("Escape")
+    page.keyboard.press("l")
+    expect(page.locator("#timeline .dot").first).to_be_visible()
+    page.keyboard.press("c")
+    expect(page.locator("#places .camera").first).to_be_visible()
+    page.keyboard.press("g")
+    before = page.url
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: url != before)
+
+
+def test_filters_narrow_and_mistakes_are_shown(page: Page, served: Served, searchable: Any) -> None:
+    page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
+    expect(page.locator(".hit")).not_to_have_count(0)
+    page.fill("[name=cameras]", "001")
+    page.click("#filters .main")
+    expect(page.locator(".hit", has_not_text="camera 001")).to_have_count(0)
+    expect(page.locator(".hit", has_text="camera 001")).not_to_have_count(0)
+    page.fill("[name=cameras]", "<b>999</b>")
+    page.click("#filters .main")
+    expect(page.locator("#error")).to_contain_text("<b>999</b>")
+
+
+def test_light_and_dark_follow_the_system_and_the_button(page: Page, served: Served) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="light")
+    page.goto(served.url)
+    light = page.evaluate(paper)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(paper) != light
+    page.click("#theme")
+    assert page.evaluate(paper) == light
+    page.reload()
+    assert page.evaluate(paper) == light
+
+
+def test_the_token_opens_the_page(page: Page, locked: Served) -> None:
+    page.goto(locked.url)
+    page.fill("#token", "wrong")
+    page.press("#token", "Enter")
+    expect(page.locator("#login-error")).to_contain_text("not the token")
+    page.fill("#token", TOKEN)
+    page.press("#token", "Enter")
+    expect(page.locator("#desk")).to_be_visible()
+    page.context.clear_cookies()
+    page.goto("about:blank")
+    page.goto(f"{locked.url}/#token={TOKEN}")
+    expect(page.locator("#desk")).to_be_visible()
+    assert TOKEN not in page.url
+
+
+def test_a_thousand_answers_stay_quick(page: Page, served: Served, searchable: Any) -> None:
+    page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
+    expect(page.locator(".hit")).not_to_have_count(0)
+    drawn = page.evaluate(
+        """() => {
+            const one = found.answers[0];
+            found.answers = Array.from({length: 1000}, (_, at) => ({...one, rank: at + 1}));
+            const started = performance.now();
+            draw();
+            document.body.offsetHeight;
+            return performance.now() - started;
+        }"""
+    )
+    assert page.locator(".hit").count() == 1000
+    assert drawn < 3000
