@@ -217,13 +217,25 @@ Ranker = Callable[[Labelled, Sequence[Split], int, bool, bool], list[Cmc]]
 """Ranks splits: pictures, splits, max_rank, same_camera_is_junk, skip_unmatched."""
 
 
-def rank_here(
-    pictures: Labelled, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
-) -> list[Cmc]:
-    """The ranker that works in this process."""
-    return cmc_of_splits(
-        pictures, splits, max_rank=max_rank, same_camera_is_junk=junk, skip_unmatched=skip_unmatched
-    )
+def rank_on(device: str) -> Ranker:
+    """The ranker that works in this process, on any device that torch knows."""
+
+    def rank(
+        pictures: Labelled, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
+    ) -> list[Cmc]:
+        return cmc_of_splits(
+            pictures,
+            splits,
+            max_rank=max_rank,
+            same_camera_is_junk=junk,
+            skip_unmatched=skip_unmatched,
+            device=device,
+        )
+
+    return rank
+
+
+rank_here = rank_on("cpu")
 
 
 def evaluate_protocol(

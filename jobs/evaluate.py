@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from clvr_model.checkpoint import read_card
 from index.cmc import cmc
@@ -20,7 +21,7 @@ from index.metrics import (
     distances_of,
     normalised,
 )
-from index.protocols import JUNK, RULES, ProtocolResult, Ranker, evaluate_protocol, rank_here, with_features
+from index.protocols import JUNK, RULES, ProtocolResult, Ranker, evaluate_protocol, rank_on, with_features
 from index.rerank import expanded, rerank
 from index.splits import read_splits, write_splits
 from index.through_index import IndexLoss, index_loss, ranks_through_index
@@ -53,6 +54,7 @@ class EvaluateRequest:
     also: tuple[str, ...] = ("normalised",)
     index: bool = False
     workers: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,10 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
 
 
 def _check(request: EvaluateRequest) -> None:
+    try:
+        torch.empty(0, device=request.device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadSetting(f"no device '{request.device}' here: {str(error).splitlines()[0]}") from error
     for given, known, what in ((request.protocols, RULES, "protocol"), (request.also, ALSO, "--also")):
         for name in given:
             if name not in known:
@@ -133,7 +139,7 @@ def _check(request: EvaluateRequest) -> None:
 
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
-    rank = workers(request.workers, settings) if request.workers else rank_here
+    rank = workers(request.workers, settings) if request.workers else rank_on(request.device)
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK

@@ -30,6 +30,7 @@ def evaluate(
     ] = None,
     through_index: Annotated[bool, typer.Option(help="Also search the live generation.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Spread over so many Ray tasks; 0: here.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to rank without --workers: cpu, cuda, cuda:1.")] = "cpu",
     compare: Annotated[
         str | None, typer.Option(help="Another run of the same pictures: paired bootstrap of the two.")
     ] = None,
@@ -61,6 +62,7 @@ def evaluate(
         also=ways,
         index=through_index,
         workers=workers,
+        device=device,
     )
     if compare is None:
         result = evaluate_run(request, settings)

@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def make_run(tmp_path: Path, settings: Settings, checkpoint: str) -> Make:
-    """A finished run of 60 crops of 12 vehicles by 4 cameras; features cluster by vehicle, less with noise."""
+    """A finished run of 60 crops, 12 vehicles, 4 cameras; features cluster by vehicle, less with noise."""
 
     def make(
         run_id: str,
@@ -220,5 +220,7 @@ def test_bad_requests_are_refused_by_name(make_run: Make, settings: Settings) ->
         evaluate_run(EvaluateRequest("r1", protocols=("market",)), settings)
     with pytest.raises(BadSetting, match="unknown --also 'magic'"):
         evaluate_run(EvaluateRequest("r1", also=("magic",)), settings)
+    with pytest.raises(BadSetting, match="no device 'abacus' here"):
+        evaluate_run(EvaluateRequest("r1", device="abacus"), settings)
     with pytest.raises(BadInput, match="no run r9"):
         evaluate_run(EvaluateRequest("r9"), settings)
