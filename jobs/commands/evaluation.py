@@ -37,6 +37,9 @@ def evaluate(
     archive: Annotated[
         str | None, typer.Option(help="Pictures to embed first, once, where RUN is a checkpoint.")
     ] = None,
+    max_quarantine_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Of --archive: share of bad pictures to put up with.")
+    ] = 0.01,
     html: Annotated[Path | None, typer.Option(help="Write the report page, and a .json beside it.")] = None,
     milvus: Milvus = None,
     alias: Alias = None,
@@ -51,7 +54,7 @@ def evaluate(
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     ways = tuple(name for name in also or ("normalised",) if name != "none")
     request = EvaluateRequest(
-        run=run_of(run, archive, settings),
+        run=run_of(run, archive, settings, max_quarantine_rate),
         labels=labels,
         protocols=tuple(protocol or ()),
         repeats=repeats,
@@ -68,5 +71,5 @@ def evaluate(
         result = evaluate_run(request, settings)
         emit(result.figures(), as_json, result.table())
     else:
-        compared = compare_runs(request, run_of(compare, archive, settings), settings)
+        compared = compare_runs(request, run_of(compare, archive, settings, max_quarantine_rate), settings)
         emit(compared.figures(), as_json, compared.table())
