@@ -16,6 +16,9 @@ from infra.store import Store
 DROP_SECONDS = 180.0
 """How long a drop may take: for a minute after a crash, 2.3.5 waits for the sessions of its dead self."""
 
+GRAPH_ROWS = 5_000_000
+"""Up to how many rows 'auto' takes HNSW: 4.3 KB a row are 22 GB then, and a quarter of it with IVF_SQ8."""
+
 _FACTS = "clvr.generation"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LOAD_FIRST = "Build one with `clvr load`, then make it live with `clvr promote`."
@@ -43,8 +46,12 @@ class Generation:
 
 
 def index_spec(milvus: Milvus, index_type: str, rows: int) -> IndexSpec:
-    """Choose the index for some rows; 'auto' is HNSW. Raises IndexRefused for a type not allowed here."""
-    kind = "HNSW" if index_type == "auto" else index_type.upper()
+    """Choose the index for some rows; 'auto' is HNSW, and IVF_SQ8 where its memory would be too much.
+
+    Raises IndexRefused for a type not allowed here.
+    """
+    automatic = "HNSW" if rows <= GRAPH_ROWS else "IVF_SQ8"
+    kind = automatic if index_type == "auto" else index_type.upper()
     allowed = milvus.capabilities.index_types
     if kind not in allowed:
         raise IndexRefused(

@@ -73,6 +73,11 @@ def test_an_index_type_that_hangs_or_explodes_is_refused_before_anything_is_buil
     assert "HNSW" in caught.value.remedy
 
 
+def test_without_a_wish_the_index_is_a_graph_until_its_memory_is_too_much(milvus: Milvus) -> None:
+    assert generations.index_spec(milvus, "auto", 5_000_000).type == "HNSW"
+    assert generations.index_spec(milvus, "auto", 5_000_001).type == "IVF_SQ8"
+
+
 @pytest.mark.parametrize(("rows", "lists"), [(1, 16), (100_000, 256), (1_000_000, 1024), (10**12, 65536)])
 def test_the_lists_of_an_ivf_index_grow_with_the_root_of_the_rows(
     milvus: Milvus, rows: int, lists: int
