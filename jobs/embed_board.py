@@ -7,8 +7,8 @@ from infra.errors import BudgetExceeded, ClvrError
 from jobs.embed_part import PartReport
 from jobs.progress import Standing
 
-# Below this many rows one bad picture more or less says nothing about the night.
-BUDGET_AFTER_ROWS = 200
+# The rate is taken of at least so many rows: bad pictures come in clusters, and ten of them are no bad night.
+BUDGET_ROWS = 1000
 MAX_ATTEMPTS = 5
 
 
@@ -80,7 +80,7 @@ class EmbedBoard:
         totals = self.totals
         bad = totals.quarantined + self.before_causes.total()
         seen = totals.embedded + totals.quarantined + self.before + self.before_causes.total()
-        if seen >= BUDGET_AFTER_ROWS and bad > self.max_quarantine_rate * seen:
+        if bad > self.max_quarantine_rate * max(seen, BUDGET_ROWS):
             most = (totals.causes + self.before_causes).most_common(5)
             causes = ", ".join(f"{cause} {count:,}" for cause, count in most)
             raise BudgetExceeded(

@@ -3,7 +3,7 @@
 import pytest
 
 from infra.errors import BudgetExceeded
-from jobs.embed_board import BUDGET_AFTER_ROWS, MAX_ATTEMPTS, EmbedBoard, PartKeepsFailing
+from jobs.embed_board import MAX_ATTEMPTS, EmbedBoard, PartKeepsFailing
 from jobs.embed_part import PartReport
 
 
@@ -30,21 +30,18 @@ def test_what_an_earlier_attempt_did_counts_in_progress_and_budget() -> None:
 
 def test_too_many_bad_pictures_stop_the_run_with_their_causes() -> None:
     seen = board(0.01)
-    seen.report(PartReport(0, embedded=BUDGET_AFTER_ROWS, quarantined=1, causes={"decode/empty": 1}))
-    with pytest.raises(BudgetExceeded, match=r"4 of 2.. crops .*decode/empty 3, fetch/missing 1") as stopped:
-        seen.report(
-            PartReport(
-                0,
-                embedded=BUDGET_AFTER_ROWS + 8,
-                quarantined=4,
-                causes={"decode/empty": 3, "fetch/missing": 1},
-            )
-        )
+    seen.report(PartReport(0, embedded=1800, quarantined=18, causes={"decode/empty": 18}))
+    with pytest.raises(BudgetExceeded, match="19 of 1,826") as stopped:
+        seen.report(PartReport(1, embedded=7, quarantined=1, causes={"fetch/missing": 1}))
+    assert "(decode/empty 18, fetch/missing 1)" in stopped.value.message
     assert stopped.value.exit_code == 9
 
 
 def test_a_handful_of_rows_says_nothing() -> None:
-    board(0.01).report(PartReport(0, embedded=1, quarantined=BUDGET_AFTER_ROWS - 2))
+    seen = board(0.01)
+    seen.report(PartReport(0, embedded=10, quarantined=10))
+    with pytest.raises(BudgetExceeded):
+        seen.report(PartReport(0, embedded=10, quarantined=11))
 
 
 def test_a_part_that_kills_every_worker_is_given_up() -> None:
