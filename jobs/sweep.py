@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from clvr_model.checkpoint import load_checkpoint
+from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index import audit
@@ -33,7 +33,7 @@ from jobs.progress import console, progress
 from jobs.search import RulesRequest, rules_of, with_models
 from jobs.searcher import Searcher
 from jobs.sweep_part import SweepWorker
-from jobs.sweep_report import write_sweep_report
+from jobs.sweep_report import Album, write_sweep_report
 from jobs.which import find_runs, open_milvus
 
 PART_PROBES = (16, 1024)
@@ -134,9 +134,13 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
     else:
         console.print(f"the sweep in {request.out} is finished already")
     assert sweep is not None  # noqa: S101 (created or opened above)
-    write_sweep_report(
-        sweep, summary, ScanSource(find_runs(plan.run_ids, settings)), plan.rules, request.strips
+    calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
+    album = Album(
+        ScanSource(find_runs(plan.run_ids, settings)),
+        dict(read_card(plan.model).label_names),
+        calibration.threshold if calibration else None,
     )
+    write_sweep_report(sweep, summary, album, plan.rules, request.strips)
     return summary
 
 

@@ -1,7 +1,7 @@
 """The page of a sweep: how many were found, and the strips of the likeliest, of some not found and failed."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,17 +24,25 @@ ORDER = ("found", "ranked", "not found", "nothing", "failed")
 UNFOUND_SHARE = 4  # a quarter of the strips shows probes that were not found
 
 
-def write_sweep_report(
-    sweep: Sweep, summary: SweepSummary, crops: ScanSource, rules: Rules, strips: int
-) -> None:
-    """Write report.html into the sweep's folder. crops: where the answers' pictures are looked up."""
+@dataclass(frozen=True, slots=True)
+class Album:
+    """What a report needs besides the sweep: where crops are looked up, and what numbers mean."""
+
+    crops: ScanSource
+    model_names: dict[int, str]
+    threshold: float | None
+
+
+def write_sweep_report(sweep: Sweep, summary: SweepSummary, album: Album, rules: Rules, strips: int) -> None:
+    """Write report.html, with that many strips at most, into the sweep's folder."""
     outcomes = pa.concat_tables(sweep.outcomes())
     chosen = _chosen(outcomes, strips)
     info = sweep.info
+    ended = summary.finished[:16].replace("T", " ")
     page = AnswerPage(
         title="A sweep of the archive",
-        lead=f"{summary.probes:,} probes, {summary.answers:,} answers, finished {summary.finished[:19]} UTC.",
-        strips=list(_strips(sweep, chosen, crops, rules)),
+        lead=f"{summary.probes:,} probes, {summary.answers:,} answers, finished {summary.finished[:16].replace('T', ' ')} UTC.",
+        strips=list(_strips(sweep, chosen, album, rules)),
         facts={
             "generation": info.generation,
             "model": info.fingerprint,
@@ -58,12 +66,10 @@ def _chosen(outcomes: pa.Table, strips: int) -> list[dict[str, Any]]:
     return [*best.to_pylist(), *rest.slice(0, spare).to_pylist()]
 
 
-def _strips(
-    sweep: Sweep, chosen: list[dict[str, Any]], crops: ScanSource, rules: Rules
-) -> Iterator[ProbeStrip]:
+def _strips(sweep: Sweep, chosen: list[dict[str, Any]], album: Album, rules: Rules) -> Iterator[ProbeStrip]:
     rows = _answers(sweep, {outcome["probe_id"] for outcome in chosen})
     own = [crop_number(o["uri"]) for o in chosen if o["uri"].startswith(CROP) and o["verdict"] != "failed"]
-    facts = crops.crops([*own, *(row["crop_id"] for found in rows.values() for row in found)])
+    facts = album.crops.crops([*own, *(row["crop_id"] for found in rows.values() for row in found)])
     for outcome in chosen:
         answers = [
             Answer(row["rank"], _hit(row, facts), likelihood=row["likelihood"])
@@ -89,7 +95,7 @@ def _strips(
             note=f"{outcome['cause']}: {outcome['detail']}" if outcome["cause"] else "",
             pictures=[] if outcome["cause"] else [_thumbnail(itself.uri if itself else uri)],
             facts=[f"camera {itself.camera_id}"] if itself else [],
-            answers=shown_answers(answers, {}, None),
+            answers=shown_answers(answers, album.model_names, album.threshold),
         )
 
 

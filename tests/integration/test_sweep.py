@@ -88,7 +88,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_answers_nobody_twice(
 ) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(96):
+    for number in range(64):
         source = searchable.pictures[number % len(searchable.pictures)]
         # A byte behind the picture makes it another object, and costs nothing.
         (folder / f"{number:03d}.jpg").write_bytes(source.read_bytes() + bytes([number]))
@@ -98,7 +98,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_answers_nobody_twice(
     first = started(searchable, *command)
     results = tmp_path / "out" / "results"
     deadline = time.monotonic() + 200
-    while not (results.is_dir() and len(list(results.glob("*.parquet"))) >= 2):
+    while not (results.is_dir() and len(list(results.glob("*.parquet"))) >= 1):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -111,9 +111,9 @@ def test_a_killed_sweep_goes_on_where_it_was_and_answers_nobody_twice(
     assert code == 0, errors
     assert {name: (results / name).stat().st_mtime_ns for name in before} == before
     probes = [row["probe_id"] for row in table(tmp_path / "out" / "probes")]
-    assert sorted(probes) == [f"{number:03d}.jpg" for number in range(96)]
+    assert sorted(probes) == [f"{number:03d}.jpg" for number in range(64)]
     ranked = [(row["probe_id"], row["rank"]) for row in table(results)]
-    assert len(ranked) == len(set(ranked)) == 96 * 5
+    assert len(ranked) == len(set(ranked)) == 64 * 5
     actions = [
         entry.action
         for _, entry in audit.entries(open_store(searchable.settings.runs))
