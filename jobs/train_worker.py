@@ -69,7 +69,7 @@ class _Worker:
             load_backbone(network, self.recipe.backbone)
         else:
             state.restore(network)
-        network.to(self.device, memory_format=torch.channels_last)
+        network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if state is None and self.recipe.reestimate_statistics:
             reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
         first = state.stage if state else 0

@@ -1,4 +1,4 @@
-"""The tree of errors is drawn as it is, its exit codes are documented, and it survives the way through Ray."""
+"""The tree of errors is drawn as it is, its exit codes are documented, and it survives pickling."""
 
 import inspect
 import pickle

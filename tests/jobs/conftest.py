@@ -1,4 +1,4 @@
-"""What tests of verbs share: the command as a user runs it, a small archive, a checkpoint of random weights."""
+"""What tests of verbs share: the command as a user runs it, a small archive, a random checkpoint."""
 
 import os
 import subprocess
