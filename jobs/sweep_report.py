@@ -41,7 +41,7 @@ def write_sweep_report(sweep: Sweep, summary: SweepSummary, album: Album, rules:
     ended = summary.finished[:16].replace("T", " ")
     page = AnswerPage(
         title="A sweep of the archive",
-        lead=f"{summary.probes:,} probes, {summary.answers:,} answers, finished {summary.finished[:16].replace('T', ' ')} UTC.",
+        lead=f"{summary.probes:,} probes, {summary.answers:,} answers, finished {ended} UTC.",
         strips=list(_strips(sweep, chosen, album, rules)),
         facts={
             "generation": info.generation,
