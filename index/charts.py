@@ -52,14 +52,18 @@ class Histogram:
 
 
 def histogram(distances: Distances) -> Histogram | None:
-    """Common bins from the smallest distance to the largest; None where one of the kinds is absent."""
+    """Common bins over all but the outermost 0.1 % of either kind; None where one of the kinds is absent.
+
+    What lies outside counts in the first and the last bin.
+    """
     if not len(distances.same) or not len(distances.different):
         return None
-    low = float(min(distances.same.min(), distances.different.min()))
-    high = float(max(distances.same.max(), distances.different.max()))
+    ends = [np.quantile(values, [0.001, 0.999]) for values in (distances.same, distances.different)]
+    low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
     edges = np.linspace(low, max(high, low + 1e-9), _BINS + 1)
     same, different = (
-        np.histogram(values, edges)[0] / len(values) for values in (distances.same, distances.different)
+        np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
+        for values in (distances.same, distances.different)
     )
     return Histogram(edges, same, different, float(np.minimum(same, different).sum()))
 
