@@ -1,9 +1,12 @@
 """The Ray actor that embeds parts: the model is loaded once, then each call does one part."""
 
+import ctypes
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.util.metrics import Counter, Gauge
 
@@ -62,6 +65,8 @@ class PartActor:
         except ray.exceptions.RayTaskError as error:
             cause = root_cause(error)
             raise (cause if isinstance(cause, ClvrError) else error) from None
+        finally:
+            _give_back_memory()
 
 
 class _Teller:
@@ -84,6 +89,13 @@ class _Teller:
         self.counted = report
         if wait:
             ray.get(self.underway)
+
+
+def _give_back_memory() -> None:
+    """Return what a part freed to the system: malloc keeps it by thread, and each part has its own."""
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def outcome_of(row: bytes) -> PartReport:
