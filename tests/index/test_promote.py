@@ -7,9 +7,10 @@ import pytest
 
 from index import generation_ledger, generations
 from index.bulk_load import load_runs
+from index.lock import ROWS, alias_lock, held
 from index.milvus import Milvus
 from index.promote import GateReport, check_gate, promote, rollback
-from infra.errors import BadInput, GateFailed, IndexUnreachable
+from infra.errors import BadInput, GateFailed, IndexUnreachable, Locked
 from infra.store import Store
 
 
@@ -197,6 +198,45 @@ def test_a_cut_between_the_record_and_the_move_keeps_the_way_back(
     assert rollback(milvus, store, "clvr") == first
     promote(milvus, store, third.name)
     assert generations.previous(milvus, store, "clvr") == first
+
+
+def test_two_who_move_one_alias_are_one_too_many(milvus: Milvus, store: Store, make_run) -> None:
+    generation, _ = gated(milvus, store, [make_run("r1", 20)])
+    with held(store, alias_lock("clvr"), "a promotion of another"):
+        for move in (
+            lambda: promote(milvus, store, generation.name),
+            lambda: rollback(milvus, store, "clvr"),
+        ):
+            with pytest.raises(Locked, match="a promotion of another is under way"):
+                move()
+    promote(milvus, store, generation.name)
+
+
+def test_a_load_does_not_keep_an_alias_from_moving_but_a_second_load_from_beginning(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    run = make_run("r1", 20)
+    generation, _ = gated(milvus, store, [run])
+    with held(store, ROWS, "a load of alias other"):
+        promote(milvus, store, generation.name)
+        with pytest.raises(Locked, match="a load of alias other is under way"):
+            load_runs(milvus, store, [run], alias="clvr")
+    assert generations.list_generations(milvus) == [generation]
+
+
+def test_a_rollback_to_a_generation_that_lost_rows_must_be_forced(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    runs = [make_run("r1", 20)]
+    first, _ = gated(milvus, store, runs)
+    second, _ = gated(milvus, store, runs)
+    promote(milvus, store, first.name)
+    promote(milvus, store, second.name)
+    milvus.call("delete", first.name, filter="captured_at == -1")
+    with pytest.raises(GateFailed, match=r"count\(\*\) is 18 now, by the ledger it is 20"):
+        rollback(milvus, store, "clvr")
+    assert rollback(milvus, store, "clvr", force="the new one is worse") == first
+    assert moves(store, first.name)[-1]["force"] == "the new one is worse"
 
 
 def test_a_gate_with_a_lower_bar_is_a_lower_bar_on_record(milvus: Milvus, store: Store, make_run) -> None:
