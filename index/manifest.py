@@ -146,7 +146,11 @@ def read_manifest(
         columns.setdefault(name, pa.repeat(pa.scalar(value, kind), table.num_rows))
         if value is not None:
             columns[name] = pc.fill_null(columns[name], value)
-    crop_ids = pa.array([crop_id_of(text) for chunk in uris.chunks for text in chunk.to_pylist()], pa.int64())
+    # Slice by slice: a million Python strings at once would take 150 MB.
+    pieces = (uris.slice(first, _BATCH_ROWS) for first in range(0, table.num_rows, _BATCH_ROWS))
+    crop_ids = pa.chunked_array(
+        [pa.array([crop_id_of(text) for text in piece.to_pylist()], pa.int64()) for piece in pieces]
+    )
     if "crop_id" in table.schema.names and not pc.all(pc.equal(table["crop_id"], crop_ids)).as_py():
         raise BadInput(f"{uri} has crop_ids that do not belong to its URIs", remedy="Leave out that column.")
     columns |= {"crop_id": crop_ids, "uri": uris}
