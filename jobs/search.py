@@ -139,6 +139,10 @@ def search_pictures(request: SearchRequest, settings: Settings) -> Found:
     """
     rules = rules_of(request.rules)
     sighting = _seen(request.seen)
+    for picture in request.pictures:
+        # Before any server is asked: the commonest mistake is the cheapest to find.
+        if not picture.startswith(CROP):
+            read_picture(picture)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
     probes = [searcher.probe(picture) for picture in request.pictures]

@@ -25,7 +25,7 @@ Checkpoint = Annotated[str | None, typer.Option(help="Checkpoint (default: the o
 def search(
     pictures: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="Of one vehicle: files, s3://…, crop:ID"),
+        typer.Argument(help="Of one vehicle: files, s3://…, crop:ID"),
     ],
     top: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     camera: Camera = None,
