@@ -14,7 +14,7 @@ from index.calibration import Calibration
 from index.manifest import crop_id_of
 from index.probes import Probe, Sighting
 from index.sweeps import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
-from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadablePicture
+from infra.errors import BadInput, BadSetting, ClvrError, StoreDenied, StoreUnreachable, UnreadablePicture
 from infra.store import open_store, split_uri
 from jobs.search import verdict_of
 from jobs.searcher import CROP, crop_number
@@ -103,7 +103,7 @@ class SweepWorker:
                 if isinstance(fetched, StoreUnreachable):
                     raise fetched
                 if isinstance(fetched, ClvrError):
-                    row.fail("missing" if fetched.exit_code == 4 else "unreadable", fetched.message)
+                    row.fail("denied" if isinstance(fetched, StoreDenied) else "missing", fetched.message)
                     continue
                 try:
                     batch.append((row, decode(fetched.data)))

@@ -44,9 +44,7 @@ def main() -> None:
         vectors, sightings = scan.vectors(ids), scan.sightings(ids)
         probes = [Probe(str(each), vectors[each], (sightings[each],)) for each in ids]
         load = os.getloadavg()[0]
-        print(
-            f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load {load:.1f}"
-        )
+        print(f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load {load:.1f}")
         print(f"{'probes/s at nq':<28}" + "".join(f"{nq:>10}" for nq in SIZES))
         with connect(settings.milvus) as milvus:
             generation = live(milvus, settings.alias)
