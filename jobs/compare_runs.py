@@ -77,13 +77,15 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
 
 
 def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
-    """Rows of the crops that both have, in one order."""
+    """Rows of the crops that both have, in A's order: if all are shared, A's draws are as alone."""
     shared, rows_a, rows_b = np.intersect1d(a.crop_ids, b.crop_ids, assume_unique=True, return_indices=True)
     if not len(shared):
         raise BadInput(
             f"runs {a.run.run_id} and {b.run.run_id} share no labelled crop",
             remedy="compare runs of the same archive",
         )
+    order = np.argsort(rows_a)
+    rows_a, rows_b = rows_a[order], rows_b[order]
     differ = int((a.vehicle_ids[rows_a] != b.vehicle_ids[rows_b]).sum())
     if differ:
         raise BadLabels(

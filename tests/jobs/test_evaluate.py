@@ -194,12 +194,15 @@ def test_splits_are_written_once_and_then_followed(
 
 
 def test_two_runs_are_compared_on_the_same_splits(make_run: Make, settings: Settings) -> None:
-    make_run("r1", noise=2.5)
+    run = make_run("r1", noise=2.5)
     make_run("r2", noise=1.0, quarantined=1, fingerprint="cd" * 8)
     found = compare_runs(EvaluateRequest("r1", repeats=3), "r2", settings)
     measures = {one.measure: one for one in found.differences["vehicleid-paper"]}
     assert measures["mAP"].certain
     assert measures["mAP"].difference > 0
+    same = compare_runs(EvaluateRequest("r1", repeats=3), "r1", settings).differences["vehicleid-paper"]
+    alone = evaluate_run(EvaluateRequest(run.run_id, repeats=3, also=()), settings).results[0]
+    assert same[0].a == pytest.approx(alone.mean[0])
     assert "A = r1, B = r2" in found.table()
     assert found.figures()["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
 
