@@ -2,6 +2,7 @@
 
 import ctypes
 import pickle
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,8 @@ from jobs.cluster import root_cause
 from jobs.embed_part import EmbedsPictures, PartReport, embed_part
 
 OpenEmbedder = Callable[[], EmbedsPictures]
+# Ray's head remembers every call for a while: many reports a second would be its memory.
+REPORT_SECONDS = 0.25
 
 
 class PartActor:
@@ -77,13 +80,17 @@ class _Teller:
         self.metrics = metrics
         self.counted = PartReport(part)
         self.underway: Any = None
+        self.next = 0.0
 
     def tell(self, report: PartReport, *, wait: bool = False) -> None:
         """Send a report unless the one before is unanswered. An answer may be an order to stop: it raises."""
+        if not wait and time.monotonic() < self.next:
+            return
         if self.underway is not None:
             if not wait and not ray.wait([self.underway], timeout=0)[0]:
                 return
             ray.get(self.underway)
+        self.next = time.monotonic() + REPORT_SECONDS
         self.underway = self.board.report.remote(report)
         self.metrics.count(self.counted, report)
         self.counted = report

@@ -121,14 +121,21 @@ def _kind(title: str) -> str:
     return "raylet" if "/raylet/raylet " in title else "gcs" if "gcs_server " in title else ""
 
 
+def _write_keys(folder: str, crops: int) -> None:
+    """Write the key list piece by piece: this process is the driver, whose memory is measured."""
+    schema = pa.schema([("uri", pa.string()), ("etag", pa.string())])
+    with pq.ParquetWriter(f"{folder}/keys.parquet", schema) as writer:
+        for first in range(0, crops, 8192):
+            numbers = range(first, min(first + 8192, crops))
+            uris = [f"{folder}/archive/dt=2026-11-22/cam=001/{number:09d}.jpg" for number in numbers]
+            writer.write_table(pa.table({"uri": uris, "etag": ["e"] * len(uris)}, schema))
+
+
 def one(crops: int, actors: int) -> None:
     """Embed so many crops that are nowhere, and print the peaks as JSON."""
     Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     with tempfile.TemporaryDirectory() as folder:
-        uris = [f"{folder}/archive/dt=2026-11-22/cam=001/{number:09d}.jpg" for number in range(crops)]
-        etags = pa.repeat("e", crops)
-        pq.write_table(pa.table({"uri": uris, "etag": etags}), f"{folder}/keys.parquet")
-        del uris
+        _write_keys(folder, crops)
         watch = Watch()
         thread = threading.Thread(target=watch.run, daemon=True)
         thread.start()
