@@ -11,8 +11,11 @@ from infra.errors import ImportFailed, IndexUnreachable
 AT_ONCE = 8
 """Jobs in the server's hands at a time."""
 
-GRPC_AT_ONCE = 2
-"""2.3 runs one after the other and lets the rest wait, so more would only be more to wait for in a cut."""
+GRPC_AT_ONCE = 1
+"""2.3 runs one after the other anyway; one that waits when the server dies is 'Started' for ever after."""
+
+ABANDONED_SECONDS = 60.0
+"""How long an abandoned import may show the same state before nobody waits for it any more."""
 
 STUCK_SECONDS = 300.0
 """How long a job may show the same state and progress before it counts as stuck."""
@@ -96,12 +99,15 @@ def await_abandoned(milvus: Milvus, collection: str) -> None:
     seen: object = None
     since = time.monotonic()
     while True:
-        states = [(one.task_id, one.state_name) for one in milvus.bulk_inserts(collection)]
-        if all(name == "Completed" or name.startswith("Failed") for _, name in states):
+        states = [
+            (one.task_id, one.state_name, one.infos.get("progress_percent"))
+            for one in milvus.bulk_inserts(collection)
+        ]
+        if all(name == "Completed" or name.startswith("Failed") for _, name, _ in states):
             return
         if states != seen:
             seen, since = states, time.monotonic()
-        if time.monotonic() - since > STUCK_SECONDS:
+        if time.monotonic() - since > ABANDONED_SECONDS:
             return
         time.sleep(_POLL)
 
