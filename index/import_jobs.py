@@ -94,7 +94,7 @@ def await_abandoned(milvus: Milvus, collection: str) -> None:
     """Wait until a server of 2.3 is done with imports that nobody waits for, or has stood still for long.
 
     A collection that is dropped under a running import leaves the data node "busy", and then no import of
-    anybody begins for a quarter of an hour (seen on 2.3.5).
+    anybody begins (seen on 2.3.5, for as long as we looked: four and a half minutes).
     """
     seen: object = None
     since = time.monotonic()

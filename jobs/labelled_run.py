@@ -12,6 +12,7 @@ from index.cmc import Labelled, Split
 from index.labels import with_labels
 from index.runs import Run
 from index.shards import read_shards, vectors_of
+from index.tombstones import erased_ids
 from infra.errors import BadLabels
 from jobs.evaluation_lists import EvaluationList
 
@@ -104,13 +105,14 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
 
 
 def _embedded(run: Run, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.float32]]:
-    """Of the crops `ids`: their places in `ids`, scalar columns and features, in the order of the shards."""
+    """Of the crops `ids` that were not erased: places in `ids`, scalar columns, features, in shard order."""
     order = np.argsort(ids)
+    erased = erased_ids(run.store)
     batches, features, places = [], [], []
     for batch in read_shards(run.store, run.shard_keys(), fingerprint=run.fingerprint):
         crop_ids = batch.column("crop_id").to_numpy()
         place = order[np.minimum(np.searchsorted(ids, crop_ids, sorter=order), len(ids) - 1)]
-        rows = np.flatnonzero(ids[place] == crop_ids)
+        rows = np.flatnonzero((ids[place] == crop_ids) & ~np.isin(crop_ids, erased))
         features.append(vectors_of(batch)[rows])
         places.append(place[rows])
         batches.append(batch.drop_columns(["embedding"]).take(pa.array(rows)))
