@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from infra.store import open_store
 from jobs.cli import app
 
 pytestmark = pytest.mark.integration
@@ -151,3 +152,16 @@ def test_a_name_that_would_break_out_of_the_filter_stays_a_name(clvr: Clvr) -> N
     code, output = clvr.refused("search", clvr.archive.pictures[0], "--camera", '" or crop_id > 0 or "')
     assert code == 3
     assert "no crop of" in output
+
+
+def test_a_probe_may_lie_in_object_storage(
+    clvr: Clvr, bucket: str, seaweedfs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = clvr.archive.pictures[0]
+    open_store(bucket, seaweedfs.settings).put("probes/one.jpg", picture)
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+    found = clvr.json("search", f"{bucket}/probes/one.jpg", "--top", 3)
+    assert found["answers"] == clvr.json("search", picture, "--top", 3)["answers"]
+    code, output = clvr.refused("search", f"{bucket}/probes/two.jpg")
+    assert (code, "two.jpg" in output) == (4, True)
