@@ -14,11 +14,13 @@ from index.manifest import crop_id_of
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.shards import shard_table
+from index.tombstones import bury, new_erasure_id
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
 from infra.store import open_store
 from jobs.compare_runs import compare_runs
 from jobs.evaluate import EvaluateRequest, evaluate_run
+from jobs.labelled_run import labelled_run
 
 VEHICLES = np.repeat(np.arange(12), 5)
 Make = Callable[..., Run]
@@ -227,3 +229,12 @@ def test_bad_requests_are_refused_by_name(make_run: Make, settings: Settings) ->
         evaluate_run(EvaluateRequest("r1", device="abacus"), settings)
     with pytest.raises(BadInput, match="no run r9"):
         evaluate_run(EvaluateRequest("r9"), settings)
+
+
+def test_an_erased_crop_takes_no_part(make_run: Make) -> None:
+    run = make_run("night")
+    erased = run.manifest()["crop_id"].to_numpy()[:5]  # the first vehicle, whole
+    bury(run.store, new_erasure_id(), erased)
+    left = labelled_run(run).crops["crop_id"].to_numpy()
+    assert len(left) == len(VEHICLES) - 5
+    assert not np.isin(erased, left).any()
