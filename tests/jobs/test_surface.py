@@ -20,8 +20,10 @@ def surface() -> str:
         for parameter in verb.params:
             if parameter.name != "help":
                 names = ", ".join((*parameter.opts, *parameter.secondary_opts))
-                kind = parameter.type.name + ("..." if parameter.nargs == -1 or parameter.multiple else "")
-                lines.append(f"  {names} {kind}{' required' if parameter.required else ''}")
+                annotation = parameter.type_descriptor.annotation
+                kind = annotation.__name__ if annotation.__class__ is type else str(annotation)
+                many = "..." if parameter.nargs == -1 or parameter.multiple else ""
+                lines.append(f"  {names} {kind.removeprefix('typing.')}{many}")
     return "\n".join(lines) + "\n"
 
 
