@@ -71,6 +71,7 @@ class _Worker:
             state.restore(network)
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if state is None and self.recipe.reestimate_statistics:
+            self._say(0, "estimating batch statistics")
             reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
         first = state.stage if state else 0
         history = list(state.history) if state else []
@@ -91,14 +92,14 @@ class _Worker:
         optimizer = make_optimizer(network, stage)
         if resumed:
             resumed.restore(network, optimizer)
-        module, batches_of = self._prepared(network, stage, number)
+        done = sum(each["pictures"] for each in history)
+        module, batches_of = self._prepared(network, stage, number, done)
         for epoch in range(start, stage.epochs):
             done = sum(each["pictures"] for each in history)
 
             def told(step: int, totals: Totals, done: int = done) -> None:
-                if self.rank == 0:
-                    note = f"{stage.name}, loss {totals.loss / totals.pictures:.3f}"
-                    self.board.say.remote(done + totals.pictures * self.world, note)
+                note = f"{stage.name}, loss {totals.loss / totals.pictures:.3f}"
+                self._say(done + totals.pictures * self.world, note)
 
             result = train_epoch(
                 module,
@@ -122,18 +123,23 @@ class _Worker:
             )
 
     def _prepared(
-        self, network: Clvr, stage: Stage, number: int
+        self, network: Clvr, stage: Stage, number: int, done: int
     ) -> tuple[torch.nn.Module, Callable[[int], Iterator[Batch]]]:
         """The module that is stepped, and what gives an epoch's batches for it."""
         if not stage.cacheable:
             return prepare_model(network), lambda epoch: self._pictures(
                 self.job.training, self._rows(number, epoch)
             )
+        self._say(done, "running the frozen backbone once")
         cache = self._gathered_features(network)
         return prepare_model(network.head), lambda epoch: (
             (pooled.to(self.device), classes.to(self.device))
             for pooled, classes in cached_batches(cache, self._rows(number, epoch), self.share)
         )
+
+    def _say(self, done: int, note: str) -> None:
+        if self.rank == 0:
+            self.board.say.remote(done, note)
 
     def _rows(self, number: int, epoch: int) -> NDArray[np.int64]:
         """This worker's share of an epoch's order: rows k, k + world, …, equally many for each worker."""
