@@ -5,6 +5,7 @@ Normalisation is part of its graph.
 """
 
 import copy
+import fcntl
 import os
 import shutil
 import tempfile
@@ -100,12 +101,13 @@ class OpenVinoEngine:
         }
         core = ov.Core()
         if cache is None:
-            model = _export(network)
+            compiled = core.compile_model(_shaped(_export(network), batch_size), "CPU", settings)
         else:
             settings["CACHE_DIR"] = str(cache / "compiled")
-            model = core.read_model(_exported(network, cache / f"{key}-v{EXPORT_VERSION}-{ov.__version__}"))
-        model.reshape([batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
-        self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+            with _one_at_a_time(cache):
+                graph = _exported(network, cache / f"{key}-v{EXPORT_VERSION}-{ov.__version__}")
+                compiled = core.compile_model(_shaped(core.read_model(graph), batch_size), "CPU", settings)
+        self._request = compiled.create_infer_request()
 
     def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
@@ -162,6 +164,23 @@ def _export(network: Clvr) -> Any:
         return openvino().convert_model(
             Served(network.eval()), example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
         )
+
+
+def _shaped(model: Any, batch_size: int) -> Any:
+    model.reshape([batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
+    return model
+
+
+@contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Keep other processes out of the cache: two that compile one model at once break OpenVINO's files.
+
+    Actors start together, so all but the first find the model compiled. The lock dies with its process.
+    """
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (cache / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _exported(network: Clvr, place: Path) -> Path:

@@ -1,5 +1,7 @@
 """The embedder gives what the plain network gives, for any number of pictures, under a true fingerprint."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -213,3 +215,17 @@ def test_folding_leaves_the_original_as_it_was(checkpoint: Checkpoint) -> None:
     folded = folded_copy(checkpoint.network)
     assert not any(".bn." in name for name in folded.state_dict())
     assert list(checkpoint.network.state_dict()) == before
+
+
+def test_processes_that_start_together_with_an_empty_cache_all_start(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from clvr_model.embedder import Embedder
+Embedder({str(folder)!r}, batch_size=1, cache=Path({str(tmp_path / "cache")!r}))
+"""
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
