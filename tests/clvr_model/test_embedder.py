@@ -217,7 +217,9 @@ def test_folding_leaves_the_original_as_it_was(checkpoint: Checkpoint) -> None:
     assert list(checkpoint.network.state_dict()) == before
 
 
-def test_processes_that_start_together_with_an_empty_cache_all_start(folder: Path, tmp_path: Path) -> None:
+def test_processes_that_start_together_with_an_empty_cache_all_start(
+    checkpoint: Checkpoint, folder: Path, tmp_path: Path
+) -> None:
     code = f"""
 from pathlib import Path
 from clvr_model.embedder import Embedder
