@@ -6,7 +6,7 @@ pictures are inlined JPEG, curves are inline SVG. Everything that comes from dat
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -322,12 +322,3 @@ def _picture(jpeg: bytes) -> str:
     if not jpeg.startswith(b"\xff\xd8"):
         raise UnreadablePicture("a picture for the page is not JPEG", cause="unsupported")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
-def choose_strips(strips: Iterable[Strip], *, each: int = 4) -> list[Strip]:
-    """The first `each` strips of each panel, in the order given, so that misses are shown as well as hits."""
-    shown: tuple[list[Strip], ...] = ([], [], [])
-    for strip in strips:
-        if len(shown[strip.panel]) < each:
-            shown[strip.panel].append(strip)
-    return [strip for panel in shown for strip in panel]

@@ -11,6 +11,7 @@ from index.runs import list_runs
 from infra.errors import BadSetting
 from infra.settings import Settings
 from infra.store import open_store, split_uri
+from jobs.times import epoch_ms
 from jobs.which import open_milvus
 
 
@@ -33,8 +34,8 @@ def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
         vehicles=request.vehicles,
         crop_ids=tuple(_crop_id(crop) for crop in request.crops),
         cameras=request.cameras,
-        captured_from=_epoch_ms("--from", request.since),
-        captured_to=_epoch_ms("--to", request.until),
+        captured_from=epoch_ms("--from", request.since),
+        captured_to=epoch_ms("--to", request.until),
     )
     return _erase(wanted, settings, reason=request.reason, dry_run=request.dry_run)
 
@@ -85,15 +86,3 @@ def _crop_id(crop: str) -> int:
         return int(crop.removeprefix("crop:"))
     root, key = split_uri(crop)
     return crop_id_of(open_store(root).uri_of(key))
-
-
-def _epoch_ms(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadSetting(
-            f"{flag} {text!r} is not an ISO 8601 time", remedy="e.g. 2026-11-22T18:30"
-        ) from error
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -21,6 +21,7 @@ from infra.settings import Settings
 from infra.store import open_store, split_uri
 from jobs.searcher import CROP, Searcher, crop_number, read_bytes, read_picture
 from jobs.thumbnail import thumbnail_of
+from jobs.times import epoch_ms
 
 SEEN_FORM = "CAMERA@2026-11-22T18:30:05"
 
@@ -242,19 +243,6 @@ def shown_time(captured_at: int) -> str:
     if captured_at == UNKNOWN_TIME:
         return "-"
     return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def epoch_ms(flag: str, text: str | None) -> int | None:
-    """Milliseconds since the epoch of an ISO 8601 time. Raises BadSetting."""
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadSetting(
-            f"{flag} {text!r} is not an ISO 8601 time", remedy="e.g. 2026-11-22T18:30"
-        ) from error
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _seen(text: str | None) -> Sighting | None:

@@ -24,9 +24,10 @@ from index.generations import count
 from index.probes import Probe, expanded
 from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadablePicture
 from infra.store import open_store
-from jobs.search import answer_document, epoch_ms, verdict_of
+from jobs.search import answer_document, verdict_of
 from jobs.searcher import CROP, Searcher, crop_number
 from jobs.thumbnail import thumbnail
+from jobs.times import epoch_ms
 from jobs.web_guard import Guard, Limits, guarded
 
 ASSETS = Path(__file__).parent / "web"

@@ -23,7 +23,6 @@ from index.report import (
     Strip,
     Timing,
     build_page,
-    choose_strips,
 )
 from infra.errors import CountMismatch, UnreadablePicture
 
@@ -184,8 +183,3 @@ def test_the_chart_keeps_inside_its_frame_and_its_labels_apart() -> None:
     assert min(np.diff(labels)) >= 34
     assert labels[-1] <= chart.y(0)
     assert Chart(max_rank=1).x(1) == chart.left
-
-
-def test_misses_are_chosen_as_well_as_hits() -> None:
-    hits = [1] * 9 + [2] * 2 + [40, None, 7]
-    assert [s.first_hit for s in choose_strips(map(strip, hits), each=2)] == [1, 1, 2, 2, 40, None]
