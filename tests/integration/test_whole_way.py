@@ -95,13 +95,14 @@ def test_crops_travel_from_s3_to_ranks_and_a_cmc(
     assert [row["live"] for row in clvr("generations")] == [True]
 
     figures = clvr("evaluate", "latest", "--protocol", "vehicleid-paper", "--repeats", "2")
-    assert figures["labelled"] == 48
+    assert figures["lists"][0]["labelled"] == 48
 
     keys = [item.key for item in open_store(night["ARCHIVE"], seaweedfs.settings).list()]
     first = next(key for key in keys if "broken" not in key)
     found = clvr("search", f"{night['ARCHIVE']}/{first}", "--top", "5")
     assert found["generation"] == generation["name"]
-    assert found["hits"], "a probe of the archive finds other crops"
+    assert found["answers"], "a probe of the archive finds other crops"
 
-    for secret in (night["CLVR_MILVUS_TOKEN"], night["AWS_SECRET_ACCESS_KEY"]):
+    # A Milvus server in a network of its own asks for no token.
+    for secret in filter(None, (night["CLVR_MILVUS_TOKEN"], night["AWS_SECRET_ACCESS_KEY"])):
         assert not any(secret in text for text in said), "a secret was printed"
