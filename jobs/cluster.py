@@ -22,9 +22,6 @@ def connect(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = settings.ray or os.environ.get("RAY_ADDRESS")
-        if not address:
-            # Of a Ray that ends with this job, its own log lines are no news to the person at the terminal.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(
                 address=address or "local",
