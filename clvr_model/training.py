@@ -127,21 +127,21 @@ def train_epoch(
     epoch: int = 0,
     seed: int = 0,
     precision: str = "fp32",
+    first_step: int = 0,
+    totals: Totals | None = None,
     on_step: Callable[[int, Totals], None] | None = None,
 ) -> EpochResult:
-    """One pass over `batches`; `on_step(batch number, totals so far)` is for progress displays.
+    """One pass over `batches`; `on_step(batch number, totals so far)` may show progress, or raise to stop.
 
+    first_step, totals: where an epoch is taken up again; `batches` then begin at that batch.
     Raises TrainingDiverged naming epoch and batch, BadInput if there is no batch.
     """
     started = time.monotonic()
     training_mode(module, stage)
-    mirrors = torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, number, epoch]).generate_state(1)[0])
-    )
-    totals = Totals()
-    for step, (pictures, classes) in enumerate(batches):
+    totals = totals or Totals()
+    for step, (pictures, classes) in enumerate(batches, first_step):
         if stage.flip:
-            pictures = mirrored(pictures, mirrors)
+            pictures = mirrored(pictures, _generator(seed, number, epoch, step))
         try:
             totals += train_step(
                 module, optimizer, pictures, classes, micro_batch=stage.micro_batch, precision=precision
@@ -204,6 +204,11 @@ def training_mode(module: nn.Module, stage: Stage) -> None:
     network = plain(module)
     if isinstance(network, Clvr) and (stage.trainable == "head" or stage.frozen_statistics):
         network.backbone.eval()  # of its layers only batch normalisation knows the difference
+
+
+def _generator(*where: int) -> torch.Generator:
+    """Randomness of one step alone, so that an epoch may be taken up again at any step."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(where).generate_state(1)[0]))
 
 
 def mirrored(pictures: Tensor, generator: torch.Generator) -> Tensor:
