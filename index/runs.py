@@ -186,6 +186,12 @@ class Run:
             return []
         return sorted(set(range(self.info.parts)) - self.folder.done_parts())
 
+    def pending_rows(self) -> int:
+        """Count the crops of the parts that are not written yet."""
+        pending = self.pending_parts()
+        short = self.info.parts * self.info.rows_per_part - self.info.rows
+        return len(pending) * self.info.rows_per_part - (short if self.info.parts - 1 in pending else 0)
+
     def part_manifest(self, part: int) -> pa.Table:
         """Return the crops of one part that are to be embedded.
 

@@ -1,6 +1,7 @@
 """The command line: one verb a line, their errors, their exit codes."""
 
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from infra.errors import ClvrError
-from jobs.command_line import use_config
+from jobs.command_line import keep_stdout_for_results, use_config
 from jobs.commands import archive, evaluation, generations, searching, setup, training
 
 EXIT_CODES = """
@@ -101,4 +102,6 @@ def main() -> None:
     """Entry point of the console script."""
     # gRPC says a line for every fork of a process that holds a channel.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if "--help" not in sys.argv[1:]:
+        keep_stdout_for_results()
     app()

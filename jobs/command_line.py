@@ -1,10 +1,11 @@
 """What every verb's command line shares: options, settings, and the way results are printed."""
 
 import json
+import os
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -39,11 +40,29 @@ def settings_of(**flags: Any) -> Settings:
     return load_settings(flags, file=_config_file)
 
 
+_results: TextIO | None = None
+
+
+def keep_stdout_for_results() -> None:
+    """Send to stderr whatever libraries print on stdout; only `results()` still reaches the real one.
+
+    Ray reports a dead worker on stdout, which would spoil `--json`. Its C++ does so below Python's
+    `sys.stdout`, hence the file descriptor is moved and not the object alone.
+    """
+    global _results
+    sys.stdout.flush()
+    _results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
+def results() -> TextIO:
+    """Where results go: stdout."""
+    return _results or sys.stdout
+
+
 def emit(result: Any, as_json: bool, text: str) -> None:
     """Print a verb's result on stdout: one JSON document for machines, or text for people."""
-    if not as_json:
-        typer.echo(text)
-        return
-    data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-    json.dump(data, sys.stdout, indent=2, default=str)
-    sys.stdout.write("\n")
+    if as_json:
+        data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+        text = json.dumps(data, indent=2, default=str)
+    typer.echo(text, file=results())

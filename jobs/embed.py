@@ -198,11 +198,7 @@ def _decision_of(run: Run) -> Decision:
 def _new_board(run: Run, request: EmbedRequest) -> Any:
     pending = run.pending_parts()
     causes = dict(count_causes(run.quarantine())) if len(pending) < run.info.parts else {}
-    last = run.info.parts - 1
-    waiting = len(pending) * run.info.rows_per_part
-    if last in pending:
-        waiting -= run.info.parts * run.info.rows_per_part - run.info.rows
-    embedded = run.info.rows - waiting - sum(causes.values())
+    embedded = run.info.rows - run.pending_rows() - sum(causes.values())
     return pinned(EmbedBoard).remote(run.info.rows, (embedded, causes), request.max_quarantine_rate)
 
 

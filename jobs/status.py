@@ -22,6 +22,8 @@ class RunStatus:
     embedded: int
     quarantined: int
     duplicates: int
+    pending: int
+    """Crops of parts that are not written yet: 0 of a finished run."""
     parts_pending: int
     shards: int
     causes: dict[str, int]
@@ -39,7 +41,7 @@ class RunStatus:
             f"  archive      {self.archive}",
             f"  fingerprint  {self.fingerprint} ({self.precision})",
             f"  listed {self.listed:,} = embedded {self.embedded:,} + quarantined {self.quarantined:,} "
-            f"+ duplicates {self.duplicates:,}" + ("" if self.finished else " + pending"),
+            f"+ duplicates {self.duplicates:,}" + ("" if self.finished else f" + pending {self.pending:,}"),
         ]
         if causes:
             lines.append(f"  quarantine   {causes}")
@@ -56,6 +58,8 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
     """
     run = find_run(run_id, settings, finished=False)
     quarantine = run.quarantine()
+    pending = run.pending_rows()
+    done = run.info.rows - pending - quarantine.num_rows
     times = total_of(read_timings(run.folder))
     return RunStatus(
         run_id=run.run_id,
@@ -63,9 +67,10 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
         archive=run.info.archive,
         fingerprint=run.fingerprint,
         listed=run.info.listed,
-        embedded=_checked_rows(run) if run.finished else 0,
+        embedded=_checked_rows(run) if run.finished else done,
         quarantined=quarantine.num_rows,
         duplicates=run.info.duplicates,
+        pending=pending,
         parts_pending=len(run.pending_parts()),
         shards=run.info.shards,
         causes=dict(count_causes(quarantine)),

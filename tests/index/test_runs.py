@@ -184,10 +184,12 @@ class TestLife:
     def test_is_made_of_parts_that_are_fixed_slices_of_the_manifest(self, store: Store) -> None:
         run = create(store)
         assert (run.info.parts, run.info.shards, run.pending_parts()) == (4, 2, [0, 1, 2, 3])
+        assert run.pending_rows() == run.info.rows
         parts = pa.concat_tables([run.part_manifest(part) for part in range(4)])
         assert parts.equals(run.manifest()) and parts.equals(manifest())
         embed(run, 2)
         assert run.pending_parts() == [0, 1, 3]
+        assert run.pending_rows() == run.info.rows - ROWS_PER_PART
         with pytest.raises(BadSetting, match="has 4 parts, not one of number 4"):
             run.part_manifest(4)
 
