@@ -51,7 +51,7 @@ def prove(folder: RunFolder, shards: Iterable[ShardFacts]) -> Counter[str]:
     quarantine = folder.read_tables(QUARANTINE_SCHEMA, map(folder.quarantine_key, range(folder.info.shards)))
     require_balance(
         f"run {folder.info.run_id}",
-        listed=np.concatenate(listed),
+        listed=np.concatenate([np.empty(0, np.int64), *listed]),
         embedded=np.concatenate([np.empty(0, np.int64), *embedded]),
         quarantined=ids_of(quarantine),
     )

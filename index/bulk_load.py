@@ -24,7 +24,7 @@ from index.milvus import ImportInterface, Milvus
 from index.rest_import import RestImporter
 from index.runs import Run
 from index.tombstones import erased_ids
-from infra.errors import BadSetting, ClvrError, CountMismatch, IndexRefused
+from infra.errors import BadInput, BadSetting, ClvrError, CountMismatch, IndexRefused
 from infra.store import Store
 
 Progress = Callable[[int, int], None]
@@ -123,6 +123,8 @@ def build(
     with _timed(times, "check"):
         generations.live(milvus, alias)  # an alias that belongs to somebody else is found out first
         plan = plan_load(runs, latest_wins=options.latest_wins, erased=erased_ids(store))
+    if not plan.rows:
+        raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
     index = generations.index_spec(milvus, options.index_type, plan.rows)
     chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
     drop_interrupted(milvus, store, alias)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from index.manifest import day_of
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA
+from index.vanished import vanished_uris
 from infra.errors import BadInput
 from infra.store import Store
 
@@ -27,6 +28,15 @@ class Changes:
     vanished: Any
     """string Array"""
 
+    def counts(self) -> dict[str, int]:
+        """The figures, as they stand in run.json."""
+        return {
+            "new": self.new,
+            "changed": self.changed,
+            "unchanged": self.unchanged,
+            "vanished": len(self.vanished),
+        }
+
     def __str__(self) -> str:
         """One line."""
         return (
@@ -39,24 +49,43 @@ def committed(store: Store, run_id: str) -> pa.Table:
     """Return uri and etag of all crops that a run and the runs which it continues were made of.
 
     A run that was made with --since-run holds only what was new then, so its chain is followed. Of a crop
-    that several have, the latest counts. Raises ObjectMissing, BadInput for a chain that ends in itself.
+    that several have, the latest counts; one that vanished since is not there any more, so that it is new
+    when it comes back. Raises ObjectMissing, BadInput for a chain that ends in itself.
     """
-    tables, seen = [], set[str]()
+    tables, chain = [], lineage(store, run_id)
+    for age, run in enumerate(reversed(chain)):
+        rows = run.manifest().select(["uri", "etag"])
+        gone = vanished_uris(run)
+        for part, there in ((rows, True), (gone.append_column("etag", pa.repeat("", gone.num_rows)), False)):
+            part = part.append_column("age", pa.repeat(age, part.num_rows))
+            tables.append(part.append_column("there", pa.repeat(there, part.num_rows)))
+    rows = pa.concat_tables(tables)
+    if len(chain) == 1:
+        return rows.filter(rows["there"]).select(["uri", "etag"])
+    # Threads would lose the order that "first" rests on.
+    latest = (
+        rows.sort_by("age")
+        .group_by("uri", use_threads=False)
+        .aggregate([("etag", "first"), ("there", "first")])
+    )
+    latest = latest.filter(latest["there_first"]).select(["uri", "etag_first"])
+    return latest.rename_columns({"etag_first": "etag"})
+
+
+def lineage(store: Store, run_id: str) -> list[Run]:
+    """Return a run and those that it continues, by --since-run or --requeue, the oldest first.
+
+    Raises ObjectMissing, BadInput for a chain that ends in itself.
+    """
+    chain: list[Run] = []
     link: str | None = run_id
     while link is not None:
-        if link in seen:
+        if any(run.run_id == link for run in chain):
             raise BadInput(f"the runs before {run_id} lead back to {link}")
-        seen.add(link)
         run = Run.open(store, link)
-        rows = run.manifest().select(["uri", "etag"])
-        tables.append(rows.append_column("age", pa.repeat(len(seen), rows.num_rows)))
+        chain.append(run)
         link = run.info.settings.get("since_run") or run.info.settings.get("requeue")
-    rows = pa.concat_tables(tables).sort_by("age")
-    if len(tables) == 1:
-        return rows.select(["uri", "etag"])
-    # Threads would lose the order that "first" rests on.
-    latest = rows.group_by("uri", use_threads=False).aggregate([("etag", "first")])
-    return latest.rename_columns({"etag_first": "etag"})
+    return chain[::-1]
 
 
 def compare(listed: pa.Table, before: pa.Table, *, shown: Any = None) -> Changes:

@@ -83,8 +83,9 @@ def plan_load(
     `erased`: crop_ids that must not come back, see tombstones. Crops that a later run lists as vanished are
     left out as well. `verify` reads every shard whole and holds it to done.json and to the contract, because
     Milvus imports NaN, nulls, flipped bytes and duplicate keys without a word; else only crop_ids are read.
-    Raises BadInput for no runs or no rows, CountMismatch for a run that is not finished, FingerprintMismatch,
-    CorruptShard, and DuplicateCropId if two runs hold the same crop, unless `latest_wins`.
+    Raises BadInput for no runs or runs that bring and remove nothing, CountMismatch for a run that is not
+    finished, FingerprintMismatch, CorruptShard, and DuplicateCropId if two runs hold the same crop, unless
+    `latest_wins`.
     """
     if not runs:
         raise BadInput("no runs to load", remedy="Embed the archive first: `clvr embed`.")
@@ -121,7 +122,7 @@ def plan_load(
         newer = np.union1d(newer, own)
         # A crop that vanished and came back is in the later run, and stays.
         gone = np.union1d(gone, vanished_ids(run))
-    if not newer.size:
+    if not newer.size and not gone.size:
         raise BadInput(f"the runs {', '.join(run.run_id for run in runs)} hold no embedded crop")
     return LoadPlan(
         fingerprint, tuple(run.run_id for run in runs), tuple(planned), *(int(count) for count in counts)

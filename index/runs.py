@@ -81,11 +81,13 @@ class Run:
         settings: dict[str, Any],
         rows_per_part: int = 4096,
         rows_per_shard: int = 122_880,
+        vanished: Any = (),
     ) -> Self:
         """Start a run, or return the one that was started with the same archive, manifest and model.
 
         The manifest is sorted and rid of duplicates, which are counted. A shard is made of whole parts: at
-        most `rows_per_shard` rows, or one part. Sizes of a run that exists stay as they are.
+        most `rows_per_shard` rows, or one part. Sizes of a run that exists stay as they are. `vanished`: URIs
+        (string Array) of crops that are gone from the archive; a run may consist of nothing else.
         Raises FingerprintMismatch or Mismatch if the run_id is taken by another input, DuplicateCropId,
         EmptyArchive, BadSetting, SchemaMismatch.
         """
@@ -94,7 +96,7 @@ class Run:
         if rows_per_part < 1 or rows_per_shard < 1:
             raise BadSetting(f"{rows_per_part} rows a part and {rows_per_shard} a shard cannot be")
         crops, duplicates = check_unique(canonical(manifest))
-        if not crops.num_rows:
+        if not crops.num_rows and not len(vanished):
             raise EmptyArchive(f"the manifest of run {run_id} has no rows")
         info = RunInfo(
             run_id=run_id,
@@ -113,6 +115,8 @@ class Run:
         run = cls(store, info)
         if not run.folder.started():
             run.folder.write_manifest(crops)
+            if len(vanished):
+                run.folder.write_vanished(vanished)
             try:
                 store.create(run.folder.key("run.json"), info.to_json())
             except ObjectExists:

@@ -23,6 +23,10 @@ from jobs.labels import read_label_table
 _HEADS_IN_FLIGHT = 32
 
 
+class NothingChanged(EmptyArchive):
+    """No crop that is new, changed or vanished since the run that the archive is compared with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Which crops of an archive are meant. Without more than `archive`: all of them.
@@ -111,9 +115,9 @@ def _found(source: Source, archive: Store, runs: Store) -> Discovery:
     shown = None if since is None else within(before["uri"], archive.uri, since)
     changes = compare(listing.manifest, before, shown=shown)
     notes = [note, f"since run {source.since_run}: {changes}"]
-    if not changes.fresh.num_rows:
-        raise EmptyArchive(
-            f"{archive.uri} has no new and no changed crop since run {source.since_run} ({changes})",
+    if not changes.fresh.num_rows and not len(changes.vanished):
+        raise NothingChanged(
+            f"{archive.uri} has no new, changed or vanished crop since run {source.since_run} ({changes})",
             remedy="There is nothing to embed.",
         )
     return Discovery(changes.fresh, notes, listing.ignored, listing.unmatched, changes)

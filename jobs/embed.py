@@ -8,6 +8,7 @@ counters passes through Ray, and a part that is done twice overwrites itself wit
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,11 +23,12 @@ from index.ledger import RunSummary, now
 from index.quarantine import count_causes
 from index.runs import Run, find_unfinished
 from index.timings import Timings, write_timings
+from infra.errors import BucketMissing, ObjectMissing
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.board import pinned, standing_of
 from jobs.cluster import connect, cores, gpus, root_cause
-from jobs.discovery import Source, discover
+from jobs.discovery import Discovery, Source, discover
 from jobs.embed_actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed_board import EmbedBoard, Totals
 from jobs.precision import Asked, Decision, decide
@@ -100,7 +102,7 @@ def embed(
     try:
         clock.timed("embedding", lambda: _embed_parts(run, archive, open_embedder, board, actors, clock))
         clock.timed("compacting", lambda: _compact(run))
-        summary: RunSummary = clock.timed("finishing", lambda: _elsewhere(_finish, run))
+        summary: RunSummary = clock.timed("finishing", lambda: elsewhere(_finish, run))
     finally:
         totals: Totals = ray.get(board.sum.remote())
         timings = _timings(started, actors, clock, totals)
@@ -132,16 +134,27 @@ def actor_resources() -> dict[str, float]:
 
 def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:
     asked = request.origin() | {"precision_asked": request.precision}
-    for candidate in (fingerprint, reduced_fingerprint(fingerprint, "bf16")):
+    candidates = (fingerprint, reduced_fingerprint(fingerprint, "bf16"))
+    if request.run_id is not None:
+        # By its name a finished run is found as well: asked for again, it has nothing left to do.
+        with suppress(ObjectMissing, BucketMissing):
+            run = Run.open(runs, request.run_id)
+            known = {name: run.info.settings.get(name) for name in asked}
+            if run.info.archive == archive.uri and run.fingerprint in candidates and known == asked:
+                if not run.finished:
+                    console.print(f"continuing run {run.run_id}")
+                return run
+        return None
+    for candidate in candidates:
         run = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
-        if run is not None and request.run_id in (None, run.run_id):
+        if run is not None:
             console.print(f"continuing run {run.run_id}")
             return run
     return None
 
 
 def _start(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int) -> Run:
-    run, notes = _elsewhere(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
+    run, notes = elsewhere(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
     for note in notes:
         console.print(note)
     created: Run = run
@@ -156,7 +169,24 @@ def _create_run(
     actors: int,
     resources: dict[str, float],
 ) -> tuple[Run, list[str]]:
-    found = discover(request, archive, runs)
+    return create_run(
+        discover(request, archive, runs), request, runs, archive, fingerprint, actors, resources
+    )
+
+
+def create_run(
+    found: Discovery,
+    request: EmbedRequest,
+    runs: Store,
+    archive: Store,
+    fingerprint: str,
+    actors: int,
+    resources: dict[str, float],
+) -> tuple[Run, list[str]]:
+    """Start a run of the crops that were found; returns it with what is to be said of how.
+
+    fingerprint: the checkpoint's. resources: what a model actor asks of Ray.
+    """
     rows = found.manifest.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
     decision = decide(request.precision, request.model, fingerprint, found.manifest, archive, resources)
@@ -172,12 +202,12 @@ def _create_run(
         model=request.model,
         settings=request.origin()
         | decision.as_settings()
-        | {"precision_asked": request.precision, "key_pattern": request.key_pattern},
+        | {"precision_asked": request.precision, "key_pattern": request.key_pattern}
+        | ({"changes": found.changes.counts()} if found.changes else {}),
         rows_per_part=request.rows_per_part or rows_per_part(rows, actors),
         rows_per_shard=request.rows_per_shard,
+        vanished=found.changes.vanished if found.changes else (),
     )
-    if found.changes is not None and len(found.changes.vanished):
-        run.folder.write_vanished(found.changes.vanished)
     return run, notes
 
 
@@ -265,7 +295,7 @@ def _finish(run: Run) -> RunSummary:
     return run.finish()
 
 
-def _elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
+def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do what needs memory by the crop in a process that ends with it: the driver stays small."""
     try:
         return ray.get(ray.remote(num_cpus=0, max_calls=1)(work).remote(*arguments))

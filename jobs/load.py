@@ -113,15 +113,29 @@ def promote_generation(
     golden: URI of a table of golden probes, `uri, vehicle_id`.
     Raises GateFailed, with every failure, and then the alias has not moved.
     """
-    probes = golden_probes(read_label_table(golden)) if golden else None
-    milvus, store = open_milvus(settings), open_store(settings.runs)
-    generation = find_generation(name, milvus, settings)
-    runs = _runs_of(generation, settings)
-    report = check_gate(milvus, store, generation, runs, new_model=new_model, golden=probes)
-    console.print(gate_text(report))
+    report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
         console.print(f"  overridden   {'; '.join(report.failures)}: {force}")
-    promote(milvus, store, generation.name, force=force or "")
+    promote(open_milvus(settings), open_store(settings.runs), report.generation, force=force or "")
+    return report
+
+
+def gate_generation(
+    name: str, settings: Settings, *, new_model: bool = False, golden: str | None = None
+) -> GateReport:
+    """Measure a generation at the gate. One that does not pass is a report with failures, not an error."""
+    probes = golden_probes(read_label_table(golden)) if golden else None
+    milvus = open_milvus(settings)
+    generation = find_generation(name, milvus, settings)
+    report = check_gate(
+        milvus,
+        open_store(settings.runs),
+        generation,
+        _runs_of(generation, settings),
+        new_model=new_model,
+        golden=probes,
+    )
+    console.print(gate_text(report))
     return report
 
 

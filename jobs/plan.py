@@ -109,10 +109,10 @@ def plan(
     found = discover(source, archive, open_store(settings.runs))
     crops, duplicates = check_unique(found.manifest)
     probe, nodes = None, 0
-    if model is not None or open_embedder is not None:
+    if crops.num_rows and (model is not None or open_embedder is not None):
         connect(settings)
-        open_embedder = open_embedder or partial(_exact_model, str(model))
-        probe = _measure(crops, archive, open_embedder, actors or gpus() or cores())
+        open_embedder = open_embedder or partial(exact_model, str(model))
+        probe = measure(crops, archive, open_embedder, actors or gpus() or cores())
         nodes = sum(node["Alive"] for node in ray.nodes())
     hours = None
     if probe is not None:
@@ -144,7 +144,8 @@ def plan(
     )
 
 
-def _exact_model(model: str) -> Any:
+def exact_model(model: str) -> Any:
+    """Load a model unreduced, to measure with."""
     return open_model(model, Decision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
 
 
@@ -160,7 +161,7 @@ def _count(mask: Any) -> int:
     return counted
 
 
-def _measure(crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int) -> Probe:
+def measure(crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int) -> Probe:
     """Let as many actors as there would be embed their own sample, all at the same time."""
     each = min(PROBE_CROPS, max(1, crops.num_rows // actors))
     stride = max(1, crops.num_rows // (each * actors))

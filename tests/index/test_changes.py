@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from index.changes import committed, compare, days_of, within
+from index.changes import committed, compare, days_of, lineage, within
 from index.crops import crop_id_of
 from index.manifest import days_since, survey_archive
 from index.runs import Run
@@ -34,7 +34,9 @@ def manifest(etags: dict[str, str]) -> pa.Table:
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
-def run_of(store: Store, run_id: str, etags: dict[str, str], **settings: str) -> None:
+def run_of(
+    store: Store, run_id: str, etags: dict[str, str], gone: tuple[str, ...] = (), **settings: str
+) -> None:
     Run.create(
         store,
         run_id,
@@ -43,6 +45,7 @@ def run_of(store: Store, run_id: str, etags: dict[str, str], **settings: str) ->
         fingerprint="f",
         model="m",
         settings=settings,
+        vanished=pa.array([f"{ARCHIVE}/{key}" for key in gone], pa.string()),
     )
 
 
@@ -96,3 +99,24 @@ def test_an_archive_without_days_has_no_window(tmp_path: Path) -> None:
     archive.put("cam=1/a.jpg", b"x")
     with pytest.raises(BadSetting, match="no folders dt="):
         days_since(archive, date(2026, 11, 20))
+
+
+def test_a_crop_that_vanished_is_said_once_and_is_new_when_it_comes_back(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    run_of(store, "night1", {"a.jpg": "1", "b.jpg": "1"})
+    run_of(store, "night2", {"c.jpg": "1"}, gone=("b.jpg",), since_run="night1")
+    still_gone = compare(manifest({"a.jpg": "1", "c.jpg": "1"}), committed(store, "night2"))
+    assert (still_gone.new, still_gone.unchanged, len(still_gone.vanished)) == (0, 2, 0)
+    back = compare(manifest({"a.jpg": "1", "b.jpg": "1", "c.jpg": "1"}), committed(store, "night2"))
+    assert keys(back.fresh["uri"]) == ["b.jpg"]
+    assert (back.new, back.unchanged) == (1, 2)
+
+
+def test_a_run_may_consist_of_nothing_but_vanished_crops(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    run_of(store, "night1", {"a.jpg": "1", "b.jpg": "1"})
+    run_of(store, "night2", {}, gone=("b.jpg",), since_run="night1")
+    summary = Run.open(store, "night2").finish()
+    assert (summary.listed, summary.embedded, summary.shards) == (0, 0, ())
+    assert keys(committed(store, "night2")["uri"]) == ["a.jpg"]
+    assert [run.run_id for run in lineage(store, "night2")] == ["night1", "night2"]

@@ -14,6 +14,7 @@ from index.milvus import Milvus
 from index.promote import check_gate, promote
 from index.reconcile import reconcile
 from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA
 from index.upsert import Increment, load_into_live
 from infra.errors import BadInput, FingerprintMismatch, IndexUnreachable, Locked
 from infra.store import Store
@@ -107,6 +108,29 @@ def test_crops_that_vanished_from_the_archive_are_removed_here_and_in_every_rebu
     assert (found.vanished, found.expected, found.differences) == (3, 107, ())
     rebuilt = load_runs(milvus, store, runs, alias="clvr")
     assert generations.count(milvus, rebuilt) == 107
+
+
+def test_a_night_in_which_crops_only_vanished_is_an_increment_as_well(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    night1 = make_run("night1", 100)
+    live = live_with(milvus, store, [night1])
+    night2 = Run.create(
+        store,
+        "night2",
+        manifest=MANIFEST_SCHEMA.empty_table(),
+        archive=night1.info.archive,
+        fingerprint=night1.fingerprint,
+        model=night1.info.model,
+        settings={"since_run": "night1"},
+        vanished=pa.array(["s3://archive/cam-3/000003.jpg"]),
+    )
+    night2.finish()
+    done = bring(milvus, store, [night2])
+    assert (done.upserted, done.removed, done.rows_after) == (0, 1, 99)
+    assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
+    with pytest.raises(BadInput, match="no row to index"):
+        load_runs(milvus, store, [night2], alias="other")
 
 
 def test_a_crop_that_vanished_and_came_back_stays(milvus: Milvus, store: Store, make_run) -> None:

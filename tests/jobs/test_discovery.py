@@ -125,7 +125,7 @@ def test_an_increment_holds_what_is_new_or_changed(archive: Store, runs: Store) 
 
 def test_nothing_new_is_said_so(archive: Store, runs: Store) -> None:
     finished_run("base", discover(Source(archive.uri), archive, runs), archive, runs)
-    with pytest.raises(EmptyArchive, match="no new and no changed"):
+    with pytest.raises(EmptyArchive, match="no new, changed or vanished"):
         discover(Source(archive.uri, since_run="base"), archive, runs)
 
 
