@@ -34,6 +34,14 @@ class Settings(BaseModel):
     )
     alias: str = Field("vehicles", description="The alias that searches use")
     ray: str | None = Field(None, description="Ray address; without one a local Ray is started for the job")
+    jobs_url: str | None = Field(
+        None, description="Where the cluster takes submitted jobs: its dashboard, http(s)://head:8265"
+    )
+    jobs_token: SecretStr | None = Field(
+        None, description="Token of the cluster; without it Ray's own RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    )
+    jobs_ca: Path | None = Field(None, description="PEM file: the certificate authority of jobs_url")
+    webhook: SecretStr | None = Field(None, description="URL that the summary of a night is posted to")
 
 
 @dataclass(frozen=True, slots=True)
