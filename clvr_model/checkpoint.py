@@ -18,7 +18,8 @@ from torch import Tensor
 
 from clvr_model.network import Architecture, Clvr
 from clvr_model.preprocessing import PREPROCESSING_VERSION
-from infra.errors import BadCheckpoint, BadInput, BucketMissing, ObjectExists, ObjectMissing
+from clvr_model.timm_backbone import TIMM_PREFIX
+from infra.errors import BadCheckpoint, BadInput, BadSetting, BucketMissing, ObjectExists, ObjectMissing
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -35,6 +36,7 @@ _VERSIONED = (
     "pillow",
     "simplejpeg",
     "opencv-python-headless",
+    "timm",
 )
 _DAMAGED = "train again, or copy the checkpoint anew from where it was made"
 
@@ -203,14 +205,15 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
 
 
 def _architecture(card: Card, where: str) -> Architecture:
-    values = dict(card.architecture)
-    backbone = values.pop("backbone", None)
     try:
-        architecture = Architecture(**values)
+        architecture = Architecture(**card.architecture)
     except TypeError as error:
         raise BadCheckpoint(f"{where} has an unknown architecture: {error}", remedy=_DAMAGED) from error
-    if backbone != architecture.as_dict()["backbone"]:
-        raise BadCheckpoint(f"{where} names the backbone {backbone!r}, only inception_v3 is built here")
+    except BadSetting as error:
+        raise BadCheckpoint(
+            f"{where} has an unknown architecture: {error.message}",
+            remedy="use the version of clvr-archive that wrote it",
+        ) from error
     if len(card.label_ids) != architecture.classes:
         raise BadCheckpoint(
             f"{where} names {len(card.label_ids)} labels for {architecture.classes} classes", remedy=_DAMAGED
@@ -222,8 +225,10 @@ def _architecture(card: Card, where: str) -> Architecture:
 
 
 def _assemble(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> Clvr:
-    # On the meta device nothing is drawn or allocated only to be replaced at once.
-    with torch.device("meta"):
+    # On the meta device nothing is drawn or allocated only to be replaced at once. timm's models may hold
+    # constants that are in no state_dict and would be lost there.
+    foreign = architecture.backbone.startswith(TIMM_PREFIX)
+    with torch.device("cpu" if foreign else "meta"):
         network = Clvr.of(architecture)
     try:
         network.load_state_dict(dict(tensors), strict=True, assign=True)

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache as memoised
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clvr_model.inception import Conv
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import IMAGE_SIZE, to_input
 
@@ -37,6 +35,14 @@ class Engine(Protocol):
 
     def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A part of a network that can fold its batch normalisations into its convolutions."""
+
+    def fold(self) -> None:
+        """Do it in place; in eval mode the outputs stay the same."""
 
 
 class Served(nn.Module):
@@ -144,12 +150,14 @@ class TorchEngine:
 
 
 def folded_copy(network: Clvr) -> Clvr:
-    """A copy in eval mode whose batch normalisations are folded into their convolutions."""
+    """A copy in eval mode whose batch normalisations are folded into their convolutions.
+
+    timm's models stay as they are.
+    """
     folded = copy.deepcopy(network).eval()
-    for part in folded.modules():
-        if isinstance(part, Conv):
-            part.conv = fuse_conv_bn_eval(part.conv, part.bn)
-            part.bn = nn.Identity()  # type: ignore[assignment]
+    for part in list(folded.modules()):
+        if isinstance(part, Foldable):
+            part.fold()
     return folded
 
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from clvr_model.initialise import initialise
+from clvr_model.pooling import Pooling, pool_of
 
 POOLED_DIM = 2048
 BATCH_NORM_EPS = 1e-3
@@ -29,6 +33,11 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs, h, w) -> (n, outputs, h', w')."""
         return functional.relu(self.bn(self.conv(x)), inplace=True)
+
+    def fold(self) -> None:
+        """Fold the batch normalisation into the convolution."""
+        self.conv = fuse_conv_bn_eval(self.conv, self.bn)
+        self.bn = nn.Identity()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +61,20 @@ Branch = Sequence[Layer | tuple[Layer, Layer]]  # a pair stands last: both see t
 class Mixed(nn.Module):
     """Parallel branches and one pool, joined by channel in the order given, the pool last.
 
-    `pool` is the layer after an average pool that keeps the size, or None for a maximum pool that halves it.
+    `pool` is the layer after an average pool that keeps the size, or None for a maximum pool with `stride`:
+    2 halves the size, 1 keeps it.
     """
 
-    def __init__(self, inputs: int, branches: Sequence[Branch], pool: Layer | None, counts_padding: bool):
+    def __init__(
+        self,
+        inputs: int,
+        branches: Sequence[Branch],
+        pool: Layer | None,
+        counts_padding: bool,
+        stride: int = 2,
+    ):
         super().__init__()
+        self._stride = stride
         self._chains: list[list[tuple[str, ...]]] = []
         self._pool = pool.name if pool else None
         self._counts_padding = counts_padding
@@ -81,7 +99,7 @@ class Mixed(nn.Module):
                 y = self._modules[name](y)  # type: ignore[misc]
             joined += [self._modules[name](y) for name in last]  # type: ignore[misc]
         if self._pool is None:
-            joined.append(functional.max_pool2d(x, 3, stride=2))
+            joined.append(functional.max_pool2d(x, 3, self._stride, padding=2 - self._stride))
         else:
             averaged = functional.avg_pool2d(x, 3, 1, padding=1, count_include_pad=self._counts_padding)
             joined.append(self._modules[self._pool](averaged))  # type: ignore[misc]
@@ -94,10 +112,21 @@ class InceptionV3(nn.Module):
     `pool_counts_padding`: whether the average pools inside the blocks count the zero border. torchvision's
     weights were made with True, those that come from TensorFlow with False; the same weights give other
     features under the other choice, so it is part of the architecture and thereby of the fingerprint.
+    last_stride: that of Mixed_7a; 1 leaves maps of 17 x 17 instead of 8 x 8 to the last blocks and the pool.
     Weights start random (He et al. 2015, fan-in) from `seed`.
     """
 
-    def __init__(self, *, pool_counts_padding: bool = True, seed: int = 0) -> None:
+    pooled_dim = POOLED_DIM
+    heads = ("fc.", "AuxLogits.")
+
+    def __init__(
+        self,
+        *,
+        pool_counts_padding: bool = True,
+        pooling: Pooling = "mean",
+        last_stride: int = 2,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.pool_counts_padding = pool_counts_padding
         self.Conv2d_1a_3x3 = Conv(3, 32, (3, 3), stride=2)
@@ -113,9 +142,10 @@ class InceptionV3(nn.Module):
         self.Mixed_6c = self._grid17(160)
         self.Mixed_6d = self._grid17(160)
         self.Mixed_6e = self._grid17(192)
-        self.Mixed_7a = self._shrink17()
+        self.Mixed_7a = self._shrink17(last_stride)
         self.Mixed_7b = self._grid8(1280)
         self.Mixed_7c = self._grid8(2048)
+        self.pool = pool_of(pooling)
         initialise(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -126,12 +156,12 @@ class InceptionV3(nn.Module):
         x = functional.max_pool2d(x, 3, stride=2)
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
-        return x.mean(dim=(2, 3))
+        pooled: Tensor = self.pool(self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))))
+        return pooled
 
-    def _mixed(self, inputs: int, *branches: Branch, pool: int = 0) -> Mixed:
+    def _mixed(self, inputs: int, *branches: Branch, pool: int = 0, stride: int = 2) -> Mixed:
         layer = Layer("branch_pool", pool) if pool else None
-        return Mixed(inputs, branches, layer, self.pool_counts_padding)
+        return Mixed(inputs, branches, layer, self.pool_counts_padding, stride)
 
     def _grid35(self, inputs: int, pool: int) -> Mixed:
         return self._mixed(
@@ -177,16 +207,17 @@ class InceptionV3(nn.Module):
             pool=192,
         )
 
-    def _shrink17(self) -> Mixed:
+    def _shrink17(self, stride: int) -> Mixed:
         return self._mixed(
             768,
-            [Layer("branch3x3_1", 192), Layer("branch3x3_2", 320, (3, 3), stride=2)],
+            [Layer("branch3x3_1", 192), Layer("branch3x3_2", 320, (3, 3), stride)],
             [
                 Layer("branch7x7x3_1", 192),
                 Layer("branch7x7x3_2", 192, (1, 7)),
                 Layer("branch7x7x3_3", 192, (7, 1)),
-                Layer("branch7x7x3_4", 192, (3, 3), stride=2),
+                Layer("branch7x7x3_4", 192, (3, 3), stride),
             ],
+            stride=stride,
         )
 
     def _grid8(self, inputs: int) -> Mixed:
@@ -204,17 +235,3 @@ class InceptionV3(nn.Module):
             ],
             pool=192,
         )
-
-
-def initialise(module: nn.Module, seed: int) -> None:
-    """Draw all convolution and dense weights anew from `seed`, so that random networks are reproducible.
-
-    Fan-in scaling keeps the activations' size through all layers, also with untrained batch statistics.
-    A module on the meta device is left as it is: its weights are about to be loaded.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d | nn.Linear) and not part.weight.is_meta:
-            nn.init.kaiming_normal_(part.weight, mode="fan_in", nonlinearity="relu", generator=generator)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

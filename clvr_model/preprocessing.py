@@ -7,6 +7,7 @@ opened, and whatever a decoder throws becomes UnreadablePicture.
 import importlib
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ SCALED_FROM = 4 * IMAGE_SIZE
 # Stands in the fingerprint: raise the number with any change that changes a pixel.
 # Without the two fast libraries the pixels differ slightly, and so does the name.
 PREPROCESSING_VERSION = f"1-{'turbojpeg' if simplejpeg else 'pillow'}-{'cv2' if cv2 else 'pillow'}"
+
+# Of ImageNet's training pictures, in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _UNSUPPORTED = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF"}
@@ -75,6 +80,20 @@ def to_input(pictures: Tensor) -> Tensor:
     """
     planes = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
     return planes.sub_(127.5).div_(127.5)
+
+
+def imagenet_normalised(x: Tensor) -> Tensor:
+    """[-1, 1] as `to_input` gives it -> what torchvision's ResNet and VGG weights were made for."""
+    return normalised(x, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """[-1, 1] as `to_input` gives it, (n, 3, h, w) -> ((x + 1) / 2 - mean) / std by channel."""
+    scale = x.new_tensor([0.5 / each for each in std])[:, None, None]
+    shift = x.new_tensor([(0.5 - middle) / each for middle, each in zip(mean, std, strict=True)])[
+        :, None, None
+    ]
+    return x * scale + shift
 
 
 def _open(data: bytes) -> Image.Image:

@@ -5,6 +5,7 @@ its head (pooled float32 (n, 2048), classes) instead: the same loops then train 
 result. All randomness comes from (seed, stage, epoch), so a resume needs no generator state.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer, RMSprop
 
+from clvr_model.averaging import Average
+from clvr_model.memory import is_out_of_memory, pictures_that_fit
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import RMSPROP_ALPHA, Stage
-from infra.errors import BadInput, TrainingDiverged
+from infra.errors import BadInput, BadSetting, TrainingDiverged
 
 Batch = tuple[Tensor, Tensor]
 
@@ -69,6 +72,39 @@ def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.
     Source: the paper, section 4: plain random sampling.
     """
     return np.random.default_rng([seed, stage, epoch]).permutation(count).astype(np.int64)
+
+
+def stage_order(
+    stage: Stage, classes: NDArray[np.int64], *, seed: int, number: int, epoch: int
+) -> NDArray[np.int64]:
+    """The order in which an epoch of a stage sees the pictures of those class numbers; its length is theirs.
+
+    Plain sampling: `epoch_order`. Balanced: of each class equally many (to one), all of a small class's
+    pictures as often as each other, a fresh choice of a large one's; equal for equal arguments.
+    """
+    count = len(classes)
+    if stage.sampling == "plain":
+        return epoch_order(count, seed=seed, stage=number, epoch=epoch)
+    rng = np.random.default_rng([seed, number, epoch])
+    known = np.unique(classes)
+    wanted = np.full(len(known), count // len(known))
+    wanted[rng.permutation(len(known))[: count % len(known)]] += 1
+    rows = []
+    for each, share in zip(known, wanted, strict=True):
+        own = np.flatnonzero(classes == each)
+        rounds = [rng.permutation(own) for _ in range(-(-int(share) // len(own)))]
+        rows += [row[: int(share) - done * len(own)] for done, row in enumerate(rounds)]
+    return rng.permutation(np.concatenate(rows)).astype(np.int64)
+
+
+def learning_rate(stage: Stage, position: float) -> float:
+    """The learning rate after `position` epochs of the stage, from 0 to its epochs."""
+    rise = min(1.0, position / stage.warmup_epochs) if stage.warmup_epochs else 1.0
+    if stage.schedule == "constant":
+        return stage.lr * rise
+    falling = max(stage.epochs - stage.warmup_epochs, 1e-9)
+    done = min(1.0, max(0.0, position - stage.warmup_epochs) / falling)
+    return stage.lr * rise * (1 + math.cos(math.pi * done)) / 2
 
 
 def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
@@ -130,27 +166,47 @@ def train_epoch(
     first_step: int = 0,
     totals: Totals | None = None,
     on_step: Callable[[int, Totals], None] | None = None,
+    average: Average | None = None,
+    steps: int = 1,
 ) -> EpochResult:
     """One pass over `batches`; `on_step(batch number, totals so far)` may show progress, or raise to stop.
 
-    first_step, totals: where an epoch is taken up again; `batches` then begin at that batch.
-    Raises TrainingDiverged naming epoch and batch, BadInput if there is no batch.
+    The pictures are as `augmentation.augment` left them. first_step, totals: where an epoch is taken up
+    again; `batches` then begin at that batch. average: takes every step in. steps: batches of a whole epoch,
+    which a schedule counts in. Raises TrainingDiverged naming stage, epoch and batch, BadInput if there is no
+    batch, BadSetting where memory runs out, with the micro_batch that would fit.
     """
     started = time.monotonic()
     training_mode(module, stage)
     totals = totals or Totals()
     for step, (pictures, classes) in enumerate(batches, first_step):
-        if stage.flip:
-            pictures = mirrored(pictures, _generator(seed, number, epoch, step))
+        where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
+        if stage.schedule != "constant" or stage.warmup_epochs:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, epoch + (step + 0.5) / max(steps, step + 1))
+        failed = False
         try:
             totals += train_step(
-                module, optimizer, pictures, classes, micro_batch=stage.micro_batch, precision=precision
+                module,
+                optimizer,
+                pictures,
+                classes,
+                micro_batch=stage.micro_batch,
+                precision=precision,
+                label_smoothing=stage.label_smoothing,
+                clip=stage.clip,
             )
         except TrainingDiverged as error:
-            raise TrainingDiverged(
-                f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}: {error.message}",
-                remedy=error.remedy,
-            ) from None
+            raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        if failed:  # outside of `except`, whose traceback would hold the memory
+            optimizer.zero_grad(set_to_none=True)
+            raise _out_of_memory(module, pictures, classes, stage, precision, where)
+        if average:
+            average.update()
         if on_step:
             on_step(step, totals)
     if not totals.pictures:
@@ -173,9 +229,12 @@ def train_step(
     *,
     micro_batch: int = 0,
     precision: str = "fp32",
+    label_smoothing: float = 0.0,
+    clip: float = 0.0,
 ) -> Totals:
     """One optimiser step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
 
+    clip: the longest gradient that is stepped along; 0 for any.
     With `micro_batch` the batch passes in portions and their gradients are summed before the step: as one
     pass, but for batch statistics, which are then those of a portion. Raises TrainingDiverged before the
     weights are touched.
@@ -187,13 +246,20 @@ def train_step(
         part, expected = inputs[start : start + portion], classes[start : start + portion]
         with _autocast(part, precision):
             _, logits = module(_ready(part))
-        loss = functional.cross_entropy(logits.float(), expected, reduction="sum")
+        loss = functional.cross_entropy(
+            logits.float(), expected, reduction="sum", label_smoothing=label_smoothing
+        )
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingDiverged(f"the loss is {value}", remedy="lower the learning rate")
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
         correct = int((logits.detach().argmax(dim=1) == expected).sum())
         totals += Totals(value, correct, len(part))
+    if clip:
+        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        length = float(torch.nn.utils.clip_grad_norm_(learning, clip))
+        if not np.isfinite(length):
+            raise TrainingDiverged(f"the gradient's length is {length}", remedy="lower the learning rate")
     optimizer.step()
     return totals
 
@@ -206,15 +272,25 @@ def training_mode(module: nn.Module, stage: Stage) -> None:
         network.backbone.eval()  # of its layers only batch normalisation knows the difference
 
 
-def _generator(*where: int) -> torch.Generator:
-    """Randomness of one step alone, so that an epoch may be taken up again at any step."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(where).generate_state(1)[0]))
+def _out_of_memory(
+    module: nn.Module, inputs: Tensor, classes: Tensor, stage: Stage, precision: str, what: str
+) -> BadSetting:
+    """The error for a step that did not fit, with the micro_batch that would."""
 
+    def loss_of(count: int) -> Tensor:
+        part = inputs[:1].expand(count, *inputs.shape[1:])
+        with _autocast(part, precision):
+            _, logits = plain(module)(_ready(part))  # without other workers, who would have to take part
+        return functional.cross_entropy(logits.float(), classes[:1].expand(count))
 
-def mirrored(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture of (n, h, w, 3) mirrored left to right with probability 1/2."""
-    chosen = torch.rand(len(pictures), generator=generator) < 0.5
-    return torch.where(chosen.to(pictures.device)[:, None, None, None], pictures.flip(2), pictures)
+    tried = min(stage.micro_batch or len(inputs), len(inputs))
+    fits = min(pictures_that_fit(loss_of, inputs.device), tried - 1)
+    remedy = (
+        f"about {fits} fit: --set {stage.name}.micro_batch={fits}, which gives the same gradient"
+        if fits
+        else "not even one picture fits: take a device with more memory, or a smaller network"
+    )
+    return BadSetting(f"{what}: out of memory with {tried} pictures a pass", remedy=remedy)
 
 
 @torch.no_grad()  # not inference_mode, whose tensors could not enter the head's gradient

@@ -9,16 +9,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clvr_model.inception import InceptionV3
+from clvr_model.backbones import Backbone
 from clvr_model.network import Clvr
+from clvr_model.timm_backbone import TimmBackbone
 from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
 
 RANDOM = "random"
 HUB_PREFIX = "hf:"
 HUB_FILE = "model.safetensors"
-# The 1000-way head and the auxiliary classifier are no part of CLVR; this counter is written but never read.
-IGNORED_PREFIXES = ("fc.", "AuxLogits.")
+# This counter is written but never read.
 IGNORED_SUFFIX = ".num_batches_tracked"
+# A learnt pool is ours; no published file has one.
+OWN_PREFIX = "pool."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +32,17 @@ class BackboneSource:
     ignored: tuple[str, ...] = ()
 
 
-def load_backbone(network: Clvr | InceptionV3, source: str) -> BackboneSource:
+def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     """Fill the backbone from `source`, in place, as float32 whatever float type the file holds.
 
     source: a `.safetensors`, `.pth` or `.pt` file; `hf:owner/name` or `hf:owner/name@revision`, of which
-    `model.safetensors` is read; or the word `random`, which keeps the seeded random weights. Head and
-    auxiliary keys are ignored, every other key must be there with its shape.
-    Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or not an Inception-V3),
+    `model.safetensors` is read; or the word `random`, which keeps the seeded random weights. Keys of a
+    classifier (the backbone's `heads`) are ignored, every other key must be there with its shape.
+    Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or of another backbone),
     StoreUnreachable (the hub gives nothing).
     """
     backbone = network.backbone if isinstance(network, Clvr) else network
+    trunk = backbone.model if isinstance(backbone, TimmBackbone) else backbone
     if source == RANDOM:
         return BackboneSource(RANDOM, "")
     path = _download(source) if source.startswith(HUB_PREFIX) else Path(source)
@@ -50,11 +53,14 @@ def load_backbone(network: Clvr | InceptionV3, source: str) -> BackboneSource:
         )
     tensors = _read(path)
     expected = {
-        key: value for key, value in backbone.state_dict().items() if not key.endswith(IGNORED_SUFFIX)
+        key: value
+        for key, value in trunk.state_dict().items()
+        if not key.endswith(IGNORED_SUFFIX) and not key.startswith(OWN_PREFIX)
     }
-    ignored = {key for key in tensors if key.startswith(IGNORED_PREFIXES) or key.endswith(IGNORED_SUFFIX)}
-    _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, path)
-    backbone.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
+    ignored = {key for key in tensors if key.startswith(backbone.heads) or key.endswith(IGNORED_SUFFIX)}
+    name = network.architecture.backbone if isinstance(network, Clvr) else type(backbone).__name__
+    _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, path, name)
+    trunk.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BackboneSource(source, digest, tuple(sorted(ignored)))
@@ -77,8 +83,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    remedy = "it must be an Inception-V3 with torchvision's parameter names"
+def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path, name: str) -> None:
+    remedy = f"it must be weights of {name} under the parameter names of torchvision or timm"
     for what, keys in (
         ("lacks", expected.keys() - given.keys()),
         ("has unknown", given.keys() - expected.keys()),

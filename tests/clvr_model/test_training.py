@@ -23,7 +23,6 @@ from clvr_model.training import (
     epoch_order,
     evaluate,
     make_optimizer,
-    mirrored,
     pooled_features,
     reestimate_batch_statistics,
     train_epoch,
@@ -170,20 +169,6 @@ def test_a_stage_of_no_epochs_does_nothing() -> None:
     head = _network().head
     stage = replace(WARMUP, epochs=0)
     assert train_stage(head, make_optimizer(head, stage), stage, lambda epoch: []) == []
-
-
-def test_mirroring_mirrors_some_and_is_repeatable() -> None:
-    pictures = torch.cat([PICTURES] * 6)
-
-    def draw() -> torch.Tensor:
-        return mirrored(pictures, torch.Generator().manual_seed(3))
-
-    drawn = draw()
-    assert torch.equal(drawn, draw())
-    kept = [torch.equal(a, b) for a, b in zip(drawn, pictures, strict=True)]
-    turned = [torch.equal(a, b.flip(1)) for a, b in zip(drawn, pictures, strict=True)]
-    assert all(a != b for a, b in zip(kept, turned, strict=True))
-    assert 0 < sum(kept) < len(kept)
 
 
 def test_evaluation_counts_by_class() -> None:
