@@ -73,13 +73,18 @@ def origins(flags: Mapping[str, Any] | None = None, *, file: Path | None = None)
     ]
 
 
-def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[str, str]]:
+def settings_file(file: Path | None = None) -> Path | None:
+    """Return the YAML file that `load_settings` reads, or None. Raises BadSetting if one is missing."""
     path = file or (Path(os.environ["CLVR_CONFIG"]) if os.environ.get("CLVR_CONFIG") else None)
     if path is not None and not path.is_file():
         raise BadSetting(
             f"settings file {path} is not there", remedy="give --config or CLVR_CONFIG another path"
         )
-    path = path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+    return path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+
+
+def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[str, str]]:
+    path = settings_file(file)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for name, value in (_read_yaml(path) if path else {}).items():
