@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from infra.errors import ClvrError
 from jobs.command_line import keep_stdout_for_results, use_config
-from jobs.commands import archive, evaluation, generations, searching, setup, training
+from jobs.commands import archive, evaluation, generations, operating, searching, setup, training
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 parts that do not
@@ -92,6 +92,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "audit": searching.audit,
     "serve": searching.serve,
     "evaluate": evaluation.evaluate,
+    "reindex": operating.reindex,
     "config": setup.show_config,
 }
 for name, verb in VERBS.items():

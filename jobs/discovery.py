@@ -24,7 +24,12 @@ _HEADS_IN_FLIGHT = 32
 
 
 class NothingChanged(EmptyArchive):
-    """No crop that is new, changed or vanished since the run that the archive is compared with."""
+    """No crop that is new, changed or vanished since the run that the archive is compared with.
+
+    `unchanged` counts those that are as they were.
+    """
+
+    unchanged = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +121,12 @@ def _found(source: Source, archive: Store, runs: Store) -> Discovery:
     changes = compare(listing.manifest, before, shown=shown)
     notes = [note, f"since run {source.since_run}: {changes}"]
     if not changes.fresh.num_rows and not len(changes.vanished):
-        raise NothingChanged(
+        nothing = NothingChanged(
             f"{archive.uri} has no new, changed or vanished crop since run {source.since_run} ({changes})",
             remedy="There is nothing to embed.",
         )
+        nothing.unchanged = changes.unchanged
+        raise nothing
     return Discovery(changes.fresh, notes, listing.ignored, listing.unmatched, changes)
 
 

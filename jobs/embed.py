@@ -97,7 +97,7 @@ def embed(
     if run.finished:
         console.print(f"run {run.run_id} is finished already")
         return run.summary
-    open_embedder = open_embedder or partial(open_model, request.model, _decision_of(run))
+    open_embedder = open_embedder or partial(open_model, request.model, decision_of(run))
     board = _new_board(run, request)
     try:
         clock.timed("embedding", lambda: _embed_parts(run, archive, open_embedder, board, actors, clock))
@@ -146,10 +146,10 @@ def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint:
                 return run
         return None
     for candidate in candidates:
-        run = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
-        if run is not None:
-            console.print(f"continuing run {run.run_id}")
-            return run
+        found = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
+        if found is not None:
+            console.print(f"continuing run {found.run_id}")
+            return found
     return None
 
 
@@ -182,14 +182,18 @@ def create_run(
     fingerprint: str,
     actors: int,
     resources: dict[str, float],
+    decision: Decision | None = None,
 ) -> tuple[Run, list[str]]:
     """Start a run of the crops that were found; returns it with what is to be said of how.
 
-    fingerprint: the checkpoint's. resources: what a model actor asks of Ray.
+    fingerprint: the checkpoint's. resources: what a model actor asks of Ray. decision: on the precision,
+    where the run continues another one and must be comparable with it.
     """
     rows = found.manifest.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
-    decision = decide(request.precision, request.model, fingerprint, found.manifest, archive, resources)
+    decision = decision or decide(
+        request.precision, request.model, fingerprint, found.manifest, archive, resources
+    )
     notes = list(found.notes)
     if request.precision != "fp32":
         notes.append(f"precision {decision.precision}: {decision.reason}")
@@ -217,7 +221,8 @@ def rows_per_part(rows: int, actors: int) -> int:
     return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), low), high)
 
 
-def _decision_of(run: Run) -> Decision:
+def decision_of(run: Run) -> Decision:
+    """Return what was decided on a run's precision."""
     known = run.info.settings
     guard = known.get("guard")
     return Decision(

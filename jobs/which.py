@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from index.generations import Generation, find, list_generations
+from index.generations import Generation, find, list_generations, live
 from index.milvus import Milvus, connect
 from index.runs import Run, list_runs
 from infra.errors import BadInput, BucketMissing, ObjectMissing
@@ -52,3 +52,9 @@ def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation
     if not found:
         raise BadInput(f"alias {settings.alias} has no generation", remedy="build one: clvr load latest")
     return max(found, key=lambda generation: generation.created)
+
+
+def live_name(settings: Settings) -> str | None:
+    """Return the name of the live generation; None if the alias points to nothing."""
+    current = live(open_milvus(settings), settings.alias)
+    return current.name if current else None
