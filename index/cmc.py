@@ -1,7 +1,7 @@
 """Cumulative matching characteristic (CMC) and mean average precision, exact, in memory bounded by the block.
 
 The rank of a true match is one more than the number of gallery entries that stand before it, so ranks are
-counted, never sorted (`index.counting`). Repeats of a protocol share the work: see `cmc_of_splits`.
+counted, never sorted (`index.counting`). Repeats of a protocol share the work (`index.repeats`).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.counting import Pool, Trials, others_before
+from index.counting import Pool, Trials
+from index.repeats import others_before_in_repeats
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 _Column = TypeVar("_Column", bound=np.generic)
@@ -207,7 +208,7 @@ def _rank(
     trials, left_out = _trials(probe, repeat_of, pairs, in_gallery)
     for repeat in range(len(splits)):
         _check_matched(trials, repeat, table.vehicle_ids, skip_unmatched)
-    closer = others_before(
+    closer = others_before_in_repeats(
         table.pool, in_gallery, trials, (pairs.probe, pairs.entry), block=block, device=device
     )
     ranking = _ranking(trials, closer, in_gallery.sum(axis=1)[repeat_of] - left_out)
