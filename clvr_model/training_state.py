@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clvr_model.training import EpochResult, plain
+from clvr_model.training import EpochResult, Totals, plain
 from infra.errors import BadCheckpoint
 
 _TENSORS = "state.safetensors"
@@ -23,7 +23,8 @@ class TrainingState:
     """What a resume needs: where it stands, the network, the optimiser and the history. No pickle.
 
     stage, epoch: the next to run, from 0. seed: that of `epoch_order`; a resume under another would repeat
-    some pictures and miss others.
+    some pictures and miss others. totals: of the epoch's pictures that were learned from already, where it
+    was left in its middle. average: the moving average of the weights, where the stage keeps one.
     """
 
     stage: int
@@ -32,6 +33,8 @@ class TrainingState:
     network: dict[str, Tensor]
     optimizer: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
+    totals: Totals = field(default_factory=Totals)
+    average: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def capture(
@@ -43,6 +46,8 @@ class TrainingState:
         epoch: int,
         seed: int,
         history: Iterable[EpochResult | dict[str, Any]] = (),
+        totals: Totals | None = None,
+        average: Mapping[str, Tensor] | None = None,
     ) -> "TrainingState":
         """The state of a network (wrapped or not) and its optimiser, None between two stages."""
         return cls(
@@ -52,6 +57,8 @@ class TrainingState:
             plain(network).state_dict(),
             optimizer.state_dict() if optimizer else {},
             [asdict(entry) if isinstance(entry, EpochResult) else entry for entry in history],
+            totals or Totals(),
+            dict(average or {}),
         )
 
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
@@ -69,6 +76,7 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Write two files into an existing folder, the small one last."""
         tensors = {f"network.{name}": value.detach() for name, value in self.network.items()}
+        tensors |= {f"average.{name}": value.detach() for name, value in self.average.items()}
         states: dict[str, dict[str, Any]] = {}
         for index, entries in self.optimizer.get("state", {}).items():
             plain = states[str(index)] = {}
@@ -84,6 +92,7 @@ class TrainingState:
             "epoch": self.epoch,
             "seed": self.seed,
             "history": self.history,
+            "totals": asdict(self.totals),
             "groups": self.optimizer.get("param_groups"),
             "states": states,
             "sha256": _sha256(path),
@@ -100,18 +109,27 @@ class TrainingState:
                 raise ValueError(f"{_TENSORS} is truncated or was altered")
             tensors = load(data)
             states: dict[int, dict[str, Any]] = {int(index): dict(v) for index, v in values["states"].items()}
-            network = {}
+            network, average = {}, {}
             for name, tensor in tensors.items():
                 owner, _, rest = name.partition(".")
                 if owner == "network":
                     network[rest] = tensor
+                elif owner == "average":
+                    average[rest] = tensor
                 else:
                     index, _, entry = rest.partition(".")
                     states[int(index)][entry] = tensor
             groups = values["groups"]
             optimizer = {"state": states, "param_groups": groups} if groups else {}
             return cls(
-                values["stage"], values["epoch"], values["seed"], network, optimizer, values["history"]
+                values["stage"],
+                values["epoch"],
+                values["seed"],
+                network,
+                optimizer,
+                values["history"],
+                Totals(**values.get("totals", {})),
+                average,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(

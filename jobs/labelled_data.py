@@ -1,6 +1,8 @@
 """Where labelled pictures come from: the kinds of source that `clvr train` takes, told apart."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,10 +19,16 @@ def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Lab
     Raises BadLabels, EmptyArchive, StoreError.
     """
     if data.lower().endswith((".csv", ".parquet")):
-        return read_table(data, root=root, split=split).with_known_model()
+        labelled = read_table(data, root=root, split=split).with_known_model()
+        # Workers run in folders of their own, and equal data shall have equal digests wherever it is named.
+        return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
     if open_store(data).head("attribute/img2vid.txt") is not None:
         return read_vehicleid(data, split or "train").with_known_model()
     return read_folder(data)
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def data_digest(labelled: Labelled) -> str:

@@ -1,268 +1,372 @@
 """What each Ray Train worker does: the plain loops of `clvr_model.training` over its share of every batch."""
 
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import ray
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from ray import train
-from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 
+from clvr_model.augmentation import augment
+from clvr_model.averaging import Average
 from clvr_model.network import Clvr
-from clvr_model.recipe import Recipe, Stage, recipe_of
+from clvr_model.predictions import Predictions, predict, score
+from clvr_model.recipe import Stage, recipe_of
 from clvr_model.training import (
     Batch,
-    EpochResult,
     Totals,
     cached_batches,
-    epoch_order,
-    evaluate,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
+    stage_order,
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
 from clvr_model.weights import load_backbone
-from infra.errors import ObjectChanged
-from jobs.pictures import Failure, common_store, stream_pictures
+from infra.errors import ClvrError
+from infra.store import open_store
+from jobs.train_board import StopAsked
+from jobs.train_input import Change, Feed, Waiting
+from jobs.train_job import Pictures, Place, TrainJob, Work
+from jobs.train_log import TrainLog, TrainMetrics
+from jobs.train_peers import Peers
+from jobs.train_states import keep_best, report_state, reported_state
 
-
-@dataclass(frozen=True, slots=True)
-class TrainJob:
-    """Everything a worker needs to know; plain values, because they travel through Ray."""
-
-    recipe: dict[str, Any]
-    classes: tuple[int, ...]
-    training: tuple[list[str], NDArray[np.int64]]  # URIs and class numbers
-    held: tuple[list[str], NDArray[np.int64]]
-    gpu: bool
+Rows = NDArray[np.int64]
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run all stages of a job from where the last saved state stands; report a state after each epoch."""
-    _Worker(TrainJob(**config["job"]), config["board"]).run()
+    """Run all stages of a job from where the last saved state stands; report a state after each epoch.
+
+    An error that would come again at every attempt is left at the board, where the driver finds it.
+    """
+    board = config["board"]
+    if ray.get(board.failed.remote()):
+        return  # Ray Train has started the workers once more, after that error
+    try:
+        _Worker(config["job"], board).run()
+    except ClvrError as error:
+        ray.get(board.fail.remote(error))
+        raise
+
+
+class _Stopped(Exception):
+    """Left an epoch between two steps, because that was asked for."""
+
+    def __init__(self, totals: Totals) -> None:
+        self.totals = totals
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A stage, ready to run: the module that is stepped, and the batches of an epoch from a row on."""
+
+    module: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    batches: Callable[[int, Rows], Iterator[Batch]]
+    held: Batch | None  # pooled, where the stage has kept them
 
 
 class _Worker:
     def __init__(self, job: TrainJob, board: Any) -> None:
         self.job = job
         self.board = board
-        self.recipe: Recipe = recipe_of(job.recipe)
+        self.recipe = recipe_of(job.recipe)
         context = train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
+        self.peers = Peers(context.get_world_rank(), context.get_world_size(), self.device)
+        self.feed = Feed(job.input, self.peers.world)
         # Every worker steps on equal shares, so that the mean of their gradients is the batch's gradient.
-        self.share = max(1, self.recipe.batch // self.world)
+        self.share = max(1, self.recipe.batch // self.peers.world)
+        self.work = Work(self.recipe, len(job.training), len(job.held))
+        self.folder = open_store(job.folder)
+        self.log = TrainLog(self.folder) if self.peers.first else None
+        self.metrics = TrainMetrics(self.peers.rank)
+        self.stop = StopAsked(board) if self.peers.first else None
 
     def run(self) -> None:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
-        state = _saved_state()
+        state = reported_state()
         if state is None:
             load_backbone(network, self.recipe.backbone)
+            place = Place()
         else:
             state.restore(network)
+            place = Place(state.stage, state.epoch, state.totals, list(state.history))
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._write(
+            "start", stage=place.stage, epoch=place.epoch, pictures=place.totals.pictures,
+            workers=self.peers.world, nodes=sum(node["Alive"] for node in ray.nodes()),
+            device=str(self.device), input=self.job.input,
+        )  # fmt: skip
         if state is None and self.recipe.reestimate_statistics:
             self._say(0, "estimating batch statistics")
             reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
-        first = state.stage if state else 0
-        history = list(state.history) if state else []
-        for number in range(first, len(self.recipe.stages)):
-            resumed = state if state and number == first else None
-            self._stage(network, number, history, resumed)
-        if not history or "micro" not in history[-1]:
-            history.append(self._evaluate(network))
-            self._report(network, None, len(self.recipe.stages), 0, history)
+        for number in range(place.stage, len(self.recipe.stages)):
+            resumed = state if state and number == state.stage else None
+            if self.recipe.stages[number].epochs and not self._stage(network, number, place, resumed):
+                return
+            place.stage, place.epoch = number + 1, 0
+        if not place.history or "micro" not in place.history[-1]:
+            self._finish(network, place, self._predictions(network, None))
 
-    def _stage(
-        self, network: Clvr, number: int, history: list[dict[str, Any]], resumed: TrainingState | None
-    ) -> None:
+    def _stage(self, network: Clvr, number: int, place: Place, resumed: TrainingState | None) -> bool:
+        """Run the rest of a stage; False if it was left because somebody asked for it."""
         stage = self.recipe.stages[number]
-        start = resumed.epoch if resumed else 0
-        if start >= stage.epochs:
-            return
+        place.stage = number
+        ready = self._prepare(network, number, place, resumed)
+        for epoch in range(place.epoch, stage.epochs):
+            place.epoch = epoch
+            try:
+                entry = self._epoch(ready, number, place)
+            except _Stopped as stopped:
+                place.totals = stopped.totals
+                self._write("stop", stage=stage.name, epoch=epoch, pictures=place.totals.pictures)
+                report_state(self.peers, network, ready.optimizer, ready.average, self.recipe.seed, place)
+                return False
+            last = epoch + 1 == stage.epochs
+            if last and ready.average:
+                ready.average.install()  # what the stage leaves, for the next one and for the checkpoint
+            predictions = self._predictions(network, ready.held, None if last else ready.average)
+            scores = score(predictions, self.job.held.classes, len(self.job.classes))
+            entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
+            best = scores.micro > max((each["held_accuracy"] for each in place.history), default=-1.0)
+            place.history.append(entry)
+            self._write("epoch", pictures_seen=place.seen, **entry)
+            place.totals = Totals()
+            if best and self.peers.first and len(self.job.held):
+                keep_best(
+                    self.folder, network, ready.average, self._final(place, predictions), self.recipe.seed
+                )
+            if last and number + 1 == len(self.recipe.stages):
+                self._finish(network, place, predictions)
+            else:
+                place.stage, place.epoch = (number + 1, 0) if last else (number, epoch + 1)
+                optimizer, average = (None, None) if last else (ready.optimizer, ready.average)
+                report_state(self.peers, network, optimizer, average, self.recipe.seed, place)
+        return True
+
+    def _epoch(self, ready: _Prepared, number: int, place: Place) -> dict[str, Any]:
+        """One epoch from where it stands; what it gave over all workers, for the history."""
+        stage, epoch, before = self.recipe.stages[number], place.epoch, place.totals
+        rows = self._rows(number, epoch)
+        first = before.pictures // self.peers.world // self.share
+        waiting = Waiting(ready.batches(epoch, rows[first * self.share :]))
+        mine = before if self.peers.first else Totals()  # a sum over workers shall count them once
+        begun = time.monotonic()
+        told = _Told(self, stage, number, place, waiting, ready.optimizer, mine)
+        result = train_epoch(
+            ready.module,
+            ready.optimizer,
+            waiting,
+            stage,
+            number=number,
+            epoch=epoch,
+            seed=self.recipe.seed,
+            precision=self.recipe.precision,
+            first_step=first,
+            totals=mine,
+            on_step=told,
+            average=ready.average,
+            steps=-(-len(rows) // self.share),
+        )
+        seconds = time.monotonic() - begun
+        loss, correct, pictures, waited = self.peers.summed(
+            result.loss * result.pictures, result.accuracy * result.pictures, result.pictures, waiting.seconds
+        )
+        waited /= self.peers.world
+        return {
+            **asdict(
+                replace(result, loss=loss / pictures, accuracy=correct / pictures, pictures=int(pictures))
+            ),
+            "seconds": seconds,
+            "images_per_second": (pictures - before.pictures) / max(seconds, 1e-9),
+            "wait_seconds": waited,
+            "wait_share": waited / max(seconds, 1e-9),
+            "lr": float(ready.optimizer.param_groups[0]["lr"]),
+        }
+
+    def _prepare(self, network: Clvr, number: int, place: Place, resumed: TrainingState | None) -> _Prepared:
+        stage = self.recipe.stages[number]
         optimizer = make_optimizer(network, stage)
+        average = Average.of(network, stage)
         if resumed:
             resumed.restore(network, optimizer)
-        done = sum(each["pictures"] for each in history)
-        module, batches_of = self._prepared(network, stage, number, done)
-        for epoch in range(start, stage.epochs):
-            done = sum(each["pictures"] for each in history)
-
-            def told(step: int, totals: Totals, done: int = done) -> None:
-                note = f"{stage.name}, loss {totals.loss / totals.pictures:.3f}"
-                self._say(done + totals.pictures * self.world, note)
-
-            result = train_epoch(
-                module,
-                optimizer,
-                batches_of(epoch),
-                stage,
-                number=number,
-                epoch=epoch,
-                seed=self.recipe.seed,
-                precision=self.recipe.precision,
-                on_step=told,
-            )
-            history.append(asdict(self._summed(result)))
-            last = epoch + 1 == stage.epochs
-            self._report(
-                network,
-                None if last else optimizer,
-                number + 1 if last else number,
-                0 if last else epoch + 1,
-                history,
-            )
-
-    def _prepared(
-        self, network: Clvr, stage: Stage, number: int, done: int
-    ) -> tuple[torch.nn.Module, Callable[[int], Iterator[Batch]]]:
-        """The module that is stepped, and what gives an epoch's batches for it."""
+            if average and resumed.average:
+                average.load_state_dict(resumed.average)
         if not stage.cacheable:
-            return prepare_model(network), lambda epoch: self._pictures(
-                self.job.training, self._rows(number, epoch)
+            return _Prepared(
+                prepare_model(network), optimizer, average, partial(self._learned, stage, number), None
             )
-        self._say(done, "running the frozen backbone once")
-        cache = self._gathered_features(network)
-        return prepare_model(network.head), lambda epoch: (
-            (pooled.to(self.device), classes.to(self.device))
-            for pooled, classes in cached_batches(cache, self._rows(number, epoch), self.share)
+        self._say(self.work.before(number), "running the frozen backbone once")
+        cache = self._kept_features(network, self.job.training, self.work.before(number))
+        held = self._kept_features(network, self.job.held, self.work.before(number) + len(self.job.training))
+        return _Prepared(
+            prepare_model(network.head),
+            optimizer,
+            average,
+            lambda _, rows: (
+                (pooled.to(self.device), classes.to(self.device))
+                for pooled, classes in cached_batches(cache, rows, self.share)
+            ),
+            held,
         )
 
-    def _say(self, done: int, note: str) -> None:
-        if self.rank == 0:
-            self.board.say.remote(done, note)
+    def _learned(self, stage: Stage, number: int, epoch: int, rows: Rows) -> Iterator[Batch]:
+        change = None
+        if stage.augments:
+            change = partial(augment, stage=stage, seed=self.recipe.seed, number=number, epoch=epoch)
+        return self._pictures(self.job.training, rows, change)
 
-    def _rows(self, number: int, epoch: int) -> NDArray[np.int64]:
+    def _rows(self, number: int, epoch: int) -> Rows:
         """This worker's share of an epoch's order: rows k, k + world, …, equally many for each worker."""
-        count = len(self.job.training[0])
-        order = epoch_order(count, seed=self.recipe.seed, stage=number, epoch=epoch)
-        return order[: count - count % self.world][self.rank :: self.world]
+        order = stage_order(
+            self.recipe.stages[number],
+            self.job.training.classes,
+            seed=self.recipe.seed,
+            number=number,
+            epoch=epoch,
+        )
+        return order[: len(order) - len(order) % self.peers.world][self.peers.rank :: self.peers.world]
 
-    def _sample(self) -> NDArray[np.int64]:
+    def _sample(self) -> Rows:
         """Training pictures from all over the data, the same ones in each worker."""
-        count = len(self.job.training[0])
+        count = len(self.job.training)
         return np.unique(
             np.linspace(0, count - 1, min(self.recipe.reestimate_statistics, count)).astype(np.int64)
         )
 
-    def _gathered_features(self, network: Clvr) -> Batch:
-        """Each worker runs the frozen backbone over its share; all of them get all the features."""
-        count = len(self.job.training[0])
-        mine = np.arange(self.rank, count, self.world)
-        pooled, classes = pooled_features(
-            network, self._pictures(self.job.training, mine), precision=self.recipe.precision
-        )
-        everything = torch.empty((count, pooled.shape[1]))
-        everything[mine] = pooled
-        known = torch.zeros(count, dtype=torch.int64)
-        known[mine] = classes
-        for rank in range(self.world):
-            rows = np.arange(rank, count, self.world)
-            for tensor in (everything, known):
-                part = tensor[rows].to(self.device)
-                if self.world > 1:
-                    dist.broadcast(part, src=rank)
-                tensor[rows] = part.cpu()
-        return everything, known
-
-    def _pictures(
-        self, source: tuple[list[str], NDArray[np.int64]], rows: NDArray[np.int64]
-    ) -> Iterator[Batch]:
-        """Batches in the order of `rows`; the next one is fetched and decoded while this one is used."""
-        uris, classes = source
-        store, keys = common_store(uris)
-
-        def load(start: int) -> Batch:
-            part = rows[start : start + self.share]
-            pictures = np.empty((len(part), self.recipe.image_size, self.recipe.image_size, 3), np.uint8)
-            for place, picture in stream_pictures(store, [keys[row] for row in part]):
-                if isinstance(picture, Failure):
-                    raise ObjectChanged(
-                        f"{uris[part[place]]} was readable before the training: {picture.detail}",
-                        remedy="run the same command again: it leaves the picture out",
-                    )
-                pictures[place] = picture
-            return torch.from_numpy(pictures), torch.from_numpy(classes[part])
-
-        with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as pool:
-            starts = range(0, len(rows), self.share)
-            following = pool.submit(load, 0) if len(rows) else None
-            for start in starts:
-                assert following is not None  # noqa: S101 - there is a row at `start`
-                pictures, known = following.result()
-                following = pool.submit(load, start + self.share) if start + self.share < len(rows) else None
-                yield pictures.to(self.device), known.to(self.device)
-
-    def _summed(self, result: EpochResult) -> EpochResult:
-        if self.world == 1:
-            return result
-        sums = torch.tensor(
-            [result.loss * result.pictures, result.accuracy * result.pictures, result.pictures],
-            dtype=torch.float64,
-            device=self.device,
-        )
-        dist.all_reduce(sums)
-        loss, correct, pictures = sums.tolist()
-        return EpochResult(
-            result.stage, result.epoch, loss / pictures, correct / pictures, int(pictures), result.seconds
-        )
-
-    def _evaluate(self, network: Clvr) -> dict[str, Any]:
-        """Accuracy on the held-out pictures, each worker a share: micro, macro, and each class's."""
-        uris, classes = self.job.held
-        count = len(self.job.classes)
-        mine = np.arange(self.rank, len(uris), self.world)
-        sums = torch.zeros((2, count), dtype=torch.float64, device=self.device)
-        if len(mine):
-            found = evaluate(
-                network, self._pictures(self.job.held, mine), count, precision=self.recipe.precision
+    def _pictures(self, pictures: Pictures, rows: Rows, change: Change | None = None) -> Iterator[Batch]:
+        for arrays, classes in self.feed.batches(pictures, rows, self.share, change):
+            yield (
+                torch.from_numpy(arrays).to(self.device, non_blocking=True),
+                torch.from_numpy(classes).to(self.device),
             )
-            seen = np.bincount(classes[mine], minlength=count)
-            sums[0] = torch.from_numpy(np.nan_to_num(found.per_class) * seen)
-            sums[1] = torch.from_numpy(seen)
-        if self.world > 1:
-            dist.all_reduce(sums)
-        correct, seen = sums.cpu().numpy()
-        shares = [float(hit / all_) if all_ else None for hit, all_ in zip(correct, seen, strict=True)]
-        known = [share for share in shares if share is not None]
-        return {
-            "micro": float(correct.sum() / max(seen.sum(), 1)),
-            "macro": float(np.mean(known)) if known else 0.0,
-            "per_class": {str(label): share for label, share in zip(self.job.classes, shares, strict=True)},
-            "pictures": 0,
-        }
 
-    def _report(
+    def _kept_features(self, network: Clvr, pictures: Pictures, before: int) -> Batch:
+        """Each worker runs the frozen backbone over its share; all of them get all the features."""
+        mine = np.arange(self.peers.rank, len(pictures), self.peers.world)
+        if not len(mine):
+            features, classes = (
+                torch.empty((0, network.backbone.pooled_dim)),
+                torch.empty(0, dtype=torch.int64),
+            )
+        else:
+            batches = self._counted(self._pictures(pictures, mine), before)
+            features, classes = pooled_features(network, batches, precision=self.recipe.precision)
+        return self.peers.gathered(features, len(pictures)), self.peers.gathered(classes, len(pictures))
+
+    def _predictions(self, network: Clvr, held: Batch | None, average: Average | None = None) -> Predictions:
+        """What the network says of each held-out picture, everywhere; `held` are their pooled features."""
+        if average:
+            with average.installed():
+                return self._predictions(network, held)
+        if held is not None:
+            rows = np.arange(len(self.job.held))
+            batches = (
+                (pooled.to(self.device), classes.to(self.device))
+                for pooled, classes in cached_batches(held, rows, max(self.share, 256))
+            )
+            return predict(network.head, batches, precision=self.recipe.precision)
+        mine = np.arange(self.peers.rank, len(self.job.held), self.peers.world)
+        found = predict(network, self._pictures(self.job.held, mine), precision=self.recipe.precision)
+        whole = (
+            self.peers.gathered(torch.from_numpy(part), len(self.job.held)).numpy()
+            for part in (found.classes, found.confidence, found.losses)
+        )
+        return Predictions(*whole)
+
+    def _final(self, place: Place, predictions: Predictions) -> list[dict[str, Any]]:
+        """The history with a last entry that says all of the held-out pictures."""
+        scores = score(predictions, self.job.held.classes, len(self.job.classes))
+        labels = map(str, self.job.classes)
+        return [
+            *place.history,
+            {
+                "micro": scores.micro,
+                "macro": scores.macro,
+                "per_class": dict(zip(labels, scores.per_class, strict=True)),
+                "predicted": [self.job.classes[number] for number in predictions.classes.tolist()],
+                "confidence": [round(value, 4) for value in predictions.confidence.tolist()],
+            },
+        ]
+
+    def _finish(self, network: Clvr, place: Place, predictions: Predictions) -> None:
+        place.history = self._final(place, predictions)
+        place.stage, place.epoch = len(self.recipe.stages), 0
+        final = place.history[-1]
+        self._write("final", held_accuracy=final["micro"], held_macro=final["macro"])
+        report_state(self.peers, network, None, None, self.recipe.seed, place)
+
+    def _counted(self, batches: Iterator[Batch], before: int) -> Iterator[Batch]:
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch[1]) * self.peers.world
+            self._say(before + done, "running the frozen backbone once")
+
+    def _say(self, done: int, note: str) -> None:
+        if self.peers.first:
+            self.board.say.remote(done, note)
+
+    def _write(self, event: str, **values: Any) -> None:
+        if self.log:
+            self.log.write(event, **values)
+
+
+class _Told:
+    """What follows each step: progress, log and metrics, and the question whether to stop here."""
+
+    def __init__(
         self,
-        network: Clvr,
-        optimizer: torch.optim.Optimizer | None,
-        stage: int,
-        epoch: int,
-        history: list[dict[str, Any]],
+        worker: _Worker,
+        stage: Stage,
+        number: int,
+        place: Place,
+        waiting: Waiting[Batch],
+        optimizer: torch.optim.Optimizer,
+        mine: Totals,
     ) -> None:
-        metrics = {key: value for key, value in history[-1].items() if isinstance(value, int | float)}
-        if self.rank != 0:
-            train.report(metrics)
-            return
-        with TemporaryDirectory() as folder:
-            TrainingState.capture(
-                network, optimizer, stage=stage, epoch=epoch, seed=self.recipe.seed, history=history
-            ).save(Path(folder))
-            train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        self.worker, self.stage, self.number, self.place = worker, stage, number, place
+        self.waiting, self.optimizer, self.mine = waiting, optimizer, mine
+        self.seen = place.seen - place.totals.pictures
+        self.begun = self.saved = time.monotonic()
+        self.last = (mine.pictures, 0.0)
 
-
-def _saved_state() -> TrainingState | None:
-    saved = train.get_checkpoint()
-    if saved is None:
-        return None
-    with saved.as_directory() as folder:
-        return TrainingState.load(Path(folder))
+    def __call__(self, step: int, totals: Totals) -> None:
+        worker, peers = self.worker, self.worker.peers
+        learned = (totals.pictures - self.mine.pictures) * peers.world
+        pictures = self.place.totals.pictures + learned
+        elapsed = max(time.monotonic() - self.begun, 1e-9)
+        loss, accuracy = totals.loss / totals.pictures, totals.correct / totals.pictures
+        rate, wait_share = learned / elapsed, self.waiting.seconds / elapsed
+        worker.metrics.step(
+            self.stage.name,
+            pictures=totals.pictures - self.last[0],
+            waited=self.waiting.seconds - self.last[1],
+            rate=rate / peers.world,
+            loss=loss,
+        )
+        self.last = (totals.pictures, self.waiting.seconds)
+        worker._say(
+            worker.work.before(self.number, self.place.epoch, pictures),
+            f"{self.stage.name} {self.place.epoch + 1}/{self.stage.epochs}, loss {loss:.3f}, "
+            f"accuracy {accuracy:.1%}, {rate:,.1f} images/s, waited {wait_share:.1%}",
+        )
+        if (step + 1) % worker.job.log_every == 0:
+            worker._write(
+                "step", stage=self.stage.name, epoch=self.place.epoch, step=step + 1,
+                pictures_seen=self.seen + pictures, loss=loss, accuracy=accuracy,
+                lr=float(self.optimizer.param_groups[0]["lr"]), images_per_second=rate, wait_share=wait_share,
+            )  # fmt: skip
+        if peers.agreed(bool(worker.stop)):
+            sums = peers.summed(totals.loss, totals.correct, totals.pictures)
+            raise _Stopped(Totals(sums[0], int(sums[1]), int(sums[2])))

@@ -1,0 +1,187 @@
+"""`clvr train` loses no epoch: killed anywhere, the same command ends with the weights it would have had."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clvr_model.checkpoint import load_checkpoint
+from clvr_model.datasets.itinerary import ArchiveSpec
+from clvr_model.datasets.synthetic import generate, write_labels
+from infra.store import open_store
+from jobs.train_log import read_log
+
+pytestmark = pytest.mark.integration
+
+RECIPE = ["--recipe", "demo", "--weights", "random", "--set", "batch=4", "--set", "warmup.epochs=2"]
+RECIPE += ["--set", "target.epochs=2", "--set", "reestimate_statistics=12", "--set", "target.flip=true"]
+
+
+class Training:
+    """One `clvr train` of a drawn archive into a folder or bucket of its own."""
+
+    def __init__(self, folder: Path, archive: Path, to: str = "", *more: str) -> None:
+        self.folder, self.archive = folder, archive
+        self.to = to or str(folder / "model")
+        self.more = more
+        self.environment: dict[str, str] = {}
+
+    def start(self) -> subprocess.Popen[str]:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("CLVR_", "AWS_"))}
+        data = [str(self.archive / "labels/labels.parquet"), "--root", str(self.archive / "archive")]
+        command = ["train", *data, "--to", self.to, *RECIPE, "--log-every", "1", "--json", *self.more]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *command],
+            cwd=self.folder,
+            env={**clean, "RAY_worker_niceness": "0", **self.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def log(self) -> list[dict[str, Any]]:
+        """Lines of the log as far as it is written."""
+        root = Path(self.to) / "training"
+        names = [each.name for each in root.iterdir()] if root.is_dir() else []
+        return read_log(open_store(str(root / names[0]))) if names else []
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(process.communicate()[1])
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """All processes below one, with their command lines."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # ended in between
+    found: dict[int, str] = {}
+    last = {pid}
+    while last:
+        last = {child for child, parent in parents.items() if parent in last and child not in found}
+        found |= {child: names[child] for child in last}
+    return found
+
+
+def train_workers(process: subprocess.Popen[str]) -> list[int]:
+    """The Ray workers that train, of this driver's own local Ray."""
+    return sorted(pid for pid, name in descendants(process.pid).items() if "RayTrainWorker" in name)
+
+
+def kill_driver(process: subprocess.Popen[str]) -> None:
+    """As the machine's out-of-memory killer would; the local Ray behind it ends by itself."""
+    behind = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in behind) and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def in_target(training: Training, epochs: int) -> Callable[[], bool]:
+    """Whether so many epochs of all layers are done, and the next one has begun."""
+
+    def reached() -> bool:
+        lines = [line for line in training.log() if line.get("stage") == "target"]
+        done = sum(line["event"] == "epoch" for line in lines)
+        return done >= epochs and bool(lines)
+
+    return reached
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn archive of 24 crops of two models."""
+    folder = tmp_path_factory.mktemp("drawn")
+    spec = ArchiveSpec(seed=5, models=2, vehicles_per_model=3, sightings_per_vehicle=4, cameras=4)
+    open_store(str(folder / "archive")).create_bucket()
+    generate(open_store(str(folder / "archive")), spec)
+    write_labels(open_store(str(folder / "labels")), spec)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed training with two workers gives."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = finish(Training(folder, drawn, "", "--workers", "2").start())
+    card = load_checkpoint(result["uri"]).card
+    return {**result, "weights": card.weights_sha256, "history": card.metrics["history"]}
+
+
+def compare(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+    card = load_checkpoint(result["uri"]).card
+    for one, other in zip(card.metrics["history"], undisturbed["history"], strict=True):
+        for name in ("stage", "epoch", "loss", "accuracy", "pictures", "held_loss", "held_accuracy"):
+            assert one[name] == pytest.approx(other[name], rel=1e-6), name
+    assert card.label_ids == load_checkpoint(undisturbed["uri"]).card.label_ids
+    assert card.weights_sha256 == undisturbed["weights"]
+
+
+def test_a_killed_worker_is_replaced_and_goes_on_after_the_last_whole_epoch(
+    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    training = Training(tmp_path, drawn, "", "--workers", "2")
+    process = training.start()
+    wait_for(in_target(training, 1), process)
+    time.sleep(3)  # Ray Train takes note of a report within two seconds
+    os.kill(train_workers(process)[0], signal.SIGKILL)
+    compare(finish(process), undisturbed)
+    starts = [line for line in training.log() if line["event"] == "start"]
+    assert len(starts) == 2
+    assert (starts[1]["stage"], starts[1]["epoch"]) >= (0, 2) or starts[1]["stage"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_continued_by_the_same_command(
+    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    training = Training(tmp_path, drawn, "", "--workers", "2")
+    process = training.start()
+    wait_for(in_target(training, 1), process)
+    kill_driver(process)
+    compare(finish(training.start()), undisturbed)
+    assert sum(line["event"] == "start" for line in training.log()) == 2
+
+
+@pytest.mark.slow
+def test_after_sigterm_it_goes_on_in_the_middle_of_the_epoch(
+    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    training = Training(tmp_path, drawn, "", "--workers", "2")
+    process = training.start()
+    wait_for(in_target(training, 0), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "the same command continues" in err
+    stop = next(line for line in training.log() if line["event"] == "stop")
+    assert stop["pictures"] > 0
+    compare(finish(training.start()), undisturbed)
+    start = [line for line in training.log() if line["event"] == "start"][1]
+    assert start["pictures"] == stop["pictures"]
