@@ -94,6 +94,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluation.evaluate,
     "reindex": operating.reindex,
     "config": setup.show_config,
+    "doctor": setup.doctor,
+    "stack": setup.stack,
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)

@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ import yaml
 
 from infra.errors import BadSetting, IndexUnreachable
 from infra.servers.network import PrivateNetwork
-from infra.servers.process import ServerProcess, answers, free_ports
+from infra.servers.process import ServerProcess, answers, are_free, free_ports
 from infra.servers.seaweedfs import SeaweedFs
 
 VERSION = "2.3.5"
@@ -30,6 +31,44 @@ _LISTENERS = ("proxy", "rootCoord", "queryCoord", "queryNode", "indexNode", "dat
 _FACTORY_TOKEN = "root:Milvus"  # noqa: S105  the same on every Milvus; we change it at once
 
 
+@dataclass(frozen=True, slots=True)
+class MilvusPlace:
+    """Where a server listens: its ports, its network if it has one, and the storage's gateway into that."""
+
+    ports: dict[str, int]
+    network: PrivateNetwork | None
+    gateway_port: int = 0
+
+    @classmethod
+    def choose(cls, *, isolate: bool = True) -> "MilvusPlace":
+        """Choose ports and, where it can be had, a network that nobody uses."""
+        names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "etcdPeer", "metrics")
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        return cls(ports, PrivateNetwork.choose() if isolate else None)
+
+    def is_free(self) -> bool:
+        """Whether nobody has taken this place in the meantime."""
+        return self.network.is_free() if self.network else are_free(self.ports.values())
+
+    @property
+    def host(self) -> str:
+        """The server's address."""
+        return self.network.inside if self.network else "127.0.0.1"
+
+    @property
+    def uri(self) -> str:
+        """The URL for clients, such as http://198.18.3.2:20123."""
+        return f"http://{self.host}:{self.ports['proxy']}"
+
+    def token(self, folder: Path) -> str:
+        """The token for clients; the first call makes up the password of a server without its own network."""
+        return "" if self.network else f"root:{_password(folder)}"
+
+    def answers(self) -> bool:
+        """Whether a server here says that it is well."""
+        return answers(f"http://{self.host}:{self.ports['metrics']}/healthz")
+
+
 class MilvusServer:
     """A standalone Milvus whose metadata lives in `folder` and whose data lives in a bucket of `storage`.
 
@@ -37,16 +76,24 @@ class MilvusServer:
     Without storage everything lives in the folder.
     """
 
-    def __init__(self, folder: Path, storage: SeaweedFs | None, bucket: str, isolate: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        storage: SeaweedFs | None,
+        bucket: str,
+        place: MilvusPlace,
+        *,
+        mark: str = "",
+    ) -> None:
         self.folder = folder
         self.storage = storage
         self.bucket = bucket if storage else ""
-        self.network = PrivateNetwork.choose() if isolate else None
-        self.host = self.network.inside if self.network else "127.0.0.1"
-        names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "etcdPeer", "metrics")
-        self._gateway_port = 0
-        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.token = "" if self.network else f"root:{_password(folder)}"
+        self.network = place.network
+        self.host = place.host
+        self._gateway_port = place.gateway_port
+        self._ports = place.ports
+        self._mark = mark
+        self.token = place.token(folder)
         self._process: ServerProcess | None = None
 
     @classmethod
@@ -57,15 +104,20 @@ class MilvusServer:
         storage: SeaweedFs | None = None,
         bucket: str = "milvus",
         isolate: bool = True,
+        place: MilvusPlace | None = None,
+        mark: str = "",
     ) -> Self:
         """Start it and wait until it serves, about 3 s; the first start on a machine unpacks it, 6 s more.
 
         `isolate=False` asks for the generated password even where a network of its own could be had.
+        place: where it was before; taken again if it is free. mark: see ServerProcess.
 
         Raises BadSetting if the package is not installed, IndexUnreachable if the server does not come up.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        server = cls(folder.resolve(), storage, bucket, isolate)
+        if place is None or not place.is_free():
+            place = MilvusPlace.choose(isolate=isolate)
+        server = cls(folder.resolve(), storage, bucket, place, mark=mark)
         if storage is not None:
             storage.create_bucket(bucket)
         server.restart()
@@ -80,7 +132,17 @@ class MilvusServer:
     @property
     def uri(self) -> str:
         """The URL for clients, such as http://198.18.3.2:20123."""
-        return f"http://{self.host}:{self._ports['proxy']}"
+        return self.place.uri
+
+    @property
+    def place(self) -> MilvusPlace:
+        """Where it listens, to be found again there."""
+        return MilvusPlace(self._ports, self.network, self._gateway_port)
+
+    @property
+    def pid(self) -> int:
+        """Its process id, 0 if it does not run."""
+        return self._process.pid if self._process else 0
 
     @property
     def log(self) -> Path:
@@ -107,9 +169,10 @@ class MilvusServer:
                 "MILVUSCONF": str(self.folder / "configs"),
             },
             prepare=self._connect if self.network else None,
+            mark=self._mark,
         )
-        health = f"http://{self.host}:{self._ports['metrics']}/healthz"
-        if not self._process.wait_until(lambda: answers(health) and self._serves(), seconds=_START_SECONDS):
+        ready = self.place.answers
+        if not self._process.wait_until(lambda: ready() and self._serves(), seconds=_START_SECONDS):
             words = self._process.last_words()
             self.stop()
             raise IndexUnreachable(

@@ -34,9 +34,15 @@ class PrivateNetwork:
             third, fourth = divmod(slot * 4, 256)
             prefix = f"198.{18 + third // 256}.{third % 256}"
             network = cls(f"{prefix}.{fourth + 1}", f"{prefix}.{fourth + 2}", f"clvr{slot}")
-            if network.host not in _ip("-o", "address").stdout and network._can_be_made():
+            if network.is_free():
                 return network
         return None
+
+    def is_free(self) -> bool:
+        """Whether it can be made now: by root, and nobody has one of the same name or addresses."""
+        return (
+            os.geteuid() == 0 and f" {self.host}/" not in _ip("-o", "address").stdout and self._can_be_made()
+        )
 
     def wrap(self, command: list[str]) -> list[str]:
         """Return the command that waits for `connect` in a namespace of its own, then becomes `command`."""

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from infra.errors import BadSetting
@@ -17,16 +17,19 @@ from infra.errors import BadSetting
 # ephemeral ports (32768 and up).
 _PORTS = range(20_000, 22_768)
 GRPC_OFFSET = 10_000
+# The environment variable by which the processes of one stack are told from all others.
+MARK = "CLVR_STACK"
 
 # Servers talk to this machine only, whatever proxy the environment names.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerProcess:
-    """A child that is killed by the kernel when the thread that started it ends.
+    """A child that is killed by the kernel when the thread that started it ends, unless it carries a `mark`.
 
-    The log, standard output and error together, is appended to `log`. With `prepare` the command must read
-    one line before it begins: `prepare` gets its process id, and the line is sent when it returns.
+    A marked one outlives us; the mark stands in its environment, and in that of all that it starts. The log,
+    standard output and error together, is appended to `log`. With `prepare` the command must read one line
+    before it begins: `prepare` gets its process id, and the line is sent when it returns.
     """
 
     def __init__(
@@ -37,15 +40,16 @@ class ServerProcess:
         folder: Path,
         environment: Mapping[str, str],
         prepare: Callable[[int], None] | None = None,
+        mark: str = "",
     ) -> None:
         self.log = log
-        guard = shutil.which("setpriv")
+        guard = None if mark else shutil.which("setpriv")
         guarded = [guard, "--pdeathsig", "KILL", *command] if guard else list(command)
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 guarded,
                 cwd=folder,
-                env=dict(environment),
+                env=dict(environment) | ({MARK: mark} if mark else {}),
                 stdin=subprocess.DEVNULL if prepare is None else subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -53,6 +57,11 @@ class ServerProcess:
             )
         if prepare is not None:
             self._release(prepare)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
 
     @property
     def running(self) -> bool:
@@ -122,8 +131,16 @@ def answers(url: str, *, good: int = 200, containing: bytes = b"") -> bool:
         return False
 
 
-def _is_free(port: int) -> bool:
+def are_free(ports: Iterable[int]) -> bool:
+    """Whether nobody listens on these ports p, or on p + 10000, of the loopback now."""
+    wanted = [port + offset for port in ports for offset in (0, GRPC_OFFSET)]
+    return all(_is_free(port, again=True) for port in wanted)
+
+
+def _is_free(port: int, *, again: bool = False) -> bool:
     with socket.socket() as trial:
+        if again:  # connections of the server that had it may linger for a minute: they do not matter
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind(("127.0.0.1", port))
         except OSError:

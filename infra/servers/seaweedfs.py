@@ -3,16 +3,20 @@
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Self
 
 from infra.errors import StoreUnreachable
-from infra.servers.process import GRPC_OFFSET, ServerProcess, answers, free_ports, program
+from infra.servers.process import GRPC_OFFSET, ServerProcess, answers, are_free, free_ports, program
 from infra.store import open_store
 from infra.store_settings import StoreSettings
 
+Keys = tuple[str, str]
+
+_LISTENERS = ("s3", "filer", "volume", "master")
 _ATTEMPTS = 3  # somebody else may take a port between our look and the server's
 _START_SECONDS = 60.0
 _SOCKET_PATH_LIMIT = 100
@@ -24,18 +28,33 @@ class SeaweedFs:
     `settings` may do everything; `reader` may only list and read.
     """
 
-    def __init__(self, folder: Path, settings: StoreSettings, reader: StoreSettings, filer_port: int) -> None:
+    def __init__(
+        self, folder: Path, writer: Keys, reader: Keys, named_ports: dict[str, int], *, mark: str = ""
+    ) -> None:
         self.folder = folder
-        self.settings = settings
-        self.reader = reader
-        self._filer_port = filer_port
+        endpoint = f"http://127.0.0.1:{named_ports['s3']}"
+        self.settings, self.reader = (
+            StoreSettings(endpoint=endpoint, access_key=key, secret_key=secret, allow_http=True)
+            for key, secret in (writer, reader)
+        )
+        self.named_ports = named_ports
+        self.ports = list(named_ports.values())
+        self._mark = mark
         self._processes: list[ServerProcess] = []
-        self.ports: list[int] = []
 
     @classmethod
-    def start(cls, folder: Path, *, access_key: str | None = None, secret_key: str | None = None) -> Self:
+    def start(
+        cls,
+        folder: Path,
+        *,
+        access_key: str | None = None,
+        secret_key: str | None = None,
+        ports: dict[str, int] | None = None,
+        mark: str = "",
+    ) -> Self:
         """Start it and wait until it answers, about 3 s. The keys are made up unless they are given.
 
+        ports: those it had before; taken if they are still free. mark: see ServerProcess.
         Raises StoreUnreachable, with the end of the log, if it does not come up.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,28 +62,35 @@ class SeaweedFs:
         reader_keys = secrets.token_hex(8), secrets.token_hex(20)
         _write_identities(folder / "s3.json", writer_keys, reader_keys)
         for _ in range(_ATTEMPTS):
-            ports = dict(zip(("s3", "filer", "volume", "master"), free_ports(4), strict=True))
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
-            settings, reader = (
-                StoreSettings(endpoint=endpoint, access_key=key, secret_key=secret, allow_http=True)
-                for key, secret in (writer_keys, reader_keys)
-            )
-            server = cls(folder, settings, reader, ports["filer"])
-            server.ports += ports.values()
+            if ports is None or not are_free(ports.values()):
+                ports = dict(zip(_LISTENERS, free_ports(len(_LISTENERS)), strict=True))
+            server = cls(folder, writer_keys, reader_keys, ports, mark=mark)
+            endpoint = server.endpoint
             process = server._run("seaweedfs", _server_arguments(folder, ports))
             master = f"http://127.0.0.1:{ports['master']}"
             if process.wait_until(partial(_is_whole, endpoint, master), seconds=_START_SECONDS):
                 return server
             server.stop()
+            ports = None
         raise StoreUnreachable(
             f"SeaweedFS did not start in {folder}: {process.last_words()}", remedy=f"Read {process.log}."
         )
+
+    @classmethod
+    def found(cls, folder: Path, ports: dict[str, int], *, mark: str) -> Self:
+        """Return the server that runs there since an earlier process started it with this mark."""
+        return cls(folder, *read_keys(folder), ports, mark=mark)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that we started: the server, then its gateways."""
+        return [process.pid for process in self._processes]
 
     @property
     def endpoint(self) -> str:
@@ -82,15 +108,19 @@ class SeaweedFs:
         store.create_bucket()
         return store.uri
 
-    def serve_also_at(self, address: str) -> int:
+    def answers(self) -> bool:
+        """Whether it serves now."""
+        return _is_ready(self.endpoint)
+
+    def serve_also_at(self, address: str, port: int = 0) -> int:
         """Open a second S3 gateway to the same data at another address of this machine; return its port."""
-        (port,) = free_ports(1)
+        port = port or free_ports(1)[0]
         self.ports.append(port)
         gateway = self._run(
             "gateway",
             [
                 "s3",
-                f"-filer=127.0.0.1:{self._filer_port}",
+                f"-filer=127.0.0.1:{self.named_ports['filer']}",
                 f"-ip.bind={address}",
                 f"-port={port}",
                 f"-config={self.folder / 's3.json'}",
@@ -110,9 +140,7 @@ class SeaweedFs:
         """End it with SIGKILL: SIGTERM takes it 15 to 25 s. The folder stays."""
         while self._processes:
             self._processes.pop().kill()
-        # These it puts into /tmp whatever one says, and leaves them there.
-        for kind, port in product(("master", "volume", "filer", "s3"), self.ports):
-            Path(f"/tmp/seaweedfs-{kind}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
+        remove_sockets(self.ports)
 
     def _run(self, name: str, arguments: list[str]) -> ServerProcess:
         # Its default, seven volumes a bucket, leaves room for some 40 buckets; then every PUT gets a 500.
@@ -124,9 +152,23 @@ class SeaweedFs:
             log=self.folder / f"{name}.log",
             folder=self.folder,
             environment=environment | one_volume_a_bucket,
+            mark=self._mark,
         )
         self._processes.append(process)
         return process
+
+
+def remove_sockets(ports: Iterable[int]) -> None:
+    """Remove the sockets that SeaweedFS puts into /tmp, whatever one says, and leaves there."""
+    for kind, port in product(("master", "volume", "filer", "s3"), ports):
+        Path(f"/tmp/seaweedfs-{kind}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
+
+
+def read_keys(folder: Path) -> tuple[Keys, Keys]:
+    """Return (access key, secret key) of the writer and of the reader of a server's folder."""
+    identities = json.loads((folder / "s3.json").read_text())["identities"]
+    (_, writer), (_, reader) = ((identity["name"], identity["credentials"][0]) for identity in identities)
+    return (writer["accessKey"], writer["secretKey"]), (reader["accessKey"], reader["secretKey"])
 
 
 def _server_arguments(folder: Path, ports: dict[str, int]) -> list[str]:
@@ -171,8 +213,8 @@ def _socket(folder: Path, kind: str, port: int) -> str:
     return inside if len(inside) < _SOCKET_PATH_LIMIT else f"/tmp/seaweedfs-{kind}-{port}.sock"  # noqa: S108
 
 
-def _write_identities(path: Path, writer: tuple[str, str], reader: tuple[str, str]) -> None:
-    def identity(name: str, keys: tuple[str, str], actions: list[str]) -> dict[str, object]:
+def _write_identities(path: Path, writer: Keys, reader: Keys) -> None:
+    def identity(name: str, keys: Keys, actions: list[str]) -> dict[str, object]:
         credentials = [{"accessKey": keys[0], "secretKey": keys[1]}]
         return {"name": name, "credentials": credentials, "actions": actions}
 
