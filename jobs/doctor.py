@@ -224,9 +224,9 @@ def _settings_without_file(patient: Patient) -> Settings:
         if value is not None:
             good[name] = value
     try:
-        return Settings(**good)
+        return Settings.model_validate(good)
     except ValueError:
-        return Settings()
+        return Settings.model_validate({})
 
 
 def _impatient(storage: StoreSettings) -> StoreSettings:
