@@ -67,7 +67,7 @@ class Zeros:
 
 
 class Watch:
-    """Peaks of RSS by kind of process and of the object store, sampled twice a second."""
+    """Peaks of RSS by kind of process, read twice a second, and of the object store."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, float] = defaultdict(float)
@@ -96,8 +96,8 @@ class Watch:
                 for line in place.joinpath("status").read_text().splitlines()
                 if ":" in line
             )
-            anonymous = int(fields["RssAnon"].split()[0]) / 1024
-            now[kind] = max(now[kind], anonymous)
+            # The kernel's own high-water mark: sampled values would rise with the length of the run alone.
+            now[kind] = max(now[kind], int(fields["VmHWM"].split()[0]) / 1024)
             if kind == "raylet":
                 now["object store"] = int(fields["RssShmem"].split()[0]) / 1024
         except (OSError, KeyError, ValueError):
@@ -167,7 +167,7 @@ def main() -> None:
     if given.one:
         one(given.one, given.actors)
         return
-    print("peak MiB of private memory (object store: shared memory of the raylet)")
+    print("peak MiB of resident memory (object store: shared memory of the raylet)")
     for size in given.sizes:
         command = [sys.executable, __file__, "--one", str(size), "--actors", str(given.actors)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
