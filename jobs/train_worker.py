@@ -38,6 +38,7 @@ from jobs.train_job import Pictures, Place, TrainJob, Work
 from jobs.train_log import TrainLog, TrainMetrics
 from jobs.train_peers import Peers
 from jobs.train_states import keep_best, report_state, reported_state
+from jobs.train_steps import StepTold, Stopped
 
 Rows = NDArray[np.int64]
 
@@ -50,18 +51,13 @@ def train_worker(config: dict[str, Any]) -> None:
     board = config["board"]
     if ray.get(board.failed.remote()):
         return  # Ray Train has started the workers once more, after that error
+    worker = _Worker(config["job"], board)
     try:
-        _Worker(config["job"], board).run()
+        worker.run()
     except ClvrError as error:
         ray.get(board.fail.remote(error))
+        worker.write("error", message=error.message)
         raise
-
-
-class _Stopped(Exception):
-    """Left an epoch between two steps, because that was asked for."""
-
-    def __init__(self, totals: Totals) -> None:
-        self.totals = totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +98,13 @@ class _Worker:
             state.restore(network)
             place = Place(state.stage, state.epoch, state.totals, list(state.history))
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._write(
+        self.write(
             "start", stage=place.stage, epoch=place.epoch, pictures=place.totals.pictures,
             workers=self.peers.world, nodes=sum(node["Alive"] for node in ray.nodes()),
             device=str(self.device), input=self.job.input,
         )  # fmt: skip
         if state is None and self.recipe.reestimate_statistics:
-            self._say(0, "estimating batch statistics")
+            self.say(0, "estimating batch statistics")
             reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
         for number in range(place.stage, len(self.recipe.stages)):
             resumed = state if state and number == state.stage else None
@@ -127,9 +123,9 @@ class _Worker:
             place.epoch = epoch
             try:
                 entry = self._epoch(ready, number, place)
-            except _Stopped as stopped:
+            except Stopped as stopped:
                 place.totals = stopped.totals
-                self._write("stop", stage=stage.name, epoch=epoch, pictures=place.totals.pictures)
+                self.write("stop", stage=stage.name, epoch=epoch, pictures=place.totals.pictures)
                 report_state(self.peers, network, ready.optimizer, ready.average, self.recipe.seed, place)
                 return False
             last = epoch + 1 == stage.epochs
@@ -140,8 +136,8 @@ class _Worker:
             entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
             best = scores.micro > max((each["held_accuracy"] for each in place.history), default=-1.0)
             place.history.append(entry)
-            self._write("epoch", pictures_seen=place.seen, **entry)
             place.totals = Totals()
+            self.write("epoch", pictures_seen=place.seen, **entry)
             if best and self.peers.first and len(self.job.held):
                 keep_best(
                     self.folder, network, ready.average, self._final(place, predictions), self.recipe.seed
@@ -152,6 +148,9 @@ class _Worker:
                 place.stage, place.epoch = (number + 1, 0) if last else (number, epoch + 1)
                 optimizer, average = (None, None) if last else (ready.optimizer, ready.average)
                 report_state(self.peers, network, optimizer, average, self.recipe.seed, place)
+                if self.peers.agreed(bool(self.stop)):
+                    self.write("stop", stage=stage.name, epoch=epoch, pictures=entry["pictures"])
+                    return False
         return True
 
     def _epoch(self, ready: _Prepared, number: int, place: Place) -> dict[str, Any]:
@@ -162,7 +161,8 @@ class _Worker:
         waiting = Waiting(ready.batches(epoch, rows[first * self.share :]))
         mine = before if self.peers.first else Totals()  # a sum over workers shall count them once
         begun = time.monotonic()
-        told = _Told(self, stage, number, place, waiting, ready.optimizer, mine)
+        steps = -(-len(rows) // self.share)
+        told = StepTold(self, stage, number, place, waiting, ready.optimizer, mine, steps)
         result = train_epoch(
             ready.module,
             ready.optimizer,
@@ -176,7 +176,7 @@ class _Worker:
             totals=mine,
             on_step=told,
             average=ready.average,
-            steps=-(-len(rows) // self.share),
+            steps=steps,
         )
         seconds = time.monotonic() - begun
         loss, correct, pictures, waited = self.peers.summed(
@@ -206,7 +206,7 @@ class _Worker:
             return _Prepared(
                 prepare_model(network), optimizer, average, partial(self._learned, stage, number), None
             )
-        self._say(self.work.before(number), "running the frozen backbone once")
+        self.say(self.work.before(number), "running the frozen backbone once")
         cache = self._kept_features(network, self.job.training, self.work.before(number))
         held = self._kept_features(network, self.job.held, self.work.before(number) + len(self.job.training))
         return _Prepared(
@@ -303,7 +303,7 @@ class _Worker:
         place.history = self._final(place, predictions)
         place.stage, place.epoch = len(self.recipe.stages), 0
         final = place.history[-1]
-        self._write("final", held_accuracy=final["micro"], held_macro=final["macro"])
+        self.write("final", held_accuracy=final["micro"], held_macro=final["macro"])
         report_state(self.peers, network, None, None, self.recipe.seed, place)
 
     def _counted(self, batches: Iterator[Batch], before: int) -> Iterator[Batch]:
@@ -311,62 +311,14 @@ class _Worker:
         for batch in batches:
             yield batch
             done += len(batch[1]) * self.peers.world
-            self._say(before + done, "running the frozen backbone once")
+            self.say(before + done, "running the frozen backbone once")
 
-    def _say(self, done: int, note: str) -> None:
+    def say(self, done: int, note: str) -> None:
+        """Tell the board how far the work is, in passes; only the first worker does."""
         if self.peers.first:
             self.board.say.remote(done, note)
 
-    def _write(self, event: str, **values: Any) -> None:
+    def write(self, event: str, **values: Any) -> None:
+        """Log a line; only the first worker does."""
         if self.log:
             self.log.write(event, **values)
-
-
-class _Told:
-    """What follows each step: progress, log and metrics, and the question whether to stop here."""
-
-    def __init__(
-        self,
-        worker: _Worker,
-        stage: Stage,
-        number: int,
-        place: Place,
-        waiting: Waiting[Batch],
-        optimizer: torch.optim.Optimizer,
-        mine: Totals,
-    ) -> None:
-        self.worker, self.stage, self.number, self.place = worker, stage, number, place
-        self.waiting, self.optimizer, self.mine = waiting, optimizer, mine
-        self.seen = place.seen - place.totals.pictures
-        self.begun = self.saved = time.monotonic()
-        self.last = (mine.pictures, 0.0)
-
-    def __call__(self, step: int, totals: Totals) -> None:
-        worker, peers = self.worker, self.worker.peers
-        learned = (totals.pictures - self.mine.pictures) * peers.world
-        pictures = self.place.totals.pictures + learned
-        elapsed = max(time.monotonic() - self.begun, 1e-9)
-        loss, accuracy = totals.loss / totals.pictures, totals.correct / totals.pictures
-        rate, wait_share = learned / elapsed, self.waiting.seconds / elapsed
-        worker.metrics.step(
-            self.stage.name,
-            pictures=totals.pictures - self.last[0],
-            waited=self.waiting.seconds - self.last[1],
-            rate=rate / peers.world,
-            loss=loss,
-        )
-        self.last = (totals.pictures, self.waiting.seconds)
-        worker._say(
-            worker.work.before(self.number, self.place.epoch, pictures),
-            f"{self.stage.name} {self.place.epoch + 1}/{self.stage.epochs}, loss {loss:.3f}, "
-            f"accuracy {accuracy:.1%}, {rate:,.1f} images/s, waited {wait_share:.1%}",
-        )
-        if (step + 1) % worker.job.log_every == 0:
-            worker._write(
-                "step", stage=self.stage.name, epoch=self.place.epoch, step=step + 1,
-                pictures_seen=self.seen + pictures, loss=loss, accuracy=accuracy,
-                lr=float(self.optimizer.param_groups[0]["lr"]), images_per_second=rate, wait_share=wait_share,
-            )  # fmt: skip
-        if peers.agreed(bool(worker.stop)):
-            sums = peers.summed(totals.loss, totals.correct, totals.pictures)
-            raise _Stopped(Totals(sums[0], int(sums[1]), int(sums[2])))
