@@ -126,11 +126,12 @@ def create_index(milvus: Milvus, generation: Generation) -> None:
     """Start building the vector index, metric L2. A server returns at once, Milvus Lite when it is built."""
     from pymilvus import MilvusClient
 
-    params = MilvusClient.prepare_index_params()
-    params.add_index(
-        "embedding", index_type=generation.index.type, metric_type="L2", params=generation.index.params
-    )
-    milvus.call("create_index", generation.name, params, sync=False, timeout=3600)
+    spec = generation.index
+    # pymilvus spreads the parameters out, and Milvus Lite reads only those that lie together in `params`.
+    params: dict[str, Any] = {"params": spec.params} if milvus.capabilities.lite else dict(spec.params)
+    wanted = MilvusClient.prepare_index_params()
+    wanted.add_index("embedding", index_type=spec.type, metric_type="L2", params=params)
+    milvus.call("create_index", generation.name, wanted, sync=False, timeout=3600)
 
 
 def list_generations(milvus: Milvus, alias: str | None = None) -> list[Generation]:

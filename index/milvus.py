@@ -24,6 +24,8 @@ _FULL = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
 _CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
 _NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+# Milvus Lite hangs up on who pings it every 10 s, as pymilvus does, in the middle of an index build.
+_NEVER_MS = 2**31 - 1
 _START_IT = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
 
 
@@ -182,6 +184,7 @@ def connect(
     lite = not re.match(r"[a-z]+://", uri)
     if lite:
         uri = _checked_file(uri)
+        named["grpc_options"] = {"grpc.keepalive_time_ms": _NEVER_MS}
     else:
         _knock(uri, named["timeout"])
         if ca_file:

@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{asked.rows:,} rows in {asked.shards} shards, Milvus 2.3.5; {machine()}")
         own = finished_run(bench.own, "own", vectors, per_shard)
         far = finished_run(bench.foreign, "far", vectors, per_shard)
-        load(bench, own, "stream_insert", "warm-up")
+        load(bench, finished_run(bench.own, "warm", vectors[:2000], 2000), "stream_insert", "warm-up")
         found = [
             load(bench, own, "grpc_v1", "import, shards in its bucket"),
             load(bench, far, "grpc_v1", "import, shards copied to its bucket"),

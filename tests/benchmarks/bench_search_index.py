@@ -1,70 +1,122 @@
-"""Searching a server: latency, probes/s and recall of each index type, against faiss-cpu on the same data.
+"""Searching an index: latency, probes/s, recall and memory of each type, beside faiss on the same data.
 
-    python tests/benchmarks/bench_search_index.py [--rows 10000] [--types FLAT,HNSW,IVF_FLAT,IVF_SQ8]
+    python tests/benchmarks/bench_search_index.py [--lite] [--rows 10000] [--types FLAT,HNSW,IVF_FLAT,IVF_SQ8]
 
-Recall is against exact search; the effort grows with k as `clvr search` lets it grow. faiss gets the same.
+On a server, or with `--lite` in a local file. Recall is against exact search; the effort grows with k as
+`clvr search` lets it grow, and faiss gets the same. `--sweep` tries other efforts as well.
 """
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
-from milvus_bench import Bench, bench_server, finished_run, grouped, machine
+from milvus_bench import bench_server, finished_run, grouped, machine
 from numpy.typing import NDArray
 
 from index import generations
 from index.bulk_load import await_index, load_runs
 from index.crops import crop_id_of
-from index.exact import nearest
-from index.generations import Generation
+from index.generations import Generation, IndexSpec
+from index.milvus import Milvus, connect
+from index.runs import Run
 from index.search import search_generation, search_params
+from infra.store import Store, open_store
 
 PROBES = 1000
+FOR_RECALL = 200
+TURNS = {1: 30, 10: 10, 100: 3, 1000: 2}
+HEAD = "\n".join(
+    f"| {name:<16} | {' | '.join(f'{one:>13}' for one in nq)} | {' | '.join(recalls)} |"
+    for name, nq, recalls in (
+        ("ms, probes/s", [f"nq {nq}" for nq in TURNS], (" @10 ", "@100 ")),
+        ("-" * 16, ["-" * 12 + ":"] * 4, ("----:", "----:")),
+    )
+)
 Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 
 
-def measured(name: str, search: Search, probes: NDArray[np.float32], exact: NDArray[np.int64]) -> str:
-    """One row: median latency by nq at top 20, probes/s at nq 100, recall at 10 and 100."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is searched for: probes (n, 1024), and the exact 100 nearest of the first of them."""
+
+    probes: NDArray[np.float32]
+    exact: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where Milvus keeps a generation, and how much memory it takes there."""
+
+    name: str
+    milvus: Milvus
+    generation: Generation
+    memory_mb: Callable[[Generation], float]
+
+
+def measured(name: str, search: Search, asked: Asked) -> str:
+    """One row: median latency and probes/s at top 20 by nq, recall at 10 and 100."""
     cells = []
-    for nq in (1, 10, 100, 1000):
+    for nq, turns in TURNS.items():
         taken = []
-        for turn in range(30 if nq == 1 else 5 if nq == 10 else 2):
-            block = probes[(turn * nq) % len(probes) :][:nq]
+        for turn in range(turns):
+            block = asked.probes[(turn * nq) % len(asked.probes) :][:nq]
             begun = time.perf_counter()
             search(block, 20)
-            taken.append(1000 * (time.perf_counter() - begun))
-        cells.append(float(np.median(taken)))
-    recalls = [recall(search, probes[:200], exact[:200], k) for k in (10, 100)]
-    return (
-        f"| {name:<18} | {cells[0]:>8.1f} | {cells[1]:>8.1f} | {cells[2]:>8.0f} | {cells[3]:>8.0f} "
-        f"| {100_000 / cells[2]:>8,.0f} | {recalls[0]:.3f} | {recalls[1]:.3f} |"
-    )
+            taken.append(time.perf_counter() - begun)
+        seconds = float(np.median(taken))
+        cells.append(f"{1000 * seconds:>7,.1f} {nq / seconds:>5,.0f}")
+    recalls = [recall(search, asked, k) for k in (10, 100)]
+    return f"| {name:<16} | {' | '.join(cells)} | {recalls[0]:.3f} | {recalls[1]:.3f} |"
 
 
-def recall(search: Search, probes: NDArray[np.float32], exact: NDArray[np.int64], k: int) -> float:
+def recall(search: Search, asked: Asked, k: int) -> float:
     """Return the mean share of the exact k nearest that were found."""
-    found = np.concatenate([search(probes[first : first + 50], k) for first in range(0, len(probes), 50)])
-    return float(
-        np.mean(
-            [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
-        )
-    )
+    found = np.concatenate([search(asked.probes[i : i + 50], k) for i in range(0, len(asked.exact), 50)])
+    pairs = zip(found.tolist(), asked.exact.tolist(), strict=True)
+    return float(np.mean([len(set(a[:k]) & set(b[:k])) / k for a, b in pairs]))
 
 
-def on_milvus(bench: Bench, generation: Generation) -> Search:
-    """Search a generation."""
+def on_milvus(milvus: Milvus, generation: Generation) -> Search:
+    """Search a generation as `clvr search` does, with all that it tells of a crop."""
 
     def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        answers = search_generation(bench.milvus, generation, probes, k)
-        return np.asarray([[hit.crop_id for hit in hits] for batch in answers for hits in batch])
+        answers = search_generation(milvus, generation, probes, k)
+        found = [[hit.crop_id for hit in hits] for batch in answers for hits in batch]
+        return np.asarray([ids + [-1] * (k - len(ids)) for ids in found])
 
     return search
 
 
-def on_faiss(index: faiss.Index, ids: NDArray[np.int64], spec: generations.IndexSpec) -> Search:
+def bare(milvus: Milvus, generation: Generation, effort: dict[str, int]) -> Search:
+    """Search with a given effort, for the ids alone."""
+
+    def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        answers: Any = milvus.call(
+            "search",
+            generation.name,
+            data=list(probes),
+            anns_field="embedding",
+            limit=k,
+            search_params={"metric_type": "L2", "params": effort},
+            output_fields=["crop_id"],
+            timeout=300,
+        )
+        # Where too few lists are probed, fewer than k are found.
+        return np.asarray([[hit.id for hit in hits] + [-1] * (k - len(hits)) for hits in answers])
+
+    return search
+
+
+def on_faiss(index: Any, ids: NDArray[np.int64], spec: IndexSpec) -> Search:
     """Search a faiss index with the effort that Milvus gets."""
 
     def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -73,14 +125,16 @@ def on_faiss(index: faiss.Index, ids: NDArray[np.int64], spec: generations.Index
             index.hnsw.efSearch = effort["ef"]
         if "nprobe" in effort:
             index.nprobe = effort["nprobe"]
-        return ids[index.search(probes, k)[1]]
+        found: NDArray[np.int64] = ids[index.search(probes, k)[1]]
+        return found
 
     return search
 
 
-def built(spec: generations.IndexSpec, vectors: NDArray[np.float32]) -> faiss.Index:
+def built(spec: IndexSpec, vectors: NDArray[np.float32]) -> Any:
     """Build the same index in faiss."""
     d = vectors.shape[1]
+    index: Any
     if spec.type == "HNSW":
         index = faiss.IndexHNSWFlat(d, spec.params["M"])
         index.hnsw.efConstruction = spec.params["efConstruction"]
@@ -94,53 +148,145 @@ def built(spec: generations.IndexSpec, vectors: NDArray[np.float32]) -> faiss.In
     return index
 
 
-def reindexed(bench: Bench, generation: Generation, spec: generations.IndexSpec) -> Generation:
+def reindexed(milvus: Milvus, generation: Generation, spec: IndexSpec) -> Generation:
     """Give a generation another index and load it."""
     other = replace(generation, index=spec)
-    bench.milvus.call("release_collection", generation.name)
-    bench.milvus.call("drop_index", generation.name, "embedding")
-    generations.create_index(bench.milvus, other)
-    await_index(bench.milvus, other)
-    generations.ensure_loaded(bench.milvus, other)
+    if spec == generation.index:
+        return generation
+    milvus.call("release_collection", generation.name)
+    milvus.call("drop_index", generation.name, "embedding")
+    generations.create_index(milvus, other)
+    await_index(milvus, other)
+    generations.ensure_loaded(milvus, other)
     return other
+
+
+def efforts(spec: IndexSpec) -> list[dict[str, int]]:
+    """The efforts that a sweep tries."""
+    if spec.type == "HNSW":
+        return [{"ef": ef} for ef in (128, 256, 512, 800, 1600)]
+    lists = spec.params.get("nlist", 0)
+    return [{"nprobe": lists // share} for share in (32, 16, 8, 4, 2) if lists]
+
+
+def sweep(place: Place, generation: Generation, asked: Asked) -> Iterator[str]:
+    """One row an effort: recall at 10 and at 100, and ms a call of 100 probes at top 100."""
+    for effort in efforts(generation.index):
+        search = bare(place.milvus, generation, effort)
+        if effort.get("ef", 100) < 100:
+            continue
+        begun = time.perf_counter()
+        search(asked.probes[:100], 100)
+        spent = 1000 * (time.perf_counter() - begun)
+        found = ", ".join(f"recall@{k} {recall(search, asked, k):.3f}" for k in (10, 100))
+        yield f"  {generation.index.type} {effort}: {found}, nq 100 at top 100 {spent:,.0f} ms"
+
+
+@contextmanager
+def on_a_server(vectors: NDArray[np.float32], kind: str) -> Iterator[Place]:
+    """Import the vectors into a real server."""
+    with bench_server() as bench:
+        run = finished_run(bench.own, "r", vectors, len(vectors))
+        generation = load_runs(
+            bench.milvus, bench.own, [run], alias="b", index_type=kind, milvus_bucket=bench.bucket
+        )
+        yield Place("Milvus", bench.milvus, generation, lambda _: bench.memory_mb())
+
+
+@contextmanager
+def in_a_file(vectors: NDArray[np.float32], kind: str, folder: str | None) -> Iterator[Place]:
+    """Insert the vectors into Milvus Lite, or take those that a folder already holds."""
+    with tempfile.TemporaryDirectory(prefix="clvr-bench-") as scratch:
+        path = Path(folder or scratch)
+        store = _made(path / "runs")
+        with connect(str(path / "index.db")) as milvus:
+            known = generations.list_generations(milvus)
+            if known:
+                generation = known[-1]
+                generations.ensure_loaded(milvus, generation)
+            else:
+                done = [one for one in store.folders("runs") if store.head(f"runs/{one}/done.json")]
+                run = Run.open(store, "r") if done else finished_run(store, "r", vectors, len(vectors))
+                generation = load_runs(milvus, store, [run], alias="b", index_type=kind)
+            yield Place("Lite", milvus, generation, lambda _: _resident(path / "index.db"))
+
+
+def _made(path: Path) -> Store:
+    path.mkdir(parents=True, exist_ok=True)
+    return open_store(str(path))
+
+
+def _resident(db: Path) -> float:
+    """Resident MB of a process that opens a copy of the file, loads it and searches once."""
+    with tempfile.TemporaryDirectory(prefix="clvr-bench-", dir=db.parent) as scratch:
+        copy = Path(scratch, "copy.db")
+        # Hard links: the file is locked by this process, and nothing is written by looking.
+        subprocess.run(["/bin/cp", "-al", db, copy], check=True)
+        (copy / "LOCK").unlink(missing_ok=True)
+        said = subprocess.run([sys.executable, __file__, "--open", copy], capture_output=True, text=True)
+        return float(said.stdout.split()[-1]) if said.returncode == 0 else float("nan")
+
+
+def _open_and_search(path: str) -> None:
+    with connect(path) as milvus:
+        generation = generations.list_generations(milvus)[-1]
+        generations.ensure_loaded(milvus, generation)
+        list(search_generation(milvus, generation, np.zeros((1, 1024), np.float32), 20))
+        status = Path("/proc/self/status").read_text()
+        print(float(status.partition("VmRSS:")[2].split()[0]) / 1e3)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--types", default="FLAT,HNSW,IVF_FLAT,IVF_SQ8")
+    parser.add_argument("--types")
+    parser.add_argument("--lite", action="store_true")
+    parser.add_argument("--no-faiss", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--folder", help="Keep a local index here, or take up the one that is here.")
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.open:
+        _open_and_search(asked.open)
+        return
+    kinds = (asked.types or ("" if asked.lite else "FLAT,") + "HNSW,IVF_FLAT,IVF_SQ8").split(",")
     vectors = grouped(asked.rows)
-    probes = grouped(asked.rows, seed=0)[: min(PROBES, asked.rows)]
+    probes = vectors[: min(PROBES, asked.rows)]
     probes = probes + 0.1 * np.random.default_rng(1).standard_normal(probes.shape, np.float32)
     uris = [f"s3://archive/dt=2026-11-22/cam=004/{number:09d}.jpg" for number in range(asked.rows)]
     ids = np.asarray([crop_id_of(uri) for uri in uris])
-    exact, _ = nearest(probes[:200], [(ids, vectors)], 100)
-    print(f"{asked.rows:,} x 1024 in groups of 20, L2, top 20; {machine()}")
-    print("| index              | nq 1 ms  | nq 10    | nq 100   | nq 1000  | probes/s |  @10  | @100  |")
-    print("| ------------------ | -------: | -------: | -------: | -------: | -------: | ----: | ----: |")
-    notes = []
-    with bench_server() as bench:
-        run = finished_run(bench.own, "r", vectors, asked.rows)
-        generation = load_runs(
-            bench.milvus, bench.own, [run], alias="b", index_type="IVF_FLAT", milvus_bucket=bench.bucket
-        )
-        for kind in asked.types.split(","):
-            spec = generations.index_spec(bench.milvus, kind, asked.rows)
+    flat = built(IndexSpec("FLAT", {}), vectors)
+    wanted = Asked(probes, ids[flat.search(probes[:FOR_RECALL], 100)[1]])
+    del flat
+    print(f"{asked.rows:,} x 1024 in groups of 20, L2, top 20; {machine()}\n{HEAD}", flush=True)
+    notes: list[str] = []
+    begun = time.monotonic()
+    with (
+        in_a_file(vectors, kinds[0], asked.folder) if asked.lite else on_a_server(vectors, kinds[0]) as place
+    ):
+        notes.append(f"the first load took {time.monotonic() - begun:,.0f} s, index included")
+        generation = place.generation
+        for kind in kinds:
+            spec = generations.index_spec(place.milvus, kind, asked.rows)
             begun = time.monotonic()
-            generation = reindexed(bench, generation, spec)
+            generation = reindexed(place.milvus, generation, spec)
             served = time.monotonic() - begun
-            print(measured(f"Milvus {kind}", on_milvus(bench, generation), probes, exact), flush=True)
-            memory = bench.memory_mb()
-            begun = time.monotonic()
-            local = built(spec, vectors)
-            alone = time.monotonic() - begun
-            print(measured(f"faiss {kind}", on_faiss(local, ids, spec), probes, exact), flush=True)
-            notes.append(
-                f"{kind}: built and loaded in {served:.0f} s on the server ({memory:,.0f} MB resident), "
-                f"{alone:.0f} s in faiss"
+            line = measured(f"{place.name} {kind}", on_milvus(place.milvus, generation), wanted)
+            print(line, flush=True)
+            if asked.sweep:
+                notes += sweep(place, generation, wanted)
+            note = (
+                f"{kind}: {served:,.0f} s to index and load, {place.memory_mb(generation):,.0f} MB resident"
             )
+            if not asked.no_faiss:
+                begun = time.monotonic()
+                local = built(spec, vectors)
+                note += f"; faiss built it in {time.monotonic() - begun:,.0f} s"
+                print(measured(f"faiss {kind}", on_faiss(local, ids, spec), wanted), flush=True)
+                del local
+            notes.append(f"{note}; load {machine()}")
+            print(notes[-1], file=sys.stderr, flush=True)
     print("\n".join(notes))
     print(f"at the end: {machine()}")
 

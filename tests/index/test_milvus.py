@@ -55,6 +55,13 @@ def test_the_token_is_in_no_message_and_no_repr(tmp_path: Path) -> None:
     assert caught.value.__cause__ is None
 
 
+def test_a_local_index_is_not_pinged_until_it_hangs_up(milvus: Milvus) -> None:
+    # It hangs up on the second ping within five minutes; pymilvus pings every ten seconds, and where an index
+    # takes that long, says "index already exists" at its second attempt.
+    options = milvus._client._get_connection()._grpc_options
+    assert options["grpc.keepalive_time_ms"] > 10 * 300_000
+
+
 def test_a_file_of_something_else_is_no_index(tmp_path: Path) -> None:
     (tmp_path / "old.db").write_bytes(b"SQLite format 3\0")
     with pytest.raises(IndexUnreachable, match="cannot be opened"):
