@@ -30,7 +30,11 @@
     ├── GateFailed                 8   a generation that must not be promoted
     ├── BudgetExceeded             9   more bad pictures than the failure budget allows
     ├── Locked                    10   somebody else is doing this right now
-    └── TrainingDiverged          11   the loss is not a number
+    ├── TrainingDiverged          11   the loss is not a number
+    └── ClusterError              12   the Ray cluster
+        ├── RayUnreachable             no cluster at the address, or it does not answer
+        ├── RayDenied                  it asks for a token, or for another one
+        └── JobMissing                 it knows no such job
 
 Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
 """
@@ -203,3 +207,21 @@ class TrainingDiverged(ClvrError):
     """The loss is not a number."""
 
     exit_code = 11
+
+
+class ClusterError(ClvrError):
+    """The Ray cluster."""
+
+    exit_code = 12
+
+
+class RayUnreachable(ClusterError):
+    """No Ray cluster at the address, or it does not answer."""
+
+
+class RayDenied(ClusterError):
+    """The Ray cluster asks for a token, or for another one."""
+
+
+class JobMissing(ClusterError):
+    """The Ray cluster knows no such job."""

@@ -17,7 +17,7 @@ from jobs.commands import archive, evaluation, generations, operating, searching
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 parts that do not
 belong together; 7 numbers that do not add up; 8 the gate said no; 9 too many bad pictures; 10 locked by
-somebody else; 11 training diverged; 130 interrupted.
+somebody else; 11 training diverged; 12 Ray cluster; 130 interrupted.
 """
 
 
@@ -93,12 +93,16 @@ VERBS: dict[str, Callable[..., None]] = {
     "serve": searching.serve,
     "evaluate": evaluation.evaluate,
     "reindex": operating.reindex,
+    "submit": operating.submit,
+    "jobs": operating.jobs,
     "config": setup.show_config,
     "doctor": setup.doctor,
     "stack": setup.stack,
 }
+# What follows the submitted verb is its own, options and all.
+CONTEXTS = {"submit": {"allow_interspersed_args": False}}
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name, context_settings=CONTEXTS.get(name))(verb)
 
 
 def main() -> None:

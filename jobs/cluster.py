@@ -5,12 +5,8 @@ import os
 
 import ray
 
-from infra.errors import ClvrError
+from infra.errors import ClvrError, RayUnreachable
 from infra.settings import Settings
-
-
-class RayUnreachable(ClvrError):
-    """No Ray cluster at the address, or it refused us."""
 
 
 def connect(settings: Settings) -> None:

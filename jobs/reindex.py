@@ -20,6 +20,7 @@ from infra.errors import ClvrError
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.cluster import connect
+from jobs.embed_actor import OpenEmbedder
 from jobs.progress import console
 from jobs.reindex_request import NightRequest
 from jobs.reindex_steps import (
@@ -58,9 +59,12 @@ class NightDone:
         return self.summary | {"page": self.page, "already_finished": self.already}
 
 
-def reindex(request: NightRequest, settings: Settings) -> NightDone:
+def reindex(
+    request: NightRequest, settings: Settings, *, open_embedder: OpenEmbedder | None = None
+) -> NightDone:
     """Do tonight's job, or what is left of it.
 
+    open_embedder: what stands for the checkpoint's model, for tests.
     Raises Locked while another night of the alias is under way; FingerprintMismatch if the live generation is
     of another model and `full` was not asked for; BudgetExceeded for too many bad or vanished crops;
     GateFailed; what the steps raise. After any of them the alias is where it was, the summary says what
@@ -68,9 +72,10 @@ def reindex(request: NightRequest, settings: Settings) -> NightDone:
     """
     store, archive = open_store(settings.runs), open_store(request.archive)
     archive.ensure()
+    model = open_embedder() if open_embedder else load_checkpoint(request.model)
     inputs = NightInputs(
         archive=archive.uri,
-        fingerprint=load_checkpoint(request.model).fingerprint,
+        fingerprint=model.fingerprint,
         alias=settings.alias,
         milvus=settings.milvus,
         key_pattern=request.key_pattern,
@@ -85,7 +90,7 @@ def reindex(request: NightRequest, settings: Settings) -> NightDone:
         page = store.uri_of(night.key("summary.html"))
         if night.finished:
             return _already(night, page, settings)
-        summary = _work(AtWork(request, settings, store, archive, night), lock, page)
+        summary = _work(AtWork(request, settings, store, archive, night, open_embedder), lock, page)
     return NightDone(summary, page)
 
 

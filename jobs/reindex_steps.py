@@ -8,6 +8,7 @@ from index import generation_ledger
 from index.changes import lineage
 from index.generations import Generation, list_generations
 from index.generations import live as live_generation
+from index.ledger import RunSummary
 from index.milvus import Milvus
 from index.nights import Night
 from index.promote import promote
@@ -18,7 +19,8 @@ from infra.errors import BadInput, FingerprintMismatch, GateFailed
 from infra.settings import Settings
 from infra.store import Store
 from jobs import load as verbs
-from jobs.embed import EmbedRequest, embed
+from jobs.embed import embed
+from jobs.embed_actor import OpenEmbedder
 from jobs.reindex_plan import begin_run, embed_request, models_of
 from jobs.reindex_request import NightRequest
 from jobs.which import find_run, open_milvus
@@ -34,6 +36,7 @@ class AtWork:
     """Where runs, generations' ledger and nights are kept."""
     archive: Store
     night: Night
+    open_embedder: OpenEmbedder | None = None
 
     def outcome(self, step: Any) -> dict[str, Any]:
         """What a step that is done came to."""
@@ -68,7 +71,7 @@ def embed_step(at: AtWork) -> dict[str, Any]:
     if plan["run_id"] is None:
         return {"said": "nothing to embed", "embedded": 0, "listed": 0, "quarantined": 0, "duplicates": 0}
     run = Run.open(at.store, plan["run_id"])
-    summary = run.summary if run.finished else embed(_as_embed(at, plan), at.settings)
+    summary = run.summary if run.finished else _embed(at, plan)
     timings = total_of(read_timings(run.folder))
     return {
         "said": f"{summary.embedded:,} embedded, {summary.quarantined:,} quarantined, "
@@ -140,7 +143,7 @@ def gate_step(at: AtWork) -> dict[str, Any]:
         place = (
             "It is live, and tonight's increment is in it: build a new one (--beside), or roll back."
             if load["kind"] == "increment"
-            else "The alias was not moved. Repair what is named, and give the same command again."
+            else "The alias did not move. The same command measures again; --night NAME builds anew."
         )
         raise GateFailed(f"{report.generation} did not pass: {'; '.join(report.failures)}", remedy=place)
     return {
@@ -230,5 +233,6 @@ def _by_time(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.info.created)
 
 
-def _as_embed(at: AtWork, plan: dict[str, Any]) -> EmbedRequest:
-    return embed_request(at.request, plan["run_id"], plan["since_run"], plan["precision"])
+def _embed(at: AtWork, plan: dict[str, Any]) -> RunSummary:
+    asked = embed_request(at.request, plan["run_id"], plan["since_run"], plan["precision"])
+    return embed(asked, at.settings, open_embedder=at.open_embedder)
