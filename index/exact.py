@@ -1,27 +1,18 @@
 """Exact nearest neighbours by a scan over blocks of vectors: no index, memory bounded, each row read once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.distances import (
-    PAIRS_AT_ONCE,
-    Frame,
-    Kernel,
-    Placed,
-    choose_kernel,
-    error_bound,
-    exact_squared,
-    outward,
-)
+from index.coarse import GROUP, Screen, screen_for
 from infra.errors import BadInput, BadSetting
 
 NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
 _QUERIES_AT_ONCE = 512
 _ROWS_AT_ONCE = 4096
-_MANY = 4  # candidates per wanted neighbour, from which a partial sort is cheaper than rechecking them all
+_PAIRS_AT_ONCE = 64  # 1.5 MiB at 1024-D: stays in the second-level cache
 
 
 def nearest(
@@ -67,17 +58,28 @@ class _Best:
     def empty(cls, queries: int, k: int) -> "_Best":
         return cls(np.full((queries, k), NOBODY, dtype=np.int64), np.full((queries, k), np.inf))
 
-    def merge(self, queries: NDArray[np.int64], ids: NDArray[np.int64], squared: NDArray[np.float64]) -> None:
-        """Take in candidates: three arrays (m,)."""
-        touched = np.unique(queries)
+    @property
+    def farthest(self) -> NDArray[np.float64]:
+        """Squared distance (q,) that no row may exceed to be among the k; infinite where there is room."""
+        return self.squared[:, -1]
+
+    def merge(self, owner: NDArray[np.int64], ids: NDArray[np.int64], squared: NDArray[np.float64]) -> None:
+        """Take in candidates: three arrays (m,), owners ascending."""
+        closer = squared <= self.farthest[owner]
+        owner, ids, squared = owner[closer], ids[closer], squared[closer]
+        if not len(owner):
+            return
+        touched, first, counts = np.unique(owner, return_index=True, return_counts=True)
         k = self.ids.shape[1]
-        owner = np.concatenate([np.repeat(touched, k), queries])
-        ids = np.concatenate([self.ids[touched].ravel(), ids])
-        squared = np.concatenate([self.squared[touched].ravel(), squared])
-        order = np.lexsort((ids, squared, owner))
-        first = np.searchsorted(owner[order], touched)
-        keep = order[first[:, None] + np.arange(k)]
-        self.ids[touched], self.squared[touched] = ids[keep], squared[keep]
+        line = np.repeat(np.arange(len(touched)), counts)
+        place = k + np.arange(len(owner)) - np.repeat(first, counts)
+        all_ids = np.full((len(touched), k + int(counts.max())), NOBODY)
+        all_squared = np.full(all_ids.shape, np.inf)
+        all_ids[:, :k], all_squared[:, :k] = self.ids[touched], self.squared[touched]
+        all_ids[line, place], all_squared[line, place] = ids, squared
+        order = np.lexsort((all_ids, all_squared), axis=1)[:, :k]
+        self.ids[touched] = np.take_along_axis(all_ids, order, axis=1)
+        self.squared[touched] = np.take_along_axis(all_squared, order, axis=1)
 
 
 def _scan(
@@ -86,9 +88,8 @@ def _scan(
     best: _Best,
     device: str,
 ) -> None:
-    frame: Frame | None = None
-    kernel = Kernel(device)
-    loaded: list[tuple[slice, Placed, object]] = []
+    screen: Screen | None = None
+    pairs = _Pairs(queries.shape[1])
     for ids, vectors in blocks:
         if vectors.ndim != 2 or vectors.shape[1] != queries.shape[1] or len(ids) != len(vectors):
             raise BadInput(
@@ -97,57 +98,93 @@ def _scan(
             )
         if not len(ids):
             continue
-        if frame is None:
-            frame = Frame.around(queries, vectors)
-            kernel = choose_kernel(device, work=float(queries.size) * len(vectors))
-            for start in range(0, len(queries), _QUERIES_AT_ONCE):
-                part = slice(start, min(start + _QUERIES_AT_ONCE, len(queries)))
-                placed = frame.place(queries[part])
-                loaded.append((part, placed, kernel.probes(placed)))
+        screen = screen or screen_for(queries, vectors, rows=_ROWS_AT_ONCE, device=device)
         for start in range(0, len(ids), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            gallery = frame.place(vectors[rows])
-            ready = kernel.gallery(gallery)
-            for part, placed, probes in loaded:
-                scores = kernel.scores(probes, ready)
-                query, row = _candidates(scores, placed, gallery, best.squared[part], frame)
-                query = query + part.start
-                squared = _squared(queries, vectors[rows], query, row)
-                closer = squared <= best.squared[query, -1]
-                best.merge(query[closer], ids[rows][row[closer]], squared[closer])
+            screen.load(vectors[rows])
+            for first in range(0, len(queries), _QUERIES_AT_ONCE):
+                part = slice(first, min(first + _QUERIES_AT_ONCE, len(queries)))
+                for query, row in _rounds(screen, part, best):
+                    squared = pairs.squared(queries, vectors[rows], query, row)
+                    best.merge(query, ids[rows][row], squared)
 
 
-def _squared(
-    queries: NDArray[np.float32],
-    vectors: NDArray[np.float32],
-    query: NDArray[np.int64],
-    row: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    squared = np.empty(len(query))
-    for start in range(0, len(query), PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
-        squared[part] = exact_squared(queries[query[part]], vectors[row[part]])
-    return squared
+def _rounds(
+    screen: Screen, part: slice, best: _Best
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs (query, row) of the loaded block that must be measured, in two rounds.
+
+    A query with little found so far would have to measure most of a block. So those rows come first that
+    look nearest, about k of them; what they turn out to be is the limit for the others.
+    """
+    low = screen.low(part)
+    count, rows = low.shape
+    k = best.ids.shape[1]
+    # Rows that lie far apart share a group: neighbours in an archive are often pictures of one vehicle.
+    least = low.view(count, GROUP, rows // GROUP).amin(1).cpu().numpy()
+    limits = screen.limits(part, best.farthest[part])
+    nowhere = np.full(count, -np.inf, np.float32)
+    before = nowhere.copy()
+    # The k-th smallest of the groups' least is at least the k-th smallest of all.
+    some = least if k < rows // GROUP else low.cpu().numpy()
+    many = np.flatnonzero((some <= limits[:, None]).sum(1) > k)
+    if len(many):
+        before[many] = np.partition(some[many], k - 1, axis=1)[:, k - 1]
+        before = np.minimum(before, limits)
+        yield _under(low, least, before, nowhere, part.start)
+        limits = screen.limits(part, best.farthest[part])
+    yield _under(low, least, limits, before, part.start)
 
 
-def _candidates(
-    scores: torch.Tensor, placed: Placed, gallery: Placed, best: NDArray[np.float64], frame: Frame
+def _under(
+    low: torch.Tensor,
+    least: NDArray[np.float32],
+    limits: NDArray[np.float32],
+    above: NDArray[np.float32],
+    first: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (query, row) of this block that may be among the k nearest; `best` (q, k) are those so far."""
-    error = error_bound(placed.squares, gallery.squares, gallery.values.shape[1])
-    scaled = (best[:, -1] * float(frame.scale) ** 2 - placed.squares) / 2
-    _, limit = outward(scaled, scaled + error)
-    limit = limit.to(scores.device)
-    k = best.shape[1]
-    hit = torch.empty_like(scores)
-    many = torch.le(scores, limit[:, None], out=hit).sum(1) > _MANY * k
-    if bool(many.any()):
-        # The k-th smallest score bounds the k-th true one from above, within one error each way.
-        smallest = scores[many].topk(k, dim=1, largest=False).values[:, -1].double()
-        _, tighter = outward(smallest.cpu().numpy(), smallest.cpu().numpy() + 2 * error[many.cpu().numpy()])
-        limit[many] = torch.minimum(limit[many], tighter.to(scores.device))
-    query, row = (scores <= limit[:, None]).nonzero(as_tuple=True)
-    return query.cpu().numpy(), row.cpu().numpy()
+    """Pairs whose `low` is over `above` and not over `limits`, by query."""
+    query, group = np.nonzero(least <= limits[:, None])
+    if not len(query):
+        return query, group
+    count, rows = low.shape
+    index = torch.from_numpy(query).to(low.device), torch.from_numpy(group).to(low.device)
+    values = low.view(count, GROUP, rows // GROUP)[index[0], :, index[1]].cpu().numpy()
+    pair, member = np.nonzero((values <= limits[query, None]) & (values > above[query, None]))
+    query, row = query[pair] + first, member * (rows // GROUP) + group[pair]
+    return query, row
+
+
+class _Pairs:
+    """Squared distances of single pairs by differences in float64: equal rows, equal values."""
+
+    def __init__(self, dimension: int) -> None:
+        # Kept between calls: fresh pages for every few pairs would cost more than the arithmetic.
+        self._left, self._right = np.empty((2, _PAIRS_AT_ONCE, dimension), np.float32)
+        self._wide, self._off = np.empty((2, _PAIRS_AT_ONCE, dimension))
+
+    def squared(
+        self,
+        queries: NDArray[np.float32],
+        vectors: NDArray[np.float32],
+        query: NDArray[np.int64],
+        row: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """float64 (m,) of the pairs (query, row)."""
+        squared = np.empty(len(query))
+        for start in range(0, len(query), _PAIRS_AT_ONCE):
+            part = slice(start, start + _PAIRS_AT_ONCE)
+            size = len(query[part])
+            left, right, wide, off = (
+                room[:size] for room in (self._left, self._right, self._wide, self._off)
+            )
+            # mode="clip" lets numpy write in place without a copy; nothing is out of range.
+            np.take(queries, query[part], axis=0, out=left, mode="clip")
+            np.take(vectors, row[part], axis=0, out=right, mode="clip")
+            wide[:], off[:] = left, right
+            wide -= off
+            np.einsum("ij,ij->i", wide, wide, out=squared[part])
+        return squared
 
 
 def _without(banned: NDArray[np.int64], best: _Best, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,12 +1,15 @@
 """Exact search straight over the shards: no index, whole row groups left out by what their statistics say.
 
-Memory is that of one batch, whatever the archive's size. Manifests are sorted by URI, and URIs begin with
+Memory is that of a few batches, whatever the archive's size. Manifests are sorted by URI, and URIs begin with
 date and camera, so a window of time or a few cameras leave most row groups unread.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +29,8 @@ from index.shards import vectors_of
 _FACTS = ["crop_id", "uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
 _SCALARS = [name for name in _FACTS if name != "uri"]
 _BATCH = 8192
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -57,7 +62,8 @@ class ScanSource:
         """Return the exact nearest crops of each row of features, by L2."""
         # One pass decides who is near, a second one, over the narrow columns only, says who they are.
         self.reading = Reading()
-        ids, distances = nearest(features, self._blocks(filters), top, device=self.device)
+        with ahead(self._blocks(filters)) as blocks:
+            ids, distances = nearest(features, blocks, top, device=self.device)
         facts = self._facts(np.unique(ids[ids != NOBODY]), filters)
         return [
             [
@@ -93,7 +99,9 @@ class ScanSource:
     def _blocks(self, filters: Filters) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for shard, file, group in self._groups(filters):
             rows = file.metadata.row_group(group).num_rows
-            kept = _kept(file.read_row_group(group, columns=_SCALARS), filters, shard.left_out)
+            kept = np.ones(rows, bool)
+            if filters != Filters() or len(shard.left_out):
+                kept = _kept(file.read_row_group(group, columns=_SCALARS), filters, shard.left_out)
             if not kept.any():
                 continue
             start = 0
@@ -140,6 +148,47 @@ class ScanSource:
                     rows = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.left_out))
                     if len(rows):
                         yield file.read_row_group(group, columns=columns).take(pa.array(rows))
+
+
+@contextmanager
+def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """Make the next item in a thread while this one is worked on: reading overlaps with comparing.
+
+    One item waits at most, so memory is that of three. What `items` raises is raised where it is taken.
+    """
+    waiting: SimpleQueue[tuple[Item | None, BaseException | None]] = SimpleQueue()
+    room = Semaphore(0)
+    left = False
+
+    def read() -> None:
+        try:
+            for item in items:
+                waiting.put((item, None))
+                room.acquire()
+                if left:
+                    return
+            waiting.put((None, None))
+        except BaseException as error:
+            waiting.put((None, error))
+
+    def taken() -> Iterator[Item]:
+        while True:
+            item, error = waiting.get()
+            room.release()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+
+    reader = Thread(target=read, name="read ahead", daemon=True)
+    reader.start()
+    try:
+        yield taken()
+    finally:
+        left = True
+        room.release()
+        reader.join()
 
 
 def _ranges(group: Any) -> dict[str, tuple[Any, Any]]:

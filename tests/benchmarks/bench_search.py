@@ -1,8 +1,8 @@
 """One probe from bytes to ranked answers, split into embed and search, and the page's time to its answer.
 
-    python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40]
+    python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40] [--folder kept]
 
-The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
+`--folder` keeps what is built, and finds it again: 100,000 rows take minutes to index. The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
 weights, which costs what a trained one costs. `page` is what a browser waits for: from upload to JSON.
 """
 
@@ -43,12 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--probes", type=int, default=40)
+    parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
-        settings = searchable(Path(folder), asked.rows)
+        settings = searchable(asked.folder or Path(folder), asked.rows)
         seconds, load = time.perf_counter() - begun, os.getloadavg()[0]
-        print(f"{asked.rows:,} rows built in {seconds:.0f} s; load average {load:.1f}")
+        print(f"{asked.rows:,} rows ready in {seconds:.0f} s; load average {load:.1f}")
         searcher = Searcher(settings, threads=0)
         rng = np.random.default_rng(1)
         pictures = [jpeg(rng) for _ in range(asked.probes + 3)]
@@ -80,8 +81,13 @@ def jpeg(rng: np.random.Generator) -> bytes:
 
 
 def searchable(folder: Path, rows: int) -> Settings:
-    """A live generation of made-up vectors."""
-    (folder / "data").mkdir()
+    """A live generation of made-up vectors, found in the folder or built there."""
+    settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
+    if (folder / "ready").exists():
+        if (folder / "ready").read_text() != str(rows):
+            raise SystemExit(f"{folder} holds {(folder / 'ready').read_text()} rows, not {rows}")
+        return settings
+    (folder / "data").mkdir(parents=True)
     card = save_checkpoint(str(folder / "model"), Clvr(10).eval(), Card(label_ids=tuple(range(10))))
     uris = [f"s3://archive/cam={n % 40:03d}/{n:08d}.jpg" for n in range(rows)]
     manifest = pa.table(
@@ -119,10 +125,10 @@ def searchable(folder: Path, rows: int) -> Settings:
         shard = shard_table(crops, vectors, np.zeros(len(group), np.int32), np.ones(len(group), np.float32))
         run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
     run.finish()
-    settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
     with connect(settings.milvus) as milvus:
         generation = load_runs(milvus, runs, [run], alias=settings.alias)
         promote(milvus, runs, generation.name, force="benchmark")
+    (folder / "ready").write_text(str(rows))
     return settings
 
 

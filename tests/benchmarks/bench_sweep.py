@@ -1,6 +1,6 @@
 """Probes a second of a sweep's answers, by how many are asked at once: by the index and by the exact scan.
 
-    python tests/benchmarks/bench_sweep.py [--rows 10000] [--probes 512]
+    python tests/benchmarks/bench_sweep.py [--rows 10000] [--probes 512] [--folder kept]
 
 Answers are what `clvr sweep` writes: rules applied, own camera left out, one a pass. Probes are archived
 crops, so nothing is embedded; a picture costs what bench_search.py says. Where faiss is installed, the plain
@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--probes", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="see bench_search.py")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory() as folder:
-        settings = searchable(Path(folder), asked.rows)
+        settings = searchable(asked.folder or Path(folder), asked.rows)
         run = find_run("latest", settings)
         scan = ScanSource([run])
         ids = run.manifest()["crop_id"].to_pylist()[: asked.probes]

@@ -4,12 +4,22 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from index import coarse
 from index.exact import NOBODY, nearest
 from infra.errors import BadInput, BadSetting
+
+
+@pytest.fixture(params=["float32", "int8"], autouse=True)
+def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test by either product, however few the queries are and however fast the machine is."""
+    monkeypatch.setattr(coarse, "_FEW", 1 if request.param == "int8" else 10**9)
+    monkeypatch.setattr(coarse, "_NARROW", 2)
+    monkeypatch.setattr(coarse, "_integers_are_faster", lambda: True)
+
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -30,7 +40,7 @@ def cut(ids: NDArray[np.int64], vectors: NDArray[np.float32], size: int) -> Iter
         yield ids[start : start + size], vectors[start : start + size]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
     queries=st.integers(1, 20),

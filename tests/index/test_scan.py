@@ -1,6 +1,7 @@
 """The exact scan: the neighbours of brute force, what filters say, and row groups left unread."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from index.filters import Filters
 from index.lookup import MilvusSource
 from index.milvus import Milvus
 from index.runs import Run
-from index.scan import ScanSource
+from index.scan import ScanSource, ahead
 from infra.store import Store
 
 MakeRun = Callable[..., Run]
@@ -68,3 +69,33 @@ def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
     assert source.sightings(ids)[ids[0]].camera_id == rows[0]["camera_id"]
     assert {hit.uri for hit in source.crops(ids).values()} == {row["uri"] for row in rows}
     assert source.crops([]) == {}
+
+
+def test_what_is_read_ahead_comes_whole_and_in_order_and_waits_for_its_turn() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    with ahead(items()) as found:
+        for number in found:
+            assert len(made) <= number + 3
+    assert made == list(range(20))
+
+
+def test_a_fault_of_the_reader_is_raised_where_its_item_is_taken() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"), ahead(items()) as found:
+        assert list(found) == [1]
+
+
+def test_the_reader_stops_where_nobody_takes_its_items() -> None:
+    before = threading.active_count()
+    with ahead(iter(range(10**9))) as found:
+        assert next(found) == 0
+    assert threading.active_count() == before
