@@ -25,12 +25,21 @@ def connect(settings: Settings) -> None:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RayUnreachable(
-                f"no Ray cluster at {address}: {str(error).splitlines()[0]}",
-                remedy="check --ray and RAY_ADDRESS, or leave both out to start a local Ray",
-            ) from error
+        except Exception as error:  # a start that took too long is a bare Exception of Ray's
+            raise _unreachable(address, str(error).splitlines()[0]) from error
     _quiet_ray_data()
+
+
+def _unreachable(address: str | None, reason: str) -> RayUnreachable:
+    if address:
+        return RayUnreachable(
+            f"no Ray cluster at {address}: {reason}",
+            remedy="check --ray and RAY_ADDRESS, or leave both out to start a local Ray",
+        )
+    return RayUnreachable(
+        f"Ray did not start on this machine: {reason}",
+        remedy="give the same command again when the machine is less busy, or join a cluster by --ray",
+    )
 
 
 def cores() -> int:
