@@ -1,0 +1,115 @@
+"""Container files, checked as far as they can be without a container engine: none was run here."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.servers.process import program
+from infra.settings import PREFIX, Settings
+
+DOCKER = Path(__file__).parents[2] / "infra" / "docker"
+DOCKERFILES = ("Dockerfile.cpu", "Dockerfile.cuda")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return content
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_has_nothing_to_say(name: str) -> None:
+    done = subprocess.run(
+        [program("hadolint"), "--strict-labels", str(DOCKER / name)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_are_pinned_staged_and_not_root(name: str) -> None:
+    text = (DOCKER / name).read_text()
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert len(bases) == 2
+    assert all(re.search(r":\d+\.\d+\.\d+", base) for base in bases)
+    last_stage = text.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER 1000:1000$", last_stage, re.MULTILINE)
+    assert "pip install" not in last_stage, "no build tools' leftovers in what runs"
+    project = (DOCKER.parents[1] / "pyproject.toml").read_text()
+    assert re.search(r"torch==[\d.]+", text)[0] in project  # type: ignore[index]
+    for package in re.findall(r"--yes (.*?) \\", text):
+        assert "=" in package
+
+
+def test_the_build_context_holds_the_source_and_no_secret() -> None:
+    rules = (DOCKER.parents[1] / ".dockerignore").read_text().splitlines()
+    assert rules[1] == "*"
+    copied = set(
+        re.findall(r"^COPY (?!--from)(\S+) \1$", (DOCKER / "Dockerfile.cpu").read_text(), re.MULTILINE)
+    )
+    assert copied == {"clvr_model", "index", "infra", "jobs"}
+    assert {f"!{name}" for name in copied} <= set(rules)
+    assert "infra/docker" in rules, "secrets/ lies there"
+
+
+def test_compose_follows_the_specification(compose: dict[str, Any]) -> None:
+    from compose_spec import ComposeSpecification
+
+    plain = {name: value for name, value in compose.items() if not name.startswith("x-")}
+    ComposeSpecification.model_validate(plain)
+
+
+def test_compose_is_pinned_on_the_loopback_and_without_secrets(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert {"s3", "etcd", "milvus", "ray"} <= services.keys()
+    for name, service in services.items():
+        assert re.search(r":v?\d+\.\d+", service["image"]), name
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        for variable in service.get("environment", {}):
+            assert not re.search("SECRET|TOKEN$|PASSWORD|ACCESS_KEY", variable), "by env_file or secret only"
+            if variable.startswith(PREFIX):
+                assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
+        for dependency in service.get("depends_on", {}):
+            assert dependency in services
+        if service["image"].startswith("clvr-archive"):
+            assert service["read_only"]
+            assert service["cap_drop"] == ["ALL"]
+            assert service["user"].endswith(":-1000}")
+
+
+def test_the_secrets_are_made_once_and_read_by_their_owner_only(tmp_path: Path) -> None:
+    script = tmp_path / "make-secrets"
+    script.write_bytes((DOCKER / "make-secrets").read_bytes())
+    for _ in range(2):
+        done = subprocess.run(["/bin/sh", str(script)], capture_output=True, text=True, check=True)
+        made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+        assert done.stdout == ""
+    assert made.keys() == {"s3.json", "client.env", "milvus.env", "ray-token"}
+    for path in (tmp_path / "secrets").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (
+        yaml.safe_load(made["s3.json"])["identities"][0]["credentials"][0]["secretKey"] in made["client.env"]
+    )
+
+
+@pytest.mark.integration
+def test_buckets_are_made_by_the_command_that_compose_runs(seaweedfs: Any, compose: dict[str, Any]) -> None:
+    command = compose["services"]["buckets"]["command"]
+    assert command[:3] == ["python", "-m", "infra.servers.buckets"]
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, *command[1:3], "compose-a", "compose-b"],
+            env={**os.environ, **seaweedfs.environment},
+            check=True,
+            cwd=DOCKER.parents[1],
+        )
+    from infra.store import open_store
+
+    assert list(open_store("s3://compose-b", seaweedfs.settings).list()) == []

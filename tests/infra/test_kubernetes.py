@@ -1,0 +1,281 @@
+"""Manifests, checked offline: built by kustomize, held against schemas, their commands read by our CLI."""
+
+import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import typer
+import yaml
+
+from infra.servers.process import program
+from infra.settings import PREFIX, Settings
+
+KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
+BUILDS = ("base", "overlays/kind", "overlays/gpu")
+FIELDS = {
+    name: set(fields)
+    for name, fields in yaml.safe_load((Path(__file__).parent / "kuberay_fields.yaml").read_text()).items()
+}
+RELEASES = ("1.30.0", "1.37.0")
+"""The oldest and the newest Kubernetes that the manifests are held against."""
+
+# docs/embedding.md, "Memory": the peaks of an actor, the driver, the planner; docs/kubernetes.md: Ray itself.
+ACTOR_MIB, DRIVER_MIB, PLANNER_MIB, RAY_HEAD_MIB, RAY_WORKER_MIB = 731, 408, 534, 900, 350
+SECRETS = {"clvr-object-store", "clvr-milvus", "clvr-webhook", "clvr-ray-token"}
+# Variables that other programs read; all else must be a setting of ours.
+FOREIGN = {
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ALLOW_HTTP",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_worker_niceness",
+}
+
+
+@cache
+def build(name: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [program("kubectl"), "kustomize", str(KUBERNETES / name)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def only(documents: list[dict[str, Any]], kind: str, name: str | None = None) -> dict[str, Any]:
+    found = [d for d in documents if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} of {kind}"
+    return found[0]
+
+
+def night(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The RayJob that the CronJob's pod creates: it finds it in the ConfigMap that it mounts."""
+    pod = only(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    mounted = next(volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume)
+    job: dict[str, Any] = yaml.safe_load(only(documents, "ConfigMap", mounted)["data"]["rayjob.yaml"])
+    return job
+
+
+def groups(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    spec = only(documents, "RayCluster")["spec"]
+    return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+
+
+def pods(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for group in groups(documents):
+        yield group.get("groupName", "head"), group["template"]["spec"]
+    yield "nightly", only(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def mebibytes(quantity: str) -> float:
+    for unit, factor in (("Gi", 1024.0), ("Mi", 1.0)):
+        if quantity.endswith(unit):
+            return float(quantity.removesuffix(unit)) * factor
+    return float(quantity) / (1 << 20)
+
+
+def read_by_our_cli(command: str) -> dict[str, Any]:
+    """What the verb would be called with. Raises for a verb or an option that is not there."""
+    from jobs.cli import app
+
+    name, *words = shlex.split(command)
+    assert name == "clvr"
+    group = typer.main.get_command(app)
+    context = group.make_context("clvr", words[:1], resilient_parsing=True)
+    verb, parser, rest = group.resolve_command(context, words)
+    assert parser is not None, f"our command line does not know {words[0]}"
+    parameters: dict[str, Any] = parser.make_context(verb, rest, parent=context).params
+    return {"verb": verb, **parameters}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_core_kinds_follow_the_published_schemas(name: str) -> None:
+    core = [document for document in build(name) if not document["apiVersion"].startswith("ray.io/")]
+    assert {"CronJob", "NetworkPolicy", "Namespace", "ServiceAccount"} <= {one["kind"] for one in core}
+    for release in RELEASES:
+        for document in core:
+            kubernetes_validate.validate(document, release, strict=True)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_rays_pods_follow_the_published_schema_and_its_fields_are_known(name: str) -> None:
+    documents = build(name)
+    cluster = only(documents, "RayCluster")["spec"]
+    assert cluster.keys() <= FIELDS["ray_cluster"]
+    assert cluster["autoscalerOptions"].keys() <= FIELDS["autoscaler"]
+    assert cluster["authOptions"].keys() <= FIELDS["auth"]
+    assert cluster["headGroupSpec"].keys() <= FIELDS["head_group"]
+    for group in cluster["workerGroupSpecs"]:
+        assert group.keys() <= FIELDS["worker_group"]
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in groups(documents):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        template = {
+            "apiVersion": "v1",
+            "kind": "PodTemplate",
+            "metadata": {"name": "x"},
+            "template": group["template"],
+        }
+        for release in RELEASES:
+            kubernetes_validate.validate(template, release, strict=True)
+    job = night(documents)
+    assert job["spec"].keys() <= FIELDS["ray_job"]
+    assert job["spec"]["submissionMode"] in FIELDS["submission_modes"]
+    assert job["spec"]["clusterSelector"] == {
+        "ray.io/cluster": only(documents, "RayCluster")["metadata"]["name"]
+    }
+
+
+def test_the_schemas_refuse_what_is_wrong() -> None:
+    wrong = yaml.safe_load(yaml.safe_dump(only(build("base"), "CronJob")))
+    wrong["spec"]["concurencyPolicy"] = "Forbid"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, RELEASES[-1], strict=True)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_our_cli_reads_the_nights_command_and_the_cluster_can_do_it(name: str) -> None:
+    documents = build(name)
+    read = read_by_our_cli(night(documents)["spec"]["entrypoint"])
+    assert read["verb"] == "reindex"
+    assert read["as_json"]
+    # One logical CPU (or GPU) an actor, and something left for joining shards: or the night waits for ever.
+    gpus = cpus = 0
+    for group in groups(documents)[1:]:
+        gpus += group["maxReplicas"] * int(group["rayStartParams"].get("num-gpus", 0))
+        cpus += group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
+    assert read["actors"] <= (gpus or cpus - 1)
+
+
+def test_a_command_that_our_cli_does_not_know_is_refused() -> None:
+    for wrong in ("clvr reindex s3://a --modell m", "clvr reidx s3://a", "clvr reindex s3://a"):
+        with pytest.raises(Exception, match=r"(?i)no such|missing|does not know"):
+            read_by_our_cli(wrong)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_container_is_locked_down(name: str) -> None:
+    documents = build(name)
+    labels = only(documents, "Namespace")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    sidecar = only(documents, "RayCluster")["spec"]["autoscalerOptions"]["securityContext"]
+    everything = [("autoscaler", sidecar, {})]
+    for where, pod in pods(documents):
+        for container in containers(pod):
+            everything.append((where, container["securityContext"], pod["securityContext"]))
+            assert ":" in container["image"].rpartition("/")[2], "pinned by tag or digest"
+            assert not container["image"].endswith(":latest")
+            assert container["resources"]["limits"]["memory"]
+            assert container["resources"]["requests"]["cpu"]
+    for where, own, of_pod in everything:
+        assert own["readOnlyRootFilesystem"] is True, where
+        assert own["allowPrivilegeEscalation"] is False, where
+        assert own["capabilities"] == {"drop": ["ALL"]}, where
+        assert {**of_pod, **own}["runAsNonRoot"] is True, where
+        assert {**of_pod, **own}["seccompProfile"] == {"type": "RuntimeDefault"}, where
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_secrets_are_named_and_never_written_down(name: str) -> None:
+    documents = build(name)
+    assert not [document for document in documents if document["kind"] == "Secret"]
+    named = {only(documents, "RayCluster")["spec"]["authOptions"]["secretName"]}
+    for _, pod in pods(documents):
+        for container in containers(pod):
+            named |= {
+                source["secretRef"]["name"]
+                for source in container.get("envFrom", [])
+                if "secretRef" in source
+            }
+            assert all(
+                "TOKEN" not in one["name"] and "SECRET" not in one["name"] for one in container.get("env", [])
+            )
+    assert named <= SECRETS
+    settings = only(documents, "ConfigMap", "clvr-settings")["data"]
+    for variable in settings.keys() - FOREIGN - {"CLVR_LOG_FORMAT"}:
+        assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
+        assert "SecretStr" not in str(Settings.model_fields[variable.removeprefix(PREFIX).lower()].annotation)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_requests_cover_what_was_measured(name: str) -> None:
+    for group in groups(build(name)):
+        (container,) = group["template"]["spec"]["containers"]
+        requested = mebibytes(container["resources"]["requests"]["memory"])
+        shared = mebibytes(group["rayStartParams"]["object-store-memory"])
+        shm = next(v["emptyDir"] for v in group["template"]["spec"]["volumes"] if v["name"] == "shm")
+        assert shm["medium"] == "Memory"
+        assert mebibytes(shm["sizeLimit"]) > shared
+        cpus = int(group["rayStartParams"]["num-cpus"])
+        if not cpus:
+            needed = RAY_HEAD_MIB + DRIVER_MIB + PLANNER_MIB
+        else:
+            gpus = int(group["rayStartParams"].get("num-gpus", 0))
+            needed = RAY_WORKER_MIB + ACTOR_MIB * (gpus or cpus)
+            assert cpus >= int(container["resources"]["requests"]["cpu"])
+        assert requested >= needed, f"{group.get('groupName', 'head')}: {requested} MiB < {needed} MiB"
+        assert mebibytes(container["resources"]["limits"]["memory"]) >= needed + shared
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_nights_do_not_overlap_and_the_head_stays_where_it_is(name: str) -> None:
+    documents = build(name)
+    cron = only(documents, "CronJob")["spec"]
+    assert cron["concurrencyPolicy"] == "Forbid"
+    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
+    verbs = [container["command"][1] for container in containers(pod)]
+    assert verbs == ["delete", "create", "wait", "wait"], (
+        "it lives as long as the night, or Forbid means nothing"
+    )
+    rules = only(documents, "Role")["rules"]
+    assert {resource for rule in rules for resource in rule["resources"]} == {"rayjobs"}
+    assert set(verbs[:2]) | {"get", "list", "watch"} == {verb for rule in rules for verb in rule["verbs"]}
+    head = groups(documents)[0]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert only(documents, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
+    if name != "overlays/kind":
+        terms = head["template"]["spec"]["affinity"]["nodeAffinity"][
+            "requiredDuringSchedulingIgnoredDuringExecution"
+        ]
+        assert terms["nodeSelectorTerms"][0]["matchExpressions"][0]["operator"] == "NotIn"
+        for group in groups(documents)[1:]:
+            assert any(t.get("value") == "spot" for t in group["template"]["spec"]["tolerations"])
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_network_policies_begin_with_nothing_and_select_pods_that_exist(name: str) -> None:
+    documents = build(name)
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
+    assert policies["deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    labels = [group["template"]["metadata"]["labels"] for group in groups(documents)]
+    labels.append(only(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"])
+    for policy, spec in policies.items():
+        wanted = spec["podSelector"].get("matchLabels", {}).items()
+        assert any(wanted <= have.items() for have in labels), policy
+    milvus = only(documents, "ConfigMap", "clvr-settings")["data"]["CLVR_MILVUS"]
+    port = int(milvus.rpartition(":")[2])
+    allowed = [p["port"] for rule in policies["ray-to-storage-and-milvus"]["egress"] for p in rule["ports"]]
+    assert port in allowed
+
+
+def test_milvus_values_fit_the_settings_and_hold_no_key() -> None:
+    base = yaml.safe_load((KUBERNETES / "milvus" / "values.yaml").read_text())
+    cluster = yaml.safe_load((KUBERNETES / "milvus" / "values-cluster.yaml").read_text())
+    settings = only(build("base"), "ConfigMap", "clvr-settings")["data"]
+    assert settings["CLVR_MILVUS_BUCKET"] == f"s3://{base['externalS3']['bucketName']}"
+    assert base["externalS3"]["useIAM"] is True
+    assert not {"accessKey", "secretKey"} & base["externalS3"].keys()
+    from infra.servers.milvus import VERSION
+
+    assert base["image"]["all"]["tag"] == f"v{VERSION}", "the server that our tests run"
+    for values in (base, cluster):
+        told = yaml.safe_load(values["extraConfigFiles"]["user.yaml"])
+        assert told["common"]["security"]["authorizationEnabled"] is True
