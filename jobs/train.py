@@ -24,6 +24,7 @@ from jobs.cluster import connect, cores, gpus, root_cause
 from jobs.labelled_data import data_digest, read_labelled
 from jobs.progress import console, progress
 from jobs.train_board import new_train_board, standing_once_begun, stopping_on_sigterm
+from jobs.train_cache import remove_features
 from jobs.train_cost import cost_of
 from jobs.train_input import choose_way
 from jobs.train_job import Pictures, TrainJob, Work
@@ -236,6 +237,7 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
             f"{state.totals.pictures:,} of its pictures; the same command continues there"
         )
         raise SystemExit(TERMINATED)
+    remove_features(folder)
     _remove_strays(folder, {checkpoint.path for checkpoint, _ in result.best_checkpoints or []})
     return state
 

@@ -33,6 +33,7 @@ from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
 from jobs.train_board import StopAsked
+from jobs.train_cache import FeatureFile
 from jobs.train_input import Change, Feed, Waiting
 from jobs.train_job import Pictures, Place, TrainJob, Work
 from jobs.train_log import TrainLog, TrainMetrics
@@ -206,9 +207,7 @@ class _Worker:
             return _Prepared(
                 prepare_model(network), optimizer, average, partial(self._learned, stage, number), None
             )
-        self.say(self.work.before(number), "running the frozen backbone once")
-        cache = self._kept_features(network, self.job.training, self.work.before(number))
-        held = self._kept_features(network, self.job.held, self.work.before(number) + len(self.job.training))
+        cache, held = self._features(network, self.work.before(number) - round(self.work.start(stage)))
         return _Prepared(
             prepare_model(network.head),
             optimizer,
@@ -250,6 +249,21 @@ class _Worker:
                 torch.from_numpy(arrays).to(self.device, non_blocking=True),
                 torch.from_numpy(classes).to(self.device),
             )
+
+    def _features(self, network: Clvr, begin: int) -> tuple[Batch, Batch]:
+        """Pooled features of the training and of the held-out pictures: kept ones, or computed and kept."""
+        self.say(begin, "running the frozen backbone once")
+        file = FeatureFile(self.folder, network.backbone)
+        # One worker looks for all: a file that comes into being meanwhile must not part them.
+        there = self.folder.head(file.name) is not None
+        kept = file.read(len(self.job.training), len(self.job.held)) if self.peers.agreed(there) else None
+        if kept:
+            return kept
+        cache = self._kept_features(network, self.job.training, begin)
+        held = self._kept_features(network, self.job.held, begin + len(self.job.training))
+        if self.peers.first:
+            file.write(cache, held)
+        return cache, held
 
     def _kept_features(self, network: Clvr, pictures: Pictures, before: int) -> Batch:
         """Each worker runs the frozen backbone over its share; all of them get all the features."""
