@@ -63,11 +63,13 @@ def examine(patient: Patient) -> Examination:
     """Try everything, side by side. Never raises for what it finds; never shows a secret."""
     try:
         settings = load_settings(patient.flags, file=patient.config)
-        first = _settings_findings(patient)
+        file = settings_file(patient.config)
+        first = [ok("settings", f"from {file or 'no file'}, the environment and flags")]
     except BadSetting as error:
         # The rest is examined as far as flags and variables go: one broken file shall not hide the others.
         settings = _settings_without_file(patient)
         first = [broken("settings", error.message, error.remedy)]
+    first += _unknown_variables()
     try:
         storage = StoreSettings.from_env()
     except BadSetting as error:
@@ -190,7 +192,10 @@ def check_files(config: Path | None) -> list[Finding]:
     """Whether files that hold secrets can be read by their owner only."""
     held = [Path(os.environ[name]) for name in _SECRET_FILES if os.environ.get(name)]
     held += [Path("~/.aws/credentials").expanduser()]
-    file = settings_file(config)
+    try:
+        file = settings_file(config)
+    except BadSetting:
+        file = None
     if file is not None and "milvus_token" in file.read_text(encoding="utf-8", errors="replace"):
         held.append(file)
     found = []
@@ -206,15 +211,11 @@ def check_files(config: Path | None) -> list[Finding]:
     return found or [ok("files", "those that hold secrets are readable by their owner only")]
 
 
-def _settings_findings(patient: Patient) -> list[Finding]:
+def _unknown_variables() -> list[Finding]:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
     unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
-    if unknown:
-        return [
-            warning("settings", f"nobody reads {', '.join(unknown)}", "`clvr config` lists what there is")
-        ]
-    file = settings_file(patient.config)
-    return [ok("settings", f"from {file} and the environment" if file else "from the environment; no file")]
+    says = f"nobody reads {', '.join(unknown)}"
+    return [warning("settings", says, "`clvr config` lists what there is")] if unknown else []
 
 
 def _settings_without_file(patient: Patient) -> Settings:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -26,9 +27,9 @@ def check_ray(settings: Settings, seconds: float) -> Finding:
     address = settings.ray or os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         return ok("ray", f"no address: each job starts a local Ray {ours}")
-    wrong = _token_fault()
-    if wrong is not None:
-        return wrong
+    fault = _token_fault() or _nobody_there(address)
+    if fault is not None:
+        return fault
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _QUESTION, address],
@@ -38,11 +39,8 @@ def check_ray(settings: Settings, seconds: float) -> Finding:
             env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
         )
     except subprocess.TimeoutExpired:
-        return broken(
-            "ray",
-            f"{address} does not answer within {seconds:.0f} s",
-            "see whether the head is up: clvr stack status",
-        )
+        says = f"{address} listens, but has not let us in within {seconds:.0f} s"
+        return broken("ray", says, f"if it is up: {_ENTRY}")
     answer = [line for line in asked.stdout.splitlines() if line.startswith("answer ")]
     if not answer:
         return _refusal(address, asked.stdout + asked.stderr)
@@ -94,6 +92,18 @@ def _token_fault() -> Finding | None:
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if path and not Path(path).is_file():
         return broken("ray", f"the token file {path} is not there", _ENTRY)
+    return None
+
+
+def _nobody_there(address: str) -> Finding | None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return None
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        says = f"nobody listens at {address}: {error.strerror or error}"
+        return broken("ray", says, "start it (`clvr stack up` for one of your own), or correct CLVR_RAY")
     return None
 
 
