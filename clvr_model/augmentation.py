@@ -47,7 +47,7 @@ def augment(
 def augmented(picture: Picture, stage: Stage, rng: np.random.Generator) -> Picture:
     """One picture, uint8 (h, w, 3): mirrored, coloured, blurred and erased, each as the stage says."""
     # Always as many draws: turning one switch off leaves the others' randomness as it was.
-    flip, blur, radius, erase, area, aspect, top, left, *colours = rng.random(_DRAWS)
+    flip, blur, radius, erase, area, aspect, top, left, *colours = rng.random(_DRAWS).tolist()
     if stage.flip and flip < 0.5:
         picture = picture[:, ::-1]
     if stage.colour:

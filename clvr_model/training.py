@@ -130,10 +130,12 @@ def train_stage(
     seed: int = 0,
     precision: str = "fp32",
     on_epoch: Callable[[EpochResult], None] | None = None,
+    average: Average | None = None,
+    steps: int = 1,
 ) -> list[EpochResult]:
     """Train from `first_epoch` to the stage's last; `batches_of(epoch)` gives an epoch's batches.
 
-    `on_epoch` is called after each epoch and may save. Raises TrainingDiverged.
+    `on_epoch` is called after each epoch and may save. average, steps, and what is raised: as `train_epoch`.
     """
     results = []
     for epoch in range(first_epoch, stage.epochs):
@@ -146,6 +148,8 @@ def train_stage(
             epoch=epoch,
             seed=seed,
             precision=precision,
+            average=average,
+            steps=steps,
         )
         results.append(result)
         if on_epoch:

@@ -60,8 +60,8 @@ def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0)
     """Split at random into floor(train_share * n) training pictures of each model, and the rest.
 
     With 0.8 this gives the paper's 72,049 and 18,119 pictures of VehicleID (section 4). Both parts keep the
-    order of `labelled`. A model with a single picture has none for training. Raises BadLabels for pictures
-    without a model, and where no picture at all is left for training.
+    order of `labelled`. A model with a single picture keeps it for training (`single_picture_models`): held
+    out, it could only be got wrong. Raises BadLabels for pictures without a model.
     """
     if not 0.0 < train_share <= 1.0:
         raise BadSetting(f"train_share is {train_share}", remedy="Give a share above 0 and up to 1.")
@@ -73,13 +73,37 @@ def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0)
     training = np.zeros(len(labelled), dtype=bool)
     for model in labelled.classes:
         rows = rng.permutation(np.flatnonzero(labelled.model_ids == model))
-        training[rows[: len(rows) * share.numerator // share.denominator]] = True
+        training[rows[: max(len(rows) == 1, len(rows) * share.numerator // share.denominator)]] = True
     if not training.any():
         raise BadLabels(
             f"no model has enough pictures to leave one for training at a share of {train_share}",
             remedy="Label more pictures a model, or raise the share.",
         )
     return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
+
+
+def single_picture_models(labelled: Labelled) -> list[int]:
+    """The models with one picture: they are learnt, and no held-out picture measures how well."""
+    models, counts = np.unique(labelled.model_ids, return_counts=True)
+    return [int(model) for model in models[counts == 1] if model != UNKNOWN_MODEL]
+
+
+def class_numbers(labelled: Labelled, classes: Sequence[int]) -> NDArray[np.int64]:
+    """(n,) the position of each picture's model in `classes`, a network's label ids in ascending order.
+
+    Raises BadLabels for a model outside of them, with its first picture.
+    """
+    known = np.asarray(classes, dtype=np.int64)
+    numbers = np.searchsorted(known, labelled.model_ids).astype(np.int64)
+    outside = np.flatnonzero(~np.isin(labelled.model_ids, known))
+    if len(outside):
+        first = int(outside[0])
+        raise BadLabels(
+            f"{len(outside):,} of {len(labelled):,} pictures have a model that is none of the {len(known)} "
+            f"classes, first {labelled.uris[first]} with {labelled.model_ids[first]}",
+            remedy="Leave them out, or train on labels that hold them.",
+        )
+    return numbers
 
 
 def read_folder(root: str) -> Labelled:

@@ -1,8 +1,9 @@
-"""Reader of VERI-Wild's test lists.
+"""Reader of VERI-Wild's training list and test lists.
 
     train_test_split/vehicle_info.txt           vehicle/picture;camera;time;model;type;colour, after a header
     train_test_split/test_3000_query.txt        probes of the small list, vehicle/picture a line
     train_test_split/test_3000.txt              its gallery; 5000 and 10000 are medium and large
+    train_test_split/train_list.txt             training pictures; some copies say train_list_start0.txt
     images/<vehicle>/<picture>.jpg              the pictures
 
 Source: the VERI-Wild release (Lou et al., CVPR 2019) as fast-reid reads it.
@@ -10,11 +11,14 @@ Source: the VERI-Wild release (Lou et al., CVPR 2019) as fast-reid reads it.
 
 from typing import Final
 
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
 from clvr_model.datasets.role_lists import RoleList, lines_of
+from clvr_model.datasets.training_list import TrainingList
 from infra.errors import BadLabels
 
 SIZES: Final = (3000, 5000, 10000)
 _INFO: Final = "train_test_split/vehicle_info.txt"
+_TRAINING: Final = ("train_test_split/train_list.txt", "train_test_split/train_list_start0.txt")
 
 
 def read_veri_wild(root: str) -> list[RoleList]:
@@ -45,3 +49,35 @@ def read_veri_wild(root: str) -> list[RoleList]:
                 found.add(store.uri_of(f"images/{picture}.jpg"), int(vehicle), cameras[picture], role)
         lists.append(found)
     return lists
+
+
+def read_veri_wild_training(root: str) -> Labelled:
+    """The pictures of the training list with their models, numbered from 0 in the order of their names.
+
+    The numbers count all models of vehicle_info.txt, so that they do not depend on the list. An empty model
+    is unknown. Raises BadLabels, with the line, for what cannot be understood or is not in vehicle_info.txt.
+    """
+    from infra.store import open_store
+
+    store = open_store(root)
+    facts: dict[str, tuple[str, str]] = {}
+    for where, text in list(lines_of(store, _INFO))[1:]:
+        fields = [field.strip() for field in text.split(";")]
+        if len(fields) < 4:
+            raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/picture;camera;time;model;…'")
+        facts[fields[0].removesuffix(".jpg")] = fields[1], fields[3]
+    names = sorted({model for _, model in facts.values() if model})
+    numbers = {name: number for number, name in enumerate(names)}
+    name = next((each for each in _TRAINING if store.head(each) is not None), _TRAINING[0])
+    found = TrainingList()
+    for where, text in lines_of(store, name):
+        picture = text.split()[0].removesuffix(".jpg")
+        vehicle = picture.split("/")[0]
+        if not vehicle.isdecimal() or picture.count("/") != 1:
+            raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/picture'")
+        if picture not in facts:
+            raise BadLabels(f"{where}: picture {picture} is not in {_INFO}")
+        camera, model = facts[picture]
+        uri = store.uri_of(f"images/{picture}.jpg")
+        found.add(where, uri, numbers.get(model, UNKNOWN_MODEL), int(vehicle), camera)
+    return found.labelled(dict(enumerate(names)), store.uri_of(name))

@@ -6,6 +6,8 @@
 Source: the VRIC release (Kanaci et al., GCPR 2018): 2,811 vehicles, one picture each way.
 """
 
+from typing import NoReturn
+
 from clvr_model.datasets.role_lists import RoleList, lines_of
 from infra.errors import BadLabels
 
@@ -23,3 +25,11 @@ def read_vric(root: str) -> RoleList:
                 raise BadLabels(f"{where}: {text[:60]!r} is not 'picture vehicle camera'")
             found.add(store.uri_of(f"{role}_images/{fields[0]}"), int(fields[1]), fields[2], role)
     return found
+
+
+def refuse_vric_training(root: str) -> NoReturn:
+    """Raise BadLabels: VRIC's training list names vehicles and cameras, and no models."""
+    raise BadLabels(
+        f"{root} is VRIC, which has no vehicle models to train on",
+        remedy="Train on another dataset and evaluate on VRIC, or give a table with a model_id of your own.",
+    )

@@ -1,11 +1,17 @@
 """Recipes say what the paper says, and an error names its field."""
 
+import ast
+import hashlib
+import inspect
+import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from clvr_model.recipe import SHIPPED, Recipe, load_recipe, recipe_of
+from clvr_model import recipe as module
+from clvr_model.recipe import SHIPPED, Recipe, Stage, load_recipe, recipe_of
 from infra.errors import BadSetting
 
 
@@ -16,6 +22,94 @@ def test_the_paper_recipe_is_the_papers() -> None:
     assert (target.trainable, target.epochs, target.optimizer, target.lr) == ("all", 30, "sgd", 1e-4)
     assert (recipe.batch, recipe.image_size, recipe.feature_dim, recipe.train_share) == (100, 299, 1024, 0.8)
     assert target.momentum == recipe.unstated()["momentum"]["target"] == 0.9
+
+
+def test_the_paper_recipe_and_its_identity_never_change() -> None:
+    """A training begun under it, or a checkpoint made by it, is found again by these very values."""
+    recipe = load_recipe("paper")
+    told = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()
+    assert told == "cc7a3b0a640822891cb037ff6772af77595dd8dbe7094020bbb47ffde4f8c3fe"
+    assert recipe.architecture(228).as_dict() == {
+        "backbone": "inception_v3",
+        "classes": 228,
+        "feature_dim": 1024,
+        "feature_relu": True,
+        "pool_counts_padding": True,
+    }
+    assert not any(stage.augments for stage in recipe.stages)
+
+
+SWITCHES = {
+    "label_smoothing": "0",
+    "sampling": "plain",
+    "flip": "false",
+    "erase": "0",
+    "colour": "0",
+    "blur": "0",
+    "schedule": "constant",
+    "warmup_epochs": "0",
+    "ema": "0",
+    "clip": "0",
+}
+NETWORK_SWITCHES = {
+    "pooling": "mean",
+    "last_stride": "2",
+    "bnneck": "false",
+    "normalised": "false",
+    "classifier": "dense",
+    "feature_relu": "true",
+    "precision": "fp32",
+}
+
+
+def test_the_strong_recipe_turns_on_all_that_is_known_to_help() -> None:
+    strong, target = load_recipe("strong"), load_recipe("strong").stages[1]
+    off = load_recipe("strong", [f"target.{name}={value}" for name, value in SWITCHES.items()]).stages[1]
+    assert all(getattr(target, name) != getattr(off, name) for name in SWITCHES)
+    plain = load_recipe("strong", [f"{name}={value}" for name, value in NETWORK_SWITCHES.items()])
+    assert all(getattr(strong, name) != getattr(plain, name) for name in NETWORK_SWITCHES)
+    assert plain.architecture(3) == load_recipe("paper").architecture(3)
+    assert strong.backbone == load_recipe("paper").backbone
+    assert strong.stages[0].cacheable
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_each_switch_of_a_stage_can_be_turned_off_alone(name: str) -> None:
+    changed = load_recipe("strong", [f"stage2.{name}={SWITCHES[name]}"]).stages[1]
+    differing = {
+        each.name
+        for each in fields(Stage)
+        if getattr(changed, each.name) != getattr(load_recipe("strong").stages[1], each.name)
+    }
+    assert differing == {name}
+
+
+@pytest.mark.parametrize("name", NETWORK_SWITCHES)
+def test_each_switch_of_the_network_can_be_turned_off_alone(name: str) -> None:
+    changed = load_recipe("strong", [f"{name}={NETWORK_SWITCHES[name]}"])
+    assert getattr(changed, name) != getattr(load_recipe("strong"), name)
+    assert changed.stages == load_recipe("strong").stages
+    if name != "precision":
+        assert changed.architecture(3).as_dict() != load_recipe("strong").architecture(3).as_dict()
+
+
+@pytest.mark.parametrize("kind", [Stage, Recipe])
+def test_every_field_is_followed_by_the_line_that_explains_it(kind: type) -> None:
+    tree = next(
+        node
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__
+    )
+    explained = {
+        before.target.id
+        for before, after in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(before.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and str(after.value.value).strip()
+    }
+    assert explained == {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -44,7 +138,21 @@ def test_overrides_change_fields_of_the_recipe_and_of_stages() -> None:
     assert recipe.seed == 7
 
 
+def test_the_word_imagenet_means_the_published_weights_of_the_network() -> None:
+    assert load_recipe("paper", ["network=resnet50", "backbone=imagenet"]).backbone == (
+        "hf:timm/resnet50.tv_in1k"
+    )
+    timm = load_recipe("paper", ["network=timm:resnet18.a1_in1k", "backbone=imagenet"])
+    assert timm.backbone == "hf:timm/resnet18.a1_in1k"
+    with pytest.raises(BadSetting, match="last_stride is 1, which timm"):
+        load_recipe("paper", ["network=timm:resnet18.a1_in1k", "backbone=imagenet", "last_stride=1"])
+
+
 def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
+    for change in ("erase=0.1", "colour=0.1", "blur=0.1"):
+        assert not load_recipe("paper", [f"warmup.{change}"]).stages[0].cacheable
+    for change in ("warmup.label_smoothing=0.1", "warmup.sampling=balanced", "pooling=gem", "bnneck=true"):
+        assert load_recipe("paper", [change]).stages[0].cacheable
     assert load_recipe("paper").stages[0].cacheable
     assert not load_recipe("paper").stages[1].cacheable
     assert not load_recipe("paper", ["warmup.flip=true"]).stages[0].cacheable
@@ -63,6 +171,22 @@ def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
         ("stage1.learning_rate=1", "stage1.learning_rate is no field", "lr"),
         ("stage3.epochs=1", "stage3.epochs: no such stage", "stage1, stage2, warmup, target"),
         ("train_share=1.5", "train_share is 1.5", "at most 1"),
+        ("stage2.label_smoothing=1", "stage2.label_smoothing is 1", "at most 0.9"),
+        ("stage2.erase=1.1", "stage2.erase is 1.1", "at most 1"),
+        ("stage2.colour=-0.1", "stage2.colour is -0.1", "at least 0"),
+        ("stage2.blur=2", "stage2.blur is 2", "at most 1"),
+        ("stage2.sampling=even", "stage2.sampling is 'even'", "plain, balanced"),
+        ("stage2.schedule=step", "stage2.schedule is 'step'", "constant, cosine"),
+        ("stage2.warmup_epochs=31", "stage2.warmup_epochs is 31", "30 epochs"),
+        ("stage2.ema=1", "stage2.ema is 1", "at most 0.99999"),
+        ("stage2.clip=-1", "stage2.clip is -1", "at least 0"),
+        ("pooling=max", "pooling is 'max'", "mean, gem"),
+        ("last_stride=3", "last_stride is 3", "at most 2"),
+        ("bnneck=1", "bnneck is 1", "bool"),
+        ("classifier=arc", "classifier is 'arc'", "dense, cosine"),
+        ("cosine_scale=0", "cosine_scale is 0", "above 0"),
+        ("network=resnet51", "network: there is no backbone 'resnet51'", "resnet50"),
+        ("network=resnet50", "weights of another network than resnet50", "imagenet"),
         ("image_size=224", "image_size is 224", "299"),
         ("precision=fp16", "precision is 'fp16'", "fp32, bf16"),
         ("backbone=", "backbone is None", "str"),

@@ -4,6 +4,8 @@ Pictures of 75 x 75, the least that Inception-V3 takes, keep the real network fa
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clvr_model.averaging import Average
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
@@ -22,9 +25,11 @@ from clvr_model.training import (
     cached_batches,
     epoch_order,
     evaluate,
+    learning_rate,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
+    stage_order,
     train_epoch,
     train_stage,
     train_step,
@@ -298,3 +303,158 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("backbone.") for name in changed)
     assert not any("running_" in name for name in changed)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=120), st.integers(0, 2**40), st.integers(0, 30))
+def test_balanced_sampling_shows_every_class_and_its_pictures_equally_often(
+    classes: list[int], seed: int, epoch: int
+) -> None:
+    stage = replace(WARMUP, sampling="balanced")
+    known = np.array(classes)
+    order = stage_order(stage, known, seed=seed, number=1, epoch=epoch)
+    assert len(order) == len(known)
+    shown = np.bincount(known[order], minlength=9)[np.unique(known)]
+    assert shown.max() - shown.min() <= 1
+    times = np.bincount(order, minlength=len(known))
+    for each in np.unique(known):
+        assert np.ptp(times[known == each]) <= 1
+    assert np.array_equal(order, stage_order(stage, known, seed=seed, number=1, epoch=epoch))
+
+
+def test_plain_sampling_is_the_papers_order() -> None:
+    order = stage_order(WARMUP, np.array([0, 0, 1, 2]), seed=3, number=1, epoch=2)
+    assert np.array_equal(order, epoch_order(4, seed=3, stage=1, epoch=2))
+
+
+def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
+    plain = replace(TARGET, lr=0.1, epochs=10)
+    assert {learning_rate(plain, position) for position in (0.0, 3.3, 10.0)} == {0.1}
+    rising = replace(plain, warmup_epochs=2.0)
+    assert [learning_rate(rising, position) for position in (0.0, 1.0, 2.0, 9.0)] == [0.0, 0.05, 0.1, 0.1]
+    both = replace(rising, schedule="cosine")
+    rates = [learning_rate(both, position) for position in (0.0, 1.0, 2.0, 6.0, 10.0)]
+    assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0])
+
+
+def test_an_epoch_steps_at_the_scheduled_rates_and_a_plain_stage_leaves_them_alone() -> None:
+    head = _network().head
+    pooled = torch.rand(6, 2048, generator=torch.Generator().manual_seed(0))
+    stage = replace(TARGET, epochs=2, lr=0.1, schedule="cosine")
+    seen: list[float] = []
+    optimizer = make_optimizer(head, stage)
+    for epoch in range(2):
+        train_epoch(
+            head,
+            optimizer,
+            cached_batches((pooled, CLASSES), np.arange(6), 3),
+            stage,
+            epoch=epoch,
+            steps=2,
+            on_step=lambda step, totals: seen.append(optimizer.param_groups[0]["lr"]),
+        )
+    assert seen == pytest.approx([learning_rate(stage, position) for position in (0.25, 0.75, 1.25, 1.75)])
+
+    optimizer = make_optimizer(head, TARGET)
+    optimizer.param_groups[0]["lr"] = 0.25
+    train_epoch(head, optimizer, cached_batches((pooled, CLASSES), np.arange(6), 3), TARGET)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_smoothed_labels_are_those_of_the_definition() -> None:
+    head = _network().head
+    pooled = torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logs = head(pooled)[1].log_softmax(dim=1)
+        smooth = torch.full((3, 3), 0.3 / 3) + 0.7 * torch.eye(3)
+        expected = float(-(smooth * logs).sum())
+    found = train_step(head, make_optimizer(head, WARMUP), pooled, torch.arange(3), label_smoothing=0.3)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
+    pooled = 10 * torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
+    stage = replace(TARGET, lr=1.0, momentum=0.0)
+    steps = []
+    for clip in (0.0, 0.5):
+        head = _network().head
+        before = torch.cat([parameter.detach().flatten().clone() for parameter in head.parameters()])
+        train_step(head, make_optimizer(head, stage), pooled, CLASSES[:3], clip=clip)
+        steps.append(before - torch.cat([parameter.detach().flatten() for parameter in head.parameters()]))
+    assert float(steps[0].norm()) > 0.6
+    assert float(steps[1].norm()) == pytest.approx(0.5, rel=1e-3)
+    assert float(torch.cosine_similarity(steps[0], steps[1], dim=0)) > 0.999
+
+
+def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_alone() -> None:
+    class Blows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient * torch.inf
+
+    class Exploding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = _network().head
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            feature, logits = self.head(x)
+            return feature, Blows.apply(logits)
+
+    network, stage = Exploding(), replace(TARGET, clip=1.0)
+    with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's length is"):
+        train_epoch(network, make_optimizer(network, stage), [(torch.rand(2, 2048), CLASSES[:2])], stage)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+def test_the_average_takes_every_step_in() -> None:
+    network = _network()
+    stage = replace(WARMUP, ema=0.9)
+    optimizer = make_optimizer(network, stage)
+    average = Average.of(network, stage)
+    assert average is not None
+    pooled = torch.rand(6, 2048)
+    batches = cached_batches((pooled, CLASSES), np.arange(6), 2)
+    train_epoch(network.head, optimizer, batches, stage, average=average)
+    assert average.steps == 3
+    last = network.head.dense.weight.detach().clone()
+    average.install()
+    assert not torch.equal(last, network.head.dense.weight)
+
+
+def test_running_out_of_memory_names_the_pictures_that_fit_and_they_do() -> None:
+    # The only way here: a limit of the operating system on a process of its own.
+    code = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from clvr_model.network import Clvr
+from clvr_model.recipe import Stage
+from clvr_model.training import make_optimizer, train_epoch, train_step
+from infra.errors import BadSetting
+from dataclasses import replace
+network = Clvr(3, 8, seed=1)
+stage = Stage("target", epochs=1, optimizer="sgd", lr=1e-3)
+pictures = torch.zeros(24, 139, 139, 3, dtype=torch.uint8)
+classes = torch.zeros(24, dtype=torch.int64)
+train_step(network, make_optimizer(network, stage), pictures[:1], classes[:1])
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+try:
+    train_epoch(network, make_optimizer(network, stage), [(pictures, classes)], stage)
+except BadSetting as error:
+    print(error.message, "|", error.remedy)
+    fits = int(error.remedy.split("micro_batch=")[1].split(",")[0])
+    smaller = replace(stage, micro_batch=fits)
+    train_epoch(network, make_optimizer(network, smaller), [(pictures, classes)], smaller)
+    print("fits", fits)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "stage target, epoch 1, batch 1: out of memory with 24 pictures a pass" in done.stdout, done.stderr
+    assert "--set target.micro_batch=" in done.stdout
+    assert "fits" in done.stdout.splitlines()[-1], done.stderr

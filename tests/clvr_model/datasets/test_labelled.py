@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled, read_folder, read_table, split_per_class
+from clvr_model.datasets.labelled import (
+    UNKNOWN_MODEL,
+    Labelled,
+    class_numbers,
+    read_folder,
+    read_table,
+    single_picture_models,
+    split_per_class,
+)
 from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
 
 
@@ -31,6 +39,7 @@ class TestSplitPerClass:
         for model in set(models):
             count = 2 * models.count(model)
             assert np.sum(train.model_ids == model) == count * 4 // 5
+        assert single_picture_models(pictures) == []
         assert sorted(train.uris + held.uris) == sorted(pictures.uris)
 
     def test_is_not_led_astray_by_floating_point(self) -> None:
@@ -42,10 +51,12 @@ class TestSplitPerClass:
         assert split_per_class(pictures, seed=4)[0].uris == split_per_class(pictures, seed=4)[0].uris
         assert split_per_class(pictures, seed=4)[0].uris != split_per_class(pictures, seed=5)[0].uris
 
-    def test_a_model_with_one_picture_is_held_out(self) -> None:
-        train, held = split_per_class(labelled(1, 1, 1, 1, 1, 2))
-        assert train.classes == [1]
-        assert 2 in held.classes
+    def test_a_model_with_one_picture_is_learnt_and_never_held_out_and_can_be_named(self) -> None:
+        pictures = labelled(1, 1, 1, 1, 1, 2, UNKNOWN_MODEL)
+        train, held = split_per_class(pictures.with_known_model())
+        assert train.classes == [1, 2]
+        assert held.classes == [1]
+        assert single_picture_models(pictures) == [2]
 
     def test_refuses_pictures_without_a_model(self) -> None:
         with pytest.raises(BadLabels, match="1 of 2 pictures have no model"):
@@ -53,7 +64,7 @@ class TestSplitPerClass:
 
     def test_refuses_to_train_on_nothing(self) -> None:
         with pytest.raises(BadLabels, match="no model has enough pictures"):
-            split_per_class(labelled(1, 2, 3))
+            split_per_class(labelled(1, 1, 2, 2), 0.4)
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
     def test_refuses_a_share_that_is_none(self, share: float) -> None:
@@ -69,6 +80,16 @@ class TestLabelled:
     def test_classes_are_the_known_models(self) -> None:
         assert labelled(9, UNKNOWN_MODEL, 2, 9).classes == [2, 9]
         assert labelled(9, UNKNOWN_MODEL, 2).with_known_model().uris == ["/p/0.jpg", "/p/2.jpg"]
+
+
+class TestClassNumbers:
+    def test_are_positions_among_the_classes(self) -> None:
+        assert class_numbers(labelled(9, 2, 9), (2, 5, 9)).tolist() == [2, 0, 2]
+
+    def test_a_label_outside_of_the_list_is_named_with_its_picture(self) -> None:
+        for model in (1, 4, 10):
+            with pytest.raises(BadLabels, match=f"1 of 3 .* of the 3 classes, first /p/1.jpg with {model}"):
+                class_numbers(labelled(9, model, 2), (2, 5, 9))
 
 
 class TestReadFolder:
