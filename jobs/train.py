@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from clvr_model.checkpoint import CARD_FILE, Card, load_checkpoint, save_checkpoint
-from clvr_model.datasets.labelled import Labelled, split_per_class
+from clvr_model.datasets.labelled import class_numbers, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
@@ -31,7 +30,7 @@ from jobs.train_job import Pictures, TrainJob, Work
 from jobs.train_log import read_log
 from jobs.train_pictures import say_what_is_learned, usable_pictures
 from jobs.train_report import REPORT_FILE, Told, write_report
-from jobs.train_states import best_state, state_of
+from jobs.train_states import best_state, remove_folders, state_of
 from jobs.train_worker import train_worker
 
 WORKER_LOSSES = 3  # how often a lost worker is replaced before the job gives up
@@ -114,8 +113,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=Pictures(training.uris, _class_numbers(training, classes)),
-        held=Pictures(held.uris, _class_numbers(held, classes)),
+        training=Pictures(training.uris, class_numbers(training, classes)),
+        held=Pictures(held.uris, class_numbers(held, classes)),
         folder=folder.uri,
         input=way,
         log_every=request.log_every,
@@ -193,10 +192,6 @@ def _checked_workers(request: TrainRequest) -> str:
     return choose_way(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
 
 
-def _class_numbers(labelled: Labelled, classes: tuple[int, ...]) -> NDArray[np.int64]:
-    return np.searchsorted(np.asarray(classes), labelled.model_ids).astype(np.int64)
-
-
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:
     files, path = folder.arrow()
     board = new_train_board(Work(recipe, len(job.training), len(job.held)).total)
@@ -234,23 +229,15 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
         stage = recipe.stages[state.stage]
         console.print(
             f"stopped by SIGTERM in stage {stage.name}, epoch {state.epoch + 1} of {stage.epochs}, after "
-            f"{state.totals.pictures:,} of its pictures; the same command continues there"
+            f"{state.totals.pictures:,} of its pictures; the same command continues there",
+            soft_wrap=True,
         )
         raise SystemExit(TERMINATED)
     remove_features(folder)
-    _remove_strays(folder, {checkpoint.path for checkpoint, _ in result.best_checkpoints or []})
+    # States that a killed driver had not registered yet: nothing else would ever remove them.
+    known = {checkpoint.path.rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or []}
+    remove_folders(folder, "checkpoint_2", kept=known)
     return state
-
-
-def _remove_strays(folder: Store, kept: set[str]) -> None:
-    """Remove states that a killed driver had not registered yet: nothing else ever would."""
-    names = {path.rstrip("/").rpartition("/")[2] for path in kept}
-    stray = [
-        item.key
-        for item in folder.list()
-        if item.key.startswith("checkpoint_2") and item.key.split("/")[0] not in names
-    ]
-    folder.delete(*stray)
 
 
 def _report(destination: Store, card: Card, told: Told, folder: Store) -> None:

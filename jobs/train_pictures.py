@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from clvr_model.datasets.labelled import Labelled
+from clvr_model.datasets.labelled import Labelled, single_picture_models
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.store import Store
 from jobs.cluster import root_cause
@@ -31,7 +31,7 @@ def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> t
     except ObjectMissing:
         bad = _checked(labelled)
     for row, failure in list(bad.items())[:NAMED]:
-        console.print(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}")
+        console.print(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}", soft_wrap=True)
     if len(bad) > NAMED:
         console.print(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
     finding = {str(row): asdict(failure) for row, failure in sorted(bad.items())}
@@ -63,12 +63,27 @@ def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) 
     console.print(
         f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
     )
-    missing = sorted(set(classes) - set(training.classes))
-    names = [labelled.model_names.get(model, f"model {model}") for model in missing]
+    singles = _names(labelled, set(single_picture_models(training)) - set(held.classes))
+    if singles:
+        console.print(
+            f"{len(singles)} models have one picture, which is learned and measures nothing: {_some(singles)}",
+            soft_wrap=True,
+        )
+    names = _names(labelled, set(classes) - set(training.classes))
     if names:
-        some = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        console.print(f"{len(names)} models have too few pictures to be learned, and count as wrong: {some}")
+        console.print(
+            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}",
+            soft_wrap=True,
+        )
     return names
+
+
+def _names(labelled: Labelled, models: set[int]) -> list[str]:
+    return [labelled.model_names.get(model, f"model {model}") for model in sorted(models)]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _checked(labelled: Labelled) -> dict[int, Failure]:

@@ -1,6 +1,6 @@
 """States of a training on their way to storage and back: the last ones through Ray Train, the best beside."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,8 +70,18 @@ def keep_best(
             TrainingState.capture(network, None, stage=-1, epoch=0, seed=seed, history=history).save(path)
         for file in sorted(path.iterdir(), reverse=True):  # the small one, which vouches for the other, last
             folder.put(f"{name}/{file.name}", file)
-    old = [item.key for item in folder.list() if item.key.startswith(BEST) and not item.key.startswith(name)]
-    folder.delete(*old)
+    remove_folders(folder, BEST, kept={name})
+
+
+def remove_folders(folder: Store, prefix: str, *, kept: set[str]) -> None:
+    """Remove the folders whose names begin with `prefix`, but those to be kept."""
+    names = {item.key.split("/")[0] for item in folder.list() if "/" in item.key}
+    old = {name for name in names if name.startswith(prefix)} - kept
+    folder.delete(*[item.key for name in old for item in folder.list(f"{name}/")])
+    if folder.local:
+        for name in old:
+            with suppress(OSError):  # on a disk a folder outlives its files
+                (Path(folder.uri) / name).rmdir()
 
 
 def best_state(folder: Store) -> TrainingState | None:
