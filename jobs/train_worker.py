@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from ray import train
 from ray.train.torch import get_device, prepare_model
 
-from clvr_model.augmentation import augment
 from clvr_model.averaging import Average
 from clvr_model.network import Clvr
 from clvr_model.predictions import Predictions, predict, score
-from clvr_model.recipe import Stage, recipe_of
+from clvr_model.recipe import recipe_of
 from clvr_model.training import (
     Batch,
     Totals,
@@ -25,23 +23,21 @@ from clvr_model.training import (
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
-    stage_order,
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
+from jobs.train_batches import Batches, Rows
 from jobs.train_board import StopAsked
 from jobs.train_cache import FeatureFile
-from jobs.train_input import Change, Feed, Waiting
+from jobs.train_input import Waiting
 from jobs.train_job import Pictures, Place, TrainJob, Work
 from jobs.train_log import TrainLog, TrainMetrics
 from jobs.train_peers import Peers
 from jobs.train_states import keep_best, report_state, reported_state
 from jobs.train_steps import StepTold, Stopped
-
-Rows = NDArray[np.int64]
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -80,9 +76,7 @@ class _Worker:
         context = train.get_context()
         self.device = get_device()
         self.peers = Peers(context.get_world_rank(), context.get_world_size(), self.device)
-        self.feed = Feed(job.input, self.peers.world)
-        # Every worker steps on equal shares, so that the mean of their gradients is the batch's gradient.
-        self.share = max(1, self.recipe.batch // self.peers.world)
+        self.batches = Batches(job, self.recipe, self.peers)
         self.work = Work(self.recipe, len(job.training), len(job.held))
         self.folder = open_store(job.folder)
         self.log = TrainLog(self.folder) if self.peers.first else None
@@ -106,7 +100,7 @@ class _Worker:
         )  # fmt: skip
         if state is None and self.recipe.reestimate_statistics:
             self.say(0, "estimating batch statistics")
-            reestimate_batch_statistics(network, self._pictures(self.job.training, self._sample()))
+            reestimate_batch_statistics(network, self.batches.of(self.job.training, self.batches.sample()))
         for number in range(place.stage, len(self.recipe.stages)):
             resumed = state if state and number == state.stage else None
             if self.recipe.stages[number].epochs and not self._stage(network, number, place, resumed):
@@ -157,12 +151,12 @@ class _Worker:
     def _epoch(self, ready: _Prepared, number: int, place: Place) -> dict[str, Any]:
         """One epoch from where it stands; what it gave over all workers, for the history."""
         stage, epoch, before = self.recipe.stages[number], place.epoch, place.totals
-        rows = self._rows(number, epoch)
-        first = before.pictures // self.peers.world // self.share
-        waiting = Waiting(ready.batches(epoch, rows[first * self.share :]))
+        rows = self.batches.rows(number, epoch)
+        first = before.pictures // self.peers.world // self.batches.share
+        waiting = Waiting(ready.batches(epoch, rows[first * self.batches.share :]))
         mine = before if self.peers.first else Totals()  # a sum over workers shall count them once
         begun = time.monotonic()
-        steps = -(-len(rows) // self.share)
+        steps = -(-len(rows) // self.batches.share)
         told = StepTold(self, stage, number, place, waiting, ready.optimizer, mine, steps)
         result = train_epoch(
             ready.module,
@@ -205,7 +199,7 @@ class _Worker:
                 average.load_state_dict(resumed.average)
         if not stage.cacheable:
             return _Prepared(
-                prepare_model(network), optimizer, average, partial(self._learned, stage, number), None
+                prepare_model(network), optimizer, average, partial(self.batches.learned, stage, number), None
             )
         cache, held = self._features(network, self.work.before(number) - round(self.work.start(stage)))
         return _Prepared(
@@ -214,41 +208,10 @@ class _Worker:
             average,
             lambda _, rows: (
                 (pooled.to(self.device), classes.to(self.device))
-                for pooled, classes in cached_batches(cache, rows, self.share)
+                for pooled, classes in cached_batches(cache, rows, self.batches.share)
             ),
             held,
         )
-
-    def _learned(self, stage: Stage, number: int, epoch: int, rows: Rows) -> Iterator[Batch]:
-        change = None
-        if stage.augments:
-            change = partial(augment, stage=stage, seed=self.recipe.seed, number=number, epoch=epoch)
-        return self._pictures(self.job.training, rows, change)
-
-    def _rows(self, number: int, epoch: int) -> Rows:
-        """This worker's share of an epoch's order: rows k, k + world, …, equally many for each worker."""
-        order = stage_order(
-            self.recipe.stages[number],
-            self.job.training.classes,
-            seed=self.recipe.seed,
-            number=number,
-            epoch=epoch,
-        )
-        return order[: len(order) - len(order) % self.peers.world][self.peers.rank :: self.peers.world]
-
-    def _sample(self) -> Rows:
-        """Training pictures from all over the data, the same ones in each worker."""
-        count = len(self.job.training)
-        return np.unique(
-            np.linspace(0, count - 1, min(self.recipe.reestimate_statistics, count)).astype(np.int64)
-        )
-
-    def _pictures(self, pictures: Pictures, rows: Rows, change: Change | None = None) -> Iterator[Batch]:
-        for arrays, classes in self.feed.batches(pictures, rows, self.share, change):
-            yield (
-                torch.from_numpy(arrays).to(self.device, non_blocking=True),
-                torch.from_numpy(classes).to(self.device),
-            )
 
     def _features(self, network: Clvr, begin: int) -> tuple[Batch, Batch]:
         """Pooled features of the training and of the held-out pictures: kept ones, or computed and kept."""
@@ -274,7 +237,7 @@ class _Worker:
                 torch.empty(0, dtype=torch.int64),
             )
         else:
-            batches = self._counted(self._pictures(pictures, mine), before)
+            batches = self._counted(self.batches.of(pictures, mine), before)
             features, classes = pooled_features(network, batches, precision=self.recipe.precision)
         return self.peers.gathered(features, len(pictures)), self.peers.gathered(classes, len(pictures))
 
@@ -287,11 +250,11 @@ class _Worker:
             rows = np.arange(len(self.job.held))
             batches = (
                 (pooled.to(self.device), classes.to(self.device))
-                for pooled, classes in cached_batches(held, rows, max(self.share, 256))
+                for pooled, classes in cached_batches(held, rows, max(self.batches.share, 256))
             )
             return predict(network.head, batches, precision=self.recipe.precision)
         mine = np.arange(self.peers.rank, len(self.job.held), self.peers.world)
-        found = predict(network, self._pictures(self.job.held, mine), precision=self.recipe.precision)
+        found = predict(network, self.batches.of(self.job.held, mine), precision=self.recipe.precision)
         whole = (
             self.peers.gathered(torch.from_numpy(part), len(self.job.held)).numpy()
             for part in (found.classes, found.confidence, found.losses)
