@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from index import generation_ledger, generations, rows
+from index.cut_off import discard, require_keys, taken_up
 from index.forget import finish_begun
 from index.generations import Generation
 from index.import_jobs import (
@@ -14,7 +15,6 @@ from index.import_jobs import (
     GRPC_AT_ONCE,
     GrpcImporter,
     Importer,
-    await_abandoned,
     import_files,
 )
 from index.import_source import import_source, in_bucket
@@ -98,8 +98,9 @@ def load_runs(
     store: where the ledger, the locks and the tombstones live: the root store of the runs. Erased crops are
     left out. The other arguments are those of LoadOptions.
 
-    The alias does not move: see promote. A load of this alias that was interrupted is dropped first, and one
-    that fails is dropped too, because Milvus cannot tell a lost import from one that is still running.
+    The alias does not move: see promote. A load of this alias that was cut off is finished if all its rows
+    can be proven to be there, and dropped if not: Milvus cannot tell a lost import from one that is running.
+    A load that fails is dropped too.
     Raises Locked if anything else changes rows right now; what `plan_load` raises; IndexRefused,
     IndexUnreachable, ImportFailed, and CountMismatch if count(*) does not come to the number of rows.
     """
@@ -127,9 +128,19 @@ def build(
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
     index = generations.index_spec(milvus, options.index_type, plan.rows)
     chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
-    drop_interrupted(milvus, store, alias)
-    milvus.require_space(plan.rows * _LOCAL_BYTES)
+    generation = taken_up(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
     finish_begun(milvus, store)
+    if generation is not None:
+        # What is wrong with it after all is dropped, and then it is built anew.
+        with suppress(CountMismatch, IndexRefused):
+            options.note(f"finishing {generation.name}, which was cut off")
+            filling = _Filling(milvus, generation, plan, options, lock, times)
+            with _dropped_on_failure(milvus, store, generation):
+                _finish(filling)
+                require_keys(milvus, generation, plan)
+            generation_ledger.update(store, generation.name, state="ready")
+            return generation
+    milvus.require_space(plan.rows * _LOCAL_BYTES)
     generation = generations.new_generation(
         milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
     )
@@ -147,22 +158,12 @@ def build(
             updated=generation_ledger.stamp(),
         ),
     )
+    filling = _Filling(milvus, generation, plan, options, lock, times)
     with _dropped_on_failure(milvus, store, generation):
         generations.create_collection(milvus, generation)
-        filling = _Filling(milvus, generation, plan, options, lock, times)
         with _timed(times, "fill"):
             _FILL[chosen](filling)
-        # This order: an index of rows that are not flushed is none, and Milvus Lite searches such rows by
-        # brute force; loading without an index makes it use cosine.
-        with _timed(times, "index"):
-            options.note("building the index")
-            generations.create_index(milvus, generation)
-            await_index(milvus, generation)
-        with _timed(times, "ready"):
-            options.note("loading")
-            generations.ensure_loaded(milvus, generation)
-            await_count(milvus, generation, plan.rows)
-        lock.require()
+        _finish(filling)
     generation_ledger.update(store, generation.name, state="ready")
     return generation
 
@@ -191,14 +192,6 @@ def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | 
             remedy="Name it (CLVR_MILVUS_BUCKET=s3://…), or choose stream_insert.",
         )
     return target
-
-
-def drop_interrupted(milvus: Milvus, store: Store, alias: str | None = None) -> list[str]:
-    """Drop the generations, of one alias or of all, whose load was cut off, and return their names."""
-    cut_off = [entry.name for entry in generation_ledger.entries(store, alias) if entry.state == "loading"]
-    for name in cut_off:
-        _discard(milvus, store, name)
-    return cut_off
 
 
 def await_index(milvus: Milvus, generation: Generation) -> None:
@@ -232,6 +225,22 @@ def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
             raise CountMismatch(
                 f"{stuck}: {found:,} rows in the index, {expected:,} in the shards", remedy="Load again."
             ) from stuck
+
+
+def _finish(filling: _Filling) -> None:
+    milvus, generation = filling.milvus, filling.generation
+    # This order: an index of rows that are not flushed is none, and Milvus Lite searches such rows by brute
+    # force; loading without an index makes it use cosine.
+    with _timed(filling.times, "index"):
+        filling.options.note("building the index")
+        if not milvus.call("list_indexes", generation.name):
+            generations.create_index(milvus, generation)
+        await_index(milvus, generation)
+    with _timed(filling.times, "ready"):
+        filling.options.note("loading")
+        generations.ensure_loaded(milvus, generation)
+        await_count(milvus, generation, filling.plan.rows)
+    filling.lock.require()
 
 
 def _insert(filling: _Filling) -> None:
@@ -293,13 +302,5 @@ def _dropped_on_failure(milvus: Milvus, store: Store, generation: Generation) ->
     except BaseException:
         # If this fails as well, the ledger still says 'loading', and the next load drops it.
         with suppress(ClvrError):
-            _discard(milvus, store, generation.name)
+            discard(milvus, store, generation.name)
         raise
-
-
-def _discard(milvus: Milvus, store: Store, name: str) -> None:
-    if name in milvus.call("list_collections"):
-        if milvus.capabilities.import_interface == "grpc_v1":
-            await_abandoned(milvus, name)
-        milvus.call("drop_collection", name, timeout=generations.DROP_SECONDS)
-    generation_ledger.update(store, name, state="dropped")

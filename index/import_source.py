@@ -22,14 +22,24 @@ def import_source(plan: LoadPlan, generation: str, bucket: str) -> Iterator[Iter
     store where that can do it. One with rows that are left out is rewritten without them, for Milvus imports
     whole files.
     """
-    of_runs = plan.shards[0].store
-    settings = None if of_runs.local else of_runs.settings
-    folder = open_store(f"{bucket.rstrip('/')}/clvr-import/{generation}", settings)
+    folder = _copies(plan, generation, bucket)
     made: list[str] = []
     try:
         yield _files(plan, folder, bucket.rstrip("/") + "/", made)
     finally:
         folder.delete(*made)
+
+
+def delete_copies(plan: LoadPlan, generation: str, bucket: str) -> None:
+    """Delete what a load that was killed had made ready; its server settings are those of the plan's runs."""
+    folder = _copies(plan, generation, bucket)
+    folder.delete(*(found.key for found in folder.list()))
+
+
+def _copies(plan: LoadPlan, generation: str, bucket: str) -> Store:
+    of_runs = plan.shards[0].store
+    settings = None if of_runs.local else of_runs.settings
+    return open_store(f"{bucket.rstrip('/')}/clvr-import/{generation}", settings)
 
 
 def _files(plan: LoadPlan, folder: Store, bucket: str, made: list[str]) -> Iterator[ImportFile]:

@@ -134,9 +134,12 @@ class Milvus:
         """Return an HTTP client for the REST interface of the same server, with the same token."""
         import httpx2
 
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if self.database:
+            headers["DB-Name"] = self.database  # calls that name a job only are permitted by this one
         return httpx2.Client(
             base_url=self.uri,
-            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            headers=headers,
             verify=ssl.create_default_context(cafile=self._ca_file),
             timeout=self._timeout,
             trust_env=False,  # the gRPC connection takes no proxy either

@@ -72,6 +72,11 @@ class RestImporter:
             reason="; ".join(dict.fromkeys(filter(None, reasons))),
         )
 
+    def states(self, collection: str) -> list[str]:
+        """Return the state of each job of a collection that the server remembers."""
+        said = self._post("list", {"collectionName": collection})
+        return [str(record.get("state", "Unknown")) for record in said.get("records") or []]
+
     def commit(self, jobs: Sequence[str]) -> None:
         """Make the rows visible; the server repeats a commit without harm."""
         for job in jobs if self._two_phases else ():

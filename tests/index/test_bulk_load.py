@@ -11,6 +11,7 @@ from index import bulk_load, generation_ledger, generations
 from index.bulk_load import choose_target, load_runs
 from index.load_plan import plan_load
 from index.milvus import Milvus, capabilities_of
+from index.reconcile import reconcile
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA
 from infra.errors import (
@@ -143,17 +144,77 @@ def test_a_shard_that_was_altered_never_reaches_milvus(milvus: Milvus, store: St
     assert list(generation_ledger.entries(store, "clvr")) == []
 
 
-def test_a_load_that_was_killed_is_dropped_and_built_again(milvus: Milvus, store: Store, make_run) -> None:
+def cut_off(milvus: Milvus, store: Store, run: Run, **options) -> generations.Generation:
+    """A generation whose load was killed after its last row, before the ledger said so."""
+    half = load_runs(milvus, store, [run], alias="clvr", **options)
+    generation_ledger.update(store, half.name, state="loading")
+    return half
+
+
+def states(store: Store) -> list[str]:
+    return sorted(entry.state for entry in generation_ledger.entries(store, "clvr"))
+
+
+@pytest.mark.parametrize("indexed", [True, False], ids=["while it was loaded", "before its index"])
+def test_a_load_that_was_killed_after_its_last_row_is_proven_and_finished(
+    milvus: Milvus, store: Store, make_run, indexed: bool
+) -> None:
     run = make_run("r1", 40)
-    half = load_runs(milvus, store, [run], alias="clvr")
-    generation_ledger.update(store, half.name, state="loading")  # as a killed load leaves it
+    half = cut_off(milvus, store, run)
+    if not indexed:
+        milvus.call("release_collection", half.name)
+        milvus.call("drop_index", half.name, "embedding")
+    inserted: list[int] = []
+
+    def progress(done: int, total: int) -> None:
+        inserted.append(done)
+
+    assert load_runs(milvus, store, [run], alias="clvr", progress=progress) == half
+    assert inserted == []
+    assert states(store) == ["ready"]
+    assert generations.count(milvus, half) == 40
+
+
+def test_a_load_that_was_killed_in_the_middle_is_dropped_and_built_again(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    run = make_run("r1", 40)
+    half = cut_off(milvus, store, run)
+    milvus.call("delete", half.name, filter="captured_at == -1")
 
     whole = load_runs(milvus, store, [run], alias="clvr")
 
-    assert [one.name for one in generations.list_generations(milvus)] == [whole.name]
-    entry = generation_ledger.read(store, half.name)
-    assert entry is not None
-    assert entry.state == "dropped"
+    assert generations.list_generations(milvus) == [whole]
+    assert whole != half
+    assert states(store) == ["dropped", "ready"]
+
+
+def test_as_many_rows_as_expected_but_not_the_right_ones_are_no_proof(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    run = make_run("r1", 40)
+    half = cut_off(milvus, store, run)
+    (first, *_) = plan_load([run]).crop_ids().tolist()
+    (row,) = milvus.call("query", half.name, filter=f"crop_id == {first}", output_fields=["*"])
+    milvus.call("delete", half.name, filter=f"crop_id == {first}")
+    milvus.call("insert", half.name, [{**row, "crop_id": 7}])
+    milvus.call("flush", half.name)
+
+    whole = load_runs(milvus, store, [run], alias="clvr")
+
+    assert whole != half
+    assert not reconcile(milvus, store, whole, [run]).differences
+    assert states(store) == ["dropped", "ready"]
+
+
+def test_what_was_cut_off_is_finished_by_its_own_command_only(milvus: Milvus, store: Store, make_run) -> None:
+    run, other = make_run("r1", 40), make_run("r2", 40, first=40)
+    cut_off(milvus, store, run, index_type="IVF_FLAT")
+    whole = load_runs(milvus, store, [run], alias="clvr", index_type="HNSW")
+    assert whole.index.type == "HNSW"
+    generation_ledger.update(store, whole.name, state="loading")
+    assert load_runs(milvus, store, [other], alias="clvr").run_ids == ("r2",)
+    assert states(store) == ["dropped", "dropped", "ready"]
 
 
 def test_a_load_that_was_killed_before_its_collection_was_made_is_cleared_too(

@@ -18,6 +18,7 @@ import pytest
 
 from index import generation_ledger
 from index.manifest import crop_id_of
+from index.milvus import connect
 from index.runs import Run
 from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.shards import shard_table
@@ -29,6 +30,8 @@ SHARDS = 6
 FEW = 2000  # on the laptop
 IMPORT_SECONDS = 2.5  # of one shard, about
 PRINT = "c0ffee00" * 8
+DAY_MS = 86_400_000
+NOW_MS = int(time.time() * 1000)
 
 
 def finished_run(store: Store, run_id: str, first: int, rows: int, shards: int) -> None:
@@ -38,8 +41,9 @@ def finished_run(store: Store, run_id: str, first: int, rows: int, shards: int) 
         "uri": uris,
         "etag": ["e"] * rows,
         "camera_id": [f"cam-{number % 4}" for number in range(first, first + rows)],
-        "captured_at": [1_795_000_000_000 + number for number in range(rows)],
+        "captured_at": [NOW_MS - number % 10 * 10 * DAY_MS - 1 for number in range(first, first + rows)],
         "track_id": [""] * rows,
+        "vehicle_id": [number // 10 for number in range(first, first + rows)],
     }
     run = Run.create(
         store,
@@ -89,6 +93,10 @@ class User:
     def json(self, *words: str) -> Any:
         return json.loads(self.runs(*words, "--json"))
 
+    def receipts(self) -> list[dict[str, Any]]:
+        found = [one.key for one in self.store.list("erasures") if one.key.endswith("receipt.json")]
+        return [json.loads(self.store.get(key)) for key in sorted(found)]
+
     def states(self) -> list[str]:
         return sorted(entry.state for entry in generation_ledger.entries(self.store))
 
@@ -107,19 +115,26 @@ def at_server(server: MilvusServer, seaweedfs: SeaweedFs) -> User:
 
 
 def kill_in_the_middle(
-    someone: User, command: list[str], victim: Callable[[int], None], *, after: float
+    someone: User, command: list[str], victim: Callable[[int], None], *, wait: Callable[[], object]
 ) -> int:
-    """Start a command, call `victim` with its process id when rows are coming in; return its exit status."""
+    """Start a command, call `victim` with its process id when rows are coming in and `wait` has returned.
+
+    Returns the command's exit status.
+    """
     with someone.starts(*command) as loader:
         deadline = time.monotonic() + 120
         while someone.states() != ["loading"] and time.monotonic() < deadline:
             assert loader.poll() is None, loader.communicate()
             time.sleep(0.1)
-        time.sleep(after)
+        wait()
         assert loader.poll() is None, "too late: the load has ended"
         victim(loader.pid)
         loader.communicate(timeout=200)
         return loader.returncode
+
+
+def an_import() -> None:
+    time.sleep(IMPORT_SECONDS)
 
 
 def prove_whole(someone: User, rows: int) -> None:
@@ -139,7 +154,7 @@ def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
     someone = at_server(milvus_server, seaweedfs)
     finished_run(someone.store, "r1", 0, ROWS, SHARDS)
     command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
-    assert kill_in_the_middle(someone, command, sigkill, after=IMPORT_SECONDS) == -signal.SIGKILL
+    assert kill_in_the_middle(someone, command, sigkill, wait=an_import) == -signal.SIGKILL
     assert someone.states() == ["loading"]
 
     loaded = someone.json(*command)
@@ -148,6 +163,35 @@ def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
     assert loaded["target"] == "grpc_v1"
     assert someone.states() == ["dropped", "ready"]
     prove_whole(someone, ROWS)
+
+
+@pytest.mark.timeout(280)
+def test_a_loader_that_is_killed_after_its_last_import_is_finished_and_not_built_again(
+    milvus_server: MilvusServer, seaweedfs: SeaweedFs
+) -> None:
+    someone = at_server(milvus_server, seaweedfs)
+    finished_run(someone.store, "r1", 0, 2000, 2)
+    command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
+
+    def both_completed() -> None:
+        with connect(milvus_server.uri, milvus_server.token) as milvus:
+            while True:
+                (entry,) = generation_ledger.entries(someone.store)
+                states = [one.state_name for one in milvus.bulk_inserts(entry.name)]
+                if states == ["Completed", "Completed"]:
+                    return
+                time.sleep(0.05)
+
+    assert kill_in_the_middle(someone, command, sigkill, wait=both_completed) == -signal.SIGKILL
+    (half,) = generation_ledger.entries(someone.store)
+    assert half.state == "loading"
+
+    loaded = someone.json(*command)
+
+    assert loaded["generation"]["name"] == half.name
+    assert (loaded["rows"], loaded["seconds"]["fill"]) == (2000, 0.0)
+    assert someone.states() == ["ready"]
+    prove_whole(someone, 2000)
 
 
 @pytest.mark.slow
@@ -160,7 +204,7 @@ def test_a_server_that_is_killed_in_an_import_and_the_same_command_again(
         someone = at_server(server, seaweedfs)
         finished_run(someone.store, "r1", 0, ROWS, SHARDS)
         command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
-        assert kill_in_the_middle(someone, command, lambda _: server.kill(), after=IMPORT_SECONDS) == 5
+        assert kill_in_the_middle(someone, command, lambda _: server.kill(), wait=an_import) == 5
         assert "Start Milvus" in someone.runs(*command, expect=5)
         server.restart()
 
@@ -179,7 +223,9 @@ def laptop(tmp_path: Path) -> Iterator[User]:
 @pytest.mark.timeout(280)
 def test_a_loader_killed_on_a_laptop_and_two_loads_at_once(laptop: User) -> None:
     finished_run(laptop.store, "night1", 0, FEW, 3)
-    assert kill_in_the_middle(laptop, ["load", "night1"], sigkill, after=1.0) == -signal.SIGKILL
+    assert (
+        kill_in_the_middle(laptop, ["load", "night1"], sigkill, wait=lambda: time.sleep(1)) == -signal.SIGKILL
+    )
 
     with laptop.starts("load", "night1") as first:
         while laptop.states() != ["dropped", "loading"]:
@@ -209,6 +255,67 @@ def test_increment_erasure_and_rebuild_on_a_laptop(laptop: User) -> None:
     assert (receipt["state"], left) == ("done", FEW + 200 - receipt["crops"])
     assert laptop.json("load", "night1", "night2", "--latest-wins")["rows"] == left
     prove_whole(laptop, left)
+
+
+@pytest.mark.timeout(280)
+def test_an_erasure_that_is_killed_and_the_same_command_again(laptop: User) -> None:
+    finished_run(laptop.store, "night1", 0, FEW, 1)
+    laptop.runs("load", "night1")
+    laptop.runs("promote", "latest")
+    command = ["forget", "--vehicle", "17", "--vehicle", "18", "--reason", "court order 17"]
+    draft = laptop.json(*command)
+    assert (draft["state"], draft["crops"], draft["generations"][0]["matching"]) == ("dry run", 20, 20)
+
+    with laptop.starts(*command, "--yes") as eraser:
+        while not laptop.receipts():
+            assert eraser.poll() is None, eraser.communicate()
+        sigkill(eraser.pid)
+    (cut,) = laptop.receipts()
+    assert cut["state"] == "begun", "too late: the erasure has ended"
+
+    again = laptop.json(*command, "--yes")
+
+    first, second = laptop.receipts()
+    assert (first["erasure_id"], first["state"]) == (cut["erasure_id"], "done")
+    assert (second["erasure_id"], second["state"]) == (again["erasure_id"], "done")
+    one, other = first["generations"][0], second["generations"][0]
+    assert (one["rows_before"], one["matching"], one["rows_after"], one["left"]) == (FEW, 20, FEW - 20, 0)
+    assert (other["rows_before"], other["matching"], other["rows_after"]) == (FEW - 20, 0, FEW - 20)
+    assert laptop.json("load", "night1")["rows"] == FEW - 20
+    prove_whole(laptop, FEW - 20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_retention_retirement_and_a_tampered_shard_on_a_laptop(laptop: User) -> None:
+    finished_run(laptop.store, "night1", 0, FEW, 1)
+    built = []
+    for _ in range(4):
+        built.append(laptop.json("load", "night1")["generation"]["name"])
+        laptop.runs("promote", "latest")
+    retired = laptop.json("retire", "--keep", "1")
+    assert (retired["dropped"], retired["kept"]) == (built[:2], built[2:])
+    assert laptop.json("retire", "--keep", "1")["dropped"] == []
+    assert [(row["previous"], row["live"]) for row in laptop.json("generations")] == [
+        (True, False),
+        (False, True),
+    ]
+
+    assert laptop.json("retain", "--days", "45")["state"] == "dry run"
+    receipt = laptop.json("retain", "--days", "45", "--yes")
+    assert (receipt["state"], receipt["crops"]) == ("done", FEW // 2)
+    after = [(one["rows_before"], one["rows_after"], one["left"]) for one in receipt["generations"]]
+    assert after == [(FEW, FEW // 2, 0)] * 2
+    assert laptop.json("rollback")["name"] == built[2]
+    prove_whole(laptop, FEW // 2)
+
+    (shard,) = Run.open(laptop.store, "night1").shard_keys()
+    path = Path(laptop.store.uri_of(shard))
+    tampered = bytearray(path.read_bytes())
+    tampered[len(tampered) // 2] ^= 1
+    path.write_bytes(bytes(tampered))
+    assert "was altered" in laptop.runs("load", "night1", expect=7)
+    assert len(laptop.json("generations")) == 2
 
 
 def test_an_erasure_needs_a_reason_and_something_to_erase(laptop: User) -> None:
