@@ -66,7 +66,7 @@ def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) 
     singles = _names(labelled, set(single_picture_models(training)) - set(held.classes))
     if singles:
         console.print(
-            f"{len(singles)} models have one picture, which is learned and measures nothing: {_some(singles)}",
+            f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}",
             soft_wrap=True,
         )
     names = _names(labelled, set(classes) - set(training.classes))
