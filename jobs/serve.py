@@ -7,13 +7,13 @@ from pathlib import Path
 
 import uvicorn
 
-from index.feasibility import MAX_SPEED_KMH, read_cameras
+from index.feasibility import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
 from infra.settings import Settings
 from jobs.progress import console
 from jobs.searcher import Searcher, read_bytes
 from jobs.web_app import make_app
-from jobs.web_guard import Guard, Limits, is_loopback
+from jobs.web_guard import App, Guard, Limits, is_loopback
 
 TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
 SHORTEST_TOKEN = 16
@@ -22,7 +22,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """What `clvr serve` was asked for."""
+    """What `clvr serve` was asked for. replicas: how many on the Ray cluster; None serves from here."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -33,26 +33,21 @@ class ServeRequest:
     max_upload_mib: int = 32
     certificate: Path | None = None
     key: Path | None = None
+    replicas: int | None = None
 
 
 def serve_page(request: ServeRequest, settings: Settings) -> None:
     """Serve until interrupted. Raises what a Searcher raises, and BadSetting for a token that is none."""
     guard = guard_of(request)
-    cameras = None
-    if request.camera_file:
-        data = read_bytes(request.camera_file)
-        cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
-    searcher = Searcher(settings, threads=0)
+    if request.replicas is not None:
+        # Ray Serve is an extra: who serves from one process need not have it.
+        from jobs.serve_cluster import serve_on_cluster
+
+        serve_on_cluster(request, settings, guard, cameras_of(request))
+        return
     with console.status("loading the model"):
-        _ = searcher.embedder  # the first visitor should not wait for it
-    app = make_app(searcher, guard, cameras=cameras, limits=Limits(request.max_upload_mib << 20))
-    scheme = "https" if request.certificate else "http"
-    shown = f"[{request.host}]" if ":" in request.host else request.host
-    address = f"{scheme}://{shown}:{request.port}/"
-    # Behind '#', so that no server's log keeps it.
-    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
-    if guard.token and scheme == "http":
-        console.print("without --certificate the token crosses the network in the clear", style="yellow")
+        app = page_app(settings, guard, cameras_of(request), request.max_upload_mib)
+    announce(request, guard)
     uvicorn.run(
         app,
         host=request.host,
@@ -64,6 +59,35 @@ def serve_page(request: ServeRequest, settings: Settings) -> None:
         limit_concurrency=200,
         timeout_keep_alive=30,
     )
+
+
+def page_app(
+    settings: Settings, guard: Guard, cameras: CameraMap | None, max_upload_mib: int, *, threads: int = 0
+) -> App:
+    """The page behind its guard, with the model loaded: the first visitor should not wait for it."""
+    searcher = Searcher(settings, threads=threads)
+    _ = searcher.embedder
+    app: App = make_app(searcher, guard, cameras=cameras, limits=Limits(max_upload_mib << 20))
+    return app
+
+
+def cameras_of(request: ServeRequest) -> CameraMap | None:
+    """Positions of the cameras, where a file says them. Raises BadInput for a file that is none."""
+    if not request.camera_file:
+        return None
+    data = read_bytes(request.camera_file)
+    return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+
+
+def announce(request: ServeRequest, guard: Guard) -> None:
+    """Say where the page is."""
+    scheme = "https" if request.certificate else "http"
+    shown = f"[{request.host}]" if ":" in request.host else request.host
+    address = f"{scheme}://{shown}:{request.port}/"
+    # Behind '#', so that no server's log keeps it.
+    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
+    if guard.token and scheme == "http":
+        console.print("without --certificate the token crosses the network in the clear", style="yellow")
 
 
 def guard_of(request: ServeRequest) -> Guard:

@@ -164,9 +164,13 @@ def serve(
     max_upload: Annotated[int, typer.Option(min=1, help="MiB of a request.")] = 32,
     certificate: Annotated[Path | None, typer.Option(help="PEM file: serve by HTTPS.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="On the Ray cluster, so many (Ray Serve).")
+    ] = None,
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
+    ray: Ray = None,
 ) -> None:
     """Serve the search page. $CLVR_SERVE_TOKEN is its token. Example: clvr serve --port 8080"""
     from jobs.serve import ServeRequest, serve_page
@@ -181,8 +185,9 @@ def serve(
         max_upload_mib=max_upload,
         certificate=certificate,
         key=key,
+        replicas=replicas,
     )
-    serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias))
+    serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray))
 
 
 def audit(runs: Runs = None, as_json: Json = False) -> None:

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40] [--folder kept]
 
-`--folder` keeps what is built, and finds it again: 100,000 rows take minutes to index. The index is a Milvus Lite file with made-up vectors in groups of 20; the network is the real one with random
-weights, which costs what a trained one costs. `page` is what a browser waits for: from upload to JSON.
+`--folder` keeps what is built, and finds it again: 100,000 rows take minutes to index. The index is a Milvus
+Lite file with made-up vectors in groups of 20; the network is the real one with random weights, which costs
+what a trained one costs. `page` is what a browser waits for: from upload to JSON.
 """
 
 import argparse
