@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from infra.errors import ClvrError
+from infra.logs import record, wants_json, without_secrets
 from jobs.command_line import keep_stdout_for_results, use_config
 from jobs.commands import archive, evaluation, generations, operating, searching, setup, training
 
@@ -46,9 +47,13 @@ class Verbs(TyperGroup):
 def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    typer.echo(f"error: {error.message}", err=True)
-    if error.remedy:
-        typer.echo(f"remedy: {error.remedy}", err=True)
+    if wants_json():
+        facts = {"error": type(error).__name__, "remedy": error.remedy, "exit_code": error.exit_code}
+        record("error", error.message, **facts)
+    else:
+        typer.echo(f"error: {without_secrets(error.message)}", err=True)
+        if error.remedy:
+            typer.echo(f"remedy: {without_secrets(error.remedy)}", err=True)
     raise SystemExit(error.exit_code)
 
 

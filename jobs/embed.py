@@ -24,6 +24,7 @@ from index.quarantine import count_causes
 from index.runs import Run, find_unfinished
 from index.timings import Timings, write_timings
 from infra.errors import BucketMissing, ObjectMissing
+from infra.logs import bind
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.board import pinned, standing_of
@@ -31,6 +32,7 @@ from jobs.cluster import connect, cores, gpus, root_cause
 from jobs.discovery import Discovery, Source, discover
 from jobs.embed_actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed_board import EmbedBoard, Totals
+from jobs.metrics import show_phases
 from jobs.precision import Asked, Decision, decide
 from jobs.progress import Standing, console, progress
 
@@ -97,6 +99,7 @@ def embed(
     if run.finished:
         console.print(f"run {run.run_id} is finished already")
         return run.summary
+    bind(run=run.run_id)
     open_embedder = open_embedder or partial(open_model, request.model, decision_of(run))
     board = _new_board(run, request)
     try:
@@ -107,6 +110,7 @@ def embed(
         totals: Totals = ray.get(board.sum.remote())
         timings = _timings(started, actors, clock, totals)
         write_timings(run.folder, timings)
+        show_phases(run.run_id, timings)
     console.print(
         f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined; "
         f"most of the time went into {timings.bottleneck()}"

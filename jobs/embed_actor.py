@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.util.metrics import Counter, Gauge
 
 from index.runs import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
 from jobs.cluster import root_cause
 from jobs.embed_part import EmbedsPictures, PartReport, embed_part
+from jobs.metrics import count_part
 
 OpenEmbedder = Callable[[], EmbedsPictures]
 # Ray's head remembers every call for a while: many reports a second would be its memory.
@@ -34,7 +34,6 @@ class PartActor:
         self.board = board
         self.open_embedder = open_embedder
         self.embedder: EmbedsPictures | None = None
-        self.metrics = _Metrics(run.run_id)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Take rows of part numbers, give rows of outcomes; see `outcome_of`."""
@@ -61,7 +60,7 @@ class PartActor:
     def _embed(self, part: int) -> PartReport:
         try:
             ray.get(self.board.begin.remote(part))
-            teller = _Teller(self.board, self.metrics, part)
+            teller = _Teller(self.board, self.run.run_id, part)
             report = embed_part(self.run, part, self._model(), self.archive, on_progress=teller.tell)
             teller.tell(report, wait=True)
             return report
@@ -75,9 +74,9 @@ class PartActor:
 class _Teller:
     """Tells the board how far a part is, one report on its way at a time: the model never waits for it."""
 
-    def __init__(self, board: Any, metrics: "_Metrics", part: int) -> None:
+    def __init__(self, board: Any, run_id: str, part: int) -> None:
         self.board = board
-        self.metrics = metrics
+        self.run_id = run_id
         self.counted = PartReport(part)
         self.underway: Any = None
         self.next = 0.0
@@ -92,7 +91,7 @@ class _Teller:
             ray.get(self.underway)
         self.next = time.monotonic() + REPORT_SECONDS
         self.underway = self.board.report.remote(report)
-        self.metrics.count(self.counted, report)
+        count_part(self.run_id, self.counted, report)
         self.counted = report
         if wait:
             ray.get(self.underway)
@@ -111,28 +110,3 @@ def outcome_of(row: bytes) -> PartReport:
     if isinstance(outcome, ClvrError):
         raise outcome
     return outcome
-
-
-class _Metrics:
-    """Prometheus series of this actor, on Ray's metrics port of its node."""
-
-    def __init__(self, run_id: str) -> None:
-        self.tags = {"run": run_id}
-        keys = ("run",)
-        self.embedded = Counter("clvr_crops_embedded", "Crops with an embedding.", tag_keys=keys)
-        self.quarantined = Counter("clvr_crops_quarantined", "Crops that could not be embedded.", keys)
-        self.bytes = Counter("clvr_bytes_fetched", "Bytes of pictures that came.", tag_keys=keys)
-        self.busy = Gauge("clvr_model_busy_ratio", "Share of the part's time in the model.", tag_keys=keys)
-
-    def count(self, before: PartReport, now: PartReport) -> None:
-        """Add what came between two reports of one part."""
-        for counter, name in (
-            (self.embedded, "embedded"),
-            (self.quarantined, "quarantined"),
-            (self.bytes, "bytes"),
-        ):
-            more = getattr(now, name) - getattr(before, name)
-            if more > 0:
-                counter.inc(more, tags=self.tags)
-        spent = now.waiting_seconds + now.model_seconds + now.writing_seconds
-        self.busy.set(now.model_seconds / spent if spent else 0.0, tags=self.tags)

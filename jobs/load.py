@@ -17,6 +17,7 @@ from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.labels import read_label_table
+from jobs.metrics import import_states, show_gap, show_gate, show_load
 from jobs.progress import Standing, console, progress
 from jobs.which import find_generation, find_run, find_runs, open_milvus
 
@@ -25,6 +26,7 @@ LIVE = "live"
 
 @dataclass(slots=True)
 class _Count:
+    alias: str
     done: int = 0
     total: int = 0
     note: str = ""
@@ -36,6 +38,7 @@ class _Count:
         self.note = note
 
     def standing(self) -> Standing:
+        show_load(self.alias, done=self.done, total=self.total, states=import_states(self.note))
         return Standing(self.done, self.total, self.note)
 
 
@@ -76,7 +79,7 @@ def load_generation(run_ids: Sequence[str], settings: Settings, *, index_type: s
 def load(request: LoadRequest, settings: Settings) -> Loaded:
     """Build a generation of finished runs beside the live one. Raises what `load_runs` raises."""
     runs = find_runs(request.run_ids, settings)
-    count = _Count(total=sum(run.summary.embedded for run in runs))
+    count = _Count(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
     with (
@@ -93,7 +96,7 @@ def load(request: LoadRequest, settings: Settings) -> Loaded:
 def load_increment(request: LoadRequest, settings: Settings) -> Increment:
     """Bring finished runs into the live generation. Raises what `load_into_live` raises."""
     runs = find_runs(request.run_ids, settings)
-    count = _Count(total=sum(run.summary.embedded for run in runs))
+    count = _Count(settings.alias, total=sum(run.summary.embedded for run in runs))
     with progress("load", "rows", count.standing):
         return load_into_live(
             open_milvus(settings),
@@ -136,6 +139,7 @@ def gate_generation(
         golden=probes,
     )
     console.print(gate_text(report))
+    show_gate(settings.alias, report)
     return report
 
 
@@ -155,7 +159,9 @@ def verify_generation(name: str, settings: Settings) -> Reconciliation:
     current = live(milvus, settings.alias) if name == LIVE else find_generation(name, milvus, settings)
     if current is None:
         raise BadInput(f"alias {settings.alias} points to no generation", remedy="promote one: clvr promote")
-    return reconcile(milvus, open_store(settings.runs), current, _runs_of(current, settings))
+    found = reconcile(milvus, open_store(settings.runs), current, _runs_of(current, settings))
+    show_gap(settings.alias, expected=found.expected, indexed=found.indexed)
+    return found
 
 
 def gate_text(report: GateReport) -> str:

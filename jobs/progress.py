@@ -1,19 +1,19 @@
 """Progress of long work: a live line on a terminal, a plain line now and then in a log."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from infra.logs import Talk
 
 PLAIN_EVERY_SECONDS = 10.0
 
 # stdout is data, stderr is talk.
-console = Console(stderr=True, highlight=False)
+console = Talk()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,12 @@ def _plain(title: str, unit: str, read: Callable[[], Standing], stop: threading.
         rate = (now.done - first.done) / max(spoken - started, 1e-9)
         left = f", {(now.total - now.done) / rate:,.0f} s left" if rate > 0 and now.done < now.total else ""
         note = f", {now.note}" if now.note else ""
-        print(
+        console.say(
             f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}",
-            file=sys.stderr,
-            flush=True,
+            phase=title,
+            done=now.done,
+            total=now.total,
+            rate=round(rate, 1),
         )
         if ended:
             return
