@@ -1,4 +1,4 @@
-"""What a full night costs at a size: nodes, hours, requests and dollars, from measured rates and stated prices.
+"""What a full night costs at a size: nodes, hours, requests and dollars, from rates and prices.
 
 `python -m infra.scaling docs/scaling.md` renews the tables of that page.
 """
@@ -82,7 +82,7 @@ def kinds(rates: Rates, prices: Prices, *, cores: int = 16) -> tuple[Kind, ...]:
 
 
 def estimate(crops: int, kind: Kind, rates: Rates, prices: Prices, *, within: float = 8.0) -> Estimate:
-    """How many nodes embed so many crops within so many hours, and what that costs. Spot losses not counted."""
+    """How many nodes embed so many crops within so many hours, and what that costs."""
     node_hours = crops / kind.crops_a_second / 3600
     nodes = max(1, math.ceil(node_hours / within))
     parts = math.ceil(crops / rates.rows_per_part)
@@ -110,18 +110,26 @@ def collision_chance(crops: int) -> float:
 
 def nodes_table(rates: Rates, prices: Prices) -> str:
     """Nodes and dollars by size and kind of node."""
+    heads = ("crops", "nodes", "how many", "hours", "M GETs", "M PUTs, LISTs", "compute $", "requests $")
     lines = [
-        "| crops | nodes | how many, for 8 hours | hours | GETs | PUTs, LISTs | compute $ | requests $ | $ a million |",
+        f"| {' | '.join(heads)} | $ a million |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for crops in SIZES:
         for kind in kinds(rates, prices):
             one = estimate(crops, kind, rates, prices)
-            lines.append(
-                f"| {crops / 1e6:,.0f} M | {one.kind} | {one.nodes:,} | {one.hours:.1f} | {one.reads / 1e6:,.1f} M "
-                f"| {one.writes / 1e6:,.2f} M | {one.compute_dollars:,.0f} | {one.request_dollars:,.0f} "
-                f"| {one.dollars_per_million:.2f} |"
+            cells = (
+                f"{crops / 1e6:,.0f} M",
+                one.kind,
+                f"{one.nodes:,}",
+                f"{one.hours:.1f}",
+                f"{one.reads / 1e6:,.1f}",
+                f"{one.writes / 1e6:,.2f}",
+                f"{one.compute_dollars:,.0f}",
+                f"{one.request_dollars:,.0f}",
+                f"{one.dollars_per_million:.2f}",
             )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
