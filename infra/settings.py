@@ -34,6 +34,9 @@ class Settings(BaseModel):
     )
     alias: str = Field("vehicles", description="The alias that searches use")
     ray: str | None = Field(None, description="Ray address; without one a local Ray is started for the job")
+    gpus: int | None = Field(
+        None, ge=0, description="GPUs that an autoscaled cluster will bring, where none is up yet"
+    )
     jobs_url: str | None = Field(
         None, description="Where the cluster takes submitted jobs: its dashboard, http(s)://head:8265"
     )

@@ -8,12 +8,16 @@ import ray
 from infra.errors import ClvrError, RayUnreachable
 from infra.settings import Settings
 
+_awaited_gpus = 0  # see Settings.gpus
+
 
 def connect(settings: Settings) -> None:
     """Join the cluster at `settings.ray`, or start a local Ray; do nothing where Ray is already up.
 
     Raises RayUnreachable with the address in the message.
     """
+    global _awaited_gpus
+    _awaited_gpus = settings.gpus or 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
@@ -48,8 +52,18 @@ def cores() -> int:
 
 
 def gpus() -> int:
-    """GPUs of the whole cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs of the whole cluster: those that are up, or those that the settings say will come."""
+    return max(int(ray.cluster_resources().get("GPU", 0)), _awaited_gpus)
+
+
+def cpus_for_each_gpu() -> int:
+    """Logical CPUs that every GPU finds on its own node; 1 where no node with a GPU is up yet."""
+    shares = [
+        int(node["Resources"].get("CPU", 0) // node["Resources"]["GPU"])
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0)
+    ]
+    return max(1, min(shares, default=1))
 
 
 def root_cause(error: BaseException) -> BaseException:

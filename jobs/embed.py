@@ -28,7 +28,7 @@ from infra.logs import bind
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.board import pinned, standing_of
-from jobs.cluster import connect, cores, gpus, root_cause
+from jobs.cluster import connect, cores, cpus_for_each_gpu, gpus, root_cause
 from jobs.discovery import Discovery, Source, discover
 from jobs.embed_actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed_board import EmbedBoard, Totals
@@ -130,10 +130,10 @@ def open_model(model: str, decision: Decision) -> Embedder:
 
 
 def actor_resources() -> dict[str, float]:
-    """What one model actor asks of Ray: a GPU where the cluster has any, and its share of the CPUs."""
+    """What one model actor asks of Ray: a GPU where the cluster has any, and its share of that node."""
     if not gpus():
         return {"num_cpus": 1}
-    return {"num_gpus": 1, "num_cpus": max(1, cores() // gpus() - 1)}
+    return {"num_gpus": 1, "num_cpus": max(1, cpus_for_each_gpu() - 1)}
 
 
 def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:

@@ -153,6 +153,8 @@ def test_our_cli_reads_the_nights_command_and_the_cluster_can_do_it(name: str) -
         gpus += group["maxReplicas"] * int(group["rayStartParams"].get("num-gpus", 0))
         cpus += group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
     assert read["actors"] <= (gpus or cpus - 1)
+    promised = only(documents, "ConfigMap", "clvr-settings")["data"].get("CLVR_GPUS", "0")
+    assert int(promised) == gpus
 
 
 def test_a_command_that_our_cli_does_not_know_is_refused() -> None:

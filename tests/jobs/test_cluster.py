@@ -1,0 +1,51 @@
+"""What a job asks of a cluster: what one node can give, also where no node is up yet."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from infra.settings import Settings
+from jobs import cluster
+from jobs.embed import actor_resources
+
+
+def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The nodes of a stand-in for a cluster with GPUs: none can be had here."""
+    up: list[dict[str, Any]] = []
+
+    def resources() -> dict[str, float]:
+        return {k: sum(n["Resources"].get(k, 0) for n in up if n["Alive"]) for k in ("CPU", "GPU")}
+
+    monkeypatch.setattr(ray, "nodes", lambda: up)
+    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(cluster, "_awaited_gpus", 0)
+    return up
+
+
+def test_without_gpus_an_actor_takes_one_cpu(nodes: list[dict[str, Any]]) -> None:
+    nodes.append(node(4))
+    assert actor_resources() == {"num_cpus": 1}
+
+
+def test_an_actor_fits_on_the_node_of_its_gpu_however_many_cpus_are_elsewhere(
+    nodes: list[dict[str, Any]],
+) -> None:
+    nodes += [node(64), node(8, 1), node(16, 4), node(8, 8, alive=False)]
+    assert actor_resources() == {"num_gpus": 1, "num_cpus": 3}
+
+
+def test_a_cluster_that_is_asleep_is_asked_for_the_gpus_that_the_settings_promise(
+    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes.append(node(0))
+    assert cluster.gpus() == 0
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    cluster.connect(Settings.model_validate({"gpus": 4}))
+    assert cluster.gpus() == 4
+    assert actor_resources() == {"num_gpus": 1, "num_cpus": 1}
