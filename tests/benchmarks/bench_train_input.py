@@ -29,13 +29,9 @@ from jobs.train_job import Pictures
 
 
 def rate(batches: Iterable[Arrays]) -> float:
-    """Pictures a second after the first batch, whose pictures are not counted."""
-    done, begun = 0, 0.0
-    for pictures, _ in batches:
-        if begun:
-            done += len(pictures)
-        else:
-            begun = time.perf_counter()
+    """Pictures a second from the first request to the last batch: Ray Data reads far ahead of its reader."""
+    begun = time.perf_counter()
+    done = sum(len(pictures) for pictures, _ in batches)
     return done / (time.perf_counter() - begun)
 
 
@@ -53,7 +49,7 @@ def step_rate(batch: Arrays, precision: str) -> float:
     network = Clvr.of(Architecture(classes=150)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, stage)
     training_mode(network, stage)
-    pictures, classes = torch.from_numpy(batch[0][:16]), torch.from_numpy(batch[1][:16])
+    pictures, classes = torch.from_numpy(batch[0][:8]), torch.from_numpy(batch[1][:8])
     train_step(network, optimizer, pictures, classes, precision=precision)
     begun = time.perf_counter()
     for _ in range(2):
