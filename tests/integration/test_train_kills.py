@@ -20,8 +20,8 @@ from jobs.train_log import read_log
 
 pytestmark = pytest.mark.integration
 
-RECIPE = ["--recipe", "demo", "--weights", "random", "--set", "batch=4", "--set", "warmup.epochs=2"]
-RECIPE += ["--set", "target.epochs=2", "--set", "reestimate_statistics=12", "--set", "target.flip=true"]
+RECIPE = ["--recipe", "demo", "--weights", "random", "--set", "batch=4", "--set", "warmup.epochs=1"]
+RECIPE += ["--set", "target.epochs=2", "--set", "reestimate_statistics=4", "--set", "target.flip=true"]
 
 
 class Training:
@@ -116,9 +116,9 @@ def in_target(training: Training, epochs: int) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn archive of 24 crops of two models."""
+    """A drawn archive of 12 crops of two models."""
     folder = tmp_path_factory.mktemp("drawn")
-    spec = ArchiveSpec(seed=5, models=2, vehicles_per_model=3, sightings_per_vehicle=4, cameras=4)
+    spec = ArchiveSpec(seed=5, models=2, vehicles_per_model=2, sightings_per_vehicle=3, cameras=3)
     open_store(str(folder / "archive")).create_bucket()
     generate(open_store(str(folder / "archive")), spec)
     write_labels(open_store(str(folder / "labels")), spec)
