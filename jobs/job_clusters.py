@@ -181,7 +181,8 @@ def exit_code_of(found: Job) -> int:
         return 0
     if found.status == "STOPPED":
         return STOPPED
-    return found.exit_code if found.exit_code else 1
+    code = found.exit_code or 1
+    return code if code > 0 else 128 - code  # ended by a signal
 
 
 def _job(details: "JobDetails") -> Job:

@@ -171,9 +171,14 @@ def _already(night: Night, page: str, settings: Settings) -> NightDone:
     console.print(f"night {night.night_id} is finished already: nothing to do")
     name = (summary.get("live") or {}).get("generation")
     live = live_name(settings)
-    if name is not None and live != name:
+    if name is not None and live is None:
         console.print(
-            f"but {settings.alias} points to {live or 'nothing'} now, not to {name}; if that is not wanted: "
-            f"the same command with --night {night.night_id}-again, or clvr rollback"
+            f"but {settings.alias} points to nothing: Milvus was lost? The same command with "
+            f"--night {night.night_id}-again fills it from the shards"
+        )
+    elif name is not None and live != name:
+        console.print(
+            f"but {settings.alias} points to {live} now, not to {name}; if that is not wanted: "
+            "clvr rollback, or clvr promote"
         )
     return NightDone(summary, page, already=True)

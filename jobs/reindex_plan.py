@@ -23,6 +23,9 @@ from jobs.reindex_request import NightRequest
 WORTH_A_PROBE = 5000
 """Crops from which on a measurement is worth its half minute, where no earlier run tells the speed."""
 
+RECENT = 30
+"""Runs that an expectation looks back to."""
+
 VANISHED_ROWS = 1000
 """The rate of vanished crops is taken of at least so many: in a small archive a few files are no alarm."""
 
@@ -186,13 +189,13 @@ def _expected(
 ) -> dict[str, Any] | None:
     """How long embedding should take, by the last run on this archive, or by a measurement."""
     crops = run.info.rows
-    for past in reversed(list_runs(store)):
-        if past.info.archive != archive.uri or past.run_id == run.run_id or not past.finished:
-            continue
-        timings = total_of(read_timings(past.folder))
+    past = [one for one in list_runs(store) if one.info.archive == archive.uri and one.run_id != run.run_id]
+    # The largest of them tells most: of a few crops nearly all time goes into the start.
+    for one in sorted(past[-RECENT:], key=lambda one: one.info.rows, reverse=True)[:3]:
+        timings = total_of(read_timings(one.folder))
         seconds = expected_seconds(crops, timings, actors) if timings else None
         if seconds is not None:
-            return _expectation(seconds, actors, f"run {past.run_id}")
+            return _expectation(seconds, actors, f"run {one.run_id}")
     if crops < WORTH_A_PROBE:
         return None
     sample = elsewhere(_sample, run, PROBE_CROPS * actors)

@@ -23,7 +23,7 @@ from jobs.embed import embed
 from jobs.embed_actor import OpenEmbedder
 from jobs.reindex_plan import begin_run, embed_request, models_of
 from jobs.reindex_request import NightRequest
-from jobs.which import find_run, open_milvus
+from jobs.which import open_milvus
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,13 @@ def load_step(at: AtWork) -> dict[str, Any]:
     live, _ = _live(at, milvus)
     entry = generation_ledger.read(at.store, live.name) if live else None
     held = entry.run_ids if entry else ()
-    known = [find_run(run_id, at.settings) for run_id in held]
+    # A run that was lost from the bucket cannot be loaded again: the rest is built anew, with its crops.
+    known = [Run.open(at.store, one) for one in held if at.store.head(f"runs/{one}/run.json") is not None]
     missing = [run for run in wanted if run.run_id not in held]
     foreign = [run for run in known if run.info.archive != at.archive.uri]
     in_place = (
         live is not None
-        and entry is not None
+        and len(known) == len(held) > 0
         and live.fingerprint == wanted[-1].fingerprint
         and not at.request.full
         and not at.request.beside

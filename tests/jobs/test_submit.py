@@ -107,7 +107,7 @@ def test_another_release_of_an_engine_is_named_and_another_build_is_not() -> Non
 
 @pytest.mark.parametrize(
     ("status", "code", "given"),
-    [("SUCCEEDED", 0, 0), ("FAILED", 8, 8), ("FAILED", None, 1), ("STOPPED", None, 130)],
+    [("SUCCEEDED", 0, 0), ("FAILED", 8, 8), ("FAILED", None, 1), ("FAILED", -9, 137), ("STOPPED", None, 130)],
 )
 def test_the_exit_code_is_that_of_the_verb(status: str, code: int | None, given: int) -> None:
     assert exit_code_of(Job("j", status, "c", code, "", None, None, {})) == given
