@@ -14,7 +14,8 @@ from infra.store import Store
 
 LOG_FILE = "log.jsonl"
 BOARD_FOLDER = "tensorboard"
-FLUSH_SECONDS = 15.0
+FLUSH_SECONDS = 15.0  # into a bucket
+FLUSH_SECONDS_LOCALLY = 1.0
 
 
 class TrainLog:
@@ -29,13 +30,14 @@ class TrainLog:
         with contextlib.suppress(ObjectMissing):
             self.lines = folder.get(LOG_FILE).decode().splitlines()
         self.flushed = 0.0
+        self.every = FLUSH_SECONDS_LOCALLY if folder.local else FLUSH_SECONDS
         self.board = _TensorBoard(folder)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append a line; steps reach the store every quarter of a minute, everything else at once."""
+        """Append a line; steps reach the store now and then, everything else at once."""
         self.lines.append(json.dumps({"event": event, "time": round(time.time(), 3), **values}))
         self.board.add(event, values)
-        if event != "step" or time.monotonic() - self.flushed > FLUSH_SECONDS:
+        if event != "step" or time.monotonic() - self.flushed > self.every:
             self.folder.put(LOG_FILE, ("\n".join(self.lines) + "\n").encode())
             self.board.flush()
             self.flushed = time.monotonic()

@@ -120,7 +120,7 @@ class _Worker:
                 entry = self._epoch(ready, number, place)
             except Stopped as stopped:
                 place.totals = stopped.totals
-                self.write("stop", stage=stage.name, epoch=epoch, pictures=place.totals.pictures)
+                self.write("stop", stage=number, epoch=epoch, pictures=place.totals.pictures)
                 report_state(self.peers, network, ready.optimizer, ready.average, self.recipe.seed, place)
                 return False
             last = epoch + 1 == stage.epochs
@@ -144,7 +144,7 @@ class _Worker:
                 optimizer, average = (None, None) if last else (ready.optimizer, ready.average)
                 report_state(self.peers, network, optimizer, average, self.recipe.seed, place)
                 if self.peers.agreed(bool(self.stop)):
-                    self.write("stop", stage=stage.name, epoch=epoch, pictures=entry["pictures"])
+                    self.write("stop", stage=place.stage, epoch=place.epoch, pictures=0)
                     return False
         return True
 
