@@ -77,6 +77,21 @@ def marked(mark: str) -> list[Remembered]:
     return found
 
 
+def session_of(leader: Remembered) -> list[Remembered]:
+    """Return the running processes of the session that a process led, whether or not it still runs itself.
+
+    Some programs write their title over their environment, and the mark with it; a session cannot be left
+    unseen. The kernel gives its number to nobody else as long as it has a member.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader.pid and int(fields[19]) >= leader.started and leader.boot == _boot():
+                found.append(Remembered.of(int(folder.name)))
+    return found
+
+
 def end_all(processes: Iterable[Remembered]) -> None:
     """End processes by SIGKILL."""
     for process in processes:

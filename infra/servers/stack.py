@@ -21,7 +21,7 @@ from infra.errors import BadInput, Locked
 from infra.servers.milvus import MilvusPlace, MilvusServer
 from infra.servers.network import PrivateNetwork
 from infra.servers.ray_head import RayHead
-from infra.servers.remembered import Remembered, end_all, marked
+from infra.servers.remembered import Remembered, end_all, marked, session_of
 from infra.servers.seaweedfs import SeaweedFs, remove_sockets
 
 BUCKETS = ("archive", "clvr")
@@ -101,7 +101,7 @@ class Stack:
             state = self._read()
             if state is None:
                 raise BadInput(f"there is no stack in {self.folder}", remedy="start one: clvr stack up")
-            found = {process.pid for process in marked(state.mark)}
+            found = self._members(state)
             if head := state.processes.get("ray"):
                 say("ending Ray")
                 head.end(grace=_RAY_GRACE)
@@ -109,7 +109,7 @@ class Stack:
                 if process := state.processes.get(name):
                     say(f"ending {name}")
                     process.end()
-            end_all(marked(state.mark))  # what they left behind, and what a killed `up` had not noted yet
+            end_all(found | self._members(state))  # what they left, and what a killed `up` had not noted yet
             self._clean(state)
             if purge:
                 shutil.rmtree(self.folder)
@@ -214,6 +214,12 @@ class Stack:
     def _write_env(self, state: _State) -> None:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self._environment(state).items()]
         _write_private(self.env_file, "".join(lines))
+
+    def _members(self, state: _State) -> set[Remembered]:
+        members = set(marked(state.mark))
+        for leader in state.processes.values():
+            members.update(session_of(leader))
+        return members
 
     def _runs(self, state: _State, name: str) -> bool:
         return name in state.processes and state.processes[name].running

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BadInput, Locked
-from infra.servers.remembered import Remembered, marked
+from infra.servers.remembered import Remembered, marked, session_of
 from infra.servers.stack import Stack, Standing
 from infra.store import open_store
 from infra.store_settings import StoreSettings
@@ -67,6 +67,23 @@ def test_an_ended_process_counts_as_ended_even_before_its_parent_looked(
     process.end()
     assert not process.running
     assert marked("sleeper") == []
+
+
+def test_members_of_a_session_are_found_without_a_mark_and_after_their_leader() -> None:
+    idle = "import time; time.sleep(300)"
+    child = f"subprocess.Popen([sys.executable, '-c', {idle!r}])"
+    script = f"import subprocess, sys; print({child}.pid, flush=True); {idle}"
+    leader = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True, env={}
+    )
+    assert leader.stdout is not None
+    member = Remembered.of(int(leader.stdout.readline()))
+    remembered = Remembered.of(leader.pid)
+    assert {process.pid for process in session_of(remembered)} == {leader.pid, member.pid}
+    remembered.end()
+    assert [process.pid for process in session_of(remembered)] == [member.pid]
+    member.end()
+    assert session_of(remembered) == []
 
 
 def test_ending_politely_falls_back_to_sigkill() -> None:
@@ -177,8 +194,10 @@ def test_the_whole_stack_serves_is_closed_to_others_and_goes_without_a_trace(ser
         assert after["milvus"] != before["milvus"]
         assert (after["ray"], after["seaweedfs"]) == (before["ray"], before["seaweedfs"])
 
+        leaders = [Remembered.of(pid) for pid in after.values()]
         assert stack.down() >= 4
         assert marked(mark) == []
+        assert [process for leader in leaders for process in session_of(leader)] == []
         assert bystander.poll() is None
     finally:
         bystander.kill()
