@@ -156,9 +156,12 @@ class Milvus:
             server_manager_instance.release_server(self.uri)
 
     def _handler(self, method: str, *args: Any) -> Any:
-        # Only the ORM names these calls, over a second connection of its own; the handler has them too.
+        # Only the ORM names these calls, over a second connection of its own; the handler has them too. The
+        # context carries the database: without it they mean the default one.
+        context = self._client._generate_call_context()
         try:
-            return getattr(self._client._get_connection(), method)(*args, timeout=self._timeout)
+            handler = self._client._get_connection()
+            return getattr(handler, method)(*args, timeout=self._timeout, context=context)
         except Exception as error:
             raise _translated(error, f"{method} at {self.uri}") from error
 

@@ -1,16 +1,24 @@
-"""Real servers for the whole session; what uses one of them is marked `integration`."""
+"""Real servers for the whole session, and finished runs; what uses a server is marked `integration`."""
 
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
+from index.crops import crop_id_of
+from index.runs import Run
+from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.shards import shard_table
 from infra.servers import MilvusServer, SeaweedFs
+from infra.store import Store
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -79,3 +87,73 @@ def ray_cluster() -> "Iterator[Cluster]":
         yield cluster
     finally:
         cluster.shutdown()
+
+
+def _look_alikes(numbers: NDArray[np.int64], seed: int = 0) -> NDArray[np.float32]:
+    """Vectors (n, 1024) of crops of these numbers, in groups of ten: without groups no index works."""
+    vectors = [
+        np.random.default_rng((seed, number // 10)).normal(size=1024)
+        + 0.3 * np.random.default_rng((seed, number // 10, number)).normal(size=1024)
+        for number in numbers.tolist()
+    ]
+    return np.asarray(vectors, np.float32)
+
+
+@pytest.fixture(scope="session")
+def look_alikes() -> Callable[..., NDArray[np.float32]]:
+    """`look_alikes(numbers, seed)`: vectors in groups of ten, which depend on the crop's number alone."""
+    return _look_alikes
+
+
+@pytest.fixture(scope="session")
+def make_finished_run() -> Callable[..., Run]:
+    """Make a finished run of crops of some numbers: `make(store, run_id, range(300))`.
+
+    `look` gives the vectors of numbers; any other name is a column of the manifest. A crop's number is its
+    `size` as well, so two runs can agree about how it looks.
+    """
+
+    def make(
+        store: Store,
+        run_id: str,
+        numbers: Sequence[int],
+        *,
+        fingerprint: str = "5eed" * 16,
+        rows_per_shard: int = 100_000,
+        look: Callable[[NDArray[np.int64]], NDArray[np.float32]] = _look_alikes,
+        **columns: list[Any],
+    ) -> Run:
+        uris = columns.pop("uri", [f"s3://archive/{number:06d}.jpg" for number in numbers])
+        manifest = {
+            "crop_id": [crop_id_of(uri) for uri in uris],
+            "uri": uris,
+            "etag": [f"{number:x}" for number in numbers],
+            "size": list(numbers),
+            "last_modified": [0] * len(numbers),
+            "camera_id": [""] * len(numbers),
+            "captured_at": [-1] * len(numbers),
+            "track_id": [""] * len(numbers),
+            "vehicle_id": [None] * len(numbers),
+            "model_id": [None] * len(numbers),
+        }
+        run = Run.create(
+            store,
+            run_id,
+            manifest=pa.table(manifest | columns, schema=MANIFEST_SCHEMA),
+            archive="s3://archive",
+            fingerprint=fingerprint,
+            model="s3://models/m",
+            settings={},
+            rows_per_part=rows_per_shard,
+            rows_per_shard=rows_per_shard,
+        )
+        for part in run.pending_parts():
+            crops = run.part_manifest(part)
+            of_crops = crops["size"].to_numpy()
+            models = (of_crops % 7).astype(np.int32)
+            shard = shard_table(crops, look(of_crops), models, np.full(len(of_crops), 0.5, np.float32))
+            run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
+        run.finish()
+        return run
+
+    return make

@@ -275,7 +275,8 @@ def main() -> None:
             line = measured(f"{place.name} {kind}", on_milvus(place.milvus, generation), wanted)
             print(line, flush=True)
             if asked.sweep:
-                notes += sweep(place, generation, wanted)
+                for line in sweep(place, generation, wanted):
+                    print(line, file=sys.stderr, flush=True)
             note = (
                 f"{kind}: {served:,.0f} s to index and load, {place.memory_mb(generation):,.0f} MB resident"
             )

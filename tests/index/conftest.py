@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from index.manifest import crop_id_of
 from index.milvus import Milvus, connect
 from index.runs import Run
-from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.shards import shard_table
 from infra.store import Store, open_store
 
 FINGERPRINT = "aa11bb22" * 8
@@ -33,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def make_run(store: Store) -> MakeRun:
+def make_run(store: Store, make_finished_run: MakeRun, look_alikes: Callable[..., Any]) -> MakeRun:
     """Make a finished run: crops first..first+rows of one archive, in groups of 10 look-alikes."""
 
     def make(
@@ -46,54 +43,18 @@ def make_run(store: Store) -> MakeRun:
         rows_per_shard: int = 100_000,
         look: Callable[[NDArray[np.int64], int], NDArray[np.float32]] = look_alikes,
     ) -> Run:
-        run = Run.create(
+        numbers = range(first, first + rows)
+        return make_finished_run(
             store,
             run_id,
-            manifest=manifest(rows, first),
-            archive="s3://archive",
+            numbers,
             fingerprint=fingerprint,
-            model="s3://models/m",
-            settings={},
-            rows_per_part=rows_per_shard,
             rows_per_shard=rows_per_shard,
+            look=lambda of_crops: look(of_crops, seed),
+            uri=[f"s3://archive/cam-{number % 5}/{number:06d}.jpg" for number in numbers],
+            camera_id=[f"cam-{number % 5}" for number in numbers],
+            captured_at=[number * 1000 if number % 10 else -1 for number in numbers],
+            track_id=[f"t{number // 10}" if number % 3 else "" for number in numbers],
         )
-        for part in run.pending_parts():
-            crops = run.part_manifest(part)
-            n = crops.num_rows
-            # What a crop looks like depends on its own number, so two runs agree about it.
-            vectors = look(crops["size"].to_numpy(), seed)
-            shard = shard_table(
-                crops, vectors, (crops["size"].to_numpy() % 7).astype(np.int32), np.full(n, 0.5, np.float32)
-            )
-            run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
-        run.finish()
-        return run
 
     return make
-
-
-def manifest(rows: int, first: int) -> pa.Table:
-    numbers = range(first, first + rows)
-    uris = [f"s3://archive/cam-{number % 5}/{number:06d}.jpg" for number in numbers]
-    columns = {
-        "crop_id": [crop_id_of(uri) for uri in uris],
-        "uri": uris,
-        "etag": [f"{number:x}" for number in numbers],
-        "size": list(numbers),
-        "last_modified": [0] * rows,
-        "camera_id": [f"cam-{number % 5}" for number in numbers],
-        "captured_at": [number * 1000 if number % 10 else -1 for number in numbers],
-        "track_id": [f"t{number // 10}" if number % 3 else "" for number in numbers],
-        "vehicle_id": [None] * rows,
-        "model_id": [None] * rows,
-    }
-    return pa.table(columns, schema=MANIFEST_SCHEMA)
-
-
-def look_alikes(numbers: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    vectors = [
-        np.random.default_rng((seed, number // 10)).normal(size=1024)
-        + 0.3 * np.random.default_rng((seed, number // 10, number)).normal(size=1024)
-        for number in numbers.tolist()
-    ]
-    return np.asarray(vectors, np.float32)

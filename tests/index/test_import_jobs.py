@@ -48,6 +48,9 @@ class FakeMilvus:
             return self.refuse
         if verb == "create":
             return {"code": 0, "data": {"jobId": self._create(body, headers)}}
+        if verb == "list":
+            records = [{"jobId": number, **self._progress(job)} for number, job in self.jobs.items()]
+            return {"code": 0, "data": {"records": records}}
         job = self.jobs.get(body["jobId"])
         if job is None:
             return {"code": 1100, "message": "job not found"}
@@ -139,6 +142,14 @@ def test_each_file_is_a_request_and_a_few_run_at_once(fake: FakeMilvus) -> None:
     assert fake.most_at_once == 2
     assert any("importing 60 %" in note for note in notes)
     assert {headers["Authorization"] for _, _, headers in fake.requests} == {f"Bearer {TOKEN}"}
+    assert {headers["DB-Name"] for _, _, headers in fake.requests} == {"cars"}
+
+
+def test_what_became_of_jobs_that_nobody_waited_for_can_be_asked(fake: FakeMilvus) -> None:
+    with importer(fake) as rest:
+        import_files(rest, "c", files(fake, 2))
+        rest.start("c", next(iter(fake.rows)))
+        assert rest.states("c") == ["Completed", "Completed", "Importing"]
 
 
 def test_on_a_3_0_server_nothing_is_visible_before_all_files_are_in(fake: FakeMilvus) -> None:
