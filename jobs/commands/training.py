@@ -12,7 +12,7 @@ def train(
         str, typer.Argument(help="VehicleID folder, folder of class folders, or CSV/Parquet table.")
     ],
     to: Annotated[str, typer.Option("--to", help="URI of the checkpoint to write.")],
-    recipe: Annotated[str, typer.Option(help="paper, demo, or a YAML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="paper, strong, demo, or a YAML file.")] = "paper",
     override: Annotated[list[str] | None, typer.Option("--set", help="e.g. stage2.epochs=5")] = None,
     weights: Annotated[
         str | None, typer.Option(help="Start: a .pth/.safetensors, hf:NAME, or the word random.")
