@@ -9,6 +9,7 @@ import typer
 
 from jobs.command_line import Alias, Json, Milvus, Ray, config_file, emit, settings_of
 from jobs.commands.archive import Actors, Archive, Labels, Manifest, Pattern
+from jobs.job_log import Spoken, spoken
 from jobs.progress import console
 
 
@@ -169,7 +170,7 @@ def jobs(
         _accompany(cluster, job, detach=False, as_json=as_json)
     elif action == "logs":
         text = cluster.logs(job)
-        emit({"job": job, "logs": text}, as_json, text.rstrip("\n"))
+        emit({"job": job, "logs": text}, as_json, "\n".join(map(spoken, text.splitlines())))
     elif action == "stop":
         stopping = cluster.stop(job)
         emit(
@@ -209,7 +210,9 @@ def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
         emit({"job": job}, as_json, job)
         return
     try:
-        found = cluster.follow(job, lambda text: print(text, end="", file=sys.stderr, flush=True))
+        said = Spoken(lambda text: print(text, file=sys.stderr, flush=True))
+        found = cluster.follow(job, said)
+        said.end()
     except KeyboardInterrupt:
         console.print(
             f"\ndetached: job {job} goes on. clvr jobs logs {job} --follow   or   clvr jobs stop {job}"
