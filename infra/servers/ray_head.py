@@ -111,8 +111,10 @@ class RayHead:
         return self._process.pid if self._process else 0
 
     def answers(self) -> bool:
-        """Whether it says that it is well. This one question needs no token."""
-        return answers(f"{self.dashboard}/api/gcs_healthz", containing=b"success")
+        """Whether the cluster and its node say that they are well. These questions need no token."""
+        node = f"http://127.0.0.1:{self.ports['agent']}/api/local_raylet_healthz"
+        cluster = f"{self.dashboard}/api/gcs_healthz"
+        return answers(cluster, containing=b"success") and answers(node, containing=b"success")
 
     def environment(self, *, address: bool = True) -> dict[str, str]:
         """The variables for clients. The token itself stays in its file."""

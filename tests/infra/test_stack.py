@@ -162,7 +162,7 @@ def test_the_whole_stack_serves_is_closed_to_others_and_goes_without_a_trace(ser
         )
         python = [sys.executable, "-c", script]
         base = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-        ours = subprocess.run(python, env=base | environment, capture_output=True, text=True, timeout=100)
+        ours = subprocess.run(python, env=base | environment, capture_output=True, text=True, timeout=150)
         assert ours.stdout.strip() == environment["AWS_ENDPOINT_URL"], ours.stderr[-500:]
         assert _status(environment["RAY_API_SERVER_ADDRESS"] + "/api/jobs/") == 401
 
