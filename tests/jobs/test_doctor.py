@@ -1,17 +1,24 @@
 """The doctor: names every fault of a set-up at once, with its remedy, and never a secret."""
 
 import json
+import threading
 import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from infra.checks import Check, broken, ok, run_checks
+from infra.checks import Check, Finding, broken, ok, run_checks
 from infra.errors import StoreDenied
 from infra.servers import MilvusServer, SeaweedFs
+from infra.settings import Settings
+from infra.store import Store, open_store
+from infra.store_settings import StoreSettings
 from jobs.cli import app
-from jobs.doctor import Examination, Patient, examine
+from jobs.doctor import Examination, Patient, check_store, examine
+from jobs.doctor_machine import check_clock
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +78,40 @@ def test_a_newcomer_without_any_setting_is_well() -> None:
     assert states(found)["archive"] == "skipped"
 
 
+@pytest.mark.parametrize(("apart", "state"), [(0, "ok"), (20, "warning"), (-90, "broken")])
+def test_a_clock_that_is_wrong_is_seen_by_the_date_of_an_answer(apart: int, state: str) -> None:
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.end_headers()
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return formatdate(time.time() + apart, usegmt=True)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        storage = StoreSettings(endpoint=f"http://127.0.0.1:{server.server_port}", allow_http=True)
+        found = check_clock(storage, Settings.model_validate({"runs": "s3://x/runs"}))
+    assert found.state == state, found
+
+
+def test_a_store_that_ignores_conditions_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> Finding:
+        return check_store("runs", str(tmp_path), StoreSettings(), writes=True)
+
+    assert found().state == "ok"
+    monkeypatch.setattr(Store, "replace", lambda self, key, data, *, etag: self.put(key, data))
+    assert "ignores the etag" in found().says
+    monkeypatch.setattr(Store, "create", Store.put)
+    assert "lets a second writer overwrite" in found().says
+    assert list(open_store(str(tmp_path)).list()) == []
+
+
 @pytest.mark.integration
 def test_a_right_set_up(
     bucket: str, milvus_server: MilvusServer, seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch
@@ -87,8 +128,6 @@ def test_a_right_set_up(
     told = states(found)
     assert (told["runs"], told["clock"], told["milvus"], told["milvus bucket"]) == ("ok", "ok", "ok", "ok")
     assert told["milvus guard"] == "warning", "2.3.5 drops aliased collections"
-    from infra.store import open_store
-
     left = list(open_store(f"s3://{milvus_server.bucket}/doctor-test", seaweedfs.settings).list())
     assert left == [], "what it wrote it took away"
 
@@ -136,7 +175,5 @@ def test_config_shows_every_setting_with_its_origin_and_no_secret(
     assert told["alias"] == ("cars", "clvr.yaml")
     assert told["runs"] == ("s3://x/runs", "CLVR_RUNS")
     assert told["ray"][1] == "default"
-    from infra.settings import Settings
-
     assert told.keys() == Settings.model_fields.keys()
     assert "hush" not in done.output
