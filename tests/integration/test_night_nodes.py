@@ -1,0 +1,107 @@
+"""A night on many Ray nodes, of which one is lost in each of its phases: it goes on, and the counts hold."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+from ray.cluster_utils import Cluster
+
+from clvr_model.embedder import Embedded
+from infra.settings import Settings
+from infra.store import open_store
+from jobs.load import verify_generation
+from jobs.reindex import DO, reindex
+from jobs.reindex_request import NightRequest
+from jobs.reindex_steps import AtWork
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+
+CROPS, BROKEN = 384, 2
+
+
+class Stub:
+    """Stands for a network that takes its time."""
+
+    batch_size, feature_dim, fingerprint = 8, 1024, "stub"
+
+    def __call__(self, pictures: np.ndarray) -> Embedded:
+        time.sleep(0.2)
+        count = len(pictures)
+        features = pictures[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
+        return Embedded(features, np.zeros(count, np.int32), np.ones(count, np.float32))
+
+
+def picture(seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.timeout(900)
+def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = open_store(str(tmp_path / "archive"))
+    for number in range(CROPS):
+        archive.put(f"dt=2026-11-2{number % 3}/cam=00{number % 4}/{number:05d}.jpg", picture(number))
+    for number in range(BROKEN):
+        archive.put(f"dt=2026-11-22/cam=000/broken-{number}.jpg", b"no picture")
+    settings = Settings(runs=str(tmp_path / "data"), milvus=str(tmp_path / "milvus.db"))
+    store = open_store(settings.runs)
+    node = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 1})
+    killed: list[str] = []
+
+    def lose_a_node(phase: str) -> None:
+        cluster.remove_node(min(cluster.worker_nodes, key=lambda one: one.node_id), allow_graceful=False)
+        killed.append(phase)
+
+    def lose_one_while_embedding() -> None:
+        while not list((tmp_path / "data" / "runs" / "n" / "parts").glob("part-*")):
+            time.sleep(0.02)
+        lose_a_node("embed")
+
+    def losing(phase: str, work: Callable[[AtWork], dict[str, Any]]) -> Callable[[AtWork], dict[str, Any]]:
+        def do(at: AtWork) -> dict[str, Any]:
+            lose_a_node(phase)
+            cluster.add_node(**node)
+            return work(at)
+
+        return do
+
+    for phase in ("load", "gate", "promote", "retention"):
+        monkeypatch.setitem(DO, phase, losing(phase, DO[phase]))
+    try:
+        for _ in range(2):
+            cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False)
+        threading.Thread(target=lose_one_while_embedding, daemon=True).start()
+        request = NightRequest(archive=archive.uri, model="stub", night="n", actors=4)
+        done = reindex(request, settings, open_embedder=Stub)
+        assert killed == ["embed", "load", "gate", "promote", "retention"]
+        prove(done.summary, settings)
+        print("nodes lost while at:", ", ".join(killed))
+        print(
+            json.dumps(done.summary["crops"]),
+            [(one["name"], one["seconds"]) for one in done.summary["steps"]],
+        )
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert store.head("nights/n/done.json") is not None
+
+
+def prove(summary: dict[str, Any], settings: Settings) -> None:
+    crops = summary["crops"]
+    assert (crops["listed"], crops["embedded"], crops["quarantined"]) == (CROPS + BROKEN, CROPS, BROKEN)
+    found = verify_generation("live", settings)
+    assert found.differences == ()
+    assert (found.indexed, found.repeated, found.missing_count) == (CROPS, 0, 0)
