@@ -10,8 +10,8 @@ from index.coarse import GROUP, Screen, screen_for
 from infra.errors import BadInput, BadSetting
 
 NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
-_QUERIES_AT_ONCE = 512
-_ROWS_AT_ONCE = 4096
+_QUERIES_AT_ONCE = 256
+_ROWS_AT_ONCE = 8192  # the more at once, the fewer are measured before the limit is tight
 _PAIRS_AT_ONCE = 64  # 1.5 MiB at 1024-D: stays in the second-level cache
 
 
