@@ -30,6 +30,10 @@ def spoken(line: str) -> str:
         return line
     try:
         said = json.loads(line)
-        return f"{said['time'][11:19]} {said['message']}"
+        text = f"{said['time'][11:19]} {said['message']}"
+        if said.get("level") == "error":  # in the words of the same verb at a terminal
+            text = f"error: {said['message']}"
+            text += f"\nremedy: {said['remedy']}" if said.get("remedy") else ""
+        return text
     except (ValueError, KeyError, TypeError):
         return line

@@ -22,3 +22,10 @@ def test_lines_come_whole_however_they_are_cut() -> None:
     assert heard == ["a long line", "and another"]
     say.end()
     assert heard[-1] == "the res"
+
+
+def test_an_error_reads_as_it_does_at_a_terminal() -> None:
+    line = (
+        '{"time": "2026-11-22T16:06:49.1+00:00", "level": "error", "message": "no run", "remedy": "make one"}'
+    )
+    assert spoken(line) == "error: no run\nremedy: make one"
