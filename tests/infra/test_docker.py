@@ -1,5 +1,6 @@
 """Container files, checked as far as they can be without a container engine: none was run here."""
 
+import json
 import os
 import re
 import stat
@@ -82,6 +83,26 @@ def test_compose_is_pinned_on_the_loopback_and_without_secrets(compose: dict[str
             assert service["read_only"]
             assert service["cap_drop"] == ["ALL"]
             assert service["user"].endswith(":-1000}")
+
+
+def test_our_cli_reads_the_commands_that_containers_call(compose: dict[str, Any]) -> None:
+    import typer
+
+    from jobs.cli import app
+
+    commands = [service.get("command", []) for service in compose["services"].values()]
+    commands += [
+        json.loads(re.findall(r"^CMD (.*)$", (DOCKER / name).read_text(), re.MULTILINE)[0])
+        for name in DOCKERFILES
+    ]
+    ours = [command[1:] for command in commands if command and command[0] == "clvr"]
+    assert len(ours) == 3
+    group = typer.main.get_command(app)
+    for words in ours:
+        context = group.make_context("clvr", words[:1], resilient_parsing=True)
+        verb, parser, rest = group.resolve_command(context, words)
+        assert parser is not None
+        parser.make_context(verb, rest, parent=context)
 
 
 def test_the_secrets_are_made_once_and_read_by_their_owner_only(tmp_path: Path) -> None:
