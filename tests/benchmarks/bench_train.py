@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import IMAGE_SIZE
+from clvr_model.preprocessing import IMAGE_SIZE, to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     cached_batches,
@@ -63,11 +63,13 @@ def ways_of(given: argparse.Namespace, *, full: bool) -> dict[str, Callable[[], 
     def way(order: torch.memory_format, precision: str, compiled: bool = False) -> Callable[[], Any]:
         network = Clvr(228, backbone=given.network).to(memory_format=order)  # type: ignore[call-overload]
         optimizer = make_optimizer(network, FULL if full else HEAD)
+        # `to_input` gives channels_last, and a convolution follows its input whatever the weights' order.
+        inputs = pictures if order == torch.channels_last else to_input(pictures).contiguous()
         if compiled:
             (network if full else network.backbone).compile()
         if full:
-            return lambda: train_step(network, optimizer, pictures, classes, precision=precision)
-        return lambda: pooled_features(network, [(pictures, classes)], precision=precision)
+            return lambda: train_step(network, optimizer, inputs, classes, precision=precision)
+        return lambda: pooled_features(network, [(inputs, classes)], precision=precision)
 
     ways = {
         "fp32, NCHW": way(torch.contiguous_format, "fp32"),
