@@ -16,7 +16,6 @@ from index.lock import Lock, held
 from index.night_page import night_page
 from index.night_summary import headline, summarise
 from index.nights import STEPS, Attempt, Night, NightInputs, Step, StepName, night_before, stamp, tonight
-from infra.errors import ClvrError
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.cluster import connect
@@ -155,10 +154,10 @@ def _tell(at: AtWork, page: str, ended: Attempt, *, quiet: bool) -> dict[str, An
         at.night.write_summary(summary, night_page(summary))
         if at.settings.webhook is not None:
             console.print(f"webhook: {post(at.settings.webhook, summary, page)}")
-    except ClvrError as error:
+    except Exception as error:
         if not quiet:
             raise
-        console.print(f"the summary could not be written: {error.message}")
+        console.print(f"the summary could not be written: {error}")
     return summary
 
 
