@@ -78,13 +78,16 @@ class Stack:
         """
         with self._alone():
             state = self._read() or _State(secrets.token_hex(8))
-            if "seaweedfs" in parts or "milvus" in parts:
-                storage = self._seaweedfs(state, say)
-                if "milvus" in parts:
-                    self._milvus(state, storage, say)
-            if "ray" in parts:
-                self._ray(state, cpus, say)
-            self._write_env(state)
+            self._save(state)  # the mark first: whatever kills us, `down` finds what we started
+            try:
+                if "seaweedfs" in parts or "milvus" in parts:
+                    storage = self._seaweedfs(state, say)
+                    if "milvus" in parts:
+                        self._milvus(state, storage, say)
+                if "ray" in parts:
+                    self._ray(state, cpus, say)
+            finally:
+                self._write_env(state)
         return self.status()
 
     def status(self) -> list[Standing]:
@@ -226,6 +229,9 @@ class Stack:
 
     def _remember(self, state: _State, name: str, pid: int) -> None:
         state.processes[name] = Remembered.of(pid)
+        self._save(state)
+
+    def _save(self, state: _State) -> None:
         _write_private(self.folder / "stack.json", json.dumps(asdict(state), indent=2))
 
     def _read(self) -> _State | None:
@@ -249,7 +255,7 @@ class Stack:
             if session.parent != self.folder / "ray":
                 shutil.rmtree(session.parent, ignore_errors=True)
         self.env_file.unlink(missing_ok=True)
-        _write_private(self.folder / "stack.json", json.dumps(asdict(state), indent=2))
+        self._save(state)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -19,6 +19,9 @@ from infra.store import open_store
 from infra.store_settings import StoreSettings
 
 IDLE = [sys.executable, "-c", "import time; time.sleep(300)"]
+SCRIPT = (
+    "import sys; from pathlib import Path; from infra.servers.stack import Stack; Stack(Path(sys.argv[1]))."
+)
 ALL = {"seaweedfs": "serving", "milvus": "serving", "ray": "serving"}
 
 
@@ -40,11 +43,7 @@ def pids_of(stack: Stack) -> dict[str, int]:
 
 
 def in_a_process_of_its_own(stack: Stack, call: str) -> None:
-    script = (
-        "import sys; from pathlib import Path; from infra.servers.stack import Stack; "
-        f"Stack(Path(sys.argv[1])).{call}"
-    )
-    subprocess.run([sys.executable, "-c", script, str(stack.folder)], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", SCRIPT + call, str(stack.folder)], check=True, timeout=200)
 
 
 def test_a_process_is_not_mistaken_for_a_later_one_of_the_same_pid(sleeper: subprocess.Popen[bytes]) -> None:
@@ -136,6 +135,21 @@ def test_it_outlives_the_command_is_found_again_and_keeps_its_data(server_folder
     finally:
         stack.down(purge=True)
     assert not stack.folder.exists()
+
+
+@pytest.mark.integration
+def test_what_a_killed_command_had_started_is_found_and_ended(server_folder: Path) -> None:
+    stack = Stack(server_folder / "killed")
+    command = subprocess.Popen([sys.executable, "-c", SCRIPT + "up()", str(stack.folder)])
+    state = stack.folder / "stack.json"
+    while not state.exists() or not marked(json.loads(state.read_text())["mark"]):
+        assert command.poll() is None
+        time.sleep(0.02)
+    command.kill()
+    command.wait()
+    mark = json.loads(state.read_text())["mark"]
+    assert stack.down(purge=True) >= 1
+    assert marked(mark) == []
 
 
 @pytest.mark.integration
