@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,8 @@ class Laptop:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that runs us in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
 
     def runs(self, *words: str, **variables: str) -> tuple[int, str, str]:
@@ -134,7 +137,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(laptop: Laptop, tmp_path
         assert follower.poll() is None, follower.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    follower.send_signal(2)
+    follower.send_signal(signal.SIGINT)
     _, err = follower.communicate(timeout=60)
     assert follower.returncode == 130
     assert "detached: job long goes on" in err
