@@ -11,7 +11,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from infra.errors import BadInput, BadSetting
 from infra.settings import DEFAULT_FILE, Settings
-from jobs.job_clusters import Job, JobCluster
+from jobs.job_clusters import JobCluster
 
 PINNED = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
 """What must be the same on both sides: the engines whose behaviour our contracts rest on."""
@@ -175,11 +175,6 @@ def refuse_options(command: Sequence[str]) -> None:
                 "--webhook of a submitted job would be seen by everybody who sees the job",
                 remedy="Set CLVR_WEBHOOK on the cluster, and submit with --secret-env CLVR_WEBHOOK.",
             )
-
-
-def follow(cluster: JobCluster, job: str, say: Callable[[str], None]) -> Job:
-    """Pass on what a job says until it ends."""
-    return cluster.follow(job, say)
 
 
 def new_name(verb: str) -> str:
