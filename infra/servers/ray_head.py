@@ -3,14 +3,18 @@
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from infra.errors import ClvrError
 from infra.servers.process import ServerProcess, answers, are_free, free_ports, program
+from infra.servers.remembered import Remembered, end_all, session_of
 
 _START_SECONDS = 90.0
+_ATTEMPTS = 2  # Ray itself gives up after 30 s, which a busy machine may take
 _LISTENERS = {
     "gcs": "--port",
     "dashboard": "--dashboard-port",
@@ -24,6 +28,7 @@ _LISTENERS = {
 }
 # A socket's path has at most 107 bytes, and Ray puts up to 64 behind its folder.
 _FOLDER_LIMIT = 40
+_SHORT = Path("/tmp")  # noqa: S108  what we put there has a name of its own and mode 0700
 
 
 class RayHeadFailed(ClvrError):
@@ -63,27 +68,23 @@ class RayHead:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _own_folder(folder)
         _own_folder(head.session.parent)
+        if head.session.parent != head.folder:
+            _sweep()
+            (head.session.parent / "of").write_text(str(head.folder))
         head._write_token()
-        process = head._process = ServerProcess(
-            [
-                program("ray"),
-                *("start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
-                *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
-                *(f"{flag}={ports[name]}" for name, flag in _LISTENERS.items()),
-                f"--temp-dir={head.session}",
-                f"--object-store-memory={object_store_bytes}",
-                *([f"--num-cpus={cpus}"] if cpus else []),
-            ],
-            log=head.log,
-            folder=folder,
-            environment=_bare_environment() | dict(environment) | head.environment(address=False),
-            mark=mark,
-        )
-        if not process.wait_until(head.answers, seconds=_START_SECONDS):
+        command = head._command(cpus, object_store_bytes)
+        clients = _bare_environment() | dict(environment) | head.environment(address=False)
+        for _ in range(_ATTEMPTS):
+            process = head._process = ServerProcess(
+                command, log=head.log, folder=folder, environment=clients, mark=mark
+            )
+            leader = Remembered.of(process.pid)
+            if process.wait_until(head.answers, seconds=_START_SECONDS):
+                return head
             words = process.last_words()
             process.kill()
-            raise RayHeadFailed(f"Ray did not start in {folder}: {words}", remedy=f"Read {head.log}.")
-        return head
+            end_all(session_of(leader))
+        raise RayHeadFailed(f"Ray did not start in {folder}: {words}", remedy=f"Read {head.log}.")
 
     @property
     def address(self) -> str:
@@ -129,6 +130,17 @@ class RayHead:
             values |= {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
         return values
 
+    def _command(self, cpus: int | None, object_store_bytes: int) -> list[str]:
+        return [
+            program("ray"),
+            *("start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"),
+            *("--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"),
+            *(f"{flag}={self.ports[name]}" for name, flag in _LISTENERS.items()),
+            f"--temp-dir={self.session}",
+            f"--object-store-memory={object_store_bytes}",
+            *([f"--num-cpus={cpus}"] if cpus else []),
+        ]
+
     def _write_token(self) -> None:
         if not self.token_file.exists():
             self.token_file.touch(mode=0o600)
@@ -149,4 +161,12 @@ def _own_folder(folder: Path) -> None:
 
 def _short_folder(folder: Path) -> Path:
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-    return Path(f"/tmp/clvr-ray-{digest}")  # noqa: S108  its name is ours alone, its mode 0700
+    return _SHORT / f"clvr-ray-{digest}"
+
+
+def _sweep() -> None:
+    """Remove the short folders of heads whose own folder is gone."""
+    for owner in _SHORT.glob("clvr-ray-*/of"):
+        with suppress(OSError):  # somebody else's, or just being removed
+            if owner.stat().st_uid == os.geteuid() and not Path(owner.read_text()).exists():
+                shutil.rmtree(owner.parent)
