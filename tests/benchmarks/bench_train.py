@@ -113,7 +113,7 @@ def cache(given: argparse.Namespace) -> None:
 
     slow, fast = cpu_seconds(plain), cpu_seconds(kept)
     most = max(
-        float((a - b).abs().max())
+        float((a - b).detach().abs().max())
         for a, b in zip(networks[0].head.parameters(), networks[1].head.parameters(), strict=True)
     )
     print(f"\nStage 1, {HEAD.epochs} epochs of {count} pictures, fp32, channels_last")
