@@ -51,7 +51,7 @@ class TimmBackbone(nn.Module):
             whole: Tensor = self.model(x)
             return whole
         features = self.model.forward_features(x)
-        if not torch.jit.is_tracing() and (features.ndim != 4 or features.shape[1] != self.pooled_dim):
+        if features.ndim != 4 or int(features.shape[1]) != self.pooled_dim:
             raise BadSetting("pooling is 'gem', but this timm model gives no map", remedy="set pooling=mean")
         pooled: Tensor = self.pool(features)
         return pooled
