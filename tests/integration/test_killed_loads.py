@@ -147,7 +147,7 @@ def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
     prove_whole(someone, ROWS)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_a_loader_that_is_killed_after_its_last_import_is_finished_and_not_built_again(
     milvus_server: MilvusServer, seaweedfs: SeaweedFs, finished_run: MakeRun
 ) -> None:
