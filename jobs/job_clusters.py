@@ -64,7 +64,12 @@ class JobCluster:
         with self._translated(), _without_ray_addresses():
             from ray.job_submission import JobSubmissionClient
 
-            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+            for talkative in (
+                "dashboard.modules.job.sdk",
+                "dashboard.modules.dashboard_sdk",
+                "_private.runtime_env",
+            ):
+                logging.getLogger(f"ray.{talkative}").setLevel(logging.WARNING)
             self._client: JobSubmissionClient = JobSubmissionClient(
                 address, headers=headers, verify=str(settings.jobs_ca) if settings.jobs_ca else True
             )
