@@ -129,7 +129,7 @@ def sigkill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
     milvus_server: MilvusServer, seaweedfs: SeaweedFs, finished_run: MakeRun
 ) -> None:
@@ -202,7 +202,7 @@ def laptop(tmp_path: Path) -> Iterator[User]:
     yield user(open_store(str(tmp_path / "runs")), str(tmp_path / "milvus.db"), {})
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_a_loader_killed_on_a_laptop_and_two_loads_at_once(laptop: User, finished_run: MakeRun) -> None:
     finished_run(laptop.store, "night1", 0, FEW, 3)
     assert (
@@ -221,7 +221,7 @@ def test_a_loader_killed_on_a_laptop_and_two_loads_at_once(laptop: User, finishe
     prove_whole(laptop, FEW)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_increment_erasure_and_rebuild_on_a_laptop(laptop: User, finished_run: MakeRun) -> None:
     finished_run(laptop.store, "night1", 0, FEW, 1)
     laptop.runs("load", "night1")
@@ -239,7 +239,7 @@ def test_increment_erasure_and_rebuild_on_a_laptop(laptop: User, finished_run: M
     prove_whole(laptop, left)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(500)
 def test_an_erasure_that_is_killed_and_the_same_command_again(laptop: User, finished_run: MakeRun) -> None:
     finished_run(laptop.store, "night1", 0, FEW, 1)
     laptop.runs("load", "night1")
