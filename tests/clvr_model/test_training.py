@@ -193,11 +193,11 @@ def test_evaluation_counts_by_class() -> None:
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     straight = _network()
     optimizer = make_optimizer(straight, TARGET)
-    train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3), number=1)
+    train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3))
 
     killed = _network()
     optimizer = make_optimizer(killed, TARGET)
-    history = [train_epoch(killed, optimizer, _batches(1, batch=3, pictures=3)(0), TARGET, number=1)]
+    history = [train_epoch(killed, optimizer, _batches(1, batch=3, pictures=3)(0), TARGET)]
     TrainingState.capture(killed, optimizer, stage=1, epoch=1, seed=SEED, history=history).save(tmp_path)
 
     state = TrainingState.load(tmp_path)
@@ -206,9 +206,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     state.restore(resumed, optimizer)
     assert (state.stage, state.epoch, state.seed) == (1, 1, SEED)
     assert state.history[0]["loss"] == history[0].loss
-    train_stage(
-        resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), number=1, first_epoch=state.epoch
-    )
+    train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), first_epoch=state.epoch)
     assert _equal(straight, resumed)
 
 
@@ -299,7 +297,7 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stage = replace(TARGET, epochs=1, frozen_statistics=True)
-    train_stage(network, make_optimizer(network, stage), stage, _batches(0), seed=SEED)
+    train_stage(network, make_optimizer(network, stage), stage, _batches(0))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("backbone.") for name in changed)
     assert not any("running_" in name for name in changed)
