@@ -1,12 +1,9 @@
 """The page of a night: one self-contained HTML document, for whoever looks in the morning."""
 
-import base64
-import hashlib
+from collections.abc import Callable
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
+from index.html import render
 from index.night_summary import COMPARED, figures, headline, took
 
 NONE = "\N{EN DASH}"
@@ -26,33 +23,18 @@ NAMES = {
 
 def night_page(summary: dict[str, Any]) -> str:
     """Return the page of a summary. Everything in it is escaped; it needs no network and runs no script."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("index", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "figure": _figure,
-        "share": _share,
-        "span": _span,
-        "moment": _moment,
-        "money": _money,
-    }
-    css = "\n".join(environment.get_template(name).render() for name in ("page.css.j2", "night.css.j2"))
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     longest = max((step["seconds"] for step in summary["steps"]), default=0.0)
     most = max(summary["quarantine"].values(), default=0)
-    return environment.get_template("night.html.j2").render(
+    return render(
+        "night.html.j2",
+        styles=("page.css.j2", "night.css.j2"),
+        filters=FILTERS,
         night=summary,
         headline=headline(summary),
         rows=_compared(summary),
         wall=took(summary["began"], summary["ended"]),
         longest=longest or 1.0,
         most=most or 1,
-        css=Markup(css),  # noqa: S704  our own templates
-        css_digest=digest,
     )
 
 
@@ -105,3 +87,10 @@ def _money(value: float | None) -> str:
 
 
 FORMATS = {"recall_at_10": _share, "latency_p50_ms": _ms, "seconds": _span}
+FILTERS: dict[str, Callable[..., str]] = {
+    "figure": _figure,
+    "share": _share,
+    "span": _span,
+    "moment": _moment,
+    "money": _money,
+}

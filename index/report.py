@@ -4,23 +4,20 @@ No script, no external resource: styles are inline under a hash that the page's 
 pictures are inlined JPEG, curves are inline SVG. Everything that comes from data is escaped.
 """
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from index.charts import class_chart, histogram
+from index.html import render
 from index.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, DayPart, Distances
 from index.protocols import ProtocolResult
+from index.schemas import UNKNOWN_TIME
 from index.through_index import IndexLoss
-from infra.errors import CountMismatch, UnreadablePicture
+from infra.errors import CountMismatch
 
 # Published on VehicleID: the paper, Table 1; rank-1 and rank-5 in percent, small, medium and large list.
 TABLE_1 = (
@@ -29,7 +26,6 @@ TABLE_1 = (
     ("CLVR", (62.0, 76.0), (56.1, 71.8), (50.6, 68.0)),
 )
 PUBLISHED_MODEL_ACCURACY = 0.948  # the paper, section 4: 228 models, 18,119 held-out pictures of VehicleID
-UNKNOWN_TIME = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,28 +221,10 @@ def build_page(data: PageData) -> str:
     picture bytes that are not JPEG.
     """
     _check_counts(data.counts)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("index", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=_percent,
-        number=_number,
-        figure=_figure,
-        duration=_duration,
-        moment=_moment,
-        picture=_picture,
-        sentence=_sentence,
-    )
-    css = environment.get_template("page.css.j2").render()
     chart = Chart(max_rank=min([len(result.mean) for result in data.results], default=1))
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         data=data,
-        css=Markup(css),  # noqa: S704 (our own template, rendered without data)
-        css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         panels=[[strip for strip in data.strips if strip.panel == panel] for panel in range(3)],
         chart=chart,
         lines=chart.lines(data.results),
@@ -287,38 +265,3 @@ def _apart(positions: Sequence[float], *, gap: float, most: float) -> list[float
         placed[index] = ceiling = min(placed[index], ceiling)
         ceiling -= gap
     return [round(float(y), 2) for y in placed]
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
-def _number(value: int) -> str:
-    return f"{value:,}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
-def _moment(milliseconds: int) -> str:
-    if milliseconds == UNKNOWN_TIME:
-        return ""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
-
-
-def _picture(jpeg: bytes) -> str:
-    if not jpeg.startswith(b"\xff\xd8"):
-        raise UnreadablePicture("a picture for the page is not JPEG", cause="unsupported")
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

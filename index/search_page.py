@@ -1,17 +1,12 @@
 """Pages of answers: strips of real crops, when and where they were taken. Self-contained HTML, no script."""
 
-import base64
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import jinja2
-from markupsafe import Markup
-
 from index.answers import Answer
-from index.report import _figure, _moment, _picture
+from index.html import moment, render
 from index.schemas import UNKNOWN_TIME
 
 LANES = 12
@@ -84,19 +79,10 @@ class Drawing:
 
 def build_answer_page(page: AnswerPage) -> str:
     """The page as HTML text. Raises UnreadablePicture for picture bytes that are not JPEG."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("index", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(moment=_moment, picture=_picture, figure=_figure)
-    css = "".join(environment.get_template(name).render() for name in ("page.css.j2", "search_page.css.j2"))
-    return environment.get_template("search_page.html.j2").render(
+    return render(
+        "search_page.html.j2",
+        styles=("page.css.j2", "search_page.css.j2"),
         page=page,
-        css=Markup(css),  # noqa: S704 (our own templates, rendered without data)
-        css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         timelines=[timeline([shown.answer for shown in strip.answers]) for strip in page.strips],
         maps=[camera_map([shown.answer for shown in strip.answers], page.positions) for strip in page.strips],
         unknown_time=UNKNOWN_TIME,
@@ -119,14 +105,14 @@ def timeline(answers: Sequence[Answer]) -> Drawing | None:
             ),
             y=lanes[each.hit.camera_id or "unknown"],
             radius=5.0,
-            label=f"rank {each.rank}, {each.hit.camera_id}, {_moment(each.hit.captured_at)}",
+            label=f"rank {each.rank}, {each.hit.camera_id}, {moment(each.hit.captured_at)}",
             strong=each.rank <= 3,
         )
         for each in reversed(timed)
         if (each.hit.camera_id or "unknown") in lanes
     ]
     height = 14 + LANE_HEIGHT * len(lanes) + 16
-    return Drawing(WIDTH, height, dots, list(lanes.items()), _moment(first), _moment(last))
+    return Drawing(WIDTH, height, dots, list(lanes.items()), moment(first), moment(last))
 
 
 def camera_map(answers: Sequence[Answer], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:

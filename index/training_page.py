@@ -3,20 +3,17 @@
 Self-contained HTML without script, in the style of the evaluation's page; Figures 4 and 5 are the paper's.
 """
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from index.charts import class_chart
+from index.html import render
 from index.metrics import Classification
-from index.report import PUBLISHED_MODEL_ACCURACY, _duration, _figure, _number, _percent, _picture
+from index.report import PUBLISHED_MODEL_ACCURACY
 
 MATRIX = 12  # models in the drawing of confusions
 WORST = 12  # models in the table of the worst
@@ -137,22 +134,10 @@ class Matrix:
 
 def build_training_page(page: TrainingPage) -> str:
     """The page as HTML text, the same for the same data. Raises UnreadablePicture for what is no JPEG."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("index", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=_percent, number=_number, figure=_figure, duration=_duration, picture=_picture
-    )
-    css = environment.get_template("page.css.j2").render()
     names = [_name(page, one.model_id) for one in page.models.classes] if page.models else []
-    return environment.get_template("training_page.html.j2").render(
+    return render(
+        "training_page.html.j2",
         page=page,
-        css=Markup(css),  # noqa: S704 (our own template, rendered without data)
-        css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         classes=class_chart(page.models, names) if page.models else None,
         accuracy=curves(page.epochs, {"training": "accuracy", "held out": "held_accuracy"}, most=1.0),
         loss=curves(page.epochs, {"training": "loss", "held out": "held_loss"}),
