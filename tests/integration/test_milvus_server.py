@@ -77,7 +77,7 @@ def test_rows_survive_a_kill_at_the_same_address(seaweedfs: SeaweedFs, tmp_path:
         client.create_collection("crops", dimension=4)
         client.insert("crops", [{"id": 1, "vector": [1.0] * 4}])
         server.kill()
-        with pytest.raises(MilvusException):
+        with pytest.raises((MilvusException, grpc.RpcError)):  # pymilvus lets some of gRPC's own through
             client.list_collections(timeout=2)
         client.close()
         server.restart()

@@ -144,6 +144,7 @@ def compare(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
     assert card.weights_sha256 == undisturbed["weights"]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_goes_on_after_the_last_whole_epoch(
     drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The log of a training: one JSON object a line, continued by a resume; what it says about the cost."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def test_tensorboard_events_lie_beside_it(folder: Store, tmp_path: Path) -> None
     pytest.importorskip("tensorboardX")
     TrainLog(folder).write("epoch", pictures_seen=10, loss=0.25, stage="target")
     (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"epoch/loss" in events.read_bytes()
+    deadline = time.monotonic() + 20
+    while b"epoch/loss" not in events.read_bytes():  # tensorboardX writes in a thread of its own
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_training_without_a_log_has_none(folder: Store) -> None:
