@@ -128,7 +128,7 @@ class Matrix:
     names: Sequence[tuple[float, str]]  # (offset, name), the same along both sides
     cells: Sequence[Cell]
     side: float = 26.0
-    left: float = 300.0
+    left: float = 360.0
     top: float = 26.0
 
 
