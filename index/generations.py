@@ -19,6 +19,9 @@ DROP_SECONDS = 180.0
 GRAPH_ROWS = 5_000_000
 """Up to how many rows 'auto' takes HNSW: 4.3 KB a row are 22 GB then, and a quarter of it with IVF_SQ8."""
 
+LITE_GRAPH_ROWS = 20_000
+"""The same in a local file: beyond it a graph takes minutes to build, and IVF_FLAT finds as much as fast."""
+
 _FACTS = "clvr.generation"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LOAD_FIRST = "Build one with `clvr load`, then make it live with `clvr promote`."
@@ -46,12 +49,11 @@ class Generation:
 
 
 def index_spec(milvus: Milvus, index_type: str, rows: int) -> IndexSpec:
-    """Choose the index for some rows; 'auto' is HNSW, and IVF_SQ8 where its memory would be too much.
+    """Choose the index for some rows; 'auto' is HNSW until another one suits the place better.
 
     Raises IndexRefused for a type not allowed here.
     """
-    automatic = "HNSW" if rows <= GRAPH_ROWS else "IVF_SQ8"
-    kind = automatic if index_type == "auto" else index_type.upper()
+    kind = _automatic(milvus, rows) if index_type == "auto" else index_type.upper()
     allowed = milvus.capabilities.index_types
     if kind not in allowed:
         raise IndexRefused(
@@ -67,6 +69,12 @@ def index_spec(milvus: Milvus, index_type: str, rows: int) -> IndexSpec:
     if kind == "IVF_PQ":
         params |= {"m": 64, "nbits": 8}
     return IndexSpec(kind, params)
+
+
+def _automatic(milvus: Milvus, rows: int) -> str:
+    if milvus.capabilities.lite:
+        return "HNSW" if rows < LITE_GRAPH_ROWS else "IVF_FLAT"
+    return "HNSW" if rows <= GRAPH_ROWS else "IVF_SQ8"
 
 
 def new_generation(

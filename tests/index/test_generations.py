@@ -1,6 +1,7 @@
 """Generations: their names, what they say of themselves, which is live, and which may be dropped."""
 
 import re
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from index import generation_ledger, generations
 from index.bulk_load import load_runs
 from index.generations import Generation, IndexSpec
-from index.milvus import Milvus
+from index.milvus import Milvus, capabilities_of
 from index.promote import promote
 from index.schemas import SHARD_SCHEMA
 from infra.errors import BadInput, BadSetting, IndexRefused, ObjectExists, SchemaMismatch
@@ -73,9 +74,16 @@ def test_an_index_type_that_hangs_or_explodes_is_refused_before_anything_is_buil
     assert "HNSW" in caught.value.remedy
 
 
-def test_without_a_wish_the_index_is_a_graph_until_its_memory_is_too_much(milvus: Milvus) -> None:
-    assert generations.index_spec(milvus, "auto", 5_000_000).type == "HNSW"
-    assert generations.index_spec(milvus, "auto", 5_000_001).type == "IVF_SQ8"
+def test_in_a_local_file_the_index_is_a_graph_until_its_building_takes_minutes(milvus: Milvus) -> None:
+    assert generations.index_spec(milvus, "auto", 19_999).type == "HNSW"
+    assert generations.index_spec(milvus, "auto", 20_000) == IndexSpec("IVF_FLAT", {"nlist": 256})
+
+
+def test_on_a_server_the_index_is_a_graph_until_its_memory_is_too_much(milvus: Milvus) -> None:
+    server = copy(milvus)
+    server.capabilities = capabilities_of("2.3.5", lite=False)
+    assert generations.index_spec(server, "auto", 5_000_000).type == "HNSW"
+    assert generations.index_spec(server, "auto", 5_000_001).type == "IVF_SQ8"
 
 
 @pytest.mark.parametrize(("rows", "lists"), [(1, 16), (100_000, 256), (1_000_000, 1024), (10**12, 65536)])
