@@ -31,7 +31,10 @@ Progress = Callable[[int, int], None]
 Target = Literal["auto"] | ImportInterface
 
 _WORTH_IMPORTING = 20_000  # rows a shard: an import takes 2 s a file before its first row
-_PATIENCE = 180.0  # seconds that a count or an index build may stand still
+_PATIENCE = 180.0  # seconds that a count may stand still
+# A server reports rows as indexed by whole segments, of up to 250,000 rows: on two busy cores a graph over
+# 100,000 took longer than three minutes without a word.
+_INDEX_PATIENCE = 3600.0
 _POLL = 0.5
 _LOCAL_BYTES = (
     14_000  # a row in a local file: vector and index take 8.5 KB, and the log of inserts 4.5 KB more
@@ -196,7 +199,7 @@ def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | 
 
 def await_index(milvus: Milvus, generation: Generation) -> None:
     """Wait until the index holds all flushed rows. Raises IndexRefused if it fails or stands still."""
-    waiting = _Patience(f"the index of {generation.name}")
+    waiting = _Patience(f"the index of {generation.name}", _INDEX_PATIENCE)
     while True:
         said = milvus.call("describe_index", generation.name, "embedding")
         if str(said["state"]) == "Finished" and not int(said["pending_index_rows"]):
@@ -215,7 +218,7 @@ def await_index(milvus: Milvus, generation: Generation) -> None:
 def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
     """Wait until count(*) is as expected. Raises CountMismatch if it is higher, or stands still."""
     # "Completed" is not yet searchable: it took up to 18 s more on Milvus 2.3.5.
-    waiting = _Patience(f"count(*) of {generation.name}")
+    waiting = _Patience(f"count(*) of {generation.name}", _PATIENCE)
     while (found := generations.count(milvus, generation)) != expected:
         try:
             if found > expected:
@@ -274,8 +277,9 @@ _FILL: dict[ImportInterface, Callable[[_Filling], None]] = {
 class _Patience:
     """Ends a wait when the figure that is waited for has not changed for a while."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, seconds: float) -> None:
         self._what = what
+        self._seconds = seconds
         self._figure: object = None
         self._since = time.monotonic()
 
@@ -283,7 +287,7 @@ class _Patience:
         """Sleep a moment. Raises TimeoutError if the figure stands still for too long."""
         if figure != self._figure:
             self._figure, self._since = figure, time.monotonic()
-        if time.monotonic() - self._since > _PATIENCE:
+        if time.monotonic() - self._since > self._seconds:
             raise TimeoutError(f"{self._what} stands still")
         time.sleep(_POLL)
 
