@@ -1,5 +1,6 @@
 """What changed in an archive since a run: new, changed and vanished crops."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -72,9 +73,10 @@ def committed(store: Store, run_id: str) -> pa.Table:
     return latest.rename_columns({"etag_first": "etag"})
 
 
-def lineage(store: Store, run_id: str) -> list[Run]:
+def lineage(store: Store, run_id: str, *, known: Mapping[str, Run] | None = None) -> list[Run]:
     """Return a run and those that it continues, by --since-run or --requeue, the oldest first.
 
+    known: runs that are open already, by id; only others are read.
     Raises ObjectMissing, BadInput for a chain that ends in itself.
     """
     chain: list[Run] = []
@@ -82,7 +84,7 @@ def lineage(store: Store, run_id: str) -> list[Run]:
     while link is not None:
         if any(run.run_id == link for run in chain):
             raise BadInput(f"the runs before {run_id} lead back to {link}")
-        run = Run.open(store, link)
+        run = (known or {}).get(link) or Run.open(store, link)
         chain.append(run)
         link = run.info.settings.get("since_run") or run.info.settings.get("requeue")
     return chain[::-1]

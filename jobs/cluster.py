@@ -51,6 +51,11 @@ def cores() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def nodes() -> int:
+    """Nodes of the cluster that are alive."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
 def gpus() -> int:
     """GPUs of the whole cluster: those that are up, or those that the settings say will come."""
     return max(int(ray.cluster_resources().get("GPU", 0)), _awaited_gpus)

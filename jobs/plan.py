@@ -17,7 +17,7 @@ from index.schemas import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs.cluster import connect, cores, gpus, root_cause
+from jobs.cluster import connect, cores, gpus, nodes, root_cause
 from jobs.discovery import Source, discover
 from jobs.embed import ROW_BYTES, SHARD_ROWS, actor_resources, open_model, rows_per_part
 from jobs.embed_actor import OpenEmbedder
@@ -108,12 +108,12 @@ def plan(
     archive = open_store(source.archive)
     found = discover(source, archive, open_store(settings.runs))
     crops, duplicates = check_unique(found.manifest)
-    probe, nodes = None, 0
+    probe, alive = None, 0
     if crops.num_rows and (model is not None or open_embedder is not None):
         connect(settings)
         open_embedder = open_embedder or partial(exact_model, str(model))
         probe = measure(crops, archive, open_embedder, actors or gpus() or cores())
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        alive = nodes()
     hours = None
     if probe is not None:
         hours = (crops.num_rows / probe.crops_per_second + probe.startup_seconds) / 3600
@@ -135,10 +135,10 @@ def plan(
         parts=parts,
         shards=math.ceil(parts / max(1, SHARD_ROWS // per_part)),
         shard_bytes=ROW_BYTES * crops.num_rows,
-        nodes=nodes,
+        nodes=alive,
         probe=probe,
         hours=hours,
-        cost=None if hours is None or price_per_node_hour is None else hours * nodes * price_per_node_hour,
+        cost=None if hours is None or price_per_node_hour is None else hours * alive * price_per_node_hour,
         notes=found.notes,
         vanished=[] if changes is None else changes.vanished[:EXAMPLES].to_pylist(),
     )

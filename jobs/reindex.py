@@ -18,7 +18,7 @@ from index.night_summary import headline, summarise
 from index.nights import STEPS, Attempt, Night, NightInputs, Step, StepName, night_before, stamp, tonight
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.cluster import connect
+from jobs.cluster import connect, nodes
 from jobs.embed_actor import OpenEmbedder
 from jobs.progress import console
 from jobs.reindex_request import NightRequest
@@ -162,7 +162,7 @@ def _tell(at: AtWork, page: str, ended: Attempt, *, quiet: bool) -> dict[str, An
 
 
 def _nodes() -> int:
-    return sum(bool(node["Alive"]) for node in ray.nodes()) if ray.is_initialized() else 0
+    return nodes() if ray.is_initialized() else 0
 
 
 def _already(night: Night, page: str, settings: Settings) -> NightDone:

@@ -1,10 +1,10 @@
 """The plan of a night: which crops, since which run, and how long embedding them should take."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from clvr_model.embedder import reduced_fingerprint
 from index.changes import lineage
@@ -12,7 +12,7 @@ from index.runs import Run, list_runs
 from index.timings import Timings, read_timings, total_of
 from infra.errors import BudgetExceeded, ObjectMissing
 from infra.store import Store
-from jobs.cluster import cores, gpus
+from jobs.cluster import cores, gpus, nodes
 from jobs.discovery import Discovery, NothingChanged, discover
 from jobs.embed import EmbedRequest, actor_resources, create_run, decision_of, elsewhere
 from jobs.plan import PROBE_CROPS, exact_model, measure
@@ -129,13 +129,15 @@ def base_run(
 
     One that continues what is live goes before others, such as somebody's trial on a part of the archive.
     """
+    runs = list_runs(store)
+    known = {run.run_id: run for run in runs}
     found = [
         run
-        for run in reversed(list_runs(store))
+        for run in reversed(runs)
         if run.info.archive == archive and run.fingerprint in models and run.run_id != but and run.finished
     ]
     for run in found:
-        if any(one.run_id in live_runs for one in lineage(store, run.run_id)):
+        if any(one.run_id in live_runs for one in lineage(store, run.run_id, known=known)):
             return run
     return found[0] if found else None
 
@@ -199,27 +201,16 @@ def _expected(
     if crops < WORTH_A_PROBE:
         return None
     sample = elsewhere(_sample, run, PROBE_CROPS * actors)
-    probe = measure(sample, archive, _Opener(request.model), actors)
+    probe = measure(sample, archive, partial(exact_model, request.model), actors)
     return _expectation(
         crops / probe.crops_per_second + probe.startup_seconds, actors, f"a probe of {probe.crops} crops"
     )
 
 
 def _expectation(seconds: float, actors: int, by: str) -> dict[str, Any]:
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    return {"seconds": round(seconds, 3), "actors": actors, "nodes": nodes, "by": by}
+    return {"seconds": round(seconds, 3), "actors": actors, "nodes": nodes(), "by": by}
 
 
 def _sample(run: Run, count: int) -> pa.Table:
     crops = run.manifest()
     return crops.take(list(range(0, crops.num_rows, max(1, crops.num_rows // count)))[:count])
-
-
-class _Opener:
-    """Opens the model where the probe runs."""
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def __call__(self) -> Any:
-        return exact_model(self.model)

@@ -92,9 +92,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
         raise BadSetting(f"--pick is {request.pick!r}", remedy="choose one of best, last")
     recipe = asked_recipe(request)
     labelled = read_labelled(request.data, root=request.root, split=request.split)
-    identity = hashlib.sha256(
-        json.dumps([recipe.as_dict(), data_digest(labelled)], sort_keys=True).encode()
-    ).hexdigest()
+    digest = data_digest(labelled)
+    identity = hashlib.sha256(json.dumps([recipe.as_dict(), digest], sort_keys=True).encode()).hexdigest()
     destination = open_store(request.to)
     if destination.local:
         destination.create_bucket()  # a folder comes into being with its first file, a bucket must be there
@@ -153,7 +152,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
         },
         backbone={"source": recipe.backbone},
         unstated=recipe.unstated(),
-        data_digest=data_digest(labelled),
+        data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
     _report(destination, saved.card, Told(request.data, training, held, final, cost), folder)

@@ -95,10 +95,9 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     known = torch.arange(len(pictures)) % classes
     batch = (torch.from_numpy(pictures).to(device), known.to(device))
-    workers_here = request.workers
     forward = _rate(lambda: pooled_features(network, [batch], precision=recipe.precision), len(known))
     # On a CPU the probe has all cores, and so have the workers of this one machine together.
-    together = workers_here if device.type == "cuda" else 1
+    together = request.workers if device.type == "cuda" else 1
     work = Work(recipe, len(training), len(held))
     stages = [
         _stage_plan(stage, recipe, network, batch, forward, together, work, request.workers)

@@ -29,6 +29,7 @@ from clvr_model.training_state import TrainingState
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
+from jobs.cluster import nodes
 from jobs.train_batches import Batches, Rows
 from jobs.train_board import StopAsked
 from jobs.train_cache import FeatureFile
@@ -95,7 +96,7 @@ class _Worker:
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.write(
             "start", stage=place.stage, epoch=place.epoch, pictures=place.totals.pictures,
-            workers=self.peers.world, nodes=sum(node["Alive"] for node in ray.nodes()),
+            workers=self.peers.world, nodes=nodes(),
             device=str(self.device), input=self.job.input,
         )  # fmt: skip
         if state is None and self.recipe.reestimate_statistics:
