@@ -1,8 +1,10 @@
 """Out of memory: told apart from other failures, and answered with the number of pictures that would fit."""
 
+import ctypes
 import gc
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ def pictures_that_fit(loss_of: Callable[[int], Tensor], device: torch.device) ->
     pictures is told from what does.
     """
     gc.collect()
+    give_back_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     taken: list[int] = []
@@ -42,6 +45,12 @@ def pictures_that_fit(loss_of: Callable[[int], Tensor], device: torch.device) ->
         return 0
     each = max(taken[-1] - taken[0] if len(taken) > 1 else taken[0], 1)
     return max(len(taken), int(HEADROOM * free_bytes(device) / each))
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: malloc keeps it, in pieces, for later requests of their size."""
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -27,9 +27,11 @@ from infra.errors import (
 STORE_FAILURES = (BaseError, OSError, ValueError, NotImplementedError, BotoCoreError, ClientError)
 
 _DENIED = re.compile(
-    r"\b(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken"
-    r"|credentials|os error 13\b"
+    r"(status(?: code)?:? |\()(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
+    r"|ExpiredToken|InvalidToken|credentials|os error 13\b"
 )
+# A key may hold any word, and an address any number: neither says what went wrong.
+_ADDRESS = re.compile(r"(https?|s3|file)://\S+")
 _DENIED_REMEDY = "Check the access key, the secret key and what they may do (AWS_ACCESS_KEY_ID and so on)."
 _REDIRECT = "Received redirect without LOCATION"
 
@@ -57,7 +59,7 @@ def store_error(failure: Exception, where: str) -> StoreError | BadInput:
         return DiskFull(f"no space left on the disk for {where}", remedy="Free some space and run it again.")
     if isinstance(failure, ValueError) and "arse path" in text:
         return BadInput(f"{where} is not a usable key: {brief}", remedy="Rename the object.")
-    if _DENIED.search(brief):
+    if _DENIED.search(_ADDRESS.sub("", brief)):
         return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
     if _REDIRECT in text:
         return StoreUnreachable(

@@ -1,15 +1,14 @@
 """The Ray actor that embeds parts: the model is loaded once, then each call does one part."""
 
-import ctypes
 import pickle
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import ray
 
+from clvr_model.memory import give_back_memory
 from index.runs import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
@@ -68,7 +67,9 @@ class PartActor:
             cause = root_cause(error)
             raise (cause if isinstance(cause, ClvrError) else error) from None
         finally:
-            _give_back_memory()
+            # Each part has threads of its own, and malloc keeps what they freed.
+            pa.default_memory_pool().release_unused()
+            give_back_memory()
 
 
 class _Teller:
@@ -95,13 +96,6 @@ class _Teller:
         self.counted = report
         if wait:
             ray.get(self.underway)
-
-
-def _give_back_memory() -> None:
-    """Return what a part freed to the system: malloc keeps it by thread, and each part has its own."""
-    pa.default_memory_pool().release_unused()
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def outcome_of(row: bytes) -> PartReport:

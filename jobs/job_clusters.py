@@ -171,11 +171,14 @@ class JobCluster:
             ) from error
         except RuntimeError as error:
             text = str(error)
-            if job and ("404" in text or "does not exist" in text):
+            # Ray's client says "Request failed with status code 404: ..."; a job's id may hold any digits.
+            said = re.search(r"status code (\d+)", text)
+            status = int(said[1]) if said else None
+            if job and (status == 404 or "does not exist" in text):
                 raise JobMissing(
                     f"the cluster at {self.address} knows no job {job}", remedy="clvr jobs list names them."
                 ) from error
-            if "401" in text or "403" in text:
+            if status in (401, 403):
                 raise RayDenied(f"the cluster at {self.address} refused us: {_short(text)}") from error
             raise ClusterError(f"the cluster at {self.address} refused: {_short(text)}") from error
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
 
 from infra.errors import (
     BadInput,
@@ -334,6 +335,25 @@ def test_wrong_keys_are_denied(seaweedfs: SeaweedFs, bucket: str) -> None:
             with pytest.raises(StoreDenied) as caught:
                 act()
             assert "w" * 40 not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Generic S3 error: Error performing GET http://127.0.0.1:1/b/a in 403.3ms, after 3 retries",
+        "Generic S3 error: Error performing GET http://127.0.0.1:1/b/(403)/AccessDenied in 1s",
+    ],
+)
+def test_a_duration_or_a_key_that_looks_like_a_refusal_is_none(said: str) -> None:
+    assert isinstance(store_error(GenericError(said), "s3://b/(403)/AccessDenied"), StoreUnreachable)
+
+
+def test_a_refusal_without_a_class_of_its_own_is_denied() -> None:
+    for said in (
+        "An error occurred (403) when calling the HeadObject operation: Forbidden",
+        "Generic S3 error: Server returned non-2xx status code: 401 Unauthorized",
+    ):
+        assert isinstance(store_error(GenericError(said), "s3://b/a"), StoreDenied)
 
 
 def test_a_reader_may_not_write(seaweedfs: SeaweedFs, bucket: str) -> None:
