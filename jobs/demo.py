@@ -24,7 +24,7 @@ from jobs.load import load_generation, promote_generation
 from jobs.page import Story, write_page
 from jobs.progress import console
 from jobs.search import RulesRequest, SearchRequest, search_pictures
-from jobs.train import Trained, TrainRequest, train_checkpoint
+from jobs.training.train import Trained, TrainRequest, train_checkpoint
 
 SPACE_NEEDED = 300_000_000
 # A few bad pictures, so that the quarantine has something to show.

@@ -39,7 +39,7 @@ def train(
 
     Run the same command again to continue after a kill; the state of every epoch is kept below --to.
     """
-    from jobs.train import TrainRequest, train_checkpoint
+    from jobs.training.train import TrainRequest, train_checkpoint
 
     request = TrainRequest(
         data=data,
@@ -59,7 +59,7 @@ def train(
         price_per_node_hour=price_per_node_hour,
     )
     if plan:
-        from jobs.train_plan import plan_training
+        from jobs.training.plan import plan_training
 
         planned = plan_training(request)
         emit(planned, as_json, planned.text)

@@ -18,10 +18,10 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Batch, make_optimizer, pooled_features, train_step, training_mode
 from infra.errors import BadInput, BadSetting
-from jobs.labelled_data import read_labelled
 from jobs.pictures import Failure, common_store, stream_pictures
-from jobs.train import TrainRequest, asked_recipe
-from jobs.train_job import Work
+from jobs.training.job import Work
+from jobs.training.labelled_data import read_labelled
+from jobs.training.train import TrainRequest, asked_recipe
 
 PROBE_SECONDS = 6.0  # of each measurement, at least one batch
 PROBE_BATCH = 8

@@ -20,7 +20,7 @@ from index.training_page import Epoch, Example, TrainingPage, build_training_pag
 from infra.store import Store
 from jobs.pictures import common_store
 from jobs.thumbnail import thumbnail_of
-from jobs.train_cost import Cost
+from jobs.training.cost import Cost
 
 REPORT_FILE = "report.html"
 EXAMPLES_EACH = 6

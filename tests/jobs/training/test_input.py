@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadSetting, ObjectChanged
-from jobs.train_input import Feed, Waiting, choose_way
-from jobs.train_job import Pictures
+from jobs.training.input import Feed, Waiting, choose_way
+from jobs.training.job import Pictures
 
 
 @pytest.fixture

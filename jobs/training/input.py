@@ -21,7 +21,7 @@ from clvr_model.preprocessing import IMAGE_SIZE
 from infra.errors import BadSetting, ObjectChanged
 from infra.store import Store
 from jobs.pictures import Failure, common_store, stream_pictures
-from jobs.train_job import Pictures
+from jobs.training.job import Pictures
 
 AHEAD = 2  # batches under way while one is learned from
 BLOCK = 64  # pictures a Ray Data task decodes: 17 MB

@@ -7,7 +7,7 @@ import torch
 
 from clvr_model.training_state import TrainingState
 from infra.store import Store, open_store
-from jobs.train_states import best_state, keep_best, remove_folders
+from jobs.training.states import best_state, keep_best, remove_folders
 
 
 @pytest.fixture

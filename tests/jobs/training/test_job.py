@@ -3,7 +3,7 @@
 import pytest
 
 from clvr_model.recipe import load_recipe
-from jobs.train_job import Place, Work
+from jobs.training.job import Place, Work
 
 SHORT = ["warmup.epochs=2", "target.epochs=3"]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from clvr_model.augmentation import augment
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Batch, stage_order
-from jobs.train_input import Change, Feed
-from jobs.train_job import Pictures, TrainJob
-from jobs.train_peers import Peers
+from jobs.training.input import Change, Feed
+from jobs.training.job import Pictures, TrainJob
+from jobs.training.peers import Peers
 
 Rows = NDArray[np.int64]
 

@@ -30,15 +30,15 @@ from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
 from jobs.cluster import nodes
-from jobs.train_batches import Batches, Rows
-from jobs.train_board import StopAsked
-from jobs.train_cache import FeatureFile
-from jobs.train_input import Waiting
-from jobs.train_job import Pictures, Place, TrainJob, Work
-from jobs.train_log import TrainLog, TrainMetrics
-from jobs.train_peers import Peers
-from jobs.train_states import keep_best, report_state, reported_state
-from jobs.train_steps import StepTold, Stopped
+from jobs.training.batches import Batches, Rows
+from jobs.training.board import StopAsked
+from jobs.training.cache import FeatureFile
+from jobs.training.input import Waiting
+from jobs.training.job import Pictures, Place, TrainJob, Work
+from jobs.training.log import TrainLog, TrainMetrics
+from jobs.training.peers import Peers
+from jobs.training.states import keep_best, report_state, reported_state
+from jobs.training.steps import StepTold, Stopped
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from clvr_model.averaging import Average
 from clvr_model.network import Clvr
 from clvr_model.training_state import TrainingState
 from infra.store import Store
-from jobs.train_job import Place
-from jobs.train_peers import Peers
+from jobs.training.job import Place
+from jobs.training.peers import Peers
 
 BEST = "best-"
 

@@ -10,9 +10,9 @@ import pytest
 from clvr_model.checkpoint import load_checkpoint
 from infra.servers.seaweedfs import SeaweedFs
 from infra.store import open_store
-from jobs.train_log import read_log
-from jobs.train_report import REPORT_FILE
-from jobs.train_states import best_state
+from jobs.training.log import read_log
+from jobs.training.report import REPORT_FILE
+from jobs.training.states import best_state
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infra.store import Store, open_store
-from jobs.train_cost import cost_of
-from jobs.train_log import LOG_FILE, TrainLog, read_log
+from jobs.training.cost import cost_of
+from jobs.training.log import LOG_FILE, TrainLog, read_log
 
 
 @pytest.fixture

@@ -20,18 +20,18 @@ from infra.errors import BadCheckpoint, BadSetting, ObjectExists
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.cluster import connect, cores, gpus, root_cause
-from jobs.labelled_data import data_digest, read_labelled
 from jobs.progress import console, progress
-from jobs.train_board import new_train_board, standing_once_begun, stopping_on_sigterm
-from jobs.train_cache import remove_features
-from jobs.train_cost import cost_of
-from jobs.train_input import choose_way
-from jobs.train_job import Pictures, TrainJob, Work
-from jobs.train_log import read_log
-from jobs.train_pictures import say_what_is_learned, usable_pictures
-from jobs.train_report import REPORT_FILE, Told, write_report
-from jobs.train_states import best_state, remove_folders, state_of
-from jobs.train_worker import train_worker
+from jobs.training.board import new_train_board, standing_once_begun, stopping_on_sigterm
+from jobs.training.cache import remove_features
+from jobs.training.cost import cost_of
+from jobs.training.input import choose_way
+from jobs.training.job import Pictures, TrainJob, Work
+from jobs.training.labelled_data import data_digest, read_labelled
+from jobs.training.log import read_log
+from jobs.training.pictures import say_what_is_learned, usable_pictures
+from jobs.training.report import REPORT_FILE, Told, write_report
+from jobs.training.states import best_state, remove_folders, state_of
+from jobs.training.worker import train_worker
 
 WORKER_LOSSES = 3  # how often a lost worker is replaced before the job gives up
 TERMINATED = 143  # exit code of a process that SIGTERM ended

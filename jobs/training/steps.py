@@ -7,11 +7,11 @@ import torch
 
 from clvr_model.recipe import Stage
 from clvr_model.training import Batch, Totals
-from jobs.train_board import StopAsked
-from jobs.train_input import Waiting
-from jobs.train_job import Place, TrainJob, Work
-from jobs.train_log import TrainMetrics
-from jobs.train_peers import Peers
+from jobs.training.board import StopAsked
+from jobs.training.input import Waiting
+from jobs.training.job import Place, TrainJob, Work
+from jobs.training.log import TrainMetrics
+from jobs.training.peers import Peers
 
 
 class Stopped(Exception):

@@ -1,0 +1,1 @@
+"""What `clvr train` is made of: a training planned, run, told and resumed."""
