@@ -122,7 +122,7 @@ def sweep(
 ) -> None:
     """Search for many vehicles. Example: clvr sweep probes.csv --case 26-117 --out s3://results/26-117"""
     from jobs.search import RulesRequest
-    from jobs.sweep import SweepRequest, summary_text, sweep_probes
+    from jobs.sweeping.sweep import SweepRequest, summary_text, sweep_probes
 
     rules = RulesRequest(
         top=top,

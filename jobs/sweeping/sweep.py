@@ -28,12 +28,12 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.board import new_board, standing_of
 from jobs.cluster import connect, cores, root_cause
-from jobs.probe_list import read_probe_list
 from jobs.progress import console, progress
 from jobs.search import RulesRequest, rules_of, with_models
 from jobs.searcher import Searcher
-from jobs.sweep_part import SweepWorker
-from jobs.sweep_report import Album, write_sweep_report
+from jobs.sweeping.part import SweepWorker
+from jobs.sweeping.probe_list import read_probe_list
+from jobs.sweeping.report import Album, write_sweep_report
 from jobs.which import find_runs, open_milvus
 
 PART_PROBES = (16, 1024)

@@ -1,0 +1,1 @@
+"""What `clvr sweep` is made of: thousands of probes, part by part, and their page."""
