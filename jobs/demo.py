@@ -18,10 +18,10 @@ from infra.errors import BadInput
 from infra.settings import load_settings
 from infra.store import open_store
 from jobs.embed import EmbedRequest, embed
-from jobs.evaluate import EvaluateRequest, evaluate_run
+from jobs.evaluation.evaluate import EvaluateRequest, evaluate_run
+from jobs.evaluation.page import Story, write_page
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.load import load_generation, promote_generation
-from jobs.page import Story, write_page
 from jobs.progress import console
 from jobs.search import RulesRequest, SearchRequest, search_pictures
 from jobs.training.train import Trained, TrainRequest, train_checkpoint

@@ -47,9 +47,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """CMC of a run by exact L2. Example: clvr evaluate latest --protocol vehicleid-paper --html cmc.html"""
-    from jobs.compare_runs import compare_runs
-    from jobs.evaluate import EvaluateRequest, evaluate_run
-    from jobs.evaluate_checkpoint import run_of
+    from jobs.evaluation.checkpoint import run_of
+    from jobs.evaluation.compare_runs import compare_runs
+    from jobs.evaluation.evaluate import EvaluateRequest, evaluate_run
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     ways = tuple(name for name in also or ("normalised",) if name != "none")

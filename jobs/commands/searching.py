@@ -86,7 +86,7 @@ def calibrate(
     """Learn what distances mean. Example: clvr calibrate latest --labels labels.csv"""
     from dataclasses import asdict
 
-    from jobs.calibrate import CalibrateRequest, calibrate_run, calibration_text
+    from jobs.evaluation.calibrate import CalibrateRequest, calibrate_run, calibration_text
 
     request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed)
     calibration = calibrate_run(request, settings_of(runs=runs))

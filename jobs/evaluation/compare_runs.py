@@ -9,9 +9,9 @@ from index.bootstrap import Difference, compare
 from index.protocols import RULES, ProtocolResult, evaluate_protocol
 from infra.errors import BadInput, BadLabels, BadSetting
 from infra.settings import Settings
-from jobs.evaluate import EvaluateRequest
-from jobs.evaluation_lists import evaluation_lists
-from jobs.labelled_run import LabelledRun, labelled_run
+from jobs.evaluation.evaluate import EvaluateRequest
+from jobs.evaluation.labelled_run import LabelledRun, labelled_run
+from jobs.evaluation.lists import evaluation_lists
 from jobs.progress import console
 from jobs.which import find_run
 

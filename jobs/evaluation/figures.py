@@ -8,7 +8,7 @@ from index.metrics import FALSE_POSITIVE_RATES
 from index.protocols import ProtocolResult
 
 if TYPE_CHECKING:
-    from jobs.evaluate import ListEvaluation
+    from jobs.evaluation.evaluate import ListEvaluation
 
 SHOWN_RANKS = (1, 5, 10, 20)
 

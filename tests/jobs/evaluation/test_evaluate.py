@@ -18,9 +18,9 @@ from index.tombstones import bury, new_erasure_id
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
 from infra.store import open_store
-from jobs.compare_runs import compare_runs
-from jobs.evaluate import EvaluateRequest, evaluate_run
-from jobs.labelled_run import labelled_run
+from jobs.evaluation.compare_runs import compare_runs
+from jobs.evaluation.evaluate import EvaluateRequest, evaluate_run
+from jobs.evaluation.labelled_run import labelled_run
 
 VEHICLES = np.repeat(np.arange(12), 5)
 Make = Callable[..., Run]

@@ -7,8 +7,8 @@ import numpy as np
 from index.calibration import Calibration, calibrate, store_calibration
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.evaluation_lists import evaluation_lists
-from jobs.labelled_run import labelled_run
+from jobs.evaluation.labelled_run import labelled_run
+from jobs.evaluation.lists import evaluation_lists
 from jobs.which import find_run
 
 

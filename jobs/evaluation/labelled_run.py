@@ -14,7 +14,7 @@ from index.runs import Run
 from index.shards import read_shards, vectors_of
 from index.tombstones import erased_ids
 from infra.errors import BadLabels
-from jobs.evaluation_lists import EvaluationList
+from jobs.evaluation.lists import EvaluationList
 
 
 @dataclass(frozen=True, slots=True)

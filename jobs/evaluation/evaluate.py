@@ -27,12 +27,12 @@ from index.splits import read_splits, write_splits
 from index.through_index import IndexLoss, index_loss, ranks_through_index
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
-from jobs.evaluation_figures import figures_of, table_of
-from jobs.evaluation_lists import evaluation_lists
-from jobs.labelled_run import LabelledRun, labelled_run
-from jobs.page import Story, write_page
+from jobs.evaluation.figures import figures_of, table_of
+from jobs.evaluation.labelled_run import LabelledRun, labelled_run
+from jobs.evaluation.lists import evaluation_lists
+from jobs.evaluation.page import Story, write_page
+from jobs.evaluation.ranking_workers import workers
 from jobs.progress import console
-from jobs.ranking_workers import workers
 from jobs.which import find_run, open_milvus
 
 ALSO = ("normalised", "query-expansion", "re-ranking")

@@ -28,11 +28,11 @@ from index.report import (
     build_page,
 )
 from infra.store import open_store
-from jobs.labelled_run import LabelledRun
+from jobs.evaluation.labelled_run import LabelledRun
 from jobs.thumbnail import thumbnail_of
 
 if TYPE_CHECKING:
-    from jobs.evaluate import ListEvaluation
+    from jobs.evaluation.evaluate import ListEvaluation
 
 STRIP_RANKS = 5
 STRIPS_A_PANEL = 4

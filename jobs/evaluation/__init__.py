@@ -1,0 +1,1 @@
+"""What `clvr evaluate` and `clvr calibrate` are made of: labelled runs, ranked, counted and shown."""
