@@ -9,8 +9,8 @@ import typer
 
 from jobs.command_line import Alias, Json, Milvus, Ray, config_file, emit, settings_of
 from jobs.commands.archive import Actors, Archive, Labels, Manifest, Pattern
-from jobs.job_log import Spoken, spoken
 from jobs.progress import console
+from jobs.submission.log import Spoken, spoken
 
 
 def reindex(
@@ -118,7 +118,7 @@ def submit(
     Options of submit stand before the verb. The exit code is the verb's; Ctrl-C leaves the job running.
     """
     from infra.settings import origins
-    from jobs import submit as jobs
+    from jobs.submission import submit as jobs
 
     check_command(context, command)
     settings = settings_of(jobs_url=jobs_url)
@@ -150,8 +150,8 @@ def jobs(
 
     list them; show one; its logs; stop it; retry it as it was sent, under a new name.
     """
-    from jobs import submit as verbs
-    from jobs.job_clusters import JobCluster
+    from jobs.submission import submit as verbs
+    from jobs.submission.clusters import JobCluster
 
     settings = settings_of(jobs_url=jobs_url)
     cluster = JobCluster(settings)
@@ -185,7 +185,7 @@ def jobs(
 
 def check_command(context: typer.Context, command: list[str]) -> None:
     """Let the real command line parse what shall be sent. Raises its usage errors, and BadSetting."""
-    from jobs.submit import refuse_options
+    from jobs.submission.submit import refuse_options
 
     group = context.parent.command if context.parent else None
     verbs = getattr(group, "commands", {})
@@ -203,7 +203,7 @@ NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack",
 
 def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
     """Pass on what a job says, then end with its exit code."""
-    from jobs.job_clusters import exit_code_of
+    from jobs.submission.clusters import exit_code_of
 
     console.print(f"job {job} at {cluster.address}")
     if detach:
@@ -225,7 +225,7 @@ def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
 
 def job_document(found: Any) -> dict[str, Any]:
     """A job as it is printed for machines: all but its runtime environment."""
-    from jobs.job_clusters import exit_code_of
+    from jobs.submission.clusters import exit_code_of
 
     return {
         "job": found.job,

@@ -7,9 +7,9 @@ from pydantic import SecretStr
 
 from infra.errors import BadSetting, Mismatch
 from infra.settings import Settings
-from jobs.job_clusters import Job, JobCluster, exit_code_of
-from jobs.submit import SubmitRequest, entrypoint_of, known_secrets, refuse_secrets, runtime_env_of
-from jobs.submitted import require_secrets, require_versions
+from jobs.submission.clusters import Job, JobCluster, exit_code_of
+from jobs.submission.submit import SubmitRequest, entrypoint_of, known_secrets, refuse_secrets, runtime_env_of
+from jobs.submission.submitted import require_secrets, require_versions
 
 PLANTED = {
     "AWS_ACCESS_KEY_ID": "planted-key-id",

@@ -1,4 +1,4 @@
-"""What a submitted job runs on the cluster: `python -m jobs.submitted [checks] -- VERB ARGS…`.
+"""What a submitted job runs on the cluster: `python -m jobs.submission.submitted [checks] -- VERB ARGS…`.
 
 It looks for what the job needs there, says what is missing, and then is `clvr VERB ARGS…`.
 """
@@ -65,7 +65,7 @@ def _public(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Check, then run the verb in this process."""
-    parser = argparse.ArgumentParser(prog="jobs.submitted")
+    parser = argparse.ArgumentParser(prog="jobs.submission.submitted")
     parser.add_argument("--secret-env", action="append", default=[])
     parser.add_argument("--expect", action="append", default=[])
     parser.add_argument("command", nargs="+")

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from infra.errors import BadInput, BadSetting
 from infra.settings import DEFAULT_FILE, Settings
-from jobs.job_clusters import JobCluster
+from jobs.submission.clusters import JobCluster
 
 PINNED = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
 """What must be the same on both sides: the engines whose behaviour our contracts rest on."""
@@ -115,7 +115,7 @@ def entrypoint_of(request: SubmitRequest) -> str:
     checks = [word for name in request.secret_env for word in ("--secret-env", name)]
     if not request.any_versions:
         checks += [word for name in PINNED for word in ("--expect", f"{name}=={version(name)}")]
-    return shlex.join([request.python, "-m", "jobs.submitted", *checks, "--", *request.command])
+    return shlex.join([request.python, "-m", "jobs.submission.submitted", *checks, "--", *request.command])
 
 
 def runtime_env_of(request: SubmitRequest, chosen: Mapping[str, str]) -> dict[str, Any]:

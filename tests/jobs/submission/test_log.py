@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.job_log import Spoken, spoken
+from jobs.submission.log import Spoken, spoken
 
 
 def test_structured_lines_are_said_plainly_and_others_as_they_are() -> None:
