@@ -57,9 +57,9 @@ def reindex(
 
     The same command again continues an unfinished night; of a finished one it does nothing.
     """
-    from jobs.reindex import night_text
-    from jobs.reindex import reindex as do_night
-    from jobs.reindex_request import NightRequest
+    from jobs.night.reindex import night_text
+    from jobs.night.reindex import reindex as do_night
+    from jobs.night.request import NightRequest
 
     request = NightRequest(
         archive=archive,

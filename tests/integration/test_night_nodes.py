@@ -18,9 +18,9 @@ from clvr_model.embedder import Embedded
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.load import verify_generation
-from jobs.reindex import DO, reindex
-from jobs.reindex_request import NightRequest
-from jobs.reindex_steps import AtWork
+from jobs.night.reindex import DO, reindex
+from jobs.night.request import NightRequest
+from jobs.night.steps import AtWork
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

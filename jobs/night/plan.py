@@ -15,10 +15,10 @@ from infra.store import Store
 from jobs.cluster import cores, gpus, nodes
 from jobs.discovery import Discovery, NothingChanged, discover
 from jobs.embed import EmbedRequest, actor_resources, create_run, decision_of, elsewhere
+from jobs.night.request import NightRequest
 from jobs.plan import PROBE_CROPS, exact_model, measure
 from jobs.precision import Asked, Decision
 from jobs.progress import console
-from jobs.reindex_request import NightRequest
 
 WORTH_A_PROBE = 5000
 """Crops from which on a measurement is worth its half minute, where no earlier run tells the speed."""

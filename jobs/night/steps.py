@@ -21,8 +21,8 @@ from infra.store import Store
 from jobs import load as verbs
 from jobs.embed import embed
 from jobs.embed_actor import OpenEmbedder
-from jobs.reindex_plan import begin_run, embed_request, models_of
-from jobs.reindex_request import NightRequest
+from jobs.night.plan import begin_run, embed_request, models_of
+from jobs.night.request import NightRequest
 from jobs.which import open_milvus
 
 

@@ -20,9 +20,8 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.cluster import connect, nodes
 from jobs.embed_actor import OpenEmbedder
-from jobs.progress import console
-from jobs.reindex_request import NightRequest
-from jobs.reindex_steps import (
+from jobs.night.request import NightRequest
+from jobs.night.steps import (
     AtWork,
     embed_step,
     gate_step,
@@ -31,7 +30,8 @@ from jobs.reindex_steps import (
     promote_step,
     retention_step,
 )
-from jobs.reindex_webhook import post
+from jobs.night.webhook import post
+from jobs.progress import console
 from jobs.which import live_name
 
 DO: dict[StepName, Callable[[AtWork], dict[str, Any]]] = {

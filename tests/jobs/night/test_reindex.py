@@ -33,9 +33,9 @@ from infra.errors import (
 )
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs import reindex as job
 from jobs.load import verify_generation
-from jobs.reindex_request import NightRequest
+from jobs.night import reindex as job
+from jobs.night.request import NightRequest
 from jobs.which import open_milvus
 
 KEYS = [f"dt=2026-11-{20 + n % 3}/cam=00{n % 2}/{n:04d}.jpg" for n in range(24)]

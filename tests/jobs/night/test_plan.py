@@ -4,8 +4,8 @@ import pytest
 
 from index.timings import Timings
 from infra.errors import BadSetting
-from jobs.reindex_plan import expected_seconds
-from jobs.reindex_request import NightRequest
+from jobs.night.plan import expected_seconds
+from jobs.night.request import NightRequest
 
 PAST = Timings(
     "2026-11-22", actors=2, rows=1000, planning_seconds=5.0, startup_seconds=15.0, embedding_seconds=110.0
