@@ -41,7 +41,7 @@ def doctor(
 
     Ends with exit code 1 if something that is needed is broken. Shows no secret.
     """
-    from jobs.doctor import Patient, examine
+    from jobs.doctor.examine import Patient, examine
 
     found = examine(
         Patient({"runs": runs, "milvus": milvus, "ray": ray}, archive, model, crops, config_file(), timeout)

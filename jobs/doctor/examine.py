@@ -14,8 +14,8 @@ from infra.errors import BadSetting, BucketMissing, ClvrError, ObjectChanged, Ob
 from infra.settings import PREFIX, Settings, load_settings, settings_file
 from infra.store import Store, open_store
 from infra.store_settings import StoreSettings
-from jobs.doctor_machine import check_clock, check_disk, check_gpu
-from jobs.doctor_ray import check_jobs, check_ray
+from jobs.doctor.cluster import check_jobs, check_ray
+from jobs.doctor.machine import check_clock, check_disk, check_gpu
 
 # What reads CLVR_ variables besides the settings.
 _OTHER_VARIABLES = {"CLVR_CONFIG", "CLVR_LOG_FORMAT", "CLVR_STACK"}

@@ -17,8 +17,8 @@ from infra.settings import Settings
 from infra.store import Store, open_store
 from infra.store_settings import StoreSettings
 from jobs.cli import app
-from jobs.doctor import Examination, Patient, check_store, examine
-from jobs.doctor_machine import check_clock
+from jobs.doctor.examine import Examination, Patient, check_store, examine
+from jobs.doctor.machine import check_clock
 
 
 @pytest.fixture(autouse=True)
