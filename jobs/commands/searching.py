@@ -173,7 +173,7 @@ def serve(
     ray: Ray = None,
 ) -> None:
     """Serve the search page. $CLVR_SERVE_TOKEN is its token. Example: clvr serve --port 8080"""
-    from jobs.serve import ServeRequest, serve_page
+    from jobs.web.serve import ServeRequest, serve_page
 
     request = ServeRequest(
         host=host,

@@ -35,8 +35,8 @@ from index.shards import shard_table
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.searcher import Searcher
-from jobs.serve import ServeRequest, guard_of
-from jobs.web_app import make_app
+from jobs.web.app import make_app
+from jobs.web.serve import ServeRequest, guard_of
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from infra.errors import BadSetting
 from jobs.searcher import Searcher
-from jobs.serve import ServeRequest, guard_of
-from jobs.web_app import make_app
-from jobs.web_guard import Guard, Limits
+from jobs.web.app import make_app
+from jobs.web.guard import Guard, Limits
+from jobs.web.serve import ServeRequest, guard_of
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ from index.runs import Run
 from infra.errors import BadSetting
 from infra.servers import MilvusServer
 from infra.store import open_store
-from jobs.serve import ServeRequest, serve_page
+from jobs.web.serve import ServeRequest, serve_page
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from infra.errors import BadSetting
 from infra.settings import Settings
 from jobs.progress import console
 from jobs.searcher import Searcher, read_bytes
-from jobs.web_app import make_app
-from jobs.web_guard import App, Guard, Limits, is_loopback
+from jobs.web.app import make_app
+from jobs.web.guard import App, Guard, Limits, is_loopback
 
 TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
 SHORTEST_TOKEN = 16
@@ -41,7 +41,7 @@ def serve_page(request: ServeRequest, settings: Settings) -> None:
     guard = guard_of(request)
     if request.replicas is not None:
         # Ray Serve is an extra: who serves from one process need not have it.
-        from jobs.serve_cluster import serve_on_cluster
+        from jobs.web.replicas import serve_on_cluster
 
         serve_on_cluster(request, settings, guard, cameras_of(request))
         return

@@ -12,8 +12,8 @@ from infra.settings import Settings
 from jobs.cluster import connect
 from jobs.progress import console
 from jobs.searcher import Searcher
-from jobs.serve import ServeRequest, announce, page_app
-from jobs.web_guard import App, Guard
+from jobs.web.guard import App, Guard
+from jobs.web.serve import ServeRequest, announce, page_app
 
 try:
     from ray import serve

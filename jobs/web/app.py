@@ -28,9 +28,9 @@ from jobs.search import answer_document, verdict_of
 from jobs.searcher import CROP, Searcher, crop_number
 from jobs.thumbnail import thumbnail
 from jobs.times import epoch_ms
-from jobs.web_guard import Guard, Limits, guarded
+from jobs.web.guard import Guard, Limits, guarded
 
-ASSETS = Path(__file__).parent / "web"
+ASSETS = Path(__file__).parent / "static"
 MAX_PICTURES = 5
 MAX_TOP = 1000
 THUMBNAILS, URIS, FEATURES = 2000, 50_000, 256
