@@ -169,8 +169,10 @@ def default_cache() -> Path:
 def _export(network: Clvr) -> Any:
     example = torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     with torch.inference_mode():
+        # Traced here, because OpenVINO would run the network two times more to check the trace.
+        traced = torch.jit.trace(Served(network.eval()), example, check_trace=False)  # type: ignore[no-untyped-call]
         return openvino().convert_model(
-            Served(network.eval()), example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
+            traced, example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
         )
 
 

@@ -17,8 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import Embedder, GuardReport, reduced_fingerprint
-from clvr_model.engines import default_cache
+from clvr_model.embedder import GuardReport, reduced_fingerprint
 from index.ledger import RunSummary, now
 from index.quarantine import count_causes
 from index.runs import Run, find_unfinished
@@ -33,7 +32,7 @@ from jobs.discovery import Discovery, Source, discover
 from jobs.embed_actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed_board import EmbedBoard, Totals
 from jobs.metrics import show_phases
-from jobs.precision import Asked, Decision, decide
+from jobs.precision import Asked, Decision, compile_model, decide, open_model
 from jobs.progress import Standing, console, progress
 
 ROW_BYTES = 4400  # 1024 float32 and the scalar columns, before compression
@@ -93,6 +92,8 @@ def embed(
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)
     actors = request.actors or gpus() or cores()
+    if not (open_embedder or gpus()):
+        _compile_ahead(request.model)
     run = _unfinished(request, runs, archive, fingerprint)
     if run is None:
         run = clock.timed("planning", lambda: _start(request, runs, archive, fingerprint, actors))
@@ -118,15 +119,9 @@ def embed(
     return summary
 
 
-def open_model(model: str, decision: Decision) -> Embedder:
-    """Load the model of a run on the device that Ray gave this actor, at the run's precision."""
-    return Embedder(
-        model,
-        device="cuda" if ray.get_gpu_ids() else "cpu",
-        precision=decision.precision,
-        guard=decision.guard,
-        cache=default_cache(),
-    )
+def _compile_ahead(model: str) -> None:
+    """Fill the cache of compiled models while crops are listed and actors start; nobody waits for it."""
+    ray.remote(num_cpus=0, max_calls=1, max_retries=0)(compile_model).remote(model)
 
 
 def actor_resources() -> dict[str, float]:

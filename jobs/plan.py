@@ -19,10 +19,10 @@ from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.cluster import connect, cores, gpus, nodes, root_cause
 from jobs.discovery import Source, discover
-from jobs.embed import ROW_BYTES, SHARD_ROWS, actor_resources, open_model, rows_per_part
+from jobs.embed import ROW_BYTES, SHARD_ROWS, actor_resources, rows_per_part
 from jobs.embed_actor import OpenEmbedder
 from jobs.pictures import Failure, stream_pictures
-from jobs.precision import Decision
+from jobs.precision import Decision, open_model
 
 PROBE_CROPS = 48
 EXAMPLES = 10

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GUARD_PICTURES, GuardReport, precision_guard, reduced_fingerprint
+from clvr_model.embedder import GUARD_PICTURES, Embedder, GuardReport, precision_guard, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
 from infra.store import Store
 from jobs.pictures import Failure, stream_pictures
@@ -35,6 +35,22 @@ class Decision:
             "precision_reason": self.reason,
             "guard": asdict(self.guard) if self.guard else None,
         }
+
+
+def open_model(model: str, decision: Decision) -> Embedder:
+    """Load the model of a run on the device that Ray gave this actor, at the run's precision."""
+    return Embedder(
+        model,
+        device="cuda" if ray.get_gpu_ids() else "cpu",
+        precision=decision.precision,
+        guard=decision.guard,
+        cache=default_cache(),
+    )
+
+
+def compile_model(model: str) -> None:
+    """Leave a checkpoint compiled for this node's CPU in the cache, at the exact precision."""
+    Embedder(model, device="cpu", cache=default_cache())
 
 
 def decide(
