@@ -98,13 +98,18 @@ def outward(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[torch.
     )
 
 
-def exact_squared(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+def exact_squared(
+    left: NDArray[np.float32], right: NDArray[np.float32], room: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """|left[i] - right[i]|² of two arrays (m, d), by differences in float64: equal rows, equal values.
 
-    Give at most `PAIRS_AT_ONCE` pairs at a time: the differences then stay in cache.
+    Give at most `PAIRS_AT_ONCE` pairs at a time: the differences then stay in cache. room: a float64 array
+    (m, d) to work in, where fresh pages for every few pairs would cost as much as the arithmetic.
     """
-    difference = np.subtract(left, right, dtype=np.float64)
-    return np.asarray(np.einsum("ij,ij->i", difference, difference))
+    difference = np.empty(left.shape) if room is None else room
+    difference[:] = left
+    difference -= right
+    return np.asarray(np.vecdot(difference, difference))
 
 
 class Kernel:

@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from index.coarse import GROUP, Screen, screen_for
+from index.distances import PAIRS_AT_ONCE, exact_squared
 from infra.errors import BadInput, BadSetting
 
 NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
-_QUERIES_AT_ONCE = 256
+_QUERIES_AT_ONCE = 512
 _ROWS_AT_ONCE = 8192  # the more at once, the fewer are measured before the limit is tight
-_PAIRS_AT_ONCE = 64  # 1.5 MiB at 1024-D: stays in the second-level cache
 
 
 def nearest(
@@ -160,8 +160,8 @@ class _Pairs:
 
     def __init__(self, dimension: int) -> None:
         # Kept between calls: fresh pages for every few pairs would cost more than the arithmetic.
-        self._left, self._right = np.empty((2, _PAIRS_AT_ONCE, dimension), np.float32)
-        self._wide, self._off = np.empty((2, _PAIRS_AT_ONCE, dimension))
+        self._left, self._right = np.empty((2, PAIRS_AT_ONCE, dimension), np.float32)
+        self._off = np.empty((PAIRS_AT_ONCE, dimension))
 
     def squared(
         self,
@@ -172,18 +172,13 @@ class _Pairs:
     ) -> NDArray[np.float64]:
         """float64 (m,) of the pairs (query, row)."""
         squared = np.empty(len(query))
-        for start in range(0, len(query), _PAIRS_AT_ONCE):
-            part = slice(start, start + _PAIRS_AT_ONCE)
-            size = len(query[part])
-            left, right, wide, off = (
-                room[:size] for room in (self._left, self._right, self._wide, self._off)
-            )
+        for start in range(0, len(query), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            left, right, off = (room[: len(query[part])] for room in (self._left, self._right, self._off))
             # mode="clip" lets numpy write in place without a copy; nothing is out of range.
             np.take(queries, query[part], axis=0, out=left, mode="clip")
             np.take(vectors, row[part], axis=0, out=right, mode="clip")
-            wide[:], off[:] = left, right
-            wide -= off
-            np.einsum("ij,ij->i", wide, wide, out=squared[part])
+            squared[part] = exact_squared(left, right, off)
         return squared
 
 

@@ -205,7 +205,10 @@ def bench_recipe(checkpoint: Checkpoint, archive: Store, folder: Path, precision
         begun = time.perf_counter()
         ray.data.read_images(archive.uri, size=(299, 299), mode="RGB", include_paths=True).map_batches(
             # Half a core each by Ray's books: with all of them taken, `read_images` would wait for ever.
-            Eager, batch_size=8, num_cpus=0.5, compute=ray.data.ActorPoolStrategy(size=cores)
+            Eager,
+            batch_size=8,
+            num_cpus=0.5,
+            compute=ray.data.ActorPoolStrategy(size=cores),
         ).write_parquet(str(folder / f"usual-{time.time()}"))
         return time.perf_counter() - begun
 
