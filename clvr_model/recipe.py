@@ -176,6 +176,7 @@ class Recipe:
                 else "those of the pretrained weights"
             ),
             "rmsprop_alpha": RMSPROP_ALPHA,
+            "last_batch": "left out of an epoch unless it is whole",
         }
 
 

@@ -97,6 +97,15 @@ def stage_order(
     return rng.permutation(np.concatenate(rows)).astype(np.int64)
 
 
+def in_whole_batches(count: int, batch: int) -> int:
+    """How many of `count` pictures an epoch learns from: a multiple of `batch`, or all where they fill none.
+
+    A last batch of four pictures was seen to step along a gradient eleven times as long as the others', and
+    to leave batch statistics of these four. Orders differ, so what one epoch leaves out another learns from.
+    """
+    return count - count % batch if count >= batch else count
+
+
 def learning_rate(stage: Stage, position: float) -> float:
     """The learning rate after `position` epochs of the stage, from 0 to its epochs."""
     rise = min(1.0, position / stage.warmup_epochs) if stage.warmup_epochs else 1.0
@@ -233,15 +242,14 @@ def train_step(
     """One optimiser step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
 
     clip: the longest gradient that is stepped along; 0 for any.
-    With `micro_batch` the batch passes in portions and their gradients are summed before the step: as one
-    pass, but for batch statistics, which are then those of a portion. Raises TrainingDiverged before the
-    weights are touched.
+    With `micro_batch` the batch passes in portions of at most so many, of about one size, and their gradients
+    are summed before the step: as one pass, but for batch statistics, which are a portion's. Raises
+    TrainingDiverged before the weights are touched.
     """
     optimizer.zero_grad(set_to_none=True)
     totals = Totals()
-    portion = micro_batch or len(inputs)
-    for start in range(0, len(inputs), portion):
-        part, expected = inputs[start : start + portion], classes[start : start + portion]
+    portions = -(-len(inputs) // (micro_batch or len(inputs)))
+    for part, expected in zip(inputs.tensor_split(portions), classes.tensor_split(portions), strict=True):
         with _autocast(part, precision):
             _, logits = module(_ready(part))
         loss = functional.cross_entropy(

@@ -25,6 +25,7 @@ from clvr_model.training import (
     cached_batches,
     epoch_order,
     evaluate,
+    in_whole_batches,
     learning_rate,
     make_optimizer,
     pooled_features,
@@ -422,6 +423,29 @@ def test_the_average_takes_every_step_in() -> None:
     last = network.head.dense.weight.detach().clone()
     average.install()
     assert not torch.equal(last, network.head.dense.weight)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
+)
+def test_an_epoch_learns_from_whole_batches(pictures: int, learned: int) -> None:
+    assert in_whole_batches(pictures, 100) == learned
+
+
+def test_portions_of_a_batch_are_of_about_one_size() -> None:
+    # The last of 16 + 16 + 2 would have the batch statistics of two pictures.
+    seen: list[int] = []
+
+    class Spy(torch.nn.Linear):
+        def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(len(pooled))
+            logits = super().forward(pooled)
+            return logits, logits
+
+    head = Spy(8, 3)
+    optimizer = torch.optim.SGD(head.parameters(), 0.1)
+    train_step(head, optimizer, torch.rand(34, 8), torch.zeros(34, dtype=torch.int64), micro_batch=16)
+    assert seen == [12, 11, 11]
 
 
 def test_running_out_of_memory_names_the_pictures_that_fit_and_they_do() -> None:
