@@ -174,7 +174,8 @@ class _Pairs:
         squared = np.empty(len(query))
         for start in range(0, len(query), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
-            left, right, off = (room[: len(query[part])] for room in (self._left, self._right, self._off))
+            size = len(query[part])
+            left, right, off = self._left[:size], self._right[:size], self._off[:size]
             # mode="clip" lets numpy write in place without a copy; nothing is out of range.
             np.take(queries, query[part], axis=0, out=left, mode="clip")
             np.take(vectors, row[part], axis=0, out=right, mode="clip")
