@@ -21,14 +21,13 @@ from typing import Any, Literal, Self
 
 from infra.errors import (
     BadSetting,
-    BucketMissing,
     ClvrError,
     Mismatch,
     ObjectExists,
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store
+from infra.store import Store, root_may_be_new
 
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
@@ -210,12 +209,9 @@ def tonight(store: Store, inputs: NightInputs, *, now: datetime | None = None) -
 
 def list_nights(store: Store) -> list[Night]:
     """Return all nights, the oldest first."""
-    try:
+    folders: list[str] = []
+    with root_may_be_new(store):
         folders = store.folders("nights")
-    except BucketMissing:
-        if not store.local:
-            raise
-        folders = []  # a local root comes into being with its first object
     nights = []
     for folder in folders:
         with suppress(ObjectMissing):

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from index.ledger import RunInfo
 from index.parquet import opened, write_table
 from index.schemas import MANIFEST_SCHEMA
-from infra.errors import BadSetting, BucketMissing, CountMismatch
-from infra.store import Store
+from infra.errors import BadSetting, CountMismatch
+from infra.store import Store, root_may_be_new
 
 _PARTS_PER_FILE = 256
 
@@ -56,12 +56,10 @@ class RunFolder:
 
     def started(self) -> bool:
         """Return whether run.json stands."""
-        try:
-            return self.store.head(self.key("run.json")) is not None
-        except BucketMissing:
-            if not self.store.local:
-                raise
-            return False  # a local root comes into being with its first object
+        head = None
+        with root_may_be_new(self.store):
+            head = self.store.head(self.key("run.json"))
+        return head is not None
 
     def write_manifest(self, crops: pa.Table) -> None:
         """Write the manifest: a row group a part, so that a part is read without the rest."""

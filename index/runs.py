@@ -31,7 +31,6 @@ from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.shards import ShardFacts, read_shards, write_shard
 from infra.errors import (
     BadSetting,
-    BucketMissing,
     CorruptShard,
     CountMismatch,
     EmptyArchive,
@@ -39,7 +38,7 @@ from infra.errors import (
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store
+from infra.store import Store, root_may_be_new
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -284,12 +283,9 @@ class Run:
 
 def list_runs(store: Store) -> list[Run]:
     """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
-    try:
+    folders: list[str] = []
+    with root_may_be_new(store):
         folders = store.folders("runs")
-    except BucketMissing:
-        if not store.local:
-            raise
-        folders = []  # a local root comes into being with its first object
     runs = []
     for folder in folders:
         with suppress(ObjectMissing):

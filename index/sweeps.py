@@ -20,8 +20,8 @@ from typing import Any, Self
 import pyarrow as pa
 
 from index.parquet import opened, write_table
-from infra.errors import BadInput, BucketMissing, CountMismatch, Mismatch, ObjectExists, SchemaMismatch
-from infra.store import Store
+from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists, SchemaMismatch
+from infra.store import Store, root_may_be_new
 
 VERSION = 1
 LIST_SCHEMA = pa.schema([("probe_id", pa.string()), ("uri", pa.string())])
@@ -97,12 +97,10 @@ class Sweep:
     @classmethod
     def open(cls, store: Store) -> Self | None:
         """The sweep in this folder, or None. Raises SchemaMismatch."""
-        try:
-            if store.head("sweep.json") is None:
-                return None
-        except BucketMissing:
-            if not store.local:
-                raise
+        head = None
+        with root_may_be_new(store):
+            head = store.head("sweep.json")
+        if head is None:
             return None
         try:
             values = json.loads(store.get("sweep.json"))

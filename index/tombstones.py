@@ -12,8 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.parquet import opened, write_table
-from infra.errors import BucketMissing
-from infra.store import Store
+from infra.store import Store, root_may_be_new
 
 _SCHEMA = pa.schema([("crop_id", pa.int64())])
 
@@ -37,12 +36,10 @@ def buried(store: Store, erasure_id: str) -> NDArray[np.int64]:
 
 def erasure_ids(store: Store) -> list[str]:
     """Return the names of all erasures that were begun, oldest first."""
-    try:
-        return [folder.rpartition("/")[2] for folder in store.folders("erasures")]
-    except BucketMissing:
-        if not store.local:
-            raise
-        return []  # a local root comes into being with its first object
+    folders: list[str] = []
+    with root_may_be_new(store):
+        folders = store.folders("erasures")
+    return [folder.rpartition("/")[2] for folder in folders]
 
 
 def erased_ids(store: Store) -> NDArray[np.int64]:

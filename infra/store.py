@@ -23,7 +23,7 @@ import obstore
 from obstore.exceptions import PreconditionError
 from obstore.store import LocalStore, S3Store
 
-from infra.errors import ClvrError, DiskFull, ObjectMissing, StoreUnreachable
+from infra.errors import BucketMissing, ClvrError, DiskFull, ObjectMissing, StoreUnreachable
 from infra.store_errors import STORE_FAILURES, bucket_missing, store_error
 from infra.store_s3 import arrow_files, control_client, open_s3
 from infra.store_settings import StoreSettings, canonical_uri, checked_key, split_uri
@@ -67,6 +67,16 @@ def open_store(uri: str, settings: StoreSettings | None = None) -> "Store":
     if settings is None:
         settings = StoreSettings.from_env() if root.startswith("s3://") else StoreSettings()
     return Store(root, settings)
+
+
+@contextmanager
+def root_may_be_new(store: "Store") -> Iterator[None]:
+    """Pass over a missing local root: it comes into being with its first object. A bucket does not."""
+    try:
+        yield
+    except BucketMissing:
+        if not store.local:
+            raise
 
 
 class Store:
