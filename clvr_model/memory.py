@@ -12,6 +12,7 @@ from torch import Tensor
 
 # Left free for what a pass needs for a moment only, and for other programs.
 HEADROOM = 0.75
+_M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,6 +46,12 @@ def pictures_that_fit(loss_of: Callable[[int], Tensor], device: torch.device) ->
         return 0
     each = max(taken[-1] - taken[0] if len(taken) > 1 else taken[0], 1)
     return max(len(taken), int(HEADROOM * free_bytes(device) / each))
+
+
+def share_arenas(most: int = 2) -> None:
+    """Let threads share malloc's pools of memory: else what a thread freed waits for that thread."""
+    with suppress(OSError, AttributeError):  # other C libraries than glibc have no mallopt
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, most)
 
 
 def give_back_memory() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from clvr_model.memory import give_back_memory
+from clvr_model.memory import give_back_memory, share_arenas
 from index.runs import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
@@ -33,6 +33,7 @@ class PartActor:
         self.board = board
         self.open_embedder = open_embedder
         self.embedder: EmbedsPictures | None = None
+        share_arenas()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Take rows of part numbers, give rows of outcomes; see `outcome_of`."""

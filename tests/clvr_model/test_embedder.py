@@ -231,3 +231,17 @@ Embedder({str(folder)!r}, batch_size=1, cache=Path({str(tmp_path / "cache")!r}))
     for process in started:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_gives_the_same_features_whatever_the_pieces(checkpoint: Checkpoint, compiled: bool) -> None:
+    exact = Embedder(checkpoint, device="cpu", engine="torch")(PICTURES)
+    for batch_size in (2, 300):
+        embedder = Embedder(checkpoint, device="cuda", batch_size=batch_size, compiled=compiled)
+        many = np.concatenate([PICTURES] * (400 // len(PICTURES)))
+        for _ in range(2):  # what is left in a room must not reach the next call
+            found = embedder(many)
+            for start in range(0, len(many), len(PICTURES)):
+                near = found.features[start : start + len(PICTURES)]
+                assert np.allclose(near, exact.features, rtol=1e-3, atol=1e-4)
