@@ -68,7 +68,8 @@ class _TensorBoard:
         else:
             self.temporary = TemporaryDirectory(prefix="clvr-tensorboard-")
             self.path = Path(self.temporary.name)
-        self.writer = SummaryWriter(str(self.path))
+        # Its own flush may overtake what is still in its queue.
+        self.writer = SummaryWriter(str(self.path), flush_secs=1)
 
     def add(self, event: str, values: dict[str, Any]) -> None:
         if self.writer is None or event not in ("step", "epoch"):
