@@ -1,6 +1,6 @@
 """How near the job is to the bare model: embedder, decode, whole parts, and the usual recipe, in one run.
 
-    python tests/benchmarks/bench_embed.py [--crops 600] [--cores 1] [--precision fp32] [--seconds 20] [--ray]
+    python tests/benchmarks/bench_embed.py [--crops 600] [--precision fp32] [--only part recipe]
 
 Ratios are taken between neighbours in time: A and B take turns, and the median of the turns counts. CPU
 seconds stand beside wall seconds, because a machine that others use stretches the one and hardly the other.
@@ -176,7 +176,7 @@ def bench_saturated(
     print(f"{precision}, {cores} cores saturated: {one:.1f}/s against {other:.1f}/s   ratio {ratio:.3f}")
 
 
-def bench_recipe(checkpoint: Checkpoint, archive: Store, folder: Path, precision: Any, cache: Path) -> None:
+def bench_recipe(archive: Store, folder: Path, precision: Any, turns: int) -> None:
     """`read_images` + the eager network + `write_parquet` on Ray Data against the job, start-up included."""
     import ray
 
@@ -220,8 +220,7 @@ def bench_recipe(checkpoint: Checkpoint, archive: Store, folder: Path, precision
         )
         return time.perf_counter() - begun
 
-    ours()
-    pairs = [(usual(), ours()) for _ in range(2)]
+    pairs = [(usual(), ours()) for _ in range(turns)]
     ratio = statistics.median(usual / ours for usual, ours in pairs)
     for usually, our in pairs:
         print(f"usual recipe {rows / usually:.1f}/s, clvr embed {rows / our:.1f}/s, start-up included")
@@ -235,6 +234,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=200)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--only", nargs="*", default=["model", "pictures", "part", "saturated"])
+    parser.add_argument("--turns", type=int, default=2, help="of the usual recipe and the job")
     parser.add_argument("--archive", help="an archive that is there, instead of drawn crops")
     given = parser.parse_args()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
@@ -257,7 +257,7 @@ def main() -> None:
                 str(folder / "model"), archive, folder / "saturated", given.precision, cache, cores
             )
         if "recipe" in given.only:
-            bench_recipe(checkpoint, archive, folder, given.precision, cache)
+            bench_recipe(archive, folder, given.precision, given.turns)
         print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 
