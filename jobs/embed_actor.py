@@ -33,6 +33,8 @@ class PartActor:
         self.board = board
         self.open_embedder = open_embedder
         self.embedder: EmbedsPictures | None = None
+        # The cores that Ray's books give this actor: one, or a GPU's share of its node.
+        self.cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
         share_arenas()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -61,7 +63,14 @@ class PartActor:
         try:
             ray.get(self.board.begin.remote(part))
             teller = _Teller(self.board, self.run.run_id, part)
-            report = embed_part(self.run, part, self._model(), self.archive, on_progress=teller.tell)
+            report = embed_part(
+                self.run,
+                part,
+                self._model(),
+                self.archive,
+                decoders=self.cores,
+                on_progress=teller.tell,
+            )
             teller.tell(report, wait=True)
             return report
         except ray.exceptions.RayTaskError as error:

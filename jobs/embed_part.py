@@ -66,13 +66,15 @@ def embed_part(
     embedder: EmbedsPictures,
     archive: Store,
     *,
+    decoders: int = 1,
     on_progress: Callable[[PartReport], object] = lambda report: None,
 ) -> PartReport:
     """Embed the crops of one part and write its shard and quarantine rows; repeatable, same result each time.
 
-    archive: the store that the manifest's URIs lie under. on_progress is told now and then how far the part
-    is, and may raise to stop it. Raises StoreUnreachable when the archive or the run folder is out of reach
-    for longer than all retries, StoreDenied when the archive refuses us.
+    archive: the store that the manifest's URIs lie under. decoders: how many pictures are decoded at a time.
+    on_progress is told now and then how far the part is, and may raise to stop it. Raises StoreUnreachable
+    when the archive or the run folder is out of reach for longer than all retries, StoreDenied when the
+    archive refuses us.
     """
     manifest = run.part_manifest(part)
     report, times = PartReport(part), LoadTimes()
@@ -81,7 +83,7 @@ def embed_part(
     confidences = np.zeros(manifest.num_rows, np.float32)
     failures: dict[int, Failure] = {}
     clock = time.perf_counter()
-    for batch in _batches(manifest, archive, embedder.batch_size, failures, times):
+    for batch in _batches(manifest, archive, embedder.batch_size, failures, times, decoders):
         report.waiting_seconds += (ready := time.perf_counter()) - clock
         if batch.rows:
             embedded = embedder(batch.pictures[: len(batch.rows)])
@@ -121,7 +123,12 @@ def _with(report: PartReport, failures: dict[int, Failure], times: LoadTimes) ->
 
 
 def _batches(
-    manifest: pa.Table, archive: Store, size: int, failures: dict[int, Failure], times: LoadTimes
+    manifest: pa.Table,
+    archive: Store,
+    size: int,
+    failures: dict[int, Failure],
+    times: LoadTimes,
+    decoders: int,
 ) -> Iterator[_Batch]:
     """Yield batches of `size` pictures, and one without any after as many failures in a row."""
     root = archive.uri_of("")
@@ -130,7 +137,8 @@ def _batches(
     ahead = max(LEAST_AHEAD, AHEAD_BATCHES * size)
     batch: _Batch | None = None
     failed = 0
-    for row, picture in stream_pictures(archive, keys, etags=etags, ahead=ahead, times=times):
+    stream = stream_pictures(archive, keys, etags=etags, ahead=ahead, decoders=decoders, times=times)
+    for row, picture in stream:
         if isinstance(picture, Failure):
             failures[row] = picture
             failed += 1

@@ -50,15 +50,17 @@ def stream_pictures(
     *,
     etags: Sequence[str] | None = None,
     ahead: int = 64,
+    decoders: int | None = None,
     times: LoadTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | Failure]]:
     """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
 
     etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
-    At most `ahead` pictures (268 KB each) are on their way or waiting. What is not one picture's fault is
-    raised instead: StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
+    At most `ahead` pictures (268 KB each) are on their way or waiting; `decoders` of them are decoded at a
+    time, by default as many as the process has cores. What is not one picture's fault is raised instead:
+    StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
     """
-    loader = _Loader(store, keys, etags, times or LoadTimes())
+    loader = _Loader(store, keys, etags, decoders or len(os.sched_getaffinity(0)), times or LoadTimes())
     answers = loader.run(ahead)
     denied = arrived = 0
     try:
@@ -81,20 +83,28 @@ class _Loader:
     """Threads that fetch and decode. A position is asked for only when an earlier picture was taken."""
 
     def __init__(
-        self, store: Store, keys: Sequence[str], etags: Sequence[str] | None, times: LoadTimes
+        self,
+        store: Store,
+        keys: Sequence[str],
+        etags: Sequence[str] | None,
+        decoders: int,
+        times: LoadTimes,
     ) -> None:
         self.store = store
         self.keys = keys
         self.etags = etags
         self.times = times
         self.lock = threading.Lock()
+        self.decoders = decoders
+        # More threads than cores would take the cores from each other: a fifth of the speed was lost so.
+        self.turn = threading.Semaphore(decoders)
         self.wanted: SimpleQueue[int | None] = SimpleQueue()
         self.answers: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
 
     def run(self, ahead: int) -> Generator[tuple[int, Answer], None, None]:
         """Yield (position, picture or an error that concerns it alone or nobody knows)."""
-        # A local read hardly waits: more threads than two only get into each other's way.
-        count = min(2 if self.store.local else ahead, len(self.keys))
+        # A local read hardly waits.
+        count = min(self.decoders + 1 if self.store.local else ahead, len(self.keys))
         threads = [threading.Thread(target=self._work, name=f"load-{n}", daemon=True) for n in range(count)]
         positions = iter(range(len(self.keys)))
         for position in islice(positions, ahead):
@@ -137,14 +147,15 @@ class _Loader:
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
             raise ObjectChanged(f"etag {fetched.etag} now, {expected} when it was listed")
-        try:
-            return decode(fetched.data)
-        finally:
-            decoded = time.perf_counter()
-            with self.lock:
-                self.times.fetch_seconds += arrived - begun
-                self.times.decode_seconds += decoded - arrived
-                self.times.bytes += len(fetched.data)
+        with self.turn:
+            started = time.perf_counter()
+            try:
+                return decode(fetched.data)
+            finally:
+                with self.lock:
+                    self.times.fetch_seconds += arrived - begun
+                    self.times.decode_seconds += time.perf_counter() - started
+                    self.times.bytes += len(fetched.data)
 
 
 def _failure(error: ClvrError) -> Failure:
