@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from clvr_model.memory import give_back_memory, share_arenas
+from clvr_model.memory import give_back_memory, map_large_blocks
 from index.runs import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
@@ -35,7 +35,7 @@ class PartActor:
         self.embedder: EmbedsPictures | None = None
         # The cores that Ray's books give this actor: one, or a GPU's share of its node.
         self.cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-        share_arenas()
+        map_large_blocks()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Take rows of part numbers, give rows of outcomes; see `outcome_of`."""
