@@ -16,7 +16,14 @@ import torch
 from clvr_model.datasets.labelled import Labelled, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
-from clvr_model.training import Batch, make_optimizer, pooled_features, train_step, training_mode
+from clvr_model.training import (
+    Batch,
+    in_whole_batches,
+    make_optimizer,
+    pooled_features,
+    train_step,
+    training_mode,
+)
 from infra.errors import BadInput, BadSetting
 from jobs.pictures import Failure, common_store, stream_pictures
 from jobs.training.job import Work
@@ -137,7 +144,8 @@ def _stage_plan(
     work: Work,
     workers: int,
 ) -> StagePlan:
-    steps = stage.epochs * math.ceil(work.training // workers / max(1, recipe.batch // workers))
+    share = max(1, recipe.batch // workers)
+    steps = stage.epochs * math.ceil(in_whole_batches(work.training, share * workers) / (share * workers))
     if not stage.epochs:
         return StagePlan(stage.name, 0, 0, 0.0, 0.0)
     if stage.cacheable:
