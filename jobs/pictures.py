@@ -50,17 +50,17 @@ def stream_pictures(
     *,
     etags: Sequence[str] | None = None,
     ahead: int = 64,
-    decoders: int | None = None,
+    decoders: int = 1,
     times: LoadTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | Failure]]:
     """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
 
     etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
     At most `ahead` pictures (268 KB each) are on their way or waiting; `decoders` of them are decoded at a
-    time, by default as many as the process has cores. What is not one picture's fault is raised instead:
+    time: as many as the caller has cores for it. What is not one picture's fault is raised instead:
     StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
     """
-    loader = _Loader(store, keys, etags, decoders or len(os.sched_getaffinity(0)), times or LoadTimes())
+    loader = _Loader(store, keys, etags, decoders, times or LoadTimes())
     answers = loader.run(ahead)
     denied = arrived = 0
     try:
@@ -77,6 +77,11 @@ def stream_pictures(
             yield position, _failure(answer)
     finally:
         answers.close()
+
+
+def cores_here() -> int:
+    """The cores that this process may run on: what a reader may take that has a machine to itself."""
+    return len(os.sched_getaffinity(0))
 
 
 class _Loader:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clvr_model.preprocessing import IMAGE_SIZE
 from infra.errors import BadSetting, ObjectChanged
 from infra.store import Store
-from jobs.pictures import Failure, common_store, stream_pictures
+from jobs.pictures import Failure, common_store, cores_here, stream_pictures
 from jobs.training.job import Pictures
 
 AHEAD = 2  # batches under way while one is learned from
@@ -97,7 +97,8 @@ def _local(pictures: Pictures, rows: NDArray[np.int64], size: int, change: Chang
 
     def load(start: int) -> Arrays:
         part = rows[start : start + size]
-        return decoded(store, [keys[row] for row in part], part, change), pictures.classes[part]
+        found = decoded(store, [keys[row] for row in part], part, change, decoders=cores_here())
+        return found, pictures.classes[part]
 
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="next-batch") as pool:
         waiting: deque[Future[Arrays]] = deque()
@@ -146,11 +147,16 @@ def _by_ray(
 
 
 def decoded(
-    store: Store, keys: list[str], rows: NDArray[np.int64], change: Change | None = None
+    store: Store,
+    keys: list[str],
+    rows: NDArray[np.int64],
+    change: Change | None = None,
+    *,
+    decoders: int = 1,
 ) -> NDArray[np.uint8]:
     """The pictures of those keys, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
     found = np.empty((len(keys), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for place, picture in stream_pictures(store, keys):
+    for place, picture in stream_pictures(store, keys, decoders=decoders):
         if isinstance(picture, Failure):
             raise ObjectChanged(
                 f"{store.uri_of(keys[place])} was readable before the training: {picture.detail}",

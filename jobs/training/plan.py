@@ -25,7 +25,7 @@ from clvr_model.training import (
     training_mode,
 )
 from infra.errors import BadInput, BadSetting
-from jobs.pictures import Failure, common_store, stream_pictures
+from jobs.pictures import Failure, common_store, cores_here, stream_pictures
 from jobs.training.job import Work
 from jobs.training.labelled_data import read_labelled
 from jobs.training.train import TrainRequest, asked_recipe
@@ -190,7 +190,8 @@ def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], in
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
     store, keys = common_store(labelled.uris)
     begun = time.perf_counter()
-    found = [picture for _, picture in stream_pictures(store, [keys[row] for row in rows])]
+    stream = stream_pictures(store, [keys[row] for row in rows], decoders=cores_here())
+    found = [picture for _, picture in stream]
     seconds = time.perf_counter() - begun
     good = [picture for picture in found if not isinstance(picture, Failure)]
     if not good:

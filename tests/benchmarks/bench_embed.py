@@ -92,11 +92,18 @@ def bench_pictures(archive: Store, where: str) -> None:
     """Fetch + decode + resize, alone."""
     infos = list(archive.list())
     keys, etags = [info.key for info in infos], [info.etag for info in infos]
-    for _ in range(TURNS):
-        wall, cpu = measured(
-            len(keys), lambda: [None for _ in stream_pictures(archive, keys, etags=etags, ahead=64)]
+
+    def load(decoders: int) -> None:
+        for _ in stream_pictures(archive, keys, etags=etags, ahead=64, decoders=decoders):
+            pass
+
+    for decoders in sorted({1, os.cpu_count() or 1}):
+        for _ in range(TURNS):
+            wall, cpu = measured(len(keys), lambda: load(decoders))  # noqa: B023  # called at once
+        print(
+            f"fetch + decode + resize, {where}, {decoders} at a time: {wall:,.0f}/s, {cpu:,.0f}/CPU-s",
+            flush=True,
         )
-    print(f"fetch + decode + resize, {where}: {wall:,.0f}/s, {cpu:,.0f}/CPU-s", flush=True)
 
 
 def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: Any, cache: Path) -> None:
