@@ -92,10 +92,10 @@ def embed(
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)
     actors = request.actors or gpus() or cores()
-    if not (open_embedder or gpus()):
-        _compile_ahead(request.model)
     run = _unfinished(request, runs, archive, fingerprint)
     if run is None:
+        if not (open_embedder or gpus()):
+            _compile_ahead(request.model)
         run = clock.timed("planning", lambda: _start(request, runs, archive, fingerprint, actors))
     if run.finished:
         console.print(f"run {run.run_id} is finished already")
