@@ -159,7 +159,7 @@ class TorchEngine:
                 self._lane = self._lane or _CopyLane(self._device, min(_PIECE, len(pictures)))
                 # Copies, because a captured graph writes its next answer over this one.
                 found = [
-                    tuple(part.float().clone()[:count] for part in self._served(piece))
+                    tuple(part[:count].to(torch.float32, copy=True) for part in self._served(piece))
                     for piece, count in self._lane.pieces(source)
                 ]
         features, logits = (torch.cat(parts).float().cpu().numpy() for parts in zip(*found, strict=True))
@@ -245,10 +245,11 @@ def _exported(network: Clvr, place: Path) -> Path:
     graph = place / "graph.xml"
     if not graph.exists():
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        model = _export(network)  # takes seconds: a kill within them shall leave no folder behind
         # Actors start at once: each writes its own folder, the first rename wins, the others use it.
         workshop = Path(tempfile.mkdtemp(dir=place.parent))
         try:
-            openvino().save_model(_export(network), workshop / graph.name, compress_to_fp16=False)
+            openvino().save_model(model, workshop / graph.name, compress_to_fp16=False)
             workshop.rename(place)
         except OSError:
             if not graph.exists():

@@ -1,4 +1,4 @@
-"""Out of memory: told apart from other failures, and answered with the number of pictures that would fit."""
+"""Memory: given back to the system, and where it was not enough, how many pictures would fit."""
 
 import ctypes
 import gc
