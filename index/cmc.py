@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.counting import Pool, Trials
+from index.pool import Pool, Trials
 from index.repeats import others_before_in_repeats
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 

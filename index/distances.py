@@ -90,11 +90,21 @@ def error_bound(
     return np.asarray(bound, dtype=np.float64)
 
 
-def outward(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round an interval to float32 so that it can only grow."""
+def pair_error_bound(
+    probe_squares: NDArray[np.float64], gallery_squares: NDArray[np.float64], dimension: int
+) -> NDArray[np.float64]:
+    """`error_bound` of single pairs (m,), |y|²/2 having been added to the finished product."""
+    x, y = np.sqrt(probe_squares), np.sqrt(gallery_squares)
+    bound = 1.01 * UNIT * ((dimension + 4) * x * y + 2 * y * y + 2 * (x + y) ** 2) + 1e-30
+    return np.asarray(bound, dtype=np.float64)
+
+
+def outward(middle: NDArray[np.float64], width: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The intervals `width` to either side, rounded to float32 so that they can only grow."""
+    low, high = (middle - width).astype(np.float32), (middle + width).astype(np.float32)
     return (
-        torch.from_numpy(np.nextafter(low.astype(np.float32), np.float32(-np.inf))),
-        torch.from_numpy(np.nextafter(high.astype(np.float32), np.float32(np.inf))),
+        torch.from_numpy(np.nextafter(low, np.float32(-np.inf))),
+        torch.from_numpy(np.nextafter(high, np.float32(np.inf))),
     )
 
 

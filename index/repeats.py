@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.counting import Pool, Trials, others_before
+from index.counting import others_before
+from index.pool import Pool, Trials
 
 _WORTH = 0.9  # of the direct count; above it the second list of trials costs what it saves
 

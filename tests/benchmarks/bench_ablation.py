@@ -1,11 +1,13 @@
-"""Recipes against each other from one start on one small made-up archive: what does each switch bring?
+"""Recipes against each other from one start on one small archive: what does each switch bring?
 
     python tests/benchmarks/bench_ablation.py [--weights FILE] [--arm paper --arm strong,last_stride=2 …]
+    python tests/benchmarks/bench_ablation.py --labels LABELS.csv --root FOLDER --models 24 …
 
 An arm is a recipe and its overrides, separated by commas. Every arm sees the same pictures, split and first
-weights. Printed after each stage: accuracy on the held-out pictures, and rank-1 and mAP (L2, one probe a
-vehicle, 10 draws) among vehicles of the test list, which no stage has seen. Drawn vehicles and short stages:
-it shows that a switch works and what it costs, not what it brings on real roads.
+weights. Printed after each stage: accuracy on the held-out pictures, and rank-1 and mAP (L2, `vehicleid-paper`,
+10 draws) among those that no stage has seen. Without --labels they are drawn vehicles of the same models.
+With it, every second of the first 2 x --models vehicle models is learned, and a picture of one of the others
+is to find pictures of its model: fine-grained retrieval of unseen classes, where no vehicle was labelled.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from clvr_model.augmentation import augment
 from clvr_model.averaging import Average
 from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.labelled import Labelled, split_per_class
+from clvr_model.datasets.labelled import Labelled, read_table, split_per_class
 from clvr_model.datasets.synthetic import generate, write_labels
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.network import Clvr
@@ -30,6 +32,7 @@ from clvr_model.training import (
     Batch,
     cached_batches,
     evaluate,
+    in_whole_batches,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
@@ -50,7 +53,7 @@ class Pictures:
         store = open_store("/")
         self.pixels = np.stack([decode(store.get(uri.lstrip("/"))) for uri in labelled.uris])
         self.classes = np.searchsorted(known, labelled.model_ids).astype(np.int64)
-        self.vehicles = labelled.vehicle_ids
+        self.sought = labelled.model_ids if labelled.vehicle_ids is None else labelled.vehicle_ids
 
     def batches(
         self, rows: NDArray[np.int64], size: int, change: Callable[..., NDArray[np.uint8]] | None = None
@@ -79,7 +82,8 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
 
         def order(epoch: int, number: int = number) -> NDArray[np.int64]:
             chosen = recipe.stages[number]
-            return stage_order(chosen, training.classes, seed=recipe.seed, number=number, epoch=epoch)
+            rows = stage_order(chosen, training.classes, seed=recipe.seed, number=number, epoch=epoch)
+            return rows[: in_whole_batches(len(rows), recipe.batch)]
 
         if stage.cacheable:
             cache = pooled_features(network, training.batches(everything, PASS), precision=recipe.precision)
@@ -102,7 +106,7 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
             batches,
             precision=recipe.precision,
             average=average,
-            steps=-(-len(everything) // recipe.batch),
+            steps=max(1, len(everything) // recipe.batch),
         )
         if average:
             average.install()
@@ -122,7 +126,7 @@ def report(
         features = [
             network(to_input(pixels))[0] for pixels, _ in test.batches(np.arange(len(test.classes)), PASS)
         ]
-    ranked = evaluate_protocol("vehicleid-paper", torch.cat(features).numpy(), test.vehicles)
+    ranked = evaluate_protocol("vehicleid-paper", torch.cat(features).numpy(), test.sought)
     rank1, mean_precision = float(ranked.mean[0]), float(ranked.maps.mean())
     print(
         f"{arm:40} {stage:14} accuracy {found.micro:6.1%}  loss {found.loss:6.3f}  "
@@ -131,34 +135,55 @@ def report(
     )
 
 
+def drawn(given: argparse.Namespace, folder: str) -> tuple[Labelled, Labelled]:
+    """A made-up archive below `folder`: pictures to learn models from, and vehicles to find again."""
+    spec = ArchiveSpec(
+        seed=given.seed,
+        models=given.models,
+        vehicles_per_model=given.vehicles,
+        sightings_per_vehicle=given.sightings,
+    )
+    store = open_store(folder)
+    generate(store, spec, layout="vehicleid")
+    write_labels(store, spec, layout="vehicleid")
+    return read_vehicleid(folder), read_vehicleid(folder, list_test_splits(folder)[-1])
+
+
+def photographed(given: argparse.Namespace) -> tuple[Labelled, Labelled]:
+    """Labelled photographs: those of every second model to learn from, those of the others to find again."""
+    labelled = read_table(given.labels, root=given.root)
+    chosen = labelled.classes[: 2 * given.models]
+    parts = (np.isin(labelled.model_ids, chosen[first::2]) for first in (0, 1))
+    learned, unseen = (labelled.take(np.flatnonzero(part)) for part in parts)
+    few = np.concatenate(
+        [np.flatnonzero(unseen.model_ids == model)[: given.unseen] for model in unseen.classes]
+    )
+    return learned, unseen.take(few)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="random")
     parser.add_argument("--arm", action="append")
     parser.add_argument("--set", action="append", default=[], help="for every arm")
+    parser.add_argument("--labels", default="", help="a table of labelled photographs, instead of drawing")
+    parser.add_argument("--root", default="", help="where the table's keys are")
     parser.add_argument("--models", type=int, default=8)
-    parser.add_argument("--vehicles", type=int, default=8, help="of each model")
-    parser.add_argument("--sightings", type=int, default=6, help="of each vehicle")
+    parser.add_argument("--unseen", type=int, default=20, help="photographs of each unseen model, at most")
+    parser.add_argument("--vehicles", type=int, default=8, help="drawn of each model")
+    parser.add_argument("--sightings", type=int, default=6, help="drawn of each vehicle")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        spec = ArchiveSpec(
-            seed=given.seed,
-            models=given.models,
-            vehicles_per_model=given.vehicles,
-            sightings_per_vehicle=given.sightings,
-        )
-        store = open_store(folder)
-        generate(store, spec, layout="vehicleid")
-        write_labels(store, spec, layout="vehicleid")
-        labelled = read_vehicleid(folder)
-        known = labelled.classes
-        training, held = (Pictures(part, known) for part in split_per_class(labelled))
-        test = Pictures(read_vehicleid(folder, list_test_splits(folder)[-1]), known)
+        learned, unseen = photographed(given) if given.labels else drawn(given, folder)
+        known = learned.classes
+        training, held = (Pictures(part, known) for part in split_per_class(learned))
+        test = Pictures(unseen, known)
     print(
         f"{len(training.classes)} pictures of {len(known)} models to train on, {len(held.classes)} held out, "
-        f"{len(test.classes)} of {len(np.unique(test.vehicles))} unseen vehicles to find again"
+        f"{len(test.classes)} of {len(np.unique(test.sought))} unseen to find again",
+        flush=True,
     )
     for arm in given.arm or ["paper", "strong"]:
         fit(arm, [f"backbone={given.weights}", *given.set], training, held, test)

@@ -1,14 +1,25 @@
 """CMC by counting equals a plain reference to the last probe: ties, near-ties, junk and the probe itself."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import counting
+from index import counting, tally
 from index.cmc import Labelled, Split, chance_curve, cmc, cmc_of_splits
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
+
+
+@pytest.fixture(scope="module", autouse=True, params=["float32", "bfloat16"])
+def product(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here holds by either product, on processors too that would not choose the second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "bf16_pays", lambda *_, **__: request.param == "bfloat16")
+        yield request.param
 
 
 def reference(
@@ -118,7 +129,7 @@ def test_equal_distances_rank_by_gallery_order() -> None:
 def test_many_true_matches_take_the_sorting_path_to_the_same_result() -> None:
     rng = np.random.default_rng(5)
     features = rng.integers(0, 3, (400, 3)).astype(np.float32)
-    assert counting._SORT_FROM < 400 // 4
+    assert tally.SORT_FROM < 400 // 4
     assert_equal(labelled(rng, 50, 4, features[:50]), labelled(rng, 350, 4, features[50:]), block=101)
 
 
@@ -201,6 +212,46 @@ def test_all_kernels_score_within_the_stated_bound() -> None:
         assert (np.abs(scores - true) <= error_bound(probes.squares, gallery.squares, 1024)[:, None]).all(), (
             kernel.name
         )
+
+
+@pytest.mark.parametrize("kind", ["random", "one-sided"])
+def test_rounded_scores_lie_within_the_stated_width(kind: str) -> None:
+    from index.bf16 import Rounded, rounded_width
+    from index.distances import Placed
+
+    rng = np.random.default_rng(10)
+
+    def rows(count: int) -> Placed:
+        values = rng.standard_normal((count, 512)).astype(np.float32)
+        if kind == "one-sided":  # each value loses almost half a step, and all of them to the same side
+            values = (1 + rng.integers(0, 16, values.shape) * 2.0**-7 + 0.98 * 2.0**-8).astype(np.float32)
+        return Placed(torch.from_numpy(values), np.square(values.astype(np.float64)).sum(1))
+
+    probes, gallery = rows(30), rows(50)
+    true = gallery.squares / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
+    rounded = Rounded.of(probes), Rounded.of(gallery)
+    product = torch.mm(rounded[0].values, rounded[1].values.T).double().numpy()
+    width = rounded_width(rounded[0], np.arange(30), rounded[1], true, 512)
+    off = np.abs(gallery.squares / 2 - product - true)
+    assert (off <= width).all()
+    assert kind == "random" or off.max() > 0.4 * width.max()  # the width is not idle
+
+
+def test_data_with_most_entries_too_close_to_call_goes_on_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counting, "bf16_pays", lambda *_, **__: True)
+    rough: list[bool] = []
+    monkeypatch.setattr(
+        counting._Counter,
+        "count",
+        lambda self, *blocks, count=counting._Counter.count: (count(self, *blocks), rough.append(self.rough)),
+    )
+    rng = np.random.default_rng(11)
+    features = (5 + rng.standard_normal((400, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
+    vehicles = rng.integers(0, 60, 400)
+    assert_equal(Labelled(features[:60], np.arange(60)), Labelled(features, vehicles), block=64)
+    assert not rough[-1]
 
 
 def test_chance_is_what_random_orders_give() -> None:

@@ -1,0 +1,102 @@
+"""Scores from features rounded to bfloat16: half the price of float32 where the processor has such products.
+
+With x = x' + dx and y = y' + dy, primes rounded, x·y = x'·y' + dx·y + x'·dy, and Cauchy and Schwarz bound
+what is left out by |dx| |y| + |x'| |dy|. These lengths are measured, not assumed, so no data can make the
+bound wrong, only wide. What lies within it is scored again from the float32 features, pair by pair.
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from index.distances import UNIT, Placed, error_bound
+
+_HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
+_LEAST = 2.0**-126  # smaller values may be taken for zero
+_MEASURE_FROM = 1e10  # multiply-adds; below it the measurement would cost more than it can save
+_WORTH = 0.7  # of the float32 product's time
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Rows rounded to bfloat16, with the lengths that bound what this changes."""
+
+    values: torch.Tensor  # (n, d) bfloat16
+    squares: NDArray[np.float64]  # (n,) squared lengths before rounding
+    lengths: NDArray[np.float64]  # (n,) after it
+    lost: NDArray[np.float64]  # (n,) lengths of what was rounded off
+
+    @classmethod
+    def of(cls, placed: Placed) -> "Rounded":
+        """Round rows that are in a frame."""
+        values = placed.values.bfloat16()
+        rounded = values.float()
+        lengths, lost = (
+            torch.linalg.vector_norm(some, dim=1).double().numpy() * (1 + 2 * UNIT * some.shape[1])
+            for some in (rounded, placed.values - rounded)
+        )
+        return cls(values, placed.squares, lengths, lost)
+
+
+def rounded_width(
+    probes: Rounded, at: NDArray[np.int64], gallery: Rounded, limits: NDArray[np.float64], dimension: int
+) -> NDArray[np.float64]:
+    """How far a rounded score near a limit (p, t) of the probes `at` (p,) can lie from the true one: (p, t).
+
+    The score is |y|²/2 - x'·y', the product rounded to bfloat16 in turn. Rounding keeps the order, so what it
+    does to a product where the score is the limit bounds it on either side. Twice the float32 bound stands
+    for the sums, because processors differ in how they round inside of a bfloat16 product.
+    """
+    y = np.sqrt(gallery.squares)
+    longest = float(y.max(initial=0.0))
+    sums = 2 * error_bound(probes.squares[at], gallery.squares, dimension)
+    left_out = probes.lost[at] * longest + probes.lengths[at] * float(gallery.lost.max(initial=0.0))
+    vanished = dimension * _LEAST * (np.sqrt(probes.squares[at]) + longest + 1)
+    inner = (sums + left_out + vanished)[:, None]
+    finite = np.where(np.isfinite(limits), limits, 0.0)
+    halves = gallery.squares / 2
+    product = np.maximum(np.abs(halves.max(initial=0.0) - finite), np.abs(halves.min(initial=0.0) - finite))
+    return np.asarray(1.01 * (inner + _HALF_UNIT * (product + inner)))
+
+
+def dots(
+    left: torch.Tensor, right: torch.Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
+) -> torch.Tensor:
+    """Float32 products left[row] · right[column] of single pairs (m,), rows ascending; no row is copied."""
+    first = np.searchsorted(row, np.arange(len(left) + 1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        pairs = torch.sparse_csr_tensor(
+            torch.from_numpy(first),
+            torch.from_numpy(column),
+            torch.zeros(len(row)),
+            (len(left), len(right)),
+            check_invariants=False,
+        )
+    return torch.as_tensor(torch.sparse.sampled_addmm(pairs, left, right.T, beta=0).values())
+
+
+def bf16_pays(device: str, *, work: float) -> bool:
+    """Whether `work` multiply-adds are for products of bfloat16: on CPUs that have them, and enough of it."""
+    return torch.device(device).type == "cpu" and work >= _MEASURE_FROM and _bf16_is_faster()
+
+
+@lru_cache(maxsize=1)
+def _bf16_is_faster() -> bool:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    rows = torch.rand(512, 1024)
+    seconds = {torch.bfloat16: np.inf, torch.float32: np.inf}
+    # In turns, by CPU time, the best of each: a neighbour's burst of work must not decide.
+    for _ in range(4):
+        for kind in seconds:
+            some = rows.to(kind)
+            started = time.process_time()
+            torch.mm(some, some.T)
+            seconds[kind] = min(seconds[kind], time.process_time() - started)
+    return seconds[torch.bfloat16] < _WORTH * seconds[torch.float32]

@@ -1,0 +1,124 @@
+"""Which rows meet in a block, and what is counted there: the trials of a block of probes, by repeat."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.pool import Trials
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of the pool that are scored together; they are probes, gallery, or both."""
+
+    rows: NDArray[np.int64]  # (n,)
+    probes: bool
+    gallery: bool
+    most_matches: int  # true matches of the probe that has most of them
+
+
+def blocks_of(
+    is_probe: NDArray[np.bool_],
+    is_gallery: NDArray[np.bool_],
+    lengths: NDArray[np.float32],
+    trials: Trials,
+    block: int,
+) -> list[Block]:
+    """Rows of one role side by side, blocks of probes first.
+
+    Probes of about equally many true matches share a block, so that few wait for many, and rows of about
+    equal length, because a block's bound is that of its longest row.
+    """
+    many = np.zeros(len(is_probe), dtype=np.int64)
+    np.maximum.at(many, trials.probe, trials.matches)
+    blocks = []
+    for probes, gallery in ((True, False), (True, True), (False, True)):
+        rows = np.flatnonzero((is_probe == probes) & (is_gallery == gallery))
+        rows = rows[np.lexsort((lengths[rows], -many[rows]))]
+        pieces = [rows[start : start + block] for start in range(0, len(rows), block)]
+        blocks += [Block(piece, probes, gallery, int(many[piece].max())) for piece in pieces]
+    return blocks
+
+
+@dataclass(slots=True)
+class Panel:
+    """The trials of one block of probes in one repeat, by descending number of true matches."""
+
+    at: NDArray[np.int64]  # (p,) place of the probe in its block
+    active: list[int]  # the first active[k] trials have a true match number k
+    limit: NDArray[np.float64]  # (p, t) exact squared distances; infinite where there is no such match
+    entry: NDArray[np.int64]  # (p, t) gallery rows
+    flat: NDArray[np.int64]  # (p, t) place in the flat list, -1 for none
+    closer: NDArray[np.int64]  # (p, t) what was counted
+
+
+class Panels:
+    """All panels, by block and repeat."""
+
+    def __init__(self, blocks: list[Block], trials: Trials, repeats: int, rows: int) -> None:
+        block_of, place = places_of(blocks, rows)
+        start = np.cumsum(trials.matches) - trials.matches
+        group = block_of[trials.probe] * repeats + trials.repeat
+        order = np.lexsort((place[trials.probe], -trials.matches, group))
+        order = order[trials.matches[order] > 0]
+        edges = np.searchsorted(group[order], np.arange(len(blocks) * repeats + 1))
+        self._panels: dict[tuple[int, int], Panel] = {}
+        for number in np.flatnonzero(np.diff(edges)).tolist():
+            some = order[edges[number] : edges[number + 1]]
+            many = trials.matches[some]
+            nth = np.arange(int(many[0]))
+            has = nth < many[:, None]
+            flat = np.where(has, start[some][:, None] + nth, -1)
+            self._panels[divmod(number, repeats)] = Panel(
+                at=place[trials.probe[some]],
+                active=[int(n) for n in has.sum(axis=0)],
+                limit=np.where(has, trials.limit[flat], np.inf),
+                entry=np.where(has, trials.entry[flat], -1),
+                flat=flat,
+                closer=np.zeros(flat.shape, dtype=np.int64),
+            )
+
+    def of(self, block: int, repeats: int) -> Iterator[tuple[int, Panel]]:
+        """The block's panels with their repeats."""
+        for repeat in range(repeats):
+            panel = self._panels.get((block, repeat))
+            if panel is not None:
+                yield repeat, panel
+
+    def collect(self, matches: int) -> NDArray[np.int64]:
+        """What was counted for each true match of the flat list (m,)."""
+        closer = np.zeros(matches, dtype=np.int64)
+        for panel in self._panels.values():
+            has = panel.flat >= 0
+            closer[panel.flat[has]] = panel.closer[has]
+        return closer
+
+
+class OwnPairs:
+    """Pairs of one vehicle, looked up by their two blocks."""
+
+    def __init__(
+        self, pairs: tuple[NDArray[np.int64], NDArray[np.int64]], blocks: list[Block], rows: int
+    ) -> None:
+        block_of, place = places_of(blocks, rows)
+        key = block_of[pairs[0]] * len(blocks) + block_of[pairs[1]]
+        order = np.argsort(key, kind="stable")
+        self._edges = np.searchsorted(key[order], np.arange(len(blocks) ** 2 + 1))
+        self._places = place[pairs[0]][order], place[pairs[1]][order]
+        self._blocks = len(blocks)
+
+    def between(self, probes: int, gallery: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places in the block of probes and in the gallery's of the pairs between these two."""
+        number = probes * self._blocks + gallery
+        part = slice(self._edges[number], self._edges[number + 1])
+        return self._places[0][part], self._places[1][part]
+
+
+def places_of(blocks: list[Block], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each of the pool's rows its block, -1 for none, and its place in there."""
+    block_of, place = np.full(rows, -1), np.zeros(rows, dtype=np.int64)
+    for number, block in enumerate(blocks):
+        block_of[block.rows], place[block.rows] = number, np.arange(len(block.rows))
+    return block_of, place
