@@ -28,7 +28,8 @@ from index.pool import Pool, Trials
 from index.tally import SORT_FROM, Near, entries_there, tally
 
 _KEPT_BLOCKS = 48  # blocks kept ready for products: 200 MiB at 1024 rows of 1024 dimensions
-_MANY_NEAR = 0.05  # of a block's pairs; scoring so many again costs what the cheaper product saves
+_MANY_NEAR = 0.05  # of a product's pairs; scoring so many again costs what the cheaper product saves
+_SCORED_FIRST = 1 << 16  # pairs of a block of probes, before it is said what is many
 _LENGTHS_AT_ONCE = 1024
 
 
@@ -127,6 +128,7 @@ class _Counter:
         self.blocks, self.panels, self.in_gallery, self.own = blocks, panels, in_gallery, own
         self.kept: OrderedDict[int, _Ready] = OrderedDict()
         self.rough = False
+        self.scored, self.near = np.zeros((2, len(blocks)))
         most = max((len(block.rows) for block in blocks), default=0)
         # Scores and comparisons get room once: fresh arrays would cost their page faults each time.
         self.rooms = torch.empty(6, most * most, device=kernel.device)
@@ -139,11 +141,17 @@ class _Counter:
         back = b.probes and a.gallery and first != second
         if not forth and not back:
             return
-        # Probes of many true matches sort their scores, which leaves no list of those too close to call.
-        sorted_here = max(a.most_matches * forth, b.most_matches * back) >= SORT_FROM
-        make = self._roughly if self.rough and not sorted_here else self._plainly
+        probes = [first] * forth + [second] * back
+        make = self._roughly if self.rough and self._few_are_near(probes) else self._plainly
         for way in make(first, second, forth, back):
             self._count_way(way)
+
+    def _few_are_near(self, blocks: list[int]) -> bool:
+        """Whether few scores of these probes are too close to call by bfloat16, by what was seen so far."""
+        if max(self.blocks[number].most_matches for number in blocks) >= SORT_FROM:
+            return False  # where scores are sorted, those too close to call are looked for one by one
+        share = self.near[blocks] / np.maximum(self.scored[blocks], _SCORED_FIRST)
+        return bool(share.sum() <= _MANY_NEAR)
 
     def _plainly(self, first: int, second: int, forth: bool, back: bool) -> list[_Way]:
         a, b = self._ready(first), self._ready(second)
@@ -178,9 +186,12 @@ class _Counter:
         if number in self.kept:
             self.kept.move_to_end(number)
             return self.kept[number]
-        self.kept[number] = ready = _Ready(self.pool, self.frame, self.kernel, self.blocks[number])
-        if len(self.kept) > _KEPT_BLOCKS:
+        # A block that is gallery alone passes by once.
+        for passed in [other for other in self.kept if not self.blocks[other].probes]:
+            del self.kept[passed]
+        if len(self.kept) == _KEPT_BLOCKS:
             self.kept.popitem(last=False)
+        self.kept[number] = ready = _Ready(self.pool, self.frame, self.kernel, self.blocks[number])
         return ready
 
     def _room(self, number: int, shape: tuple[int, int]) -> torch.Tensor:
@@ -201,15 +212,15 @@ class _Counter:
         scores, places = entries_there(way.scores, panel.at, there, self._room(2, shape))
         limits = panel.limit * float(self.frame.scale) ** 2
         limits = (limits - self._ready(way.probes).squares[panel.at][:, None]) / 2
-        low, high = outward(limits, self._widths(way, panel, limits))
         rooms = tuple(self._room(number, (len(scores), scores.shape[1])) for number in (3, 4, 5))
+        low, high = outward(limits, self._widths(way, panel, limits))
         below, near = tally(scores, low, high, panel.active, rooms)
         panel.closer += np.where(panel.flat >= 0, below, 0)
         if not len(near.trial):
             return
         if way.rough:
-            if len(near.trial) > _MANY_NEAR * scores.numel():
-                self.rough = False
+            self.scored[way.probes] += scores.numel()
+            self.near[way.probes] += len(near.trial)
             near = self._score_again(way, panel, near, places, limits)
         self._decide(way, panel, near, places)
 
@@ -231,16 +242,16 @@ class _Counter:
     ) -> Near:
         """Score in float32 and count what for certain stands before its match; returns what is open still."""
         probes, gallery = self._ready(way.probes), self._ready(way.gallery)
-        first = np.flatnonzero(np.diff(near.pair, prepend=-1))
-        trial, column = near.trial[first], places[near.column[first]]
+        begins = np.diff(near.pair, prepend=-1) > 0
+        trial, column, pair = near.trial[begins], places[near.column[begins]], np.cumsum(begins) - 1
         everyone = len(panel.at) == len(probes.squares) and (panel.at == np.arange(len(panel.at))).all()
         values = probes.placed.values
         left = values if everyone else values[torch.from_numpy(panel.at)]
         product = dots(left, gallery.placed.values, trial, column).double().numpy()
         error = pair_error_bound(probes.squares[panel.at[trial]], gallery.squares[column], self.dimension)
-        over = (gallery.squares[column] / 2 - product)[near.pair] - limits[near.trial, near.nth]
-        self._add(panel, near.take(over < -error[near.pair]))
-        return near.take(np.abs(over) <= error[near.pair])
+        over = (gallery.squares[column] / 2 - product)[pair] - limits[near.trial, near.nth]
+        self._add(panel, near.take(over < -error[pair]))
+        return near.take(np.abs(over) <= error[pair])
 
     def _decide(self, way: _Way, panel: Panel, near: Near, places: NDArray[np.int64]) -> None:
         """Count by float64 distances what stands before its match."""
