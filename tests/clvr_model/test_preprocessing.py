@@ -107,6 +107,19 @@ def test_a_broken_exif_block_costs_nothing() -> None:
     assert decode(data).shape == SQUARE
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("form", ["JPEG", "MPO"])
+def test_a_jpeg_decodes_the_same_whoever_reads_its_header(
+    monkeypatch: pytest.MonkeyPatch, form: str, mode: str
+) -> None:
+    picture = Image.effect_noise((320, 200), 90).convert(mode)
+    more = {"save_all": True, "append_images": [picture.rotate(180)]} if form == "MPO" else {}
+    picture.save(buffer := io.BytesIO(), form, **more)
+    quickly = decode(buffer.getvalue())
+    monkeypatch.setattr(preprocessing, "_plain_jpeg_size", lambda data: None)
+    assert np.array_equal(quickly, decode(buffer.getvalue()))
+
+
 def test_stray_bytes_between_markers_are_forgiven_but_not_a_missing_end() -> None:
     data = _bytes(_scene())
     stray = data[:-2] + b"\x00\x01\x02" + data[-2:]
