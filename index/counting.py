@@ -132,7 +132,7 @@ class _Counter:
         most = max((len(block.rows) for block in blocks), default=0)
         # Scores and comparisons get room once: fresh arrays would cost their page faults each time.
         self.rooms = torch.empty(6, most * most, device=kernel.device)
-        self.products = torch.empty(2, most * most, dtype=torch.bfloat16)
+        self.product = torch.empty(most * most, dtype=torch.bfloat16)
 
     def count(self, first: int, second: int) -> None:
         """Score blocks `first` and `second` (first <= second) once, and count both ways where that is due."""
@@ -141,17 +141,19 @@ class _Counter:
         back = b.probes and a.gallery and first != second
         if not forth and not back:
             return
-        probes = [first] * forth + [second] * back
-        make = self._roughly if self.rough and self._few_are_near(probes) else self._plainly
-        for way in make(first, second, forth, back):
-            self._count_way(way)
+        # Where one product serves both ways, what is too close to call would be scored again for both:
+        # a cheaper product was seen to save nothing there.
+        if self.rough and forth != back and self._few_are_near(first if forth else second):
+            self._count_way(self._roughly(*((first, second) if forth else (second, first))))
+        else:
+            for way in self._plainly(first, second, forth, back):
+                self._count_way(way)
 
-    def _few_are_near(self, blocks: list[int]) -> bool:
+    def _few_are_near(self, probes: int) -> bool:
         """Whether few scores of these probes are too close to call by bfloat16, by what was seen so far."""
-        if max(self.blocks[number].most_matches for number in blocks) >= SORT_FROM:
+        if self.blocks[probes].most_matches >= SORT_FROM:
             return False  # where scores are sorted, those too close to call are looked for one by one
-        share = self.near[blocks] / np.maximum(self.scored[blocks], _SCORED_FIRST)
-        return bool(share.sum() <= _MANY_NEAR)
+        return bool(self.near[probes] <= _MANY_NEAR * max(self.scored[probes], _SCORED_FIRST))
 
     def _plainly(self, first: int, second: int, forth: bool, back: bool) -> list[_Way]:
         a, b = self._ready(first), self._ready(second)
@@ -163,24 +165,13 @@ class _Counter:
             ways.append(_Way(second, first, mirror, rough=False, mirrored=True))
         return ways
 
-    def _roughly(self, first: int, second: int, forth: bool, back: bool) -> list[_Way]:
-        a, b = self._ready(first), self._ready(second)
+    def _roughly(self, probes: int, gallery: int) -> _Way:
+        a, b = self._ready(probes), self._ready(gallery)
         shape = len(a.squares), len(b.squares)
-        product, turned = (
-            room[: shape[0] * shape[1]].view(size)
-            for room, size in zip(self.products, (shape, shape[::-1]), strict=True)
-        )
+        product = self.product[: shape[0] * shape[1]].view(shape)
         torch.mm(a.rounded.values, b.rounded.values.T, out=product)
-        ways = []
-        if forth:
-            scores = torch.sub(b.halves, self._room(0, shape).copy_(product), out=self._room(0, shape))
-            ways.append(_Way(first, second, scores, rough=True, mirrored=False))
-        if back:
-            # Turned as bfloat16, which is five times as fast as turning what was widened.
-            room = self._room(1, shape[::-1])
-            mirror = torch.sub(a.halves, room.copy_(turned.copy_(product.T)), out=room)
-            ways.append(_Way(second, first, mirror, rough=True, mirrored=True))
-        return ways
+        scores = self._room(0, shape).copy_(product)
+        return _Way(probes, gallery, torch.sub(b.halves, scores, out=scores), rough=True, mirrored=False)
 
     def _ready(self, number: int) -> _Ready:
         if number in self.kept:
