@@ -27,7 +27,7 @@ from index.panels import Block, OwnPairs, Panel, Panels, blocks_of
 from index.pool import Pool, Trials
 from index.tally import SORT_FROM, Near, entries_there, tally
 
-_KEPT_BLOCKS = 48  # blocks kept ready for products: 200 MiB at 1024 rows of 1024 dimensions
+_KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
 _MANY_NEAR = 0.05  # of a product's pairs; scoring so many again costs what the cheaper product saves
 _SCORED_FIRST = 1 << 16  # pairs of a block of probes, before it is said what is many
 _LENGTHS_AT_ONCE = 1024
