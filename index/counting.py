@@ -207,8 +207,6 @@ class _Counter:
         low, high = outward(limits, self._widths(way, panel, limits))
         below, near = tally(scores, low, high, panel.active, rooms)
         panel.closer += np.where(panel.flat >= 0, below, 0)
-        if not len(near.trial):
-            return
         if way.rough:
             self.scored[way.probes] += scores.numel()
             self.near[way.probes] += len(near.trial)
