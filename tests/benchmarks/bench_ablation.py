@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_ablation.py --labels LABELS.csv --root FOLDER --models 24 …
 
 An arm is a recipe and its overrides, separated by commas. Every arm sees the same pictures, split and first
-weights. Printed after each stage: accuracy on the held-out pictures, and rank-1 and mAP (`vehicleid-paper`, 10
+weights. Printed after each stage: accuracy on held-out pictures, and rank-1 and mAP (`vehicleid-paper`, 10
 draws) among those that no stage has seen. Without --labels they are drawn vehicles of the same models.
 With it, every second of the first 2 x --models vehicle models is learned, and a picture of one of the others
 is to find pictures of its model: fine-grained retrieval of unseen classes, where no vehicle was labelled.
