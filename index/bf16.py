@@ -5,7 +5,6 @@ what is left out by |dx| |y| + |x'| |dy|. These lengths are measured, not assume
 bound wrong, only wide. What lies within it is scored again from the float32 features, pair by pair.
 """
 
-import time
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from index.distances import UNIT, Placed, error_bound
+from index.races import least_seconds
 
 _HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
 _LEAST = 2.0**-126  # smaller values may be taken for zero
@@ -90,13 +90,9 @@ def bf16_pays(device: str, *, work: float) -> bool:
 def _bf16_is_faster() -> bool:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    rows = torch.rand(512, 1024)
-    seconds = {torch.bfloat16: np.inf, torch.float32: np.inf}
-    # In turns, by CPU time, the best of each: a neighbour's burst of work must not decide.
-    for _ in range(4):
-        for kind in seconds:
-            some = rows.to(kind)
-            started = time.process_time()
-            torch.mm(some, some.T)
-            seconds[kind] = min(seconds[kind], time.process_time() - started)
-    return seconds[torch.bfloat16] < _WORTH * seconds[torch.float32]
+    wide = torch.rand(512, 1024)
+    half = wide.bfloat16()
+    seconds = least_seconds(
+        {"bfloat16": lambda: torch.mm(half, half.T), "float32": lambda: torch.mm(wide, wide.T)}, turns=4
+    )
+    return seconds["bfloat16"] < _WORTH * seconds["float32"]

@@ -14,7 +14,6 @@ Schwarz bound the rest by the lengths of what was rounded off: |dx| |y| + |t a| 
 assumed, so no scale and no data can make the bound wrong, only wide.
 """
 
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from index.distances import Frame
+from index.races import least_seconds
 from infra.errors import BadInput
 
 Floats = NDArray[np.float32]
@@ -242,12 +242,8 @@ def _best_step(sample: Floats) -> np.float32:
 def _integers_are_faster() -> bool:
     """Whether this processor multiplies integers of 8 bits much faster than float32, measured once."""
     whole = torch.randint(-_STEPS, _STEPS, (256, 1024), dtype=torch.int8)
-    seconds = {torch.int8: np.inf, torch.float32: np.inf}
-    # In turns, by CPU time, the best of each: a neighbour's burst of work must not decide.
-    for _ in range(3):
-        for kind in seconds:
-            rows = whole.to(kind)
-            started = time.process_time()
-            torch._int_mm(rows, rows.T) if kind == torch.int8 else torch.mm(rows, rows.T)
-            seconds[kind] = min(seconds[kind], time.process_time() - started)
-    return seconds[torch.int8] < 0.6 * seconds[torch.float32]
+    wide = whole.float()
+    seconds = least_seconds(
+        {"int8": lambda: torch._int_mm(whole, whole.T), "float32": lambda: torch.mm(wide, wide.T)}, turns=3
+    )
+    return seconds["int8"] < 0.6 * seconds["float32"]

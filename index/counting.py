@@ -25,7 +25,7 @@ from index.distances import (
 )
 from index.panels import Block, OwnPairs, Panel, Panels, blocks_of
 from index.pool import Pool, Trials
-from index.tally import SORT_FROM, Near, entries_there, tally
+from index.tally import SORT_FROM, Near, are_all, entries_there, tally
 
 _KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
 _MANY_NEAR = 0.05  # of a product's pairs; scoring so many again costs what the cheaper product saves
@@ -233,9 +233,8 @@ class _Counter:
         probes, gallery = self._ready(way.probes), self._ready(way.gallery)
         begins = np.diff(near.pair, prepend=-1) > 0
         trial, column, pair = near.trial[begins], places[near.column[begins]], np.cumsum(begins) - 1
-        everyone = len(panel.at) == len(probes.squares) and (panel.at == np.arange(len(panel.at))).all()
         values = probes.placed.values
-        left = values if everyone else values[torch.from_numpy(panel.at)]
+        left = values if are_all(panel.at, len(values)) else values[torch.from_numpy(panel.at)]
         product = dots(left, gallery.placed.values, trial, column).double().numpy()
         error = pair_error_bound(probes.squares[panel.at[trial]], gallery.squares[column], self.dimension)
         over = (gallery.squares[column] / 2 - product)[pair] - limits[near.trial, near.nth]

@@ -9,7 +9,7 @@ One matrix product gives the scores of a block. They order a gallery for a probe
 outcome is that of float64 distances at the price of a float32 product.
 """
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import mkldnn
 
+from index.races import least_seconds
 from infra.errors import BadInput
 
 UNIT = 2.0**-24  # unit roundoff of float32
@@ -180,17 +181,14 @@ def _fastest() -> Kernel:
         return Kernel()
     sample = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
     placed = Frame.around(sample).place(sample)
-    kernels = [OneDnnKernel(), Kernel()]
-    ready = [(kernel, kernel.probes(placed), kernel.gallery(placed)) for kernel in kernels]
     room = torch.empty(1024, 1024)
-    seconds = {kernel.name: np.inf for kernel in kernels}
-    # In turns, by CPU time, the best of each: a neighbour's burst of work must not decide.
-    for _ in range(5):
-        for kernel, probes, gallery in ready:
-            start = time.process_time()
-            kernel.scores(probes, gallery, room)
-            seconds[kernel.name] = min(seconds[kernel.name], time.process_time() - start)
-    return min(kernels, key=lambda kernel: seconds[kernel.name])
+
+    def scoring(kernel: Kernel) -> Callable[[], object]:
+        probes, gallery = kernel.probes(placed), kernel.gallery(placed)
+        return lambda: kernel.scores(probes, gallery, room)
+
+    seconds = least_seconds({kernel: scoring(kernel) for kernel in (OneDnnKernel(), Kernel())}, turns=5)
+    return min(seconds, key=lambda kernel: seconds[kernel])
 
 
 def _strided(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -61,7 +61,7 @@ def entries_there(
     Absent ones are taken out where they are many, else set to infinity. room: an array of the scores' size.
     """
     share = there.mean()
-    everyone = len(at) == len(scores) and (at == np.arange(len(at))).all()
+    everyone = are_all(at, len(scores))
     if share < 0.5:
         columns = np.flatnonzero(there)
         scores = scores.index_select(1, torch.from_numpy(columns).to(scores.device))
@@ -75,6 +75,11 @@ def entries_there(
         absent = torch.from_numpy(np.where(there, 0, np.inf).astype(np.float32)).to(scores.device)
         scores = torch.add(scores, absent) if everyone else scores.add_(absent)
     return scores, np.arange(len(there))
+
+
+def are_all(at: NDArray[np.int64], count: int) -> bool:
+    """Whether the rows `at` are just 0 to count - 1, so that nothing need be picked."""
+    return len(at) == count and bool((at == np.arange(count)).all())
 
 
 def _sorted_tally(
