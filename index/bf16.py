@@ -2,10 +2,9 @@
 
 With x = x' + dx and y = y' + dy, primes rounded, x·y = x'·y' + dx·y + x'·dy, and Cauchy and Schwarz bound
 what is left out by |dx| |y| + |x'| |dy|. These lengths are measured, not assumed, so no data can make the
-bound wrong, only wide. What lies within it is scored again from the float32 features, pair by pair.
+bound wrong, only wide.
 """
 
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from index.distances import UNIT, Placed, error_bound
 from index.races import least_seconds
 
-_HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
+HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
 _LEAST = 2.0**-126  # smaller values may be taken for zero
 _MEASURE_FROM = 1e10  # multiply-adds; below it the measurement would cost more than it can save
 _WORTH = 0.7  # of the float32 product's time
@@ -43,42 +42,17 @@ class Rounded:
         return cls(values, placed.squares, lengths, lost)
 
 
-def rounded_width(
-    probes: Rounded, at: NDArray[np.int64], gallery: Rounded, limits: NDArray[np.float64], dimension: int
-) -> NDArray[np.float64]:
-    """How far a rounded score near a limit (p, t) of the probes `at` (p,) can lie from the true one: (p, t).
+def rounded_bound(probes: Rounded, gallery: Rounded, dimension: int) -> NDArray[np.float64]:
+    """How far x'·y' can lie from x·y, for each probe against any row of the block: (p,).
 
-    The score is |y|²/2 - x'·y', the product rounded to bfloat16 in turn. Rounding keeps the order, so what it
-    does to a product where the score is the limit bounds it on either side. Twice the float32 bound stands
-    for the sums, because processors differ in how they round inside of a bfloat16 product.
+    Twice the float32 bound stands for the sums, because processors differ in how they round inside of a
+    bfloat16 product. That the product is rounded to bfloat16 in turn comes on top: `HALF_UNIT` of it.
     """
-    y = np.sqrt(gallery.squares)
-    longest = float(y.max(initial=0.0))
-    sums = 2 * error_bound(probes.squares[at], gallery.squares, dimension)
-    left_out = probes.lost[at] * longest + probes.lengths[at] * float(gallery.lost.max(initial=0.0))
-    vanished = dimension * _LEAST * (np.sqrt(probes.squares[at]) + longest + 1)
-    inner = (sums + left_out + vanished)[:, None]
-    finite = np.where(np.isfinite(limits), limits, 0.0)
-    halves = gallery.squares / 2
-    product = np.maximum(np.abs(halves.max(initial=0.0) - finite), np.abs(halves.min(initial=0.0) - finite))
-    return np.asarray(1.01 * (inner + _HALF_UNIT * (product + inner)))
-
-
-def dots(
-    left: torch.Tensor, right: torch.Tensor, row: NDArray[np.int64], column: NDArray[np.int64]
-) -> torch.Tensor:
-    """Float32 products left[row] · right[column] of single pairs (m,), rows ascending; no row is copied."""
-    first = np.searchsorted(row, np.arange(len(left) + 1))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
-        pairs = torch.sparse_csr_tensor(
-            torch.from_numpy(first),
-            torch.from_numpy(column),
-            torch.zeros(len(row)),
-            (len(left), len(right)),
-            check_invariants=False,
-        )
-    return torch.as_tensor(torch.sparse.sampled_addmm(pairs, left, right.T, beta=0).values())
+    longest = float(np.sqrt(gallery.squares.max(initial=0.0)))
+    sums = 2 * error_bound(probes.squares, gallery.squares, dimension)
+    left_out = probes.lost * longest + probes.lengths * float(gallery.lost.max(initial=0.0))
+    vanished = dimension * _LEAST * (np.sqrt(probes.squares) + longest + 1)
+    return np.asarray(sums + left_out + vanished)
 
 
 def bf16_pays(device: str, *, work: float) -> bool:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from index.coarse import GROUP, Screen, screen_for
-from index.distances import PAIRS_AT_ONCE, exact_squared
+from index.loops import squared_pairs
 from infra.errors import BadInput, BadSetting
 
 NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
@@ -89,7 +89,6 @@ def _scan(
     device: str,
 ) -> None:
     screen: Screen | None = None
-    pairs = _Pairs(queries.shape[1])
     for ids, vectors in blocks:
         if vectors.ndim != 2 or vectors.shape[1] != queries.shape[1] or len(ids) != len(vectors):
             raise BadInput(
@@ -101,12 +100,12 @@ def _scan(
         screen = screen or screen_for(queries, vectors, rows=_ROWS_AT_ONCE, device=device)
         for start in range(0, len(ids), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            screen.load(vectors[rows])
+            some = np.ascontiguousarray(vectors[rows], dtype=np.float32)
+            screen.load(some)
             for first in range(0, len(queries), _QUERIES_AT_ONCE):
                 part = slice(first, min(first + _QUERIES_AT_ONCE, len(queries)))
                 for query, row in _rounds(screen, part, best):
-                    squared = pairs.squared(queries, vectors[rows], query, row)
-                    best.merge(query, ids[rows][row], squared)
+                    best.merge(query, ids[rows][row], squared_pairs(queries, some, query, row))
 
 
 def _rounds(
@@ -153,34 +152,6 @@ def _under(
     pair, member = np.nonzero((values <= limits[query, None]) & (values > above[query, None]))
     query, row = query[pair] + first, member * (rows // GROUP) + group[pair]
     return query, row
-
-
-class _Pairs:
-    """Squared distances of single pairs by differences in float64: equal rows, equal values."""
-
-    def __init__(self, dimension: int) -> None:
-        # Kept between calls: fresh pages for every few pairs would cost more than the arithmetic.
-        self._left, self._right = np.empty((2, PAIRS_AT_ONCE, dimension), np.float32)
-        self._off = np.empty((PAIRS_AT_ONCE, dimension))
-
-    def squared(
-        self,
-        queries: NDArray[np.float32],
-        vectors: NDArray[np.float32],
-        query: NDArray[np.int64],
-        row: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
-        """float64 (m,) of the pairs (query, row)."""
-        squared = np.empty(len(query))
-        for start in range(0, len(query), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            size = len(query[part])
-            left, right, off = self._left[:size], self._right[:size], self._off[:size]
-            # mode="clip" lets numpy write in place without a copy; nothing is out of range.
-            np.take(queries, query[part], axis=0, out=left, mode="clip")
-            np.take(vectors, row[part], axis=0, out=right, mode="clip")
-            squared[part] = exact_squared(left, right, off)
-        return squared
 
 
 def _without(banned: NDArray[np.int64], best: _Best, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

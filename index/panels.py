@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from index.loops import Sought
 from index.pool import Trials
 
 
@@ -16,42 +17,33 @@ class Block:
     rows: NDArray[np.int64]  # (n,)
     probes: bool
     gallery: bool
-    most_matches: int  # true matches of the probe that has most of them
 
 
 def blocks_of(
     is_probe: NDArray[np.bool_],
     is_gallery: NDArray[np.bool_],
     lengths: NDArray[np.float32],
-    trials: Trials,
     block: int,
 ) -> list[Block]:
-    """Rows of one role side by side, blocks of probes first.
+    """Rows of one role and of about equal length side by side, blocks of probes first.
 
-    Probes of about equally many true matches share a block, so that few wait for many, and rows of about
-    equal length, because a block's bound is that of its longest row.
+    Of equal length because a block's bound is that of its longest row.
     """
-    many = np.zeros(len(is_probe), dtype=np.int64)
-    np.maximum.at(many, trials.probe, trials.matches)
     blocks = []
     for probes, gallery in ((True, False), (True, True), (False, True)):
         rows = np.flatnonzero((is_probe == probes) & (is_gallery == gallery))
-        rows = rows[np.lexsort((lengths[rows], -many[rows]))]
-        pieces = [rows[start : start + block] for start in range(0, len(rows), block)]
-        blocks += [Block(piece, probes, gallery, int(many[piece].max())) for piece in pieces]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        blocks += [Block(rows[at : at + block], probes, gallery) for at in range(0, len(rows), block)]
     return blocks
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Panel:
     """The trials of one block of probes in one repeat, by descending number of true matches."""
 
-    at: NDArray[np.int64]  # (p,) place of the probe in its block
-    active: list[int]  # the first active[k] trials have a true match number k
-    limit: NDArray[np.float64]  # (p, t) exact squared distances; infinite where there is no such match
-    entry: NDArray[np.int64]  # (p, t) gallery rows
-    flat: NDArray[np.int64]  # (p, t) place in the flat list, -1 for none
-    closer: NDArray[np.int64]  # (p, t) what was counted
+    sought: Sought
+    flat: NDArray[np.int64]  # (v, t) place in the flat list, -1 for none
+    closer: NDArray[np.int64]  # (v, t) what was counted
 
 
 class Panels:
@@ -71,14 +63,13 @@ class Panels:
             nth = np.arange(int(many[0]))
             has = nth < many[:, None]
             flat = np.where(has, start[some][:, None] + nth, -1)
-            self._panels[divmod(number, repeats)] = Panel(
+            sought = Sought(
                 at=place[trials.probe[some]],
-                active=[int(n) for n in has.sum(axis=0)],
+                matches=many,
                 limit=np.where(has, trials.limit[flat], np.inf),
-                entry=np.where(has, trials.entry[flat], -1),
-                flat=flat,
-                closer=np.zeros(flat.shape, dtype=np.int64),
+                match=np.where(has, trials.entry[flat], -1),
             )
+            self._panels[divmod(number, repeats)] = Panel(sought, flat, np.zeros(flat.shape, np.int64))
 
     def of(self, block: int, repeats: int) -> Iterator[tuple[int, Panel]]:
         """The block's panels with their repeats."""

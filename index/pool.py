@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.distances import PAIRS_AT_ONCE, exact_squared
-
-_TAKEN_AT_ONCE = 8 * PAIRS_AT_ONCE  # finding a pair's rows costs more per call than per pair
+from index.loops import squared_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,30 +18,38 @@ class Pool:
         return sum(len(part) for part in self.parts)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows (n,) as float32 (n, d); a run of rows in one part is a view."""
-        starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        owner = np.searchsorted(starts, rows, side="right") - 1
+        """Rows (n,) as float32 (n, d), C-contiguous; a run of rows in one part is a view."""
+        owner, within = self._located(rows)
         if not len(rows) or owner.min() == owner.max():
-            number = int(owner[0]) if len(rows) else 0
-            part, within = np.asarray(self.parts[number]), rows - starts[number]
+            part = self._part(int(owner[0]) if len(rows) else 0)
             if len(rows) and within[-1] - within[0] == len(rows) - 1 and (np.diff(within) == 1).all():
                 return part[within[0] : within[-1] + 1]
-            return np.asarray(part[within])
+            return part[within]
         taken = np.empty((len(rows), self.parts[0].shape[1]), dtype=np.float32)
-        for number, part in enumerate(self.parts):
-            taken[owner == number] = np.asarray(part)[rows[owner == number] - starts[number]]
+        for number in range(len(self.parts)):
+            taken[owner == number] = self._part(number)[within[owner == number]]
         return taken
 
     def squared(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """Exact squared distances between the rows of pairs, two arrays (m,)."""
         squared = np.empty(len(left))
-        for start in range(0, len(left), _TAKEN_AT_ONCE):
-            some = slice(start, start + _TAKEN_AT_ONCE)
-            x, y = self.take(left[some]), self.take(right[some])
-            for first in range(0, len(x), PAIRS_AT_ONCE):
-                part = slice(first, first + PAIRS_AT_ONCE)
-                squared[some][part] = exact_squared(x[part], y[part])
+        of_left, x = self._located(left)
+        of_right, y = self._located(right)
+        for first in range(len(self.parts)):
+            for second in range(len(self.parts)):
+                some = np.flatnonzero((of_left == first) & (of_right == second))
+                parts = self._part(first), self._part(second)
+                squared[some] = squared_pairs(*parts, x[some], y[some])
         return squared
+
+    def _located(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each row the number of its part, and its place there."""
+        starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        owner = np.searchsorted(starts, rows, side="right") - 1
+        return owner, rows - starts[owner]
+
+    def _part(self, number: int) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self.parts[number], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)

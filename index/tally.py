@@ -1,126 +1,123 @@
-"""How many scores of a row lie under each of its limits, and which lie too close to one to say."""
+"""Counting in one product: how many of a block's entries precede each true match of a panel's trials."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SORT_FROM = 24  # limits of a row, from which one sort of it is cheaper than a comparison for each
-_ROWS_AT_ONCE = 512  # rows of scores that are searched at a time
+from index.bf16 import HALF_UNIT, rounded_bound
+from index.distances import Frame, error_bound
+from index.loops import (
+    Bounds,
+    bounds_of,
+    count_closer,
+    count_closer_rounded,
+    decide,
+    squared_pairs,
+)
+from index.panels import Panel
+from index.ready import Ready
+
+_SPLIT_FROM = 1 << 16  # scores of a panel, from which its trials are shared out to threads
+_PARTS = 4  # of a panel for each thread, because trials differ in their matches
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
-    """Scores that lie within the bounds of one of their trial's limits: one entry for each such limit."""
+class Meeting:
+    """Two blocks and their product (p, n) of float32 or bfloat16, on any device; own pairs are -inf."""
 
-    trial: NDArray[np.int64]  # (m,) ascending
-    column: NDArray[np.int64]  # (m,)
-    nth: NDArray[np.int64]  # (m,) number of the limit
-    pair: NDArray[np.int64]  # (m,) number of the score: those of one score stand side by side
+    def __init__(self, probes: Ready, gallery: Ready, product: torch.Tensor, frame: Frame) -> None:
+        self.probes, self.gallery, self.product = probes, gallery, product
+        self.rough = product.dtype == torch.bfloat16
+        dimension = probes.features.shape[1]
+        if self.rough:
+            inner = rounded_bound(probes.rounded, gallery.rounded, dimension)
+        else:
+            inner = error_bound(probes.squares, gallery.squares, dimension)
+        halves = gallery.squares / 2
+        self.bounds = Bounds(
+            squares=probes.squares,
+            inner=inner,
+            relative=HALF_UNIT if self.rough else 0.0,
+            scale=float(frame.scale) ** 2,
+            least=float(halves.min()),
+            most=float(halves.max()),
+        )
 
-    def take(self, some: NDArray[np.bool_]) -> "Near":
-        """The entries marked."""
-        return Near(self.trial[some], self.column[some], self.nth[some], self.pair[some])
 
+def tally(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
+    """Add to `panel.closer` the entries that are `there` (n,) and precede each match.
 
-def tally(
-    scores: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-    active: list[int],
-    rooms: tuple[torch.Tensor, ...],
-) -> tuple[NDArray[np.int64], Near]:
-    """How many scores (p, n) of each row lie under `low` (p, t), as (p, t), and those from there to `high`.
-
-    The first active[k] rows have a limit number k; what is counted elsewhere means nothing. rooms: three
-    arrays (p, n) for the comparisons.
+    Returns how many were too close to call by their score and were decided by their float64 distance.
     """
-    low, high = low.to(scores.device), high.to(scores.device)
-    if len(active) >= SORT_FROM:
-        return _sorted_tally(scores, low, high, active)
-    under, up_to, near = rooms
-    near.zero_()
-    counts = torch.zeros(len(active), len(scores), device=scores.device)
-    # Comparing into floats and summing those is three to eight times faster than through booleans.
-    for nth, rows in enumerate(active):
-        at = slice(0, rows), slice(nth, nth + 1)
-        torch.lt(scores[:rows], low[at], out=under[:rows])
-        torch.le(scores[:rows], high[at], out=up_to[:rows])
-        torch.sum(under[:rows], 1, out=counts[nth, :rows])
-        near[:rows].add_(up_to[:rows]).sub_(under[:rows])
-    trial, column = divmod(_marked(near), scores.shape[1])
-    return counts.T.cpu().numpy().astype(np.int64), _near(scores, low, high, trial, column)
+    columns = np.flatnonzero(there)
+    if meeting.product.device.type == "cpu":
+        return _here(meeting, panel, columns)
+    return _elsewhere(meeting, panel, columns)
 
 
-def entries_there(
-    scores: torch.Tensor, at: NDArray[np.int64], there: NDArray[np.bool_], room: torch.Tensor
-) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """The probes `at` against the entries that are `there`, and which column each of those had.
+def _here(meeting: Meeting, panel: Panel, columns: NDArray[np.int64]) -> int:
+    """On the processor: by compiled loops, the panel's trials shared out to threads."""
+    probes, gallery, product = meeting.probes, meeting.gallery, meeting.product
+    halves = gallery.halves[columns]
+    if 2 * len(columns) >= len(gallery.rows):  # cheaper to go over all and have some at infinity
+        halves = np.full(len(gallery.rows), np.inf, np.float32)
+        halves[columns] = gallery.halves[columns]
+        columns = np.arange(len(gallery.rows))
+    values = product.view(torch.uint16).numpy() if meeting.rough else product.numpy()
+    count = count_closer_rounded if meeting.rough else count_closer
 
-    Absent ones are taken out where they are many, else set to infinity. room: an array of the scores' size.
-    """
-    share = there.mean()
-    everyone = are_all(at, len(scores))
-    if share < 0.5:
-        columns = np.flatnonzero(there)
-        scores = scores.index_select(1, torch.from_numpy(columns).to(scores.device))
-        if not everyone:
-            scores = scores.index_select(0, torch.from_numpy(at).to(scores.device))
-        return scores, columns
-    if not everyone:
-        out = room.view(-1)[: len(at) * scores.shape[1]].view(len(at), -1)
-        scores = torch.index_select(scores, 0, torch.from_numpy(at).to(scores.device), out=out)
-    if share < 1:
-        absent = torch.from_numpy(np.where(there, 0, np.inf).astype(np.float32)).to(scores.device)
-        scores = torch.add(scores, absent) if everyone else scores.add_(absent)
-    return scores, np.arange(len(there))
+    def part(some: slice) -> int:
+        return count(
+            values,
+            halves,
+            columns,
+            panel.sought.part(some),
+            meeting.bounds,
+            probes.features,
+            gallery.features,
+            gallery.rows,
+            panel.closer[some],
+        )
 
-
-def are_all(at: NDArray[np.int64], count: int) -> bool:
-    """Whether the rows `at` are just 0 to count - 1, so that nothing need be picked."""
-    return len(at) == count and bool((at == np.arange(count)).all())
+    return _shared_out(part, len(panel.closer), len(panel.closer) * len(columns))
 
 
-def _sorted_tally(
-    scores: torch.Tensor, low: torch.Tensor, high: torch.Tensor, active: list[int]
-) -> tuple[NDArray[np.int64], Near]:
-    ordered = _sorted(scores)
-    below = torch.searchsorted(ordered, low.contiguous(), side="left")
-    within = torch.searchsorted(ordered, high.contiguous(), side="right")
-    has = torch.arange(len(scores))[:, None] < torch.tensor(active)
-    trial, nth = ((below != within) & has.to(scores.device)).nonzero(as_tuple=True)
-    found = [np.empty(0, np.int64)]
-    for start in range(0, len(trial), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        rows, bound = scores[trial[some]], (trial[some], nth[some])
-        row, column = ((rows >= low[bound][:, None]) & (rows <= high[bound][:, None])).nonzero(as_tuple=True)
-        found.append((trial[some][row] * scores.shape[1] + column).cpu().numpy())
-    trials, columns = divmod(np.unique(np.concatenate(found)), scores.shape[1])
-    return below.cpu().numpy(), _near(scores, low, high, trials, columns)
+def _shared_out(part: Callable[[slice], int], trials: int, scores: int) -> int:
+    threads = torch.get_num_threads()
+    if threads == 1 or scores < _SPLIT_FROM:
+        return part(slice(0, trials))
+    size = -(-trials // (_PARTS * threads))
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(part, (slice(at, at + size) for at in range(0, trials, size))))
 
 
-def _sorted(scores: torch.Tensor) -> torch.Tensor:
-    if scores.device.type != "cpu":
-        return torch.sort(scores, dim=1).values
-    return torch.from_numpy(np.sort(scores.numpy(), axis=1))  # six times as fast as torch's
+def _elsewhere(meeting: Meeting, panel: Panel, columns: NDArray[np.int64]) -> int:
+    """On another device; what is too close to call comes back to the processor."""
+    device, gallery = meeting.product.device, meeting.gallery
+    low, high = bounds_of(panel.sought, meeting.bounds)
+    at, those, halves, lows, highs = (
+        torch.from_numpy(some).to(device)
+        for some in (panel.sought.at, columns, gallery.halves[columns], low, high)
+    )
+    scores = halves - meeting.product.index_select(0, at).index_select(1, those)
+    counts, row, place = _search(scores, lows, highs)
+    panel.closer[:] += counts.cpu().numpy()
+    score, trial = scores[row, place].cpu().numpy(), row.cpu().numpy()
+    column = columns[place.cpu().numpy()]
+    squared = squared_pairs(meeting.probes.features, gallery.features, panel.sought.at[trial], column)
+    decide(trial, score, squared, gallery.rows[column], panel.sought, low, high, panel.closer)
+    return len(trial)
 
 
-def _marked(near: torch.Tensor) -> NDArray[np.int64]:
-    if near.device.type == "cpu":
-        return np.flatnonzero(near.numpy() > 0)  # four times as fast as torch's
-    return np.asarray(near.flatten().nonzero()[:, 0].cpu().numpy())
-
-
-def _near(
-    scores: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-    trial: NDArray[np.int64],
-    column: NDArray[np.int64],
-) -> Near:
-    rows, columns = (torch.from_numpy(place).to(scores.device) for place in (trial, column))
-    near = scores[rows, columns][:, None]
-    inside = ((near >= low[rows]) & (near <= high[rows])).cpu().numpy()
-    pair, nth = np.divmod(np.flatnonzero(inside), max(inside.shape[1], 1))
-    return Near(trial[pair], column[pair], nth, pair)
+def _search(
+    scores: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many scores (p, n) of a row lie under each `low` (p, t); row and column of those near a limit."""
+    reached = torch.searchsorted(low, scores, right=True)  # so many `low` are not above the score
+    counts = torch.zeros(len(low), low.shape[1] + 1, dtype=torch.int64, device=low.device)
+    counts.scatter_add_(1, reached, torch.ones_like(reached))
+    last = high.gather(1, (reached - 1).clamp_min(0))
+    row, column = ((reached > 0) & (scores <= last)).nonzero(as_tuple=True)
+    return counts.cumsum(1)[:, :-1], row, column

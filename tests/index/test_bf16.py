@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from index.bf16 import Rounded, bf16_pays, dots, rounded_width
+from index.bf16 import HALF_UNIT, Rounded, bf16_pays, rounded_bound
 from index.distances import Placed
 
 
@@ -22,7 +22,8 @@ def test_rounded_scores_lie_within_the_stated_width(kind: str) -> None:
     true = gallery.squares / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
     rounded = Rounded.of(probes), Rounded.of(gallery)
     product = torch.mm(rounded[0].values, rounded[1].values.T).double().numpy()
-    width = rounded_width(rounded[0], np.arange(30), rounded[1], true, 512)
+    bound = rounded_bound(*rounded, 512)[:, None]
+    width = bound + HALF_UNIT * (np.abs(gallery.squares / 2 - true) + bound)
     off = np.abs(gallery.squares / 2 - product - true)
     assert (off <= width).all()
     assert kind == "random" or off.max() > 0.4 * width.max()  # the width is not idle
@@ -33,15 +34,6 @@ def test_values_that_bfloat16_holds_lose_nothing() -> None:
     rounded = Rounded.of(Placed(values, np.square(values.double().numpy()).sum(1)))
     assert rounded.lost.tolist() == [0.0, 0.0]
     assert rounded.lengths == pytest.approx(np.sqrt(rounded.squares))
-
-
-def test_single_pairs_are_the_products_of_their_rows() -> None:
-    rng = np.random.default_rng(3)
-    left, right = (torch.from_numpy(rng.standard_normal((n, 40)).astype(np.float32)) for n in (7, 9))
-    row, column = np.array([0, 0, 2, 6, 6, 6]), np.array([8, 1, 3, 0, 5, 8])
-    found = dots(left, right, row, column)
-    assert found.numpy() == pytest.approx((left @ right.T).numpy()[row, column], abs=1e-5)
-    assert len(dots(left, right, row[:0], column[:0])) == 0
 
 
 def test_little_work_is_not_worth_the_question() -> None:
