@@ -232,6 +232,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 def test_a_picture_is_searched_and_then_a_hit(page: Page, served: Served, searchable: Any) -> None:
     page.goto(served.url)
+    expect(page.locator("#desk")).to_be_visible()  # no hand can choose a file before
     page.set_input_files("#file", searchable.pictures[0])
     expect(page.locator(".hit")).not_to_have_count(0)
     expect(page.locator("#verdict")).to_contain_text("answers")
