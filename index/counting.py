@@ -18,7 +18,7 @@ from index.pool import Pool, Trials
 from index.ready import Ready
 from index.tally import Meeting, tally
 
-_KEPT_BLOCKS = 48  # blocks of probes kept ready: 400 MiB at most at 1024 rows of 1024 dimensions
+_KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
 _MANY_NEAR = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
 _SCORED_FIRST = 1 << 16  # pairs of a block of probes, before it is said what is many
 _LENGTHS_AT_ONCE = 1024
@@ -47,7 +47,7 @@ def others_before(
     work = float(is_probe.sum()) * float(is_gallery.sum()) * pool.parts[0].shape[1]
     kernel = choose_kernel(device, work=work)
     blocks = blocks_of(is_probe, is_gallery, _lengths(pool, frame), block)
-    panels = Panels(blocks, trials, in_gallery.shape[0], len(pool))
+    panels = Panels(blocks, trials, len(pool))
     own = OwnPairs(same_vehicle, blocks, len(pool))
     rough = bf16_pays(device, work=work)
     counter = _Counter(pool, frame, kernel, blocks, panels, in_gallery, own, rough=rough)
@@ -129,15 +129,15 @@ class _Counter:
         """Count what the block `gallery` holds before the matches of the block `probes`."""
         own = self.own.between(probes, gallery)
         product[*(torch.from_numpy(place).to(product.device) for place in own)] = -torch.inf
+        panel = self.panels.of(probes)
+        if panel is None:
+            return
         meeting = Meeting(self._ready(probes), self._ready(gallery), product, self.frame)
-        for repeat, panel in self.panels.of(probes, len(self.in_gallery)):
-            there = self.in_gallery[repeat, meeting.gallery.rows]
-            if not there.any():
-                continue
-            near = tally(meeting, panel, there)
-            if meeting.rough:
-                self.scored[probes] += len(panel.closer) * int(there.sum())
-                self.near[probes] += near
+        there = self.in_gallery[:, meeting.gallery.rows]
+        near = tally(meeting, panel, there)
+        if meeting.rough:
+            self.scored[probes] += int(there.sum(axis=1)[panel.sought.repeat].sum())
+            self.near[probes] += near
 
 
 def _lengths(pool: Pool, frame: Frame) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from index.races import least_seconds
 from infra.errors import BadInput
 
 UNIT = 2.0**-24  # unit roundoff of float32
+_OFTEN_ZERO = 0.9  # at most so many are not: elsewhere a rounded origin may lie far off the values
 _MEASURE_FROM = 5e10  # multiply-adds; below it the measurement would cost more than it can save
 
 
@@ -39,7 +40,10 @@ class Frame:
         some = np.concatenate([_strided(sample, rows) for sample in samples])
         if not len(some):
             raise BadInput("no features to compare")
-        origin = some.mean(0, dtype=np.float64).astype(np.float32)
+        mean = torch.from_numpy(some.mean(0, dtype=np.float64).astype(np.float32))
+        # Where many are zero, as behind a ReLU, an origin that bfloat16 holds lets these lose nothing in it.
+        often_zero = np.count_nonzero(some, axis=0) <= _OFTEN_ZERO * len(some)
+        origin = np.where(often_zero, mean.bfloat16().float().numpy(), mean.numpy())
         largest = float(np.abs(some.astype(np.float64) - origin).max(initial=0.0))
         if not np.isfinite(largest):
             raise BadInput("a feature holds NaN or infinity", remedy="embed again, or check the shards")

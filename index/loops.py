@@ -23,13 +23,22 @@ class Sought(NamedTuple):
     """Trials, and the true matches whose places are counted. What is behind `matches` in a row is unused."""
 
     at: Ints  # (v,) place of each trial's probe in its block
+    repeat: Ints  # (v,)
     matches: Ints  # (v,) how many true matches
     limit: Wide  # (v, t) their exact squared distances, ascending
     match: Ints  # (v, t) their rows in the pool
 
     def part(self, some: slice) -> "Sought":
         """Some of the trials."""
-        return Sought(self.at[some], self.matches[some], self.limit[some], self.match[some])
+        at, repeat, matches, limit, match = (each[some] for each in self)
+        return Sought(at, repeat, matches, limit, match)  # type: ignore[arg-type]
+
+
+class Entries(NamedTuple):
+    """Which columns of a block are in the gallery of each repeat."""
+
+    columns: Ints  # (m,) by repeat, ascending
+    start: Ints  # (repeats + 1,) where those of each repeat begin
 
 
 class Bounds(NamedTuple):
@@ -51,11 +60,10 @@ def _given(kind: Any, dimensions: int) -> Any:
 
 
 _ROWS, _FLOATS, _INTS = _given(types.float32, 2), _given(types.float32, 1), _given(types.int64, 1)
-_SOUGHT = types.NamedTuple(
-    (types.int64[::1], types.int64[::1], types.float64[:, ::1], types.int64[:, ::1]), Sought
-)
+_SOUGHT = types.NamedTuple((*(types.int64[::1],) * 3, types.float64[:, ::1], types.int64[:, ::1]), Sought)
+_ENTRIES = types.NamedUniTuple(types.int64[::1], 2, Entries)
 _BOUNDS = types.NamedTuple((types.float64[::1],) * 2 + (types.float64,) * 4, Bounds)
-_COUNTED = (_FLOATS, _INTS, _SOUGHT, _BOUNDS, _ROWS, _ROWS, _INTS, types.int64[:, ::1])
+_COUNTED = (_FLOATS, _ENTRIES, _SOUGHT, _BOUNDS, _ROWS, _ROWS, _INTS, types.int64[:, ::1])
 
 
 @compiled(_ROWS, _ROWS, _INTS, _INTS)
@@ -88,7 +96,7 @@ def bounds_of(sought: Sought, bounds: Bounds) -> tuple[Floats, Floats]:
 def _count_closer(
     product: NDArray[Any],
     halves: Floats,
-    columns: Ints,
+    entries: Entries,
     sought: Sought,
     bounds: Bounds,
     probes: Floats,
@@ -96,19 +104,21 @@ def _count_closer(
     rows: Ints,
     closer: Ints,
 ) -> int:
-    """Add to `closer` (v, t) how many columns precede each match of each trial; returns how many were near.
+    """Add to `closer` (v, t) how many entries precede each match of each trial; returns how many were near.
 
-    product: (p, n) of probes (p, d) and gallery (n, d), whose rows in the pool are `rows` (n,). columns: (m,)
-    those that count, with `halves` (m,) of their squared lengths. Near ones are decided by their exact
-    squared distance, equal ones by row.
+    product: (p, n) of probes (p, d) and gallery (n, d), whose rows in the pool are `rows` (n,), with `halves`
+    (n,) of their squared lengths. Near ones are decided by their exact squared distance, equal ones by row.
     """
-    most = sought.limit.shape[1]
+    most, size = sought.limit.shape[1], len(rows)
     low, high = np.empty(most, np.float32), np.empty(most, np.float32)
-    scores, squared = np.empty(len(columns), np.float32), np.empty(len(columns))
-    near, places = np.empty(len(columns), np.int32), np.empty(len(columns), np.int32)
+    all_scores, squared = np.empty(size, np.float32), np.empty(size)
+    all_marks, all_places = np.empty(size, np.int32), np.empty(size, np.int32)
     all_near = 0
     for trial in range(len(closer)):
-        probe, some = sought.at[trial], slice(0, sought.matches[trial])
+        probe, repeat = sought.at[trial], sought.repeat[trial]
+        columns = entries.columns[entries.start[repeat] : entries.start[repeat + 1]]
+        here, some = slice(0, len(columns)), slice(0, sought.matches[trial])
+        scores, near, places = all_scores[here], all_marks[here], all_places[here]
         lows, highs, counts = low[some], high[some], closer[trial, some]
         _bound(sought, trial, bounds, low, high)
         _score(product[probe], columns, halves, scores)
@@ -186,21 +196,23 @@ def _bound(sought: Sought, trial: int, bounds: Bounds, low: Floats, high: Floats
 def _score(product: NDArray[Any], columns: Ints, halves: Floats, scores: Floats) -> None:
     """|y|²/2 - x·y of one probe, for the columns that count."""
     bits = scores.view(np.uint32)
-    everyone = len(columns) == len(product)
-    if product.itemsize == 2:  # bfloat16 is the upper half of a float32
-        if everyone:
-            for place in range(len(columns)):
+    rounded = product.itemsize == 2  # bfloat16 is the upper half of a float32
+    if len(columns) == len(product):
+        for place in range(len(columns)):
+            if rounded:
                 bits[place] = np.uint32(product[place]) << np.uint32(16)
-        else:
-            for place in range(len(columns)):
-                bits[place] = np.uint32(product[columns[place]]) << np.uint32(16)
-    elif everyone:
-        scores[:] = product
+            else:
+                scores[place] = product[place]
+        for place in range(len(columns)):
+            scores[place] = halves[place] - scores[place]
     else:
         for place in range(len(columns)):
-            scores[place] = product[columns[place]]
-    for place in range(len(columns)):
-        scores[place] = halves[place] - scores[place]
+            if rounded:
+                bits[place] = np.uint32(product[columns[place]]) << np.uint32(16)
+            else:
+                scores[place] = product[columns[place]]
+        for place in range(len(columns)):
+            scores[place] = halves[columns[place]] - scores[place]
 
 
 @inlined()

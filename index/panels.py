@@ -1,6 +1,5 @@
-"""Which rows meet in a block, and what is counted there: the trials of a block of probes, by repeat."""
+"""Which rows meet in a block, and what is counted there: the trials of a block of probes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +38,7 @@ def blocks_of(
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """The trials of one block of probes in one repeat, by descending number of true matches."""
+    """The trials of one block of probes, by repeat."""
 
     sought: Sought
     flat: NDArray[np.int64]  # (v, t) place in the flat list, -1 for none
@@ -47,36 +46,34 @@ class Panel:
 
 
 class Panels:
-    """All panels, by block and repeat."""
+    """All panels, by block."""
 
-    def __init__(self, blocks: list[Block], trials: Trials, repeats: int, rows: int) -> None:
+    def __init__(self, blocks: list[Block], trials: Trials, rows: int) -> None:
         block_of, place = places_of(blocks, rows)
         start = np.cumsum(trials.matches) - trials.matches
-        group = block_of[trials.probe] * repeats + trials.repeat
-        order = np.lexsort((place[trials.probe], -trials.matches, group))
+        block = block_of[trials.probe]
+        order = np.lexsort((place[trials.probe], trials.repeat, block))
         order = order[trials.matches[order] > 0]
-        edges = np.searchsorted(group[order], np.arange(len(blocks) * repeats + 1))
-        self._panels: dict[tuple[int, int], Panel] = {}
+        edges = np.searchsorted(block[order], np.arange(len(blocks) + 1))
+        self._panels: dict[int, Panel] = {}
         for number in np.flatnonzero(np.diff(edges)).tolist():
             some = order[edges[number] : edges[number + 1]]
-            many = trials.matches[some]
-            nth = np.arange(int(many[0]))
-            has = nth < many[:, None]
+            matches = trials.matches[some]
+            nth = np.arange(int(matches.max()))
+            has = nth < matches[:, None]
             flat = np.where(has, start[some][:, None] + nth, -1)
             sought = Sought(
                 at=place[trials.probe[some]],
-                matches=many,
+                repeat=trials.repeat[some],
+                matches=matches,
                 limit=np.where(has, trials.limit[flat], np.inf),
                 match=np.where(has, trials.entry[flat], -1),
             )
-            self._panels[divmod(number, repeats)] = Panel(sought, flat, np.zeros(flat.shape, np.int64))
+            self._panels[number] = Panel(sought, flat, np.zeros(flat.shape, np.int64))
 
-    def of(self, block: int, repeats: int) -> Iterator[tuple[int, Panel]]:
-        """The block's panels with their repeats."""
-        for repeat in range(repeats):
-            panel = self._panels.get((block, repeat))
-            if panel is not None:
-                yield repeat, panel
+    def of(self, block: int) -> Panel | None:
+        """The block's panel, if any of its probes has a match."""
+        return self._panels.get(block)
 
     def collect(self, matches: int) -> NDArray[np.int64]:
         """What was counted for each true match of the flat list (m,)."""

@@ -11,6 +11,8 @@ from index.bf16 import HALF_UNIT, rounded_bound
 from index.distances import Frame, error_bound
 from index.loops import (
     Bounds,
+    Entries,
+    Sought,
     bounds_of,
     count_closer,
     count_closer_rounded,
@@ -47,32 +49,28 @@ class Meeting:
 
 
 def tally(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
-    """Add to `panel.closer` the entries that are `there` (n,) and precede each match.
+    """Add to `panel.closer` the entries that are `there` (repeats, n) and precede each match of a trial.
 
     Returns how many were too close to call by their score and were decided by their float64 distance.
     """
-    columns = np.flatnonzero(there)
     if meeting.product.device.type == "cpu":
-        return _here(meeting, panel, columns)
-    return _elsewhere(meeting, panel, columns)
+        return _here(meeting, panel, there)
+    return _elsewhere(meeting, panel, there)
 
 
-def _here(meeting: Meeting, panel: Panel, columns: NDArray[np.int64]) -> int:
+def _here(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
     """On the processor: by compiled loops, the panel's trials shared out to threads."""
     probes, gallery, product = meeting.probes, meeting.gallery, meeting.product
-    halves = gallery.halves[columns]
-    if 2 * len(columns) >= len(gallery.rows):  # cheaper to go over all and have some at infinity
-        halves = np.full(len(gallery.rows), np.inf, np.float32)
-        halves[columns] = gallery.halves[columns]
-        columns = np.arange(len(gallery.rows))
+    start = np.cumsum([0, *there.sum(axis=1)])
+    entries = Entries(np.nonzero(there)[1].copy(), start)
     values = product.view(torch.uint16).numpy() if meeting.rough else product.numpy()
     count = count_closer_rounded if meeting.rough else count_closer
 
     def part(some: slice) -> int:
         return count(
             values,
-            halves,
-            columns,
+            gallery.halves,
+            entries,
             panel.sought.part(some),
             meeting.bounds,
             probes.features,
@@ -81,7 +79,7 @@ def _here(meeting: Meeting, panel: Panel, columns: NDArray[np.int64]) -> int:
             panel.closer[some],
         )
 
-    return _shared_out(part, len(panel.closer), len(panel.closer) * len(columns))
+    return _shared_out(part, len(panel.closer), int(np.diff(start)[panel.sought.repeat].sum()))
 
 
 def _shared_out(part: Callable[[slice], int], trials: int, scores: int) -> int:
@@ -93,21 +91,33 @@ def _shared_out(part: Callable[[slice], int], trials: int, scores: int) -> int:
         return sum(pool.map(part, (slice(at, at + size) for at in range(0, trials, size))))
 
 
-def _elsewhere(meeting: Meeting, panel: Panel, columns: NDArray[np.int64]) -> int:
-    """On another device; what is too close to call comes back to the processor."""
+def _elsewhere(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
+    """On another device, repeat by repeat; what is too close to call comes back to the processor."""
+    near = 0
+    for repeat in np.unique(panel.sought.repeat):
+        first, end = np.searchsorted(panel.sought.repeat, [repeat, repeat + 1])
+        some = slice(int(first), int(end))
+        near += _one_repeat(
+            meeting, panel.sought.part(some), np.flatnonzero(there[repeat]), panel.closer[some]
+        )
+    return near
+
+
+def _one_repeat(
+    meeting: Meeting, sought: Sought, columns: NDArray[np.int64], closer: NDArray[np.int64]
+) -> int:
     device, gallery = meeting.product.device, meeting.gallery
-    low, high = bounds_of(panel.sought, meeting.bounds)
+    low, high = bounds_of(sought, meeting.bounds)
     at, those, halves, lows, highs = (
-        torch.from_numpy(some).to(device)
-        for some in (panel.sought.at, columns, gallery.halves[columns], low, high)
+        torch.from_numpy(some).to(device) for some in (sought.at, columns, gallery.halves[columns], low, high)
     )
     scores = halves - meeting.product.index_select(0, at).index_select(1, those)
     counts, row, place = _search(scores, lows, highs)
-    panel.closer[:] += counts.cpu().numpy()
+    closer += counts.cpu().numpy()
     score, trial = scores[row, place].cpu().numpy(), row.cpu().numpy()
     column = columns[place.cpu().numpy()]
-    squared = squared_pairs(meeting.probes.features, gallery.features, panel.sought.at[trial], column)
-    decide(trial, score, squared, gallery.rows[column], panel.sought, low, high, panel.closer)
+    squared = squared_pairs(meeting.probes.features, gallery.features, sought.at[trial], column)
+    decide(trial, score, squared, gallery.rows[column], sought, low, high, closer)
     return len(trial)
 
 

@@ -140,7 +140,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             probes = Labelled(features_of(probe_ids, Path(folder, "probes"), 3), probe_ids)
             gallery = Labelled(features_of(gallery_ids, Path(folder, "gallery"), 4), gallery_ids)
-            # The first call of a process loads the compiled loops (or makes them) and asks which product pays.
+            # The first call of a process loads or compiles the loops, and asks which product pays.
             runs: dict[str, Call] = {"first call": counted} if times == asked.times[0] else {}
             runs["counting (index.cmc)"] = counted
             if asked.repeats and times == 1:

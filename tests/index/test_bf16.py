@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from index.bf16 import HALF_UNIT, Rounded, bf16_pays, rounded_bound
-from index.distances import Placed
+from index.distances import Frame, Placed
 
 
 @pytest.mark.parametrize("kind", ["random", "one-sided"])
@@ -34,6 +34,21 @@ def test_values_that_bfloat16_holds_lose_nothing() -> None:
     rounded = Rounded.of(Placed(values, np.square(values.double().numpy()).sum(1)))
     assert rounded.lost.tolist() == [0.0, 0.0]
     assert rounded.lengths == pytest.approx(np.sqrt(rounded.squares))
+
+
+def test_zeros_behind_a_relu_lose_nothing_in_the_frame() -> None:
+    rng = np.random.default_rng(4)
+    features = np.maximum(rng.standard_normal((300, 64)) - 0.3, 0).astype(np.float32)
+    features[0] = 0
+    placed = Frame.around(features).place(features)
+    lost = Rounded.of(placed).lost
+    assert lost[0] == 0 < lost[1:].min()
+
+
+def test_a_frame_far_from_zero_stays_in_the_middle_of_its_rows() -> None:
+    rng = np.random.default_rng(5)
+    features = (5.01 + 1e-4 * rng.standard_normal((300, 8))).astype(np.float32)
+    assert Frame.around(features).origin == pytest.approx(features.mean(0, dtype=np.float64), abs=1e-6)
 
 
 def test_little_work_is_not_worth_the_question() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import loops
-from index.loops import Bounds, Sought, bounds_of, count_closer, squared_pairs
+from index.loops import Bounds, Entries, Sought, bounds_of, count_closer, squared_pairs
 
 
 def test_pairs_are_measured_by_differences() -> None:
@@ -41,7 +41,8 @@ def sought(limits: list[list[float]]) -> Sought:
     padded = np.full((len(limits), int(matches.max())), np.inf)
     for line, some in zip(padded, limits, strict=True):
         line[: len(some)] = some
-    return Sought(np.arange(len(limits)), matches, padded, np.zeros(padded.shape, np.int64))
+    at = np.arange(len(limits))
+    return Sought(at, np.zeros_like(at), matches, padded, np.zeros(padded.shape, np.int64))
 
 
 def test_bounds_enclose_each_limit_and_ascend() -> None:
@@ -76,25 +77,28 @@ def test_what_is_counted_does_not_depend_on_how_much_is_left_open(
     limit = np.sort(rng.integers(0, 40, (3, matches)).astype(np.float64), axis=1)
     match = rng.integers(0, rows, (3, matches))
     columns = np.sort(rng.permutation(rows)[: max(1, int(share * rows))])
-    halves = (np.square(gallery).sum(1) / 2)[columns].astype(np.float32)
+    everyone = np.arange(rows)
+    halves = (np.square(gallery).sum(1) / 2).astype(np.float32)
     bounds = Bounds(np.square(probes.astype(float)).sum(1), np.full(3, inner), 0.0, 1.0, 0.0, 20.0)
     closer = np.zeros((3, matches), np.int64)
     near = count_closer(
         probes @ gallery.T,
         halves,
-        columns,
-        Sought(np.arange(3), np.full(3, matches), limit, match),
+        Entries(np.concatenate([columns, everyone]), np.array([0, 0, len(columns), len(columns) + rows])),
+        Sought(np.arange(3), np.array([0, 1, 2]), np.full(3, matches), limit, match),
         bounds,
         probes,
         gallery,
-        np.arange(rows),
+        everyone,
         closer,
     )
-    before = (exact[:, None, columns] < limit[:, :, None]) | (
-        (exact[:, None, columns] == limit[:, :, None]) & (columns < match[:, :, None])
+    # Three repeats: nobody is in the first one's gallery, some in the second's, everybody in the third's.
+    exact[0], exact[1, np.setdiff1d(everyone, columns)] = np.inf, np.inf
+    before = (exact[:, None] < limit[:, :, None]) | (
+        (exact[:, None] == limit[:, :, None]) & (everyone < match[:, :, None])
     )
     assert closer.tolist() == before.sum(-1).tolist()
-    assert inner < 50 or near == 3 * len(columns)
+    assert inner < 50 or near == len(columns) + rows
 
 
 def test_both_ways_of_comparing_are_tried_above() -> None:

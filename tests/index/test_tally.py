@@ -32,15 +32,17 @@ def met(*, rough: bool, own: bool = True) -> tuple[Meeting, NDArray[np.float64]]
 
 def panel_of(exact: NDArray[np.float64], trials: int = 55, most: int = 9) -> Panel:
     rng = np.random.default_rng(3)
-    matches = np.sort(rng.integers(1, most + 1, trials))[::-1].copy()
+    matches = rng.integers(1, most + 1, trials)
     has = np.arange(most) < matches[:, None]
     limit = np.sort(np.where(has, rng.integers(0, 60, has.shape), np.inf), axis=1)
-    wanted = Sought(rng.integers(0, len(exact), trials), matches, limit, rng.integers(0, 60, has.shape))
+    repeat = np.sort(rng.integers(0, 3, trials))
+    at = rng.integers(0, len(exact), trials)
+    wanted = Sought(at, repeat, matches, limit, rng.integers(0, 60, has.shape))
     return Panel(wanted, np.where(has, 0, -1), np.zeros(has.shape, np.int64))
 
 
 def true_counts(exact: NDArray[np.float64], panel: Panel, there: NDArray[np.bool_]) -> NDArray[np.int64]:
-    away = np.where(there, exact, np.inf)[panel.sought.at][:, None]
+    away = np.where(there[panel.sought.repeat], exact[panel.sought.at], np.inf)[:, None]
     limit, match = panel.sought.limit[:, :, None], panel.sought.match[:, :, None]
     counts = ((away < limit) | ((away == limit) & (np.arange(60) < match))).sum(-1)
     return np.where(panel.flat >= 0, counts, 0)
@@ -54,12 +56,12 @@ def test_all_ways_count_what_is_nearer(
 ) -> None:
     meeting, exact = met(rough=rough)
     panel = panel_of(exact)
-    there = np.random.default_rng(4).random(60) < share
+    there = np.random.default_rng(4).random((3, 60)) < share
     if way == "threads":
         monkeypatch.setattr(module, "_SPLIT_FROM", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     if way == "elsewhere":  # the torch operations that another device would run
-        module._elsewhere(meeting, panel, np.flatnonzero(there))
+        module._elsewhere(meeting, panel, there)
     else:
         tally(meeting, panel, there)
     counted = np.where(panel.flat >= 0, panel.closer, 0)
@@ -69,7 +71,7 @@ def test_all_ways_count_what_is_nearer(
 def test_it_says_how_many_were_too_close_to_call() -> None:
     meeting, exact = met(rough=True, own=False)
     panel = panel_of(exact)
-    everyone = np.ones(60, dtype=np.bool_)
+    everyone = np.ones((3, 60), dtype=np.bool_)
     near = tally(meeting, panel, everyone)
     assert 0 < near <= 55 * 60
-    assert module._elsewhere(meeting, panel_of(exact), np.arange(60)) == near
+    assert module._elsewhere(meeting, panel_of(exact), everyone) == near
