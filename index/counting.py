@@ -5,7 +5,9 @@ multiplied once for all trials, and where pictures are probes and gallery alike 
 Products are of bfloat16 where that pays; entries too close to call are decided by float64 distances.
 """
 
+import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,14 +15,13 @@ from numpy.typing import NDArray
 
 from index.bf16 import bf16_pays
 from index.distances import Frame, Kernel, choose_kernel
-from index.panels import Block, OwnPairs, Panels, blocks_of
+from index.panels import Block, OwnPairs, Panel, Panels, blocks_of
 from index.pool import Pool, Trials
 from index.ready import Ready
 from index.tally import Meeting, tally
 
 _KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
 _MANY_NEAR = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
-_SCORED_FIRST = 1 << 16  # pairs of a block of probes, before it is said what is many
 _LENGTHS_AT_ONCE = 1024
 
 
@@ -37,7 +38,7 @@ def others_before(
 
     in_gallery: bool (repeats, n), who is in each repeat's gallery. same_vehicle: probe rows and gallery rows
     of every pair that must not count as others. Equal distances stand by ascending row.
-    Memory: `_KEPT_BLOCKS` blocks of features, one block of scores, and 32 bytes a true match.
+    Memory: `_KEPT_BLOCKS` blocks of features, two blocks of scores a thread, and 32 bytes a true match.
     """
     is_probe = np.zeros(len(pool), dtype=np.bool_)
     is_probe[trials.probe] = True
@@ -52,9 +53,7 @@ def others_before(
     rough = bf16_pays(device, work=work)
     counter = _Counter(pool, frame, kernel, blocks, panels, in_gallery, own, rough=rough)
     # Blocks of probes come first, so they stay ready while each block of the gallery passes by once.
-    for second in range(len(blocks)):
-        for first in range(second + 1):
-            counter.count(first, second)
+    counter.count_all([(first, second) for second in range(len(blocks)) for first in range(second + 1)])
     return panels.collect(len(trials.limit))
 
 
@@ -77,67 +76,81 @@ class _Counter:
         self.blocks, self.panels, self.in_gallery, self.own = blocks, panels, in_gallery, own
         self.rough = rough
         self.kept: OrderedDict[int, Ready] = OrderedDict()
-        self.scored, self.near = np.zeros((2, len(blocks)), dtype=np.int64)
-        most = max((len(block.rows) for block in blocks), default=0)
-        # Products get room once: fresh arrays would cost their page faults each time.
-        self.rooms = torch.empty(2, most * most, device=kernel.device)
+        self.keeping = threading.Lock()
+        self.most = max((len(block.rows) for block in blocks), default=0)
+        self.rooms = threading.local()
+
+    def count_all(self, pairs: list[tuple[int, int]]) -> None:
+        """`count` each pair of blocks, by as many threads as torch has: whole pairs share out best."""
+        threads = min(torch.get_num_threads(), len(pairs)) if self.kernel.device.type == "cpu" else 1
+        if threads < 2:
+            for pair in pairs:
+                self.count(*pair)
+            return
+        before = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for _ in pool.map(self.count, *zip(*pairs, strict=True)):
+                    pass
+        finally:
+            torch.set_num_threads(before)
 
     def count(self, first: int, second: int) -> None:
         """Multiply blocks `first` and `second` (first <= second), and count both ways where that is due."""
         a, b = self.blocks[first], self.blocks[second]
-        forth = a.probes and b.gallery
-        back = b.probes and a.gallery and first != second
-        if not forth and not back:
+        forth = self.panels.of(first) if b.gallery else None
+        back = self.panels.of(second) if a.gallery and first != second else None
+        due = [panel for panel in (forth, back) if panel]
+        if not due:
             return
-        probes = [number for number, due in ((first, forth), (second, back)) if due]
-        product = self._product(first, second, rough=self.rough and self._few_are_near(probes))
-        mirror = self._room(1, product.T.shape, product.dtype).copy_(product.T) if back else None
+        rough = self.rough and sum(panel.near_share for panel in due) <= _MANY_NEAR
+        x, y = self._ready(first), self._ready(second)
+        product = self._product(x, y, rough=rough)
+        mirror = self._room("mirror", product.T.shape, product.dtype).copy_(product.T) if back else None
         if forth:
-            self._count_way(first, second, product)
-        if mirror is not None:
-            self._count_way(second, first, mirror)
+            self._count_way(Meeting(x, y, product, self.frame), forth, self.own.between(first, second))
+        if back and mirror is not None:
+            self._count_way(Meeting(y, x, mirror, self.frame), back, self.own.between(second, first))
 
-    def _few_are_near(self, probes: list[int]) -> bool:
-        """Whether few scores of these blocks were too close to call by bfloat16, by what was seen so far."""
-        return float((self.near / np.maximum(self.scored, _SCORED_FIRST))[probes].sum()) <= _MANY_NEAR
-
-    def _product(self, first: int, second: int, *, rough: bool) -> torch.Tensor:
-        a, b = self._ready(first), self._ready(second)
-        shape = len(a.rows), len(b.rows)
+    def _product(self, x: Ready, y: Ready, *, rough: bool) -> torch.Tensor:
+        shape = len(x.rows), len(y.rows)
         if rough:
-            room = self._room(0, shape, torch.bfloat16)
-            return torch.mm(a.rounded.values, b.rounded.values.T, out=room)
-        return self.kernel.product(a.probes, b.gallery, self._room(0, shape, torch.float32))
+            room = self._room("product", shape, torch.bfloat16)
+            return torch.mm(x.rounded.values, y.rounded.values.T, out=room)
+        return self.kernel.product(x.probes, y.gallery, self._room("product", shape, torch.float32))
 
     def _ready(self, number: int) -> Ready:
-        if number in self.kept:
-            self.kept.move_to_end(number)
-            return self.kept[number]
-        # A block that is gallery alone passes by once.
-        for passed in [other for other in self.kept if not self.blocks[other].probes]:
-            del self.kept[passed]
-        if len(self.kept) == _KEPT_BLOCKS:
-            self.kept.popitem(last=False)
-        rows = self.blocks[number].rows
-        self.kept[number] = ready = Ready(rows, self.pool.take(rows), self.frame, self.kernel)
-        return ready
+        with self.keeping:
+            if number in self.kept:
+                self.kept.move_to_end(number)
+                return self.kept[number]
+            # A block that is gallery alone passes by once.
+            for passed in [other for other in self.kept if not self.blocks[other].probes]:
+                del self.kept[passed]
+            if len(self.kept) == _KEPT_BLOCKS:
+                self.kept.popitem(last=False)
+            rows = self.blocks[number].rows
+            self.kept[number] = ready = Ready(rows, self.pool.take(rows), self.frame, self.kernel)
+            return ready
 
-    def _room(self, number: int, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
-        return self.rooms[number].view(kind)[: shape[0] * shape[1]].view(shape)
+    def _room(self, name: str, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
+        """Room for a product, once for each thread: fresh arrays would cost their page faults each time."""
+        room = getattr(self.rooms, name, None)
+        if room is None:
+            room = torch.empty(self.most**2, device=self.kernel.device)
+            setattr(self.rooms, name, room)
+        return room.view(kind)[: shape[0] * shape[1]].view(shape)
 
-    def _count_way(self, probes: int, gallery: int, product: torch.Tensor) -> None:
-        """Count what the block `gallery` holds before the matches of the block `probes`."""
-        own = self.own.between(probes, gallery)
+    def _count_way(
+        self, meeting: Meeting, panel: Panel, own: tuple[NDArray[np.int64], NDArray[np.int64]]
+    ) -> None:
+        """Count what the gallery of a meeting holds before the matches of its probes."""
+        product = meeting.product
         product[*(torch.from_numpy(place).to(product.device) for place in own)] = -torch.inf
-        panel = self.panels.of(probes)
-        if panel is None:
-            return
-        meeting = Meeting(self._ready(probes), self._ready(gallery), product, self.frame)
         there = self.in_gallery[:, meeting.gallery.rows]
         near = tally(meeting, panel, there)
         if meeting.rough:
-            self.scored[probes] += int(there.sum(axis=1)[panel.sought.repeat].sum())
-            self.near[probes] += near
+            panel.note(scored=int(there.sum(axis=1)[panel.sought.repeat].sum()), near=near)
 
 
 def _lengths(pool: Pool, frame: Frame) -> NDArray[np.float32]:

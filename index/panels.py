@@ -1,5 +1,6 @@
 """Which rows meet in a block, and what is counted there: the trials of a block of probes."""
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 
 from index.loops import Sought
 from index.pool import Trials
+
+_SCORED_FIRST = 1 << 16  # scores, before it is said what share of them is near
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +39,30 @@ def blocks_of(
     return blocks
 
 
-@dataclass(frozen=True, slots=True)
 class Panel:
-    """The trials of one block of probes, by repeat."""
+    """The trials of one block of probes, by repeat, and what was counted for them by any thread."""
 
-    sought: Sought
-    flat: NDArray[np.int64]  # (v, t) place in the flat list, -1 for none
-    closer: NDArray[np.int64]  # (v, t) what was counted
+    def __init__(self, sought: Sought, flat: NDArray[np.int64]) -> None:
+        self.sought = sought
+        self.flat = flat  # (v, t) place in the flat list, -1 for none
+        self.closer = np.zeros(flat.shape, dtype=np.int64)
+        self._scored = self._near = 0
+        self._lock = threading.Lock()
+
+    def add(self, counted: NDArray[np.int64]) -> None:
+        """Take in what one block of the gallery holds (v, t)."""
+        with self._lock:
+            self.closer += counted
+
+    def note(self, *, scored: int, near: int) -> None:
+        """Remember how many of so many scores by bfloat16 were too close to call."""
+        with self._lock:
+            self._scored, self._near = self._scored + scored, self._near + near
+
+    @property
+    def near_share(self) -> float:
+        """About what share of the scores by bfloat16 was too close to call so far; 0 at first."""
+        return self._near / max(self._scored, _SCORED_FIRST)
 
 
 class Panels:
@@ -69,7 +89,7 @@ class Panels:
                 limit=np.where(has, trials.limit[flat], np.inf),
                 match=np.where(has, trials.entry[flat], -1),
             )
-            self._panels[number] = Panel(sought, flat, np.zeros(flat.shape, np.int64))
+            self._panels[number] = Panel(sought, flat)
 
     def of(self, block: int) -> Panel | None:
         """The block's panel, if any of its probes has a match."""

@@ -1,5 +1,6 @@
 """A block of rows as the products take it."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ class Ready:
         self.halves = (self.squares / 2).astype(np.float32)
         self._frame, self._kernel = frame, kernel
         self._forms: dict[str, Any] = {}
+        self._lock = threading.Lock()
 
     @property
     def probes(self) -> Any:
@@ -41,7 +43,8 @@ class Ready:
         return form
 
     def _form(self, name: str, make: Callable[[Any], Any]) -> Any:
-        if name not in self._forms:
-            self._forms[name] = make(self._placed or self._frame.place(self.features))
-            self._placed = None
-        return self._forms[name]
+        with self._lock:
+            if name not in self._forms:
+                self._forms[name] = make(self._placed or self._frame.place(self.features))
+                self._placed = None
+            return self._forms[name]

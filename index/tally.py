@@ -1,9 +1,5 @@
 """Counting in one product: how many of a block's entries precede each true match of a panel's trials."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +18,6 @@ from index.loops import (
 )
 from index.panels import Panel
 from index.ready import Ready
-
-_SPLIT_FROM = 1 << 16  # scores of a panel, from which its trials are shared out to threads
-_PARTS = 4  # of a panel for each thread, because trials differ in their matches
 
 
 class Meeting:
@@ -60,53 +53,35 @@ def tally(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
 
 
 def _here(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
-    """On the processor: by compiled loops, the panel's trials shared out to threads."""
+    """On the processor: by compiled loops."""
     probes, gallery, product = meeting.probes, meeting.gallery, meeting.product
-    start = np.cumsum([0, *there.sum(axis=1)])
-    entries = Entries(np.nonzero(there)[1].copy(), start)
+    entries = Entries(np.nonzero(there)[1].copy(), np.cumsum([0, *there.sum(axis=1)]))
     values = product.view(torch.uint16).numpy() if meeting.rough else product.numpy()
     count = count_closer_rounded if meeting.rough else count_closer
-
-    def part(some: slice) -> int:
-        return count(
-            values,
-            gallery.halves,
-            entries,
-            panel.sought.part(some),
-            meeting.bounds,
-            probes.features,
-            gallery.features,
-            gallery.rows,
-            panel.closer[some],
-        )
-
-    return _shared_out(part, len(panel.closer), int(np.diff(start)[panel.sought.repeat].sum()))
-
-
-def _shared_out(part: Callable[[slice], int], trials: int, scores: int) -> int:
-    threads = torch.get_num_threads()
-    if threads == 1 or scores < _SPLIT_FROM:
-        return part(slice(0, trials))
-    size = -(-trials // (_PARTS * threads))
-    return sum(_pool(threads).map(part, (slice(at, at + size) for at in range(0, trials, size))))
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        threads, thread_name_prefix="tally"
-    )  # kept: starting one takes half a millisecond
+    counted = np.zeros_like(panel.closer)
+    near = count(
+        values,
+        gallery.halves,
+        entries,
+        panel.sought,
+        meeting.bounds,
+        probes.features,
+        gallery.features,
+        gallery.rows,
+        counted,
+    )
+    panel.add(counted)
+    return near
 
 
 def _elsewhere(meeting: Meeting, panel: Panel, there: NDArray[np.bool_]) -> int:
     """On another device, repeat by repeat; what is too close to call comes back to the processor."""
-    near = 0
+    near, counted = 0, np.zeros_like(panel.closer)
     for repeat in np.unique(panel.sought.repeat):
         first, end = np.searchsorted(panel.sought.repeat, [repeat, repeat + 1])
         some = slice(int(first), int(end))
-        near += _one_repeat(
-            meeting, panel.sought.part(some), np.flatnonzero(there[repeat]), panel.closer[some]
-        )
+        near += _one_repeat(meeting, panel.sought.part(some), np.flatnonzero(there[repeat]), counted[some])
+    panel.add(counted)
     return near
 
 

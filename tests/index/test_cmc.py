@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index import counting, loops
+from index import counting, loops, panels
 from index.cmc import Labelled, Split, chance_curve, cmc, cmc_of_splits
+from index.ready import Ready
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 
@@ -192,6 +193,23 @@ def test_a_memory_map_is_a_gallery_too(tmp_path: object) -> None:
     assert_equal(Labelled(features[100:], vehicles[100:]), Labelled(mapped, vehicles[:100]), block=17)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_the_blocks_and_leave_torch_as_it_was(threads: int) -> None:
+    rng = np.random.default_rng(12)
+    features = rng.integers(0, 3, (150, 4)).astype(np.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_equal(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block=8)
+        assert torch.get_num_threads() == threads
+        features[100, 0] = np.nan
+        with pytest.raises(BadInput, match="NaN"):
+            cmc(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block=8)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_collapsed_features_stand_at_gallery_order() -> None:
     features = np.full((40, 16), 0.3, np.float32)
     vehicles = np.arange(40) % 10
@@ -219,22 +237,21 @@ def test_data_with_most_entries_too_close_to_call_goes_on_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(counting, "bf16_pays", lambda *_, **__: True)
-    monkeypatch.setattr(counting, "_SCORED_FIRST", 1000)
+    monkeypatch.setattr(panels, "_SCORED_FIRST", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     product = counting._Counter._product
-    plain: list[tuple[int, int]] = []
+    products: list[bool] = []
 
-    def noted(self: counting._Counter, first: int, second: int, *, rough: bool) -> torch.Tensor:
-        if not rough:
-            plain.append((first, second))
-        return product(self, first, second, rough=rough)
+    def noted(self: counting._Counter, x: Ready, y: Ready, *, rough: bool) -> torch.Tensor:
+        products.append(rough)
+        return product(self, x, y, rough=rough)
 
     monkeypatch.setattr(counting._Counter, "_product", noted)
     rng = np.random.default_rng(11)
     features = (5 + rng.standard_normal((400, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
     vehicles = rng.integers(0, 60, 400)
     assert_equal(Labelled(features[:60], np.arange(60)), Labelled(features, vehicles), block=64)
-    assert (0, 1) not in plain
-    assert (0, 6) in plain
+    assert products[0] and not products[-1]
 
 
 def test_chance_is_what_random_orders_give() -> None:
