@@ -14,6 +14,7 @@ _awaited_gpus = 0  # see Settings.gpus
 def connect(settings: Settings) -> None:
     """Join the cluster at `settings.ray`, or start a local Ray; do nothing where Ray is already up.
 
+    A local Ray that did not come up is started once more: on a busy machine a part of it can miss its time.
     Raises RayUnreachable with the address in the message.
     """
     global _awaited_gpus
@@ -23,15 +24,25 @@ def connect(settings: Settings) -> None:
     if not ray.is_initialized():
         address = settings.ray or os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            _init(address)
         except Exception as error:  # a start that took too long is a bare Exception of Ray's
-            raise _unreachable(address, str(error).splitlines()[0]) from error
+            if address:
+                raise _unreachable(address, str(error).splitlines()[0]) from error
+            ray.shutdown()
+            try:
+                _init(None)
+            except Exception as again:
+                raise _unreachable(None, str(again).splitlines()[0]) from again
     _quiet_ray_data()
+
+
+def _init(address: str | None) -> None:
+    ray.init(
+        address=address or "local",
+        include_dashboard=None if address else False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
 
 
 def _unreachable(address: str | None, reason: str) -> RayUnreachable:

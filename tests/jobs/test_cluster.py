@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import ray
 
+from infra.errors import RayUnreachable
 from infra.settings import Settings
 from jobs import cluster
 from jobs.embed import actor_resources
@@ -26,6 +27,43 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "cluster_resources", resources)
     monkeypatch.setattr(cluster, "_awaited_gpus", 0)
     return up
+
+
+@pytest.mark.parametrize("misses", [0, 1, 2])
+def test_a_local_ray_that_misses_its_time_is_started_once_more(
+    misses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        starts.append(address)
+        if len(starts) <= misses:
+            raise Exception("The current node timed out during startup.\nMore of it.")  # as Ray does
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    if misses < 2:
+        cluster.connect(Settings())
+    else:
+        with pytest.raises(RayUnreachable, match=r"on this machine: The current node timed out.*startup\.$"):
+            cluster.connect(Settings())
+    assert starts == ["local"] * min(misses + 1, 2)
+
+
+def test_a_cluster_that_is_not_there_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        starts.append(address)
+        raise ConnectionError("nobody listens")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RayUnreachable, match=r"no Ray cluster at ray\.example:6379: nobody listens"):
+        cluster.connect(Settings(ray="ray.example:6379"))
+    assert starts == ["ray.example:6379"]
 
 
 def test_without_gpus_an_actor_takes_one_cpu(nodes: list[dict[str, Any]]) -> None:
