@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index import loops
-from index.loops import Bounds, Entries, Sought, bounds_of, count_closer, squared_pairs
+from index.loops import Bounds, Entries, Sought, bounds_of, count_closer, count_closer_rounded, squared_pairs
 
 
 def test_pairs_are_measured_by_differences() -> None:
@@ -99,6 +99,34 @@ def test_what_is_counted_does_not_depend_on_how_much_is_left_open(
     )
     assert closer.tolist() == before.sum(-1).tolist()
     assert inner < 50 or near == len(columns) + rows
+
+
+@pytest.mark.parametrize("dimension", [1, 7, 16, 33, 127, 1000, 1021, 1024])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_match_judged_by_its_own_distance_is_a_tie_to_the_last_bit(dimension: int, rounded: bool) -> None:
+    """Limits are sums of one compiled loop and near entries of another: their order must be the same."""
+    rng = np.random.default_rng(dimension)
+    probes, gallery = (rng.standard_normal((64, dimension)).astype(np.float32) for _ in range(2))
+    everyone, match = np.arange(64), rng.integers(0, 64, 64)
+    limit = squared_pairs(probes, gallery, everyone, match)[:, None]
+    product = np.zeros((64, 64), np.uint16 if rounded else np.float32)
+    all_near = Bounds(np.zeros(64), np.full(64, 1e9), 0.0, 1.0, 0.0, 1.0)
+    counts = []
+    for row in (match, match + 1):  # an equal distance stands before the next row, and not before its own
+        closer = np.zeros((64, 1), np.int64)
+        (count_closer_rounded if rounded else count_closer)(
+            product,
+            np.zeros(64, np.float32),
+            Entries(everyone, np.array([0, 64])),
+            Sought(everyone, np.zeros(64, np.int64), np.ones(64, np.int64), limit, row[:, None].copy()),
+            all_near,
+            probes,
+            gallery,
+            everyone,
+            closer,
+        )
+        counts.append(closer[:, 0])
+    assert (counts[1] - counts[0]).tolist() == [1] * 64
 
 
 def test_both_ways_of_comparing_are_tried_above() -> None:
