@@ -22,6 +22,7 @@ from index.tally import Meeting, tally
 
 _KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
 _MANY_NEAR = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
+_SHARED_FROM = 1e9  # multiply-adds, a hundredth of a second; below it threads cost more than they save
 _LENGTHS_AT_ONCE = 1024
 
 
@@ -53,7 +54,9 @@ def others_before(
     rough = bf16_pays(device, work=work)
     counter = _Counter(pool, frame, kernel, blocks, panels, in_gallery, own, rough=rough)
     # Blocks of probes come first, so they stay ready while each block of the gallery passes by once.
-    counter.count_all([(first, second) for second in range(len(blocks)) for first in range(second + 1)])
+    pairs = [(first, second) for second in range(len(blocks)) for first in range(second + 1)]
+    shared = kernel.device.type == "cpu" and work >= _SHARED_FROM
+    counter.count_all(pairs, threads=min(torch.get_num_threads(), len(pairs)) if shared else 1)
     return panels.collect(len(trials.limit))
 
 
@@ -80,9 +83,8 @@ class _Counter:
         self.most = max((len(block.rows) for block in blocks), default=0)
         self.rooms = threading.local()
 
-    def count_all(self, pairs: list[tuple[int, int]]) -> None:
-        """`count` each pair of blocks, by as many threads as torch has: whole pairs share out best."""
-        threads = min(torch.get_num_threads(), len(pairs)) if self.kernel.device.type == "cpu" else 1
+    def count_all(self, pairs: list[tuple[int, int]], *, threads: int) -> None:
+        """`count` each pair of blocks; torch gets one thread in each, for whole pairs share out best."""
         if threads < 2:
             for pair in pairs:
                 self.count(*pair)

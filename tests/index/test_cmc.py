@@ -194,7 +194,10 @@ def test_a_memory_map_is_a_gallery_too(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_share_the_blocks_and_leave_torch_as_it_was(threads: int) -> None:
+def test_threads_share_the_blocks_and_leave_torch_as_it_was(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "_SHARED_FROM", 0)
     rng = np.random.default_rng(12)
     features = rng.integers(0, 3, (150, 4)).astype(np.float32)
     before = torch.get_num_threads()
