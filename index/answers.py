@@ -15,7 +15,6 @@ from index.calibration import Calibration
 from index.feasibility import CameraMap, Journey
 from index.filters import Filters
 from index.probes import Probe, Sighting
-from index.rerank import k_reciprocal
 from index.search import MAX_TOP, Hit
 from infra.errors import BadSetting
 
@@ -157,6 +156,8 @@ def _filters(rules: Rules, probe: Probe, *, narrow: bool) -> Filters:
 
 
 def _reranked(source: Source, probe: Probe, answers: list[Answer]) -> list[Answer]:
+    from index.rerank import k_reciprocal  # with it comes numba: 0.4 s that other searches need not wait
+
     vectors = source.vectors([each.hit.crop_id for each in answers])
     known = [each for each in answers if each.hit.crop_id in vectors]
     if not known:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from index.bf16 import bf16_pays
-from index.distances import Frame, Kernel, choose_kernel
+from index.distances import Frame, Kernel, choose_kernel, strided
 from index.panels import Block, OwnPairs, Panel, Panels, blocks_of
 from index.pool import Pool, Trials
 from index.ready import Ready
@@ -24,6 +24,7 @@ _KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows o
 _MANY_NEAR = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
 _SHARED_FROM = 1e9  # multiply-adds, a hundredth of a second; below it threads cost more than they save
 _LENGTHS_AT_ONCE = 1024
+_SAMPLED = 2048  # rows of probes and of the gallery, to centre the frame on
 
 
 def others_before(
@@ -45,7 +46,7 @@ def others_before(
     is_probe[trials.probe] = True
     is_gallery = np.asarray(in_gallery.any(axis=0))
     used = [np.flatnonzero(is_probe), np.flatnonzero(is_gallery)]
-    frame = Frame.around(*(pool.take(_strided(rows)) for rows in used))
+    frame = Frame.around(*(pool.take(strided(rows, _SAMPLED)) for rows in used))
     work = float(is_probe.sum()) * float(is_gallery.sum()) * pool.parts[0].shape[1]
     kernel = choose_kernel(device, work=work)
     blocks = blocks_of(is_probe, is_gallery, _lengths(pool, frame), block)
@@ -163,7 +164,3 @@ def _lengths(pool: Pool, frame: Frame) -> NDArray[np.float32]:
         moved = torch.from_numpy(pool.take(rows) - frame.origin)
         lengths[rows] = torch.linalg.vector_norm(moved, dim=1).numpy()
     return lengths
-
-
-def _strided(rows: NDArray[np.int64], most: int = 2048) -> NDArray[np.int64]:
-    return rows[:: max(1, -(-len(rows) // most))]

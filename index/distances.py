@@ -12,7 +12,7 @@ One matrix product gives the scores of a block. They order a gallery for a probe
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch.utils import mkldnn
 
 from index.races import least_seconds
 from infra.errors import BadInput
+
+_Row = TypeVar("_Row", bound=np.generic)
 
 UNIT = 2.0**-24  # unit roundoff of float32
 _OFTEN_ZERO = 0.9  # at most so many are not: elsewhere a rounded origin may lie far off the values
@@ -37,7 +39,7 @@ class Frame:
     @classmethod
     def around(cls, *samples: NDArray[np.float32], rows: int = 2048) -> "Frame":
         """Centre on the mean of up to `rows` rows of each sample, and scale the largest value to about 1."""
-        some = np.concatenate([_strided(sample, rows) for sample in samples])
+        some = np.concatenate([strided(sample, rows) for sample in samples], dtype=np.float32)
         if not len(some):
             raise BadInput("no features to compare")
         mean = torch.from_numpy(some.mean(0, dtype=np.float64).astype(np.float32))
@@ -153,5 +155,6 @@ def _fastest() -> Kernel:
     return min(seconds, key=lambda kernel: seconds[kernel])
 
 
-def _strided(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    return np.asarray(rows[:: max(1, -(-len(rows) // most))], dtype=np.float32)
+def strided(rows: NDArray[_Row], most: int) -> NDArray[_Row]:
+    """At most so many rows, evenly spread over all: a view."""
+    return rows[:: max(1, -(-len(rows) // most))]
