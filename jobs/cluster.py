@@ -23,26 +23,20 @@ def connect(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = settings.ray or os.environ.get("RAY_ADDRESS")
-        try:
-            _init(address)
-        except Exception as error:  # a start that took too long is a bare Exception of Ray's
-            if address:
-                raise _unreachable(address, str(error).splitlines()[0]) from error
-            ray.shutdown()
+        for may_start_again in (False,) if address else (True, False):
             try:
-                _init(None)
-            except Exception as again:
-                raise _unreachable(None, str(again).splitlines()[0]) from again
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+                break
+            except Exception as error:  # a start that took too long is a bare Exception of Ray's
+                if not may_start_again:
+                    raise _unreachable(address, str(error).splitlines()[0]) from error
+                ray.shutdown()
     _quiet_ray_data()
-
-
-def _init(address: str | None) -> None:
-    ray.init(
-        address=address or "local",
-        include_dashboard=None if address else False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
 
 
 def _unreachable(address: str | None, reason: str) -> RayUnreachable:
