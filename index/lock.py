@@ -21,7 +21,7 @@ from typing import Any
 from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing, SchemaMismatch
 from infra.store import Store
 
-SECONDS = 60.0
+LOCK_TTL_SECONDS = 60.0
 """How long a lock outlives an owner that cannot be asked. Clocks of different hosts may differ by less."""
 
 ROWS = "rows"
@@ -34,7 +34,7 @@ def alias_lock(alias: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockRecord:
     """Who holds a lock: `process` names one process of one machine since its boot; `expires` in s, epoch."""
 
     owner: str
@@ -49,7 +49,7 @@ class Holder:
 class Lock:
     """A lock in our hands, renewed in the background."""
 
-    def __init__(self, store: Store, key: str, holder: Holder, etag: str, seconds: float) -> None:
+    def __init__(self, store: Store, key: str, holder: LockRecord, etag: str, seconds: float) -> None:
         self._store = store
         self._key = key
         self._holder = holder
@@ -86,7 +86,7 @@ class Lock:
             except ClvrError:
                 continue  # storage is away: `require` notices when it was too long
 
-    def _write(self, holder: Holder) -> None:
+    def _write(self, holder: LockRecord) -> None:
         self._store.replace(self._key, _encoded(holder), etag=self._etag)
         self._holder = holder
         # Nobody else may write it while it is ours, so what stands there now is what we wrote.
@@ -94,7 +94,7 @@ class Lock:
 
 
 @contextmanager
-def held(store: Store, name: str, doing: str, *, seconds: float = SECONDS) -> Iterator[Lock]:
+def acquire(store: Store, name: str, doing: str, *, seconds: float = LOCK_TTL_SECONDS) -> Iterator[Lock]:
     """Hold a lock for the block. `doing` is said to others, such as 'a load of alias vehicles'.
 
     Raises Locked at once, with who holds it and what for, if somebody else does.
@@ -108,10 +108,10 @@ def held(store: Store, name: str, doing: str, *, seconds: float = SECONDS) -> It
 
 def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
     now = time.time()
-    mine = Holder(
+    mine = LockRecord(
         owner=f"{_user()}@{socket.gethostname()}, process {os.getpid()}",
         doing=doing,
-        process=_process(os.getpid()),
+        process=_process_identity(os.getpid()),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         expires=now + seconds,
         nonce=secrets.token_hex(8),
@@ -122,7 +122,7 @@ def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
         except ObjectExists:
             found = store.fetch(key)
             other = _decoded(found.data, store.uri_of(key))
-            if not (other.released or other.expires < now or _died(other.process)):
+            if not (other.released or other.expires < now or _is_dead(other.process)):
                 raise _refusal(other) from None
             store.replace(key, _encoded(mine), etag=found.etag)
         found = store.fetch(key)
@@ -133,7 +133,7 @@ def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
     return Lock(store, key, mine, found.etag, seconds)
 
 
-def _refusal(other: Holder) -> Locked:
+def _refusal(other: LockRecord) -> Locked:
     until = datetime.fromtimestamp(other.expires, UTC).isoformat(timespec="seconds")
     return Locked(
         f"{other.doing} is under way: {other.owner}, since {other.since}",
@@ -148,7 +148,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _process(pid: int) -> str:
+def _process_identity(pid: int) -> str:
     """Name a process such that no other one, on any machine, at any time, has the name; '' if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -160,22 +160,22 @@ def _process(pid: int) -> str:
     return f"{boot} {space} {pid} {started}"
 
 
-def _died(process: str) -> bool:
+def _is_dead(process: str) -> bool:
     """Whether a process of this machine and container is surely gone."""
-    parts, ours = process.split(), _process(os.getpid()).split()
+    parts, ours = process.split(), _process_identity(os.getpid()).split()
     if len(parts) != 4 or len(ours) != 4 or parts[:2] != ours[:2]:
         return False
-    return _process(int(parts[2])) != process
+    return _process_identity(int(parts[2])) != process
 
 
-def _encoded(holder: Holder) -> bytes:
+def _encoded(holder: LockRecord) -> bytes:
     return json.dumps(asdict(holder), sort_keys=True).encode()
 
 
-def _decoded(data: bytes, where: str) -> Holder:
+def _decoded(data: bytes, where: str) -> LockRecord:
     try:
         said: dict[str, Any] = json.loads(data)
-        return Holder(**said)
+        return LockRecord(**said)
     except (ValueError, TypeError) as error:
         raise SchemaMismatch(
             f"{where} is no lock: {error}", remedy="Delete it if nothing is running."

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 from infra.errors import CorruptShard, DiskFull, ObjectMissing, StoreUnreachable
 from infra.store import Store
 
-_REPEATING = {"camera_id", "track_id", "stage", "cause"}
+_DICTIONARY_COLUMNS = {"camera_id", "track_id", "stage", "cause"}
 
 
 @contextmanager
-def opened(store: Store, key: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
     """Open a Parquet object for streaming; errors of reading become ObjectMissing or CorruptShard."""
     filesystem, root = store.arrow()
     try:
@@ -47,7 +47,7 @@ def temporary_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[t
                 compression="zstd",
                 compression_level=1,
                 # Vectors never repeat, and min/max of their elements help nobody.
-                use_dictionary=[name for name in schema.names if name in _REPEATING],
+                use_dictionary=[name for name in schema.names if name in _DICTIONARY_COLUMNS],
                 write_statistics=[name for name in schema.names if name != "embedding"],
             ) as writer:
                 yield path, writer

@@ -18,7 +18,7 @@ from infra.settings import load_settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
 from jobs.evaluate.evaluate import evaluate_run
-from jobs.evaluate.page import Story, write_page
+from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import load_generation, promote_generation
@@ -124,14 +124,14 @@ def _spec(seed: int) -> ArchiveSpec:
 
 def _story(
     stages: _Stages, drawn: GeneratedArchive, trained: Trained, summary: RunSummary, gate: GateReport
-) -> Story:
+) -> ReportText:
     amounts = {
         "archive": (drawn.pictures, "pictures"),
         "train": (trained.pictures, "pictures"),
         "embed": (summary.listed, "crops"),
         "index": (gate.rows_indexed, "rows"),
     }
-    return Story(
+    return ReportText(
         title="Where else was this vehicle seen?",
         lead="A made-up archive, travelled from pictures to ranks on this machine.",
         dataset="synthetic archive, vehicles that the training never saw",

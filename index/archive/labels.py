@@ -10,8 +10,8 @@ from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
 from infra.store import open_store, split_uri
 
-_JOINED = ("vehicle_id", "model_id", "camera_id", "captured_at", "track_id")
-_SHOWN = 10
+_LABEL_COLUMNS = ("vehicle_id", "model_id", "camera_id", "captured_at", "track_id")
+_MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ def with_labels(
     """
     uris = _label_uris(labels, archive)
     columns = {"uri": uris}
-    for name in _JOINED:
+    for name in _LABEL_COLUMNS:
         if name in labels.schema.names:
             columns[name] = _converted(labels[name], name)
     if len(columns) == 1:
-        raise BadLabels(f"the labels have none of the columns {', '.join(_JOINED)}")
+        raise BadLabels(f"the labels have none of the columns {', '.join(_LABEL_COLUMNS)}")
     distinct = pa.table(columns).group_by(list(columns)).aggregate([])
     counts = pc.value_counts(distinct["uri"])
     torn = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
@@ -56,7 +56,7 @@ def with_labels(
     met = pc.is_in(distinct["uri"], value_set=manifest["uri"].combine_chunks())
     alone = distinct["uri"].filter(pc.invert(met))
     labelled = manifest.num_rows - places.null_count
-    examples = tuple(sorted(alone.to_pylist())[:_SHOWN])
+    examples = tuple(sorted(alone.to_pylist())[:_MAX_EXAMPLES])
     return manifest, LabelReport(labelled, places.null_count, len(alone), examples)
 
 

@@ -12,23 +12,23 @@ import pyarrow.fs
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.parquet import opened
+from index.parquet import open_parquet
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
 from infra.store import Store, StoreSettings, open_store, split_uri
 
 _DIGEST_ROWS = 65_536
 _TAKEN_ROWS = 1_000_000
-_63_BITS = (1 << 63) - 1
+_INT63_MASK = (1 << 63) - 1
 _LABELS = {"vehicle_id", "model_id"}
 
 
 def crop_id_of(uri: str) -> int:
     """Return the crop_id: 63 bits of xxh3 over the URI in UTF-8, so it fits a signed int64."""
-    return xxh3_64_intdigest(uri.encode()) & _63_BITS
+    return xxh3_64_intdigest(uri.encode()) & _INT63_MASK
 
 
-def canonical(manifest: pa.Table) -> pa.Table:
+def normalize_manifest(manifest: pa.Table) -> pa.Table:
     """Bring a manifest into its one form: columns of MANIFEST_SCHEMA, rows by URI, of equal URIs the newest
     first. Raises SchemaMismatch for missing columns, other types, or nulls outside the labels."""
     missing = set(MANIFEST_SCHEMA.names) - set(manifest.schema.names)
@@ -45,10 +45,10 @@ def canonical(manifest: pa.Table) -> pa.Table:
     # S3 lists in order, so most manifests need no sort.
     if pc.all(pc.less(uris[:-1], uris[1:]), min_count=0).as_py():
         return table
-    return _taken(table, pc.sort_indices(table, [("uri", "ascending"), ("last_modified", "descending")]))
+    return _take_large(table, pc.sort_indices(table, [("uri", "ascending"), ("last_modified", "descending")]))
 
 
-def check_unique(manifest: pa.Table) -> tuple[pa.Table, int]:
+def drop_duplicates(manifest: pa.Table) -> tuple[pa.Table, int]:
     """Drop rows that name a URI once more, keeping the first, and return the rest with their number.
 
     Raises DuplicateCropId, with up to ten pairs, where two URIs have one crop_id.
@@ -59,8 +59,8 @@ def check_unique(manifest: pa.Table) -> tuple[pa.Table, int]:
     if not again.size:
         return manifest, 0
     uris = manifest.select(["uri"])
-    before = _taken(uris, pa.array(order[again]))["uri"]
-    after = _taken(uris, pa.array(order[again + 1]))["uri"]
+    before = _take_large(uris, pa.array(order[again]))["uri"]
+    after = _take_large(uris, pa.array(order[again + 1]))["uri"]
     collided = np.flatnonzero(np.asarray(pc.not_equal(before, after)))
     if collided.size:
         pairs = [f"{ids[order][again[i]]} ({before[int(i)]} and {after[int(i)]})" for i in collided[:10]]
@@ -88,7 +88,7 @@ def manifest_digest(manifest: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _taken(table: pa.Table, places: Any) -> pa.Table:
+def _take_large(table: pa.Table, places: Any) -> pa.Table:
     # Arrow joins all chunks to take from them, and 2 GB of text (25 million crops) is too long for one string
     # array: hence the detour over large strings and back in pieces.
     large = [
@@ -157,12 +157,12 @@ def read_manifest(
     if "crop_id" in table.schema.names and not pc.all(pc.equal(table["crop_id"], crop_ids)).as_py():
         raise BadInput(f"{uri} has crop_ids that do not belong to its URIs", remedy="Leave out that column.")
     columns |= {"crop_id": crop_ids, "uri": uris}
-    return canonical(pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}))
+    return normalize_manifest(pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}))
 
 
 def _read_key_list(store: Store, name: str) -> pa.Table:
     if name.endswith(".parquet"):
-        with opened(store, name) as file:
+        with open_parquet(store, name) as file:
             return file.read()
     types: dict[str, Any] = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
     options = pyarrow.csv.ConvertOptions(column_types=types)

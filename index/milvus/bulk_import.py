@@ -8,7 +8,7 @@ from typing import Protocol
 from index.milvus.client import Milvus
 from infra.errors import ImportFailed, IndexUnreachable
 
-AT_ONCE = 8
+MAX_CONCURRENT_IMPORTS = 8
 """Jobs in the server's hands at a time."""
 
 GRPC_AT_ONCE = 1
@@ -21,7 +21,7 @@ STUCK_SECONDS = 300.0
 """How long a job may show the same state and progress before it counts as stuck."""
 
 _POLL = 0.5
-_AGAIN = "Load again: what is half there is dropped first."
+_RETRY_REMEDY = "Load again: what is half there is dropped first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class GrpcImporter:
         """Do nothing: the generation is dropped."""
 
 
-def await_abandoned(milvus: Milvus, collection: str) -> None:
+def wait_for_orphaned_jobs(milvus: Milvus, collection: str) -> None:
     """Wait until a server of 2.3 is done with imports that nobody waits for, or has stood still for long.
 
     A collection that is dropped under a running import leaves the data node "busy", and then no import of
@@ -125,7 +125,7 @@ def import_files(
     collection: str,
     files: Iterator[ImportFile],
     said: Callable[[int, str], None] = lambda rows, note: None,
-    at_once: int = AT_ONCE,
+    at_once: int = MAX_CONCURRENT_IMPORTS,
 ) -> int:
     """Import files, at most `at_once` at a time, commit them all in the end, and return the rows.
 
@@ -144,7 +144,7 @@ def import_files(
             if not running:
                 break
             for one in list(running):
-                state = _checked(importer, one)
+                state = _poll(importer, one)
                 if state.done:
                     running.remove(one)
                     finished.append(one.job)
@@ -156,7 +156,7 @@ def import_files(
     except IndexUnreachable as lost:
         raise ImportFailed(
             f"{collection}: Milvus was lost during the import, so its outcome is unknown: {lost.message}",
-            remedy=_AGAIN,
+            remedy=_RETRY_REMEDY,
         ) from lost
     except BaseException:
         importer.abort([*finished, *(one.job for one in running)])
@@ -164,7 +164,7 @@ def import_files(
     return rows
 
 
-def _checked(importer: Importer, one: _Running) -> JobState:
+def _poll(importer: Importer, one: _Running) -> JobState:
     state = importer.state(one.job)
     if state.failed:
         raise ImportFailed(
@@ -180,7 +180,7 @@ def _checked(importer: Importer, one: _Running) -> JobState:
     if not state.done and still > STUCK_SECONDS:
         raise ImportFailed(
             f"{one.file.key}: job {one.job} is stuck: {state.name} at {state.progress} % for {still:,.0f} s",
-            remedy=f"It did not fail; look at the server's data nodes and its log. {_AGAIN}",
+            remedy=f"It did not fail; look at the server's data nodes and its log. {_RETRY_REMEDY}",
         )
     return state
 

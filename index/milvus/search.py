@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.milvus.client import Milvus
-from index.milvus.collection import Generation, searchable
+from index.milvus.collection import Generation, require_live
 from index.milvus.index_types import MAX_TOP, search_params
 from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES
 from infra.errors import BadInput, BadSetting
@@ -52,7 +52,7 @@ def search(
     BadSetting for `top` or a filter out of range, IndexUnreachable, IndexRefused.
     """
     checked_probes(features)
-    generation = searchable(milvus, alias, fingerprint)
+    generation = require_live(milvus, alias, fingerprint)
     return [hits for batch in search_generation(milvus, generation, features, top, filters) for hits in batch]
 
 

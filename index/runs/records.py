@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
-from index.runs.shards import ShardFacts
+from index.runs.shards import ShardInfo
 from infra.errors import FingerprintMismatch, Mismatch, SchemaMismatch
 
 LEDGER_VERSION = 1
 
 
-class _Document:
+class JsonDocument:
     """Plain JSON with sorted keys, so that equal contents are equal bytes."""
 
     def to_json(self) -> bytes:
@@ -40,7 +40,7 @@ class _Document:
 
 
 @dataclass(frozen=True, slots=True)
-class RunInfo(_Document):
+class RunInfo(JsonDocument):
     """What a run was started with."""
 
     run_id: str
@@ -95,7 +95,7 @@ class RunInfo(_Document):
 
 
 @dataclass(frozen=True, slots=True)
-class RunSummary(_Document):
+class RunSummary(JsonDocument):
     """What came of a run: listed = embedded + quarantined + duplicates."""
 
     run_id: str
@@ -108,7 +108,7 @@ class RunSummary(_Document):
     duplicates: int
     causes: dict[str, int]
     """Quarantined crops by 'stage/cause'."""
-    shards: tuple[ShardFacts, ...]
+    shards: tuple[ShardInfo, ...]
     """Keys are relative to the run's folder, so that a run may be copied elsewhere."""
     started: str
     finished: str
@@ -116,15 +116,15 @@ class RunSummary(_Document):
 
     @classmethod
     def _parsed(cls, found: dict[str, Any]) -> dict[str, Any]:
-        return found | {"shards": tuple(ShardFacts(**shard) for shard in found["shards"])}
+        return found | {"shards": tuple(ShardInfo(**shard) for shard in found["shards"])}
 
 
-def now() -> str:
+def utc_now() -> str:
     """Return the time, UTC, as it stands in a ledger."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def release() -> str:
+def package_version() -> str:
     """Return the version of this package, as it stands in a ledger."""
     try:
         return version("clvr-archive")
@@ -132,17 +132,17 @@ def release() -> str:
         return "unknown"
 
 
-def facts_to_json(facts: ShardFacts) -> bytes:
+def facts_to_json(facts: ShardInfo) -> bytes:
     """Return the record of one compacted shard."""
     return json.dumps(_facts(facts), sort_keys=True).encode()
 
 
-def facts_from_json(data: bytes) -> ShardFacts:
+def facts_from_json(data: bytes) -> ShardInfo:
     """Read the record of one compacted shard."""
-    return ShardFacts(**json.loads(data))
+    return ShardInfo(**json.loads(data))
 
 
-def _facts(facts: ShardFacts) -> dict[str, Any]:
+def _facts(facts: ShardInfo) -> dict[str, Any]:
     return {"key": facts.key, "rows": facts.rows, "bytes": facts.bytes, "sha256": facts.sha256}
 
 

@@ -23,12 +23,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.archive.manifest import canonical, check_unique, crop_id_of, manifest_digest
-from index.parquet import opened, write_table
-from index.runs.accounting import check_quarantine, ids_of, in_order, prove, require_balance, unusable
+from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
+from index.parquet import open_parquet, write_table
+from index.runs.accounting import (
+    check_quarantine,
+    crop_ids,
+    sort_like,
+    split_usable,
+    verify_partition,
+    verify_run,
+)
 from index.runs.folder import RunFolder
-from index.runs.records import RunInfo, RunSummary, facts_from_json, facts_to_json, now, release
-from index.runs.shards import ShardFacts, read_shards, write_shard
+from index.runs.records import RunInfo, RunSummary, facts_from_json, facts_to_json, package_version, utc_now
+from index.runs.shards import ShardInfo, read_shards, write_shard
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
     BadSetting,
@@ -95,7 +102,7 @@ class Run:
             raise BadSetting(f"'{run_id}' cannot name a run", remedy="Use letters, digits, '.', '_' and '-'.")
         if rows_per_part < 1 or rows_per_shard < 1:
             raise BadSetting(f"{rows_per_part} rows a part and {rows_per_shard} a shard cannot be")
-        crops, duplicates = check_unique(canonical(manifest))
+        crops, duplicates = drop_duplicates(normalize_manifest(manifest))
         if not crops.num_rows and not len(vanished):
             raise EmptyArchive(f"the manifest of run {run_id} has no rows")
         info = RunInfo(
@@ -109,8 +116,8 @@ class Run:
             duplicates=duplicates,
             rows_per_part=rows_per_part,
             parts_per_shard=max(1, rows_per_shard // rows_per_part),
-            created=now(),
-            version=release(),
+            created=utc_now(),
+            version=package_version(),
         )
         run = cls(store, info)
         if not run.folder.started():
@@ -161,10 +168,10 @@ class Run:
         """Keys, in the store, of the shards that have rows. Raises CountMismatch if not finished."""
         return [facts.key for facts in self.shards()]
 
-    def shards(self) -> list[ShardFacts]:
+    def shards(self) -> list[ShardInfo]:
         """Return the shards that have rows, as done.json states them, with keys in the store."""
         return [
-            ShardFacts(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
+            ShardInfo(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
             for facts in self.summary.shards
             if facts.rows
         ]
@@ -202,7 +209,7 @@ class Run:
         Crops with a URI, camera or track too long for the index are left out; `write_part` quarantines them.
         """
         rows = self.folder.part_rows(part)
-        return rows.filter(unusable(rows)[0])
+        return rows.filter(split_usable(rows)[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
         """Write the outcome of one part; the order of rows does not matter, a repetition overwrites.
@@ -211,23 +218,23 @@ class Run:
         CorruptShard and SchemaMismatch for what they must not hold.
         """
         rows = self.folder.part_rows(part)
-        usable, refused = unusable(rows)
+        usable, refused = split_usable(rows)
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
-        require_balance(
+        verify_partition(
             f"part {part} of run {self.run_id}",
-            listed=ids_of(rows.filter(usable)),
-            embedded=ids_of(shard),
-            quarantined=ids_of(quarantine),
+            listed=crop_ids(rows.filter(usable)),
+            embedded=crop_ids(shard),
+            quarantined=crop_ids(quarantine),
         )
         shard_key, quarantine_key = self.folder.part_keys(part)
-        left_out = in_order(pa.concat_tables([quarantine, refused]), rows)
+        left_out = sort_like(pa.concat_tables([quarantine, refused]), rows)
         write_table(self.store, quarantine_key, left_out, metadata=self.folder.footer)
         # The shard is the done-mark of the part, so it comes last.
         write_shard(
-            self.store, shard_key, in_order(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
+            self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
         )
 
-    def compact(self, shard: int) -> ShardFacts:
+    def compact(self, shard: int) -> ShardInfo:
         """Stream the parts of one shard into shards/ and quarantine/. Raises CountMismatch if any is pending.
 
         Independent of other shards, so many may be compacted at once.
@@ -247,7 +254,7 @@ class Run:
         written = write_shard(
             self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
         )
-        facts = ShardFacts(name, written.rows, written.bytes, written.sha256)
+        facts = ShardInfo(name, written.rows, written.bytes, written.sha256)
         self.store.put(self.folder.record_key(shard), facts_to_json(facts))
         return facts
 
@@ -259,7 +266,7 @@ class Run:
         if not self.finished:
             self.folder.require_done(set(range(self.info.parts)))
             shards = tuple(self.compact(shard) for shard in range(self.info.shards))
-            causes = prove(self.folder, shards)
+            causes = verify_run(self.folder, shards)
             embedded = sum(shard.rows for shard in shards)
             summary = RunSummary(
                 run_id=self.run_id,
@@ -273,7 +280,7 @@ class Run:
                 causes=dict(causes),
                 shards=shards,
                 started=self.info.created,
-                finished=now(),
+                finished=utc_now(),
                 settings=self.info.settings,
             )
             with suppress(ObjectExists):  # a second finisher came to the same result; its times stand
@@ -327,7 +334,7 @@ def vanished_uris(run: Run) -> pa.Table:
     """Return what the run lists as vanished, one column `uri`. Raises what `vanished_ids` raises."""
     key = run.folder.key(NAME)
     try:
-        with opened(run.store, key) as file:
+        with open_parquet(run.store, key) as file:
             if "uri" not in file.schema_arrow.names:
                 raise SchemaMismatch(f"{run.store.uri_of(key)} has no column uri")
             return file.read(columns=["uri"]).cast(_SCHEMA)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.parquet import opened, temporary_parquet
+from index.parquet import open_parquet, temporary_parquet
 from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES, SHARD_SCHEMA, SHARD_VERSION
 from infra.errors import (
     CorruptShard,
@@ -23,7 +23,7 @@ from infra.errors import (
 )
 from infra.store import Store
 
-REBUILD = (
+REBUILD_REMEDY = (
     "Delete the file and write it again from its run; if it is copied, compare the copy with the source."
 )
 
@@ -74,7 +74,7 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
                 column.validate(full=True)
             except pa.ArrowInvalid as invalid:
                 raise CorruptShard(
-                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD
+                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
                 ) from invalid
             longer = pc.greater(pc.binary_length(column), _LONGEST[name])
             if pc.any(longer).as_py():
@@ -117,14 +117,14 @@ def require_unique(crop_ids: NDArray[np.int64], where: str) -> None:
 
 def _corrupt(key: str, first_row: int, bad: Any, column: str, what: str) -> CorruptShard:
     row = first_row + int(np.flatnonzero(np.asarray(bad))[0])
-    return CorruptShard(f"{key}, row {row}, column {column} {what}", remedy=REBUILD)
+    return CorruptShard(f"{key}, row {row}, column {column} {what}", remedy=REBUILD_REMEDY)
 
 
 __all__ = [
     "ROW_GROUP_ROWS",
     "SHARD_SCHEMA",
     "SHARD_VERSION",
-    "ShardFacts",
+    "ShardInfo",
     "check_shard",
     "read_shards",
     "shard_table",
@@ -136,7 +136,7 @@ ROW_GROUP_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFacts:
+class ShardInfo:
     """What one shard holds: its key, its rows, its bytes as a file, and their SHA-256.
 
     `crop_ids`, int64 (rows,), is filled by `check_shard` only.
@@ -176,7 +176,7 @@ def write_shard(
     *,
     fingerprint: str,
     run_id: str,
-) -> ShardFacts:
+) -> ShardInfo:
     """Write one shard in bounded memory; it appears whole or not at all, and equal rows give equal bytes.
 
     Raises CorruptShard for values that no shard may hold, SchemaMismatch for other columns, DiskFull.
@@ -193,7 +193,7 @@ def write_shard(
             writer.write_table(pa.Table.from_batches([group.cast(SHARD_SCHEMA)]), ROW_GROUP_ROWS)
             written += group.num_rows
         writer.close()
-        facts = ShardFacts(key, written, path.stat().st_size, _sha256(path))
+        facts = ShardInfo(key, written, path.stat().st_size, _sha256(path))
         store.put(key, path)
     return facts
 
@@ -211,7 +211,7 @@ def read_shards(
     Raises ObjectMissing, SchemaMismatch, FingerprintMismatch (if one is asked for) and CorruptShard.
     """
     for key in keys:
-        with opened(store, key) as file:
+        with open_parquet(store, key) as file:
             check_footer(file.schema_arrow, key, fingerprint=fingerprint)
             chosen = None if columns is None else list(columns)
             yield from file.iter_batches(batch_size=batch_rows, columns=chosen)
@@ -230,9 +230,7 @@ def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
     return flat.reshape(-1, EMBEDDING_DIM)
 
 
-def check_shard(
-    store: Store, key: str, *, fingerprint: str, expected: ShardFacts | None = None
-) -> ShardFacts:
+def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:
     """Read a whole shard and hold it to the contract: bytes, footer, columns, values, one row a crop_id.
 
     `expected` is the entry of done.json. Raises what `read_shards` raises, CorruptShard with row and column,
@@ -244,7 +242,7 @@ def check_shard(
             raise CorruptShard(
                 f"{store.uri_of(key)} was altered: {size:,} bytes with SHA-256 {digest[:12]}…, "
                 f"but its run wrote {expected.bytes:,} bytes with {expected.sha256[:12]}…",
-                remedy=REBUILD,
+                remedy=REBUILD_REMEDY,
             )
     seen, rows = [np.empty(0, np.int64)], 0
     for batch in read_shards(store, [key], fingerprint=fingerprint):
@@ -257,7 +255,7 @@ def check_shard(
         size, digest = _stored_digest(store, key)
     elif rows != expected.rows:
         raise CorruptShard(f"{store.uri_of(key)} has {rows:,} rows, its run wrote {expected.rows:,}")
-    return ShardFacts(key, rows, size, digest, crop_ids)
+    return ShardInfo(key, rows, size, digest, crop_ids)
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -12,7 +12,7 @@ from index.milvus.collection import Generation, ensure_loaded
 from index.milvus.search import Hit, search_generation
 from index.search.probe import Sighting
 
-_IDS_A_CALL = 500
+_IDS_PER_CALL = 500
 _FACTS = ["crop_id", "uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
 
 
@@ -64,8 +64,8 @@ class MilvusSource:
         )
 
     def _rows(self, crop_ids: Sequence[int], fields: list[str]) -> Iterator[Any]:
-        for start in range(0, len(crop_ids), _IDS_A_CALL):
-            some = tuple(int(crop_id) for crop_id in crop_ids[start : start + _IDS_A_CALL])
+        for start in range(0, len(crop_ids), _IDS_PER_CALL):
+            some = tuple(int(crop_id) for crop_id in crop_ids[start : start + _IDS_PER_CALL])
             yield from self.milvus.call(
                 "query",
                 self.name,

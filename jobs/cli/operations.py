@@ -10,7 +10,7 @@ import typer
 from jobs.cli.archive import Actors, Archive, Labels, Manifest, Pattern
 from jobs.cli.options import Alias, Json, Milvus, Ray, config_file, emit, settings_of
 from jobs.runtime.progress import console
-from jobs.submit.client import Spoken, spoken
+from jobs.submit.client import LogPrinter, format_log_lines
 
 
 def reindex(
@@ -135,7 +135,7 @@ def submit(
     cluster, name, notes = jobs.submit(request, settings, chosen)
     for note in notes:
         console.print(note)
-    _accompany(cluster, name, detach=detach, as_json=as_json)
+    _follow_job(cluster, name, detach=detach, as_json=as_json)
 
 
 def jobs(
@@ -165,12 +165,12 @@ def jobs(
         job = next((one.job for one in cluster.list()), job)
     if action == "retry":
         cluster, name = verbs.retry(job, settings)
-        _accompany(cluster, name, detach=detach, as_json=as_json)
+        _follow_job(cluster, name, detach=detach, as_json=as_json)
     elif action == "logs" and follow:
-        _accompany(cluster, job, detach=False, as_json=as_json)
+        _follow_job(cluster, job, detach=False, as_json=as_json)
     elif action == "logs":
         text = cluster.logs(job)
-        emit({"job": job, "logs": text}, as_json, "\n".join(map(spoken, text.splitlines())))
+        emit({"job": job, "logs": text}, as_json, "\n".join(map(format_log_lines, text.splitlines())))
     elif action == "stop":
         stopping = cluster.stop(job)
         emit(
@@ -201,7 +201,7 @@ NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack",
 """Verbs of a terminal or of this machine."""
 
 
-def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
+def _follow_job(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
     """Pass on what a job says, then end with its exit code."""
     from jobs.submit.client import exit_code_of
 
@@ -210,7 +210,7 @@ def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
         emit({"job": job}, as_json, job)
         return
     try:
-        said = Spoken(lambda text: print(text, file=sys.stderr, flush=True))
+        said = LogPrinter(lambda text: print(text, file=sys.stderr, flush=True))
         found = cluster.follow(job, said)
         said.end()
     except KeyboardInterrupt:

@@ -264,9 +264,9 @@ def _forget(store: Store, key: str) -> None:
 
 
 def _alias_of(milvus: Any, alias: str) -> str:
-    from index.milvus.collection import live
+    from index.milvus.collection import live_generation
 
-    current = live(milvus, alias)
+    current = live_generation(milvus, alias)
     return f"{current.name} is live as {alias}" if current else f"nothing is live as {alias}"
 
 

@@ -16,7 +16,7 @@ from jobs.runtime.resolve import find_run
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """Two runs, by protocol; a difference is the second less the first."""
 
     runs: tuple[str, str]
@@ -46,7 +46,7 @@ class Compared:
         return "\n".join(lines)
 
 
-def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Compared:
+def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Comparison:
     """Rank both runs on the splits of the crops that both have embedded.
 
     Raises BadInput if they share no labelled crop, and what an evaluation raises.
@@ -72,7 +72,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         first = _ranked(name, a, rows_a, request)
         second = _ranked(name, b, rows_b, request)
         differences[name] = compare(first, second, vehicles, seed=request.seed)
-    return Compared((a.run.run_id, b.run.run_id), differences)
+    return Comparison((a.run.run_id, b.run.run_id), differences)
 
 
 def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:

@@ -25,14 +25,14 @@ from infra.store import Store, root_may_be_new
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
 
-SAME_NIGHT = timedelta(hours=20)
+RESUME_WINDOW = timedelta(hours=20)
 """An unfinished night that began less long ago is continued, also after midnight."""
 
 _NIGHT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
-class NightInputs:
+class ReindexInputs:
     """What makes two nights the same job. `fingerprint` is that of the checkpoint."""
 
     archive: str
@@ -70,17 +70,17 @@ class Attempt:
     ended: dict[str, Any] | None = None
 
 
-class Night:
+class ReindexRun:
     """One night. Its documents are written once each, but for the summary."""
 
-    def __init__(self, store: Store, night_id: str, created: str, inputs: NightInputs) -> None:
+    def __init__(self, store: Store, night_id: str, created: str, inputs: ReindexInputs) -> None:
         self.store = store
         self.night_id = night_id
         self.created = created
         self.inputs = inputs
 
     @classmethod
-    def begin(cls, store: Store, night_id: str, inputs: NightInputs) -> Self:
+    def begin(cls, store: Store, night_id: str, inputs: ReindexInputs) -> Self:
         """Begin a night, or open the one of this name.
 
         Raises Mismatch if that is another job's, BadSetting for a name that cannot be one.
@@ -89,7 +89,7 @@ class Night:
             raise BadSetting(
                 f"'{night_id}' cannot name a night", remedy="Use letters, digits, '.', '_' and '-'."
             )
-        document = {"night": night_id, "created": stamp(), "inputs": asdict(inputs)}
+        document = {"night": night_id, "created": utc_now(), "inputs": asdict(inputs)}
         with suppress(ObjectExists):
             store.create(_key(night_id, "night.json"), _encoded(document))
         night = cls.open(store, night_id)
@@ -107,7 +107,7 @@ class Night:
         """Open a night. Raises ObjectMissing, SchemaMismatch."""
         said = _read(store, _key(night_id, "night.json"))
         try:
-            return cls(store, night_id, said["created"], NightInputs(**said["inputs"]))
+            return cls(store, night_id, said["created"], ReindexInputs(**said["inputs"]))
         except (KeyError, TypeError) as error:
             raise SchemaMismatch(f"night {night_id} is of another release: {error}") from error
 
@@ -154,13 +154,13 @@ class Night:
 
     def begin_attempt(self) -> Attempt:
         """Write down that a process begins to work on the night."""
-        attempt = Attempt(len(self.attempts()) + 1, stamp())
+        attempt = Attempt(len(self.attempts()) + 1, utc_now())
         self.store.create(self.key(f"attempts/{attempt.number:04d}.json"), _encoded({"began": attempt.began}))
         return attempt
 
     def end_attempt(self, attempt: Attempt, step: str, error: BaseException | None) -> Attempt:
         """Write down how it ended: with the night finished, or at a step by an error."""
-        end: dict[str, Any] = {"at": stamp(), "step": step}
+        end: dict[str, Any] = {"at": utc_now(), "step": step}
         if error is not None:
             end |= {
                 "error": type(error).__name__,
@@ -186,21 +186,21 @@ class Night:
     def finish(self) -> None:
         """Set the done-mark."""
         with suppress(ObjectExists):
-            self.store.create(self.key("done.json"), _encoded({"at": stamp()}))
+            self.store.create(self.key("done.json"), _encoded({"at": utc_now()}))
 
 
-def tonight(store: Store, inputs: NightInputs, *, now: datetime | None = None) -> str:
+def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
     """Return the id of this job's night: the one that is begun and not finished, or one by today's date."""
     now = now or datetime.now(UTC)
     digest = inputs.digest()
     for night in reversed(list_nights(store)):
         begun = datetime.fromisoformat(night.created)
-        if night.inputs.digest() == digest and now - begun < SAME_NIGHT and not night.finished:
+        if night.inputs.digest() == digest and now - begun < RESUME_WINDOW and not night.finished:
             return night.night_id
     return f"{now:%Y-%m-%d}-{digest}"
 
 
-def list_nights(store: Store) -> list[Night]:
+def list_nights(store: Store) -> list[ReindexRun]:
     """Return all nights, the oldest first."""
     folders: list[str] = []
     with root_may_be_new(store):
@@ -208,11 +208,11 @@ def list_nights(store: Store) -> list[Night]:
     nights = []
     for folder in folders:
         with suppress(ObjectMissing):
-            nights.append(Night.open(store, folder.rpartition("/")[2]))
+            nights.append(ReindexRun.open(store, folder.rpartition("/")[2]))
     return sorted(nights, key=lambda night: (night.created, night.night_id))
 
 
-def night_before(night: Night) -> dict[str, Any] | None:
+def previous_summary(night: ReindexRun) -> dict[str, Any] | None:
     """Return the summary of the last finished night of the same archive and alias before this one."""
     for other in reversed(list_nights(night.store)):
         same = (other.inputs.archive, other.inputs.alias) == (night.inputs.archive, night.inputs.alias)
@@ -221,7 +221,7 @@ def night_before(night: Night) -> dict[str, Any] | None:
     return None
 
 
-def stamp() -> str:
+def utc_now() -> str:
     """Return the time now, UTC, in ISO 8601 to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 

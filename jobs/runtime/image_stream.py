@@ -15,19 +15,19 @@ from clvr_model.preprocessing import decode
 from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
 from infra.store import Store, open_store
 
-FETCH_CAUSES: dict[type[ClvrError], str] = {
+QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
     StoreDenied: "denied",
     ObjectChanged: "changed",
 }
 # That many refusals before the first object means that it is us who are refused, not an object.
-REFUSALS = 8
+PERMANENT_ERRORS = 8
 
 Answer = NDArray[np.uint8] | ClvrError
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ImageFailure:
     """Why one picture is not to be had: `stage` is fetch or decode, `cause` one word, `detail` one line."""
 
     stage: str
@@ -44,7 +44,7 @@ class LoadTimes:
     bytes: int = 0
 
 
-def stream_pictures(
+def stream_images(
     store: Store,
     keys: Sequence[str],
     *,
@@ -52,7 +52,7 @@ def stream_pictures(
     ahead: int = 64,
     decoders: int = 1,
     times: LoadTimes | None = None,
-) -> Iterator[tuple[int, NDArray[np.uint8] | Failure]]:
+) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
     """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
 
     etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
@@ -72,14 +72,14 @@ def stream_pictures(
             if isinstance(answer, StoreDenied):
                 denied += 1
                 store.ensure()
-                if not arrived and denied >= REFUSALS:
+                if not arrived and denied >= PERMANENT_ERRORS:
                     raise answer
             yield position, _failure(answer)
     finally:
         answers.close()
 
 
-def cores_here() -> int:
+def available_cpus() -> int:
     """The cores that this process may run on: what a reader may take that has a machine to itself."""
     return len(os.sched_getaffinity(0))
 
@@ -163,14 +163,14 @@ class _Loader:
                     self.times.bytes += len(fetched.data)
 
 
-def _failure(error: ClvrError) -> Failure:
+def _failure(error: ClvrError) -> ImageFailure:
     """Turn an error of one picture into a row; raise one that is not of one picture."""
     if isinstance(error, UnreadablePicture):
-        return Failure("decode", error.cause, error.message)
-    cause = FETCH_CAUSES.get(type(error))
+        return ImageFailure("decode", error.cause, error.message)
+    cause = QUARANTINABLE_ERRORS.get(type(error))
     if cause is None:
         raise error
-    return Failure("fetch", cause, error.message)
+    return ImageFailure("fetch", cause, error.message)
 
 
 def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:

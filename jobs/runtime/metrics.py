@@ -78,29 +78,29 @@ _PHASES = ("planning", "embedding", "compacting", "finishing")
 def count(series: Series, more: float, **tags: str) -> None:
     """Add to a counter; nothing where there is nothing to add."""
     if more > 0 and ray.is_initialized():
-        _made(series).inc(more, tags=tags)
+        _metric(series).inc(more, tags=tags)
 
 
-def show(series: Series, value: float, **tags: str) -> None:
+def set_gauge(series: Series, value: float, **tags: str) -> None:
     """Set a gauge."""
     if ray.is_initialized():
-        _made(series).set(value, tags=tags)
+        _metric(series).set(value, tags=tags)
 
 
 def show_phases(run: str, timings: "Timings") -> None:
     """Show how long the phases of an embedding took."""
     for phase in _PHASES:
-        show(PHASE_SECONDS, getattr(timings, f"{phase}_seconds"), run=run, phase=phase)
+        set_gauge(PHASE_SECONDS, getattr(timings, f"{phase}_seconds"), run=run, phase=phase)
 
 
 def show_load(alias: str, *, done: int, total: int, states: Mapping[str, int]) -> None:
     """Show how far a load is, and how many imports stand in which state."""
-    show(LOAD_ROWS, done, alias=alias, what="done")
-    show(LOAD_ROWS, total, alias=alias, what="wanted")
+    set_gauge(LOAD_ROWS, done, alias=alias, what="done")
+    set_gauge(LOAD_ROWS, total, alias=alias, what="wanted")
     seen = _seen_states.setdefault(alias, set())
     seen |= states.keys()
     for state in seen:  # those that are over have to be told to be none
-        show(IMPORT_JOBS, states.get(state, 0), alias=alias, state=state)
+        set_gauge(IMPORT_JOBS, states.get(state, 0), alias=alias, state=state)
 
 
 def import_states(note: str) -> Counter[str]:
@@ -110,20 +110,20 @@ def import_states(note: str) -> Counter[str]:
 
 def show_gate(alias: str, report: "GateReport") -> None:
     """Show the figures of a gate."""
-    show(GATE_PASSED, float(report.passed), alias=alias)
-    show(GATE_RECALL, report.recall_at_1, alias=alias, k="1")
-    show(GATE_RECALL, report.recall_at_10, alias=alias, k="10")
-    show(GATE_LATENCY, report.latency_p50_ms, alias=alias, quantile="0.5")
-    show(GATE_LATENCY, report.latency_p95_ms, alias=alias, quantile="0.95")
+    set_gauge(GATE_PASSED, float(report.passed), alias=alias)
+    set_gauge(GATE_RECALL, report.recall_at_1, alias=alias, k="1")
+    set_gauge(GATE_RECALL, report.recall_at_10, alias=alias, k="10")
+    set_gauge(GATE_LATENCY, report.latency_p50_ms, alias=alias, quantile="0.5")
+    set_gauge(GATE_LATENCY, report.latency_p95_ms, alias=alias, quantile="0.95")
     show_gap(alias, expected=report.rows_expected, indexed=report.rows_indexed)
 
 
 def show_gap(alias: str, *, expected: int, indexed: int) -> None:
     """Show by how many rows a generation differs from its runs."""
-    show(RECONCILIATION_GAP, abs(indexed - expected), alias=alias)
+    set_gauge(RECONCILIATION_GAP, abs(indexed - expected), alias=alias)
 
 
 @cache
-def _made(series: Series) -> Any:
+def _metric(series: Series) -> Any:
     kind = metrics.Counter if series.kind == "counter" else metrics.Gauge
     return kind(series.name, series.says, tag_keys=series.tags)

@@ -17,7 +17,7 @@ console = Talk()
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ProgressState:
     """How far the work is: `done` and `total` count `unit`s, `note` is said behind them."""
 
     done: int
@@ -26,10 +26,12 @@ class Standing:
 
 
 @contextmanager
-def progress(title: str, unit: str, read: Callable[[], Standing], *, every: float = 0.5) -> Iterator[None]:
+def progress(
+    title: str, unit: str, read: Callable[[], ProgressState], *, every: float = 0.5
+) -> Iterator[None]:
     """Show what `read` answers, from a thread of its own, until the block ends."""
     stop = threading.Event()
-    show = _live if console.is_terminal else _plain
+    show = _progress_bar if console.is_terminal else _log_lines
     thread = threading.Thread(target=show, args=(title, unit, read, stop, every), daemon=True)
     thread.start()
     try:
@@ -39,7 +41,9 @@ def progress(title: str, unit: str, read: Callable[[], Standing], *, every: floa
         thread.join(timeout=5)
 
 
-def _live(title: str, unit: str, read: Callable[[], Standing], stop: threading.Event, every: float) -> None:
+def _progress_bar(
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,7 +65,9 @@ def _live(title: str, unit: str, read: Callable[[], Standing], stop: threading.E
                 return
 
 
-def _plain(title: str, unit: str, read: Callable[[], Standing], stop: threading.Event, every: float) -> None:
+def _log_lines(
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+) -> None:
     first = read()
     started = spoken = time.monotonic()
     while True:

@@ -12,8 +12,8 @@ from rich.table import Table
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
-from index.search.probe import Probe, Sighting, expanded
-from index.search.retrieval import RERANK_HEAD, Answer, Rules
+from index.search.probe import Probe, Sighting, merge_probes
+from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.travel_time import MAX_SPEED_KMH, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
@@ -68,14 +68,14 @@ class Found:
     probe: Probe
     generation: str
     fingerprint: str
-    answers: tuple[Answer, ...]
+    answers: tuple[Match, ...]
     model_names: dict[int, str]
     calibration: Calibration | None = None
 
     @property
     def verdict(self) -> str:
         """Whether the vehicle is in the archive, in a word."""
-        return verdict_of(self.answers, self.calibration)
+        return verdict(self.answers, self.calibration)
 
     def sentence(self) -> str:
         """Whether the vehicle is in the archive, in a sentence; empty where nothing tells."""
@@ -107,7 +107,7 @@ class Found:
                 hit.camera_id or "-",
                 shown_time(hit.captured_at),
                 f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
-                _remark(each),
+                _notes(each),
                 f"{CROP}{hit.crop_id} {hit.uri}",
             )
         screen = Console(width=190, no_color=True)
@@ -139,7 +139,7 @@ def search_pictures(request: SearchRequest, settings: Settings) -> Found:
     when `request.checkpoint` is not the live generation's, BadSetting for times that are not times.
     """
     rules = rules_of(request.rules)
-    sighting = _seen(request.seen)
+    sighting = _parse_sighting(request.seen)
     for picture in request.pictures:
         # Before any server is asked: the commonest mistake is the cheapest to find.
         if not picture.startswith(CROP):
@@ -147,10 +147,10 @@ def search_pictures(request: SearchRequest, settings: Settings) -> Found:
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
     probes = [searcher.probe(picture) for picture in request.pictures]
-    probe = probes[0] if len(probes) == 1 else expanded(", ".join(request.pictures), probes)
+    probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.pictures), probes)
     if sighting:
         probe = Probe(probe.name, probe.features, (*probe.sightings, sighting))
-    rules = with_models(rules, request.rules, searcher, request.pictures)
+    rules = resolve_model_filters(rules, request.rules, searcher, request.pictures)
     found = Found(
         probe=probe,
         generation=searcher.source.name,
@@ -190,7 +190,7 @@ def rules_of(request: RulesRequest) -> Rules:
     )
 
 
-def with_models(
+def resolve_model_filters(
     rules: Rules, request: RulesRequest, searcher: Searcher, pictures: Sequence[str] = ()
 ) -> Rules:
     """Add the wanted vehicle models, by name or number. Raises BadInput for a model that is not known."""
@@ -202,7 +202,7 @@ def with_models(
     return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(wanted)))))
 
 
-def verdict_of(answers: Sequence[Answer], calibration: Calibration | None) -> str:
+def verdict(answers: Sequence[Match], calibration: Calibration | None) -> str:
     """`nothing`, `ranked`, `found` or `not found`; see Found."""
     if not answers:
         return "nothing"
@@ -212,7 +212,7 @@ def verdict_of(answers: Sequence[Answer], calibration: Calibration | None) -> st
     return "found" if within else "not found"
 
 
-def answer_document(answer: Answer, model: str) -> dict[str, Any]:
+def answer_document(answer: Match, model: str) -> dict[str, Any]:
     """One answer as a machine reads it."""
     hit = asdict(answer.hit) | {"rank": answer.rank, "vehicle_model": model}
     journey = answer.journey
@@ -226,7 +226,7 @@ def answer_document(answer: Answer, model: str) -> dict[str, Any]:
 
 
 def shown_answers(
-    answers: Sequence[Answer], names: dict[int, str], threshold: float | None
+    answers: Sequence[Match], names: dict[int, str], threshold: float | None
 ) -> list[ShownAnswer]:
     """Answers with their thumbnails, for a page."""
     shown = []
@@ -245,7 +245,7 @@ def shown_time(captured_at: int) -> str:
     return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _seen(text: str | None) -> Sighting | None:
+def _parse_sighting(text: str | None) -> Sighting | None:
     if not text:
         return None
     camera, at, time = text.partition("@")
@@ -275,7 +275,7 @@ def _predicted(picture: str, searcher: Searcher) -> int:
     return int(searcher.embedder(read_picture(picture)[None]).model_id[0])
 
 
-def _remark(answer: Answer) -> str:
+def _notes(answer: Match) -> str:
     journey = answer.journey
     parts = [f"{answer.crops} crops" if answer.crops > 1 else ""]
     if journey and not journey.possible:

@@ -13,12 +13,12 @@ from clvr_model.engines import default_cache
 from clvr_model.preprocessing import decode
 from index.archive.manifest import crop_id_of
 from index.filters import Filters
-from index.milvus.collection import live, searchable
+from index.milvus.collection import live_generation, require_live
 from index.milvus.search import Hit
 from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
-from index.search.retrieval import Answer, Rules, answer
+from index.search.retrieval import Match, Rules, retrieve
 from infra.errors import BadInput, UnreadablePicture
 from infra.settings import Settings
 from infra.store import open_store, split_uri
@@ -40,12 +40,12 @@ class Searcher:
         self.threads = threads
         milvus = open_milvus(settings)
         # An alias that points nowhere is refused here, by whatever fingerprint.
-        target = live(milvus, settings.alias) or searchable(milvus, settings.alias, "")
+        target = live_generation(milvus, settings.alias) or require_live(milvus, settings.alias, "")
         self.run = find_run(target.run_ids[-1], settings)
         self.checkpoint_uri = checkpoint or self.run.info.model
         if checkpoint is not None:
             # Only now is the model read: probes that are archived crops need none.
-            target = searchable(milvus, settings.alias, self.checkpoint.fingerprint)
+            target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
         self.source = MilvusSource(milvus, target)
         self.archives = {find_run(run_id, settings).info.archive for run_id in target.run_ids}
 
@@ -61,7 +61,7 @@ class Searcher:
     @cached_property
     def embedder(self) -> Embedder:
         """The model, compiled for this machine. Raises FingerprintMismatch where it is not the archive's."""
-        searchable(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
+        require_live(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
         return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
@@ -96,9 +96,9 @@ class Searcher:
         """Features (n, 1024) of pictures (n, 299, 299, 3)."""
         return self.embedder(pictures).features
 
-    def answer(self, probes: Sequence[Probe], rules: Rules) -> list[list[Answer]]:
+    def answer(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
         """Answer each probe; see `index.answers.answer`."""
-        return answer(self.source, probes, rules, self.calibration)
+        return retrieve(self.source, probes, rules, self.calibration)
 
     def crop(self, crop_id: int) -> Hit:
         """What the index knows of a crop. Raises BadInput."""

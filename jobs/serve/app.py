@@ -18,17 +18,17 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from index.filters import Filters
-from index.milvus.collection import count
-from index.search.probe import Probe, expanded
+from index.milvus.collection import row_count
+from index.search.probe import Probe, merge_probes
 from index.search.retrieval import RERANK_HEAD, Rules
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadablePicture
 from infra.store import open_store
 from jobs.pages.thumbnail import thumbnail
 from jobs.runtime.resolve import epoch_ms
-from jobs.search.search import answer_document, verdict_of
+from jobs.search.search import answer_document, verdict
 from jobs.search.searcher import CROP, Searcher, crop_number
-from jobs.serve.access import Guard, Limits, guarded
+from jobs.serve.access import AccessPolicy, Limits, with_access_control
 
 ASSETS = Path(__file__).parent / "static"
 MAX_PICTURES = 5
@@ -79,7 +79,7 @@ class WebRules(BaseModel):
         )
 
 
-class Recent(Generic[Key, Value]):
+class LruCache(Generic[Key, Value]):
     """The values that were asked for last; safe to share by threads."""
 
     def __init__(self, size: int) -> None:
@@ -106,15 +106,15 @@ class Recent(Generic[Key, Value]):
                 self._values.popitem(last=False)
 
 
-class Desk:
+class SearchService:
     """What the routes do: one searcher, and what need not be done twice."""
 
     def __init__(self, searcher: Searcher, cameras: CameraMap | None) -> None:
         self.searcher = searcher
         self.cameras = cameras
-        self._thumbnails: Recent[int, bytes] = Recent(THUMBNAILS)
-        self._uris: Recent[int, str] = Recent(URIS)
-        self._features: Recent[str, Probe] = Recent(FEATURES)
+        self._thumbnails: LruCache[int, bytes] = LruCache(THUMBNAILS)
+        self._uris: LruCache[int, str] = LruCache(URIS)
+        self._features: LruCache[str, Probe] = LruCache(FEATURES)
         # OpenVINO answers one request at a time anyway, and waiting here keeps the queue visible.
         self._model = threading.Lock()
 
@@ -126,7 +126,7 @@ class Desk:
         return {
             "generation": searcher.source.name,
             "fingerprint": searcher.source.fingerprint,
-            "crops": count(searcher.source.milvus, searcher.source.generation),
+            "crops": row_count(searcher.source.milvus, searcher.source.generation),
             "cameras": searcher.known_cameras(),
             "positions": self.cameras.positions if self.cameras else {},
             "models": searcher.model_names,
@@ -147,7 +147,7 @@ class Desk:
         started = time.perf_counter()
         probes = [self._probe(data) for data in pictures]
         probes += [self.searcher.probe(f"{CROP}{crop}") for crop in crops]
-        probe = probes[0] if len(probes) == 1 else expanded("several pictures", probes)
+        probe = probes[0] if len(probes) == 1 else merge_probes("several pictures", probes)
         embedded = time.perf_counter()
         (answers,) = self.searcher.answer([probe], rules)
         ended = time.perf_counter()
@@ -155,7 +155,7 @@ class Desk:
         for each in answers:
             self._uris.put(each.hit.crop_id, each.hit.uri)
         return {
-            "verdict": verdict_of(answers, self.searcher.calibration),
+            "verdict": verdict(answers, self.searcher.calibration),
             "sightings": [
                 {"camera_id": seen.camera_id, "captured_at": seen.captured_at} for seen in probe.sightings
             ],
@@ -189,10 +189,10 @@ class Desk:
 
 
 def make_app(
-    searcher: Searcher, guard: Guard, *, cameras: CameraMap | None = None, limits: Limits | None = None
+    searcher: Searcher, guard: AccessPolicy, *, cameras: CameraMap | None = None, limits: Limits | None = None
 ) -> Any:
     """The application, behind its guard."""
-    desk = Desk(searcher, cameras)
+    desk = SearchService(searcher, cameras)
     app = FastAPI(title="CLVR Archive", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(ClvrError)
@@ -229,7 +229,7 @@ def make_app(
         ("/icon.svg", "icon.svg", "image/svg+xml"),
     ):
         app.add_api_route(path, _asset(ASSETS / file, kind), methods=["GET"])
-    return guarded(app, guard, limits or Limits())
+    return with_access_control(app, guard, limits or Limits())
 
 
 def _asset(path: Path, kind: str) -> Callable[[], FileResponse]:

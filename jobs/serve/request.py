@@ -10,7 +10,7 @@ from infra.errors import BadSetting
 from infra.settings import Settings
 from jobs.runtime.progress import console
 from jobs.search.searcher import Searcher, read_bytes
-from jobs.serve.access import App, Guard, Limits, is_loopback
+from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
 TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
@@ -35,7 +35,12 @@ class ServeRequest:
 
 
 def page_app(
-    settings: Settings, guard: Guard, cameras: CameraMap | None, max_upload_mib: int, *, threads: int = 0
+    settings: Settings,
+    guard: AccessPolicy,
+    cameras: CameraMap | None,
+    max_upload_mib: int,
+    *,
+    threads: int = 0,
 ) -> App:
     """The page behind its guard, with the model loaded: the first visitor should not wait for it."""
     searcher = Searcher(settings, threads=threads)
@@ -52,7 +57,7 @@ def cameras_of(request: ServeRequest) -> CameraMap | None:
     return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
 
 
-def announce(request: ServeRequest, guard: Guard) -> None:
+def print_address(request: ServeRequest, guard: AccessPolicy) -> None:
     """Say where the page is."""
     scheme = "https" if request.certificate else "http"
     shown = f"[{request.host}]" if ":" in request.host else request.host
@@ -63,7 +68,7 @@ def announce(request: ServeRequest, guard: Guard) -> None:
         console.print("without --certificate the token crosses the network in the clear", style="yellow")
 
 
-def guard_of(request: ServeRequest) -> Guard:
+def guard_of(request: ServeRequest) -> AccessPolicy:
     """The guard of an address: a token wherever others can reach it, unless --no-token says otherwise.
 
     The token is `$CLVR_SERVE_TOKEN`, or made here. Raises BadSetting for one that can be guessed.
@@ -76,4 +81,4 @@ def guard_of(request: ServeRequest) -> Guard:
         )
     wanted = (not local or request.require_token or given is not None) and not request.no_token
     token = (given or secrets.token_urlsafe(24)) if wanted else None
-    return Guard(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)
+    return AccessPolicy(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)

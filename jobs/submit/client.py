@@ -230,7 +230,7 @@ def _without_ray_addresses() -> Iterator[None]:
             os.environ.update(kept)
 
 
-class Spoken:
+class LogPrinter:
     """Takes pieces of a log as they come, and says its lines when they are whole."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -241,16 +241,16 @@ class Spoken:
         """Take the next piece."""
         *lines, self._rest = (self._rest + piece).split("\n")
         for line in lines:
-            self._say(spoken(line))
+            self._say(format_log_lines(line))
 
     def end(self) -> None:
         """Say a last line that nothing ended."""
         if self._rest:
-            self._say(spoken(self._rest))
+            self._say(format_log_lines(self._rest))
         self._rest = ""
 
 
-def spoken(line: str) -> str:
+def format_log_lines(line: str) -> str:
     """Return the message of a structured line; any other line as it is."""
     if not line.startswith("{"):
         return line

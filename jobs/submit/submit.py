@@ -25,7 +25,7 @@ from infra.errors import BadInput, BadSetting
 from infra.settings import DEFAULT_FILE, Settings
 from jobs.submit.client import JobCluster
 
-PINNED = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
+VERSION_CHECKED_PACKAGES = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
 """What must be the same on both sides: the engines whose behaviour our contracts rest on."""
 
 OPEN_VARIABLES = (
@@ -114,7 +114,9 @@ def entrypoint_of(request: SubmitRequest) -> str:
     """The command line of the job."""
     checks = [word for name in request.secret_env for word in ("--secret-env", name)]
     if not request.any_versions:
-        checks += [word for name in PINNED for word in ("--expect", f"{name}=={version(name)}")]
+        checks += [
+            word for name in VERSION_CHECKED_PACKAGES for word in ("--expect", f"{name}=={version(name)}")
+        ]
     return shlex.join([request.python, "-m", "jobs.cli.entrypoint", *checks, "--", *request.command])
 
 
@@ -137,7 +139,7 @@ def runtime_env_of(request: SubmitRequest, chosen: Mapping[str, str]) -> dict[st
             )
     environment["env_vars"] = variables | given
     if request.working_dir is not None:
-        environment["working_dir"] = str(_fit(request.working_dir))
+        environment["working_dir"] = str(_check_working_dir(request.working_dir))
         environment["excludes"] = [*environment.get("excludes", ()), *EXCLUDED]
     return environment
 
@@ -182,7 +184,7 @@ def new_name(verb: str) -> str:
     return f"{verb}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def _fit(folder: Path) -> Path:
+def _check_working_dir(folder: Path) -> Path:
     if not folder.is_dir():
         raise BadSetting(f"--working-dir {folder} is no folder")
     file = folder / DEFAULT_FILE

@@ -17,7 +17,7 @@ from infra.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AuditRecord:
     """Who asked what, why and when, and what was asked with. `who` is what the caller's system calls them."""
 
     who: str
@@ -35,7 +35,7 @@ class Entry:
             raise BadInput("nobody says who asks", remedy="give --who")
 
 
-def append(store: Store, entry: Entry) -> str:
+def append(store: Store, entry: AuditRecord) -> str:
     """Write an entry and return its key. Raises StoreError, and then nothing may run on it."""
     moment = datetime.fromisoformat(entry.when).strftime("%Y%m%dT%H%M%S%fZ")
     key = f"audit/{moment}-{secrets.token_hex(4)}.json"
@@ -49,12 +49,12 @@ def require(store: Store, key: str) -> None:
         raise AccountingError(f"no audit entry {store.uri_of(key)}", remedy="start the sweep by clvr sweep")
 
 
-def entries(store: Store) -> list[tuple[str, Entry]]:
+def entries(store: Store) -> list[tuple[str, AuditRecord]]:
     """All entries with their keys, oldest first. Raises SchemaMismatch for one that is none."""
     found = []
     for info in sorted(store.list("audit"), key=lambda info: info.key):
         try:
-            found.append((info.key, Entry(**json.loads(store.get(info.key)))))
+            found.append((info.key, AuditRecord(**json.loads(store.get(info.key)))))
         except (ValueError, TypeError) as error:
             raise SchemaMismatch(f"{store.uri_of(info.key)} is no audit entry: {error}") from error
     return found

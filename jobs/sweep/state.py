@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from index.parquet import opened, write_table
+from index.parquet import open_parquet, write_table
 from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists, SchemaMismatch
 from infra.store import Store, root_may_be_new
 
@@ -132,7 +132,7 @@ class Sweep:
             probes=probes.num_rows,
             rows_per_part=rows_per_part,
             audit=audit,
-            created=_now(),
+            created=utc_now(),
         )
         sweep = cls(store, info)
         write_table(
@@ -171,7 +171,7 @@ class Sweep:
 
     def probes(self, part: int) -> pa.Table:
         """The probes of one part: probe_id, uri."""
-        with opened(self.store, self._list_key) as file:
+        with open_parquet(self.store, self._list_key) as file:
             return file.read_row_group(part)
 
     def write_part(self, part: int, results: pa.Table, probes: pa.Table) -> None:
@@ -186,12 +186,12 @@ class Sweep:
     def outcomes(self) -> Iterator[pa.Table]:
         """What became of the probes, part by part."""
         for part in range(self.info.parts):
-            with opened(self.store, _probe_key(part)) as file:
+            with open_parquet(self.store, _probe_key(part)) as file:
                 yield file.read()
 
     def results(self, part: int) -> pa.Table:
         """The answers of one part."""
-        with opened(self.store, _result_key(part)) as file:
+        with open_parquet(self.store, _result_key(part)) as file:
             return file.read()
 
     @property
@@ -220,7 +220,7 @@ class Sweep:
         if rows != answers:
             raise CountMismatch(f"the probes count {answers:,} answers, the results hold {rows:,}")
         summary = SweepSummary(
-            self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, _now()
+            self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, utc_now()
         )
         self.store.put("done.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
         return summary
@@ -256,5 +256,6 @@ def _result_key(part: int) -> str:
     return f"results/part-{part:05d}.parquet"
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """Return the time, UTC, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

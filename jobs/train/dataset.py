@@ -13,8 +13,8 @@ from clvr_model.datasets.labelled import Labelled, read_folder, read_table, sing
 from clvr_model.datasets.releases import read_release
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.store import Store
-from jobs.runtime.image_stream import Failure, common_store, stream_pictures
-from jobs.runtime.progress import Standing, console, progress
+from jobs.runtime.image_stream import ImageFailure, common_store, stream_images
+from jobs.runtime.progress import ProgressState, console, progress
 from jobs.runtime.ray_cluster import root_cause
 
 
@@ -58,7 +58,7 @@ def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> t
     """
     try:
         kept: dict[str, Any] = json.loads(folder.get(CHECKED_FILE))
-        bad = {int(row): Failure(**failure) for row, failure in kept["left_out"].items()}
+        bad = {int(row): ImageFailure(**failure) for row, failure in kept["left_out"].items()}
     except ObjectMissing:
         bad = _checked(labelled)
     for row, failure in list(bad.items())[:NAMED]:
@@ -117,16 +117,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
-def _checked(labelled: Labelled) -> dict[int, Failure]:
+def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
     store, keys = common_store(labelled.uris)
     look = ray.remote(num_cpus=1)(_failures)
     starts = range(0, len(keys), SLICE)
     waiting = {look.remote(store, keys[start : start + SLICE]): start for start in starts}
-    bad: dict[int, Failure] = {}
+    bad: dict[int, ImageFailure] = {}
     done = 0
 
-    def standing() -> Standing:
-        return Standing(done, len(keys), f"{len(bad):,} bad" if bad else "")
+    def standing() -> ProgressState:
+        return ProgressState(done, len(keys), f"{len(bad):,} bad" if bad else "")
 
     try:
         with progress("look", "pictures", standing):
@@ -140,6 +140,6 @@ def _checked(labelled: Labelled) -> dict[int, Failure]:
     return bad
 
 
-def _failures(store: Store, keys: list[str]) -> dict[int, Failure]:
-    found = stream_pictures(store, keys)
-    return {place: picture for place, picture in found if isinstance(picture, Failure)}
+def _failures(store: Store, keys: list[str]) -> dict[int, ImageFailure]:
+    found = stream_images(store, keys)
+    return {place: picture for place, picture in found if isinstance(picture, ImageFailure)}

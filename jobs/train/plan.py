@@ -25,7 +25,7 @@ from clvr_model.training import (
     training_mode,
 )
 from infra.errors import BadInput, BadSetting
-from jobs.runtime.image_stream import Failure, common_store, cores_here, stream_pictures
+from jobs.runtime.image_stream import ImageFailure, available_cpus, common_store, stream_images
 from jobs.train.dataset import read_labelled
 from jobs.train.job import Work
 from jobs.train.train import TrainRequest, asked_recipe
@@ -190,10 +190,10 @@ def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], in
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
     store, keys = common_store(labelled.uris)
     begun = time.perf_counter()
-    stream = stream_pictures(store, [keys[row] for row in rows], decoders=cores_here())
+    stream = stream_images(store, [keys[row] for row in rows], decoders=available_cpus())
     found = [picture for _, picture in stream]
     seconds = time.perf_counter() - begun
-    good = [picture for picture in found if not isinstance(picture, Failure)]
+    good = [picture for picture in found if not isinstance(picture, ImageFailure)]
     if not good:
         raise BadInput(f"not one of {len(found)} sampled pictures of {store.uri} could be read")
     return np.stack(good[:PROBE_BATCH]), len(found) - len(good), len(found) / seconds

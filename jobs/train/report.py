@@ -27,7 +27,7 @@ EXAMPLES_EACH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportInputs:
     """What a page needs besides the card. final: the last entry of the training's history."""
 
     data: str
@@ -37,7 +37,9 @@ class Told:
     cost: Cost
 
 
-def write_report(destination: Store, card: Card, told: Told, log: Sequence[Mapping[str, Any]]) -> None:
+def write_report(
+    destination: Store, card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]
+) -> None:
     """Write `report.html` beside the checkpoint."""
     predicted = np.array(told.final["predicted"], np.int64)
     true = told.held.model_ids
@@ -70,7 +72,7 @@ def write_report(destination: Store, card: Card, told: Told, log: Sequence[Mappi
     destination.put(REPORT_FILE, build_training_page(page).encode())
 
 
-def _note(card: Card, told: Told) -> str:
+def _note(card: Card, told: ReportInputs) -> str:
     words = (
         "Naming the model is what the network learned, not what it is for: whether it finds the same vehicle "
         "again is measured by clvr evaluate."
@@ -121,7 +123,7 @@ def _examples(
             )
 
 
-def _facts(card: Card, told: Told, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     starts = [line for line in log if line["event"] == "start"]
     last = starts[-1] if starts else {}
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}

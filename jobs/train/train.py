@@ -24,11 +24,11 @@ from jobs.runtime.ray_cluster import connect, cores, gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
 from jobs.train.dataset import data_digest, read_labelled, say_what_is_learned, usable_pictures
 from jobs.train.feature_cache import remove_features
-from jobs.train.input import choose_way
+from jobs.train.input import choose_input_backend
 from jobs.train.job import Pictures, TrainJob, Work
 from jobs.train.log import cost_of, read_log
-from jobs.train.progress import new_train_board, standing_once_begun, stopping_on_sigterm
-from jobs.train.report import REPORT_FILE, Told, write_report
+from jobs.train.progress import new_train_board, stopping_on_sigterm, wait_for_first_progress
+from jobs.train.report import REPORT_FILE, ReportInputs, write_report
 from jobs.train.worker import train_worker
 
 WORKER_LOSSES = 3  # how often a lost worker is replaced before the job gives up
@@ -153,7 +153,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
         data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
-    _report(destination, saved.card, Told(request.data, training, held, final, cost), folder)
+    _report(destination, saved.card, ReportInputs(request.data, training, held, final, cost), folder)
     return Trained(uri=request.to, fingerprint=saved.fingerprint, **trained)
 
 
@@ -186,7 +186,7 @@ def _checked_workers(request: TrainRequest) -> str:
             f"{request.workers} workers need one {what} each, and the cluster has {there}",
             remedy="give fewer --workers" + (", or --cpu" if request.gpu else ""),
         )
-    return choose_way(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
+    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
 
 
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:
@@ -208,7 +208,7 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     try:
         with (
             stopping_on_sigterm(board) as terminated,
-            progress("train", "passes", lambda: standing_once_begun(board, over)),
+            progress("train", "passes", lambda: wait_for_first_progress(board, over)),
         ):
             try:
                 result = trainer.fit()
@@ -237,7 +237,7 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     return state
 
 
-def _report(destination: Store, card: Card, told: Told, folder: Store) -> None:
+def _report(destination: Store, card: Card, told: ReportInputs, folder: Store) -> None:
     """Write the page; a training of hours is not lost for a page that fails."""
     try:
         write_report(destination, card, told, read_log(folder))

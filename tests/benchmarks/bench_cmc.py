@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Labelled, cmc, cmc_of_splits
-from index.evaluation.protocols import draw
+from index.evaluation.cmc import LabeledFeatures, cmc, cmc_of_splits
+from index.evaluation.protocols import draw_splits
 from index.exact.products import choose_kernel
 
-Call = Callable[[Labelled, Labelled], tuple[float, float]]
+Call = Callable[[LabeledFeatures, LabeledFeatures], tuple[float, float]]
 PROBES, GALLERY, DIMENSION = 2_400, 17_377, 1024
 
 
@@ -43,7 +43,7 @@ def features_of(vehicles: NDArray[np.int64], path: Path, seed: int) -> np.memmap
     return rows
 
 
-def plain(probes: Labelled, gallery: Labelled) -> tuple[float, float]:
+def plain(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
     """The arithmetic of torchreid's and fast-reid's Python evaluation, written from their formulas.
 
     The full distance matrix, a full sort, and for each probe in turn: junk by vehicle and camera (nobody's
@@ -65,7 +65,7 @@ def plain(probes: Labelled, gallery: Labelled) -> tuple[float, float]:
     return float(np.mean(first)), float(np.mean(precisions))
 
 
-def counted(probes: Labelled, gallery: Labelled) -> tuple[float, float]:
+def counted(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
     """Ours. Returns rank-1 and mAP."""
     found = cmc(probes, gallery)
     return float(found.curve[0]), found.map
@@ -74,11 +74,11 @@ def counted(probes: Labelled, gallery: Labelled) -> tuple[float, float]:
 def repeated(repeats: int) -> Call:
     """Ours, of `repeats` draws of vehicleid-paper from the same pictures in one pass."""
 
-    def call(probes: Labelled, gallery: Labelled) -> tuple[float, float]:
+    def call(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
         features = np.concatenate([probes.features, gallery.features])
         vehicles = np.concatenate([probes.vehicle_ids, gallery.vehicle_ids])
-        splits = draw("vehicleid-paper", vehicles, repeats=repeats)
-        found = cmc_of_splits(Labelled(features, vehicles), splits)
+        splits = draw_splits("vehicleid-paper", vehicles, repeats=repeats)
+        found = cmc_of_splits(LabeledFeatures(features, vehicles), splits)
         return float(np.mean([one.curve[0] for one in found])), float(np.mean([one.map for one in found]))
 
     return call
@@ -138,8 +138,8 @@ def main() -> None:
             )
         )
         with tempfile.TemporaryDirectory() as folder:
-            probes = Labelled(features_of(probe_ids, Path(folder, "probes"), 3), probe_ids)
-            gallery = Labelled(features_of(gallery_ids, Path(folder, "gallery"), 4), gallery_ids)
+            probes = LabeledFeatures(features_of(probe_ids, Path(folder, "probes"), 3), probe_ids)
+            gallery = LabeledFeatures(features_of(gallery_ids, Path(folder, "gallery"), 4), gallery_ids)
             # The first call of a process loads or compiles the loops, and asks which product pays.
             runs: dict[str, Call] = {"first call": counted} if times == asked.times[0] else {}
             runs["counting (index.cmc)"] = counted

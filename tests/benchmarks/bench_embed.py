@@ -30,7 +30,7 @@ from index.archive.listing import list_archive
 from index.runs.run import Run
 from infra.store import Store, open_store
 from jobs.embed.part import embed_part
-from jobs.runtime.image_stream import stream_pictures
+from jobs.runtime.image_stream import stream_images
 
 TURNS = 3
 
@@ -94,7 +94,7 @@ def bench_pictures(archive: Store, where: str) -> None:
     keys, etags = [info.key for info in infos], [info.etag for info in infos]
 
     def load(decoders: int) -> None:
-        for _ in stream_pictures(archive, keys, etags=etags, ahead=64, decoders=decoders):
+        for _ in stream_images(archive, keys, etags=etags, ahead=64, decoders=decoders):
             pass
 
     for decoders in sorted({1, os.cpu_count() or 1}):
@@ -121,7 +121,7 @@ def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: 
         settings={},
     )
     keys = [uri.removeprefix(archive.uri_of("")) for uri in manifest["uri"].to_pylist()[:64]]
-    sample = np.stack([picture for _, picture in stream_pictures(archive, keys)])  # type: ignore[misc]
+    sample = np.stack([picture for _, picture in stream_images(archive, keys)])  # type: ignore[misc]
 
     def bare() -> None:
         for start in range(0, rows, 8):

@@ -31,10 +31,10 @@ from bench_cmc import processor
 from numpy.typing import NDArray
 
 from index.exact.knn import nearest
-from index.parquet import opened
+from index.parquet import open_parquet
 from index.runs.shards import vectors_of, write_shard
 from index.schema import SHARD_SCHEMA
-from index.search.scan_source import ahead
+from index.search.scan_source import prefetch
 from infra.store import Store, open_store
 
 Found = NDArray[np.int64]
@@ -94,7 +94,7 @@ def compare(
         return nearest(queries, ((ids[i : i + 8192], vectors[i : i + 8192]) for i in steps), k)[0]
 
     def from_parquet() -> Found:
-        with ahead(blocks(store)) as read:
+        with prefetch(blocks(store)) as read:
             return nearest(queries, read, k)[0]
 
     def faiss_from_parquet() -> Found:
@@ -193,7 +193,7 @@ def write(store: Store, vectors: NDArray[np.float32]) -> None:
 
 def blocks(store: Store) -> Any:
     """The shard's ids and vectors, a row group at a time, on one thread."""
-    with opened(store, "shard.parquet") as file:
+    with open_parquet(store, "shard.parquet") as file:
         for batch in file.iter_batches(8192, columns=["crop_id", "embedding"], use_threads=False):
             yield batch.column("crop_id").to_numpy(), vectors_of(batch)
 
@@ -243,7 +243,7 @@ def one_scan(rows: int) -> None:
                 for ids, vectors in blocks(store):
                     yield ids + number * 8192, vectors
 
-        with ahead(again()) as read:
+        with prefetch(again()) as read:
             nearest(queries, read, 20)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(

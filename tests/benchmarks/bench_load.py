@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from milvus_bench import Bench, bench_server, finished_run, grouped, machine
 
 from index.generations import records
-from index.generations.load import LoadOptions, LoadTimes, Target, build
-from index.lock import ROWS, held
+from index.generations.load import LoadOptions, LoadTimes, Target, build_generation
+from index.lock import ROWS, acquire
 from index.runs.run import Run
 
 
@@ -36,8 +36,10 @@ def load(bench: Bench, run: Run, target: Target, name: str, index_type: str = "I
     """Build a generation, and drop it."""
     times = LoadTimes()
     options = LoadOptions(index_type=index_type, target=target, milvus_bucket=bench.bucket)
-    with held(bench.own, ROWS, name) as lock:
-        generation = build(bench.milvus, bench.own, [run], lock, alias="bench", options=options, times=times)
+    with acquire(bench.own, ROWS, name) as lock:
+        generation = build_generation(
+            bench.milvus, bench.own, [run], lock, alias="bench", options=options, times=times
+        )
     records.drop(bench.milvus, bench.own, generation.name)
     return Outcome(name, run.summary.embedded, times)
 

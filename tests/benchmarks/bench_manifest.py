@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import survey_archive
+from index.archive.listing import list_crops
 from index.runs.run import Run
 from infra.store import ObjectInfo, Store, StoreSettings, open_store
 
@@ -68,7 +68,7 @@ def main() -> None:
         with measured("the synthetic listing alone"):
             listed = sum(1 for folder in synthetic.folders() for _ in synthetic.list(folder))
         with measured(f"listing -> manifest of {listed:,} crops"):
-            manifest = survey_archive(synthetic, pattern=PATTERN).manifest
+            manifest = list_crops(synthetic, pattern=PATTERN).manifest
         print(f"{'':40} {manifest.nbytes / 2**20:7.0f} MiB of Arrow columns")
         given = {"manifest": manifest, "archive": archive, "fingerprint": "f", "model": "m", "settings": {}}
         with measured("manifest -> run (unique, digest, Parquet)"):

@@ -20,10 +20,10 @@ from bench_search import searchable
 
 from index.filters import Filters
 from index.milvus.client import connect
-from index.milvus.collection import live
+from index.milvus.collection import live_generation
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
-from index.search.retrieval import Rules, answer
+from index.search.retrieval import Rules, retrieve
 from index.search.scan_source import ScanSource
 from jobs.runtime.resolve import find_run
 
@@ -48,7 +48,7 @@ def main() -> None:
         print(f"{asked.rows:,} rows, {len(probes)} probes, {asked.threads} thread(s); load {load:.1f}")
         print(f"{'probes/s at nq':<28}" + "".join(f"{nq:>10}" for nq in SIZES))
         with connect(settings.milvus) as milvus:
-            generation = live(milvus, settings.alias)
+            generation = live_generation(milvus, settings.alias)
             assert generation is not None
             index = MilvusSource(milvus, generation)
             for name, source in (("index (Milvus Lite)", index), ("exact scan of the shards", scan)):
@@ -72,7 +72,7 @@ def rate(source: MilvusSource | ScanSource, probes: list[Probe], nq: int) -> flo
     rules, done, started = Rules(top=20), 0, time.perf_counter()
     while time.perf_counter() - started < 1 or not done:
         first = done % max(1, len(probes) - nq + 1)
-        answer(source, probes[first : first + nq], rules)
+        retrieve(source, probes[first : first + nq], rules)
         done += nq
     return done / (time.perf_counter() - started)
 

@@ -24,7 +24,7 @@ from clvr_model.network import Architecture, Clvr
 from clvr_model.recipe import load_recipe
 from clvr_model.training import make_optimizer, train_step, training_mode
 from infra.store import open_store
-from jobs.train.input import Arrays, Feed
+from jobs.train.input import Arrays, ImageLoader
 from jobs.train.job import Pictures
 
 
@@ -76,14 +76,14 @@ def main() -> None:
         ray.init(num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         found: dict[str, object] = {"pictures": len(uris), "batch": asked.batch, "cores": cores}
         for way in ("local", "ray", "local", "ray"):
-            feed = Feed(way, 1)
+            feed = ImageLoader(way, 1)
             found.setdefault(f"{way}_images_per_second", [])
             found[f"{way}_images_per_second"].append(  # type: ignore[attr-defined]
                 round(rate(feed.batches(pictures, rows, asked.batch)))
             )
             found[f"{way}_first_batch_seconds"] = round(first(feed.batches(pictures, rows, asked.batch)), 2)
         ray.shutdown()
-        batch = next(Feed("local", 1).batches(pictures, rows, asked.batch))
+        batch = next(ImageLoader("local", 1).batches(pictures, rows, asked.batch))
         for precision in ("fp32", "bf16"):
             found[f"step_images_per_second_{precision}_one_core"] = round(step_rate(batch, precision), 1)
         found["load_average"] = os.getloadavg()

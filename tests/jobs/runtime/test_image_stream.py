@@ -13,7 +13,7 @@ from PIL import Image
 from clvr_model.preprocessing import decode
 from infra.errors import ClvrError, StoreDenied, StoreUnreachable
 from infra.store import Fetched, Store, StoreSettings, open_store
-from jobs.runtime.image_stream import REFUSALS, Failure, LoadTimes, stream_pictures
+from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, LoadTimes, stream_images
 
 
 def jpeg(shade: int) -> bytes:
@@ -48,7 +48,7 @@ def archive(tmp_path: Path) -> Store:
 def test_every_position_comes_once_with_its_own_picture(archive: Store) -> None:
     keys = [info.key for info in archive.list()]
     times = LoadTimes()
-    found = dict(stream_pictures(archive, keys, ahead=7, times=times))
+    found = dict(stream_images(archive, keys, ahead=7, times=times))
     assert sorted(found) == list(range(40))
     for position, picture in found.items():
         assert isinstance(picture, np.ndarray)
@@ -62,9 +62,9 @@ def test_what_is_wrong_with_one_picture_is_a_value(archive: Store) -> None:
     archive.put("empty.jpg", b"")
     keys = ["0.jpg", "bad.jpg", "empty.jpg", "none.jpg", "1.jpg"]
     etags = ["", "", "", "", "another"]
-    found = dict(stream_pictures(archive, keys, etags=etags))
+    found = dict(stream_images(archive, keys, etags=etags))
     causes = {
-        place: (value.stage, value.cause) for place, value in found.items() if isinstance(value, Failure)
+        place: (value.stage, value.cause) for place, value in found.items() if isinstance(value, ImageFailure)
     }
     assert causes == {
         1: ("decode", "not-a-picture"),
@@ -84,7 +84,7 @@ def test_an_unreachable_store_is_an_error(archive: Store) -> None:
         raise StoreUnreachable("no answer")
 
     with pytest.raises(StoreUnreachable):
-        list(stream_pictures(Refusing(answer), ["a"] * 100))
+        list(stream_images(Refusing(answer), ["a"] * 100))
 
 
 def test_refused_credentials_stop_the_stream_at_once() -> None:
@@ -93,7 +93,7 @@ def test_refused_credentials_stop_the_stream_at_once() -> None:
             return jpeg(1)
         raise StoreDenied("no")
 
-    stream = stream_pictures(Refusing(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
+    stream = stream_images(Refusing(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
     with pytest.raises(StoreDenied, match="ExpiredToken"):
         list(stream)
 
@@ -104,9 +104,9 @@ def test_nothing_but_refusals_stops_the_stream_even_where_listing_is_allowed() -
 
     taken = []
     with pytest.raises(StoreDenied):
-        for taken_one in stream_pictures(Refusing(answer), ["x"] * 100):
+        for taken_one in stream_images(Refusing(answer), ["x"] * 100):
             taken.append(taken_one)
-    assert len(taken) < REFUSALS
+    assert len(taken) < PERMANENT_ERRORS
 
 
 def test_one_refused_object_is_its_own_fault() -> None:
@@ -115,8 +115,8 @@ def test_one_refused_object_is_its_own_fault() -> None:
             raise StoreDenied("no")
         return jpeg(1)
 
-    found = dict(stream_pictures(Refusing(answer), ["ok"] * 20 + ["x"], ahead=4))
-    assert isinstance(found[20], Failure) and found[20].cause == "denied"
+    found = dict(stream_images(Refusing(answer), ["ok"] * 20 + ["x"], ahead=4))
+    assert isinstance(found[20], ImageFailure) and found[20].cause == "denied"
 
 
 def test_a_fault_nobody_thought_of_is_raised_not_swallowed() -> None:
@@ -124,7 +124,7 @@ def test_a_fault_nobody_thought_of_is_raised_not_swallowed() -> None:
         raise MemoryError("none left")
 
     with pytest.raises(MemoryError):
-        list(stream_pictures(Refusing(answer), ["a"]))
+        list(stream_images(Refusing(answer), ["a"]))
 
 
 def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
@@ -135,7 +135,7 @@ def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
             asked[0] += 1
         return jpeg(1)
 
-    stream = stream_pictures(Refusing(answer), ["a"] * 200, ahead=10)
+    stream = stream_images(Refusing(answer), ["a"] * 200, ahead=10)
     for _ in range(5):
         next(stream)
     assert asked[0] <= 5 + 10
@@ -143,7 +143,7 @@ def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
 
 def test_a_stream_that_is_left_early_leaves_no_threads(archive: Store) -> None:
     before = threading.active_count()
-    stream = stream_pictures(archive, [info.key for info in archive.list()], ahead=8)
+    stream = stream_images(archive, [info.key for info in archive.list()], ahead=8)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
@@ -156,6 +156,6 @@ def test_a_denied_local_file_is_a_value(archive: Store) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     Path(archive.uri_of("0.jpg")).chmod(0)
-    found = dict(stream_pictures(archive, ["0.jpg", "1.jpg"]))
-    assert isinstance(found[0], Failure) and isinstance(found[0].cause, str)
+    found = dict(stream_images(archive, ["0.jpg", "1.jpg"]))
+    assert isinstance(found[0], ImageFailure) and isinstance(found[0].cause, str)
     assert not isinstance(found[1], ClvrError)
