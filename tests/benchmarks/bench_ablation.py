@@ -127,7 +127,7 @@ def report(
             network(to_input(pixels))[0] for pixels, _ in test.batches(np.arange(len(test.classes)), PASS)
         ]
     ranked = evaluate_protocol("vehicleid-paper", torch.cat(features).numpy(), test.sought)
-    rank1, mean_precision = float(ranked.mean[0]), float(ranked.maps.mean())
+    rank1, mean_precision = float(ranked.mean[0]), float(ranked.means["map"].mean())
     print(
         f"{arm:40} {stage:14} accuracy {found.micro:6.1%}  loss {found.loss:6.3f}  "
         f"rank-1 {rank1:6.1%}  mAP {mean_precision:6.1%}  {cpu:6.0f} CPU-s",
