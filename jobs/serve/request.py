@@ -7,8 +7,8 @@ from pathlib import Path
 
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
+from infra.logging import logger
 from infra.settings import Settings
-from jobs.runtime.progress import console
 from jobs.search.searcher import Searcher, read_bytes
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
@@ -63,9 +63,9 @@ def print_address(request: ServeRequest, guard: AccessPolicy) -> None:
     shown = f"[{request.host}]" if ":" in request.host else request.host
     address = f"{scheme}://{shown}:{request.port}/"
     # Behind '#', so that no server's log keeps it.
-    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
+    logger.info(f"The page: {address}{'#token=' + guard.token if guard.token else ''}")
     if guard.token and scheme == "http":
-        console.print("without --certificate the token crosses the network in the clear", style="yellow")
+        logger.warning("without --certificate the token crosses the network in the clear")
 
 
 def guard_of(request: ServeRequest) -> AccessPolicy:

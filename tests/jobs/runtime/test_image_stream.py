@@ -12,7 +12,7 @@ from PIL import Image
 
 from clvr_model.preprocessing import decode
 from infra.errors import ClvrError, StoreDenied, StoreUnreachable
-from infra.store import Fetched, Store, StoreSettings, open_store
+from infra.store import ObjectBody, Store, StoreSettings, open_store
 from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, LoadTimes, stream_images
 
 
@@ -29,8 +29,8 @@ class Refusing(Store):
         self.answer = answer
         self.list_denied = list_denied
 
-    def fetch(self, key: str) -> Fetched:
-        return Fetched(self.answer(key), "e")
+    def fetch(self, key: str) -> ObjectBody:
+        return ObjectBody(self.answer(key), "e")
 
     def ensure(self) -> None:
         if self.list_denied:
