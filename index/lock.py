@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
 
 from index.documents import JsonDocument, current_user, utc_now
 from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing
@@ -35,8 +34,8 @@ def alias_lock(alias: str) -> str:
 class LockRecord(JsonDocument):
     """Who holds a lock: `process` names one process of one machine since its boot; `expires` in s, epoch."""
 
-    NOUN: ClassVar = "lock"
-    REMEDY: ClassVar = "Delete it if nothing is running."
+    NOUN = "lock"
+    REMEDY = "Delete it if nothing is running."
 
     owner: str
     doing: str

@@ -148,6 +148,8 @@ class Receipt(JsonDocument):
     but whose time is unknown: they are not erased.
     """
 
+    NOUN = "receipt"
+
     erasure_id: str
     state: Literal["dry run", "nothing matches", "begun", "done"]
     wanted: dict[str, Any]

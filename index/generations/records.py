@@ -31,6 +31,8 @@ class GenerationRecord(JsonDocument):
     `promotions` lists every move of the alias to this one.
     """
 
+    NOUN = "ledger entry of a generation"
+
     name: str
     alias: str
     fingerprint: str

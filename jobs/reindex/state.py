@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from index.documents import JsonDocument, encode_json, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
@@ -56,7 +56,7 @@ class ReindexInputs:
 class _RunDocument(JsonDocument):
     """`night.json`: the name of the run and what was asked for."""
 
-    NOUN: ClassVar = "reindex run"
+    NOUN = "reindex run"
 
     night: str
     created: str

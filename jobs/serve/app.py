@@ -17,6 +17,7 @@ from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from index.archive.reader import ArchiveReader
 from index.filters import Filters
 from index.milvus.collection import row_count
 from index.search.probe import Probe, merge_probes
@@ -143,11 +144,10 @@ class SearchService:
         """Return a crop's thumbnail, JPEG. Raises BadInput for a crop outside the archive, StoreError."""
         uri = self._uri(crop_id)
         for archive in self.searcher.archives:
-            store = open_store(archive)
-            root = store.uri_of("")
-            if uri.startswith(root):
-                return thumbnail(store.get(uri.removeprefix(root)))
-        raise BadInput(f"crop {crop_id} lies outside of the archive")
+            reader = ArchiveReader(open_store(archive))
+            if reader.holds(uri):
+                return thumbnail(reader.fetch(uri).data)
+        raise BadInput(f"crop {crop_id} is outside the archive")
 
     @cachedmethod(lambda self: self._uris, lambda self, crop_id: crop_id, lambda self: self._caches)
     def _uri(self, crop_id: int) -> str:

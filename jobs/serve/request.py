@@ -5,11 +5,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
 from infra.logging import logger
 from infra.settings import Settings
-from jobs.search.searcher import Searcher, read_bytes
+from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
@@ -53,7 +54,7 @@ def cameras_of(request: ServeRequest) -> CameraMap | None:
     """Positions of the cameras, where a file says them. Raises BadInput for a file that is none."""
     if not request.camera_file:
         return None
-    data = read_bytes(request.camera_file)
+    data = read_uri(request.camera_file)
     return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
 
 

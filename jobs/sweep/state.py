@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -59,8 +59,8 @@ PROBE_SCHEMA = pa.schema(
 class SweepInfo(JsonDocument):
     """What sweep.json says."""
 
-    NOUN: ClassVar = "sweep"
-    FORMAT: ClassVar = ("version", VERSION)
+    NOUN = "sweep"
+    FORMAT = ("version", VERSION)
 
     request: Mapping[str, Any]
     generation: str

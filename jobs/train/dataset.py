@@ -11,10 +11,11 @@ import ray
 
 from clvr_model.datasets.labelled import Labelled, read_folder, read_table, single_picture_models
 from clvr_model.datasets.releases import read_release
+from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import Store
-from jobs.runtime.image_stream import ImageFailure, common_store, stream_images
+from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
@@ -115,15 +116,15 @@ def _some(names: list[str]) -> str:
 
 
 def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
-    store, keys = common_store(labelled.uris)
+    reader, uris = reader_of(labelled.uris), labelled.uris
     look = ray.remote(num_cpus=1)(_failures)
-    starts = range(0, len(keys), SLICE)
-    waiting = {look.remote(store, keys[start : start + SLICE]): start for start in starts}
+    starts = range(0, len(uris), SLICE)
+    waiting = {look.remote(reader, uris[start : start + SLICE]): start for start in starts}
     bad: dict[int, ImageFailure] = {}
     done = 0
 
     def standing() -> ProgressState:
-        return ProgressState(done, len(keys), f"{len(bad):,} bad" if bad else "")
+        return ProgressState(done, len(uris), f"{len(bad):,} bad" if bad else "")
 
     try:
         with progress("look", "pictures", standing):
@@ -131,12 +132,12 @@ def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
                 (ready,), _ = ray.wait(list(waiting))
                 start = waiting.pop(ready)
                 bad |= {start + place: failure for place, failure in ray.get(ready).items()}
-                done += len(keys[start : start + SLICE])
+                done += len(uris[start : start + SLICE])
     except Exception as error:
         raise root_cause(error) from error
     return bad
 
 
-def _failures(store: Store, keys: list[str]) -> dict[int, ImageFailure]:
-    found = stream_images(store, keys)
+def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
+    found = stream_images(reader, uris)
     return {place: picture for place, picture in found if isinstance(picture, ImageFailure)}
