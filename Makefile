@@ -36,9 +36,9 @@ format: $(READY) ## Put the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Run every benchmark and print its table
+bench: $(READY) ## Run the benchmarks and write docs/benchmarks.md (about 15 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python tests/benchmarks/report.py $(BENCH)
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
