@@ -48,14 +48,14 @@ def augmented(picture: Picture, stage: Stage, rng: np.random.Generator) -> Pictu
     """One picture, uint8 (h, w, 3): mirrored, coloured, blurred and erased, each as the stage says."""
     # Always as many draws: turning one switch off leaves the others' randomness as it was.
     flip, blur, radius, erase, area, aspect, top, left, *colours = rng.random(_DRAWS).tolist()
-    if stage.flip and flip < 0.5:
+    if stage.horizontal_flip and flip < 0.5:
         picture = picture[:, ::-1]
-    if stage.colour:
-        picture = _coloured(picture, 1 + stage.colour * (2 * np.asarray(colours[:3]) - 1))
+    if stage.color_jitter:
+        picture = _coloured(picture, 1 + stage.color_jitter * (2 * np.asarray(colours[:3]) - 1))
     if blur < stage.blur:
         size = BLUR_RADIUS[0] + radius * (BLUR_RADIUS[1] - BLUR_RADIUS[0])
         picture = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(size)))
-    if erase < stage.erase:
+    if erase < stage.random_erasing:
         picture = _erased(picture, area, aspect, top, left)
     return np.ascontiguousarray(picture)
 

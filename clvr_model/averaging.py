@@ -34,7 +34,7 @@ class Average:
     @classmethod
     def of(cls, network: Clvr, stage: Stage) -> "Average | None":
         """The average that a stage asks for, if it does. Call it after `make_optimizer`, which freezes."""
-        return cls(network, stage.ema) if stage.ema else None
+        return cls(network, stage.ema_decay) if stage.ema_decay else None
 
     @torch.no_grad()
     def update(self) -> None:

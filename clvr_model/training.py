@@ -201,7 +201,7 @@ def train_epoch(
                 micro_batch=stage.micro_batch,
                 precision=precision,
                 label_smoothing=stage.label_smoothing,
-                clip=stage.clip,
+                clip=stage.max_grad_norm,
             )
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None

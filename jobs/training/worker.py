@@ -88,7 +88,7 @@ class _Worker:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
         state = reported_state()
         if state is None:
-            load_backbone(network, self.recipe.backbone)
+            load_backbone(network, self.recipe.pretrained)
             place = Place()
         else:
             state.restore(network)

@@ -69,7 +69,7 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
     recipe = load_recipe(name, [*common, *overrides])
     classes = int(training.classes.max()) + 1
     network = Clvr.of(recipe.architecture(classes), seed=recipe.seed)
-    load_backbone(network, recipe.backbone)
+    load_backbone(network, recipe.pretrained)
     network.to(memory_format=torch.channels_last)
     everything = np.arange(len(training.classes))
     if recipe.reestimate_statistics:
@@ -186,7 +186,7 @@ def main() -> None:
         flush=True,
     )
     for arm in given.arm or ["paper", "strong"]:
-        fit(arm, [f"backbone={given.weights}", *given.set], training, held, test)
+        fit(arm, [f"pretrained={given.weights}", *given.set], training, held, test)
 
 
 if __name__ == "__main__":

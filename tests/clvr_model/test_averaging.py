@@ -1,6 +1,5 @@
 """The moving average follows what learns, survives a resume, and is lent or given to the network."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from clvr_model.training import make_optimizer
 from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint
 
-TARGET = Stage("target", epochs=1, optimizer="sgd", lr=0.1, ema=0.5)
-WARMUP = replace(TARGET, name="warmup", trainable="head")
+TARGET = Stage(name="target", epochs=1, optimizer="sgd", lr=0.1, ema_decay=0.5)
+WARMUP = TARGET.model_copy(update={"name": "warmup", "trainable": "head"})
 
 
 def _network(stage: Stage) -> Clvr:
@@ -24,7 +23,7 @@ def _network(stage: Stage) -> Clvr:
 
 
 def test_a_stage_without_it_has_none() -> None:
-    assert Average.of(_network(WARMUP), replace(WARMUP, ema=0.0)) is None
+    assert Average.of(_network(WARMUP), WARMUP.model_copy(update={"ema_decay": 0.0})) is None
 
 
 def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +37,8 @@ from clvr_model.training import (
 from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
 
-WARMUP = Stage("warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
-TARGET = Stage("target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
+WARMUP = Stage(name="warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
+TARGET = Stage(name="target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
 PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
 SEED = 11
@@ -126,7 +125,7 @@ def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
 def test_portions_of_a_batch_give_the_whole_batchs_gradient() -> None:
     pooled = torch.rand(7, 2048, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    stage = replace(TARGET, lr=0.01)
+    stage = TARGET.model_copy(update={"lr": 0.01})
     whole, portions = _network().head, _network().head
     a = train_step(whole, make_optimizer(whole, stage), pooled, classes)
     b = train_step(portions, make_optimizer(portions, stage), pooled, classes, micro_batch=3)
@@ -141,7 +140,7 @@ def test_the_head_learns_what_can_be_learnt() -> None:
     pooled = torch.rand(60, 2048, generator=torch.Generator().manual_seed(0))
     pooled[torch.arange(60), classes] += 5
     head = Clvr(3, feature_dim=64, seed=1).head
-    stage = replace(WARMUP, epochs=15)
+    stage = WARMUP.model_copy(update={"epochs": 15})
     results = train_stage(
         head,
         make_optimizer(head, stage),
@@ -153,7 +152,7 @@ def test_the_head_learns_what_can_be_learnt() -> None:
 
 
 def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
-    head, stage = _network().head, replace(WARMUP, epochs=3)
+    head, stage = _network().head, WARMUP.model_copy(update={"epochs": 3})
     good = torch.rand(2, 2048)
     batches = [(good, CLASSES[:2]), (good * torch.nan, CLASSES[:2])]
     with pytest.raises(TrainingDiverged, match=r"stage warmup, epoch 2, batch 2: the loss is nan"):
@@ -173,7 +172,7 @@ def test_a_stage_without_pictures_is_refused() -> None:
 
 def test_a_stage_of_no_epochs_does_nothing() -> None:
     head = _network().head
-    stage = replace(WARMUP, epochs=0)
+    stage = WARMUP.model_copy(update={"epochs": 0})
     assert train_stage(head, make_optimizer(head, stage), stage, lambda epoch: []) == []
 
 
@@ -297,7 +296,7 @@ def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_els
 def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    stage = replace(TARGET, epochs=1, frozen_statistics=True)
+    stage = TARGET.model_copy(update={"epochs": 1, "frozen_statistics": True})
     train_stage(network, make_optimizer(network, stage), stage, _batches(0))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("backbone.") for name in changed)
@@ -309,7 +308,7 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
 def test_balanced_sampling_shows_every_class_and_its_pictures_equally_often(
     classes: list[int], seed: int, epoch: int
 ) -> None:
-    stage = replace(WARMUP, sampling="balanced")
+    stage = WARMUP.model_copy(update={"sampling": "balanced"})
     known = np.array(classes)
     order = stage_order(stage, known, seed=seed, number=1, epoch=epoch)
     assert len(order) == len(known)
@@ -327,11 +326,11 @@ def test_plain_sampling_is_the_papers_order() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
-    plain = replace(TARGET, lr=0.1, epochs=10)
+    plain = TARGET.model_copy(update={"lr": 0.1, "epochs": 10})
     assert {learning_rate(plain, position) for position in (0.0, 3.3, 10.0)} == {0.1}
-    rising = replace(plain, warmup_epochs=2.0)
+    rising = plain.model_copy(update={"warmup_epochs": 2.0})
     assert [learning_rate(rising, position) for position in (0.0, 1.0, 2.0, 9.0)] == [0.0, 0.05, 0.1, 0.1]
-    both = replace(rising, schedule="cosine")
+    both = rising.model_copy(update={"schedule": "cosine"})
     rates = [learning_rate(both, position) for position in (0.0, 1.0, 2.0, 6.0, 10.0)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0])
 
@@ -339,7 +338,7 @@ def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
 def test_an_epoch_steps_at_the_scheduled_rates_and_a_plain_stage_leaves_them_alone() -> None:
     head = _network().head
     pooled = torch.rand(6, 2048, generator=torch.Generator().manual_seed(0))
-    stage = replace(TARGET, epochs=2, lr=0.1, schedule="cosine")
+    stage = TARGET.model_copy(update={"epochs": 2, "lr": 0.1, "schedule": "cosine"})
     seen: list[float] = []
     optimizer = make_optimizer(head, stage)
     for epoch in range(2):
@@ -373,7 +372,7 @@ def test_smoothed_labels_are_those_of_the_definition() -> None:
 
 def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
     pooled = 10 * torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
-    stage = replace(TARGET, lr=1.0, momentum=0.0)
+    stage = TARGET.model_copy(update={"lr": 1.0, "momentum": 0.0})
     steps = []
     for clip in (0.0, 0.5):
         head = _network().head
@@ -404,7 +403,7 @@ def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_a
             feature, logits = self.head(x)
             return feature, Blows.apply(logits)
 
-    network, stage = Exploding(), replace(TARGET, clip=1.0)
+    network, stage = Exploding(), TARGET.model_copy(update={"max_grad_norm": 1.0})
     with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's length is"):
         train_epoch(network, make_optimizer(network, stage), [(torch.rand(2, 2048), CLASSES[:2])], stage)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
@@ -412,7 +411,7 @@ def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_a
 
 def test_the_average_takes_every_step_in() -> None:
     network = _network()
-    stage = replace(WARMUP, ema=0.9)
+    stage = WARMUP.model_copy(update={"ema_decay": 0.9})
     optimizer = make_optimizer(network, stage)
     average = Average.of(network, stage)
     assert average is not None
@@ -459,9 +458,8 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Stage
 from clvr_model.training import make_optimizer, train_epoch, train_step
 from infra.errors import BadSetting
-from dataclasses import replace
 network = Clvr(3, 8, seed=1)
-stage = Stage("target", epochs=1, optimizer="sgd", lr=1e-3)
+stage = Stage(name="target", epochs=1, optimizer="sgd", lr=1e-3)
 pictures = torch.zeros(40, 139, 139, 3, dtype=torch.uint8)
 classes = torch.zeros(40, dtype=torch.int64)
 train_step(network, make_optimizer(network, stage), pictures[:1], classes[:1])
@@ -472,7 +470,7 @@ try:
 except BadSetting as error:
     print(error.message, "|", error.remedy)
     fits = int(error.remedy.split("micro_batch=")[1].split(",")[0])
-    smaller = replace(stage, micro_batch=fits)
+    smaller = stage.model_copy(update={"micro_batch": fits})
     train_epoch(network, make_optimizer(network, smaller), [(pictures, classes)], smaller)
     print("fits", fits)
 """
