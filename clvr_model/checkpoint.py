@@ -206,9 +206,7 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
 
 def _architecture(card: Card, where: str) -> Architecture:
     try:
-        architecture = Architecture(**card.architecture)
-    except TypeError as error:
-        raise BadCheckpoint(f"{where} has an unknown architecture: {error}", remedy=_DAMAGED) from error
+        architecture = Architecture.from_dict(card.architecture)
     except BadSetting as error:
         raise BadCheckpoint(
             f"{where} has an unknown architecture: {error.message}",

@@ -166,7 +166,7 @@ class Recipe(_Fields):
     """The architecture, `network` in files: inception_v3, resnet50, vgg16, or timm:NAME."""
     pooling: Pooling = "mean"
     """How the last map becomes a vector; 'gem' learns its exponent with the backbone."""
-    last_stride: int = Field(default=2, ge=1, le=2)
+    last_stride: Literal[1, 2] = 2
     """Stride of the backbone's last reduction; 1 keeps maps twice as fine, at more cost. Not for timm."""
     bnneck: bool = False
     """Batch normalization between dense layer and classifier; its output is the feature."""
@@ -188,7 +188,7 @@ class Recipe(_Fields):
             pooling=self.pooling,
             last_stride=self.last_stride,
             bnneck=self.bnneck,
-            normalised=self.l2_normalized,
+            l2_normalized=self.l2_normalized,
             classifier=self.classifier,
             cosine_scale=self.cosine_scale,
         )

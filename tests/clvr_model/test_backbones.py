@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from clvr_model.backbones import IMAGENET_WEIGHTS, imagenet_weights
-from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
+from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import Architecture, Clvr
@@ -24,7 +24,7 @@ STRONG: dict[str, Any] = {
     "pooling": "gem",
     "last_stride": 1,
     "bnneck": True,
-    "normalised": True,
+    "l2_normalized": True,
     "classifier": "cosine",
     "feature_relu": False,
 }
@@ -114,7 +114,7 @@ def test_checkpoint_and_both_engines_give_the_plain_networks_features(
     with torch.inference_mode():
         feature, logits = network(to_input(torch.from_numpy(PICTURES)))
     assert (feature[0] - feature[1]).abs().max() > 1e-3 * feature.abs().max()  # ten times the tolerance
-    if network.architecture.normalised:
+    if network.architecture.l2_normalized:
         assert torch.allclose(feature.norm(dim=1), torch.ones(2), atol=1e-5)
     for engine in ENGINES:
         embedded = Embedder(loaded, device="cpu", engine=engine, batch_size=2)(PICTURES)
@@ -136,9 +136,30 @@ def test_switches_are_in_the_fingerprint_and_the_papers_architecture_is_as_it_wa
         "feature_relu": True,
         "pool_counts_padding": True,
     }
-    told = Architecture(3, **STRONG, cosine_scale=30.0).as_dict()
-    assert told.items() >= {**STRONG, "cosine_scale": 30.0}.items()
-    assert Architecture(**told) == Architecture(3, **STRONG, cosine_scale=30.0)  # type: ignore[arg-type]
+    strong = Architecture(3, **STRONG, cosine_scale=30.0)
+    assert strong.as_dict() == {
+        "backbone": "inception_v3",
+        "classes": 3,
+        "feature_dim": 1024,
+        "feature_relu": False,
+        "pool_counts_padding": True,
+        "pooling": "gem",
+        "last_stride": 1,
+        "bnneck": True,
+        "normalised": True,
+        "classifier": "cosine",
+        "cosine_scale": 30.0,
+    }
+    assert Architecture.from_dict(strong.as_dict()) == strong
+
+
+def test_the_fingerprint_of_an_architecture_never_changes() -> None:
+    """Runs and generations of older versions are found by these very values."""
+    strong = Architecture(3, 16, pool_counts_padding=False, backbone="vgg16", **STRONG, cosine_scale=30.0)
+    assert [
+        fingerprint_of("0" * 64, architecture.as_dict(), (1, 2, 3), "1-x")
+        for architecture in (Architecture(3), strong)
+    ] == ["3e9a71e11a49de5c", "d1e47da521aa5078"]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +171,14 @@ def test_switches_are_in_the_fingerprint_and_the_papers_architecture_is_as_it_wa
         ("last_stride", 3),
         ("bnneck", 1),
         ("classifier", "arc"),
+        ("classes", 2.5),
+        ("normalised", "yes"),
+        ("layers", "no field"),
     ],
 )
 def test_what_no_network_can_have_is_refused(field: str, value: object) -> None:
     with pytest.raises(BadSetting, match=str(value)):
-        Architecture(3, **{field: value})  # type: ignore[arg-type]
+        Architecture.from_dict({"classes": 3, field: value})
 
 
 def test_one_picture_alone_passes_the_neck_in_training() -> None:

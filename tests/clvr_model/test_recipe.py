@@ -235,7 +235,7 @@ def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
         ("stage2.ema=1", "stage2.ema is 1", "less than or equal to 0.99999"),
         ("stage2.clip=-1", "stage2.clip is -1", "greater than or equal to 0"),
         ("pooling=max", "pooling is 'max'", "'mean' or 'gem'"),
-        ("last_stride=3", "last_stride is 3", "less than or equal to 2"),
+        ("last_stride=3", "last_stride is 3", "1 or 2"),
         ("bnneck=1", "bnneck is 1", "valid boolean"),
         ("classifier=arc", "classifier is 'arc'", "'dense' or 'cosine'"),
         ("cosine_scale=0", "cosine_scale is 0", "greater than 0"),
