@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clvr_model.backbones import is_timm
 from clvr_model.network import Architecture, Clvr
 from clvr_model.preprocessing import PREPROCESSING_VERSION
-from clvr_model.timm_backbone import TIMM_PREFIX
 from infra.errors import BadCheckpoint, BadInput, BadSetting, BucketMissing, ObjectExists, ObjectMissing
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ def _architecture(card: Card, where: str) -> Architecture:
 def _assemble(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> Clvr:
     # On the meta device nothing is drawn or allocated only to be replaced at once. timm's models may hold
     # constants that are in no state_dict and would be lost there.
-    foreign = architecture.backbone.startswith(TIMM_PREFIX)
-    with torch.device("cpu" if foreign else "meta"):
+    with torch.device("cpu" if is_timm(architecture.backbone) else "meta"):
         network = Clvr.of(architecture)
     try:
         network.load_state_dict(dict(tensors), strict=True, assign=True)

@@ -13,10 +13,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.backbones import INCEPTION, build_backbone, check_backbone
+from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone
 from clvr_model.field_errors import to_bad_setting
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling
+from clvr_model.layers import Pooling, init_weights
 
 FEATURE_DIM = 1024
 
@@ -48,7 +47,7 @@ class Architecture:
     feature_dim: int = FEATURE_DIM
     feature_relu: bool = True
     pool_counts_padding: bool = True
-    backbone: Annotated[str, AfterValidator(_known)] = INCEPTION
+    backbone: Annotated[str, AfterValidator(_known)] = DEFAULT_BACKBONE
     pooling: Pooling = "mean"
     last_stride: Literal[1, 2] = 2
     bnneck: bool = False
@@ -162,7 +161,7 @@ class Clvr(nn.Module):
             seed=seed,
         )
         self.head = Head(self.architecture, self.backbone.pooled_dim)
-        initialise(self.head, seed)
+        init_weights(self.head, seed)
 
     @classmethod
     def of(cls, architecture: Architecture, *, seed: int = 0) -> "Clvr":

@@ -18,12 +18,18 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from clvr_model.backbones import IMAGENET_WEIGHTS, INCEPTION, check_backbone, imagenet_weights
+from clvr_model.backbones import (
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    check_backbone,
+    check_last_stride,
+    imagenet_weights,
+    input_size,
+    is_timm,
+)
 from clvr_model.field_errors import to_bad_setting
+from clvr_model.layers import Pooling
 from clvr_model.network import FEATURE_DIM, Architecture
-from clvr_model.pooling import Pooling
-from clvr_model.preprocessing import IMAGE_SIZE
-from clvr_model.timm_backbone import TIMM_PREFIX
 from infra.errors import BadSetting
 
 SHIPPED = ("demo", "paper", "strong")
@@ -142,13 +148,13 @@ class Recipe(_Fields):
     # A list from a file is no tuple, but each stage in it is checked strictly.
     stages: tuple[Stage, ...] = Field(strict=False)
     """The stages, in the order in which they run."""
-    pretrained: str = Field(default=IMAGENET_WEIGHTS[INCEPTION], min_length=1)
+    pretrained: str = Field(default=imagenet_weights(DEFAULT_BACKBONE), min_length=1)
     """First weights of the backbone: a file, hf:owner/name, `random`, or `imagenet`, the published ones."""
     reestimate_statistics: int = Field(default=0, ge=0)
     """Number of training images that re-estimate the backbone's batch statistics; 0 keeps the statistics."""
     batch: int = Field(default=100, ge=1)
     """Images an optimizer step, over all workers."""
-    image_size: int = IMAGE_SIZE
+    image_size: int = input_size(DEFAULT_BACKBONE)
     """Height and width of the network's input, which its architecture decides."""
     train_share: Real = Field(default=0.8, gt=0, le=1)
     """Share of each class that is trained on; the rest is for validation."""
@@ -162,8 +168,8 @@ class Recipe(_Fields):
     """A ReLU after the dense layer."""
     pool_counts_padding: bool = True
     """Whether Inception-V3's average pools count their border: true for torchvision's weights."""
-    backbone: str = INCEPTION
-    """The architecture, `network` in files: inception_v3, resnet50, vgg16, or timm:NAME."""
+    backbone: str = DEFAULT_BACKBONE
+    """The architecture, `network` in files: a name in `backbones.BACKBONES`, or timm:NAME."""
     pooling: Pooling = "mean"
     """How the last map becomes a vector; 'gem' learns its exponent with the backbone."""
     last_stride: Literal[1, 2] = 2
@@ -292,18 +298,18 @@ def _check_together(recipe: Recipe) -> None:
         check_backbone(recipe.backbone)
     except BadSetting as error:
         raise BadSetting(f"network: {error.message}", remedy=error.remedy) from error
-    if recipe.image_size != IMAGE_SIZE:
+    check_last_stride(recipe.backbone, recipe.last_stride)
+    size = input_size(recipe.backbone)
+    if recipe.image_size != size:
         raise BadSetting(
-            f"image_size is {recipe.image_size}", remedy=f"{recipe.backbone} takes images of {IMAGE_SIZE}"
+            f"image_size is {recipe.image_size}", remedy=f"{recipe.backbone} takes images of {size} pixels"
         )
-    if recipe.backbone.startswith(TIMM_PREFIX) and recipe.last_stride != 2:
-        raise BadSetting(f"last_stride is {recipe.last_stride}, which {recipe.backbone} cannot take")
-    if recipe.pretrained in IMAGENET_WEIGHTS or recipe.pretrained.startswith(TIMM_PREFIX):
+    if recipe.pretrained in BACKBONES or is_timm(recipe.pretrained):
         raise BadSetting(
             f"pretrained (or backbone) is {recipe.pretrained}, an architecture and no source of weights",
             remedy=f"set network={recipe.pretrained}; a file of that name is ./{recipe.pretrained}",
         )
-    others = {address for name, address in IMAGENET_WEIGHTS.items() if name != recipe.backbone}
+    others = {imagenet_weights(name) for name in BACKBONES if name != recipe.backbone}
     if recipe.pretrained in others:
         raise BadSetting(
             f"pretrained is {recipe.pretrained}, weights of another network than {recipe.backbone}",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer, RMSprop
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.memory import is_out_of_memory, pictures_that_fit
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
@@ -52,20 +52,6 @@ class EpochResult:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """micro: share of correct pictures. macro: mean of the classes' shares, over classes that occur.
-
-    per_class: share of correct pictures of each class, NaN for a class without pictures.
-    """
-
-    loss: float
-    micro: float
-    macro: float
-    per_class: NDArray[np.float64]
-    pictures: int
-
-
 def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch sees `count` pictures: a permutation, equal for equal arguments.
 
@@ -97,7 +83,7 @@ def stage_order(
     return rng.permutation(np.concatenate(rows)).astype(np.int64)
 
 
-def in_whole_batches(count: int, batch: int) -> int:
+def drop_last(count: int, batch: int) -> int:
     """How many of `count` pictures an epoch learns from: a multiple of `batch`, or all where they fill none.
 
     A last batch of four pictures was seen to step along a gradient eleven times as long as the others', and
@@ -118,7 +104,7 @@ def learning_rate(stage: Stage, position: float) -> float:
 
 def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
     """Freeze or free the backbone as the stage says, and build its optimiser over what may learn."""
-    network = plain(module)
+    network = unwrap_ddp(module)
     if isinstance(network, Clvr):
         network.backbone.requires_grad_(stage.trainable == "all")
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -126,40 +112,6 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
     if stage.optimizer == "rmsprop":
         return RMSprop(parameters, lr, RMSPROP_ALPHA, momentum=momentum, weight_decay=decay)
     return SGD(parameters, lr, momentum, weight_decay=decay)
-
-
-def train_stage(
-    module: nn.Module,
-    optimizer: Optimizer,
-    stage: Stage,
-    batches_of: Callable[[int], Iterable[Batch]],
-    *,
-    first_epoch: int = 0,
-    precision: str = "fp32",
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    average: Average | None = None,
-    steps: int = 1,
-) -> list[EpochResult]:
-    """Train from `first_epoch` to the stage's last; `batches_of(epoch)` gives an epoch's batches.
-
-    `on_epoch` is called after each epoch and may save. average, steps, and what is raised: as `train_epoch`.
-    """
-    results = []
-    for epoch in range(first_epoch, stage.epochs):
-        result = train_epoch(
-            module,
-            optimizer,
-            batches_of(epoch),
-            stage,
-            epoch=epoch,
-            precision=precision,
-            average=average,
-            steps=steps,
-        )
-        results.append(result)
-        if on_epoch:
-            on_epoch(result)
-    return results
 
 
 def train_epoch(
@@ -170,15 +122,15 @@ def train_epoch(
     *,
     epoch: int = 0,
     precision: str = "fp32",
-    first_step: int = 0,
+    start_step: int = 0,
     totals: Totals | None = None,
     on_step: Callable[[int, Totals], None] | None = None,
-    average: Average | None = None,
+    average: ExponentialMovingAverage | None = None,
     steps: int = 1,
 ) -> EpochResult:
     """One pass over `batches`; `on_step(batch number, totals so far)` may show progress, or raise to stop.
 
-    The pictures are as `augmentation.augment` left them. first_step, totals: where an epoch is taken up
+    The pictures are as `augmentation.augment` left them. start_step, totals: where an epoch is taken up
     again; `batches` then begin at that batch. average: takes every step in. steps: batches of a whole epoch,
     which a schedule counts in. Raises TrainingDiverged naming stage, epoch and batch, BadInput if there is no
     batch, BadSetting where memory runs out, with the micro_batch that would fit.
@@ -186,7 +138,7 @@ def train_epoch(
     started = time.monotonic()
     training_mode(module, stage)
     totals = totals or Totals()
-    for step, (pictures, classes) in enumerate(batches, first_step):
+    for step, (pictures, classes) in enumerate(batches, start_step):
         where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
         if stage.schedule != "constant" or stage.warmup_epochs:
             for group in optimizer.param_groups:
@@ -201,7 +153,7 @@ def train_epoch(
                 micro_batch=stage.micro_batch,
                 precision=precision,
                 label_smoothing=stage.label_smoothing,
-                clip=stage.max_grad_norm,
+                max_grad_norm=stage.max_grad_norm,
             )
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None
@@ -237,11 +189,11 @@ def train_step(
     micro_batch: int = 0,
     precision: str = "fp32",
     label_smoothing: float = 0.0,
-    clip: float = 0.0,
+    max_grad_norm: float = 0.0,
 ) -> Totals:
     """One optimiser step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
 
-    clip: the longest gradient that is stepped along; 0 for any.
+    max_grad_norm: longer gradients are clipped to this norm; 0: no clipping.
     With `micro_batch` the batch passes in portions of at most so many, of about one size, and their gradients
     are summed before the step: as one pass, but for batch statistics, which are a portion's. Raises
     TrainingDiverged before the weights are touched.
@@ -250,8 +202,8 @@ def train_step(
     totals = Totals()
     portions = -(-len(inputs) // (micro_batch or len(inputs)))
     for part, expected in zip(inputs.tensor_split(portions), classes.tensor_split(portions), strict=True):
-        with _autocast(part, precision):
-            _, logits = module(_ready(part))
+        with autocast(part, precision):
+            _, logits = module(network_input(part))
         loss = functional.cross_entropy(
             logits.float(), expected, reduction="sum", label_smoothing=label_smoothing
         )
@@ -261,9 +213,9 @@ def train_step(
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
         correct = int((logits.detach().argmax(dim=1) == expected).sum())
         totals += Totals(value, correct, len(part))
-    if clip:
+    if max_grad_norm:
         learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        length = float(torch.nn.utils.clip_grad_norm_(learning, clip))
+        length = float(torch.nn.utils.clip_grad_norm_(learning, max_grad_norm))
         if not np.isfinite(length):
             raise TrainingDiverged(f"the gradient's length is {length}", remedy="lower the learning rate")
     optimizer.step()
@@ -273,7 +225,7 @@ def train_step(
 def training_mode(module: nn.Module, stage: Stage) -> None:
     """Training mode, but a frozen backbone keeps its batch statistics, and so does a stage that says so."""
     module.train()
-    network = plain(module)
+    network = unwrap_ddp(module)
     if isinstance(network, Clvr) and (stage.trainable == "head" or stage.frozen_statistics):
         network.backbone.eval()  # of its layers only batch normalisation knows the difference
 
@@ -285,8 +237,10 @@ def _out_of_memory(
 
     def loss_of(count: int) -> Tensor:
         part = inputs[:1].expand(count, *inputs.shape[1:])
-        with _autocast(part, precision):
-            _, logits = plain(module)(_ready(part))  # without other workers, who would have to take part
+        with autocast(part, precision):
+            _, logits = unwrap_ddp(module)(
+                network_input(part)
+            )  # without other workers, who would have to take part
         return functional.cross_entropy(logits.float(), classes[:1].expand(count))
 
     tried = min(stage.micro_batch or len(inputs), len(inputs))
@@ -308,8 +262,8 @@ def pooled_features(network: Clvr, batches: Iterable[Batch], *, precision: str =
     network.backbone.eval()
     pooled, known = [], []
     for pictures, classes in batches:
-        with _autocast(pictures, precision):
-            pooled.append(network.backbone(_ready(pictures)).float().cpu())
+        with autocast(pictures, precision):
+            pooled.append(network.backbone(network_input(pictures)).float().cpu())
         known.append(classes.cpu())
     if not pooled:
         raise BadInput("there is nothing to train on")
@@ -330,7 +284,7 @@ def reestimate_batch_statistics(network: Clvr, batches: Iterable[Batch]) -> None
         norm.momentum = None  # torch's word for the plain average
     network.train()
     for pictures, _ in batches:
-        network.backbone(_ready(pictures))
+        network.backbone(network_input(pictures))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -343,43 +297,19 @@ def cached_batches(cache: Batch, order: NDArray[np.int64], batch: int) -> Iterat
         yield pooled[rows], classes[rows]
 
 
-@torch.inference_mode()
-def evaluate(
-    module: nn.Module, batches: Iterable[Batch], classes: int, *, precision: str = "fp32"
-) -> Evaluation:
-    """Loss and accuracy in eval mode; a network or, on pooled batches, its head.
-
-    Raises BadInput if there is no batch.
-    """
-    module.eval()
-    seen, correct, loss = np.zeros(classes, np.int64), np.zeros(classes, np.int64), 0.0
-    for inputs, expected in batches:
-        with _autocast(inputs, precision):
-            _, logits = module(_ready(inputs))
-        loss += float(functional.cross_entropy(logits.float(), expected, reduction="sum"))
-        hits = logits.argmax(dim=1) == expected
-        seen += np.bincount(expected.cpu().numpy(), minlength=classes)
-        correct += np.bincount(expected[hits].cpu().numpy(), minlength=classes)
-    pictures = int(seen.sum())
-    if not pictures:
-        raise BadInput("there is nothing to evaluate on")
-    per_class = np.divide(correct, seen, out=np.full(classes, np.nan), where=seen > 0)
-    return Evaluation(
-        loss / pictures, float(correct.sum() / pictures), float(np.nanmean(per_class)), per_class, pictures
-    )
-
-
-def plain(module: nn.Module) -> nn.Module:
+def unwrap_ddp(module: nn.Module) -> nn.Module:
     """Return the network inside DistributedDataParallel, which Ray Train wraps around it."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) else module
 
 
-def _ready(inputs: Tensor) -> Tensor:
+def network_input(inputs: Tensor) -> Tensor:
+    """Return uint8 images as the network takes them; pooled features stay as they are."""
     return to_input(inputs) if inputs.dtype == torch.uint8 else inputs
 
 
-def _autocast(inputs: Tensor, precision: str) -> AbstractContextManager[None]:
+def autocast(inputs: Tensor, precision: str) -> AbstractContextManager[None]:
+    """Return the context for a forward pass at that precision, on the inputs' device."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(inputs.device.type, torch.bfloat16)

@@ -11,7 +11,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clvr_model.training import EpochResult, Totals, plain
+from clvr_model.training import EpochResult, Totals, unwrap_ddp
 from infra.errors import BadCheckpoint
 
 _TENSORS = "state.safetensors"
@@ -54,7 +54,7 @@ class TrainingState:
             stage,
             epoch,
             seed,
-            plain(network).state_dict(),
+            unwrap_ddp(network).state_dict(),
             optimizer.state_dict() if optimizer else {},
             [asdict(entry) if isinstance(entry, EpochResult) else entry for entry in history],
             totals or Totals(),
@@ -64,7 +64,7 @@ class TrainingState:
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Put the state back. Raises BadCheckpoint if it is another network's or another stage's."""
         try:
-            plain(network).load_state_dict(self.network)
+            unwrap_ddp(network).load_state_dict(self.network)
             if optimizer is not None and self.optimizer:
                 optimizer.load_state_dict(self.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:

@@ -9,12 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clvr_model.backbones import Backbone
+from clvr_model.backbones.base import Backbone
 from clvr_model.network import Clvr
-from clvr_model.timm_backbone import TimmBackbone
 from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
 
-RANDOM = "random"
+NO_PRETRAINING = "random"
 HUB_PREFIX = "hf:"
 HUB_FILE = "model.safetensors"
 # This counter is written but never read.
@@ -42,9 +41,9 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     StoreUnreachable (the hub gives nothing).
     """
     backbone = network.backbone if isinstance(network, Clvr) else network
-    trunk = backbone.model if isinstance(backbone, TimmBackbone) else backbone
-    if source == RANDOM:
-        return BackboneSource(RANDOM, "")
+    trunk = backbone.published_part
+    if source == NO_PRETRAINING:
+        return BackboneSource(NO_PRETRAINING, "")
     path = _download(source) if source.startswith(HUB_PREFIX) else Path(source)
     if not path.is_file():
         raise BadInput(

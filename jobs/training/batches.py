@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clvr_model.augmentation import augment
 from clvr_model.recipe import Recipe, Stage
-from clvr_model.training import Batch, in_whole_batches, stage_order
+from clvr_model.training import Batch, drop_last, stage_order
 from jobs.training.input import Change, Feed
 from jobs.training.job import Pictures, TrainJob
 from jobs.training.peers import Peers
@@ -42,7 +42,7 @@ class Batches:
             number=number,
             epoch=epoch,
         )
-        learned = in_whole_batches(len(order), self.share * self.peers.world)
+        learned = drop_last(len(order), self.share * self.peers.world)
         return order[: learned - learned % self.peers.world][self.peers.rank :: self.peers.world]
 
     def sample(self) -> Rows:

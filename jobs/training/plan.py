@@ -18,7 +18,7 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import (
     Batch,
-    in_whole_batches,
+    drop_last,
     make_optimizer,
     pooled_features,
     train_step,
@@ -145,7 +145,7 @@ def _stage_plan(
     workers: int,
 ) -> StagePlan:
     share = max(1, recipe.batch // workers)
-    steps = stage.epochs * math.ceil(in_whole_batches(work.training, share * workers) / (share * workers))
+    steps = stage.epochs * math.ceil(drop_last(work.training, share * workers) / (share * workers))
     if not stage.epochs:
         return StagePlan(stage.name, 0, 0, 0.0, 0.0)
     if stage.cacheable:

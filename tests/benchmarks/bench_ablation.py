@@ -20,25 +20,25 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.augmentation import augment
-from clvr_model.averaging import Average
 from clvr_model.datasets.itinerary import ArchiveSpec
 from clvr_model.datasets.labelled import Labelled, read_table, split_per_class
 from clvr_model.datasets.synthetic import generate, write_labels
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import decode, to_input
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training import (
     Batch,
     cached_batches,
-    evaluate,
-    in_whole_batches,
+    drop_last,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
     stage_order,
-    train_stage,
+    train_epoch,
 )
+from clvr_model.validation import predict, score
 from clvr_model.weights import load_backbone
 from index.protocols import evaluate_protocol
 from infra.store import open_store
@@ -78,12 +78,12 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
     for number, stage in enumerate(recipe.stages):
         begun = time.process_time()
         optimizer = make_optimizer(network, stage)
-        average = Average.of(network, stage)
+        average = ExponentialMovingAverage.of(network, stage)
 
         def order(epoch: int, number: int = number) -> NDArray[np.int64]:
             chosen = recipe.stages[number]
             rows = stage_order(chosen, training.classes, seed=recipe.seed, number=number, epoch=epoch)
-            return rows[: in_whole_batches(len(rows), recipe.batch)]
+            return rows[: drop_last(len(rows), recipe.batch)]
 
         if stage.cacheable:
             cache = pooled_features(network, training.batches(everything, PASS), precision=recipe.precision)
@@ -99,15 +99,17 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
 
                 return training.batches(order(epoch), recipe.batch, change)
 
-        train_stage(
-            network.head if stage.cacheable else network,
-            optimizer,
-            stage,
-            batches,
-            precision=recipe.precision,
-            average=average,
-            steps=max(1, len(everything) // recipe.batch),
-        )
+        for epoch in range(stage.epochs):
+            train_epoch(
+                network.head if stage.cacheable else network,
+                optimizer,
+                batches(epoch),
+                stage,
+                epoch=epoch,
+                precision=recipe.precision,
+                average=average,
+                steps=max(1, len(everything) // recipe.batch),
+            )
         if average:
             average.install()
         report(arm, f"{stage.name} x{stage.epochs}", network, recipe, held, test, time.process_time() - begun)
@@ -116,12 +118,9 @@ def fit(arm: str, common: list[str], training: Pictures, held: Pictures, test: P
 def report(
     arm: str, stage: str, network: Clvr, recipe: Recipe, held: Pictures, test: Pictures, cpu: float
 ) -> None:
-    found = evaluate(
-        network,
-        held.batches(np.arange(len(held.classes)), PASS),
-        network.architecture.classes,
-        precision=recipe.precision,
-    )
+    rows = np.arange(len(held.classes))
+    predictions = predict(network, held.batches(rows, PASS), precision=recipe.precision)
+    found = score(predictions, held.classes, network.architecture.classes)
     with torch.inference_mode():
         features = [
             network(to_input(pixels))[0] for pixels, _ in test.batches(np.arange(len(test.classes)), PASS)

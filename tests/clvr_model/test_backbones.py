@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clvr_model.backbones import IMAGENET_WEIGHTS, imagenet_weights
+from clvr_model.backbones import BACKBONES, imagenet_weights
 from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
@@ -79,7 +79,7 @@ def test_published_weights_load_as_they_are_and_into_a_learnt_pool_too(
     assert f"weights of {other}" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", IMAGENET_WEIGHTS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_last_stride_of_one_gives_finer_maps_and_costs_no_parameter(name: str) -> None:
     sizes = {}
     for stride in (1, 2):

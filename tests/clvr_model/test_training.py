@@ -15,26 +15,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     Batch,
+    EpochResult,
     cached_batches,
+    drop_last,
     epoch_order,
-    evaluate,
-    in_whole_batches,
     learning_rate,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
     stage_order,
     train_epoch,
-    train_stage,
     train_step,
 )
 from clvr_model.training_state import TrainingState
+from clvr_model.validation import predict, score
 from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
 
 WARMUP = Stage(name="warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
@@ -54,6 +54,19 @@ def _batches(stage: int, batch: int = 2, pictures: int = 6) -> Callable[[int], I
         return [(PICTURES[rows], CLASSES[rows]) for rows in order.split(batch)]
 
     return of
+
+
+def _train_stage(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    batches_of: Callable[[int], Iterable[Batch]],
+    first_epoch: int = 0,
+) -> list[EpochResult]:
+    return [
+        train_epoch(module, optimizer, batches_of(epoch), stage, epoch=epoch)
+        for epoch in range(first_epoch, stage.epochs)
+    ]
 
 
 def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -104,7 +117,7 @@ def test_the_second_stage_changes_all_layers() -> None:
 
 def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
     plain = _network()
-    results = train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
+    results = _train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
 
     kept = _network()
     cache = pooled_features(kept, [(PICTURES[:4], CLASSES[:4]), (PICTURES[4:], CLASSES[4:])])
@@ -114,7 +127,7 @@ def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
         return cached_batches(cache, epoch_order(6, seed=SEED, stage=0, epoch=epoch), 2)
 
     make_optimizer(kept, WARMUP)
-    from_cache = train_stage(kept.head, make_optimizer(kept.head, WARMUP), WARMUP, batches_of)
+    from_cache = _train_stage(kept.head, make_optimizer(kept.head, WARMUP), WARMUP, batches_of)
     for name, value in plain.head.state_dict().items():
         # RMSprop divides by the gradient's size, which enlarges rounding where a gradient is tiny.
         assert torch.allclose(value, kept.head.state_dict()[name], atol=2e-4), name
@@ -141,14 +154,14 @@ def test_the_head_learns_what_can_be_learnt() -> None:
     pooled[torch.arange(60), classes] += 5
     head = Clvr(3, feature_dim=64, seed=1).head
     stage = WARMUP.model_copy(update={"epochs": 15})
-    results = train_stage(
+    results = _train_stage(
         head,
         make_optimizer(head, stage),
         stage,
         lambda epoch: cached_batches((pooled, classes), epoch_order(60, seed=SEED, stage=0, epoch=epoch), 20),
     )
     assert results[-1].loss < results[0].loss
-    assert evaluate(head, [(pooled, classes)], 3).micro > 0.9
+    assert score(predict(head, [(pooled, classes)]), classes.numpy(), 3).micro > 0.9
 
 
 def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
@@ -156,7 +169,7 @@ def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
     good = torch.rand(2, 2048)
     batches = [(good, CLASSES[:2]), (good * torch.nan, CLASSES[:2])]
     with pytest.raises(TrainingDiverged, match=r"stage warmup, epoch 2, batch 2: the loss is nan"):
-        train_stage(head, make_optimizer(head, stage), stage, lambda epoch: batches[: epoch + 1])
+        _train_stage(head, make_optimizer(head, stage), stage, lambda epoch: batches[: epoch + 1])
     assert all(torch.isfinite(parameter).all() for parameter in head.parameters())
 
 
@@ -166,34 +179,12 @@ def test_a_stage_without_pictures_is_refused() -> None:
         train_epoch(head, make_optimizer(head, WARMUP), [], WARMUP)
     with pytest.raises(BadInput, match="nothing to train on"):
         pooled_features(_network(), [])
-    with pytest.raises(BadInput, match="nothing to evaluate on"):
-        evaluate(head, [], 3)
-
-
-def test_a_stage_of_no_epochs_does_nothing() -> None:
-    head = _network().head
-    stage = WARMUP.model_copy(update={"epochs": 0})
-    assert train_stage(head, make_optimizer(head, stage), stage, lambda epoch: []) == []
-
-
-def test_evaluation_counts_by_class() -> None:
-    head = _network().head
-    with torch.no_grad():  # always says class 1
-        head.classifier.weight.zero_()
-        head.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    pooled = torch.rand(5, 2048)
-    result = evaluate(head, [(pooled[:2], torch.tensor([1, 0])), (pooled[2:], torch.tensor([1, 1, 0]))], 3)
-    assert result.micro == pytest.approx(0.6)
-    assert result.macro == pytest.approx(0.5)
-    assert result.per_class[:2].tolist() == [0.0, 1.0]
-    assert np.isnan(result.per_class[2])
-    assert result.pictures == 5
 
 
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     straight = _network()
     optimizer = make_optimizer(straight, TARGET)
-    train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3))
+    _train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3))
 
     killed = _network()
     optimizer = make_optimizer(killed, TARGET)
@@ -206,7 +197,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     state.restore(resumed, optimizer)
     assert (state.stage, state.epoch, state.seed) == (1, 1, SEED)
     assert state.history[0]["loss"] == history[0].loss
-    train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), first_epoch=state.epoch)
+    _train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), first_epoch=state.epoch)
     assert _equal(straight, resumed)
 
 
@@ -297,7 +288,7 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stage = TARGET.model_copy(update={"epochs": 1, "frozen_statistics": True})
-    train_stage(network, make_optimizer(network, stage), stage, _batches(0))
+    _train_stage(network, make_optimizer(network, stage), stage, _batches(0))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("backbone.") for name in changed)
     assert not any("running_" in name for name in changed)
@@ -377,7 +368,7 @@ def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
     for clip in (0.0, 0.5):
         head = _network().head
         before = torch.cat([parameter.detach().flatten().clone() for parameter in head.parameters()])
-        train_step(head, make_optimizer(head, stage), pooled, CLASSES[:3], clip=clip)
+        train_step(head, make_optimizer(head, stage), pooled, CLASSES[:3], max_grad_norm=clip)
         steps.append(before - torch.cat([parameter.detach().flatten() for parameter in head.parameters()]))
     assert float(steps[0].norm()) > 0.6
     assert float(steps[1].norm()) == pytest.approx(0.5, rel=1e-3)
@@ -413,7 +404,7 @@ def test_the_average_takes_every_step_in() -> None:
     network = _network()
     stage = WARMUP.model_copy(update={"ema_decay": 0.9})
     optimizer = make_optimizer(network, stage)
-    average = Average.of(network, stage)
+    average = ExponentialMovingAverage.of(network, stage)
     assert average is not None
     pooled = torch.rand(6, 2048)
     batches = cached_batches((pooled, CLASSES), np.arange(6), 2)
@@ -428,7 +419,7 @@ def test_the_average_takes_every_step_in() -> None:
     ("pictures", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
 )
 def test_an_epoch_learns_from_whole_batches(pictures: int, learned: int) -> None:
-    assert in_whole_batches(pictures, 100) == learned
+    assert drop_last(pictures, 100) == learned
 
 
 def test_portions_of_a_batch_are_of_about_one_size() -> None:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.pooling import Pooling, pool_of
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, make_pool
 from clvr_model.preprocessing import normalised
 from infra.errors import BadSetting
 
 TIMM_PREFIX = "timm:"
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """timm's model without its classifier: float32 (n, 3, 299, 299) in [-1, 1] -> (n, pooled_dim).
 
     With pooling 'mean' the model pools as timm made it; 'gem' needs a model whose features are a map. A model
@@ -22,13 +23,8 @@ class TimmBackbone(nn.Module):
     not know.
     """
 
-    def __init__(self, name: str, *, pooling: Pooling = "mean", last_stride: int = 2, seed: int = 0) -> None:
+    def __init__(self, name: str, *, pooling: Pooling = "mean", seed: int = 0) -> None:
         super().__init__()
-        if last_stride != 2:
-            raise BadSetting(
-                f"last_stride is {last_stride}, which {name} cannot take",
-                remedy="leave last_stride at 2, or use inception_v3, resnet50 or vgg16",
-            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = _model(name)
@@ -40,7 +36,13 @@ class TimmBackbone(nn.Module):
         self.heads = tuple(
             f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier)
         )
-        self.pool = None if pooling == "mean" else pool_of(pooling)
+        self.pool = None if pooling == "mean" else make_pool(pooling)
+
+    @property
+    def published_part(self) -> nn.Module:
+        """timm's model, whose parameters have timm's names."""
+        model: nn.Module = self.model
+        return model
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, pooled_dim)."""
@@ -63,7 +65,7 @@ def _model(name: str) -> Any:
     except ImportError as error:
         raise BadSetting(
             f"the backbone {name} needs timm, which cannot be imported here: {error}",
-            remedy="pip install 'clvr-archive[timm]', or use inception_v3, resnet50 or vgg16",
+            remedy="pip install 'clvr-archive[timm]', or use another backbone",
         ) from error
     try:
         return timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, num_classes=0)

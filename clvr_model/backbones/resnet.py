@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling, pool_of
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, init_weights, make_pool
 from clvr_model.preprocessing import imagenet_normalised
 
 EXPANSION = 4
@@ -46,13 +46,15 @@ class Bottleneck(nn.Module):
             _fold(self.downsample, "0", "1")
 
 
-class ResNet50(nn.Module):
+class ResNet50(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 2048).
 
     last_stride: that of the last stage; 1 leaves maps of 19 x 19 instead of 10 x 10 to the pool (Luo et al.,
     "Bag of Tricks", 2019). Weights start random from `seed`.
     """
 
+    name = "resnet50"
+    imagenet_weights = "hf:timm/resnet50.tv_in1k"
     pooled_dim = 512 * EXPANSION
     heads = ("fc.",)
 
@@ -64,8 +66,8 @@ class ResNet50(nn.Module):
         self.layer2 = _stage(256, 128, blocks=4, stride=2)
         self.layer3 = _stage(512, 256, blocks=6, stride=2)
         self.layer4 = _stage(1024, 512, blocks=3, stride=last_stride)
-        self.pool = pool_of(pooling)
-        initialise(self, seed)
+        self.pool = make_pool(pooling)
+        init_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, 2048)."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling, pool_of
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, init_weights, make_pool
 
 POOLED_DIM = 2048
 BATCH_NORM_EPS = 1e-3
@@ -106,7 +106,7 @@ class Mixed(nn.Module):
         return torch.cat(joined, dim=1)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 2048).
 
     `pool_counts_padding`: whether the average pools inside the blocks count the zero border. torchvision's
@@ -116,6 +116,9 @@ class InceptionV3(nn.Module):
     Weights start random (He et al. 2015, fan-in) from `seed`.
     """
 
+    name = "inception_v3"
+    imagenet_weights = "hf:timm/inception_v3.tv_in1k"
+    takes_pool_counts_padding = True
     pooled_dim = POOLED_DIM
     heads = ("fc.", "AuxLogits.")
 
@@ -145,8 +148,8 @@ class InceptionV3(nn.Module):
         self.Mixed_7a = self._shrink17(last_stride)
         self.Mixed_7b = self._grid8(1280)
         self.Mixed_7c = self._grid8(2048)
-        self.pool = pool_of(pooling)
-        initialise(self, seed)
+        self.pool = make_pool(pooling)
+        init_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, 2048)."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from clvr_model.training import Batch, _autocast, _ready
+from clvr_model.training import Batch, autocast, network_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ def predict(module: nn.Module, batches: Iterable[Batch], *, precision: str = "fp
     module.eval()
     classes, confidence, losses = [], [], []
     for inputs, expected in batches:
-        with _autocast(inputs, precision):
-            _, logits = module(_ready(inputs))
+        with autocast(inputs, precision):
+            _, logits = module(network_input(inputs))
         logits = logits.float()
         best = functional.softmax(logits, dim=1).max(dim=1)
         classes.append(best.indices.cpu())
