@@ -1,5 +1,5 @@
 """`python -m jobs` is `clvr`."""
 
-from jobs.cli import main
+from jobs.cli.app import main
 
 main()

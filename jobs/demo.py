@@ -11,20 +11,21 @@ from pathlib import Path
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.datasets.itinerary import ArchiveSpec
-from index.ledger import RunSummary
-from index.promote import GateReport
-from index.report import Timing
+from index.generations.gate import GateReport
+from index.runs.records import RunSummary
 from infra.errors import BadInput
 from infra.settings import load_settings
 from infra.store import open_store
-from jobs.embed import EmbedRequest, embed
-from jobs.evaluation.evaluate import EvaluateRequest, evaluate_run
-from jobs.evaluation.page import Story, write_page
+from jobs.embed.job import EmbedRequest, embed
+from jobs.evaluate.evaluate import evaluate_run
+from jobs.evaluate.page import Story, write_page
+from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
-from jobs.load import load_generation, promote_generation
-from jobs.progress import console
-from jobs.search import RulesRequest, SearchRequest, search_pictures
-from jobs.training.train import Trained, TrainRequest, train_checkpoint
+from jobs.generations.load import load_generation, promote_generation
+from jobs.pages.evaluation_page import Timing
+from jobs.runtime.progress import console
+from jobs.search.search import RulesRequest, SearchRequest, search_pictures
+from jobs.train.train import Trained, TrainRequest, train_checkpoint
 
 SPACE_NEEDED = 300_000_000
 # A few bad pictures, so that the quarantine has something to show.

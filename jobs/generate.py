@@ -8,8 +8,8 @@ from clvr_model.datasets.itinerary import ArchiveSpec
 from clvr_model.datasets.synthetic import generate, write_labels
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.cluster import connect
-from jobs.progress import Standing, progress
+from jobs.runtime.progress import Standing, progress
+from jobs.runtime.ray_cluster import connect
 
 PICTURES_A_TASK = 500
 # Each draws its range again from the seed alone, so a lost task is simply drawn anew.

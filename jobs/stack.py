@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infra.errors import BadInput
 from infra.servers.stack import PARTS, Stack, Standing
-from jobs.progress import console
+from jobs.runtime.progress import console
 
 DEFAULT_FOLDER = Path("clvr-data/stack")
 

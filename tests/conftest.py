@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from index.crops import crop_id_of
-from index.runs import Run
-from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.shards import shard_table
+from index.archive.manifest import crop_id_of
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store
 

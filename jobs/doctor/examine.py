@@ -131,7 +131,7 @@ def check_milvus(settings: Settings) -> list[Finding]:
     """Whether Milvus answers us, and what its version does."""
     if "://" not in settings.milvus and not Path(settings.milvus).exists():
         return [ok("milvus", f"{settings.milvus} is not there yet: Milvus Lite makes it at the first load")]
-    from jobs.which import open_milvus
+    from jobs.runtime.resolve import open_milvus
 
     with open_milvus(settings) as milvus:
         can = milvus.capabilities
@@ -264,7 +264,7 @@ def _forget(store: Store, key: str) -> None:
 
 
 def _alias_of(milvus: Any, alias: str) -> str:
-    from index.generations import live
+    from index.milvus.collection import live
 
     current = live(milvus, alias)
     return f"{current.name} is live as {alias}" if current else f"nothing is live as {alias}"

@@ -40,7 +40,7 @@ from clvr_model.training import (
 )
 from clvr_model.validation import predict, score
 from clvr_model.weights import load_backbone
-from index.protocols import evaluate_protocol
+from index.evaluation.protocols import evaluate_protocol
 from infra.store import open_store
 
 PASS = 16  # pictures at once where nothing is learnt

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.cmc import Labelled, cmc, cmc_of_splits
-from index.distances import choose_kernel
-from index.protocols import draw
+from index.evaluation.cmc import Labelled, cmc, cmc_of_splits
+from index.evaluation.protocols import draw
+from index.exact.products import choose_kernel
 
 Call = Callable[[Labelled, Labelled], tuple[float, float]]
 PROBES, GALLERY, DIMENSION = 2_400, 17_377, 1024

@@ -26,11 +26,11 @@ from clvr_model.checkpoint import Card, Checkpoint, load_checkpoint, save_checkp
 from clvr_model.embedder import Embedder
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
-from index.manifest import list_archive
-from index.runs import Run
+from index.archive.listing import list_archive
+from index.runs.run import Run
 from infra.store import Store, open_store
-from jobs.embed_part import embed_part
-from jobs.pictures import stream_pictures
+from jobs.embed.part import embed_part
+from jobs.runtime.image_stream import stream_pictures
 
 TURNS = 3
 
@@ -188,7 +188,7 @@ def bench_recipe(archive: Store, folder: Path, precision: Any, turns: int) -> No
     import ray
 
     from infra.settings import load_settings
-    from jobs.embed import EmbedRequest, embed
+    from jobs.embed.job import EmbedRequest, embed
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     uri = str(folder / "model")

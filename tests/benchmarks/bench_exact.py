@@ -30,11 +30,11 @@ import torch
 from bench_cmc import processor
 from numpy.typing import NDArray
 
-from index.exact import nearest
+from index.exact.knn import nearest
 from index.parquet import opened
-from index.scan import ahead
-from index.schemas import SHARD_SCHEMA
-from index.shards import vectors_of, write_shard
+from index.runs.shards import vectors_of, write_shard
+from index.schema import SHARD_SCHEMA
+from index.search.scan_source import ahead
 from infra.store import Store, open_store
 
 Found = NDArray[np.int64]

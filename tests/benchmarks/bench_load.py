@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from milvus_bench import Bench, bench_server, finished_run, grouped, machine
 
-from index import generations
-from index.bulk_load import LoadOptions, LoadTimes, Target, build
+from index.generations import records
+from index.generations.load import LoadOptions, LoadTimes, Target, build
 from index.lock import ROWS, held
-from index.runs import Run
+from index.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def load(bench: Bench, run: Run, target: Target, name: str, index_type: str = "I
     options = LoadOptions(index_type=index_type, target=target, milvus_bucket=bench.bucket)
     with held(bench.own, ROWS, name) as lock:
         generation = build(bench.milvus, bench.own, [run], lock, alias="bench", options=options, times=times)
-    generations.drop(bench.milvus, bench.own, generation.name)
+    records.drop(bench.milvus, bench.own, generation.name)
     return Outcome(name, run.summary.embedded, times)
 
 

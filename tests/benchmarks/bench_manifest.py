@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from index.manifest import KeyPattern, survey_archive
-from index.runs import Run
+from index.archive.key_pattern import KeyPattern
+from index.archive.listing import survey_archive
+from index.runs.run import Run
 from infra.store import ObjectInfo, Store, StoreSettings, open_store
 
 PATTERN = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")

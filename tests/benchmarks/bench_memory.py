@@ -29,7 +29,7 @@ from PIL import Image
 from clvr_model.embedder import Embedded
 from infra.settings import load_settings
 from infra.store import Fetched, Store, StoreSettings
-from jobs.embed import EmbedRequest, embed
+from jobs.embed.job import EmbedRequest, embed
 
 ROWS_PER_PART = 4096
 MIB = 1 << 20

@@ -24,19 +24,19 @@ from PIL import Image
 
 from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.network import Clvr
-from index.answers import Rules
-from index.bulk_load import load_runs
-from index.manifest import crop_id_of
-from index.milvus import connect
-from index.promote import promote
-from index.runs import Run
-from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.shards import shard_table
+from index.archive.manifest import crop_id_of
+from index.generations.load import load_runs
+from index.generations.promotion import promote
+from index.milvus.client import connect
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.search.retrieval import Rules
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.searcher import Searcher
-from jobs.web.app import make_app
-from jobs.web.serve import ServeRequest, guard_of
+from jobs.search.searcher import Searcher
+from jobs.serve.app import make_app
+from jobs.serve.request import ServeRequest, guard_of
 
 
 def main() -> None:

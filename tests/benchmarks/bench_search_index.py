@@ -22,13 +22,14 @@ import numpy as np
 from milvus_bench import bench_server, finished_run, grouped, machine
 from numpy.typing import NDArray
 
-from index import generations
-from index.bulk_load import await_index, load_runs
-from index.crops import crop_id_of
-from index.generations import Generation, IndexSpec
-from index.milvus import Milvus, connect
-from index.runs import Run
-from index.search import search_generation, search_params
+from index.archive.manifest import crop_id_of
+from index.generations.load import await_index, load_runs
+from index.milvus import collection, index_types
+from index.milvus.client import Milvus, connect
+from index.milvus.collection import Generation
+from index.milvus.index_types import IndexSpec, search_params
+from index.milvus.search import search_generation
+from index.runs.run import Run
 from infra.store import Store, open_store
 
 PROBES = 1000
@@ -155,9 +156,9 @@ def reindexed(milvus: Milvus, generation: Generation, spec: IndexSpec) -> Genera
         return generation
     milvus.call("release_collection", generation.name)
     milvus.call("drop_index", generation.name, "embedding")
-    generations.create_index(milvus, other)
+    collection.create_index(milvus, other)
     await_index(milvus, other)
-    generations.ensure_loaded(milvus, other)
+    collection.ensure_loaded(milvus, other)
     return other
 
 
@@ -200,10 +201,10 @@ def in_a_file(vectors: NDArray[np.float32], kind: str, folder: str | None) -> It
         path = Path(folder or scratch)
         store = _made(path / "runs")
         with connect(str(path / "index.db")) as milvus:
-            known = generations.list_generations(milvus)
+            known = collection.list_generations(milvus)
             if known:
                 generation = known[-1]
-                generations.ensure_loaded(milvus, generation)
+                collection.ensure_loaded(milvus, generation)
             else:
                 done = [one for one in store.folders("runs") if store.head(f"runs/{one}/done.json")]
                 run = Run.open(store, "r") if done else finished_run(store, "r", vectors, len(vectors))
@@ -229,8 +230,8 @@ def _resident(db: Path) -> float:
 
 def _open_and_search(path: str) -> None:
     with connect(path) as milvus:
-        generation = generations.list_generations(milvus)[-1]
-        generations.ensure_loaded(milvus, generation)
+        generation = collection.list_generations(milvus)[-1]
+        collection.ensure_loaded(milvus, generation)
         list(search_generation(milvus, generation, np.zeros((1, 1024), np.float32), 20))
         status = Path("/proc/self/status").read_text()
         print(float(status.partition("VmRSS:")[2].split()[0]) / 1e3)
@@ -268,7 +269,7 @@ def main() -> None:
         notes.append(f"the first load took {time.monotonic() - begun:,.0f} s, index included")
         generation = place.generation
         for kind in kinds:
-            spec = generations.index_spec(place.milvus, kind, asked.rows)
+            spec = index_types.index_spec(place.milvus.capabilities, kind, asked.rows)
             begun = time.monotonic()
             generation = reindexed(place.milvus, generation, spec)
             served = time.monotonic() - begun

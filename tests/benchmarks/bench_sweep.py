@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from bench_search import searchable
 
-from index.answers import Rules, answer
 from index.filters import Filters
-from index.generations import live
-from index.lookup import MilvusSource
-from index.milvus import connect
-from index.probes import Probe
-from index.scan import ScanSource
-from jobs.which import find_run
+from index.milvus.client import connect
+from index.milvus.collection import live
+from index.search.milvus_source import MilvusSource
+from index.search.probe import Probe
+from index.search.retrieval import Rules, answer
+from index.search.scan_source import ScanSource
+from jobs.runtime.resolve import find_run
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from clvr_model.network import Architecture, Clvr
 from clvr_model.recipe import load_recipe
 from clvr_model.training import make_optimizer, train_step, training_mode
 from infra.store import open_store
-from jobs.training.input import Arrays, Feed
-from jobs.training.job import Pictures
+from jobs.train.input import Arrays, Feed
+from jobs.train.job import Pictures
 
 
 def rate(batches: Iterable[Arrays]) -> float:

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.crops import crop_id_of
-from index.milvus import Milvus, connect
-from index.runs import Run
-from index.schemas import EMBEDDING_DIM, MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.shards import shard_table
+from index.archive.manifest import crop_id_of
+from index.milvus.client import Milvus, connect
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.schema import EMBEDDING_DIM, MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.milvus import Milvus, connect
-from index.runs import Run
+from index.milvus.client import Milvus, connect
+from index.runs.run import Run
 from infra.store import Store, open_store
 
 FINGERPRINT = "aa11bb22" * 8

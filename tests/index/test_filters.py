@@ -9,7 +9,7 @@ from milvus_lite.search.filter.parser import parse_expr
 from pymilvus import CollectionSchema, DataType, FieldSchema
 
 from index.filters import Filters, quoted
-from index.milvus import Milvus, connect
+from index.milvus.client import Milvus, connect
 from infra.errors import BadSetting
 
 NASTY = [

@@ -88,7 +88,7 @@ def test_compose_is_pinned_on_the_loopback_and_without_secrets(compose: dict[str
 def test_our_cli_reads_the_commands_that_containers_call(compose: dict[str, Any]) -> None:
     import typer
 
-    from jobs.cli import app
+    from jobs.cli.app import app
 
     commands = [service.get("command", []) for service in compose["services"].values()]
     commands += [

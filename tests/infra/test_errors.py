@@ -8,7 +8,7 @@ import pytest
 
 from infra import errors
 from infra.errors import ClvrError, UnreadablePicture
-from jobs.cli import EXIT_CODES
+from jobs.cli.app import EXIT_CODES
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ClvrError)]
 

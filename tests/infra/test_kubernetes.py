@@ -84,7 +84,7 @@ def mebibytes(quantity: str) -> float:
 
 def read_by_our_cli(command: str) -> dict[str, Any]:
     """What the verb would be called with. Raises for a verb or an option that is not there."""
-    from jobs.cli import app
+    from jobs.cli.app import app
 
     name, *words = shlex.split(command)
     assert name == "clvr"

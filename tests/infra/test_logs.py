@@ -72,7 +72,7 @@ def test_secrets_of_the_environment_are_masked_in_both_forms(
 def test_a_failing_verb_says_so_as_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jobs.cli import app
+    from jobs.cli.app import app
 
     monkeypatch.setenv("CLVR_LOG_FORMAT", "json")
     with pytest.raises(SystemExit) as ended:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from infra.monitoring import dashboard
-from jobs import metrics
+from jobs.runtime import metrics
 
 MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
 # Ray's own (seen on its metrics port; the GPU's only where there is one) and those of kube-state-metrics.
@@ -95,7 +95,7 @@ def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
 
 
 def test_commands_that_alerts_name_exist() -> None:
-    from jobs.cli import VERBS
+    from jobs.cli.app import VERBS
 
     named = re.findall(r"`clvr (\w+)", (MONITORING / "alerts.yaml").read_text())
     assert named

@@ -22,8 +22,7 @@ from infra.errors import (
     StoreUnreachable,
 )
 from infra.servers import SeaweedFs
-from infra.store import Fetched, Store, StoreSettings, open_store
-from infra.store_errors import store_error
+from infra.store import Fetched, Store, StoreSettings, open_store, store_error
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import BadInput, BadSetting
-from infra.store import StoreSettings, split_uri
-from infra.store_settings import canonical_uri, checked_key
+from infra.store import StoreSettings, canonical_uri, checked_key, split_uri
 
 _KEYS = st.lists(st.text("abc=-_.0é %", min_size=1, max_size=5), min_size=1, max_size=4).map("/".join)
 

@@ -13,13 +13,13 @@ from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import decode
-from index.bulk_load import load_runs
-from index.manifest import crop_id_of
-from index.milvus import connect
-from index.promote import promote
-from index.runs import Run
-from index.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.shards import shard_table
+from index.archive.manifest import crop_id_of
+from index.generations.load import load_runs
+from index.generations.promotion import promote
+from index.milvus.client import connect
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.settings import Settings
 from infra.store import open_store
 

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from index.accounting import ids_of
-from index.manifest import crop_id_of
-from index.runs import Run, list_runs
-from index.shards import read_shards
+from index.archive.manifest import crop_id_of
+from index.runs.accounting import ids_of
+from index.runs.run import Run, list_runs
+from index.runs.shards import read_shards
 from infra.store import open_store
 
 if TYPE_CHECKING:

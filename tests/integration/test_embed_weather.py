@@ -121,7 +121,7 @@ def embed_in(
     crops: str, seaweedfs: SeaweedFs, connected: str, tmp_path: Path
 ) -> Iterator[Callable[..., Any]]:
     """Embed through a proxy with the given faults; returns the summary and the proxy."""
-    from jobs import embed as job
+    from jobs.embed import job as job
 
     proxies: list[Weather] = []
 

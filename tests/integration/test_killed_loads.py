@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from index import generation_ledger
-from index.milvus import connect
-from index.runs import Run
+from index.generations import records
+from index.milvus.client import connect
+from index.runs.run import Run
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 
@@ -59,7 +59,7 @@ class User:
 
     def starts(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", "from jobs.cli import main; main()", *words],
+            [sys.executable, "-c", "from jobs.cli.app import main; main()", *words],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -80,7 +80,7 @@ class User:
         return [json.loads(self.store.get(key)) for key in sorted(found)]
 
     def states(self) -> list[str]:
-        return sorted(entry.state for entry in generation_ledger.entries(self.store))
+        return sorted(entry.state for entry in records.entries(self.store))
 
 
 def user(store: Store, milvus: str, more: dict[str, str]) -> User:
@@ -159,14 +159,14 @@ def test_a_loader_that_is_killed_after_its_last_import_is_finished_and_not_built
     def both_completed() -> None:
         with connect(milvus_server.uri, milvus_server.token) as milvus:
             while True:
-                (entry,) = generation_ledger.entries(someone.store)
+                (entry,) = records.entries(someone.store)
                 states = [one.state_name for one in milvus.bulk_inserts(entry.name)]
                 if states == ["Completed", "Completed"]:
                     return
                 time.sleep(0.05)
 
     assert kill_in_the_middle(someone, command, sigkill, wait=both_completed) == -signal.SIGKILL
-    (half,) = generation_ledger.entries(someone.store)
+    (half,) = records.entries(someone.store)
     assert half.state == "loading"
 
     loaded = someone.json(*command)

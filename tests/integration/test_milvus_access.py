@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from index import generations
-from index.bulk_load import load_runs
-from index.milvus import Milvus, connect
-from index.reconcile import reconcile
+from index.generations.load import load_runs
+from index.generations.reconcile import reconcile
+from index.milvus import collection
+from index.milvus.client import Milvus, connect
 from infra.errors import IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import open_store
@@ -105,7 +105,7 @@ def test_a_wrong_token_or_a_missing_privilege_is_named_as_such(
             connect(guarded.server.uri, token)
         assert "wrong-password" not in str(refused.value)
     with connect(guarded.server.uri, guarded.server.token) as milvus:
-        assert generations.list_generations(milvus) == []
+        assert collection.list_generations(milvus) == []
         milvus.call("create_user", "guest", "only-looking")
     store = open_store(str(tmp_path))
     with (
@@ -139,7 +139,7 @@ def test_a_generation_of_another_database_is_imported_and_proven_there(
         )
         assert not reconcile(milvus, store, generation, [run]).differences
     with guarded.connect() as elsewhere:
-        assert generations.list_generations(elsewhere) == []
+        assert collection.list_generations(elsewhere) == []
 
 
 @pytest.mark.timeout(280)

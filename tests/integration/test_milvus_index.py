@@ -10,20 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import generation_ledger, generations
-from index.bulk_load import LoadOptions, Progress, load_runs
-from index.erasable import Wanted
 from index.filters import Filters
-from index.forget import forget
-from index.generations import Generation
-from index.load_plan import plan_load
-from index.milvus import Milvus, connect
-from index.promote import check_gate, promote, rollback
-from index.reconcile import reconcile
-from index.rows import ids_in
-from index.runs import Run
-from index.search import search
-from index.upsert import load_into_live
+from index.generations import records
+from index.generations.erasure import Wanted, forget
+from index.generations.gate import check_gate
+from index.generations.load import LoadOptions, Progress, load_runs
+from index.generations.load_plan import plan_load
+from index.generations.promotion import promote, rollback
+from index.generations.reconcile import reconcile
+from index.generations.upsert import load_into_live
+from index.milvus import collection, index_types
+from index.milvus.client import Milvus, connect
+from index.milvus.collection import Generation, ids_in
+from index.milvus.search import search
+from index.runs.run import Run
 from infra.errors import BadInput, FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
@@ -122,7 +122,7 @@ def inserted(milvus: Milvus, own_store: Store, foreign_store: Store, finished_ru
 def test_shards_in_the_servers_bucket_are_imported_row_for_row(
     milvus: Milvus, own_store: Store, imported: Generation, imported_runs: list[Run]
 ) -> None:
-    assert generations.count(milvus, imported) == 500
+    assert collection.count(milvus, imported) == 500
     plan = plan_load(imported_runs, latest_wins=True)
     rows = milvus.call("query", imported.name, filter="crop_id >= 0", output_fields=["embedding"], limit=1000)
     stored = {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in rows}
@@ -130,7 +130,7 @@ def test_shards_in_the_servers_bucket_are_imported_row_for_row(
         for crop_id, vector in zip(ids.tolist(), vectors, strict=True):
             assert np.array_equal(stored.pop(crop_id), vector)
     assert stored == {}
-    entry = generation_ledger.read(own_store, imported.name)
+    entry = records.read(own_store, imported.name)
     assert entry is not None
     assert (entry.state, entry.target, entry.rows) == ("ready", "grpc_v1", 500)
     # The rewritten shard was needed for the import only.
@@ -138,15 +138,15 @@ def test_shards_in_the_servers_bucket_are_imported_row_for_row(
 
 
 def test_the_generation_tells_its_facts_on_a_server_too(milvus: Milvus, imported: Generation) -> None:
-    assert generations.find(milvus, imported.name) == imported
+    assert collection.find(milvus, imported.name) == imported
     assert imported.run_ids == ("old", "new")
 
 
 def test_shards_in_another_bucket_are_inserted(
     milvus: Milvus, own_store: Store, inserted: Generation
 ) -> None:
-    assert generations.count(milvus, inserted) == 300
-    entry = generation_ledger.read(own_store, inserted.name)
+    assert collection.count(milvus, inserted) == 300
+    entry = records.read(own_store, inserted.name)
     assert entry is not None
     assert entry.target == "stream_insert"
 
@@ -203,7 +203,7 @@ def test_increment_erasure_rebuild_and_verification_on_a_server(
     assert found.differences == ()
 
     rebuilt = load_runs(milvus, foreign_store, [first, second], alias="nightly", latest_wins=True)
-    assert generations.count(milvus, rebuilt) == erased.rows_after
+    assert collection.count(milvus, rebuilt) == erased.rows_after
     assert ids_in(milvus, rebuilt.name, wanted.expression()).size == 0
 
 
@@ -215,9 +215,9 @@ def test_gate_promotion_and_rollback_on_a_server(
     assert (report.rows_expected, report.rows_indexed) == (500, 500)
     promote(milvus, own_store, imported.name)
     promote(milvus, own_store, inserted.name, force="test")
-    assert generations.live(milvus, "swapped") == inserted
+    assert collection.live(milvus, "swapped") == inserted
     assert rollback(milvus, own_store, "swapped") == imported
-    assert generations.live(milvus, "swapped") == imported
+    assert collection.live(milvus, "swapped") == imported
 
 
 def test_the_alias_moves_under_constant_queries_without_an_error_or_a_mixed_answer(
@@ -272,7 +272,7 @@ def test_no_name_breaks_out_of_a_filter_on_the_servers_parser(milvus: Milvus, im
 @pytest.mark.parametrize("kind", ["DISKANN", "GPU_IVF_FLAT"])
 def test_index_types_that_hang_this_server_are_refused(milvus: Milvus, kind: str) -> None:
     with pytest.raises(IndexRefused, match=kind):
-        generations.index_spec(milvus, kind, 1000)
+        index_types.index_spec(milvus.capabilities, kind, 1000)
 
 
 def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
@@ -285,7 +285,7 @@ def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
     with pytest.raises(BadInput, match=r"alias nowhere at .* points to nothing"):
         search(milvus, "nowhere", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
     promote(milvus, own_store, second.name, force="test")
-    assert generations.live(milvus, "nowhere") == second
+    assert collection.live(milvus, "nowhere") == second
 
 
 class Dying:
@@ -320,7 +320,7 @@ class Dying:
             assert time.monotonic() - self.died < 25
             with pytest.raises(IndexUnreachable, match="does not answer"):
                 search(milvus, "clvr", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
-        (half,) = generation_ledger.entries(self.store, "clvr")
+        (half,) = records.entries(self.store, "clvr")
         assert half.state == "loading"
         return half.name
 
@@ -348,8 +348,8 @@ def test_a_load_that_a_crash_cut_off_is_dropped_and_built_again(dying: Dying) ->
     dying.server.restart()
     with connect(dying.server.uri, dying.server.token) as milvus:
         whole = dying.load(milvus)
-        assert generations.count(milvus, whole) == 60
-        assert generations.list_generations(milvus) == [whole]
-    entry = generation_ledger.read(dying.store, half)
+        assert collection.count(milvus, whole) == 60
+        assert collection.list_generations(milvus) == [whole]
+    entry = records.read(dying.store, half)
     assert entry is not None
     assert entry.state == "dropped"

@@ -109,7 +109,7 @@ class Operator:
             except OSError:
                 continue
             if (
-                b"jobs.submission.submitted" in words
+                b"jobs.cli.entrypoint" in words
                 and self.archive.uri.encode() in words
                 and words[0].endswith(b"python")
             ):

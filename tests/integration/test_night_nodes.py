@@ -17,10 +17,10 @@ from ray.cluster_utils import Cluster
 from clvr_model.embedder import Embedded
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.load import verify_generation
-from jobs.night.reindex import DO, reindex
-from jobs.night.request import NightRequest
-from jobs.night.steps import AtWork
+from jobs.generations.load import verify_generation
+from jobs.reindex.job import DO, reindex
+from jobs.reindex.plan import NightRequest
+from jobs.reindex.steps import AtWork
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from infra.store import open_store
-from jobs.cli import app
+from jobs.cli.app import app
 
 pytestmark = pytest.mark.integration
 

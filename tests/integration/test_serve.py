@@ -16,10 +16,10 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from infra.errors import BadSetting
-from jobs.searcher import Searcher
-from jobs.web.app import make_app
-from jobs.web.guard import Guard, Limits
-from jobs.web.serve import ServeRequest, guard_of
+from jobs.search.searcher import Searcher
+from jobs.serve.access import Guard, Limits
+from jobs.serve.app import make_app
+from jobs.serve.request import ServeRequest, guard_of
 
 pytestmark = pytest.mark.integration
 

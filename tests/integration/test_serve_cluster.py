@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from index.bulk_load import load_runs
-from index.milvus import connect
-from index.promote import promote
-from index.runs import Run
+from index.generations.load import load_runs
+from index.generations.promotion import promote
+from index.milvus.client import connect
+from index.runs.run import Run
 from infra.errors import BadSetting
 from infra.servers import MilvusServer
 from infra.store import open_store
-from jobs.web.serve import ServeRequest, serve_page
+from jobs.serve.request import ServeRequest
+from jobs.serve.server import serve_page
 
 pytestmark = pytest.mark.integration
 
 TOKEN = "a-token-that-is-long-enough"
-CLVR = [sys.executable, "-c", "from jobs.cli import main; main()"]
+CLVR = [sys.executable, "-c", "from jobs.cli.app import main; main()"]
 
 
 def asked(url: str, token: str | None = None) -> tuple[int, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from index import audit
-from index.sweeps import RESULT_SCHEMA
 from infra.store import open_store
+from jobs.sweep import audit
+from jobs.sweep.state import RESULT_SCHEMA
 
 pytestmark = pytest.mark.integration
 
-CLVR = [sys.executable, "-c", "from jobs.cli import main; main()"]
+CLVR = [sys.executable, "-c", "from jobs.cli.app import main; main()"]
 
 
 def started(archive: Any, *arguments: object) -> subprocess.Popen[str]:

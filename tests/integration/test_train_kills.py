@@ -16,7 +16,7 @@ from clvr_model.checkpoint import load_checkpoint
 from clvr_model.datasets.itinerary import ArchiveSpec
 from clvr_model.datasets.synthetic import generate, write_labels
 from infra.store import open_store
-from jobs.training.log import read_log
+from jobs.train.log import read_log
 
 pytestmark = pytest.mark.integration
 

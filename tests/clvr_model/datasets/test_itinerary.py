@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clvr_model.datasets.itinerary import ArchiveSpec, Sighting, sighting, sightings
-from index.manifest import KeyPattern
+from index.archive.key_pattern import KeyPattern
 from infra.errors import BadSetting
 
 SPECS = st.builds(

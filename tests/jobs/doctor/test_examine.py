@@ -16,7 +16,7 @@ from infra.servers import MilvusServer, SeaweedFs
 from infra.settings import Settings
 from infra.store import Store, open_store
 from infra.store_settings import StoreSettings
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.doctor.examine import Examination, Patient, check_store, examine
 from jobs.doctor.machine import check_clock
 

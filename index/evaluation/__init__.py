@@ -1,0 +1,1 @@
+"""Protocols and metrics of vehicle re-identification."""

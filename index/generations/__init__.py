@@ -1,0 +1,1 @@
+"""The life of a generation: load, gate, promotion, increments, erasure."""

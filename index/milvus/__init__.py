@@ -1,0 +1,1 @@
+"""What a Milvus server can do, and one collection on it."""

@@ -1,0 +1,279 @@
+"""A connection to Milvus, a local file (Milvus Lite) or a server, and what its version can do."""
+
+import fcntl
+import logging
+import re
+import shutil
+import socket
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from index.milvus.index_types import Capabilities, capabilities_of
+from infra.errors import BadSetting, ClvrError, DiskFull, IndexRefused, IndexUnreachable, Locked
+
+if TYPE_CHECKING:
+    import httpx2
+
+_UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+_OLDEST = (2, 3, 0)
+_FULL = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
+_CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
+_NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
+_DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+# Milvus Lite hangs up on who pings it every 10 s, as pymilvus does, in the middle of an index build.
+_NEVER_MS = 2**31 - 1
+_START_IT = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
+
+
+class Milvus:
+    """An open connection. `call` is the one door to the server: it bounds the wait and names the error."""
+
+    def __init__(
+        self,
+        uri: str,
+        client: Any,
+        capabilities: Capabilities,
+        timeout: float,
+        *,
+        token: str | None = None,
+        database: str | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        self.uri = uri
+        self.capabilities = capabilities
+        self.database = database
+        self._client = client
+        self._timeout = timeout
+        self._token = token
+        self._ca_file = ca_file
+
+    def __repr__(self) -> str:
+        return f"Milvus({self.uri!r}, version={self.capabilities.version!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def call(self, method: str, *args: Any, timeout: float | None = None, **named: Any) -> Any:
+        """Call a method of pymilvus' MilvusClient; `timeout` in seconds also bounds its retries.
+
+        Raises IndexUnreachable if the server does not answer in time, IndexRefused for any other error.
+        """
+        try:
+            return getattr(self._client, method)(*args, timeout=timeout or self._timeout, **named)
+        except Exception as error:
+            raise _translated(error, f"{method} at {self.uri}") from error
+
+    def bulk_insert(self, collection: str, key: str) -> int:
+        """Start the import of one Parquet file from the server's own bucket and return the task's number."""
+        return int(self._handler("do_bulk_insert", collection, "", [key]))
+
+    def bulk_insert_state(self, task: int) -> Any:
+        """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
+        return self._handler("get_bulk_insert_state", task)
+
+    def require_space(self, bytes_needed: int) -> None:
+        """Raise DiskFull if a local file's disk has fewer bytes free. A server does not tell."""
+        if not self.capabilities.lite:
+            return
+        free = shutil.disk_usage(Path(self.uri).parent).free
+        if free < bytes_needed:
+            raise DiskFull(
+                f"{self.uri} needs about {bytes_needed:,} bytes more, and {free:,} are free",
+                remedy="Free some space (`clvr retire` drops old generations), or choose another disk.",
+            )
+
+    def bulk_inserts(self, collection: str) -> list[Any]:
+        """Return pymilvus' BulkInsertState of each import into a collection that the server remembers."""
+        return list(self._handler("list_bulk_insert_tasks", 0, collection))
+
+    def rest_client(self) -> "httpx2.Client":
+        """Return an HTTP client for the REST interface of the same server, with the same token."""
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if self.database:
+            headers["DB-Name"] = self.database  # calls that name a job only are permitted by this one
+        return httpx2.Client(
+            base_url=self.uri,
+            headers=headers,
+            verify=ssl.create_default_context(cafile=self._ca_file),
+            timeout=self._timeout,
+            trust_env=False,  # the gRPC connection takes no proxy either
+        )
+
+    def close(self) -> None:
+        """Close the connection. A local file is closed for the whole process, so that another may open it."""
+        self._client.close()
+        if self.capabilities.lite:
+            from milvus_lite.server_manager import (  # type: ignore[import-untyped]
+                server_manager_instance,
+            )
+
+            server_manager_instance.release_server(self.uri)
+
+    def _handler(self, method: str, *args: Any) -> Any:
+        # Only the ORM names these calls, over a second connection of its own; the handler has them too. The
+        # context carries the database: without it they mean the default one.
+        context = self._client._generate_call_context()
+        try:
+            handler = self._client._get_connection()
+            return getattr(handler, method)(*args, timeout=self._timeout, context=context)
+        except Exception as error:
+            raise _translated(error, f"{method} at {self.uri}") from error
+
+
+def connect(
+    uri: str,
+    token: str | None = None,
+    database: str | None = None,
+    ca_file: str | None = None,
+    timeout: float = 10.0,
+) -> Milvus:
+    """Connect to `http(s)://host:port`, or open a local path that ends in '.db' (Milvus Lite).
+
+    timeout: seconds, for connecting (at most 5) and for each short call. Raises IndexUnreachable within a
+    few seconds if nothing answers, IndexRefused for a wrong token, Locked for a file that another process
+    holds, BadSetting for an address that cannot be one.
+    """
+    from pymilvus import MilvusClient
+
+    _silence_traces()
+    named: dict[str, Any] = {"timeout": min(timeout, 5.0)}
+    if token:
+        named["token"] = token
+    if database:
+        named["db_name"] = database
+    lite = not re.match(r"[a-z]+://", uri)
+    if lite:
+        uri = _checked_file(uri)
+        named["grpc_options"] = {"grpc.keepalive_time_ms": _NEVER_MS}
+    else:
+        _knock(uri, named["timeout"])
+        if ca_file:
+            named["server_pem_path"] = ca_file
+    try:
+        client = MilvusClient(uri=uri, **named)
+        version = str(client.get_server_version(timeout=named["timeout"]))
+    except Exception as error:
+        raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
+    can = capabilities_of(version, lite=lite)
+    if not lite and can.number < _OLDEST:
+        client.close()
+        raise too_old(version, uri)
+    return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)
+
+
+def too_old(version: str, uri: str) -> IndexRefused:
+    """Return the error for a server that lacks what we rest on."""
+    return IndexRefused(
+        f"Milvus {version} at {_bare(uri)} is too old: what we rest on is there from 2.3 on",
+        remedy="Upgrade the server.",
+    )
+
+
+def _checked_file(uri: str) -> str:
+    path = Path(uri).absolute()
+    if path.suffix != ".db":
+        raise BadSetting(
+            f"{uri} is neither http(s)://host:port nor a path that ends in '.db'",
+            remedy="A local index is a path such as ./clvr.db.",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path)
+
+
+def _knock(uri: str, timeout: float) -> None:
+    # pymilvus gives one and the same error for "nothing there" and "wrong token".
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise BadSetting(f"{_bare(uri)} is not http(s)://host:port", remedy=_START_IT)
+    if address.username or address.password:
+        raise BadSetting(
+            f"the address of Milvus at {address.hostname} carries credentials",
+            remedy="Give the token by CLVR_MILVUS_TOKEN: addresses end up in logs.",
+        )
+    port = address.port or (443 if address.scheme == "https" else 19530)
+    try:
+        socket.create_connection((address.hostname, port), timeout=timeout).close()
+    except OSError as error:
+        raise IndexUnreachable(
+            f"no Milvus at {address.hostname}:{port}: {error.strerror or error}", remedy=_START_IT
+        ) from error
+
+
+def _bare(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _not_connected(error: Exception, uri: str, *, lite: bool) -> ClvrError:
+    if lite and _held(Path(uri)):
+        return Locked(
+            f"{uri} is open in another process",
+            remedy="A local index serves one process at a time: end the other one, or run a Milvus server.",
+        )
+    if lite:
+        return IndexUnreachable(
+            f"{uri} cannot be opened as a local index",
+            remedy="Name a new file: a Milvus Lite 3 index is a folder, and older ones cannot be read.",
+        )
+    status = _status_of(error)
+    if status in _DENIED:
+        return IndexRefused(
+            f"Milvus at {uri} refuses the token",
+            remedy="Set CLVR_MILVUS_TOKEN to 'user:password' or to an API key.",
+        )
+    reason = status.lower().replace("_", " ") or "no reason given"
+    return IndexUnreachable(f"{uri} does not answer as Milvus does ({reason})", remedy=_START_IT)
+
+
+def _held(path: Path) -> bool:
+    try:
+        with (path / "LOCK").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _translated(error: Exception, where: str) -> ClvrError:
+    if isinstance(error, ClvrError):
+        return error
+    text = str(getattr(error, "message", "") or error).splitlines()
+    status = _status_of(error)
+    if status in _DENIED:
+        return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
+    if any(words in str(error) for words in _FULL):
+        return DiskFull(f"{where}: the disk of Milvus is full", remedy="Free some space, then run it again.")
+    lost = (
+        status in _UNREACHABLE or _NOT_GRPC in str(error) or getattr(error, "code", None) == _CONNECT_FAILED
+    )
+    if lost or isinstance(error, (ConnectionError, TimeoutError)):
+        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
+    return IndexRefused(f"{where}: {text[0][:300] if text else type(error).__name__}")
+
+
+def _status_of(error: BaseException | None) -> str:
+    # pymilvus wraps the gRPC error, sometimes twice, and sometimes leaves its status in `code`.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        code: Any = getattr(error, "code", None)
+        if callable(code):
+            code = code()
+        if type(code).__name__ == "StatusCode":
+            return str(code.name)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _silence_traces() -> None:
+    # Both log a whole traceback for each error that they also raise.
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,1 @@
+"""One embedding of one manifest by one model: an immutable folder of shards and quarantine."""

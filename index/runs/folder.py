@@ -1,0 +1,107 @@
+"""The folder of a run: the names of its objects, and how they are read and written."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from index.parquet import opened, write_table
+from index.runs.records import RunInfo
+from index.schema import MANIFEST_SCHEMA
+from infra.errors import BadSetting, CountMismatch
+from infra.store import Store, root_may_be_new
+
+_PARTS_PER_FILE = 256
+
+
+class RunFolder:
+    """The objects of one run. Keys are relative to the store's root."""
+
+    def __init__(self, store: Store, info: RunInfo) -> None:
+        self.store = store
+        self.info = info
+
+    @property
+    def footer(self) -> dict[str, str]:
+        """What every Parquet file of the run says in its footer."""
+        return {"clvr.run_id": self.info.run_id}
+
+    def key(self, name: str = "") -> str:
+        """Return the key of an object of the run, given its name in the folder."""
+        return f"runs/{self.info.run_id}/{name}".rstrip("/")
+
+    def manifest_key(self, number: int) -> str:
+        """Return the key of one file of the manifest."""
+        # Named by contents and layout: the loser of two racing creators must not overwrite the winner's rows.
+        stem = f"{self.info.manifest[:16]}-{self.info.rows_per_part}"
+        return self.key(f"manifest/{stem}-{number:05d}.parquet")
+
+    def manifest_keys(self) -> list[str]:
+        """Return the keys of the manifest's files, in order."""
+        return [self.manifest_key(number) for number in range(-(-self.info.parts // _PARTS_PER_FILE))]
+
+    def part_keys(self, part: int) -> tuple[str, str]:
+        """Return the keys of a part's shard rows and of its quarantine."""
+        return self.key(f"parts/part-{part:05d}.parquet"), self.key(f"parts/quarantine-{part:05d}.parquet")
+
+    def quarantine_key(self, shard: int) -> str:
+        """Return the key of the quarantine of all parts of one shard."""
+        return self.key(f"quarantine/quarantine-{shard:05d}.parquet")
+
+    def record_key(self, shard: int) -> str:
+        """Return the key of the done-mark of one compacted shard."""
+        return self.key(f"parts/shard-{shard:05d}.json")
+
+    def started(self) -> bool:
+        """Return whether run.json stands."""
+        head = None
+        with root_may_be_new(self.store):
+            head = self.store.head(self.key("run.json"))
+        return head is not None
+
+    def write_manifest(self, crops: pa.Table) -> None:
+        """Write the manifest: a row group a part, so that a part is read without the rest."""
+        per_file = _PARTS_PER_FILE * self.info.rows_per_part
+        for number, key in enumerate(self.manifest_keys()):
+            rows = crops.slice(number * per_file, per_file)
+            write_table(self.store, key, rows, metadata=self.footer, row_group_rows=self.info.rows_per_part)
+
+    def write_vanished(self, uris: Any) -> None:
+        """Write down the crops (string Array) that were in the run before and are gone from the archive."""
+        rows = pa.table({"uri": pc.cast(uris, pa.string())})
+        write_table(self.store, self.key("vanished.parquet"), rows, metadata=self.footer)
+
+    def part_rows(self, part: int) -> pa.Table:
+        """Return all rows of one part. Raises BadSetting for a part that the run has not."""
+        if not 0 <= part < self.info.parts:
+            raise BadSetting(f"run {self.info.run_id} has {self.info.parts} parts, not one of number {part}")
+        file_number, row_group = divmod(part, _PARTS_PER_FILE)
+        with opened(self.store, self.manifest_key(file_number)) as file:
+            return file.read_row_group(row_group).cast(MANIFEST_SCHEMA)
+
+    def done_parts(self) -> set[int]:
+        """Return the numbers of the parts whose shard rows stand."""
+        names = (found.key.rpartition("/")[2] for found in self.store.list(self.key("parts")))
+        matches = (re.fullmatch(r"part-(\d{5,})\.parquet", name) for name in names)
+        return {int(match[1]) for match in matches if match}
+
+    def require_done(self, parts: set[int]) -> None:
+        """Raise CountMismatch, naming up to ten, if any of these parts is pending."""
+        pending = sorted(parts - self.done_parts())
+        if pending:
+            raise CountMismatch(
+                f"run {self.info.run_id} has {len(pending)} of {self.info.parts} parts pending: "
+                f"{', '.join(map(str, pending[:10]))}",
+                remedy="Resume the run with `clvr embed`, then finish it.",
+            )
+
+    def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one Parquet file of the run."""
+        with opened(self.store, key) as file:
+            return file.read(columns=columns)
+
+    def read_tables(self, schema: pa.Schema, keys: Iterable[str]) -> pa.Table:
+        """Read several files of one schema into one table."""
+        return pa.concat_tables([schema.empty_table(), *(self.read(key).cast(schema) for key in keys)])

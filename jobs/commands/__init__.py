@@ -1,1 +1,0 @@
-"""The verbs: each parses and prints; what it does is in a module of jobs."""

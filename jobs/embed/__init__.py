@@ -1,0 +1,1 @@
+"""`clvr plan`, `clvr embed` and `clvr status`: from the archive to shards."""

@@ -1,0 +1,1 @@
+"""`clvr evaluate` and `clvr calibrate`: CMC, comparisons and calibration of a run."""

@@ -1,0 +1,105 @@
+"""`clvr evaluate --compare`: two runs of the same pictures on the same splits, with a paired bootstrap."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from index.evaluation.bootstrap import Difference, compare
+from index.evaluation.protocols import RULES, ProtocolResult, evaluate_protocol
+from infra.errors import BadInput, BadLabels, BadSetting
+from infra.settings import Settings
+from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
+from jobs.evaluate.results import EvaluateRequest
+from jobs.runtime.progress import console
+from jobs.runtime.resolve import find_run
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two runs, by protocol; a difference is the second less the first."""
+
+    runs: tuple[str, str]
+    differences: dict[str, list[Difference]]
+
+    def figures(self) -> dict[str, Any]:
+        """As a machine reads them."""
+        return {
+            "runs": self.runs,
+            "protocols": {
+                name: [{**asdict(one), "difference": one.difference} for one in found]
+                for name, found in self.differences.items()
+            },
+        }
+
+    def table(self) -> str:
+        """As a person reads them."""
+        lines = [f"A = {self.runs[0]}, B = {self.runs[1]}; 95 % interval of B - A by resampled vehicles"]
+        for name, found in self.differences.items():
+            lines.append(f"{name:18} {'A':>8} {'B':>8} {'B - A':>8}   95 % interval")
+            for one in found:
+                verdict = "" if one.certain else "   may be chance"
+                lines.append(
+                    f"  {one.measure:16} {one.a:>8.1%} {one.b:>8.1%} {one.difference:>+8.1%}"
+                    f"   {one.low:+.1%} to {one.high:+.1%}{verdict}"
+                )
+        return "\n".join(lines)
+
+
+def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Compared:
+    """Rank both runs on the splits of the crops that both have embedded.
+
+    Raises BadInput if they share no labelled crop, and what an evaluation raises.
+    """
+    names = request.protocols or ("vehicleid-paper",)
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        raise BadSetting(f"unknown protocol '{unknown[0]}'", remedy=f"use one of: {', '.join(RULES)}")
+    lists = evaluation_lists(request.labels, request.split)
+    if len(lists) > 1:
+        raise BadInput(
+            f"{request.labels} has several test lists", remedy=f"choose one: --split {lists[0].name}"
+        )
+    a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
+    rows_a, rows_b = _shared(a, b)
+    console.print(
+        f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
+        f"{len(b.features) - len(rows_b):,} of B alone are left out"
+    )
+    vehicles = a.vehicle_ids[rows_a]
+    differences = {}
+    for name in names:
+        first = _ranked(name, a, rows_a, request)
+        second = _ranked(name, b, rows_b, request)
+        differences[name] = compare(first, second, vehicles, seed=request.seed)
+    return Compared((a.run.run_id, b.run.run_id), differences)
+
+
+def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
+    """Rows of the crops that both have, in A's order: if all are shared, A's draws are as alone."""
+    shared, rows_a, rows_b = np.intersect1d(a.crop_ids, b.crop_ids, assume_unique=True, return_indices=True)
+    if not len(shared):
+        raise BadInput(
+            f"runs {a.run.run_id} and {b.run.run_id} share no labelled crop",
+            remedy="compare runs of the same archive",
+        )
+    order = np.argsort(rows_a)
+    rows_a, rows_b = rows_a[order], rows_b[order]
+    differ = int((a.vehicle_ids[rows_a] != b.vehicle_ids[rows_b]).sum())
+    if differ:
+        raise BadLabels(
+            f"{differ:,} crops have another vehicle id in run {b.run.run_id} than in {a.run.run_id}",
+            remedy="give --labels, so that both are judged by the same ones",
+        )
+    return rows_a, rows_b
+
+
+def _ranked(name: str, run: LabelledRun, rows: Any, request: EvaluateRequest) -> ProtocolResult:
+    return evaluate_protocol(
+        name,
+        run.features[rows],
+        run.vehicle_ids[rows],
+        camera_ids=None if run.cameras is None else run.cameras[rows],
+        repeats=request.repeats,
+        seed=request.seed,
+    )

@@ -1,0 +1,199 @@
+"""`clvr evaluate`: the CMC of a run by exact L2, by named protocols, and a page of it."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clvr_model.checkpoint import read_card
+from index.evaluation.cmc import cmc
+from index.evaluation.index_recall import IndexLoss, index_loss, ranks_through_index
+from index.evaluation.metrics import by_camera_pair, by_day_part, classification, distances_of, normalised
+from index.evaluation.protocols import (
+    JUNK,
+    RULES,
+    ProtocolResult,
+    Ranker,
+    evaluate_protocol,
+    rank_on,
+    with_features,
+)
+from index.evaluation.rerank import expanded, rerank
+from index.evaluation.splits import read_splits, write_splits
+from infra.errors import BadInput, BadSetting
+from infra.settings import Settings
+from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
+from jobs.evaluate.page import Story, write_page
+from jobs.evaluate.ray_ranker import workers
+from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
+from jobs.runtime.progress import console
+from jobs.runtime.resolve import find_run, open_milvus
+
+ALSO = ("normalised", "query-expansion", "re-ranking")
+INDEX_TOP = 1000
+
+
+def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
+    """Rank by exact L2 over the run's shards; no picture is embedded again.
+
+    Raises BadLabels if no embedded crop has a vehicle id or a protocol cannot be drawn, BadSetting for an
+    unknown protocol, BadInput for splits of other crops, FingerprintMismatch for a mixed run.
+    """
+    _check(request)
+    run = find_run(request.run, settings)
+    lists = []
+    for chosen in evaluation_lists(request.labels, request.split):
+        labelled = labelled_run(run, chosen)
+        named = f" of {labelled.name}" if labelled.name else ""
+        console.print(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
+        for line in labelled.accounting():
+            console.print(f"  {line}")
+        lists.append(_evaluate_list(labelled, request, settings))
+    evaluation = Evaluation(tuple(lists))
+    if request.html:
+        first = evaluation.lists[0]
+        write_page(
+            request.html,
+            first.labelled,
+            first.results,
+            read_card(run.info.model),
+            _story(request, run.run_id),
+            first,
+        )
+        request.html.with_suffix(".json").write_text(json.dumps(evaluation.figures(), indent=2, default=str))
+    return evaluation
+
+
+def _check(request: EvaluateRequest) -> None:
+    try:
+        torch.empty(0, device=request.device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadSetting(f"no device '{request.device}' here: {str(error).splitlines()[0]}") from error
+    for given, known, what in ((request.protocols, RULES, "protocol"), (request.also, ALSO, "--also")):
+        for name in given:
+            if name not in known:
+                raise BadSetting(f"unknown {what} '{name}'", remedy=f"use one of: {', '.join(known)}")
+
+
+def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
+    rank = workers(request.workers, settings) if request.workers else rank_on(request.device)
+    results = _protocols(labelled, request, rank)
+    first = results[0]
+    junk = first.name in JUNK
+    pictures = labelled.pictures()
+    return ListEvaluation(
+        labelled=labelled,
+        results=results,
+        also=tuple(_also(labelled, results, request.also, rank)),
+        distances=distances_of(pictures, first.splits[0], junk=junk, seed=request.seed),
+        camera_pairs=tuple(by_camera_pair(pictures)),
+        day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
+        models=classification(
+            labelled.crops["model_id"].to_numpy().astype(np.int64), labelled.true_model_ids
+        ),
+        index=_through_index(labelled, first, settings) if request.index else None,
+    )
+
+
+def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) -> tuple[ProtocolResult, ...]:
+    given = {labelled.protocol: [labelled.given]} if labelled.given else {}
+    names: Sequence[str] = request.protocols
+    path = request.splits
+    if path is not None and labelled.name:
+        path = path.with_name(f"{path.stem}-{labelled.name}{path.suffix}")
+    if path is not None and path.exists():
+        given = read_splits(path, labelled.crop_ids)
+        names = names or tuple(given)
+        absent = [name for name in names if name not in given]
+        if absent:
+            raise BadInput(
+                f"{path} has no split of {', '.join(absent)}", remedy=f"it has: {', '.join(given)}"
+            )
+        console.print(f"  splits read from {path}: the same probes and gallery as when they were written")
+    if not names:
+        by_rule = ("vehicleid-paper", "vehicleid-common")
+        names = by_rule if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
+    results = tuple(
+        evaluate_protocol(
+            name,
+            labelled.features,
+            labelled.vehicle_ids,
+            camera_ids=labelled.cameras,
+            repeats=request.repeats,
+            seed=request.seed,
+            splits=given.get(name),
+            rank=rank,
+        )
+        for name in names
+    )
+    if path is not None and not path.exists():
+        write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
+        console.print(f"  splits written to {path}")
+    return results
+
+
+def _also(
+    labelled: LabelledRun, results: Sequence[ProtocolResult], also: Sequence[str], rank: Ranker
+) -> list[ProtocolResult]:
+    """The same splits in other ways, each reported under its own name and never instead of plain L2."""
+    found = []
+    length_one = normalised(labelled.features) if also else labelled.features
+    for result in results:
+        junk = result.name in JUNK
+        if "normalised" in also:
+            ranked = rank(labelled.pictures(length_one), result.splits, result.curves.shape[1], junk, True)
+            found.append(with_features(result, ranked, "L2-normalised"))
+        first = result.splits[:1]
+        if "query-expansion" in also:
+            pictures = labelled.pictures()
+            some = [
+                cmc(
+                    expanded(pictures, split),
+                    pictures.take(split.gallery),
+                    same_camera_is_junk=junk,
+                    skip_unmatched=True,
+                )
+                for split in first
+            ]
+            found.append(with_features(result, some, "query expansion of 5, first repeat"))
+        if "re-ranking" in also:
+            some = [rerank(labelled.pictures(length_one), split, junk=junk) for split in first]
+            label = "L2-normalised, k-reciprocal re-ranking 20/6/0.3, first repeat"
+            found.append(with_features(result, some, label))
+    return found
+
+
+def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Settings) -> IndexLoss:
+    from index.milvus.collection import ensure_loaded, searchable
+
+    run = labelled.run
+    with open_milvus(settings) as milvus:
+        generation = searchable(milvus, settings.alias, run.fingerprint)
+        if run.run_id not in generation.run_ids:
+            raise BadInput(
+                f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
+            )
+        ensure_loaded(milvus, generation)
+        ranks, short = ranks_through_index(
+            milvus,
+            generation,
+            labelled.pictures(),
+            labelled.crop_ids,
+            result.splits[0],
+            top=INDEX_TOP,
+            junk=result.name in JUNK,
+        )
+    return index_loss(generation.name, result.rankings[0], ranks, short, INDEX_TOP)
+
+
+def _story(request: EvaluateRequest, run_id: str) -> Story:
+    labels = f" --labels {request.labels}" if request.labels else ""
+    split = f" --split {request.split}" if request.split else ""
+    return Story(
+        title="Who was seen where else",
+        lead="Vehicle re-identification by model-level features and plain L2 distance.",
+        dataset=f"run {run_id}{f', {request.split}' if request.split else ''}",
+        note="These figures hold for this run, its labels and the protocols named beside them.",
+        command=f"clvr evaluate {run_id}{labels}{split} --html {request.html}",
+    )

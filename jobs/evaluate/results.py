@@ -1,0 +1,178 @@
+"""The request and the results of an evaluation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from index.evaluation.index_recall import IndexLoss
+from index.evaluation.metrics import (
+    FALSE_POSITIVE_RATES,
+    CameraPair,
+    Classification,
+    DayPart,
+    Distances,
+)
+from index.evaluation.protocols import ProtocolResult
+from jobs.evaluate.dataset import LabelledRun
+
+SHOWN_RANKS = (1, 5, 10, 20)
+
+
+def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
+    """Everything that was counted, as JSON."""
+    run = lists[0].labelled.run
+    return {
+        "run": run.run_id,
+        "model": run.info.model,
+        "fingerprint": run.fingerprint,
+        "lists": [_list_figures(one) for one in lists],
+    }
+
+
+def _list_figures(one: "ListEvaluation") -> dict[str, Any]:
+    labelled, distances = one.labelled, one.distances
+    return {
+        "list": labelled.name,
+        "labelled": len(labelled.features),
+        "unlabelled": labelled.unlabelled,
+        "labelled_without_embedding": labelled.lost,
+        "labels_of_no_crop": labelled.absent,
+        "left_out": labelled.accounting(),
+        "protocols": [_protocol_figures(result) for result in (*one.results, *one.also)],
+        "tpr_at_fpr": None
+        if distances is None
+        else {f"{rate:g}": distances.tpr_at_fpr(rate) for rate in FALSE_POSITIVE_RATES},
+        "by_camera_pair": [asdict(pair) for pair in one.camera_pairs],
+        "by_day_part": [asdict(part) for part in one.day_parts],
+        "model_classification": None if one.models is None else asdict(one.models),
+        "through_index": None if one.index is None else asdict(one.index),
+    }
+
+
+def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
+    return {
+        "protocol": result.name,
+        "features": result.features,
+        "rule": result.rule,
+        "ties": "equal distances rank by the order of the shards",
+        "seed": None if result.given else result.seed,
+        "repeats": result.repeats,
+        "vehicles": result.vehicles,
+        "probes": result.probes,
+        "gallery": result.gallery,
+        "excluded_vehicles": result.excluded_vehicles,
+        "unmatched_probes": result.unmatched,
+        "cmc": {
+            f"rank-{k}": {"mean": mean, "std": std}
+            for k, (mean, std) in zip(SHOWN_RANKS, _at(result, SHOWN_RANKS), strict=True)
+        },
+        "curve": [float(share) for share in result.mean],
+        "map": dict(zip(("mean", "std"), result.map, strict=True)),
+        "minp": dict(zip(("mean", "std"), result.minp, strict=True)),
+        "chance_rank_1": float(result.chance[0]),
+    }
+
+
+def table_of(lists: Sequence["ListEvaluation"]) -> str:
+    """The figures that fit on a screen."""
+    return "\n\n".join("\n".join(_list_lines(one)) for one in lists)
+
+
+def _list_lines(one: "ListEvaluation") -> Iterator[str]:
+    if one.labelled.name:
+        yield f"list {one.labelled.name}"
+    measures = (*(f"rank-{k}" for k in SHOWN_RANKS), "mAP", "mINP")
+    yield f"{'protocol':18} {'probes':>7} {'gallery':>8}" + "".join(f"{name:>14}" for name in measures)
+    for result in one.results:
+        yield _row(f"{result.name:18} {result.probes:>7,} {result.gallery:>8,}", result)
+        chance = "".join(f"{result.chance[min(k, len(result.chance)) - 1]:>8.1%}      " for k in SHOWN_RANKS)
+        yield f"{'  by chance':35}{chance}".rstrip()
+        for other in one.also:
+            if other.name == result.name:
+                yield f"  {other.features}:"
+                yield _row(" " * 35, other)
+    if one.distances is not None:
+        rates = ((rate, one.distances.tpr_at_fpr(rate)) for rate in FALSE_POSITIVE_RATES)
+        shown = ", ".join(f"{share:.1%} at {rate:g}" for rate, share in rates if share is not None)
+        yield f"verification, {one.results[0].name}, first repeat: TPR {shown or '-'} FPR"
+    if one.models is not None:
+        models = one.models
+        yield (
+            f"models: {models.micro:.1%} of {models.pictures:,} pictures named rightly, "
+            f"{models.macro:.1%} as the mean over {len(models.classes)} models (chance {models.chance:.1%})"
+        )
+    if one.index is not None:
+        loss = one.index
+        pairs = zip(loss.ranks, loss.exact, loss.found, strict=True)
+        shown = ", ".join(f"rank-{k} {found:.1%} of exact {exact:.1%}" for k, exact, found in pairs)
+        yield f"through {loss.generation}, {one.results[0].name}, first repeat: {shown}"
+        if loss.short:
+            yield f"  {loss.short:,} probes had too few gallery pictures among {loss.top:,} hits: missed"
+
+
+def _row(start: str, result: ProtocolResult) -> str:
+    figures = [*_at(result, SHOWN_RANKS), result.map, result.minp]
+    return start + "".join(f"{mean:>8.1%} ±{std:4.1%}" for mean, std in figures)
+
+
+def _at(result: ProtocolResult, ranks: Sequence[int]) -> list[tuple[float, float]]:
+    last = result.curves.shape[1]
+    return [(float(result.mean[min(k, last) - 1]), float(result.std[min(k, last) - 1])) for k in ranks]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What `clvr evaluate` was asked for."""
+
+    run: str
+    labels: str | None = None
+    protocols: tuple[str, ...] = ()  # none: what the list comes with, or the two of VehicleID
+    repeats: int = 10
+    seed: int = 0
+    html: Path | None = None
+    split: str | None = None
+    splits: Path | None = None  # read if it is there, written otherwise
+    also: tuple[str, ...] = ("normalised",)
+    index: bool = False
+    workers: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class ListEvaluation:
+    """Figures of one list of pictures, each under the name of its protocol."""
+
+    labelled: LabelledRun
+    results: tuple[ProtocolResult, ...]
+    also: tuple[ProtocolResult, ...] = ()  # the same protocols on other features or with a second look
+    distances: Distances | None = None  # of the first protocol
+    camera_pairs: tuple[CameraPair, ...] = ()
+    day_parts: tuple[DayPart, ...] = ()
+    models: Classification | None = None
+    index: IndexLoss | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Every list that was evaluated."""
+
+    lists: tuple[ListEvaluation, ...]
+
+    @property
+    def labelled(self) -> LabelledRun:
+        """The pictures of the first list."""
+        return self.lists[0].labelled
+
+    @property
+    def results(self) -> tuple[ProtocolResult, ...]:
+        """The protocols of the first list, on the features as embedded."""
+        return self.lists[0].results
+
+    def figures(self) -> dict[str, object]:
+        """The figures as a machine reads them."""
+        return figures_of(self.lists)
+
+    def table(self) -> str:
+        """The figures as a person reads them."""
+        return table_of(self.lists)

@@ -1,1 +1,0 @@
-"""What `clvr evaluate` and `clvr calibrate` are made of: labelled runs, ranked, counted and shown."""

@@ -1,0 +1,1 @@
+"""`clvr load`, `promote`, `rollback`, `generations`, `retire`, `verify`, `forget` and `retain`."""

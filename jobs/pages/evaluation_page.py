@@ -1,0 +1,267 @@
+"""One self-contained HTML page of a run: what was found, how sure that is, and what it was measured on.
+
+No script, no external resource: styles are inline under a hash that the page's own content policy names,
+pictures are inlined JPEG, curves are inline SVG. Everything that comes from data is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index.evaluation.index_recall import IndexLoss
+from index.evaluation.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, DayPart, Distances
+from index.evaluation.protocols import ProtocolResult
+from index.schema import UNKNOWN_TIME
+from infra.errors import CountMismatch
+from jobs.pages.charts import class_chart, histogram
+from jobs.pages.html import render
+
+# Published on VehicleID: the paper, Table 1; rank-1 and rank-5 in percent, small, medium and large list.
+TABLE_1 = (
+    ("CCL", (43.6, 64.2), (37.0, 57.1), (32.9, 53.3)),
+    ("Mixed Diff + CCL", (49.0, 73.5), (42.8, 66.8), (38.2, 61.6)),
+    ("CLVR", (62.0, 76.0), (56.1, 71.8), (50.6, 68.0)),
+)
+PUBLISHED_MODEL_ACCURACY = 0.948  # the paper, section 4: 228 models, 18,119 held-out pictures of VehicleID
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A crop as shown: JPEG bytes and what is known of it. Empty strings and -1 stand for unknown."""
+
+    jpeg: bytes = field(repr=False)
+    vehicle: str = ""
+    camera: str = ""
+    captured_at: int = UNKNOWN_TIME  # ms since 1970, UTC
+    model: str = ""  # predicted
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A gallery entry at its rank."""
+
+    sighting: Sighting
+    distance: float  # L2
+    correct: bool  # the same vehicle as the probe
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """A probe and its first ranks."""
+
+    probe: Sighting
+    ranked: Sequence[Ranked]
+    first_hit: int | None  # rank of the first true match, where it is known
+
+    @property
+    def panel(self) -> int:
+        """0: hit at rank 1, 1: hit in ranks 2 to 5, 2: missed there."""
+        if self.first_hit is None or self.first_hit > 5:
+            return 2
+        return 0 if self.first_hit == 1 else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Of all probes that were searched: how many hit at rank 1, first in ranks 2 to 5, or not there."""
+
+    at_1: int
+    in_2_to_5: int
+    missed: int
+    how: str = ""  # 'through Milvus, each picture against all others'
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The accounting of a run: listed = embedded + quarantined + duplicates."""
+
+    listed: int
+    embedded: int
+    quarantined: int = 0
+    duplicates: int = 0
+    causes: Mapping[str, int] = field(default_factory=dict)  # of quarantine
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAccuracy:
+    """How well the classifier names vehicle models that it was trained on, on held-out pictures."""
+
+    micro: float  # share of pictures
+    macro: float  # mean over classes
+    classes: int
+    pictures: int
+    chance: float  # share of the largest class
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One stage of the run."""
+
+    stage: str
+    seconds: float
+    amount: int = 0
+    unit: str = ""  # of `amount`, in the plural
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A crop whose model was predicted (Figure 5)."""
+
+    sighting: Sighting
+    true: str
+    confidence: float
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageData:
+    """Everything that the page shows. `note` says honestly what the figures do not show."""
+
+    title: str
+    lead: str
+    dataset: str
+    note: str
+    counts: Counts
+    results: Sequence[ProtocolResult] = ()  # the first gives the headline
+    strips: Sequence[Strip] = ()
+    outcomes: Outcomes | None = None
+    model_accuracy: ModelAccuracy | None = None
+    timings: Sequence[Timing] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)  # fingerprint, device, version, date, …
+    command: str = ""  # makes this page again
+    also: Sequence[ProtocolResult] = ()  # the same protocols in other ways
+    hardest: Sequence[Strip] = ()  # probes whose first true match stands furthest down
+    distances: Distances | None = None
+    models: Classification | None = None
+    model_names: Sequence[str] = ()  # of `models.classes`
+    named: Sequence[Named] = ()
+    camera_pairs: Sequence[CameraPair] = ()
+    day_parts: Sequence[DayPart] = ()
+    index: IndexLoss | None = None
+    left_out: Sequence[str] = ()  # what was not ranked, and by which rule
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A protocol's curve in the coordinates of the drawing."""
+
+    result: ProtocolResult
+    path: str
+    band: str
+    chance: str
+    label_y: float
+    marks: list[tuple[int, float, float, float, float]]  # rank, x, y, mean, std
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """The CMC drawing: 0 to 100 % over ranks 1 to `max_rank`."""
+
+    max_rank: int
+    width: float = 960.0
+    height: float = 420.0
+    left: float = 52.0
+    right: float = 150.0
+    top: float = 14.0
+    bottom: float = 46.0
+
+    def x(self, rank: float) -> float:
+        """Where a rank stands."""
+        span = self.width - self.left - self.right
+        return round(self.left + (rank - 1) / max(self.max_rank - 1, 1) * span, 2)
+
+    def y(self, share: float) -> float:
+        """Where a share between 0 and 1 stands; what a deviation would push beyond is cut off."""
+        inside = min(max(float(share), 0.0), 1.0)
+        return round(self.height - self.bottom - inside * (self.height - self.top - self.bottom), 2)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Labelled ranks."""
+        return [rank for rank in (1, 5, 10, 20, 30, 40, 50) if rank <= self.max_rank]
+
+    def lines(self, results: Sequence[ProtocolResult]) -> list[Line]:
+        """Every protocol's curve, band, chance level and marks."""
+        labels = _apart([self.y(float(result.mean[-1])) for result in results], gap=34, most=self.y(0))
+        return [self._line(result, y) for result, y in zip(results, labels, strict=True)]
+
+    def _line(self, result: ProtocolResult, label_y: float) -> Line:
+        mean, std = result.mean[: self.max_rank], result.std[: self.max_rank]
+        upper, lower = self._points(mean + std), self._points(mean - std)
+        return Line(
+            result=result,
+            path=" ".join(self._points(mean)),
+            band=" ".join(upper + lower[::-1]) if std.any() else "",
+            chance=" ".join(self._points(result.chance[: self.max_rank])),
+            label_y=label_y,
+            marks=[
+                (
+                    rank,
+                    self.x(rank),
+                    self.y(float(mean[rank - 1])),
+                    float(mean[rank - 1]),
+                    float(std[rank - 1]),
+                )
+                for rank in (1, 5, 10, 20)
+                if rank <= self.max_rank
+            ],
+        )
+
+    def _points(self, shares: NDArray[np.float64]) -> list[str]:
+        return [f"{self.x(rank)},{self.y(share)}" for rank, share in enumerate(shares, start=1)]
+
+
+def build_page(data: PageData) -> str:
+    """The page as HTML text, the same for the same data.
+
+    Raises CountMismatch if the counts do not add up (such a page must not exist), UnreadablePicture for
+    picture bytes that are not JPEG.
+    """
+    _check_counts(data.counts)
+    chart = Chart(max_rank=min([len(result.mean) for result in data.results], default=1))
+    return render(
+        "page.html.j2",
+        data=data,
+        panels=[[strip for strip in data.strips if strip.panel == panel] for panel in range(3)],
+        chart=chart,
+        lines=chart.lines(data.results),
+        table_1=TABLE_1,
+        histogram=histogram(data.distances) if data.distances else None,
+        rates=[
+            (rate, data.distances.tpr_at_fpr(rate) if data.distances else None)
+            for rate in FALSE_POSITIVE_RATES
+        ],
+        classes=class_chart(data.models, data.model_names) if data.models else None,
+        published_accuracy=PUBLISHED_MODEL_ACCURACY,
+        total_seconds=sum(timing.seconds for timing in data.timings),
+        longest=max((timing.seconds for timing in data.timings), default=0.0),
+    )
+
+
+def _check_counts(counts: Counts) -> None:
+    total = counts.embedded + counts.quarantined + counts.duplicates
+    if counts.listed != total:
+        raise CountMismatch(
+            f"listed {counts.listed} is not embedded {counts.embedded} + quarantined {counts.quarantined} "
+            f"+ duplicates {counts.duplicates} = {total}"
+        )
+    if counts.causes and sum(counts.causes.values()) != counts.quarantined:
+        raise CountMismatch(
+            f"causes add up to {sum(counts.causes.values())} of {counts.quarantined} quarantined crops"
+        )
+
+
+def _apart(positions: Sequence[float], *, gap: float, most: float) -> list[float]:
+    """Move labels down, and where the drawing ends up again, until none overlap."""
+    order = np.argsort(positions, kind="stable")
+    placed = np.array(positions, dtype=np.float64)
+    for above, below in pairwise(order):
+        placed[below] = max(placed[below], placed[above] + gap)
+    ceiling = most
+    for index in order[::-1]:
+        placed[index] = ceiling = min(placed[index], ceiling)
+        ceiling -= gap
+    return [round(float(y), 2) for y in placed]

@@ -1,0 +1,1 @@
+"""`clvr reindex`: embed what changed, load it, check it, promote it."""

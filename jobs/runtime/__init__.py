@@ -1,0 +1,1 @@
+"""What commands share at run time: Ray, progress, metrics, and streams of images."""

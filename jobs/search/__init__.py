@@ -1,0 +1,1 @@
+"""`clvr search`: one or several probes against the live generation or the shards."""

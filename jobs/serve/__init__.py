@@ -1,0 +1,1 @@
+"""`clvr serve`: the search page and its HTTP interface."""

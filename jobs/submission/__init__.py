@@ -1,1 +1,0 @@
-"""What `clvr submit` and `clvr jobs` are made of, on this side and on the cluster."""

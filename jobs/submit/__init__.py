@@ -1,0 +1,1 @@
+"""`clvr submit` and `clvr jobs`: commands that run on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""`clvr sweep`: many probes over a window of the archive, resumable and audited."""

@@ -1,0 +1,1 @@
+"""`clvr train`: Ray Train fits a network by a recipe."""

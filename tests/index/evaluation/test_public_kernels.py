@@ -1,0 +1,78 @@
+"""Our figures equal those of the public toolboxes' formulas on the same split, to the last probe.
+
+The formulas of torchreid's `eval_market1501` and fast-reid's `eval_market1501_py` (mINP included), written
+here in float64 from their definitions: a full matrix, a full sort, a loop over probes.
+"""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from index.evaluation.cmc import Labelled
+from index.evaluation.protocols import JUNK, draw, evaluate_protocol
+
+MAX_RANK = 20
+
+
+def public(
+    pictures: Labelled, probes: NDArray[np.int64], gallery: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float, float]:
+    """CMC, mAP and mINP; a gallery entry of the probe's vehicle and camera is removed, as both do."""
+    x, y = pictures.features[probes].astype(np.float64), pictures.features[gallery].astype(np.float64)
+    distances = np.sqrt(np.square(x[:, None] - y[None]).sum(-1))
+    assert pictures.camera_ids is not None
+    curves, precisions, penalties = [], [], []
+    for number, probe in enumerate(probes):
+        order = np.argsort(distances[number], kind="stable")
+        same = pictures.vehicle_ids[gallery][order] == pictures.vehicle_ids[probe]
+        remove = same & (pictures.camera_ids[gallery][order] == pictures.camera_ids[probe])
+        hits = same[~remove].astype(np.int32)
+        if not hits.any():
+            continue
+        curve = hits.cumsum()
+        last = np.flatnonzero(hits).max()
+        penalties.append(curve[last] / (last + 1.0))
+        curves.append(np.minimum(curve, 1)[:MAX_RANK])
+        shares = [count / (place + 1.0) for place, count in enumerate(hits.cumsum())]
+        precisions.append((np.asarray(shares) * hits).sum() / hits.sum())
+    return np.mean(curves, axis=0), float(np.mean(precisions)), float(np.mean(penalties))
+
+
+@pytest.mark.parametrize("protocol", ["vehicleid-paper", "vehicleid-common", "veri", "veri-wild", "vric"])
+def test_equals_the_formulas_of_torchreid_and_fast_reid(protocol: str) -> None:
+    rng = np.random.default_rng(4)
+    vehicles = rng.integers(0, 60, 500)
+    features = (rng.standard_normal((60, 32))[vehicles] + 1.5 * rng.standard_normal((500, 32))).astype(
+        np.float32
+    )
+    # Where the camera plays no part, the public readers give every picture a camera of its own.
+    cameras = np.array([f"c{c}" for c in rng.integers(0, 5, 500)])
+    ours = evaluate_protocol(
+        protocol, features, vehicles, camera_ids=cameras, repeats=3, seed=1, max_rank=MAX_RANK
+    )
+    if protocol not in JUNK:
+        cameras = np.arange(500).astype(str)
+    pictures = Labelled(features, vehicles, cameras)
+    for repeat, split in enumerate(ours.splits):
+        curve, mean_ap, mean_inp = public(pictures, split.probes, split.gallery)
+        assert ours.curves[repeat].tolist() == pytest.approx(curve.tolist(), abs=1e-12)
+        assert ours.maps[repeat] == pytest.approx(mean_ap, abs=1e-12)
+        assert ours.minps[repeat] == pytest.approx(mean_inp, abs=1e-12)
+
+
+def test_protocols_by_camera_draw_what_they_say() -> None:
+    vehicles = np.array([1, 1, 1, 2, 2, 3, 3, 4])
+    cameras = np.array(["a", "a", "b", "a", "c", "b", "b", "a"])  # 3 is seen by b alone, 4 once
+    (veri,) = draw("veri", vehicles, cameras, repeats=1)
+    seen = sorted(zip(vehicles[veri.probes].tolist(), cameras[veri.probes].tolist(), strict=True))
+    assert seen == [(1, "a"), (1, "b"), (2, "a"), (2, "c")]
+    assert veri.gallery.tolist() == [0, 1, 2, 3, 4]
+    (wild,) = draw("veri-wild", vehicles, cameras, repeats=1)
+    assert vehicles[wild.probes].tolist() == [1, 2]
+    assert sorted([*wild.probes, *wild.gallery]) == [0, 1, 2, 3, 4]
+    for split in draw("vric", vehicles, cameras, repeats=20):
+        assert sorted(vehicles[split.probes]) == sorted(vehicles[split.gallery]) == [1, 2]
+        assert (cameras[split.probes] != cameras[split.gallery]).all()
+    result = evaluate_protocol("veri", np.eye(8, dtype=np.float32), vehicles, camera_ids=cameras, repeats=2)
+    assert (result.excluded_vehicles, result.vehicles) == (2, 2)
+    assert "seen by a single camera are left out" in result.summary()

@@ -1,0 +1,212 @@
+"""Increments: into the live generation where they are small, repeatable, and never over newer rows."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from index.generations import records
+from index.generations.gate import check_gate
+from index.generations.load import LoadOptions, load_runs
+from index.generations.load_plan import plan_load
+from index.generations.promotion import promote
+from index.generations.reconcile import reconcile
+from index.generations.upsert import Increment, load_into_live
+from index.lock import ROWS, alias_lock, held
+from index.milvus import collection
+from index.milvus.client import Milvus
+from index.milvus.collection import Generation
+from index.runs.run import Run
+from index.schema import MANIFEST_SCHEMA
+from infra.errors import BadInput, FingerprintMismatch, IndexUnreachable, Locked
+from infra.store import Store
+
+
+def live_with(milvus: Milvus, store: Store, runs: list[Run]) -> Generation:
+    generation = load_runs(milvus, store, runs, alias="clvr")
+    promote(milvus, store, generation.name, force="test")
+    return generation
+
+
+def bring(milvus: Milvus, store: Store, runs: list[Run], **options) -> Increment:
+    return load_into_live(
+        milvus,
+        store,
+        runs,
+        lambda run_ids: [Run.open(store, run_id) for run_id in run_ids],
+        alias="clvr",
+        options=LoadOptions(),
+        **options,
+    )
+
+
+def vectors(milvus: Milvus, name: str) -> dict[int, np.ndarray]:
+    found = milvus.call("query", name, filter="crop_id >= 0", output_fields=["embedding"], limit=10_000)
+    return {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in found}
+
+
+def lists_vanished(run: Run, uris: list[str]) -> None:
+    path = run.store.uri_of(run.folder.key("vanished.parquet"))
+    pq.write_table(pa.table({"uri": uris}), path)
+
+
+def test_new_rows_come_and_changed_rows_are_replaced(milvus: Milvus, store: Store, make_run) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    night2 = make_run("night2", 15, first=95, seed=9)
+    done = bring(milvus, store, [night2])
+    assert (done.generation, done.upserted, done.removed) == (live, 15, 0)
+    assert (done.rows_before, done.rows_after, done.promote_next) == (100, 110, False)
+    stored = vectors(milvus, live.name)
+    for ids, block in plan_load([night2]).blocks():
+        for crop_id, vector in zip(ids.tolist(), block, strict=True):
+            assert np.array_equal(stored[crop_id], vector)
+    entry = records.read(store, live.name)
+    assert entry is not None
+    assert (entry.rows, entry.run_ids, entry.pending) == (110, ("night1", "night2"), ())
+    assert entry.changes[-1]["kind"] == "increment"
+
+
+def test_a_repeated_increment_changes_nothing(milvus: Milvus, store: Store, make_run) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    night2 = make_run("night2", 15, first=95)
+    bring(milvus, store, [night2])
+    again = bring(milvus, store, [night2])
+    assert (again.generation, again.rows_before, again.rows_after) == (live, 110, 110)
+    assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
+
+
+def plan_runs(store: Store, generation: Generation) -> list[Run]:
+    entry = records.read(store, generation.name)
+    assert entry is not None
+    return [Run.open(store, run_id) for run_id in entry.run_ids]
+
+
+def test_an_older_run_that_is_repeated_does_not_overwrite_a_newer_one(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    night2 = make_run("night2", 10, first=90, seed=1)
+    night3 = make_run("night3", 5, first=95, seed=2)
+    bring(milvus, store, [night2])
+    bring(milvus, store, [night3])
+    before = vectors(milvus, live.name)
+    bring(milvus, store, [night2])
+    after = vectors(milvus, live.name)
+    assert all(np.array_equal(before[crop_id], after[crop_id]) for crop_id in before)
+
+
+def test_crops_that_vanished_from_the_archive_are_removed_here_and_in_every_rebuild(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    night2 = make_run("night2", 10, first=100)
+    lists_vanished(
+        night2, [f"s3://archive/cam-{n % 5}/{n:06d}.jpg" for n in (3, 4, 5)] + ["s3://archive/never"]
+    )
+    done = bring(milvus, store, [night2])
+    assert (done.removed, done.rows_after) == (3, 107)
+    runs = plan_runs(store, live)
+    found = reconcile(milvus, store, live, runs)
+    assert (found.vanished, found.expected, found.differences) == (3, 107, ())
+    rebuilt = load_runs(milvus, store, runs, alias="clvr")
+    assert collection.count(milvus, rebuilt) == 107
+
+
+def test_a_night_in_which_crops_only_vanished_is_an_increment_as_well(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    night1 = make_run("night1", 100)
+    live = live_with(milvus, store, [night1])
+    night2 = Run.create(
+        store,
+        "night2",
+        manifest=MANIFEST_SCHEMA.empty_table(),
+        archive=night1.info.archive,
+        fingerprint=night1.fingerprint,
+        model=night1.info.model,
+        settings={"since_run": "night1"},
+        vanished=pa.array(["s3://archive/cam-3/000003.jpg"]),
+    )
+    night2.finish()
+    done = bring(milvus, store, [night2])
+    assert (done.upserted, done.removed, done.rows_after) == (0, 1, 99)
+    assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
+    with pytest.raises(BadInput, match="no row to index"):
+        load_runs(milvus, store, [night2], alias="other")
+
+
+def test_a_crop_that_vanished_and_came_back_stays(milvus: Milvus, store: Store, make_run) -> None:
+    live_with(milvus, store, [make_run("night1", 50)])
+    night2 = make_run("night2", 5, first=50)
+    lists_vanished(night2, ["s3://archive/cam-3/000003.jpg"])
+    bring(milvus, store, [night2])
+    done = bring(milvus, store, [make_run("night3", 1, first=3)])
+    assert done.rows_after == 55
+
+
+def test_a_large_increment_builds_a_new_generation_of_all_runs_and_leaves_the_live_one(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    done = bring(milvus, store, [make_run("night2", 60, first=90)])
+    assert done.promote_next
+    assert done.generation.run_ids == ("night1", "night2")
+    assert collection.count(milvus, done.generation) == 150
+    assert collection.live(milvus, "clvr") == live
+    assert collection.count(milvus, live) == 100
+
+
+def test_a_cut_leaves_a_note_and_the_same_call_makes_it_whole(
+    milvus: Milvus, store: Store, make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = live_with(milvus, store, [make_run("night1", 100)])
+    night2 = make_run("night2", 10, first=100)
+    call = Milvus.call
+
+    def lost(self: Milvus, method: str, *args: object, **named: object) -> object:
+        if method == "flush":
+            raise IndexUnreachable("gone")
+        return call(self, method, *args, **named)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Milvus, "call", lost)
+        with pytest.raises(IndexUnreachable):
+            bring(milvus, store, [night2])
+    found = reconcile(milvus, store, live, plan_runs(store, live))
+    assert "repeat `clvr load night2 --into-live`" in found.differences[0]
+    assert found.foreign_count == 10
+    bring(milvus, store, [night2])
+    assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
+
+
+def test_the_gate_and_a_promotion_back_know_of_the_increment(milvus: Milvus, store: Store, make_run) -> None:
+    first = live_with(milvus, store, [make_run("night1", 100)])
+    bring(milvus, store, [make_run("night2", 10, first=100)])
+    report = check_gate(milvus, store, first, plan_runs(store, first))
+    assert report.passed, report.failures
+    assert report.rows_expected == 110
+
+
+def test_without_a_live_generation_there_is_nothing_to_add_to(milvus: Milvus, store: Store, make_run) -> None:
+    with pytest.raises(BadInput, match="points to no generation"):
+        bring(milvus, store, [make_run("night1", 10)])
+
+
+def test_another_model_is_refused(milvus: Milvus, store: Store, make_run) -> None:
+    live_with(milvus, store, [make_run("night1", 50)])
+    with pytest.raises(FingerprintMismatch, match="is of model"):
+        bring(milvus, store, [make_run("other", 5, first=50, fingerprint="other" * 8)])
+
+
+def test_a_promotion_or_a_load_meanwhile_is_refused(milvus: Milvus, store: Store, make_run) -> None:
+    live_with(milvus, store, [make_run("night1", 50)])
+    night2 = make_run("night2", 5, first=50)
+    for name in (ROWS, alias_lock("clvr")):
+        with held(store, name, "something else"), pytest.raises(Locked, match="something else"):
+            bring(milvus, store, [night2])
+    assert (
+        collection.count_of(
+            milvus, collection.live(milvus, "clvr").name, night2.manifest()["crop_id"].to_numpy()
+        )
+        == 0
+    )

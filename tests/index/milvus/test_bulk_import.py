@@ -1,0 +1,259 @@
+"""Imports as jobs: several at once, reasons shown, stuck told from failed, nothing visible by halves."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from index.milvus import bulk_import
+from index.milvus.bulk_import import GrpcImporter, ImportFile, import_files
+from index.milvus.client import Milvus
+from index.milvus.index_types import capabilities_of
+from index.milvus.rest_import import RestImporter
+from infra.errors import ImportFailed, IndexRefused, IndexUnreachable
+
+TOKEN = "root:secret-of-the-test"
+
+
+@dataclass
+class Job:
+    key: str
+    rows: int
+    seen: int = 0
+    end: str = ""
+
+
+@dataclass
+class FakeMilvus:
+    """The documented REST interface: answers are HTTP 200 with a code, jobs move on each time one looks."""
+
+    two_phases: bool = False
+    rows: dict[str, int] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)  # key -> reason
+    stuck: set[str] = field(default_factory=set)
+    lose_answers: int = 0
+    refuse: dict[str, Any] | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    idempotent: dict[str, str] = field(default_factory=dict)
+    requests: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    most_at_once: int = 0
+    uri: str = ""
+
+    def answer(self, verb: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
+        self.requests.append((verb, body, headers))
+        if self.refuse:
+            return self.refuse
+        if verb == "create":
+            return {"code": 0, "data": {"jobId": self._create(body, headers)}}
+        if verb == "list":
+            records = [{"jobId": number, **self._progress(job)} for number, job in self.jobs.items()]
+            return {"code": 0, "data": {"records": records}}
+        job = self.jobs.get(body["jobId"])
+        if job is None:
+            return {"code": 1100, "message": "job not found"}
+        if verb == "get_progress":
+            return {"code": 0, "data": self._progress(job)}
+        job.end = {"commit": "Completed", "abort": "Failed"}[verb]
+        return {"code": 0, "data": {}}
+
+    def visible(self) -> int:
+        return sum(job.rows for job in self.jobs.values() if job.end == "Completed")
+
+    def _create(self, body: dict[str, Any], headers: dict[str, str]) -> str:
+        once = headers.get("Idempotency-Key")
+        if once and once in self.idempotent:
+            return self.idempotent[once]
+        ((key,),) = body["files"]
+        number = str(448761313698322011 + len(self.jobs))
+        self.jobs[number] = Job(key, self.rows[key])
+        if once:
+            self.idempotent[once] = number
+        self.most_at_once = max(self.most_at_once, sum(not job.end for job in self.jobs.values()))
+        return number
+
+    def _progress(self, job: Job) -> dict[str, Any]:
+        job.seen += 1
+        if job.key in self.broken:
+            detail = {"fileName": job.key, "reason": self.broken[job.key], "state": "Failed"}
+            return {"state": "Failed", "progress": 10, "reason": "", "details": [detail]}
+        if job.seen < 3 or job.key in self.stuck:
+            return {"state": "Importing", "progress": 30 * min(job.seen, 2), "importedRows": 0}
+        if self.two_phases and not job.end:
+            return {"state": "Uncommitted", "progress": 99, "importedRows": job.rows, "totalRows": job.rows}
+        job.end = job.end or "Completed"
+        return {"state": job.end, "progress": 100, "importedRows": job.rows, "totalRows": job.rows}
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeMilvus]:
+    state = FakeMilvus()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            verb = self.path.removeprefix("/v2/vectordb/jobs/import/")
+            answer = json.dumps(state.answer(verb, body, dict(self.headers))).encode()
+            if verb == "create" and state.lose_answers:
+                state.lose_answers -= 1
+                self.close_connection = True
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        state.uri = f"http://127.0.0.1:{server.server_address[1]}"
+        yield state
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk_import, "_POLL", 0.01)
+
+
+def importer(fake: FakeMilvus, version: str = "2.6.0", **named: Any) -> RestImporter:
+    can = capabilities_of(version, lite=False)
+    return RestImporter(Milvus(fake.uri, None, can, 2.0, token=TOKEN, **named))
+
+
+def files(fake: FakeMilvus, count: int) -> Iterator[ImportFile]:
+    fake.rows = {f"runs/shard-{number}.parquet": 100 + number for number in range(count)}
+    return iter([ImportFile(key, rows) for key, rows in fake.rows.items()])
+
+
+def test_each_file_is_a_request_and_a_few_run_at_once(fake: FakeMilvus) -> None:
+    notes: list[str] = []
+    with importer(fake, database="cars") as rest:
+        said = lambda rows, note: notes.append(note)  # noqa: E731
+        assert import_files(rest, "vehicles_1", files(fake, 5), said, at_once=2) == 510
+    created = [body for verb, body, _ in fake.requests if verb == "create"]
+    assert [body["files"] for body in created] == [[[key]] for key in fake.rows]
+    assert {(body["collectionName"], body["dbName"]) for body in created} == {("vehicles_1", "cars")}
+    assert created[0]["options"] == {"timeout": "7200s"}
+    assert fake.most_at_once == 2
+    assert any("importing 60 %" in note for note in notes)
+    assert {headers["Authorization"] for _, _, headers in fake.requests} == {f"Bearer {TOKEN}"}
+    assert {headers["DB-Name"] for _, _, headers in fake.requests} == {"cars"}
+
+
+def test_what_became_of_jobs_that_nobody_waited_for_can_be_asked(fake: FakeMilvus) -> None:
+    with importer(fake) as rest:
+        import_files(rest, "c", files(fake, 2))
+        rest.start("c", next(iter(fake.rows)))
+        assert rest.states("c") == ["Completed", "Completed", "Importing"]
+
+
+def test_on_a_3_0_server_nothing_is_visible_before_all_files_are_in(fake: FakeMilvus) -> None:
+    fake.two_phases = True
+    seen: list[int] = []
+    with importer(fake, "3.0.2") as rest:
+        import_files(rest, "c", files(fake, 3), lambda rows, note: seen.append(fake.visible()))
+    assert set(seen) == {0}
+    assert fake.visible() == 303
+    verbs = [verb for verb, _, _ in fake.requests]
+    assert verbs[-3:] == ["commit"] * 3
+    assert all(
+        body["options"]["auto_commit"] == "false" for verb, body, _ in fake.requests if verb == "create"
+    )
+
+
+def test_a_failed_job_gives_its_reason_and_takes_the_others_with_it(fake: FakeMilvus) -> None:
+    fake.two_phases = True
+    fake.broken = {"runs/shard-1.parquet": "field embedding: dim 1023, want 1024"}
+    with importer(fake, "3.0.2") as rest, pytest.raises(ImportFailed) as failed:
+        import_files(rest, "c", files(fake, 3))
+    assert "runs/shard-1.parquet: the server says: field embedding: dim 1023" in failed.value.message
+    assert fake.visible() == 0
+    assert {job.end for job in fake.jobs.values()} == {"Failed"}
+
+
+def test_a_job_that_stands_still_is_stuck_and_not_failed(
+    fake: FakeMilvus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_import, "STUCK_SECONDS", 0.3)
+    fake.stuck = {"runs/shard-0.parquet"}
+    with importer(fake) as rest, pytest.raises(ImportFailed, match="is stuck: Importing at 60 %") as stuck:
+        import_files(rest, "c", files(fake, 1))
+    assert "did not fail" in stuck.value.remedy
+
+
+def test_fewer_rows_than_the_file_has_are_an_error(fake: FakeMilvus) -> None:
+    listed = files(fake, 1)
+    fake.rows["runs/shard-0.parquet"] = 99
+    with importer(fake) as rest, pytest.raises(ImportFailed, match="99 of 100 rows"):
+        import_files(rest, "c", listed)
+
+
+def test_a_lost_answer_is_asked_again_only_where_a_second_job_is_impossible(fake: FakeMilvus) -> None:
+    fake.lose_answers = 1
+    fake.two_phases = True
+    with importer(fake, "3.0.2") as rest:
+        assert import_files(rest, "c", files(fake, 2)) == 201
+    assert len(fake.jobs) == 2
+    keys = [headers["Idempotency-Key"] for verb, _, headers in fake.requests if verb == "create"]
+    assert keys[0] == keys[1] == "c/runs/shard-0.parquet"
+
+
+def test_without_that_protection_the_outcome_is_unknown_and_said_to_be(fake: FakeMilvus) -> None:
+    fake.lose_answers = 1
+    with importer(fake, "2.5.4") as rest, pytest.raises(ImportFailed, match="outcome is unknown"):
+        import_files(rest, "c", files(fake, 2))
+    assert [verb for verb, _, _ in fake.requests] == ["create"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        ({"code": 1800, "message": "user hasn't authenticated"}, "authenticated"),
+        ({"code": 100, "message": "collection not found[collection=c]\nstack"}, r"not found.*\(code 100\)"),
+        ({"code": 2, "message": "exceeded the max import job num"}, "max import job num"),
+    ],
+)
+def test_a_refusal_is_one_line_without_the_token(
+    fake: FakeMilvus, refusal: dict[str, Any], words: str
+) -> None:
+    fake.refuse = refusal
+    with importer(fake) as rest, pytest.raises(IndexRefused, match=words) as refused:
+        import_files(rest, "c", files(fake, 1))
+    assert "\n" not in refused.value.message
+    assert "secret" not in refused.value.message + refused.value.remedy
+
+
+def test_no_server_at_all_is_said_after_a_few_attempts() -> None:
+    nobody = FakeMilvus(uri="http://127.0.0.1:9")
+    with importer(nobody) as rest, pytest.raises(IndexUnreachable, match="no answer"):
+        rest.state("1")
+
+
+def test_no_files_are_no_rows(fake: FakeMilvus) -> None:
+    with importer(fake) as rest:
+        assert import_files(rest, "c", iter([])) == 0
+
+
+def test_files_are_made_ready_only_when_there_is_room(fake: FakeMilvus) -> None:
+    waiting: list[int] = []
+
+    def made() -> Iterator[ImportFile]:
+        for file in files(fake, 6):
+            waiting.append(sum(not job.end for job in fake.jobs.values()))
+            yield file
+
+    with importer(fake) as rest:
+        import_files(rest, "c", made(), at_once=2)
+    assert max(waiting) < 2
+
+
+def test_the_older_interface_has_neither_commit_nor_abort() -> None:
+    grpc = GrpcImporter(Milvus("http://x", None, capabilities_of("2.3.5", lite=False), 1.0))
+    grpc.commit(["1"])
+    grpc.abort(["1"])

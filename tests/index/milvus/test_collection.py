@@ -1,0 +1,173 @@
+"""Generations: their names, what they say of themselves, which is live, and which may be dropped."""
+
+import re
+from copy import copy
+from dataclasses import replace
+
+import pytest
+
+from index.generations import records
+from index.generations.load import load_runs
+from index.generations.promotion import promote
+from index.milvus import collection, index_types
+from index.milvus.client import Milvus
+from index.milvus.collection import Generation
+from index.milvus.index_types import IndexSpec, capabilities_of
+from index.schema import SHARD_SCHEMA
+from infra.errors import BadInput, BadSetting, IndexRefused, ObjectExists, SchemaMismatch
+from infra.store import Store
+
+PRINT = "f00dcafe" * 8
+
+
+def made(milvus: Milvus, store: Store, alias: str = "clvr", fingerprint: str = PRINT) -> Generation:
+    index = index_types.index_spec(milvus.capabilities, "auto", 100)
+    generation = records.new_generation(
+        milvus, store, alias=alias, fingerprint=fingerprint, run_ids=["r1", "r2"], index=index
+    )
+    collection.create_collection(milvus, generation)
+    return generation
+
+
+def test_the_name_tells_alias_model_and_time(milvus: Milvus, store: Store) -> None:
+    assert re.fullmatch(r"clvr_f00dcafe_\d{8}T\d{6}", made(milvus, store).name)
+
+
+def test_two_in_one_second_get_two_names(milvus: Milvus, store: Store) -> None:
+    assert made(milvus, store).name != made(milvus, store).name
+
+
+def test_a_generation_tells_its_facts_to_everybody_who_finds_it(milvus: Milvus, store: Store) -> None:
+    generation = made(milvus, store)
+    assert collection.list_generations(milvus, "clvr") == [generation]
+    assert collection.find(milvus, generation.name) == generation
+    assert generation.run_ids == ("r1", "r2")
+    assert generation.index == IndexSpec("HNSW", {"M": 16, "efConstruction": 200})
+
+
+def test_its_columns_are_those_of_a_shard(milvus: Milvus, store: Store) -> None:
+    said = milvus.call("describe_collection", made(milvus, store).name)
+    assert [field["name"] for field in said["fields"]] == SHARD_SCHEMA.names
+    assert not said["auto_id"]
+    assert not said["enable_dynamic_field"]
+
+
+def test_collections_of_other_programs_are_left_alone(milvus: Milvus) -> None:
+    milvus.call("create_collection", "theirs", dimension=4)
+    assert collection.list_generations(milvus) == []
+    with pytest.raises(BadInput, match="theirs is no generation"):
+        collection.find(milvus, "theirs")
+    with pytest.raises(SchemaMismatch, match="another program"):
+        collection.live(milvus, "theirs")
+
+
+@pytest.mark.parametrize("alias", ["", "9lives", "a b", "a-b", "x" * 129, 'a"'])
+def test_an_alias_that_milvus_would_refuse_is_refused_first(milvus: Milvus, store: Store, alias: str) -> None:
+    with pytest.raises(BadSetting, match="cannot be an alias"):
+        made(milvus, store, alias)
+
+
+@pytest.mark.parametrize("kind", ["DISKANN", "GPU_CAGRA", "FLAT", "NONSENSE"])
+def test_an_index_type_that_hangs_or_explodes_is_refused_before_anything_is_built(
+    milvus: Milvus, kind: str
+) -> None:
+    with pytest.raises(IndexRefused, match=kind) as caught:
+        index_types.index_spec(milvus.capabilities, kind, 100)
+    assert "HNSW" in caught.value.remedy
+
+
+def test_in_a_local_file_the_index_is_a_graph_until_its_building_takes_minutes(milvus: Milvus) -> None:
+    assert index_types.index_spec(milvus.capabilities, "auto", 19_999).type == "HNSW"
+    assert index_types.index_spec(milvus.capabilities, "auto", 20_000) == IndexSpec(
+        "IVF_FLAT", {"nlist": 256}
+    )
+
+
+def test_on_a_server_the_index_is_a_graph_until_its_memory_is_too_much(milvus: Milvus) -> None:
+    server = copy(milvus)
+    server.capabilities = capabilities_of("2.3.5", lite=False)
+    assert index_types.index_spec(server.capabilities, "auto", 5_000_000).type == "HNSW"
+    assert index_types.index_spec(server.capabilities, "auto", 5_000_001).type == "IVF_SQ8"
+
+
+@pytest.mark.parametrize(("rows", "lists"), [(1, 16), (100_000, 256), (1_000_000, 1024), (10**12, 65536)])
+def test_the_lists_of_an_ivf_index_grow_with_the_root_of_the_rows(
+    milvus: Milvus, rows: int, lists: int
+) -> None:
+    assert index_types.index_spec(milvus.capabilities, "ivf_flat", rows).params == {"nlist": lists}
+
+
+def test_nothing_is_live_at_first(milvus: Milvus) -> None:
+    assert collection.live(milvus, "clvr") is None
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_searching_without_a_live_generation_says_what_to_run(
+    milvus: Milvus, store: Store, indexed: bool
+) -> None:
+    expected = "clvr load"
+    if indexed:
+        expected = f"clvr promote {made(milvus, store).name}"
+    with pytest.raises(BadInput, match="points to nothing") as caught:
+        collection.searchable(milvus, "clvr", PRINT)
+    assert expected in caught.value.remedy
+
+
+def test_the_live_and_the_previous_one_are_dropped_only_by_force(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    runs = [make_run("r1", 60)]
+    first, second, third = (load_runs(milvus, store, runs, alias="clvr") for _ in range(3))
+    promote(milvus, store, first.name, force="test")
+    promote(milvus, store, second.name, force="test")
+
+    with pytest.raises(BadInput, match="is live as clvr"):
+        records.drop(milvus, store, second.name)
+    with pytest.raises(BadInput, match="what a rollback of clvr returns to"):
+        records.drop(milvus, store, first.name)
+    records.drop(milvus, store, third.name)
+    records.drop(milvus, store, first.name, force=True)
+    assert collection.list_generations(milvus) == [second]
+    assert records.previous(milvus, store, "clvr") is None
+
+    records.drop(milvus, store, second.name, force=True)
+    assert collection.live(milvus, "clvr") is None
+    assert {entry.state for entry in records.entries(store, "clvr")} == {"dropped"}
+
+
+def test_an_alias_is_never_dropped_as_if_it_were_a_generation(milvus: Milvus, store: Store) -> None:
+    generation = made(milvus, store)
+    milvus.call("create_alias", generation.name, "clvr")
+    with pytest.raises(BadInput, match="clvr is no generation"):
+        records.drop(milvus, store, "clvr", force=True)
+    assert collection.live(milvus, "clvr") == generation
+
+
+ENTRY = records.Entry(
+    name="g", alias="a", fingerprint=PRINT, run_ids=("r",), rows=1, target="t", state="loading", updated="now"
+)
+
+
+def test_the_ledger_gives_back_what_was_written(store: Store) -> None:
+    records.create(store, ENTRY)
+    assert records.read(store, "g") == ENTRY
+    changed = records.update(store, "g", state="ready", gate={"recall": 0.99})
+    assert changed == records.read(store, "g")
+    assert changed == replace(
+        ENTRY, state="ready", gate={"recall": 0.99}, updated=changed.updated if changed else ""
+    )
+
+
+def test_the_ledger_knows_a_name_once_and_forgets_nothing_it_never_knew(store: Store) -> None:
+    records.create(store, ENTRY)
+    with pytest.raises(ObjectExists):
+        records.create(store, ENTRY)
+    assert records.read(store, "other") is None
+    assert records.update(store, "other", state="ready") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"name": "g"}', b"\xff"])
+def test_a_damaged_ledger_entry_is_named(store: Store, content: bytes) -> None:
+    store.put("generations/g.json", content)
+    with pytest.raises(SchemaMismatch, match=r"generations/g\.json is no ledger entry"):
+        records.read(store, "g")

@@ -1,0 +1,101 @@
+"""The exact scan: the neighbours of brute force, what filters say, and row groups left unread."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from index.filters import Filters
+from index.generations.load import load_runs
+from index.milvus.client import Milvus
+from index.runs import shards
+from index.runs.run import Run
+from index.search.milvus_source import MilvusSource
+from index.search.scan_source import ScanSource, ahead
+from infra.store import Store
+
+MakeRun = Callable[..., Run]
+
+FILTERS = [
+    Filters(),
+    Filters(cameras=("cam-1", "cam-3")),
+    Filters(not_cameras=("cam-2", "")),
+    Filters(captured_from=50_000, captured_to=200_000),
+    Filters(captured_to=90_000),
+    Filters(model_ids=(1, 2)),
+    Filters(not_model_ids=(0,), min_model_confidence=0.4),
+    Filters(min_model_confidence=0.6),
+    Filters(tracks=("t3", ("cam-1", "t5"))),
+    Filters(not_tracks=("t0", ("cam-2", "t1"), "")),
+    Filters(cameras=("nowhere",)),
+]
+
+
+@pytest.fixture
+def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 32)
+    return make_run("r1", 300)
+
+
+def test_every_filter_means_the_same_as_in_the_index(run: Run, milvus: Milvus, store: Store) -> None:
+    source = ScanSource([run])
+    index = MilvusSource(milvus, load_runs(milvus, store, [run], alias="clvr"))
+    probes = np.stack(list(source.vectors(run.manifest()["crop_id"].to_pylist()[:5]).values()))
+    for filters in FILTERS:
+        exact, indexed = (each.nearest(probes, 40, filters) for each in (source, index))
+        for one, other in zip(exact, indexed, strict=True):
+            assert [hit.crop_id for hit in one] == [hit.crop_id for hit in other], filters
+            assert [hit.uri for hit in one] == [hit.uri for hit in other]
+            assert np.allclose([h.distance for h in one], [h.distance for h in other], atol=0.02)
+
+
+def test_a_window_of_time_leaves_row_groups_unread(run: Run) -> None:
+    source = ScanSource([run])
+    probe = np.zeros((1, 1024), np.float32)
+    hits = source.nearest(probe, 300, Filters(cameras=("cam-0",)))[0]
+    assert len(hits) == 60
+    assert source.reading.groups == 10
+    # 300 crops sorted by camera in groups of 32: the 60 of one camera lie in two of them.
+    assert source.reading.unread == 8
+    assert source.reading.compared == 60
+
+
+def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
+    rows = run.manifest().to_pylist()[:3]
+    ids = [row["crop_id"] for row in rows]
+    source = ScanSource([run])
+    assert set(source.vectors([*ids, 7])) == set(ids)
+    assert source.sightings(ids)[ids[0]].camera_id == rows[0]["camera_id"]
+    assert {hit.uri for hit in source.crops(ids).values()} == {row["uri"] for row in rows}
+    assert source.crops([]) == {}
+
+
+def test_what_is_read_ahead_comes_whole_and_in_order_and_waits_for_its_turn() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    with ahead(items()) as found:
+        for number in found:
+            assert len(made) <= number + 3
+    assert made == list(range(20))
+
+
+def test_a_fault_of_the_reader_is_raised_where_its_item_is_taken() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"), ahead(items()) as found:
+        assert list(found) == [1]
+
+
+def test_the_reader_stops_where_nobody_takes_its_items() -> None:
+    before = threading.active_count()
+    with ahead(iter(range(10**9))) as found:
+        assert next(found) == 0
+    assert threading.active_count() == before

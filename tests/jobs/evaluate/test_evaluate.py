@@ -1,0 +1,241 @@
+"""`clvr evaluate` over finished runs: lists, splits, what is left out and why, the page, two runs."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from index.archive.manifest import crop_id_of
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.runs.tombstones import bury, new_erasure_id
+from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
+from infra.settings import Settings, load_settings
+from infra.store import open_store
+from jobs.evaluate.compare import compare_runs
+from jobs.evaluate.dataset import labelled_run
+from jobs.evaluate.evaluate import evaluate_run
+from jobs.evaluate.results import EvaluateRequest
+
+VEHICLES = np.repeat(np.arange(12), 5)
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "runs").mkdir()
+    return load_settings({"runs": str(tmp_path / "runs"), "milvus": str(tmp_path / "index.db")})
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, settings: Settings, checkpoint: str) -> Make:
+    """A finished run of 60 crops, 12 vehicles, 4 cameras; features cluster by vehicle, less with noise."""
+
+    def make(
+        run_id: str,
+        *,
+        noise: float = 1.0,
+        labelled: bool = True,
+        quarantined: int = 0,
+        fingerprint: str = "ab" * 8,
+    ) -> Run:
+        rows = len(VEHICLES)
+        archive = tmp_path / "archive"
+        uris = [f"{archive}/image/{number:07d}.jpg" for number in range(rows)]
+        manifest = {
+            "crop_id": [crop_id_of(uri) for uri in uris],
+            "uri": uris,
+            "etag": ["e"] * rows,
+            "size": list(range(rows)),
+            "last_modified": [0] * rows,
+            "camera_id": [f"{number % 4:03d}" for number in range(rows)],
+            "captured_at": [number * 3_600_000 for number in range(rows)],
+            "track_id": [""] * rows,
+            "vehicle_id": VEHICLES.tolist() if labelled else [None] * rows,
+            "model_id": [(3, 5, 8, 13)[v % 4] for v in VEHICLES] if labelled else [None] * rows,
+        }
+        run = Run.create(
+            open_store(settings.runs),
+            run_id,
+            manifest=pa.table(manifest, schema=MANIFEST_SCHEMA),
+            archive=str(archive),
+            fingerprint=fingerprint,
+            model=checkpoint,
+            settings={},
+            rows_per_part=100,
+            rows_per_shard=100,
+        )
+        for part in run.pending_parts():
+            whole = run.part_manifest(part)
+            crops = whole.slice(quarantined)
+            numbers = crops["size"].to_numpy()
+            centres = np.random.default_rng(0).standard_normal((12, 1024))[VEHICLES[numbers]]
+            own = np.random.default_rng(1).standard_normal((rows, 1024))[numbers]
+            features = (centres + noise * 6 * own).astype(np.float32)
+            predicted = np.array([(3, 5, 8, 13)[v % 4] for v in VEHICLES[numbers]], np.int32)
+            shard = shard_table(crops, features, predicted, np.full(len(numbers), 0.5, np.float32))
+            lost = whole.slice(0, quarantined)
+            quarantine = {
+                "crop_id": lost["crop_id"].to_pylist(),
+                "uri": lost["uri"].to_pylist(),
+                "stage": ["decode"] * quarantined,
+                "cause": ["truncated"] * quarantined,
+                "detail": ["cut off"] * quarantined,
+            }
+            run.write_part(part, shard, pa.table(quarantine, schema=QUARANTINE_SCHEMA))
+        run.finish()
+        return run
+
+    return make
+
+
+def test_a_run_with_labels_gives_figures_and_a_page(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    make_run("r1")
+    ways = ("normalised", "query-expansion", "re-ranking")
+    found = evaluate_run(EvaluateRequest("latest", html=tmp_path / "page.html", also=ways), settings)
+    figures = found.figures()["lists"][0]
+    names = [(one["protocol"], one["features"].split(",")[0]) for one in figures["protocols"]]
+    assert names[:2] == [("vehicleid-paper", "as embedded"), ("vehicleid-common", "as embedded")]
+    assert len(names) == 2 + 2 * 3
+    assert figures["protocols"][0]["repeats"] == 10
+    assert len(figures["by_camera_pair"]) == 12
+    assert {part["name"] for part in figures["by_day_part"]} <= {"night", "morning", "afternoon", "evening"}
+    assert figures["model_classification"]["micro"] == 1.0
+    page = (tmp_path / "page.html").read_text()
+    for part in (
+        "Table 1",
+        "The same splits, otherwise",
+        "Same and different vehicles",
+        "Which model is it?",
+    ):
+        assert part in page
+    assert "by_camera_pair" in json.loads((tmp_path / "page.json").read_text())["lists"][0]
+    assert "re-ranking" in found.table()
+
+
+def test_test_lists_of_vehicleid_are_evaluated_each(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    make_run("r1", labelled=False)
+    folder = tmp_path / "lists" / "train_test_split"
+    folder.mkdir(parents=True)
+    for vehicles in (4, 12):
+        lines = [f"{row:07d} {v}" for row, v in enumerate(VEHICLES.tolist()) if v < vehicles]
+        (folder / f"test_list_{vehicles}.txt").write_text("\n".join(lines))
+    request = EvaluateRequest("r1", labels=str(tmp_path / "lists"), repeats=2, also=())
+    found = evaluate_run(request, settings)
+    assert [(one.labelled.name, one.results[0].vehicles) for one in found.lists] == [
+        ("test_4", 4),
+        ("test_12", 12),
+    ]
+    alone = evaluate_run(
+        EvaluateRequest("r1", labels=str(tmp_path / "lists"), split="test_4", repeats=2, also=()), settings
+    )
+    assert alone.results[0].curves.tolist() == found.lists[0].results[0].curves.tolist()
+
+
+def test_lists_with_roles_fix_the_probes(make_run: Make, settings: Settings, tmp_path: Path) -> None:
+    make_run("r1", labelled=False)
+    folder = tmp_path / "archive"
+    (folder / "train_test_split").mkdir(parents=True)
+    (folder / "train_test_split" / "vehicle_info.txt").write_text("header\n")
+    with pytest.raises(BadLabels, match="none of VERI-Wild's test lists"):
+        evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
+    # VRIC's layout, with keys that this archive does not have, but for none.
+    (folder / "train_test_split" / "vehicle_info.txt").unlink()
+    (folder / "vric_probe.txt").write_text("a.jpg 1 1\n")
+    (folder / "vric_gallery.txt").write_text("b.jpg 1 2\n")
+    with pytest.raises(
+        BadLabels, match=r"no crop of run r1 has a vehicle id; its 2 labels are of other pictures"
+    ):
+        evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
+
+
+def test_what_is_not_ranked_is_counted_with_its_rule(
+    make_run: Make, settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_run("r1", labelled=False, quarantined=2)
+    keys = [f"image/{row:07d}.jpg" for row in range(51)] + ["image/gone.jpg"]
+    table = {"key": keys, "vehicle_id": [*VEHICLES[:51].tolist(), 99]}
+    pq.write_table(pa.table(table), tmp_path / "labels.parquet")
+    found = evaluate_run(EvaluateRequest("r1", labels=str(tmp_path / "labels.parquet"), also=()), settings)
+    said = re.sub(r"\s+", " ", capfd.readouterr().err)
+    for part in (
+        "49 crops with a vehicle id",
+        "9 embedded crops without a vehicle id are left out",
+        "2 labelled crops have no embedding",
+        "1 labels name no crop of this run, such as",
+        "1 vehicles have one picture only",
+    ):
+        assert part in said
+    assert found.results[0].excluded_vehicles == 1
+
+
+def test_splits_are_written_once_and_then_followed(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    make_run("r1")
+    make_run("r2", noise=3.0, fingerprint="cd" * 8)
+    path = tmp_path / "splits.parquet"
+    first = evaluate_run(EvaluateRequest("r1", splits=path, seed=3, also=()), settings)
+    again = evaluate_run(EvaluateRequest("r1", splits=path, seed=99, also=()), settings)
+    other = evaluate_run(EvaluateRequest("r2", splits=path, also=()), settings)
+    for result in (again.results[0], other.results[0]):
+        for one, two in zip(first.results[0].splits, result.splits, strict=True):
+            assert one.probes.tolist() == two.probes.tolist()
+    assert again.results[0].curves.tolist() == first.results[0].curves.tolist()
+    with pytest.raises(BadInput, match="has no split of leave-one-out"):
+        evaluate_run(EvaluateRequest("r1", splits=path, protocols=("leave-one-out",)), settings)
+
+
+def test_two_runs_are_compared_on_the_same_splits(make_run: Make, settings: Settings) -> None:
+    run = make_run("r1", noise=2.5)
+    make_run("r2", noise=1.0, quarantined=1, fingerprint="cd" * 8)
+    found = compare_runs(EvaluateRequest("r1", repeats=3), "r2", settings)
+    measures = {one.measure: one for one in found.differences["vehicleid-paper"]}
+    assert measures["mAP"].certain
+    assert measures["mAP"].difference > 0
+    same = compare_runs(EvaluateRequest("r1", repeats=3), "r1", settings).differences["vehicleid-paper"]
+    alone = evaluate_run(EvaluateRequest(run.run_id, repeats=3, also=()), settings).results[0]
+    assert same[0].a == pytest.approx(alone.mean[0])
+    assert "A = r1, B = r2" in found.table()
+    assert found.figures()["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
+
+
+def test_shards_of_another_model_in_one_run_are_refused(make_run: Make, settings: Settings) -> None:
+    one, other = make_run("r1"), make_run("r2", fingerprint="cd" * 8)
+    root = Path(settings.runs)
+    (shard,) = [root / key for key in one.shard_keys()]
+    (foreign,) = [root / key for key in other.shard_keys()]
+    shard.write_bytes(foreign.read_bytes())
+    with pytest.raises(FingerprintMismatch):
+        evaluate_run(EvaluateRequest("r1"), settings)
+
+
+def test_bad_requests_are_refused_by_name(make_run: Make, settings: Settings) -> None:
+    make_run("r1")
+    with pytest.raises(BadSetting, match="unknown protocol 'market'"):
+        evaluate_run(EvaluateRequest("r1", protocols=("market",)), settings)
+    with pytest.raises(BadSetting, match="unknown --also 'magic'"):
+        evaluate_run(EvaluateRequest("r1", also=("magic",)), settings)
+    with pytest.raises(BadSetting, match="no device 'abacus' here"):
+        evaluate_run(EvaluateRequest("r1", device="abacus"), settings)
+    with pytest.raises(BadInput, match="no run r9"):
+        evaluate_run(EvaluateRequest("r9"), settings)
+
+
+def test_an_erased_crop_takes_no_part(make_run: Make) -> None:
+    run = make_run("night")
+    erased = run.manifest()["crop_id"].to_numpy()[:5]  # the first vehicle, whole
+    bury(run.store, new_erasure_id(), erased)
+    left = labelled_run(run).crops["crop_id"].to_numpy()
+    assert len(left) == len(VEHICLES) - 5
+    assert not np.isin(erased, left).any()

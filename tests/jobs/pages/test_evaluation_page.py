@@ -1,0 +1,185 @@
+"""The page stands alone, escapes what it shows, says where figures are from, refuses wrong accounting."""
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.evaluation.protocols import ProtocolResult, evaluate_protocol
+from infra.errors import CountMismatch, UnreadablePicture
+from jobs.pages.evaluation_page import (
+    Chart,
+    Counts,
+    ModelAccuracy,
+    Outcomes,
+    PageData,
+    Ranked,
+    Sighting,
+    Strip,
+    Timing,
+    build_page,
+)
+
+HOSTILE = "<script>alert('cam')</script>\"'&"
+
+
+def jpeg(colour: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (colour, 80, 120)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def strip(first_hit: int | None) -> Strip:
+    seen = [Ranked(Sighting(jpeg(rank), f"v{rank}"), rank + 0.5, rank == first_hit) for rank in range(1, 6)]
+    return Strip(Sighting(jpeg(), "v0", HOSTILE, 1_763_800_000_000, HOSTILE), seen, first_hit)
+
+
+def results() -> list[ProtocolResult]:
+    rng = np.random.default_rng(0)
+    ids = np.repeat(np.arange(30), 4)
+    features = (rng.standard_normal((30, 8))[ids] + 0.5 * rng.standard_normal((120, 8))).astype(np.float32)
+    return [
+        evaluate_protocol(name, features, ids, repeats=3) for name in ("vehicleid-paper", "leave-one-out")
+    ]
+
+
+@pytest.fixture(scope="module")
+def full() -> PageData:
+    return PageData(
+        title=f"A title {HOSTILE}",
+        lead="A lead",
+        dataset=f"generated {HOSTILE}",
+        note=f"Not real {HOSTILE}",
+        counts=Counts(110, 100, 7, 3, {HOSTILE: 7}),
+        results=results(),
+        strips=[strip(1), strip(3), strip(12), strip(None)],
+        outcomes=Outcomes(70, 20, 10, HOSTILE),
+        model_accuracy=ModelAccuracy(0.9, 0.8, 12, 240, 0.1),
+        timings=[Timing(HOSTILE, 61.0, 100, "crops"), Timing("load", 0.0)],
+        facts={HOSTILE: HOSTILE, "machine": HOSTILE},
+        command=f"clvr demo {HOSTILE}",
+    )
+
+
+class Collector(HTMLParser):
+    """All tags with attributes; checks that every tag is closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "br"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_stands_alone(full: PageData) -> None:
+    page = Collector(build_page(full))
+    assert not page.open
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for _, attributes in page.tags:
+        assert not {name for name in attributes if name == "style" or name.startswith("on")}
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+
+
+def test_the_policy_allows_the_page_its_own_style_and_nothing_else(full: PageData) -> None:
+    text = build_page(full)
+    policy = next(a["content"] for _, a in Collector(text).tags if a.get("http-equiv"))
+    css = re.search("<style>(.*)</style>", text, re.DOTALL)
+    assert policy and css
+    digest = base64.b64encode(hashlib.sha256(css[1].encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    assert not re.search(r"url\(|@import|https?:", css[1])
+    assert "prefers-color-scheme: dark" in css[1]
+
+
+def test_everything_from_data_is_escaped(full: PageData) -> None:
+    text = build_page(full)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 10
+
+
+def test_strips_are_sorted_into_three_panels_with_their_frames(full: PageData) -> None:
+    text = build_page(full)
+    at_1, in_5, missed = re.split("<h3>Hit at rank 1|<h3>First hit in ranks|<h3>Missed in", text)[1:]
+    missed = missed.split("</section>")[0]
+    assert [part.count('<figure class="hit">') for part in (at_1, in_5, missed)] == [1, 1, 0]
+    assert [part.count('<figure class="miss">') for part in (at_1, in_5, missed)] == [4, 4, 10]
+    assert "first true match at rank 12" in missed
+    assert "no true match among those ranked" in missed
+    assert "70 of 100 probes (70.0 %)" in at_1
+    assert "22 Nov 2025 08:26:40" in at_1
+    assert "data:image/jpeg;base64," + base64.b64encode(jpeg(3)).decode() in in_5
+
+
+def test_each_figure_says_where_it_is_from(full: PageData) -> None:
+    text = build_page(full)
+    first = full.results[0]
+    assert f"chance {100 * first.chance[0]:.2f} % &middot; vehicleid-paper" in text
+    assert f"{100 * first.mean[0]:.1f} &plusmn; {100 * first.std[0]:.1f}" in text
+    assert "Published, on VehicleID" in text
+    assert "62.0 / 76.0" in text
+    for result in full.results:
+        assert result.rule[1:] in text
+
+
+def test_a_page_with_counts_alone_is_still_a_page() -> None:
+    page = build_page(PageData("t", "l", "d", "n", Counts(0, 0)))
+    assert not Collector(page).open
+    assert "How far down" not in page
+    assert "Found again" not in page
+
+
+def test_short_curves_do_without_rank_5(full: PageData) -> None:
+    rng = np.random.default_rng(0)
+    short = evaluate_protocol(
+        "vehicleid-common", rng.random((8, 2), dtype=np.float32), np.arange(8) // 2, max_rank=3
+    )
+    assert "in ranks 1&ndash;5" not in build_page(replace(full, results=[short]))
+
+
+def test_the_same_data_give_the_same_page(full: PageData) -> None:
+    assert build_page(full) == build_page(full)
+
+
+def test_counts_that_do_not_add_up_are_refused(full: PageData) -> None:
+    with pytest.raises(CountMismatch, match="listed 110 is not embedded 100"):
+        build_page(replace(full, counts=Counts(110, 100, 7, 4)))
+    with pytest.raises(CountMismatch, match="causes add up to 1 of 7"):
+        build_page(replace(full, counts=Counts(110, 100, 7, 3, {"empty": 1})))
+
+
+def test_bytes_that_are_not_jpeg_are_refused(full: PageData) -> None:
+    bad = replace(strip(1), probe=Sighting(b"<svg onload=alert(1)>"))
+    with pytest.raises(UnreadablePicture, match="not JPEG"):
+        build_page(replace(full, strips=[bad]))
+
+
+def test_the_chart_keeps_inside_its_frame_and_its_labels_apart() -> None:
+    chart = Chart(max_rank=50)
+    assert (chart.x(1), chart.x(50)) == (chart.left, chart.width - chart.right)
+    assert chart.y(1.3) == chart.y(1) == chart.top
+    labels = sorted(line.label_y for line in chart.lines(results() + results()))
+    assert min(np.diff(labels)) >= 34
+    assert labels[-1] <= chart.y(0)
+    assert Chart(max_rank=1).x(1) == chart.left

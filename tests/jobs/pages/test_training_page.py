@@ -1,0 +1,97 @@
+"""The page of a training: its figures, its curves, its confusions, and nothing that leaves the page."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.evaluation.metrics import classification
+from infra.errors import UnreadablePicture
+from jobs.pages.training_page import (
+    Epoch,
+    Example,
+    TrainingPage,
+    build_training_page,
+    confusion,
+    curves,
+    worst_models,
+)
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def epoch(stage: str, number: int, loss: float, held: float | None = 0.5) -> Epoch:
+    return Epoch(stage, number, loss, 0.5, held, held, 1e-3, 100, 10.0, 10.0, 0.02)
+
+
+def page(predicted: list[int], true: list[int], **more: object) -> TrainingPage:
+    values = {
+        "title": "Two <models>", "lead": "A lead.", "dataset": "cars", "note": "A note.",
+        "training_pictures": 80, "names": {0: "Audi <b>", 1: "BMW"}, "hours": 1.5, "node_hours": 3.0,
+        "examples": [Example(jpeg(), "Audi", "BMW", 0.7, False)], "attempts": 2, "money": 4.5,
+        "epochs": [epoch("warmup", 1, 2.0), epoch("target", 1, 1.0)],
+        "facts": {"fingerprint": "abc"}, "unstated": {"momentum": "0.9"}, "unlearned": ["Lada"],
+    }  # fmt: skip
+    shown, known = np.array(predicted), np.array(true)
+    return TrainingPage(
+        predicted=shown,
+        true=known,
+        models=classification(shown, known),
+        **{**values, **more},  # type: ignore[arg-type]
+    )
+
+
+def test_it_says_accuracy_by_picture_and_by_model_cost_and_what_was_not_learned() -> None:
+    html = build_training_page(page([0, 0, 0, 0], [0, 0, 0, 1]))
+    for words in ("75.0", "50.0", "3.00 node-hours", "4.50 at the price given", "started 2 times", "Lada"):
+        assert words in html
+
+
+def test_it_is_self_contained_and_escapes_what_comes_from_data() -> None:
+    html = build_training_page(page([0, 1], [1, 1]))
+    assert "Audi &lt;b&gt;" in html
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+    assert "http" not in html.replace('http-equiv="Content-Security-Policy"', "").replace(
+        "http://www.w3.org", ""
+    )
+
+
+def test_a_training_without_held_out_pictures_or_epochs_still_has_a_page() -> None:
+    assert "A lead." in build_training_page(page([], [], epochs=[], examples=[], money=None))
+
+
+def test_curves_leave_out_what_was_not_measured_and_name_each_stage_where_it_begins() -> None:
+    drawn = curves(
+        [epoch("warmup", 1, 2.0, None), epoch("warmup", 2, 1.0), epoch("target", 1, 0.5)],
+        {"training": "loss", "held out": "held_loss"},
+    )
+    assert drawn is not None
+    assert [len(line.dots) for line in drawn.lines] == [3, 2]
+    assert [name for _, name in drawn.stages] == ["warmup", "target"]
+    assert curves([], {"training": "loss"}) is None
+
+
+def test_the_worst_models_come_first_with_what_they_are_taken_for() -> None:
+    worst = worst_models(page([0, 1, 0, 0, 0], [0, 0, 1, 1, 1]))
+    assert [(one.name, one.accuracy) for one in worst] == [("BMW", 0.0), ("Audi <b>", 0.5)]
+    assert worst[0].taken_for == [("Audi <b>", 3)]
+
+
+def test_confusions_are_shares_of_the_true_models_pictures() -> None:
+    drawn = confusion(page([0, 1, 0, 0], [0, 0, 1, 1]))
+    assert drawn is not None
+    assert sorted((cell.count, cell.share, cell.right) for cell in drawn.cells) == [
+        (1, 0.5, False), (1, 0.5, True), (2, 1.0, False),
+    ]  # fmt: skip
+    assert confusion(page([0, 1], [0, 1])) is None
+
+
+def test_what_is_no_jpeg_is_refused() -> None:
+    with pytest.raises(UnreadablePicture):
+        build_training_page(page([0], [0], examples=[Example(b"GIF", "a", "b", 0.5, True)]))
