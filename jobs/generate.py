@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import ray
 
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate, write_labels
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.progress import Standing, progress

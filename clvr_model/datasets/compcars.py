@@ -12,9 +12,8 @@ Source: the CompCars release (Yang et al., CVPR 2015).
 import re
 from typing import Final
 
-from clvr_model.datasets.labelled import Labelled
-from clvr_model.datasets.role_lists import lines_of
-from clvr_model.datasets.training_list import TrainingList
+from clvr_model.datasets.labelled import LabeledImages, TrainingList
+from clvr_model.datasets.test_lists import lines_of
 from infra.errors import BadLabels, BadSetting
 
 WEB: Final = "train_test_split/classification/{}.txt"
@@ -23,7 +22,7 @@ _WEB_LINE: Final = re.compile(r"([0-9]{1,9})/([0-9]{1,9})/([0-9]{1,9}|unknown)/[
 _SURVEILLANCE_LINE: Final = re.compile(r"([0-9]{1,9})/[^/]+\.(?:jpg|jpeg|png)", re.I)
 
 
-def read_compcars(root: str, split: str = "train") -> Labelled:
+def read_compcars(root: str, split: str = "train") -> LabeledImages:
     """The pictures of one part's list, with the model numbers of their paths.
 
     Raises BadLabels for a missing list and for lines that are no such path, with their numbers.

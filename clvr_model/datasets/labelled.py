@@ -20,7 +20,7 @@ _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabeledImages:
     """n pictures in a fixed order; `model_ids` are the source's own, UNKNOWN_MODEL where it has none."""
 
     uris: list[str]
@@ -43,20 +43,54 @@ class Labelled:
         """The known model ids that occur, ascending; a network's class c stands for `classes[c]`."""
         return [int(model) for model in np.unique(self.model_ids) if model != UNKNOWN_MODEL]
 
-    def take(self, rows: NDArray[np.integer[Any]]) -> "Labelled":
+    def take(self, rows: NDArray[np.integer[Any]]) -> "LabeledImages":
         """The pictures at `rows`, in that order."""
         cameras = None if self.camera_ids is None else [self.camera_ids[i] for i in rows]
         vehicles = None if self.vehicle_ids is None else self.vehicle_ids[rows]
-        return Labelled(
+        return LabeledImages(
             [self.uris[i] for i in rows], self.model_ids[rows], vehicles, cameras, self.model_names
         )
 
-    def with_known_model(self) -> "Labelled":
+    def with_known_model(self) -> "LabeledImages":
         """Only the pictures whose model is known."""
         return self.take(np.flatnonzero(self.model_ids != UNKNOWN_MODEL))
 
 
-def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0) -> tuple[Labelled, Labelled]:
+class TrainingList:
+    """Pictures with model, vehicle and camera; a picture may be listed once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+        self._models: list[int] = []
+        self._vehicles: list[int] = []
+        self._cameras: list[str] = []
+
+    def add(self, where: str, uri: str, model: int, vehicle: int = -1, camera: str = "") -> None:
+        """Add one picture; `where` names its line. Raises BadLabels if it was there before."""
+        if uri in self._seen:
+            raise BadLabels(f"{where}: {uri} was listed before, in {self._seen[uri]}")
+        self._seen[uri] = where
+        self._models.append(model)
+        self._vehicles.append(vehicle)
+        self._cameras.append(camera)
+
+    def labelled(self, model_names: dict[int, str], where: str) -> LabeledImages:
+        """All of them, in the order of their lines. Raises BadLabels if there are none."""
+        if not self._seen:
+            raise BadLabels(f"{where} lists no picture")
+        known = any(vehicle >= 0 for vehicle in self._vehicles)
+        return LabeledImages(
+            list(self._seen),
+            np.array(self._models, dtype=np.int64),
+            np.array(self._vehicles, dtype=np.int64) if known else None,
+            self._cameras if any(self._cameras) else None,
+            model_names,
+        )
+
+
+def split_per_class(
+    labelled: LabeledImages, train_share: float = 0.8, seed: int = 0
+) -> tuple[LabeledImages, LabeledImages]:
     """Split at random into floor(train_share * n) training pictures of each model, and the rest.
 
     With 0.8 this gives the paper's 72,049 and 18,119 pictures of VehicleID (section 4). Both parts keep the
@@ -82,13 +116,13 @@ def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0)
     return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
 
 
-def single_picture_models(labelled: Labelled) -> list[int]:
+def single_picture_models(labelled: LabeledImages) -> list[int]:
     """The models with one picture: they are learnt, and no held-out picture measures how well."""
     models, counts = np.unique(labelled.model_ids, return_counts=True)
     return [int(model) for model in models[counts == 1] if model != UNKNOWN_MODEL]
 
 
-def class_numbers(labelled: Labelled, classes: Sequence[int]) -> NDArray[np.int64]:
+def class_numbers(labelled: LabeledImages, classes: Sequence[int]) -> NDArray[np.int64]:
     """(n,) the position of each picture's model in `classes`, a network's label ids in ascending order.
 
     Raises BadLabels for a model outside of them, with its first picture.
@@ -106,7 +140,7 @@ def class_numbers(labelled: Labelled, classes: Sequence[int]) -> NDArray[np.int6
     return numbers
 
 
-def read_folder(root: str) -> Labelled:
+def read_folder(root: str) -> LabeledImages:
     """Read a tree of one folder a model: `<root>/<model>/**/<picture>`, local or on S3.
 
     Folders whose names are all numbers keep them as model ids; otherwise the sorted names are numbered from 0
@@ -134,10 +168,10 @@ def read_folder(root: str) -> Labelled:
         numbers = {name: int(name) for name in names}
     ids = np.array([numbers[folder] for folder in folders], dtype=np.int64)
     known = {numbers[name]: name for name in names}
-    return Labelled([store.uri_of(key) for key in keys], ids, model_names=known)
+    return LabeledImages([store.uri_of(key) for key in keys], ids, model_names=known)
 
 
-def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labelled:
+def read_table(uri: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read labels from a .csv or .parquet file, local or on S3.
 
     Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id` and `model_name` where
@@ -184,7 +218,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labelle
         kept.append((whole, model, vehicle, str(row.get("camera_id") or "")))
     if not kept:
         raise BadLabels(f"{uri} labels no picture" + (f" of split {split!r}" if split is not None else ""))
-    return Labelled(
+    return LabeledImages(
         [row[0] for row in kept],
         np.array([row[1] for row in kept], dtype=np.int64),
         np.array([row[2] for row in kept], dtype=np.int64) if "vehicle_id" in columns else None,

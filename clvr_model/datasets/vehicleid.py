@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages
 from infra.errors import BadLabels, BadSetting, ObjectMissing
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SPLIT: Final = re.compile(r"train|labelled|test_[0-9]{1,9}")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 
 
-def read_vehicleid(root: str, split: str = "train") -> Labelled:
+def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
     """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
 
     - 'train': the pictures of train_list.txt whose vehicle has a model: 90,168 of 228 models
@@ -38,7 +38,7 @@ def read_vehicleid(root: str, split: str = "train") -> Labelled:
     - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its pictures; their models are unknown
 
     Raises BadLabels for a missing file, a malformed or repeated line (with its number), and lists that
-    contradict img2vid.txt. That pictures exist is not checked here: see `missing_pictures`.
+    contradict img2vid.txt. Does not check that the images exist.
     """
     from infra.store import open_store
 
@@ -56,7 +56,7 @@ def read_vehicleid(root: str, split: str = "train") -> Labelled:
         if not pictures:
             raise BadLabels(f"no picture of split {split!r} has a model in {store.uri_of(_MODELS)}")
     vehicles = np.fromiter(pictures.values(), dtype=np.int64, count=len(pictures))
-    return Labelled(
+    return LabeledImages(
         uris=[store.uri_of(f"image/{picture}.jpg") for picture in pictures],
         model_ids=np.array([models.get(int(vehicle), UNKNOWN_MODEL) for vehicle in vehicles], dtype=np.int64),
         vehicle_ids=vehicles,
@@ -69,15 +69,6 @@ def list_test_splits(root: str) -> list[str]:
     from infra.store import open_store
 
     return _test_splits(open_store(root))
-
-
-def missing_pictures(root: str, labelled: Labelled) -> list[str]:
-    """URIs of `labelled` for which there is no object under `<root>/image/` (one listing)."""
-    from infra.store import open_store
-
-    store = open_store(root)
-    there = {store.uri_of(info.key) for info in store.list("image/")}
-    return [uri for uri in labelled.uris if uri not in there]
 
 
 def _list_name(split: str) -> str:

@@ -12,9 +12,8 @@ import re
 from typing import Any, Final
 from xml.parsers import expat
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
-from clvr_model.datasets.role_lists import RoleList, lines_of
-from clvr_model.datasets.training_list import TrainingList
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages, TrainingList
+from clvr_model.datasets.test_lists import TestList, lines_of
 from infra.errors import BadLabels, ObjectMissing
 
 _NAME: Final = re.compile(r"([0-9]{1,9})_c([0-9]{1,9})_.*\.jpg")
@@ -23,12 +22,12 @@ _LABELS: Final = "train_label.xml"
 TYPES: Final = ("sedan", "suv", "van", "hatchback", "mpv", "pickup", "bus", "truck", "estate")
 
 
-def read_veri(root: str) -> RoleList:
+def read_veri(root: str) -> TestList:
     """The 1,678 queries and 11,579 test pictures. Raises BadLabels for a name that is not VeRi's."""
     from infra.store import open_store
 
     store = open_store(root)
-    found = RoleList("veri", "veri-776")
+    found = TestList("veri", "veri-776")
     for name, folder, role in (
         ("name_query.txt", "image_query", "probe"),
         ("name_test.txt", "image_test", "gallery"),
@@ -41,7 +40,7 @@ def read_veri(root: str) -> RoleList:
     return found
 
 
-def read_veri_training(root: str) -> Labelled:
+def read_veri_training(root: str) -> LabeledImages:
     """The 37,778 training pictures, with their body type as the model; type 0 is unknown.
 
     Raises BadLabels, with the line, for a file that is no XML and for an item that is not VeRi's.

@@ -11,9 +11,8 @@ Source: the VERI-Wild release (Lou et al., CVPR 2019) as fast-reid reads it.
 
 from typing import Final
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
-from clvr_model.datasets.role_lists import RoleList, lines_of
-from clvr_model.datasets.training_list import TrainingList
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages, TrainingList
+from clvr_model.datasets.test_lists import TestList, lines_of
 from infra.errors import BadLabels
 
 SIZES: Final = (3000, 5000, 10000)
@@ -21,7 +20,7 @@ _INFO: Final = "train_test_split/vehicle_info.txt"
 _TRAINING: Final = ("train_test_split/train_list.txt", "train_test_split/train_list_start0.txt")
 
 
-def read_veri_wild(root: str) -> list[RoleList]:
+def read_veri_wild(root: str) -> list[TestList]:
     """Every test list that is there, small to large. Raises BadLabels for lines that cannot be understood."""
     from infra.store import open_store
 
@@ -37,7 +36,7 @@ def read_veri_wild(root: str) -> list[RoleList]:
         cameras[fields[0].strip()] = fields[1].strip()
     lists = []
     for size in sizes:
-        found = RoleList("veri-wild", f"test_{size}")
+        found = TestList("veri-wild", f"test_{size}")
         for name, role in ((f"test_{size}_query.txt", "probe"), (f"test_{size}.txt", "gallery")):
             for where, text in lines_of(store, f"train_test_split/{name}"):
                 picture = text.removesuffix(".jpg")
@@ -51,7 +50,7 @@ def read_veri_wild(root: str) -> list[RoleList]:
     return lists
 
 
-def read_veri_wild_training(root: str) -> Labelled:
+def read_veri_wild_training(root: str) -> LabeledImages:
     """The pictures of the training list with their models, numbered from 0 in the order of their names.
 
     The numbers count all models of vehicle_info.txt, so that they do not depend on the list. An empty model

@@ -8,16 +8,16 @@ Source: the VRIC release (Kanaci et al., GCPR 2018): 2,811 vehicles, one picture
 
 from typing import NoReturn
 
-from clvr_model.datasets.role_lists import RoleList, lines_of
+from clvr_model.datasets.test_lists import TestList, lines_of
 from infra.errors import BadLabels
 
 
-def read_vric(root: str) -> RoleList:
+def read_vric(root: str) -> TestList:
     """Probes and gallery. Raises BadLabels for lines that are not 'picture vehicle camera'."""
     from infra.store import open_store
 
     store = open_store(root)
-    found = RoleList("vric", "vric")
+    found = TestList("vric", "vric")
     for role in ("probe", "gallery"):
         for where, text in lines_of(store, f"vric_{role}.txt"):
             fields = text.split()

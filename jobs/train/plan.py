@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clvr_model.datasets.labelled import Labelled, split_per_class
+from clvr_model.datasets.labelled import LabeledImages, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import (
@@ -185,7 +185,7 @@ def _rate(act: Callable[[], Any], pictures: int) -> float:
     return done / (time.perf_counter() - begun)
 
 
-def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
+def _sample(labelled: LabeledImages) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
     """A batch of the data's own pictures, how many of the sample failed, and pictures decoded a second."""
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
     store, keys = common_store(labelled.uris)

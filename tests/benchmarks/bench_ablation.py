@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.augmentation import augment
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.labelled import Labelled, read_table, split_per_class
-from clvr_model.datasets.synthetic import generate, write_labels
+from clvr_model.datasets.labelled import LabeledImages, read_table, split_per_class
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import decode, to_input
 from clvr_model.recipe import Recipe, load_recipe
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from clvr_model.training import (
     Batch,
     cached_batches,
@@ -49,7 +49,7 @@ PASS = 16  # pictures at once where nothing is learnt
 class Pictures:
     """Labelled pictures, decoded once and kept."""
 
-    def __init__(self, labelled: Labelled, known: list[int]) -> None:
+    def __init__(self, labelled: LabeledImages, known: list[int]) -> None:
         store = open_store("/")
         self.pixels = np.stack([decode(store.get(uri.lstrip("/"))) for uri in labelled.uris])
         self.classes = np.searchsorted(known, labelled.model_ids).astype(np.int64)
@@ -134,7 +134,7 @@ def report(
     )
 
 
-def drawn(given: argparse.Namespace, folder: str) -> tuple[Labelled, Labelled]:
+def drawn(given: argparse.Namespace, folder: str) -> tuple[LabeledImages, LabeledImages]:
     """A made-up archive below `folder`: pictures to learn models from, and vehicles to find again."""
     spec = ArchiveSpec(
         seed=given.seed,
@@ -148,7 +148,7 @@ def drawn(given: argparse.Namespace, folder: str) -> tuple[Labelled, Labelled]:
     return read_vehicleid(folder), read_vehicleid(folder, list_test_splits(folder)[-1])
 
 
-def photographed(given: argparse.Namespace) -> tuple[Labelled, Labelled]:
+def photographed(given: argparse.Namespace) -> tuple[LabeledImages, LabeledImages]:
     """Labelled photographs: those of every second model to learn from, those of the others to find again."""
     labelled = read_table(given.labels, root=given.root)
     chosen = labelled.classes[: 2 * given.models]

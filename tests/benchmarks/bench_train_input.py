@@ -18,10 +18,10 @@ import numpy as np
 import ray
 import torch
 
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate
 from clvr_model.network import Architecture, Clvr
 from clvr_model.recipe import load_recipe
+from clvr_model.synthetic.archive import generate
+from clvr_model.synthetic.trips import ArchiveSpec
 from clvr_model.training import make_optimizer, train_step, training_mode
 from infra.store import open_store
 from jobs.train.input import Arrays, Feed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clvr_model.datasets.labelled import (
     UNKNOWN_MODEL,
-    Labelled,
+    LabeledImages,
     class_numbers,
     read_folder,
     read_table,
@@ -20,8 +20,8 @@ from clvr_model.datasets.labelled import (
 from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
 
 
-def labelled(*model_ids: int) -> Labelled:
-    return Labelled([f"/p/{i}.jpg" for i in range(len(model_ids))], np.array(model_ids, dtype=np.int64))
+def labelled(*model_ids: int) -> LabeledImages:
+    return LabeledImages([f"/p/{i}.jpg" for i in range(len(model_ids))], np.array(model_ids, dtype=np.int64))
 
 
 def write_csv(path: Path, *rows: list[str]) -> str:
@@ -75,7 +75,7 @@ class TestSplitPerClass:
 class TestLabelled:
     def test_columns_must_be_of_one_length(self) -> None:
         with pytest.raises(BadLabels, match="2 pictures, but 1 model_ids"):
-            Labelled(["a", "b"], np.array([1]))
+            LabeledImages(["a", "b"], np.array([1]))
 
     def test_classes_are_the_known_models(self) -> None:
         assert labelled(9, UNKNOWN_MODEL, 2, 9).classes == [2, 9]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from clvr_model.datasets.labelled import UNKNOWN_MODEL
-from clvr_model.datasets.vehicleid import list_test_splits, missing_pictures, read_vehicleid
+from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from infra.errors import BadLabels, BadSetting, BucketMissing
 
 # Vehicles 10 and 11 have models and are for training, 12 has no model, 20 and 21 are for testing.
@@ -62,13 +62,6 @@ def test_test_pictures_have_vehicles_but_no_models(release: Release) -> None:
 def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(release: Release) -> None:
     root = release({"attribute/model_attr.txt": "\ufeff10 249\r\n11 3\r\n\r\n"})
     assert len(read_vehicleid(root)) == 3
-
-
-def test_missing_pictures_are_found_by_one_listing(release: Release) -> None:
-    root = release()
-    (Path(root) / "image").mkdir()
-    (Path(root) / "image" / "0000001.jpg").write_bytes(b"x")
-    assert missing_pictures(root, read_vehicleid(root)) == [f"{root}/image/{n:07d}.jpg" for n in (2, 3)]
 
 
 @pytest.mark.parametrize(

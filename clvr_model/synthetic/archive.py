@@ -18,11 +18,11 @@ from typing import Final, Literal
 import numpy as np
 import simplejpeg
 
-from clvr_model.datasets.camera import Camera, light_at, make_camera
-from clvr_model.datasets.fittings import VehicleModel, make_model
-from clvr_model.datasets.itinerary import ArchiveSpec, Sighting, sighting, sightings
-from clvr_model.datasets.scene import Neighbour, Picture, draw
-from clvr_model.datasets.vehicle import Vehicle, make_vehicle
+from clvr_model.synthetic.camera import Camera, light_at, make_camera
+from clvr_model.synthetic.parts import VehicleModel, make_model
+from clvr_model.synthetic.render import Neighbour, Picture, draw
+from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
+from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
 from infra.store import Store
 
 Layout = Literal["archive", "vehicleid"]
@@ -41,11 +41,11 @@ class ArchiveSummary:
     seconds: float
 
 
-def render(spec: ArchiveSpec, seen: Sighting) -> Picture:
+def render_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> Picture:
     """Draw one sighting: RGB uint8 (height, width, 3)."""
-    rng = _rng(spec, 1, seen.index)
-    camera = _camera(spec, seen.camera)
-    moment = seen.moment
+    rng = _rng(spec, 1, crop.index)
+    camera = _camera(spec, crop.camera)
+    moment = crop.moment
     overcast = float(_rng(spec, 5, moment.toordinal()).beta(0.7, 0.7))
     light = light_at(moment.hour + moment.minute / 60, overcast, camera)
     neighbour = None
@@ -53,15 +53,15 @@ def render(spec: ArchiveSpec, seen: Sighting) -> Picture:
         other = _vehicle(spec, int(rng.integers(min(spec.vehicles, 64))))
         lane = float(rng.choice([-1, 1]) * rng.uniform(3.0, 4.0))
         neighbour = Neighbour(other, np.array([rng.uniform(-9, 7), lane, 0.0]))
-    vehicle = _vehicle(spec, seen.vehicle_id - 1)
+    vehicle = _vehicle(spec, crop.vehicle_id - 1)
     return draw(vehicle, camera, light, rng, sides=(spec.min_side, spec.max_side), neighbour=neighbour)
 
 
-def picture(spec: ArchiveSpec, seen: Sighting) -> bytes:
+def encode_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> bytes:
     """The object of one sighting: a JPEG, or what `spec.spoiled_share` makes of it."""
-    quality = _camera(spec, seen.camera).quality
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(render(spec, seen)), quality, "RGB", "420")
-    how = _spoiled(spec, seen)
+    quality = _camera(spec, crop.camera).quality
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(render_crop(spec, crop)), quality, "RGB", "420")
+    how = _spoiled(spec, crop)
     if how is None:
         return bytes(data)
     return (b"", bytes(data[: len(data) // 2]), b"<html><body>503 Service Unavailable</body></html>")[how]
@@ -85,13 +85,13 @@ def generate(
     began, written, spoiled, size = time.monotonic(), 0, 0, 0
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(4) as pool:
-        for seen in sightings(spec, start, stop):
-            data = picture(spec, seen)
-            waiting.append(pool.submit(store.put, key_of(seen, layout), data))
+        for crop in synthetic_crops(spec, start, stop):
+            data = encode_crop(spec, crop)
+            waiting.append(pool.submit(store.put, key_of(crop, layout), data))
             written, size, spoiled = (
                 written + 1,
                 size + len(data),
-                spoiled + (_spoiled(spec, seen) is not None),
+                spoiled + (_spoiled(spec, crop) is not None),
             )
             if len(waiting) >= _PUTS_IN_FLIGHT:
                 waiting.popleft().result()
@@ -104,9 +104,9 @@ def generate(
     return ArchiveSummary(written, spoiled, size, time.monotonic() - began)
 
 
-def key_of(seen: Sighting, layout: Layout = "archive") -> str:
+def key_of(crop: SyntheticCrop, layout: Layout = "archive") -> str:
     """The key of a sighting's picture: by day and camera, or VehicleID's image/0000001.jpg."""
-    return seen.key if layout == "archive" else f"image/{seen.image}.jpg"
+    return crop.key if layout == "archive" else f"image/{crop.image}.jpg"
 
 
 def write_labels(
@@ -160,17 +160,17 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
         for begin in range(0, spec.pictures, _LABEL_ROWS):
             rows = [
                 {
-                    "key": key_of(seen, layout),
-                    "image": seen.image,
-                    "vehicle_id": seen.vehicle_id,
-                    "model_id": seen.model_id,
-                    "colour_id": _colour(spec, seen.vehicle_id - 1),
-                    "camera_id": seen.camera_id,
-                    "track_id": seen.track_id,
-                    "captured_at": seen.captured_at,
-                    "split": "train" if seen.training else "test",
+                    "key": key_of(crop, layout),
+                    "image": crop.image,
+                    "vehicle_id": crop.vehicle_id,
+                    "model_id": crop.model_id,
+                    "colour_id": _colour(spec, crop.vehicle_id - 1),
+                    "camera_id": crop.camera_id,
+                    "track_id": crop.track_id,
+                    "captured_at": crop.captured_at,
+                    "split": "train" if crop.training else "test",
                 }
-                for seen in sightings(spec, begin, min(begin + _LABEL_ROWS, spec.pictures))
+                for crop in synthetic_crops(spec, begin, min(begin + _LABEL_ROWS, spec.pictures))
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
@@ -180,15 +180,15 @@ def _by_split(spec: ArchiveSpec) -> tuple[list[int], list[int]]:
     training: list[int] = []
     testing: list[int] = []
     for vehicle in range(spec.vehicles):
-        first = sighting(spec, vehicle * spec.sightings_per_vehicle)
+        first = synthetic_crop(spec, vehicle * spec.sightings_per_vehicle)
         (training if first.training else testing).append(vehicle)
     return training, [int(v) for v in _rng(spec, 6).permutation(testing)]
 
 
-def _spoiled(spec: ArchiveSpec, seen: Sighting) -> int | None:
+def _spoiled(spec: ArchiveSpec, crop: SyntheticCrop) -> int | None:
     if not spec.spoiled_share:
         return None
-    rng = _rng(spec, 7, seen.index)
+    rng = _rng(spec, 7, crop.index)
     return int(rng.integers(3)) if rng.random() < spec.spoiled_share else None
 
 

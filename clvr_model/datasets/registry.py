@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Final
 
 from clvr_model.datasets import compcars, vehicleid, veri, veri_wild, vric
-from clvr_model.datasets.labelled import Labelled
+from clvr_model.datasets.labelled import LabeledImages
 from infra.errors import BadSetting
 
-Reader = Callable[[str, str], Labelled]
+Reader = Callable[[str, str], LabeledImages]
 
 
-def _training_alone(name: str, read: Callable[[str], Labelled]) -> Reader:
-    def reader(root: str, split: str) -> Labelled:
+def _training_alone(name: str, read: Callable[[str], LabeledImages]) -> Reader:
+    def reader(root: str, split: str) -> LabeledImages:
         if split != "train":
             raise BadSetting(f"split is {split!r}", remedy=f"{name} has model labels for train alone.")
         return read(root)
@@ -30,7 +30,7 @@ RELEASES: Final[dict[str, Reader]] = {
 }
 
 
-def read_release(root: str, split: str | None = None) -> Labelled | None:
+def read_release(root: str, split: str | None = None) -> LabeledImages | None:
     """The labelled pictures of the dataset that lies under `root` (local or S3); None if it is none of ours.
 
     split: 'train' if not given. Raises BadLabels and BadSetting as its reader does.

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.datasets.body import Points
-from clvr_model.datasets.camera import Camera, Light, Projection, aim
-from clvr_model.datasets.solid import GLINT, GLOSS, Layer, Material, Solid
-from clvr_model.datasets.vehicle import Vehicle
+from clvr_model.synthetic.body import Points
+from clvr_model.synthetic.camera import Camera, Light, Projection, aim
+from clvr_model.synthetic.mesh import GLINT, GLOSS, Layer, Material, Mesh
+from clvr_model.synthetic.vehicle import Vehicle
 
 Picture = NDArray[np.uint8]
 
@@ -40,14 +40,12 @@ def draw(
     """Draw one crop: RGB uint8 (height, width, 3) whose long side lies within `sides` pixels."""
     view, size = _frame(vehicle, camera, rng, sides)
     canvas = _backdrop(vehicle, camera, light, view, size, rng)
-    cast = [(vehicle.solid, vehicle.palette, np.zeros(3))]
+    cast = [(vehicle.mesh, vehicle.palette, np.zeros(3))]
     if neighbour is not None:
         behind = float(neighbour.offset @ view.axes[2]) > 0
-        cast.insert(
-            0 if behind else 1, (neighbour.vehicle.solid, neighbour.vehicle.palette, neighbour.offset)
-        )
-    for solid, palette, offset in cast:
-        _paint(canvas, solid, palette, offset, view, light)
+        cast.insert(0 if behind else 1, (neighbour.vehicle.mesh, neighbour.vehicle.palette, neighbour.offset))
+    for mesh, palette, offset in cast:
+        _paint(canvas, mesh, palette, offset, view, light)
     picture = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
     if light.lamps:
         _glow(picture, vehicle, view, rng)
@@ -66,7 +64,7 @@ def _frame(
         max(camera.distance * float(rng.uniform(0.75, 1.3)), vehicle.model.body.length * 0.5 + 3),
         vehicle.model.body.height * 0.5,
     )
-    seen = view.project(vehicle.solid.points)
+    seen = view.project(vehicle.mesh.points)
     low, high = seen.min(axis=0), seen.max(axis=0)
     room = rng.uniform(0.01, 0.07, (2, 2)) * (high - low)
     if rng.random() < 0.07:
@@ -79,45 +77,45 @@ def _frame(
     return replace(view, scale=scale, shift=(-float(low[0]) * scale, -float(low[1]) * scale)), (width, height)
 
 
-def _shade(solid: Solid, palette: Points, light: Light, towards_eye: Points) -> Points:
+def _shade(mesh: Mesh, palette: Points, light: Light, towards_eye: Points) -> Points:
     """RGB 0..1 (faces, 3): light from sky, ground and sun, and what the paint and the glass mirror."""
-    normals = solid.normals
-    colours, gloss = palette[solid.materials], GLOSS[solid.materials]
+    normals = mesh.normals
+    colours, gloss = palette[mesh.materials], GLOSS[mesh.materials]
     upward = 0.5 + 0.5 * normals[:, 2]
     ambient = light.ground + upward[:, None] * (light.sky - light.ground)
     direct = np.maximum(normals @ light.sun_towards, 0.0)
     facing = np.einsum("ij,ij->i", normals, towards_eye)
     mirrored = 2.0 * facing[:, None] * normals - towards_eye
     fresnel = gloss * (0.05 + 0.55 * (1.0 - np.clip(facing, 0, 1)) ** 3)
-    glance = np.clip(mirrored @ light.sun_towards, 0, 1) ** 24 * gloss * GLINT[solid.materials]
+    glance = np.clip(mirrored @ light.sun_towards, 0, 1) ** 24 * gloss * GLINT[mesh.materials]
     sky = light.sky * np.clip(0.5 + mirrored[:, 2:] * 0.8, 0.25, 1.1)
     lit = colours * (ambient + direct[:, None] * light.sun)
     lit += fresnel[:, None] * (sky - lit) + glance[:, None] * light.sun
     if light.lamps:
-        lit[solid.materials == Material.HEADLAMP] = (1.0, 0.97, 0.86)
-        lit[solid.materials == Material.TAIL_LAMP] = (0.85, 0.08, 0.06)
+        lit[mesh.materials == Material.HEADLAMP] = (1.0, 0.97, 0.86)
+        lit[mesh.materials == Material.TAIL_LAMP] = (0.85, 0.08, 0.06)
     return np.asarray(lit, dtype=np.float64)
 
 
 def _paint(
-    canvas: Picture, solid: Solid, palette: Points, offset: Points, view: Projection, light: Light
+    canvas: Picture, mesh: Mesh, palette: Points, offset: Points, view: Projection, light: Light
 ) -> None:
-    points = solid.points + offset
-    towards = view.eye - (solid.centres + offset)
+    points = mesh.points + offset
+    towards = view.eye - (mesh.centres + offset)
     depth = -(towards @ view.axes[2])
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
-    colours = np.clip(_shade(solid, palette, light, towards) * 255.0, 0, 255).tolist()
+    colours = np.clip(_shade(mesh, palette, light, towards) * 255.0, 0, 255).tolist()
     flat = np.rint(np.clip(view.project(points) * 16, -(2**20), 2**20)).astype(np.int32)
     # What sticks out on the far side (a mirror) is hidden by the body, so it must be drawn before it.
-    far = (solid.centres[:, 1] * (view.eye[1] - offset[1]) < 0) & (solid.layers == Layer.TOP)
-    far &= solid.centres[:, 2] < float(solid.points[:, 2].max()) * 0.75
-    layers = np.where(far, Layer.UNDER, solid.layers)
+    far = (mesh.centres[:, 1] * (view.eye[1] - offset[1]) < 0) & (mesh.layers == Layer.TOP)
+    far &= mesh.centres[:, 2] < float(mesh.points[:, 2].max()) * 0.75
+    layers = np.where(far, Layer.UNDER, mesh.layers)
     ahead = float((view.eye[0] - offset[0]) / np.linalg.norm(view.eye - offset))
     layers[layers == Layer.BONNET] = Layer.MARK if ahead > -0.3 else Layer.UNDER
     layers[layers == Layer.BED] = Layer.MARK if ahead < 0.55 else Layer.UNDER
-    visible = np.flatnonzero(np.einsum("ij,ij->i", solid.normals, towards) > 0.0)
+    visible = np.flatnonzero(np.einsum("ij,ij->i", mesh.normals, towards) > 0.0)
     order = visible[np.lexsort((-depth[visible], layers[visible]))]
-    starts, ends = solid.starts.tolist(), solid.ends.tolist()
+    starts, ends = mesh.starts.tolist(), mesh.ends.tolist()
     for i in order.tolist():
         cv2.fillConvexPoly(canvas, flat[starts[i] : ends[i]], colours[i], cv2.LINE_8, 4)
 
@@ -219,16 +217,16 @@ def _shadow(shade: Picture, vehicle: Vehicle, small: Projection, light: Light, t
 
 def _glow(picture: Picture, vehicle: Vehicle, view: Projection, rng: np.random.Generator) -> None:
     """Light that spills from the lamps at night."""
-    solid = vehicle.solid
+    mesh = vehicle.mesh
     halo = np.zeros_like(picture)
     for material, rgb, strength in (
         (Material.HEADLAMP, (255, 245, 215), rng.uniform(0.5, 1.0)),
         (Material.TAIL_LAMP, (230, 25, 20), 0.6),
     ):
-        faces = np.flatnonzero(solid.materials == material)
-        towards = view.eye - solid.centres[faces]
-        seen = faces[np.einsum("ij,ij->i", towards, solid.normals[faces]) > 0]
-        for x, y in view.project(solid.centres[seen]) / _OVERSAMPLE:
+        faces = np.flatnonzero(mesh.materials == material)
+        towards = view.eye - mesh.centres[faces]
+        seen = faces[np.einsum("ij,ij->i", towards, mesh.normals[faces]) > 0]
+        for x, y in view.project(mesh.centres[seen]) / _OVERSAMPLE:
             radius = max(2, int(0.035 * picture.shape[1] * strength * 1.5))
             cv2.circle(halo, (int(x), int(y)), radius, [c * strength for c in rgb], -1)
     cv2.add(picture, cv2.blur(cv2.blur(halo, (17, 17)), (17, 17)), dst=picture)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.datasets.body import Points
+from clvr_model.synthetic.body import Points
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A drawable solid: convex polygons with a material each, packed in arrays so that light and camera are one
+"""A drawable mesh: convex polygons with a material each, packed in arrays so that light and camera are one
 product each."""
 
 from dataclasses import dataclass, field
@@ -108,12 +108,12 @@ class Builder:
                 [(x0, y, z0), (x1, y, z0), (x1, y, z1), (x0, y, z1)], material, layer, facing=(0, sign, 0)
             )
 
-    def solid(self) -> "Solid":
+    def build(self) -> "Mesh":
         """Pack what was added."""
         lengths = np.array([len(polygon) for polygon in self.points], dtype=np.int64)
         ends = np.cumsum(lengths)
         points = np.concatenate(self.points)
-        return Solid(
+        return Mesh(
             points=points,
             starts=ends - lengths,
             ends=ends,
@@ -132,7 +132,7 @@ def _diagonals(polygon: Points) -> tuple[list[float], list[float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Solid:
+class Mesh:
     """`points` (p, 3) of `faces` polygons; polygon i owns points[starts[i]:ends[i]]."""
 
     points: Points
@@ -143,10 +143,10 @@ class Solid:
     materials: NDArray[np.int64]
     layers: NDArray[np.int64]
 
-    def with_marks(self, marks: "Solid") -> "Solid":
-        """This solid and another one as one."""
+    def merged_with(self, marks: "Mesh") -> "Mesh":
+        """This mesh and another one as one."""
         shift = len(self.points)
-        return Solid(
+        return Mesh(
             points=np.concatenate([self.points, marks.points]),
             starts=np.concatenate([self.starts, marks.starts + shift]),
             ends=np.concatenate([self.ends, marks.ends + shift]),

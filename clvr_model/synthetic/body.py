@@ -91,7 +91,7 @@ class Body:
             [x + (-bulge if rear else bulge), across * float(self.half_width(x, z)), z + bulge * 0.6]
         )
 
-    def mesh(self) -> list[tuple[Points, bool]]:
+    def faces(self) -> list[tuple[Points, bool]]:
         """The shell as quadrilaterals (4, 3) seen from outside, and whether each is of the cargo box."""
         x, top = self.profile[:, 0], self.profile[:, 1]
         levels = [np.minimum(self.flank_level(share), top) for share, _ in _FLANK]

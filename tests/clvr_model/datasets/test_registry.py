@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clvr_model.datasets.labelled import UNKNOWN_MODEL
-from clvr_model.datasets.releases import read_release
+from clvr_model.datasets.registry import read_release
 from infra.errors import BadLabels, BadSetting
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class RoleList:
+class TestList:
     """One test list: pictures with their vehicles, cameras and roles. A picture may have both roles."""
 
     protocol: str

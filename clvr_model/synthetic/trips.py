@@ -66,7 +66,7 @@ def _require(name: str, value: float, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class SyntheticCrop:
     """Picture number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
 
     index: int
@@ -98,7 +98,7 @@ class Sighting:
         return f"{self.index + 1:07d}"
 
 
-def sightings(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[Sighting]:
+def synthetic_crops(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[SyntheticCrop]:
     """Sightings `start` to `stop` (exclusive, default all) in order; memory does not grow with them."""
     stop = spec.pictures if stop is None else stop
     if not 0 <= start <= stop <= spec.pictures:
@@ -107,16 +107,16 @@ def sightings(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Ite
             remedy="Give 0 <= start <= stop <= the number of pictures.",
         )
     for index in range(start, stop):
-        yield sighting(spec, index)
+        yield synthetic_crop(spec, index)
 
 
-def sighting(spec: ArchiveSpec, index: int) -> Sighting:
-    """Sighting number `index`."""
+def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
+    """SyntheticCrop number `index`."""
     vehicle, frame = divmod(index, spec.sightings_per_vehicle)
     model, rank = divmod(vehicle, spec.vehicles_per_model)
     number, camera, captured_at = _trips(spec, vehicle)[frame]
     scattered = ((vehicle << 12 | number) + spec.seed) * _TRACK_SCATTER % (1 << _TRACK_BITS)
-    return Sighting(
+    return SyntheticCrop(
         index=index,
         vehicle_id=vehicle + 1,
         model_id=model,
