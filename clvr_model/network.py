@@ -33,7 +33,7 @@ def _known(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, allow_inf_nan=False))
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class Architecture:
     """The network's shape and arithmetic, which the card and the fingerprint contain.
 
@@ -79,7 +79,7 @@ class Architecture:
 
 
 class BNNeck(nn.BatchNorm1d):
-    """Batch normalisation of the feature without a shift, "BNNeck" (Luo et al., "Bag of Tricks", 2019)."""
+    """Batch normalization of the feature without a shift, "BNNeck" (Luo et al., "Bag of Tricks", 2019)."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
@@ -97,7 +97,7 @@ class BNNeck(nn.BatchNorm1d):
 class CosineClassifier(nn.Linear):
     """Logits are the cosines between feature and class weights, times a fixed scale.
 
-    Source: Wang et al., "NormFace", 2017: without a scale the softmax of cosines cannot become sure.
+    Source: Wang et al., "NormFace", 2017: without a scale, the softmax of cosines stays close to uniform.
     """
 
     def __init__(self, features: int, classes: int, scale: float) -> None:
@@ -129,8 +129,8 @@ class Head(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (n, pooled_dim) -> ((n, feature_dim), (n, classes)).
 
-        The feature, what is stored and compared by L2, is what the classifier sees: after ReLU, neck and
-        normalisation, as far as the network has them.
+        The feature, which is stored and compared by L2, is also the classifier's input: the output of the
+        dense layer after ReLU, neck and normalization, where the network has them.
         """
         feature = self.dense(pooled)
         if self.relu:
@@ -144,8 +144,8 @@ class Head(nn.Module):
 class Clvr(nn.Module):
     """float32 (n, 3, 299, 299) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
 
-    Random at first, from `seed`; `weights.load_backbone` fills in the backbone. `switches` are the other
-    fields of Architecture.
+    The first weights are random, from `seed`; `weights.load_backbone` replaces the backbone's. `switches` are
+    the other fields of Architecture.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Clvr(nn.Module):
 
     @classmethod
     def of(cls, architecture: Architecture, *, seed: int = 0) -> "Clvr":
-        """A network of that architecture."""
+        """Make a network of that architecture."""
         return cls(seed=seed, **asdict(architecture))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class Conv(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One convolution of a branch. With stride 1 it keeps height and width, with stride 2 it pads nothing."""
+    """One convolution of a branch. Stride 1 keeps height and width, stride 2 has no padding."""
 
     name: str
     outputs: int
@@ -50,12 +50,12 @@ class Layer:
     stride: int = 1
 
     def build(self, inputs: int) -> Conv:
-        """The convolution for that many input channels."""
+        """Make the convolution for a number of input channels."""
         padding = (self.kernel[0] // 2, self.kernel[1] // 2) if self.stride == 1 else (0, 0)
         return Conv(inputs, self.outputs, self.kernel, self.stride, padding)
 
 
-Branch = Sequence[Layer | tuple[Layer, Layer]]  # a pair stands last: both see the same input
+Branch = Sequence[Layer | tuple[Layer, Layer]]  # a pair is last: both have the same input
 
 
 class Mixed(nn.Module):
@@ -110,9 +110,9 @@ class InceptionV3(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 2048).
 
     `pool_counts_padding`: whether the average pools inside the blocks count the zero border. torchvision's
-    weights were made with True, those that come from TensorFlow with False; the same weights give other
-    features under the other choice, so it is part of the architecture and thereby of the fingerprint.
-    last_stride: that of Mixed_7a; 1 leaves maps of 17 x 17 instead of 8 x 8 to the last blocks and the pool.
+    weights were trained with True, TensorFlow's with False. The same weights give other features with the
+    other choice, so it is part of the architecture and of the fingerprint.
+    last_stride: of Mixed_7a; 1 gives the last blocks and the pool maps of 17 x 17 instead of 8 x 8.
     Weights start random (He et al. 2015, fan-in) from `seed`.
     """
 

@@ -1,11 +1,11 @@
 """Reader of CompCars' training lists, of its web part and of its surveillance part.
 
-    train_test_split/classification/train.txt   make/model/year/picture.jpg a line: the web part
-    train_surveillance.txt                      model/picture.jpg a line: the surveillance part (sv_data)
-    image/<the same path>                       the pictures
+    train_test_split/classification/train.txt   make/model/year/image.jpg a line: the web part
+    train_surveillance.txt                      model/image.jpg a line: the surveillance part (sv_data)
+    image/<the same path>                       the images
 
 Test lists have `test` for `train`. The two parts number their models differently: train on one of them. The
-pictures of the web part are not cropped to the car, those of the surveillance part are.
+images of the web part are not cropped to the car, those of the surveillance part are.
 Source: the CompCars release (Yang et al., CVPR 2015).
 """
 
@@ -23,7 +23,7 @@ _SURVEILLANCE_LINE: Final = re.compile(r"([0-9]{1,9})/[^/]+\.(?:jpg|jpeg|png)", 
 
 
 def read_compcars(root: str, split: str = "train") -> LabeledImages:
-    """The pictures of one part's list, with the model numbers of their paths.
+    """The images of one part's list, with the model numbers of their paths.
 
     Raises BadLabels for a missing list and for lines that are no such path, with their numbers.
     """
@@ -34,7 +34,7 @@ def read_compcars(root: str, split: str = "train") -> LabeledImages:
     store = open_store(root)
     web = store.head(SURVEILLANCE.format(split)) is None
     name = (WEB if web else SURVEILLANCE).format(split)
-    form = "make/model/year/picture.jpg" if web else "model/picture.jpg"
+    form = "make/model/year/image.jpg" if web else "model/image.jpg"
     pattern = _WEB_LINE if web else _SURVEILLANCE_LINE
     found, names = TrainingList(), {}
     for where, text in lines_of(store, name):

@@ -1,4 +1,4 @@
-"""Pictures with labels, wherever they come from: a folder tree, a table, or one of the dataset readers."""
+"""Images with labels, wherever they come from: a folder tree, a table, or one of the dataset readers."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True, slots=True)
 class LabeledImages:
-    """n pictures in a fixed order; `model_ids` are the source's own, UNKNOWN_MODEL where it has none."""
+    """n images in a fixed order; `model_ids` are the source's own, UNKNOWN_MODEL where it has none."""
 
     uris: list[str]
     model_ids: NDArray[np.int64]  # (n,)
@@ -33,7 +33,7 @@ class LabeledImages:
         for name in ("model_ids", "vehicle_ids", "camera_ids"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.uris):
-                raise BadLabels(f"{len(self.uris)} pictures, but {len(column)} {name}")
+                raise BadLabels(f"{len(self.uris)} images, but {len(column)} {name}")
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -44,7 +44,7 @@ class LabeledImages:
         return [int(model) for model in np.unique(self.model_ids) if model != UNKNOWN_MODEL]
 
     def take(self, rows: NDArray[np.integer[Any]]) -> "LabeledImages":
-        """The pictures at `rows`, in that order."""
+        """The images at `rows`, in that order."""
         cameras = None if self.camera_ids is None else [self.camera_ids[i] for i in rows]
         vehicles = None if self.vehicle_ids is None else self.vehicle_ids[rows]
         return LabeledImages(
@@ -52,12 +52,12 @@ class LabeledImages:
         )
 
     def with_known_model(self) -> "LabeledImages":
-        """Only the pictures whose model is known."""
+        """Only the images whose model is known."""
         return self.take(np.flatnonzero(self.model_ids != UNKNOWN_MODEL))
 
 
 class TrainingList:
-    """Pictures with model, vehicle and camera; a picture may be listed once."""
+    """Images with model, vehicle and camera; an image may be listed once."""
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
@@ -66,7 +66,7 @@ class TrainingList:
         self._cameras: list[str] = []
 
     def add(self, where: str, uri: str, model: int, vehicle: int = -1, camera: str = "") -> None:
-        """Add one picture; `where` names its line. Raises BadLabels if it was there before."""
+        """Add one image; `where` names its line. Raises BadLabels if it was there before."""
         if uri in self._seen:
             raise BadLabels(f"{where}: {uri} was listed before, in {self._seen[uri]}")
         self._seen[uri] = where
@@ -77,7 +77,7 @@ class TrainingList:
     def labelled(self, model_names: dict[int, str], where: str) -> LabeledImages:
         """All of them, in the order of their lines. Raises BadLabels if there are none."""
         if not self._seen:
-            raise BadLabels(f"{where} lists no picture")
+            raise BadLabels(f"{where} lists no image")
         known = any(vehicle >= 0 for vehicle in self._vehicles)
         return LabeledImages(
             list(self._seen),
@@ -91,17 +91,17 @@ class TrainingList:
 def split_per_class(
     labelled: LabeledImages, train_share: float = 0.8, seed: int = 0
 ) -> tuple[LabeledImages, LabeledImages]:
-    """Split at random into floor(train_share * n) training pictures of each model, and the rest.
+    """Split at random into floor(train_share * n) training images of each model, and the rest.
 
-    With 0.8 this gives the paper's 72,049 and 18,119 pictures of VehicleID (section 4). Both parts keep the
-    order of `labelled`. A model with a single picture keeps it for training (`single_picture_models`): held
-    out, it could only be got wrong. Raises BadLabels for pictures without a model.
+    With 0.8 this gives the paper's 72,049 and 18,119 images of VehicleID (section 4). Both parts keep the
+    order of `labelled`. A model with a single image keeps it for training (`single_image_models`): held
+    out, it could only be got wrong. Raises BadLabels for images without a model.
     """
     if not 0.0 < train_share <= 1.0:
         raise BadSetting(f"train_share is {train_share}", remedy="Give a share above 0 and up to 1.")
     if np.any(labelled.model_ids == UNKNOWN_MODEL):
         count = int(np.sum(labelled.model_ids == UNKNOWN_MODEL))
-        raise BadLabels(f"{count} of {len(labelled)} pictures have no model", remedy="Leave them out first.")
+        raise BadLabels(f"{count} of {len(labelled)} images have no model", remedy="Leave them out first.")
     share = Fraction(str(train_share))  # 0.29 * 100 is below 29 in floating point
     rng = np.random.default_rng(seed)
     training = np.zeros(len(labelled), dtype=bool)
@@ -110,22 +110,22 @@ def split_per_class(
         training[rows[: max(len(rows) == 1, len(rows) * share.numerator // share.denominator)]] = True
     if not training.any():
         raise BadLabels(
-            f"no model has enough pictures to leave one for training at a share of {train_share}",
-            remedy="Label more pictures a model, or raise the share.",
+            f"no model has enough images to leave one for training at a share of {train_share}",
+            remedy="Label more images a model, or raise the share.",
         )
     return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
 
 
-def single_picture_models(labelled: LabeledImages) -> list[int]:
-    """The models with one picture: they are learnt, and no held-out picture measures how well."""
+def single_image_models(labelled: LabeledImages) -> list[int]:
+    """The models with one image: they are learnt, and no held-out image measures how well."""
     models, counts = np.unique(labelled.model_ids, return_counts=True)
     return [int(model) for model in models[counts == 1] if model != UNKNOWN_MODEL]
 
 
 def class_numbers(labelled: LabeledImages, classes: Sequence[int]) -> NDArray[np.int64]:
-    """(n,) the position of each picture's model in `classes`, a network's label ids in ascending order.
+    """(n,) the position of each image's model in `classes`, a network's label ids in ascending order.
 
-    Raises BadLabels for a model outside of them, with its first picture.
+    Raises BadLabels for a model outside of them, with its first image.
     """
     known = np.asarray(classes, dtype=np.int64)
     numbers = np.searchsorted(known, labelled.model_ids).astype(np.int64)
@@ -133,7 +133,7 @@ def class_numbers(labelled: LabeledImages, classes: Sequence[int]) -> NDArray[np
     if len(outside):
         first = int(outside[0])
         raise BadLabels(
-            f"{len(outside):,} of {len(labelled):,} pictures have a model that is none of the {len(known)} "
+            f"{len(outside):,} of {len(labelled):,} images have a model that is none of the {len(known)} "
             f"classes, first {labelled.uris[first]} with {labelled.model_ids[first]}",
             remedy="Leave them out, or train on labels that hold them.",
         )
@@ -141,10 +141,10 @@ def class_numbers(labelled: LabeledImages, classes: Sequence[int]) -> NDArray[np
 
 
 def read_folder(root: str) -> LabeledImages:
-    """Read a tree of one folder a model: `<root>/<model>/**/<picture>`, local or on S3.
+    """Read a tree of one folder a model: `<root>/<model>/**/<image>`, local or on S3.
 
     Folders whose names are all numbers keep them as model ids; otherwise the sorted names are numbered from 0
-    and kept as model names. Raises EmptyArchive if there is no picture, BadLabels for pictures in no folder.
+    and kept as model names. Raises EmptyArchive if there is no image, BadLabels for images in no folder.
     """
     from infra.store import open_store
 
@@ -153,13 +153,13 @@ def read_folder(root: str) -> LabeledImages:
     keys = sorted(info.key for info in store.list() if info.key.lower().endswith(_PICTURES))
     if not keys:
         raise EmptyArchive(
-            f"no picture under {store.uri}", remedy=f"Endings looked for: {', '.join(_PICTURES)}."
+            f"no image under {store.uri}", remedy=f"Endings looked for: {', '.join(_PICTURES)}."
         )
     loose = [key for key in keys if "/" not in key]
     if loose:
         raise BadLabels(
-            f"{len(loose)} pictures of {store.uri} lie in no model's folder, such as {loose[0]}",
-            remedy="Put every picture into a folder named after its model.",
+            f"{len(loose)} images of {store.uri} lie in no model's folder, such as {loose[0]}",
+            remedy="Put every image into a folder named after its model.",
         )
     folders = [key.split("/", 1)[0] for key in keys]
     names = sorted(set(folders))
@@ -217,7 +217,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
             names[model] = str(row["model_name"])
         kept.append((whole, model, vehicle, str(row.get("camera_id") or "")))
     if not kept:
-        raise BadLabels(f"{uri} labels no picture" + (f" of split {split!r}" if split is not None else ""))
+        raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
     return LabeledImages(
         [row[0] for row in kept],
         np.array([row[1] for row in kept], dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Which public dataset lies in a folder, told by a file that only it has, and its training pictures."""
+"""Which public dataset lies in a folder, told by a file that only it has, and its training images."""
 
 from collections.abc import Callable
 from typing import Final
@@ -31,7 +31,7 @@ RELEASES: Final[dict[str, Reader]] = {
 
 
 def read_release(root: str, split: str | None = None) -> LabeledImages | None:
-    """The labelled pictures of the dataset that lies under `root` (local or S3); None if it is none of ours.
+    """The labelled images of the dataset that lies under `root` (local or S3); None if it is none of ours.
 
     split: 'train' if not given. Raises BadLabels and BadSetting as its reader does.
     """

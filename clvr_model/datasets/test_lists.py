@@ -1,4 +1,4 @@
-"""Test lists of the re-identification datasets: which picture is a probe, which stands in the gallery."""
+"""Test lists of the re-identification datasets: which image is a probe, which stands in the gallery."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class TestList:
-    """One test list: pictures with their vehicles, cameras and roles. A picture may have both roles."""
+    """One test list: images with their vehicles, cameras and roles. An image may have both roles."""
 
     protocol: str
     name: str
@@ -22,7 +22,7 @@ class TestList:
     roles: list[str] = field(default_factory=list)  # 'probe' or 'gallery'
 
     def add(self, uri: str, vehicle: int, camera: str, role: str) -> None:
-        """Add one picture in one role."""
+        """Add one image in one role."""
         self.uris.append(uri)
         self.vehicle_ids.append(vehicle)
         self.camera_ids.append(camera)

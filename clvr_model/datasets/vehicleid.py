@@ -1,10 +1,10 @@
 """Reader of PKU VehicleID's layout.
 
-    image/0000001.jpg                           the pictures
-    attribute/img2vid.txt                       picture, vehicle
+    image/0000001.jpg                           the images
+    attribute/img2vid.txt                       image, vehicle
     attribute/model_attr.txt                    vehicle, model (training vehicles only)
     attribute/model_names.txt                   name, model (optional)
-    train_test_split/train_list.txt             picture, vehicle
+    train_test_split/train_list.txt             image, vehicle
     train_test_split/test_list_{800,1600,2400}.txt
 
 Two fields a line, separated by a space. Source: the VehicleID V1.0 release (Liu et al., CVPR 2016).
@@ -32,10 +32,10 @@ _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
     """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
 
-    - 'train': the pictures of train_list.txt whose vehicle has a model: 90,168 of 228 models
-    - 'labelled': every picture whose vehicle has a model and that is in no test list; the same pictures
+    - 'train': the images of train_list.txt whose vehicle has a model: 90,168 of 228 models
+    - 'labelled': every image whose vehicle has a model and that is in no test list; the same images
       as 'train', for releases without train_list.txt
-    - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its pictures; their models are unknown
+    - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its images; their models are unknown
 
     Raises BadLabels for a missing file, a malformed or repeated line (with its number), and lists that
     contradict img2vid.txt. Does not check that the images exist.
@@ -46,18 +46,16 @@ def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
         raise BadSetting(f"split is {split!r}", remedy="Give train, labelled, or test_<n> such as test_800.")
     store = open_store(root)
     store.ensure()
-    if split == "labelled":
-        pictures = _labelled_pictures(store)
-    else:
-        pictures = _listed_pictures(store, _list_name(split))
+    by_model = split == "labelled"
+    images = _labelled_images(store) if by_model else _listed_images(store, _list_name(split))
     models = _attributes(store, _MODELS) if not split.startswith("test_") else _attributes_if_any(store)
     if not split.startswith("test_"):
-        pictures = {picture: vehicle for picture, vehicle in pictures.items() if vehicle in models}
-        if not pictures:
-            raise BadLabels(f"no picture of split {split!r} has a model in {store.uri_of(_MODELS)}")
-    vehicles = np.fromiter(pictures.values(), dtype=np.int64, count=len(pictures))
+        images = {image: vehicle for image, vehicle in images.items() if vehicle in models}
+        if not images:
+            raise BadLabels(f"no image of split {split!r} has a model in {store.uri_of(_MODELS)}")
+    vehicles = np.fromiter(images.values(), dtype=np.int64, count=len(images))
     return LabeledImages(
-        uris=[store.uri_of(f"image/{picture}.jpg") for picture in pictures],
+        uris=[store.uri_of(f"image/{image}.jpg") for image in images],
         model_ids=np.array([models.get(int(vehicle), UNKNOWN_MODEL) for vehicle in vehicles], dtype=np.int64),
         vehicle_ids=vehicles,
         model_names=_model_names(store),
@@ -80,38 +78,38 @@ def _test_splits(store: "Store") -> list[str]:
     return [f"test_{size}" for size in sorted(int(name[1]) for name in names if name)]
 
 
-def _listed_pictures(store: "Store", name: str) -> dict[str, int]:
-    pictures = _attributes_of_pictures(store, name)
+def _listed_images(store: "Store", name: str) -> dict[str, int]:
+    images = _attributes_of_images(store, name)
     if store.head(_IMAGES) is None:
-        return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
-    owners = _attributes_of_pictures(store, _IMAGES)
-    for picture, (vehicle, line) in pictures.items():
-        owner = owners.get(picture)
+        return {image: vehicle for image, (vehicle, _) in images.items()}
+    owners = _attributes_of_images(store, _IMAGES)
+    for image, (vehicle, line) in images.items():
+        owner = owners.get(image)
         if owner is None:
-            raise BadLabels(f"{store.uri_of(name)}, line {line}: picture {picture} is not in {_IMAGES}")
+            raise BadLabels(f"{store.uri_of(name)}, line {line}: image {image} is not in {_IMAGES}")
         if owner[0] != vehicle:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: picture {picture} is of vehicle {vehicle}, "
+                f"{store.uri_of(name)}, line {line}: image {image} is of vehicle {vehicle}, "
                 f"but of {owner[0]} in {_IMAGES}, line {owner[1]}"
             )
-    return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
+    return {image: vehicle for image, (vehicle, _) in images.items()}
 
 
-def _labelled_pictures(store: "Store") -> dict[str, int]:
-    held = {p for split in _test_splits(store) for p in _attributes_of_pictures(store, _list_name(split))}
-    owners = _attributes_of_pictures(store, _IMAGES)
-    return {picture: vehicle for picture, (vehicle, _) in owners.items() if picture not in held}
+def _labelled_images(store: "Store") -> dict[str, int]:
+    held = {p for split in _test_splits(store) for p in _attributes_of_images(store, _list_name(split))}
+    owners = _attributes_of_images(store, _IMAGES)
+    return {image: vehicle for image, (vehicle, _) in owners.items() if image not in held}
 
 
-def _attributes_of_pictures(store: "Store", name: str) -> dict[str, tuple[int, int]]:
-    """Picture -> (vehicle, line)."""
+def _attributes_of_images(store: "Store", name: str) -> dict[str, tuple[int, int]]:
+    """Image -> (vehicle, line)."""
     found: dict[str, tuple[int, int]] = {}
-    for line, (picture, vehicle) in _pairs(store, name):
-        if picture in found:
+    for line, (image, vehicle) in _pairs(store, name):
+        if image in found:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: picture {picture} was in line {found[picture][1]} before"
+                f"{store.uri_of(name)}, line {line}: image {image} was in line {found[image][1]} before"
             )
-        found[picture] = vehicle, line
+        found[image] = vehicle, line
     return found
 
 
@@ -171,7 +169,7 @@ def _text(store: "Store", name: str) -> str:
     except ObjectMissing:
         remedy = "Copy it from the VehicleID release."
         if name.endswith("train_list.txt"):
-            remedy += " Without it, split 'labelled' gives the pictures whose vehicle has a model."
+            remedy += " Without it, split 'labelled' gives the images whose vehicle has a model."
         elif name.startswith(_LISTS):
             remedy += f" There are: {', '.join(_test_splits(store)) or 'no test lists'}."
         raise BadLabels(f"{store.uri_of(name)} is missing", remedy=remedy) from None

@@ -1,10 +1,10 @@
 """Reader of VeRi-776's training list and test lists.
 
     name_query.txt, name_test.txt       file names such as 0002_c002_00030600_0.jpg: vehicle, camera, time
-    train_label.xml                     <Item imageName= vehicleID= cameraID= colorID= typeID=/> a picture
-    image_query/, image_test/, image_train/     the pictures
+    train_label.xml                     <Item imageName= vehicleID= cameraID= colorID= typeID=/> an image
+    image_query/, image_test/, image_train/     the images
 
-Source: the VeRi release (Liu et al., ECCV 2016). The queries are among the test pictures as well; the rule of
+Source: the VeRi release (Liu et al., ECCV 2016). The queries are among the test images as well; the rule of
 the same camera keeps them from finding themselves. VeRi knows no models: its nine body types stand in.
 """
 
@@ -23,7 +23,7 @@ TYPES: Final = ("sedan", "suv", "van", "hatchback", "mpv", "pickup", "bus", "tru
 
 
 def read_veri(root: str) -> TestList:
-    """The 1,678 queries and 11,579 test pictures. Raises BadLabels for a name that is not VeRi's."""
+    """The 1,678 queries and 11,579 test images. Raises BadLabels for a name that is not VeRi's."""
     from infra.store import open_store
 
     store = open_store(root)
@@ -41,7 +41,7 @@ def read_veri(root: str) -> TestList:
 
 
 def read_veri_training(root: str) -> LabeledImages:
-    """The 37,778 training pictures, with their body type as the model; type 0 is unknown.
+    """The 37,778 training images, with their body type as the model; type 0 is unknown.
 
     Raises BadLabels, with the line, for a file that is no XML and for an item that is not VeRi's.
     """

@@ -1,6 +1,6 @@
 """A synthetic archive: drawn vehicles under the keys of a real archive, with labels in VehicleID's layout.
 
-Everything follows from the spec and a picture's number, so any range of pictures can be made anywhere,
+Everything follows from the spec and an image's number, so any range of images can be made anywhere,
 alone and again. The hierarchy is VehicleID's: many vehicles share a model and a colour, and are told apart
 by small marks only.
 """
@@ -20,7 +20,7 @@ import simplejpeg
 
 from clvr_model.synthetic.camera import Camera, light_at, make_camera
 from clvr_model.synthetic.parts import VehicleModel, make_model
-from clvr_model.synthetic.render import Neighbour, Picture, draw
+from clvr_model.synthetic.render import ImageArray, Neighbour, draw
 from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
 from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
 from infra.store import Store
@@ -35,13 +35,13 @@ _LABEL_ROWS: Final = 65_536
 class ArchiveSummary:
     """What `generate` wrote."""
 
-    pictures: int
+    images: int
     spoiled: int
     bytes: int
     seconds: float
 
 
-def render_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> Picture:
+def render_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> ImageArray:
     """Draw one sighting: RGB uint8 (height, width, 3)."""
     rng = _rng(spec, 1, crop.index)
     camera = _camera(spec, crop.camera)
@@ -76,10 +76,10 @@ def generate(
     start: int = 0,
     stop: int | None = None,
 ) -> ArchiveSummary:
-    """Write pictures `start` to `stop` (default all) and nothing else; labels are `write_labels`.
+    """Write images `start` to `stop` (default all) and nothing else; labels are `write_labels`.
 
     Repeating a range writes the same bytes under the same keys. `progress` is called with the number of
-    pictures written since its last call. Raises BadSetting for a range outside the archive, and what
+    images written since its last call. Raises BadSetting for a range outside the archive, and what
     Store.put raises.
     """
     began, written, spoiled, size = time.monotonic(), 0, 0, 0
@@ -105,16 +105,16 @@ def generate(
 
 
 def key_of(crop: SyntheticCrop, layout: Layout = "archive") -> str:
-    """The key of a sighting's picture: by day and camera, or VehicleID's image/0000001.jpg."""
+    """The key of a sighting's image: by day and camera, or VehicleID's image/0000001.jpg."""
     return crop.key if layout == "archive" else f"image/{crop.image}.jpg"
 
 
 def write_labels(
     store: Store, spec: ArchiveSpec, *, prefix: str = "", layout: Layout = "archive"
 ) -> list[str]:
-    """Write what is known about every picture, and return the keys written under `prefix`.
+    """Write what is known about every image, and return the keys written under `prefix`.
 
-    labels.parquet has one row a picture: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
+    labels.parquet has one row an image: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
     captured_at, split ('train' or 'test'). The other files are VehicleID's: attribute/{img2vid,model_attr,
     color_attr,model_names}.txt and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID,
     only training vehicles have a model; the test lists hold a third, two thirds and all other vehicles.
@@ -157,7 +157,7 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
     }
     schema = pa.schema([*((name, pa.string()) for name in words), *numbers.items()])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for begin in range(0, spec.pictures, _LABEL_ROWS):
+        for begin in range(0, spec.images, _LABEL_ROWS):
             rows = [
                 {
                     "key": key_of(crop, layout),
@@ -170,7 +170,7 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
                     "captured_at": crop.captured_at,
                     "split": "train" if crop.training else "test",
                 }
-                for crop in synthetic_crops(spec, begin, min(begin + _LABEL_ROWS, spec.pictures))
+                for crop in synthetic_crops(spec, begin, min(begin + _LABEL_ROWS, spec.images))
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 

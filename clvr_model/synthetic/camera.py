@@ -1,4 +1,4 @@
-"""A camera beside the road: where it hangs, what its pictures suffer from, and the light that falls on the
+"""A camera beside the road: where it hangs, what its images suffer from, and the light that falls on the
 road at an hour of the day."""
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class Projection:
     shift: tuple[float, float] = (0.0, 0.0)
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Picture coordinates (n, 2) of points (n, 3); what lies behind the eye is held just before it."""
+        """Image coordinates (n, 2) of points (n, 3); what lies behind the eye is held just before it."""
         seen = (points - self.eye) @ self.axes.T
         flat = seen[:, :2] / np.maximum(seen[:, 2:], 0.3)
         return np.asarray(flat * self.scale + np.array(self.shift))

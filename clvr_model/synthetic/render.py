@@ -1,4 +1,4 @@
-"""One picture: a vehicle on a road, seen by a camera in some light, cropped to its bounding box."""
+"""One image: a vehicle on a road, seen by a camera in some light, cropped to its bounding box."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +13,7 @@ from clvr_model.synthetic.camera import Camera, Light, Projection, aim
 from clvr_model.synthetic.mesh import GLINT, GLOSS, Layer, Material, Mesh
 from clvr_model.synthetic.vehicle import Vehicle
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 _OVERSAMPLE: Final = 2
 _BACKDROP: Final = 4
@@ -22,7 +22,7 @@ _TILE: Final = 1536
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another vehicle in the picture, `offset` (3,) metres from the one that the crop is about."""
+    """Another vehicle in the image, `offset` (3,) metres from the one that the crop is about."""
 
     vehicle: Vehicle
     offset: Points
@@ -36,7 +36,7 @@ def draw(
     *,
     sides: tuple[int, int],
     neighbour: Neighbour | None = None,
-) -> Picture:
+) -> ImageArray:
     """Draw one crop: RGB uint8 (height, width, 3) whose long side lies within `sides` pixels."""
     view, size = _frame(vehicle, camera, rng, sides)
     canvas = _backdrop(vehicle, camera, light, view, size, rng)
@@ -46,18 +46,18 @@ def draw(
         cast.insert(0 if behind else 1, (neighbour.vehicle.mesh, neighbour.vehicle.palette, neighbour.offset))
     for mesh, palette, offset in cast:
         _paint(canvas, mesh, palette, offset, view, light)
-    picture = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
+    image = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
     if light.lamps:
-        _glow(picture, vehicle, view, rng)
+        _glow(image, vehicle, view, rng)
     if rng.random() < 0.08:
-        _pole(picture, rng)
-    return _expose(picture, camera, light, rng)
+        _pole(image, rng)
+    return _expose(image, camera, light, rng)
 
 
 def _frame(
     vehicle: Vehicle, camera: Camera, rng: np.random.Generator, sides: tuple[int, int]
 ) -> tuple[Projection, tuple[int, int]]:
-    """The projection into the oversampled canvas, and the picture's (width, height)."""
+    """The projection into the oversampled canvas, and the image's (width, height)."""
     view = aim(
         camera.azimuth + float(rng.normal(0, 5)),
         float(np.clip(camera.elevation + rng.normal(0, 2), 4, 40)),
@@ -98,7 +98,7 @@ def _shade(mesh: Mesh, palette: Points, light: Light, towards_eye: Points) -> Po
 
 
 def _paint(
-    canvas: Picture, mesh: Mesh, palette: Points, offset: Points, view: Projection, light: Light
+    canvas: ImageArray, mesh: Mesh, palette: Points, offset: Points, view: Projection, light: Light
 ) -> None:
     points = mesh.points + offset
     towards = view.eye - (mesh.centres + offset)
@@ -127,7 +127,7 @@ def _backdrop(
     view: Projection,
     size: tuple[int, int],
     rng: np.random.Generator,
-) -> Picture:
+) -> ImageArray:
     """Road, verge, what stands beyond, and the vehicle's shadow: drawn small, so it comes out soft."""
     width, height = (max(8, -(-side * _OVERSAMPLE // _BACKDROP)) for side in size)
     small = replace(
@@ -135,7 +135,7 @@ def _backdrop(
     )
     above = light.ground + 0.9 * (light.sky - light.ground) + 0.8 * light.sun * light.sun_towards[2]
     road = camera.asphalt * above * 255 * rng.uniform(0.9, 1.1)
-    ground: Picture = np.empty((height, width, 3), np.uint8)
+    ground: ImageArray = np.empty((height, width, 3), np.uint8)
     ground[:] = np.clip(road, 0, 255).astype(np.uint8)
 
     quads, colours = _markings(camera, rng)
@@ -176,7 +176,7 @@ def _markings(camera: Camera, rng: np.random.Generator) -> tuple[Points, Points]
     return np.array(quads), np.stack([rgb for *_, rgb in strips])
 
 
-def _beyond(ground: Picture, small: Projection, light: Light, rng: np.random.Generator) -> None:
+def _beyond(ground: ImageArray, small: Projection, light: Light, rng: np.random.Generator) -> None:
     """Above the horizon: walls and trees as blocks of colour before the sky."""
     forward = small.axes[2]
     level = np.array([forward[0], forward[1], 0.0])
@@ -200,7 +200,7 @@ def _beyond(ground: Picture, small: Projection, light: Light, rng: np.random.Gen
         )
 
 
-def _shadow(shade: Picture, vehicle: Vehicle, small: Projection, light: Light, throw: float) -> None:
+def _shadow(shade: ImageArray, vehicle: Vehicle, small: Projection, light: Light, throw: float) -> None:
     body = vehicle.model.body
     x, y = body.length * 0.5, body.width * 0.5
     base = np.array([(x, y, 0), (x, -y, 0), (-x, -y, 0), (-x, y, 0)], dtype=np.float64)
@@ -215,10 +215,10 @@ def _shadow(shade: Picture, vehicle: Vehicle, small: Projection, light: Light, t
     cv2.fillConvexPoly(shade, cv2.convexHull(flat), 150 if throw else 255, cv2.LINE_AA, 4)
 
 
-def _glow(picture: Picture, vehicle: Vehicle, view: Projection, rng: np.random.Generator) -> None:
+def _glow(image: ImageArray, vehicle: Vehicle, view: Projection, rng: np.random.Generator) -> None:
     """Light that spills from the lamps at night."""
     mesh = vehicle.mesh
-    halo = np.zeros_like(picture)
+    halo = np.zeros_like(image)
     for material, rgb, strength in (
         (Material.HEADLAMP, (255, 245, 215), rng.uniform(0.5, 1.0)),
         (Material.TAIL_LAMP, (230, 25, 20), 0.6),
@@ -227,46 +227,46 @@ def _glow(picture: Picture, vehicle: Vehicle, view: Projection, rng: np.random.G
         towards = view.eye - mesh.centres[faces]
         seen = faces[np.einsum("ij,ij->i", towards, mesh.normals[faces]) > 0]
         for x, y in view.project(mesh.centres[seen]) / _OVERSAMPLE:
-            radius = max(2, int(0.035 * picture.shape[1] * strength * 1.5))
+            radius = max(2, int(0.035 * image.shape[1] * strength * 1.5))
             cv2.circle(halo, (int(x), int(y)), radius, [c * strength for c in rgb], -1)
-    cv2.add(picture, cv2.blur(cv2.blur(halo, (17, 17)), (17, 17)), dst=picture)
+    cv2.add(image, cv2.blur(cv2.blur(halo, (17, 17)), (17, 17)), dst=image)
 
 
-def _pole(picture: Picture, rng: np.random.Generator) -> None:
+def _pole(image: ImageArray, rng: np.random.Generator) -> None:
     """Something thin between the camera and the vehicle."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     x, lean = rng.uniform(0.1, 0.9) * width, rng.uniform(-0.1, 0.1) * width
     wide = rng.uniform(0.02, 0.07) * width
     corners = np.array([(x, 0), (x + wide, 0), (x + wide + lean, height), (x + lean, height)])
     grey = float(rng.uniform(20, 120))
-    cv2.fillConvexPoly(picture, np.rint(corners * 16).astype(np.int32), (grey, grey, grey), cv2.LINE_AA, 4)
+    cv2.fillConvexPoly(image, np.rint(corners * 16).astype(np.int32), (grey, grey, grey), cv2.LINE_AA, 4)
 
 
-def _expose(picture: Picture, camera: Camera, light: Light, rng: np.random.Generator) -> Picture:
+def _expose(image: ImageArray, camera: Camera, light: Light, rng: np.random.Generator) -> ImageArray:
     sigma = camera.blur * float(rng.uniform(0.7, 1.4))
     if sigma > 0.3:
-        picture = cv2.GaussianBlur(picture, (0, 0), sigma)
+        image = cv2.GaussianBlur(image, (0, 0), sigma)
     if rng.random() < 0.1:
         length = int(rng.integers(2, 6))
-        picture = cv2.blur(picture, (1, length) if rng.random() < 0.5 else (length, 1))
+        image = cv2.blur(image, (1, length) if rng.random() < 0.5 else (length, 1))
     # Cameras expose for the middle greys, but not fully, and hardly at night.
-    mean = max(float(np.mean(cv2.mean(picture)[:3])), 1.0)
+    mean = max(float(np.mean(cv2.mean(image)[:3])), 1.0)
     gain = float((112.0 / mean) ** (0.25 if light.lamps else 0.6) * rng.uniform(0.85, 1.15))
     gamma = float(rng.uniform(0.75, 1.0))
     ramp = np.linspace(0, 1, 256)[:, None] ** gamma * gain * camera.cast
-    picture = cv2.LUT(picture, np.clip(ramp * 255, 0, 255).astype(np.uint8)[None])
-    return _grain(picture, _tile(1), camera.noise * (2.0 if light.lamps else 1.0) / 32.0, rng)
+    image = cv2.LUT(image, np.clip(ramp * 255, 0, 255).astype(np.uint8)[None])
+    return _grain(image, _tile(1), camera.noise * (2.0 if light.lamps else 1.0) / 32.0, rng)
 
 
-def _grain(picture: Picture, tile: Picture, strength: float, rng: np.random.Generator) -> Picture:
-    height, width = picture.shape[:2]
+def _grain(image: ImageArray, tile: ImageArray, strength: float, rng: np.random.Generator) -> ImageArray:
+    height, width = image.shape[:2]
     x, y = int(rng.integers(_TILE - width)), int(rng.integers(_TILE - height))
     piece = tile[y : y + height, x : x + width]
-    return np.asarray(cv2.addWeighted(picture, 1.0, piece, strength, -128.0 * strength), dtype=np.uint8)
+    return np.asarray(cv2.addWeighted(image, 1.0, piece, strength, -128.0 * strength), dtype=np.uint8)
 
 
 @cache
-def _tile(kind: int) -> Picture:
+def _tile(kind: int) -> ImageArray:
     """Noise around 128: 0 road texture (coarse and fine), 1 sensor noise with a standard deviation of 32."""
     rng = np.random.default_rng(kind)
     if kind == 1:

@@ -1,6 +1,6 @@
 """Who passes which camera when: the sightings of a synthetic archive, each derivable from its number alone.
 
-Vehicles drive trips; on a trip they pass several cameras, minutes apart; a pass is one track of 1-3 pictures.
+Vehicles drive trips; on a trip they pass several cameras, minutes apart; a pass is one track of 1-3 images.
 """
 
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ class ArchiveSpec:
     cameras: int = 12
     days: int = 7
     first_day: date = date(2026, 1, 5)
-    min_side: int = 128  # pixels, bounds of the long side of a picture
+    min_side: int = 128  # pixels, bounds of the long side of an image
     max_side: int = 299
     train_share: float = 0.5  # of each model's vehicles; the rest is for re-identification
-    spoiled_share: float = 0.0  # of the archive's objects: cut, empty or no picture at all
+    spoiled_share: float = 0.0  # of the archive's objects: cut, empty or no image at all
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -55,8 +55,8 @@ class ArchiveSpec:
         return self.models * self.vehicles_per_model
 
     @property
-    def pictures(self) -> int:
-        """Number of pictures."""
+    def images(self) -> int:
+        """Number of images."""
         return self.vehicles * self.sightings_per_vehicle
 
 
@@ -67,7 +67,7 @@ def _require(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticCrop:
-    """Picture number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
+    """Image number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
 
     index: int
     vehicle_id: int
@@ -94,17 +94,17 @@ class SyntheticCrop:
 
     @property
     def image(self) -> str:
-        """VehicleID's name of the picture: seven digits."""
+        """VehicleID's name of the image: seven digits."""
         return f"{self.index + 1:07d}"
 
 
 def synthetic_crops(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[SyntheticCrop]:
     """Sightings `start` to `stop` (exclusive, default all) in order; memory does not grow with them."""
-    stop = spec.pictures if stop is None else stop
-    if not 0 <= start <= stop <= spec.pictures:
+    stop = spec.images if stop is None else stop
+    if not 0 <= start <= stop <= spec.images:
         raise BadSetting(
-            f"pictures {start} to {stop} of an archive of {spec.pictures}",
-            remedy="Give 0 <= start <= stop <= the number of pictures.",
+            f"images {start} to {stop} of an archive of {spec.images}",
+            remedy="Give 0 <= start <= stop <= the number of images.",
         )
     for index in range(start, stop):
         yield synthetic_crop(spec, index)
@@ -129,7 +129,7 @@ def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
 
 @lru_cache(maxsize=256)
 def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
-    """(pass number, camera 1.., captured_at) of each of the vehicle's pictures."""
+    """(pass number, camera 1.., captured_at) of each of the vehicle's images."""
     rng = np.random.default_rng([spec.seed, 4, vehicle])
     midnight = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
     frames: list[tuple[int, int, int]] = []
@@ -139,7 +139,7 @@ def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
         for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
             moment = midnight + timedelta(days=day, minutes=minutes)
             captured_at = int(moment.timestamp() * 1000)
-            # The first pass never takes all pictures: a vehicle meets two cameras where it can.
+            # The first pass never takes all images: a vehicle meets two cameras where it can.
             most = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
             for _ in range(int(rng.integers(1, most + 1))):
                 frames.append((passes, int(camera) + 1, captured_at))

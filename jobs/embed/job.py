@@ -17,7 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GuardReport, reduced_fingerprint
+from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
 from index.runs.accounting import count_causes
 from index.runs.records import RunSummary, now
 from index.runs.run import Run, find_unfinished
@@ -225,7 +225,7 @@ def decision_of(run: Run) -> Decision:
     known = run.info.settings
     guard = known.get("guard")
     return Decision(
-        known.get("precision", "fp32"), run.fingerprint, "", GuardReport(**guard) if guard else None
+        known.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
     )
 
 

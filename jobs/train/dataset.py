@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_picture_models
+from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
 from clvr_model.datasets.registry import read_release
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.store import Store
@@ -94,7 +94,7 @@ def say_what_is_learned(labelled: LabeledImages, training: LabeledImages, held: 
     console.print(
         f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
     )
-    singles = _names(labelled, set(single_picture_models(training)) - set(held.classes))
+    singles = _names(labelled, set(single_image_models(training)) - set(held.classes))
     if singles:
         console.print(
             f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}",

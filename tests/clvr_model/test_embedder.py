@@ -13,10 +13,10 @@ import torch
 from clvr_model import embedder as module
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
 from clvr_model.embedder import (
-    GUARD_PICTURES,
+    MIN_IMAGES,
     Embedder,
-    GuardReport,
-    precision_guard,
+    PrecisionCheck,
+    check_precision,
     reduced_fingerprint,
 )
 from clvr_model.engines import folded_copy, has_bf16, openvino
@@ -25,7 +25,7 @@ from clvr_model.preprocessing import to_input
 from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 LABELS = (40, 7, 249)
-GOOD = GuardReport(cosine_min=0.9999, neighbour_agreement=0.99, pictures=GUARD_PICTURES)
+GOOD = PrecisionCheck(cosine_min=0.9999, neighbour_agreement=0.99, pictures=MIN_IMAGES)
 PICTURES = np.random.default_rng(5).integers(0, 256, (3, 299, 299, 3), np.uint8)
 ENGINES = ["torch", "openvino"] if openvino() else ["torch"]
 
@@ -148,7 +148,7 @@ def test_bf16_without_proof_bears_another_fingerprint(
 def test_auto_takes_bf16_only_with_proof_and_hardware(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chosen(subject: Checkpoint, guard: GuardReport | None) -> str:
+    def chosen(subject: Checkpoint, guard: PrecisionCheck | None) -> str:
         return Embedder(subject, device="cpu", engine="torch", precision="auto", guard=guard).precision
 
     monkeypatch.setattr(module, "has_bf16", lambda device: True)
@@ -167,10 +167,10 @@ def test_auto_takes_bf16_only_with_proof_and_hardware(
     [
         replace(GOOD, cosine_min=0.998),
         replace(GOOD, neighbour_agreement=0.97),
-        replace(GOOD, pictures=GUARD_PICTURES - 1),
+        replace(GOOD, pictures=MIN_IMAGES - 1),
     ],
 )
-def test_each_bar_of_the_guard_counts(report: GuardReport) -> None:
+def test_each_bar_of_the_guard_counts(report: PrecisionCheck) -> None:
     assert GOOD.passed
     assert not report.passed
 
@@ -178,9 +178,9 @@ def test_each_bar_of_the_guard_counts(report: GuardReport) -> None:
 def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
     if not has_bf16("cpu"):
         with pytest.raises(BadSetting, match="bfloat16"):
-            precision_guard(checkpoint, PICTURES, device="cpu")
+            check_precision(checkpoint, PICTURES, device="cpu")
         return
-    report = precision_guard(checkpoint, PICTURES, device="cpu", engine="torch", batch_size=3)
+    report = check_precision(checkpoint, PICTURES, device="cpu", engine="torch", batch_size=3)
     assert 0.9 < report.cosine_min <= 1.0001
     assert 0 <= report.neighbour_agreement <= 1
     assert report.pictures == 3
@@ -189,7 +189,7 @@ def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
 
 def test_the_guard_needs_neighbours(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="neighbours"):
-        precision_guard(checkpoint, PICTURES[:1])
+        check_precision(checkpoint, PICTURES[:1])
 
 
 @pytest.mark.parametrize(

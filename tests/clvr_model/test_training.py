@@ -175,9 +175,9 @@ def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
 
 def test_a_stage_without_pictures_is_refused() -> None:
     head = _network().head
-    with pytest.raises(BadInput, match="nothing to train on"):
+    with pytest.raises(BadInput, match="no images to train on"):
         train_epoch(head, make_optimizer(head, WARMUP), [], WARMUP)
-    with pytest.raises(BadInput, match="nothing to train on"):
+    with pytest.raises(BadInput, match="no images to train on"):
         pooled_features(_network(), [])
 
 
@@ -245,7 +245,7 @@ def test_a_damaged_state_is_refused(saved: Path, damage: str) -> None:
             stored = json.loads(values.read_text())
             del stored["seed"]
             values.write_text(json.dumps(stored))
-    with pytest.raises(BadCheckpoint, match="no whole training state"):
+    with pytest.raises(BadCheckpoint, match="no complete training state"):
         TrainingState.load(saved)
 
 
@@ -395,7 +395,7 @@ def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_a
             return feature, Blows.apply(logits)
 
     network, stage = Exploding(), TARGET.model_copy(update={"max_grad_norm": 1.0})
-    with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's length is"):
+    with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's norm is"):
         train_epoch(network, make_optimizer(network, stage), [(torch.rand(2, 2048), CLASSES[:2])], stage)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 

@@ -201,7 +201,7 @@ def test_a_cosine_classifier_sees_the_direction_alone() -> None:
 
 def test_timms_weights_are_those_of_its_tag() -> None:
     assert imagenet_weights("timm:resnet18.a1_in1k") == "hf:timm/resnet18.a1_in1k"
-    with pytest.raises(BadSetting, match="does not say which weights"):
+    with pytest.raises(BadSetting, match="does not name its weights"):
         imagenet_weights("timm:resnet18")
 
 

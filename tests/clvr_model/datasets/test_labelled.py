@@ -14,7 +14,7 @@ from clvr_model.datasets.labelled import (
     class_numbers,
     read_folder,
     read_table,
-    single_picture_models,
+    single_image_models,
     split_per_class,
 )
 from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
@@ -39,7 +39,7 @@ class TestSplitPerClass:
         for model in set(models):
             count = 2 * models.count(model)
             assert np.sum(train.model_ids == model) == count * 4 // 5
-        assert single_picture_models(pictures) == []
+        assert single_image_models(pictures) == []
         assert sorted(train.uris + held.uris) == sorted(pictures.uris)
 
     def test_is_not_led_astray_by_floating_point(self) -> None:
@@ -56,7 +56,7 @@ class TestSplitPerClass:
         train, held = split_per_class(pictures.with_known_model())
         assert train.classes == [1, 2]
         assert held.classes == [1]
-        assert single_picture_models(pictures) == [2]
+        assert single_image_models(pictures) == [2]
 
     def test_refuses_pictures_without_a_model(self) -> None:
         with pytest.raises(BadLabels, match="1 of 2 pictures have no model"):

@@ -33,7 +33,7 @@ class TestGenerate:
         summary = generate(open_store(str(tmp_path)), SMALL, progress=told.append)
         written = contents(tmp_path)
         assert set(written) == {crop.key for crop in synthetic_crops(SMALL)}
-        assert (summary.pictures, summary.bytes, summary.spoiled) == (48, sum(map(len, written.values())), 0)
+        assert (summary.images, summary.bytes, summary.spoiled) == (48, sum(map(len, written.values())), 0)
         assert sum(told) == 48
 
     def test_ranges_made_apart_and_twice_are_the_whole(self, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ class TestGenerate:
     def test_no_picture_comes_twice(self) -> None:
         spec = ArchiveSpec(models=2, vehicles_per_model=10, sightings_per_vehicle=15)
         digests = {hashlib.sha256(encode_crop(spec, crop)).digest() for crop in synthetic_crops(spec)}
-        assert len(digests) == spec.pictures
+        assert len(digests) == spec.images
 
     def test_spoils_the_share_asked_for(self) -> None:
         spec = ArchiveSpec(models=4, vehicles_per_model=10, sightings_per_vehicle=5, spoiled_share=0.2)

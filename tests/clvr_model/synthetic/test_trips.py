@@ -41,7 +41,7 @@ def test_keys_are_unique_and_say_what_the_labels_say(spec: ArchiveSpec) -> None:
             crop.track_id,
         )
         keys.add(crop.key)
-    assert len(keys) == spec.pictures
+    assert len(keys) == spec.images
 
 
 @settings(deadline=None)
@@ -73,7 +73,7 @@ def test_every_picture_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
 @settings(deadline=None)
 @given(SPECS, st.data())
 def test_a_picture_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, spec.pictures - 1))
+    index = data.draw(st.integers(0, spec.images - 1))
     assert synthetic_crop(spec, index) == list(synthetic_crops(spec, 0, index + 1))[-1]
 
 
