@@ -1,1 +1,1 @@
-"""Readers of labelled vehicle images, and the synthetic archive."""
+"""Readers of labelled vehicle images."""

@@ -44,4 +44,4 @@ def read_compcars(root: str, split: str = "train") -> LabeledImages:
         model = int(match[2] if web else match[1])
         names[model] = f"make {match[1]}, model {model}" if web else f"model {model}"
         found.add(where, store.uri_of(f"image/{text}"), model)
-    return found.labelled(names, store.uri_of(name))
+    return found.to_images(names, store.uri_of(name))

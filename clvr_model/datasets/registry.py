@@ -1,4 +1,4 @@
-"""Which public dataset lies in a folder, told by a file that only it has, and its training images."""
+"""Registry of the public datasets: a file that identifies each, and its reader."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,10 +10,10 @@ from infra.errors import BadSetting
 Reader = Callable[[str, str], LabeledImages]
 
 
-def _training_alone(name: str, read: Callable[[str], LabeledImages]) -> Reader:
+def _training_only(name: str, read: Callable[[str], LabeledImages]) -> Reader:
     def reader(root: str, split: str) -> LabeledImages:
         if split != "train":
-            raise BadSetting(f"split is {split!r}", remedy=f"{name} has model labels for train alone.")
+            raise BadSetting(f"split is {split!r}", remedy=f"{name} has model labels for train only.")
         return read(root)
 
     return reader
@@ -21,19 +21,19 @@ def _training_alone(name: str, read: Callable[[str], LabeledImages]) -> Reader:
 
 RELEASES: Final[dict[str, Reader]] = {
     "attribute/img2vid.txt": vehicleid.read_vehicleid,
-    "train_label.xml": _training_alone("VeRi-776", veri.read_veri_training),
-    "train_test_split/vehicle_info.txt": _training_alone("VERI-Wild", veri_wild.read_veri_wild_training),
+    "train_label.xml": _training_only("VeRi-776", veri.read_veri_training),
+    "train_test_split/vehicle_info.txt": _training_only("VERI-Wild", veri_wild.read_veri_wild_training),
     compcars.WEB.format("train"): compcars.read_compcars,
     compcars.SURVEILLANCE.format("train"): compcars.read_compcars,
-    "vric_train.txt": _training_alone("VRIC", vric.refuse_vric_training),
-    "vric_probe.txt": _training_alone("VRIC", vric.refuse_vric_training),
+    "vric_train.txt": _training_only("VRIC", vric.refuse_vric_training),
+    "vric_probe.txt": _training_only("VRIC", vric.refuse_vric_training),
 }
 
 
 def read_release(root: str, split: str | None = None) -> LabeledImages | None:
-    """The labelled images of the dataset that lies under `root` (local or S3); None if it is none of ours.
+    """Read the labelled images of the dataset under `root` (local or S3), or return None if it is unknown.
 
-    split: 'train' if not given. Raises BadLabels and BadSetting as its reader does.
+    split: 'train' by default. Raises BadLabels and BadSetting as its reader does.
     """
     from infra.store import open_store
 

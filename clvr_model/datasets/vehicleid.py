@@ -33,8 +33,8 @@ def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
     """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
 
     - 'train': the images of train_list.txt whose vehicle has a model: 90,168 of 228 models
-    - 'labelled': every image whose vehicle has a model and that is in no test list; the same images
-      as 'train', for releases without train_list.txt
+    - 'labelled': all images outside of the test lists whose vehicle has a model; the same images as 'train',
+      for releases without train_list.txt
     - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its images; their models are unknown
 
     Raises BadLabels for a missing file, a malformed or repeated line (with its number), and lists that
@@ -63,7 +63,7 @@ def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
 
 
 def list_test_splits(root: str) -> list[str]:
-    """The test splits whose lists are under `root`, smallest first."""
+    """List the test splits under `root`, smallest first."""
     from infra.store import open_store
 
     return _test_splits(open_store(root))
@@ -79,10 +79,10 @@ def _test_splits(store: "Store") -> list[str]:
 
 
 def _listed_images(store: "Store", name: str) -> dict[str, int]:
-    images = _attributes_of_images(store, name)
+    images = _vehicles_of_images(store, name)
     if store.head(_IMAGES) is None:
         return {image: vehicle for image, (vehicle, _) in images.items()}
-    owners = _attributes_of_images(store, _IMAGES)
+    owners = _vehicles_of_images(store, _IMAGES)
     for image, (vehicle, line) in images.items():
         owner = owners.get(image)
         if owner is None:
@@ -96,33 +96,33 @@ def _listed_images(store: "Store", name: str) -> dict[str, int]:
 
 
 def _labelled_images(store: "Store") -> dict[str, int]:
-    held = {p for split in _test_splits(store) for p in _attributes_of_images(store, _list_name(split))}
-    owners = _attributes_of_images(store, _IMAGES)
-    return {image: vehicle for image, (vehicle, _) in owners.items() if image not in held}
+    in_tests = {p for split in _test_splits(store) for p in _vehicles_of_images(store, _list_name(split))}
+    owners = _vehicles_of_images(store, _IMAGES)
+    return {image: vehicle for image, (vehicle, _) in owners.items() if image not in in_tests}
 
 
-def _attributes_of_images(store: "Store", name: str) -> dict[str, tuple[int, int]]:
+def _vehicles_of_images(store: "Store", name: str) -> dict[str, tuple[int, int]]:
     """Image -> (vehicle, line)."""
-    found: dict[str, tuple[int, int]] = {}
+    owners: dict[str, tuple[int, int]] = {}
     for line, (image, vehicle) in _pairs(store, name):
-        if image in found:
+        if image in owners:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: image {image} was in line {found[image][1]} before"
+                f"{store.uri_of(name)}, line {line}: image {image} is already in line {owners[image][1]}"
             )
-        found[image] = vehicle, line
-    return found
+        owners[image] = vehicle, line
+    return owners
 
 
 def _attributes(store: "Store", name: str) -> dict[int, int]:
     """Vehicle -> model."""
-    found: dict[int, int] = {}
+    models: dict[int, int] = {}
     for line, (vehicle, model) in _pairs(store, name):
-        if found.setdefault(int(vehicle), model) != model:
+        if models.setdefault(int(vehicle), model) != model:
             raise BadLabels(
                 f"{store.uri_of(name)}, line {line}: vehicle {vehicle} has model {model}, "
-                f"but {found[int(vehicle)]} before"
+                f"but {models[int(vehicle)]} in an earlier line"
             )
-    return found
+    return models
 
 
 def _attributes_if_any(store: "Store") -> dict[int, int]:
@@ -147,7 +147,7 @@ def _pairs(store: "Store", name: str) -> list[tuple[int, tuple[str, int]]]:
 
 
 def _model_names(store: "Store") -> dict[int, str]:
-    """Model -> name; names may hold spaces, the last field of a line is the model."""
+    """Model -> name; names may contain spaces; the last field of a line is the model."""
     if store.head(_NAMES) is None:
         return {}
     names = {}

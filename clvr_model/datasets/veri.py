@@ -79,7 +79,7 @@ def read_veri_training(root: str) -> LabeledImages:
         parser.Parse(_decoded(data, place).encode(), True)
     except expat.ExpatError as error:
         raise BadLabels(f"{place}, line {error.lineno}: {expat.ErrorString(error.code)}") from None
-    return found.labelled(dict(enumerate(TYPES, start=1)), place)
+    return found.to_images(dict(enumerate(TYPES, start=1)), place)
 
 
 def _decoded(data: bytes, place: str) -> str:

@@ -79,4 +79,4 @@ def read_veri_wild_training(root: str) -> LabeledImages:
         camera, model = facts[image]
         uri = store.uri_of(f"images/{image}.jpg")
         found.add(where, uri, numbers.get(model, UNKNOWN_MODEL), int(vehicle), camera)
-    return found.labelled(dict(enumerate(names)), store.uri_of(name))
+    return found.to_images(dict(enumerate(names)), store.uri_of(name))

@@ -1,1 +1,1 @@
-"""Synthetic vehicles: a drawn archive of labelled crops, which follows from its spec alone."""
+"""A synthetic archive of drawn, labelled vehicle crops, determined by its spec."""

@@ -19,13 +19,13 @@ _SEAM: Final = np.array([0.012, 0.0, 0.0])
 
 @dataclass(frozen=True, slots=True)
 class VehicleModel:
-    """One make and model: its body and everything that all its vehicles share."""
+    """A make and model: the parts that all its vehicles share."""
 
     body: Body
     mesh: Mesh
-    paints: Points  # (k, 3) RGB 0..1, the colours it is sold in
+    paints: Points  # (k, 3) RGB 0..1
     paint_names: tuple[int, ...]  # VehicleID colour ids, one a paint
-    paint_shares: Points  # (k,) how often each is bought
+    paint_shares: Points  # (k,) frequency of each paint
     bumper_painted: bool
     two_tone: bool
     plates: tuple[Points, Points]  # front and rear, (4, 3) each, from the lower right corner round
@@ -84,7 +84,7 @@ def make_model(rng: np.random.Generator) -> VehicleModel:
 
 
 def disc(centre: tuple[float, float, float], radius: float, corners: int = 16, turn: float = 0.0) -> Points:
-    """A regular polygon in a vertical plane along the vehicle (corners, 3)."""
+    """Make a regular polygon in a vertical plane along the vehicle (corners, 3)."""
     angle = np.arange(corners) * (2 * np.pi / corners) + turn
     ring = np.stack([np.cos(angle), np.zeros(corners), np.sin(angle)], axis=1)
     return np.asarray(np.array(centre) + radius * ring, dtype=np.float64)
@@ -112,7 +112,7 @@ def _add_wheels(builder: Builder, body: Body, rng: np.random.Generator) -> None:
     for x in (body.front_axle, body.rear_axle):
         for side in (-1, 1):
             y = side * (float(body.half_width(x, radius * 1.2)) - 0.005)
-            seen = (0, side, 0)
+            outward = (0, side, 0)
             for end in (-1, 1):
                 tread = [(x + end * radius * 0.8, y, 0.02), (x + end * radius * 0.8, y - side * 0.2, 0.02)]
                 tread += [
@@ -122,21 +122,23 @@ def _add_wheels(builder: Builder, body: Body, rng: np.random.Generator) -> None:
                 builder.add(tread, Material.TYRE, Layer.UNDER, facing=(end, 0, 0))
             opening = disc((x, y + side * 0.012, radius * 1.02), arch)
             opening[:, 2] = np.maximum(opening[:, 2], body.sill * 0.95)
-            builder.add(opening, Material.UNDERSIDE, Layer.FITTING, facing=seen)
-            builder.add(disc((x, y + side * 0.015, radius), radius), Material.TYRE, Layer.DETAIL, facing=seen)
-            builder.add(disc((x, y + side * 0.018, radius), rim), Material.RIM, Layer.DETAIL, facing=seen)
+            builder.add(opening, Material.UNDERSIDE, Layer.FITTING, facing=outward)
+            builder.add(
+                disc((x, y + side * 0.015, radius), radius), Material.TYRE, Layer.DETAIL, facing=outward
+            )
+            builder.add(disc((x, y + side * 0.018, radius), rim), Material.RIM, Layer.DETAIL, facing=outward)
             for k in range(spokes):
                 middle = 2 * np.pi * k / spokes
                 step = np.pi / spokes * (1 - wide)
                 inner, outer = rim * 0.35, rim * 0.9
                 angles = ((inner, middle), (outer, middle - step), (outer, middle + step))
                 hole = [(x + r * np.cos(a), y + side * 0.021, radius + r * np.sin(a)) for r, a in angles]
-                builder.add(hole, Material.TYRE, Layer.MARK, facing=seen)
-            builder.add(disc((x, y + side * 0.024, radius), hub, 8), Material.RIM, Layer.MARK, facing=seen)
+                builder.add(hole, Material.TYRE, Layer.MARK, facing=outward)
+            builder.add(disc((x, y + side * 0.024, radius), hub, 8), Material.RIM, Layer.MARK, facing=outward)
 
 
 def _add_screens(builder: Builder, body: Body) -> None:
-    """Panes of several facets, since a flat one would mirror one piece of sky only."""
+    """Add panes of several facets, which reflect several parts of the sky."""
     for rear in (False, True) if body.style != "lorry" else (False,):
         low, high = (0.3, 0.86) if rear and body.style in ("van", "suv", "minivan") else (0.07, 0.92)
         facing = REAR if rear else FRONT
@@ -154,7 +156,7 @@ def _add_screens(builder: Builder, body: Body) -> None:
 
 
 def _add_inside(builder: Builder, body: Body) -> None:
-    """Dashboard, head rests and wipers, as seen through and on the windscreen."""
+    """Add dashboard, head rests and wipers on the windscreen."""
 
     def add(ring: list[tuple[float, float]], material: Material) -> None:
         builder.add([body.on_screen(False, a, u) for a, u in ring], material, Layer.DETAIL, facing=FRONT)
@@ -170,7 +172,7 @@ def _add_inside(builder: Builder, body: Body) -> None:
 
 
 def _add_bonnet(builder: Builder, body: Body, rng: np.random.Generator) -> None:
-    """The bonnet's side gaps, and on some models a pair of creases."""
+    """Add the bonnet's side gaps, and on some models a pair of creases."""
     begin, end = body.length / 2 - 0.2, body.cowl[0] + 0.06
     if begin - end < 0.5:
         return
@@ -204,7 +206,7 @@ def _add_side_windows(builder: Builder, body: Body, rng: np.random.Generator) ->
     panelled = body.style == "van" and rng.random() < 0.5
     chrome = rng.random() < 0.3
     for side in (-1, 1):
-        seen = (0, side, 0.1)
+        outward = (0, side, 0.1)
         for i, (begin, end) in enumerate(pairwise(cuts)):
             if panelled and i > 0:
                 break
@@ -224,9 +226,9 @@ def _add_side_windows(builder: Builder, body: Body, rng: np.random.Generator) ->
                 middle + (pane - middle) * 1.05,
                 Material.CHROME if chrome else Material.TRIM,
                 Layer.FITTING,
-                facing=seen,
+                facing=outward,
             )
-            builder.add(pane, Material.GLASS, Layer.DETAIL, facing=seen)
+            builder.add(pane, Material.GLASS, Layer.DETAIL, facing=outward)
             seam = corner(end, low, 0)[0]
             if i < 2 and abs(seam) < body.length * 0.42:
                 _add_door(builder, body, float(seam), side)
@@ -276,7 +278,7 @@ def _add_bed(builder: Builder, body: Body) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One end of the body, to stick polygons on."""
+    """Front or rear of the body, to which polygons are added."""
 
     builder: Builder
     body: Body
@@ -297,7 +299,7 @@ class _End:
         self.add([(left, low), (right, low), (right, high), (left, high)], what, layer)
 
     def flank(self, side: int, back: float, reach: float, heights: Place, what: Material) -> None:
-        """A triangle on the flank: a lamp's wrap, `back` metres from the end and `reach` long."""
+        """Add a triangle on the flank, `back` metres from the end and `reach` long, for a lamp."""
         sign = -1 if self.rear else 1
         x = sign * (self.body.length / 2 - back)
         low, high = (self.body.sill + self.span * height for height in heights)

@@ -1,4 +1,4 @@
-"""One image: a vehicle on a road, seen by a camera in some light, cropped to its bounding box."""
+"""Render a vehicle on a road, in the light of an hour, cropped to its bounding box."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,7 +22,7 @@ _TILE: Final = 1536
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another vehicle in the image, `offset` (3,) metres from the one that the crop is about."""
+    """Another vehicle in the image, `offset` (3,) metres from the vehicle of the crop."""
 
     vehicle: Vehicle
     offset: Points
@@ -37,7 +37,7 @@ def draw(
     sides: tuple[int, int],
     neighbour: Neighbour | None = None,
 ) -> ImageArray:
-    """Draw one crop: RGB uint8 (height, width, 3) whose long side lies within `sides` pixels."""
+    """Draw one crop: RGB uint8 (height, width, 3) whose long side is within `sides` pixels."""
     view, size = _frame(vehicle, camera, rng, sides)
     canvas = _backdrop(vehicle, camera, light, view, size, rng)
     cast = [(vehicle.mesh, vehicle.palette, np.zeros(3))]
@@ -57,7 +57,7 @@ def draw(
 def _frame(
     vehicle: Vehicle, camera: Camera, rng: np.random.Generator, sides: tuple[int, int]
 ) -> tuple[Projection, tuple[int, int]]:
-    """The projection into the oversampled canvas, and the image's (width, height)."""
+    """Return the projection into the oversampled canvas, and the image's (width, height)."""
     view = aim(
         camera.azimuth + float(rng.normal(0, 5)),
         float(np.clip(camera.elevation + rng.normal(0, 2), 4, 40)),
@@ -78,7 +78,7 @@ def _frame(
 
 
 def _shade(mesh: Mesh, palette: Points, light: Light, towards_eye: Points) -> Points:
-    """RGB 0..1 (faces, 3): light from sky, ground and sun, and what the paint and the glass mirror."""
+    """Shade faces by sky, ground and sun, with reflections of paint and glass: RGB 0..1 (faces, 3)."""
     normals = mesh.normals
     colours, gloss = palette[mesh.materials], GLOSS[mesh.materials]
     upward = 0.5 + 0.5 * normals[:, 2]
@@ -106,7 +106,7 @@ def _paint(
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     colours = np.clip(_shade(mesh, palette, light, towards) * 255.0, 0, 255).tolist()
     flat = np.rint(np.clip(view.project(points) * 16, -(2**20), 2**20)).astype(np.int32)
-    # What sticks out on the far side (a mirror) is hidden by the body, so it must be drawn before it.
+    # Parts on the far side, such as a mirror, are hidden by the body and drawn before it.
     far = (mesh.centres[:, 1] * (view.eye[1] - offset[1]) < 0) & (mesh.layers == Layer.TOP)
     far &= mesh.centres[:, 2] < float(mesh.points[:, 2].max()) * 0.75
     layers = np.where(far, Layer.UNDER, mesh.layers)
@@ -128,7 +128,7 @@ def _backdrop(
     size: tuple[int, int],
     rng: np.random.Generator,
 ) -> ImageArray:
-    """Road, verge, what stands beyond, and the vehicle's shadow: drawn small, so it comes out soft."""
+    """Draw road, verge, background and the vehicle's shadow at low resolution, which blurs them."""
     width, height = (max(8, -(-side * _OVERSAMPLE // _BACKDROP)) for side in size)
     small = replace(
         view, scale=view.scale / _BACKDROP, shift=(view.shift[0] / _BACKDROP, view.shift[1] / _BACKDROP)
@@ -143,7 +143,7 @@ def _backdrop(
     lit = np.clip(colours * above * 255, 0, 255).tolist()
     for corners, colour in zip(flat.reshape(-1, 4, 2), lit, strict=True):
         cv2.fillConvexPoly(ground, corners, colour, cv2.LINE_AA, 4)
-    _beyond(ground, small, light, rng)
+    _background(ground, small, light, rng)
     shade = np.zeros((height, width), np.uint8)
     for throw in (0.0, 1.0):
         if throw and light.sun.max() < 0.2:
@@ -159,7 +159,7 @@ def _backdrop(
 
 
 def _markings(camera: Camera, rng: np.random.Generator) -> tuple[Points, Points]:
-    """What lies flat on the ground: quadrilaterals (n, 4, 3) and their RGB (n, 3), the lowest first."""
+    """Return the ground markings as quadrilaterals (n, 4, 3) and their RGB (n, 3), lowest first."""
     far = 40.0
     side = 1 if rng.random() < 0.5 else -1
     kerb = side * float(rng.uniform(2.4, 6.5))
@@ -176,8 +176,8 @@ def _markings(camera: Camera, rng: np.random.Generator) -> tuple[Points, Points]
     return np.array(quads), np.stack([rgb for *_, rgb in strips])
 
 
-def _beyond(ground: ImageArray, small: Projection, light: Light, rng: np.random.Generator) -> None:
-    """Above the horizon: walls and trees as blocks of colour before the sky."""
+def _background(ground: ImageArray, small: Projection, light: Light, rng: np.random.Generator) -> None:
+    """Draw walls and trees as blocks of color before the sky."""
     forward = small.axes[2]
     level = np.array([forward[0], forward[1], 0.0])
     horizon = float((small.project((small.eye + 1000 * level)[None])[0])[1])
@@ -216,7 +216,7 @@ def _shadow(shade: ImageArray, vehicle: Vehicle, small: Projection, light: Light
 
 
 def _glow(image: ImageArray, vehicle: Vehicle, view: Projection, rng: np.random.Generator) -> None:
-    """Light that spills from the lamps at night."""
+    """Draw the glow of the lamps at night."""
     mesh = vehicle.mesh
     halo = np.zeros_like(image)
     for material, rgb, strength in (
@@ -233,7 +233,7 @@ def _glow(image: ImageArray, vehicle: Vehicle, view: Projection, rng: np.random.
 
 
 def _pole(image: ImageArray, rng: np.random.Generator) -> None:
-    """Something thin between the camera and the vehicle."""
+    """Draw a pole between the camera and the vehicle."""
     height, width = image.shape[:2]
     x, lean = rng.uniform(0.1, 0.9) * width, rng.uniform(-0.1, 0.1) * width
     wide = rng.uniform(0.02, 0.07) * width
@@ -249,7 +249,7 @@ def _expose(image: ImageArray, camera: Camera, light: Light, rng: np.random.Gene
     if rng.random() < 0.1:
         length = int(rng.integers(2, 6))
         image = cv2.blur(image, (1, length) if rng.random() < 0.5 else (length, 1))
-    # Cameras expose for the middle greys, but not fully, and hardly at night.
+    # Cameras expose for the middle greys, though not fully, and less at night.
     mean = max(float(np.mean(cv2.mean(image)[:3])), 1.0)
     gain = float((112.0 / mean) ** (0.25 if light.lamps else 0.6) * rng.uniform(0.85, 1.15))
     gamma = float(rng.uniform(0.75, 1.0))
@@ -267,7 +267,7 @@ def _grain(image: ImageArray, tile: ImageArray, strength: float, rng: np.random.
 
 @cache
 def _tile(kind: int) -> ImageArray:
-    """Noise around 128: 0 road texture (coarse and fine), 1 sensor noise with a standard deviation of 32."""
+    """Make a tile of noise around 128: 0 is road texture, 1 sensor noise of standard deviation 32."""
     rng = np.random.default_rng(kind)
     if kind == 1:
         noise = rng.normal(128, 32, (_TILE, _TILE, 3))

@@ -1,6 +1,6 @@
-"""Who passes which camera when: the sightings of a synthetic archive, each derivable from its number alone.
+"""Trips of vehicles past cameras: the crops of a synthetic archive, each determined by its number.
 
-Vehicles drive trips; on a trip they pass several cameras, minutes apart; a pass is one track of 1-3 images.
+On a trip, a vehicle passes several cameras, minutes apart; a pass is one track of 1 to 3 images.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ import numpy as np
 from infra.errors import BadSetting
 
 _TRACK_BITS: Final = 48
-# Odd, hence invertible modulo 2**48: distinct passes get distinct track ids that do not show the vehicle.
+# Odd and hence invertible modulo 2**48: passes get distinct track ids that do not reveal the vehicle.
 _TRACK_SCATTER: Final = 0x5DEECE66D9B7
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSpec:
-    """Everything that a synthetic archive is derived from. Raises BadSetting for values out of range."""
+    """Parameters of a synthetic archive. Raises BadSetting for values out of range."""
 
     seed: int = 0
     models: int = 20
@@ -32,7 +32,7 @@ class ArchiveSpec:
     min_side: int = 128  # pixels, bounds of the long side of an image
     max_side: int = 299
     train_share: float = 0.5  # of each model's vehicles; the rest is for re-identification
-    spoiled_share: float = 0.0  # of the archive's objects: cut, empty or no image at all
+    spoiled_share: float = 0.0  # of the archive's objects: truncated, empty or not an image
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -99,7 +99,7 @@ class SyntheticCrop:
 
 
 def synthetic_crops(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[SyntheticCrop]:
-    """Sightings `start` to `stop` (exclusive, default all) in order; memory does not grow with them."""
+    """Yield crops `start` to `stop` (exclusive, default all) in order, in constant memory."""
     stop = spec.images if stop is None else stop
     if not 0 <= start <= stop <= spec.images:
         raise BadSetting(
@@ -111,7 +111,7 @@ def synthetic_crops(spec: ArchiveSpec, start: int = 0, stop: int | None = None) 
 
 
 def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
-    """SyntheticCrop number `index`."""
+    """Return crop number `index`."""
     vehicle, frame = divmod(index, spec.sightings_per_vehicle)
     model, rank = divmod(vehicle, spec.vehicles_per_model)
     number, camera, captured_at = _trips(spec, vehicle)[frame]
@@ -129,7 +129,7 @@ def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
 
 @lru_cache(maxsize=256)
 def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
-    """(pass number, camera 1.., captured_at) of each of the vehicle's images."""
+    """Return (pass number, camera from 1, captured_at) of each of the vehicle's images."""
     rng = np.random.default_rng([spec.seed, 4, vehicle])
     midnight = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
     frames: list[tuple[int, int, int]] = []
@@ -139,9 +139,9 @@ def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
         for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
             moment = midnight + timedelta(days=day, minutes=minutes)
             captured_at = int(moment.timestamp() * 1000)
-            # The first pass never takes all images: a vehicle meets two cameras where it can.
-            most = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
-            for _ in range(int(rng.integers(1, most + 1))):
+            # The first pass leaves at least one image to another, so that two cameras see the vehicle.
+            max_frames = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
+            for _ in range(int(rng.integers(1, max_frames + 1))):
                 frames.append((passes, int(camera) + 1, captured_at))
                 captured_at += int(rng.integers(200, 900))
             passes += 1

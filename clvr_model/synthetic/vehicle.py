@@ -1,6 +1,6 @@
-"""One vehicle of a model: its paint and the small marks that tell it from its twins.
+"""A vehicle of a model: its paint and its individual marks.
 
-Two vehicles of one model and colour share every polygon of the model; they differ only in what is drawn here.
+Two vehicles of one model and color share every polygon of the model; only the marks differ.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _BRIGHT_COLORS = np.array(
 
 @dataclass(frozen=True, slots=True)
 class Vehicle:
-    """`palette` (64, 3) is the RGB colour, 0..1, of each material of `solid`."""
+    """`palette` (64, 3) is the RGB colour, 0..1, of each material of `mesh`."""
 
     model: VehicleModel
     colour_id: int
@@ -36,7 +36,7 @@ class Vehicle:
 
 @dataclass(slots=True)
 class _Marks:
-    """A builder whose materials are colours: each new colour takes the next free place of the palette."""
+    """A builder whose materials are colors: each new color takes the next free entry of the palette."""
 
     palette: Points
     builder: Builder = field(default_factory=Builder)
@@ -53,7 +53,7 @@ class _Marks:
 
 
 def make_vehicle(model: VehicleModel, pick: int, rng: np.random.Generator) -> Vehicle:
-    """Draw one vehicle of the model in its paint number `pick`."""
+    """Draw one vehicle of the model in paint number `pick`."""
     body = model.body
     palette = _palette(model, model.paints[pick], rng)
     marks = _Marks(palette)
@@ -96,7 +96,7 @@ def _palette(model: VehicleModel, paint: Points, rng: np.random.Generator) -> Po
 
 
 def _plates(marks: _Marks, model: VehicleModel, rng: np.random.Generator) -> None:
-    """Seven strokes instead of characters: no plate can be read, but no two look the same."""
+    """Draw seven strokes instead of characters: plates are unreadable and distinct."""
     ink = marks.colour(
         (0.92, 0.92, 0.92) if marks.palette[Material.PLATE].mean() < 0.4 else (0.08, 0.08, 0.08)
     )

@@ -1,6 +1,6 @@
 """Training does what the paper says, stops when it diverges, and resumes exactly.
 
-Pictures of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
+Images of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
 """
 
 import json
@@ -39,7 +39,7 @@ from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
 
 WARMUP = Stage(name="warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
 TARGET = Stage(name="target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
-PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
 SEED = 11
 
@@ -48,10 +48,10 @@ def _network(seed: int = 1) -> Clvr:
     return Clvr(3, feature_dim=8, seed=seed)
 
 
-def _batches(stage: int, batch: int = 2, pictures: int = 6) -> Callable[[int], Iterable[Batch]]:
+def _batches(stage: int, batch: int = 2, images: int = 6) -> Callable[[int], Iterable[Batch]]:
     def of(epoch: int) -> Iterable[Batch]:
-        order = torch.from_numpy(epoch_order(pictures, seed=SEED, stage=stage, epoch=epoch))
-        return [(PICTURES[rows], CLASSES[rows]) for rows in order.split(batch)]
+        order = torch.from_numpy(epoch_order(images, seed=SEED, stage=stage, epoch=epoch))
+        return [(IMAGES[rows], CLASSES[rows]) for rows in order.split(batch)]
 
     return of
 
@@ -106,7 +106,7 @@ def test_the_frozen_stage_changes_the_head_alone_and_no_batch_statistics() -> No
 def test_the_second_stage_changes_all_layers() -> None:
     network, before = _network(), _network()
     make_optimizer(network, WARMUP)  # what the first stage froze, the second frees
-    train_step(network, make_optimizer(network, TARGET), PICTURES[:2], CLASSES[:2])
+    train_step(network, make_optimizer(network, TARGET), IMAGES[:2], CLASSES[:2])
     changed = [
         name
         for (name, value), old in zip(network.named_parameters(), before.parameters(), strict=True)
@@ -120,7 +120,7 @@ def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
     results = _train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
 
     kept = _network()
-    cache = pooled_features(kept, [(PICTURES[:4], CLASSES[:4]), (PICTURES[4:], CLASSES[4:])])
+    cache = pooled_features(kept, [(IMAGES[:4], CLASSES[:4]), (IMAGES[4:], CLASSES[4:])])
     assert cache[0].shape == (6, 2048)
 
     def batches_of(epoch: int) -> Iterable[Batch]:
@@ -173,7 +173,7 @@ def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
     assert all(torch.isfinite(parameter).all() for parameter in head.parameters())
 
 
-def test_a_stage_without_pictures_is_refused() -> None:
+def test_a_stage_without_images_is_refused() -> None:
     head = _network().head
     with pytest.raises(BadInput, match="no images to train on"):
         train_epoch(head, make_optimizer(head, WARMUP), [], WARMUP)
@@ -184,11 +184,11 @@ def test_a_stage_without_pictures_is_refused() -> None:
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     straight = _network()
     optimizer = make_optimizer(straight, TARGET)
-    _train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3))
+    _train_stage(straight, optimizer, TARGET, _batches(1, batch=3, images=3))
 
     killed = _network()
     optimizer = make_optimizer(killed, TARGET)
-    history = [train_epoch(killed, optimizer, _batches(1, batch=3, pictures=3)(0), TARGET)]
+    history = [train_epoch(killed, optimizer, _batches(1, batch=3, images=3)(0), TARGET)]
     TrainingState.capture(killed, optimizer, stage=1, epoch=1, seed=SEED, history=history).save(tmp_path)
 
     state = TrainingState.load(tmp_path)
@@ -197,7 +197,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     state.restore(resumed, optimizer)
     assert (state.stage, state.epoch, state.seed) == (1, 1, SEED)
     assert state.history[0]["loss"] == history[0].loss
-    _train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), first_epoch=state.epoch)
+    _train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, images=3), first_epoch=state.epoch)
     assert _equal(straight, resumed)
 
 
@@ -272,11 +272,11 @@ def test_a_wrapped_network_is_trained_like_a_plain_one() -> None:
     assert state.network.keys() == plain.state_dict().keys()
 
 
-def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_else() -> None:
+def test_reestimated_statistics_are_those_of_the_images_and_change_nothing_else() -> None:
     network, before = _network(), _network().state_dict()
-    reestimate_batch_statistics(network, [(PICTURES, CLASSES)])
+    reestimate_batch_statistics(network, [(IMAGES, CLASSES)])
     first = network.backbone.Conv2d_1a_3x3
-    expected = first.conv(to_input(PICTURES)).mean(dim=(0, 2, 3))
+    expected = first.conv(to_input(IMAGES)).mean(dim=(0, 2, 3))
     assert torch.allclose(first.bn.running_mean, expected, atol=1e-4)
     assert first.bn.momentum is not None
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -296,7 +296,7 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=120), st.integers(0, 2**40), st.integers(0, 30))
-def test_balanced_sampling_shows_every_class_and_its_pictures_equally_often(
+def test_balanced_sampling_shows_every_class_and_its_images_equally_often(
     classes: list[int], seed: int, epoch: int
 ) -> None:
     stage = WARMUP.model_copy(update={"sampling": "balanced"})
@@ -416,14 +416,14 @@ def test_the_average_takes_every_step_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
+    ("images", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
 )
-def test_an_epoch_learns_from_whole_batches(pictures: int, learned: int) -> None:
-    assert drop_last(pictures, 100) == learned
+def test_an_epoch_learns_from_whole_batches(images: int, learned: int) -> None:
+    assert drop_last(images, 100) == learned
 
 
 def test_portions_of_a_batch_are_of_about_one_size() -> None:
-    # The last of 16 + 16 + 2 would have the batch statistics of two pictures.
+    # The last of 16 + 16 + 2 would have the batch statistics of two images.
     seen: list[int] = []
 
     class Spy(torch.nn.Linear):
@@ -438,7 +438,7 @@ def test_portions_of_a_batch_are_of_about_one_size() -> None:
     assert seen == [12, 11, 11]
 
 
-def test_running_out_of_memory_names_the_pictures_that_fit_and_they_do() -> None:
+def test_running_out_of_memory_names_the_images_that_fit_and_they_do() -> None:
     # The only way here: a limit of the operating system on a process of its own.
     code = """
 import resource, sys
@@ -451,21 +451,21 @@ from clvr_model.training import make_optimizer, train_epoch, train_step
 from infra.errors import BadSetting
 network = Clvr(3, 8, seed=1)
 stage = Stage(name="target", epochs=1, optimizer="sgd", lr=1e-3)
-pictures = torch.zeros(40, 139, 139, 3, dtype=torch.uint8)
+images = torch.zeros(40, 139, 139, 3, dtype=torch.uint8)
 classes = torch.zeros(40, dtype=torch.int64)
-train_step(network, make_optimizer(network, stage), pictures[:1], classes[:1])
+train_step(network, make_optimizer(network, stage), images[:1], classes[:1])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 try:
-    train_epoch(network, make_optimizer(network, stage), [(pictures, classes)], stage)
+    train_epoch(network, make_optimizer(network, stage), [(images, classes)], stage)
 except BadSetting as error:
     print(error.message, "|", error.remedy)
     fits = int(error.remedy.split("micro_batch=")[1].split(",")[0])
     smaller = stage.model_copy(update={"micro_batch": fits})
-    train_epoch(network, make_optimizer(network, smaller), [(pictures, classes)], smaller)
+    train_epoch(network, make_optimizer(network, smaller), [(images, classes)], smaller)
     print("fits", fits)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "stage target, epoch 1, batch 1: out of memory with 40 pictures a pass" in done.stdout, done.stderr
+    assert "stage target, epoch 1, batch 1: out of memory with 40 images a pass" in done.stdout, done.stderr
     assert "--set target.micro_batch=" in done.stdout
     assert "fits" in done.stdout.splitlines()[-1], done.stderr

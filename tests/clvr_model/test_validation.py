@@ -1,4 +1,4 @@
-"""Predictions and their scores: right ones over all pictures, and as the mean over the models."""
+"""Predictions and their scores: right ones over all images, and as the mean over the models."""
 
 import numpy as np
 import pytest
@@ -29,14 +29,14 @@ def test_the_likeliest_class_its_probability_and_the_loss_of_the_true_one() -> N
     assert found.losses[2] == pytest.approx(np.log(1 + np.exp(3)))
 
 
-def test_micro_counts_pictures_and_macro_counts_models() -> None:
+def test_micro_counts_images_and_macro_counts_models() -> None:
     scores = score(predictions(0, 0, 0, 1), np.array([0, 0, 0, 2]), classes=4)
     assert scores.micro == 0.75
     assert scores.macro == 0.5
     assert scores.per_class == (1.0, None, 0.0, None)
 
 
-def test_without_pictures_there_is_nothing_right() -> None:
+def test_without_images_there_is_nothing_right() -> None:
     found = predict(Fixed(), [])
     assert score(found, np.zeros(0, np.int64), classes=2).micro == 0.0
 

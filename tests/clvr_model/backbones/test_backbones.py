@@ -29,7 +29,7 @@ STRONG: dict[str, Any] = {
     "feature_relu": False,
 }
 NOISE = np.random.default_rng(5).integers(0, 256, (299, 299, 3), np.uint8)
-PICTURES = np.stack([NOISE, np.where(NOISE[:, :, :1] > 250, 250, 10 + NOISE // 100)]).astype(np.uint8)
+IMAGES = np.stack([NOISE, np.where(NOISE[:, :, :1] > 250, 250, 10 + NOISE // 100)]).astype(np.uint8)
 
 
 def network_of(**switches: Any) -> Clvr:
@@ -112,12 +112,12 @@ def test_checkpoint_and_both_engines_give_the_plain_networks_features(
     assert loaded.network.architecture == network.architecture
     assert loaded.fingerprint == saved.fingerprint
     with torch.inference_mode():
-        feature, logits = network(to_input(torch.from_numpy(PICTURES)))
+        feature, logits = network(to_input(torch.from_numpy(IMAGES)))
     assert (feature[0] - feature[1]).abs().max() > 1e-3 * feature.abs().max()  # ten times the tolerance
     if network.architecture.l2_normalized:
         assert torch.allclose(feature.norm(dim=1), torch.ones(2), atol=1e-5)
     for engine in ENGINES:
-        embedded = Embedder(loaded, device="cpu", engine=engine, batch_size=2)(PICTURES)
+        embedded = Embedder(loaded, device="cpu", engine=engine, batch_size=2)(IMAGES)
         assert np.abs(embedded.features - feature.numpy()).max() < 1e-4 * float(feature.abs().max()), engine
         expected = logits.softmax(dim=1).amax(dim=1).numpy()
         assert np.allclose(embedded.confidence, expected, atol=1e-3), engine
@@ -181,7 +181,7 @@ def test_what_no_network_can_have_is_refused(field: str, value: object) -> None:
         Architecture.from_dict({"classes": 3, field: value})
 
 
-def test_one_picture_alone_passes_the_neck_in_training() -> None:
+def test_one_image_alone_passes_the_neck_in_training() -> None:
     network = Clvr(3, 8, bnneck=True, seed=1).train()
     feature, _ = network.head(torch.rand(1, 2048))
     assert torch.isfinite(feature).all()

@@ -50,7 +50,7 @@ class TestGenerate:
         with pytest.raises(BadSetting):
             generate(open_store(str(tmp_path)), SMALL, stop=49)
 
-    def test_no_picture_comes_twice(self) -> None:
+    def test_no_image_comes_twice(self) -> None:
         spec = ArchiveSpec(models=2, vehicles_per_model=10, sightings_per_vehicle=15)
         digests = {hashlib.sha256(encode_crop(spec, crop)).digest() for crop in synthetic_crops(spec)}
         assert len(digests) == spec.images
@@ -82,7 +82,7 @@ class TestLabels:
         assert not set(train.vehicle_ids.tolist()) & set(test.vehicle_ids.tolist())
         assert all(Path(uri.removeprefix("file://")).is_file() for uri in [*train.uris, *test.uris])
 
-    def test_the_table_tells_every_picture_of_the_archive(self, tmp_path: Path) -> None:
+    def test_the_table_tells_every_image_of_the_archive(self, tmp_path: Path) -> None:
         write_labels(open_store(str(tmp_path)), SMALL, prefix="labels/")
         rows = pq.read_table(tmp_path / "labels" / "labels.parquet").to_pylist()
         for row, crop in zip(rows, synthetic_crops(SMALL), strict=True):
@@ -99,7 +99,7 @@ class TestLabels:
         assert not [key for key in keys if "test_list" in key]
 
 
-class TestPictures:
+class TestImages:
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 2**31), st.integers(0, 199))
     def test_are_rgb_within_the_bounds_and_never_flat(self, seed: int, index: int) -> None:

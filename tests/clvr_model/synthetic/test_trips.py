@@ -64,7 +64,7 @@ def test_every_vehicle_meets_two_cameras(spec: ArchiveSpec) -> None:
 
 @settings(deadline=None)
 @given(SPECS)
-def test_every_picture_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
+def test_every_image_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
     first = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
     for crop in synthetic_crops(spec):
         assert first <= crop.moment < first + timedelta(days=spec.days)
@@ -72,7 +72,7 @@ def test_every_picture_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
 
 @settings(deadline=None)
 @given(SPECS, st.data())
-def test_a_picture_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
+def test_an_image_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, spec.images - 1))
     assert synthetic_crop(spec, index) == list(synthetic_crops(spec, 0, index + 1))[-1]
 
