@@ -1,10 +1,10 @@
 """Reader of VeRi-776's training list and test lists.
 
     name_query.txt, name_test.txt       file names such as 0002_c002_00030600_0.jpg: vehicle, camera, time
-    train_label.xml                     <Item imageName= vehicleID= cameraID= colorID= typeID=/> a picture
-    image_query/, image_test/, image_train/     the pictures
+    train_label.xml                     <Item imageName= vehicleID= cameraID= colorID= typeID=/> an image
+    image_query/, image_test/, image_train/     the images
 
-Source: the VeRi release (Liu et al., ECCV 2016). The queries are among the test pictures as well; the rule of
+Source: the VeRi release (Liu et al., ECCV 2016). The queries are among the test images as well; the rule of
 the same camera keeps them from finding themselves. VeRi knows no models: its nine body types stand in.
 """
 
@@ -12,9 +12,8 @@ import re
 from typing import Any, Final
 from xml.parsers import expat
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
-from clvr_model.datasets.role_lists import RoleList, lines_of
-from clvr_model.datasets.training_list import TrainingList
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages, TrainingList
+from clvr_model.datasets.test_lists import TestList, lines_of
 from infra.errors import BadLabels, ObjectMissing
 
 _NAME: Final = re.compile(r"([0-9]{1,9})_c([0-9]{1,9})_.*\.jpg")
@@ -23,12 +22,12 @@ _LABELS: Final = "train_label.xml"
 TYPES: Final = ("sedan", "suv", "van", "hatchback", "mpv", "pickup", "bus", "truck", "estate")
 
 
-def read_veri(root: str) -> RoleList:
-    """The 1,678 queries and 11,579 test pictures. Raises BadLabels for a name that is not VeRi's."""
+def read_veri(root: str) -> TestList:
+    """The 1,678 queries and 11,579 test images. Raises BadLabels for a name that is not VeRi's."""
     from infra.store import open_store
 
     store = open_store(root)
-    found = RoleList("veri", "veri-776")
+    found = TestList("veri", "veri-776")
     for name, folder, role in (
         ("name_query.txt", "image_query", "probe"),
         ("name_test.txt", "image_test", "gallery"),
@@ -41,8 +40,8 @@ def read_veri(root: str) -> RoleList:
     return found
 
 
-def read_veri_training(root: str) -> Labelled:
-    """The 37,778 training pictures, with their body type as the model; type 0 is unknown.
+def read_veri_training(root: str) -> LabeledImages:
+    """The 37,778 training images, with their body type as the model; type 0 is unknown.
 
     Raises BadLabels, with the line, for a file that is no XML and for an item that is not VeRi's.
     """
@@ -80,7 +79,7 @@ def read_veri_training(root: str) -> Labelled:
         parser.Parse(_decoded(data, place).encode(), True)
     except expat.ExpatError as error:
         raise BadLabels(f"{place}, line {error.lineno}: {expat.ErrorString(error.code)}") from None
-    return found.labelled(dict(enumerate(TYPES, start=1)), place)
+    return found.to_images(dict(enumerate(TYPES, start=1)), place)
 
 
 def _decoded(data: bytes, place: str) -> str:

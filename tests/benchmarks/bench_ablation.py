@@ -22,25 +22,25 @@ from measure import Row, add_json_option, machine, save_rows
 from numpy.typing import NDArray
 
 from clvr_model.augmentation import augment
-from clvr_model.averaging import Average
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.labelled import Labelled, read_table, split_per_class
-from clvr_model.datasets.synthetic import generate, write_labels
+from clvr_model.datasets.labelled import LabeledImages, read_table, split_per_class
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import decode, to_input
 from clvr_model.recipe import Recipe, load_recipe
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from clvr_model.training import (
     Batch,
     cached_batches,
-    evaluate,
-    in_whole_batches,
+    drop_last,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
     stage_order,
-    train_stage,
+    train_epoch,
 )
+from clvr_model.validation import predict, score
 from clvr_model.weights import load_backbone
 from index.evaluation.protocols import evaluate_protocol
 from infra.store import open_store
@@ -49,9 +49,9 @@ EVAL_BATCH = 16
 
 
 class Images:
-    """Labelled images, decoded once."""
+    """LabeledImages images, decoded once."""
 
-    def __init__(self, labelled: Labelled, models: list[int]) -> None:
+    def __init__(self, labelled: LabeledImages, models: list[int]) -> None:
         store = open_store("/")
         self.pixels = np.stack([decode(store.get(uri.lstrip("/"))) for uri in labelled.uris])
         self.classes = np.searchsorted(models, labelled.model_ids).astype(np.int64)
@@ -73,7 +73,7 @@ def fit(arm: str, common: list[str], training: Images, validation: Images, test:
     recipe = load_recipe(name, [*common, *overrides])
     classes = int(training.classes.max()) + 1
     network = Clvr.of(recipe.architecture(classes), seed=recipe.seed)
-    load_backbone(network, recipe.backbone)
+    load_backbone(network, recipe.pretrained)
     network.to(memory_format=torch.channels_last)
     everything = np.arange(len(training.classes))
     if recipe.reestimate_statistics:
@@ -82,12 +82,12 @@ def fit(arm: str, common: list[str], training: Images, validation: Images, test:
     for number, stage in enumerate(recipe.stages):
         started = time.process_time()
         optimizer = make_optimizer(network, stage)
-        average = Average.of(network, stage)
+        average = ExponentialMovingAverage.of(network, stage)
 
         def order(epoch: int, number: int = number) -> NDArray[np.int64]:
             chosen = recipe.stages[number]
             rows = stage_order(chosen, training.classes, seed=recipe.seed, number=number, epoch=epoch)
-            return rows[: in_whole_batches(len(rows), recipe.batch)]
+            return rows[: drop_last(len(rows), recipe.batch)]
 
         if stage.cacheable:
             cache = pooled_features(
@@ -105,15 +105,17 @@ def fit(arm: str, common: list[str], training: Images, validation: Images, test:
 
                 return training.batches(order(epoch), recipe.batch, change)
 
-        train_stage(
-            network.head if stage.cacheable else network,
-            optimizer,
-            stage,
-            batches,
-            precision=recipe.precision,
-            average=average,
-            steps=max(1, len(everything) // recipe.batch),
-        )
+        for epoch in range(stage.epochs):
+            train_epoch(
+                network.head if stage.cacheable else network,
+                optimizer,
+                batches(epoch),
+                stage,
+                epoch=epoch,
+                precision=recipe.precision,
+                average=average,
+                steps=max(1, len(everything) // recipe.batch),
+            )
         if average:
             average.install()
         cpu = time.process_time() - started
@@ -125,12 +127,9 @@ def report(
     arm: str, stage: str, network: Clvr, recipe: Recipe, validation: Images, test: Images, cpu: float
 ) -> Row:
     """Print and return accuracy, rank-1 and mAP after a stage."""
-    accuracy = evaluate(
-        network,
-        validation.batches(np.arange(len(validation.classes)), EVAL_BATCH),
-        network.architecture.classes,
-        precision=recipe.precision,
-    )
+    rows = np.arange(len(validation.classes))
+    predictions = predict(network, validation.batches(rows, EVAL_BATCH), precision=recipe.precision)
+    accuracy = score(predictions, validation.classes, network.architecture.classes)
     with torch.inference_mode():
         features = [
             network(to_input(pixels))[0]
@@ -150,7 +149,7 @@ def report(
     )
 
 
-def synthetic(args: argparse.Namespace, folder: str) -> tuple[Labelled, Labelled]:
+def synthetic(args: argparse.Namespace, folder: str) -> tuple[LabeledImages, LabeledImages]:
     """Draw an archive below `folder`; return training images and test vehicles."""
     spec = ArchiveSpec(
         seed=args.seed,
@@ -164,7 +163,7 @@ def synthetic(args: argparse.Namespace, folder: str) -> tuple[Labelled, Labelled
     return read_vehicleid(folder), read_vehicleid(folder, list_test_splits(folder)[-1])
 
 
-def photographs(args: argparse.Namespace) -> tuple[Labelled, Labelled]:
+def photographs(args: argparse.Namespace) -> tuple[LabeledImages, LabeledImages]:
     """Return photographs of every second model for training, and some of the other models as the test set."""
     labelled = read_table(args.labels, root=args.root)
     chosen = labelled.classes[: 2 * args.models]
@@ -204,7 +203,7 @@ def main() -> None:
         f"{len(test.classes)} test images of {len(np.unique(test.targets))} classes",
         flush=True,
     )
-    common = [f"backbone={args.weights}", *args.set]
+    common = [f"pretrained={args.weights}", *args.set]
     save_rows(
         [fit(arm, common, training, validation, test) for arm in args.arm or ["paper", "strong"]], args.json
     )

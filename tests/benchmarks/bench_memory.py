@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from infra.settings import load_settings
 from infra.store import ObjectBody, Store, StoreSettings
 from jobs.embed.job import EmbedRequest, embed
@@ -58,10 +58,10 @@ class Zeros:
 
     batch_size, feature_dim, fingerprint = 32, 1024, "stub"
 
-    def __call__(self, pictures: Any) -> Embedded:
+    def __call__(self, pictures: Any) -> Embeddings:
         """Zeros for every picture."""
         count = len(pictures)
-        return Embedded(
+        return Embeddings(
             np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
         )
 

@@ -31,8 +31,8 @@ from clvr_model.training import (
     train_step,
 )
 
-HEAD = Stage("warmup", epochs=10, optimizer="rmsprop", lr=1e-3, trainable="head")
-FULL = Stage("target", epochs=1, optimizer="sgd", lr=1e-4, momentum=0.9)
+HEAD = Stage(name="warmup", epochs=10, optimizer="rmsprop", lr=1e-3, trainable="head")
+FULL = Stage(name="target", epochs=1, optimizer="sgd", lr=1e-4, momentum=0.9)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:

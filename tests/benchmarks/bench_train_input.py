@@ -19,11 +19,11 @@ import ray
 import torch
 from measure import Row, add_json_option, machine, save_rows
 
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate
 from clvr_model.engines import has_bf16
 from clvr_model.network import Architecture, Clvr
 from clvr_model.recipe import load_recipe
+from clvr_model.synthetic.archive import generate
+from clvr_model.synthetic.trips import ArchiveSpec
 from clvr_model.training import make_optimizer, train_step, training_mode
 from infra.store import open_store
 from jobs.train.input import Arrays, ImageLoader

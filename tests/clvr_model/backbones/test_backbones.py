@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clvr_model.backbones import IMAGENET_WEIGHTS, imagenet_weights
-from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
+from clvr_model.backbones import BACKBONES, imagenet_weights
+from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import Architecture, Clvr
@@ -24,12 +24,12 @@ STRONG: dict[str, Any] = {
     "pooling": "gem",
     "last_stride": 1,
     "bnneck": True,
-    "normalised": True,
+    "l2_normalized": True,
     "classifier": "cosine",
     "feature_relu": False,
 }
 NOISE = np.random.default_rng(5).integers(0, 256, (299, 299, 3), np.uint8)
-PICTURES = np.stack([NOISE, np.where(NOISE[:, :, :1] > 250, 250, 10 + NOISE // 100)]).astype(np.uint8)
+IMAGES = np.stack([NOISE, np.where(NOISE[:, :, :1] > 250, 250, 10 + NOISE // 100)]).astype(np.uint8)
 
 
 def network_of(**switches: Any) -> Clvr:
@@ -79,7 +79,7 @@ def test_published_weights_load_as_they_are_and_into_a_learnt_pool_too(
     assert f"weights of {other}" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", IMAGENET_WEIGHTS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_last_stride_of_one_gives_finer_maps_and_costs_no_parameter(name: str) -> None:
     sizes = {}
     for stride in (1, 2):
@@ -112,12 +112,12 @@ def test_checkpoint_and_both_engines_give_the_plain_networks_features(
     assert loaded.network.architecture == network.architecture
     assert loaded.fingerprint == saved.fingerprint
     with torch.inference_mode():
-        feature, logits = network(to_input(torch.from_numpy(PICTURES)))
+        feature, logits = network(to_input(torch.from_numpy(IMAGES)))
     assert (feature[0] - feature[1]).abs().max() > 1e-3 * feature.abs().max()  # ten times the tolerance
-    if network.architecture.normalised:
+    if network.architecture.l2_normalized:
         assert torch.allclose(feature.norm(dim=1), torch.ones(2), atol=1e-5)
     for engine in ENGINES:
-        embedded = Embedder(loaded, device="cpu", engine=engine, batch_size=2)(PICTURES)
+        embedded = Embedder(loaded, device="cpu", engine=engine, batch_size=2)(IMAGES)
         assert np.abs(embedded.features - feature.numpy()).max() < 1e-4 * float(feature.abs().max()), engine
         expected = logits.softmax(dim=1).amax(dim=1).numpy()
         assert np.allclose(embedded.confidence, expected, atol=1e-3), engine
@@ -136,9 +136,30 @@ def test_switches_are_in_the_fingerprint_and_the_papers_architecture_is_as_it_wa
         "feature_relu": True,
         "pool_counts_padding": True,
     }
-    told = Architecture(3, **STRONG, cosine_scale=30.0).as_dict()
-    assert told.items() >= {**STRONG, "cosine_scale": 30.0}.items()
-    assert Architecture(**told) == Architecture(3, **STRONG, cosine_scale=30.0)  # type: ignore[arg-type]
+    strong = Architecture(3, **STRONG, cosine_scale=30.0)
+    assert strong.as_dict() == {
+        "backbone": "inception_v3",
+        "classes": 3,
+        "feature_dim": 1024,
+        "feature_relu": False,
+        "pool_counts_padding": True,
+        "pooling": "gem",
+        "last_stride": 1,
+        "bnneck": True,
+        "normalised": True,
+        "classifier": "cosine",
+        "cosine_scale": 30.0,
+    }
+    assert Architecture.from_dict(strong.as_dict()) == strong
+
+
+def test_the_fingerprint_of_an_architecture_never_changes() -> None:
+    """Runs and generations of older versions are found by these very values."""
+    strong = Architecture(3, 16, pool_counts_padding=False, backbone="vgg16", **STRONG, cosine_scale=30.0)
+    assert [
+        fingerprint_of("0" * 64, architecture.as_dict(), (1, 2, 3), "1-x")
+        for architecture in (Architecture(3), strong)
+    ] == ["3e9a71e11a49de5c", "d1e47da521aa5078"]
 
 
 @pytest.mark.parametrize(
@@ -150,14 +171,17 @@ def test_switches_are_in_the_fingerprint_and_the_papers_architecture_is_as_it_wa
         ("last_stride", 3),
         ("bnneck", 1),
         ("classifier", "arc"),
+        ("classes", 2.5),
+        ("normalised", "yes"),
+        ("layers", "no field"),
     ],
 )
 def test_what_no_network_can_have_is_refused(field: str, value: object) -> None:
     with pytest.raises(BadSetting, match=str(value)):
-        Architecture(3, **{field: value})  # type: ignore[arg-type]
+        Architecture.from_dict({"classes": 3, field: value})
 
 
-def test_one_picture_alone_passes_the_neck_in_training() -> None:
+def test_one_image_alone_passes_the_neck_in_training() -> None:
     network = Clvr(3, 8, bnneck=True, seed=1).train()
     feature, _ = network.head(torch.rand(1, 2048))
     assert torch.isfinite(feature).all()
@@ -177,7 +201,7 @@ def test_a_cosine_classifier_sees_the_direction_alone() -> None:
 
 def test_timms_weights_are_those_of_its_tag() -> None:
     assert imagenet_weights("timm:resnet18.a1_in1k") == "hf:timm/resnet18.a1_in1k"
-    with pytest.raises(BadSetting, match="does not say which weights"):
+    with pytest.raises(BadSetting, match="does not name its weights"):
         imagenet_weights("timm:resnet18")
 
 

@@ -1,5 +1,4 @@
-"""A drawable solid: convex polygons with a material each, packed in arrays so that light and camera are one
-product each."""
+"""A mesh of convex polygons with materials, packed in arrays for vectorized shading and projection."""
 
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -12,7 +11,7 @@ Points = NDArray[np.float64]
 
 
 class Material(IntEnum):
-    """What a polygon is made of; a vehicle's palette gives each one a colour."""
+    """Material of a polygon, which a vehicle's palette gives a color."""
 
     PAINT = 0
     TRIM = 1
@@ -33,12 +32,12 @@ class Material(IntEnum):
     ROOF = 16
 
 
-_SPECK: Final = 1e-4  # square metres, twice the area of what is too small to be drawn
+_MIN_AREA_2X: Final = 1e-4  # square metres, twice the area of the smallest drawn polygon
 
 GLOSS: Final = np.zeros(64)
 GLOSS[[Material.PAINT, Material.ROOF, Material.BUMPER]] = 0.55, 0.55, 0.4
 GLOSS[[Material.GLASS, Material.SCREEN, Material.CHROME]] = 1.0, 0.8, 0.9
-GLINT: Final = np.full(64, 0.7)  # of the sun; less on panes, whose facets would flash as a whole
+GLINT: Final = np.full(64, 0.7)  # reflection of the sun; lower on panes, whose facets reflect as a whole
 GLINT[[Material.GLASS, Material.SCREEN]] = 0.15
 GLOSS[[Material.HEADLAMP, Material.TAIL_LAMP, Material.RIM]] = 0.6, 0.5, 0.4
 
@@ -59,7 +58,7 @@ class Layer(IntEnum):
 
 @dataclass(slots=True)
 class Builder:
-    """Collects polygons; each is seen from one side only."""
+    """Collects polygons, each visible from one side."""
 
     points: list[Points] = field(default_factory=list)
     normals: list[Points] = field(default_factory=list)
@@ -74,7 +73,7 @@ class Builder:
         *,
         facing: ArrayLike | None = None,
     ) -> None:
-        """Add one convex polygon (k, 3), specks aside; `facing` points to where it is seen from."""
+        """Add one convex polygon (k, 3) unless it is tiny; `facing` points to its visible side."""
         polygon = np.asarray(corners, dtype=np.float64)
         first, second = _diagonals(polygon)
         normal = np.array(
@@ -85,7 +84,7 @@ class Builder:
             ]
         )
         size = float(np.sqrt(normal @ normal))
-        if size < _SPECK:
+        if size < _MIN_AREA_2X:
             return
         normal /= size
         if facing is not None and float(normal @ np.asarray(facing, dtype=np.float64)) < 0:
@@ -108,12 +107,12 @@ class Builder:
                 [(x0, y, z0), (x1, y, z0), (x1, y, z1), (x0, y, z1)], material, layer, facing=(0, sign, 0)
             )
 
-    def solid(self) -> "Solid":
-        """Pack what was added."""
+    def build(self) -> "Mesh":
+        """Pack the added polygons."""
         lengths = np.array([len(polygon) for polygon in self.points], dtype=np.int64)
         ends = np.cumsum(lengths)
         points = np.concatenate(self.points)
-        return Solid(
+        return Mesh(
             points=points,
             starts=ends - lengths,
             ends=ends,
@@ -132,7 +131,7 @@ def _diagonals(polygon: Points) -> tuple[list[float], list[float]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Solid:
+class Mesh:
     """`points` (p, 3) of `faces` polygons; polygon i owns points[starts[i]:ends[i]]."""
 
     points: Points
@@ -143,10 +142,10 @@ class Solid:
     materials: NDArray[np.int64]
     layers: NDArray[np.int64]
 
-    def with_marks(self, marks: "Solid") -> "Solid":
-        """This solid and another one as one."""
+    def merged_with(self, marks: "Mesh") -> "Mesh":
+        """Return both meshes as one."""
         shift = len(self.points)
-        return Solid(
+        return Mesh(
             points=np.concatenate([self.points, marks.points]),
             starts=np.concatenate([self.starts, marks.starts + shift]),
             ends=np.concatenate([self.ends, marks.ends + shift]),

@@ -1,4 +1,4 @@
-"""What a network says of pictures whose vehicle model is known, and how often that is right."""
+"""Predictions of vehicle models, and their accuracy."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from clvr_model.training import Batch, _autocast, _ready
+from clvr_model.training import Batch, autocast, network_input
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The likeliest class of n pictures, its probability, and the loss of the true one; in their order."""
+    """The most likely class of n images, its probability, and the loss of the true class."""
 
     classes: NDArray[np.int64]  # (n,)
     confidence: NDArray[np.float32]  # (n,)
@@ -23,9 +23,10 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """micro: share of right pictures. macro: mean of the classes' shares, over classes that have pictures.
+    """Accuracy of predictions.
 
-    per_class: share of right pictures of each class, None for a class without pictures.
+    micro: share of correct images. macro: mean of the classes' shares, over classes with images. per_class:
+    share of correct images of each class, None for a class without images.
     """
 
     loss: float
@@ -37,12 +38,12 @@ class Scores:
 
 @torch.inference_mode()
 def predict(module: nn.Module, batches: Iterable[Batch], *, precision: str = "fp32") -> Predictions:
-    """Predict in eval mode, by a network or, on pooled batches, by its head."""
+    """Predict in eval mode, with a network or, on pooled batches, with its head."""
     module.eval()
     classes, confidence, losses = [], [], []
     for inputs, expected in batches:
-        with _autocast(inputs, precision):
-            _, logits = module(_ready(inputs))
+        with autocast(inputs, precision):
+            _, logits = module(network_input(inputs))
         logits = logits.float()
         best = functional.softmax(logits, dim=1).max(dim=1)
         classes.append(best.indices.cpu())
@@ -54,14 +55,14 @@ def predict(module: nn.Module, batches: Iterable[Batch], *, precision: str = "fp
 
 
 def score(predictions: Predictions, expected: NDArray[np.int64], classes: int) -> Scores:
-    """Compare with the true class numbers (n,); without any picture all scores are 0."""
+    """Compare predictions with the true class numbers (n,); without images all scores are 0."""
     seen = np.bincount(expected, minlength=classes)
-    right = np.bincount(expected[predictions.classes == expected], minlength=classes)
-    shares = tuple(float(hit / all_) if all_ else None for hit, all_ in zip(right, seen, strict=True))
+    correct = np.bincount(expected[predictions.classes == expected], minlength=classes)
+    shares = tuple(float(hits / count) if count else None for hits, count in zip(correct, seen, strict=True))
     known = [share for share in shares if share is not None]
     return Scores(
         loss=float(predictions.losses.mean()) if len(expected) else 0.0,
-        micro=float(right.sum() / max(seen.sum(), 1)),
+        micro=float(correct.sum() / max(seen.sum(), 1)),
         macro=float(np.mean(known)) if known else 0.0,
         per_class=shares,
         pictures=len(expected),

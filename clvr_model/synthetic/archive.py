@@ -1,8 +1,7 @@
 """A synthetic archive: drawn vehicles under the keys of a real archive, with labels in VehicleID's layout.
 
-Everything follows from the spec and a picture's number, so any range of pictures can be made anywhere,
-alone and again. The hierarchy is VehicleID's: many vehicles share a model and a colour, and are told apart
-by small marks only.
+The spec and an image's number determine the image, so any worker can draw any range of images, and draw it
+again. The hierarchy is VehicleID's: many vehicles share a model and a color, and differ in small marks only.
 """
 
 import tempfile
@@ -18,11 +17,11 @@ from typing import Final, Literal
 import numpy as np
 import simplejpeg
 
-from clvr_model.datasets.camera import Camera, light_at, make_camera
-from clvr_model.datasets.fittings import VehicleModel, make_model
-from clvr_model.datasets.itinerary import ArchiveSpec, Sighting, sighting, sightings
-from clvr_model.datasets.scene import Neighbour, Picture, draw
-from clvr_model.datasets.vehicle import Vehicle, make_vehicle
+from clvr_model.synthetic.camera import Camera, light_at, make_camera
+from clvr_model.synthetic.parts import VehicleModel, make_model
+from clvr_model.synthetic.render import ImageArray, Neighbour, draw
+from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
+from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
 from infra.store import Store
 
 Layout = Literal["archive", "vehicleid"]
@@ -33,19 +32,19 @@ _LABEL_ROWS: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSummary:
-    """What `generate` wrote."""
+    """Counts of the objects that `generate` wrote."""
 
-    pictures: int
+    images: int
     spoiled: int
     bytes: int
     seconds: float
 
 
-def render(spec: ArchiveSpec, seen: Sighting) -> Picture:
-    """Draw one sighting: RGB uint8 (height, width, 3)."""
-    rng = _rng(spec, 1, seen.index)
-    camera = _camera(spec, seen.camera)
-    moment = seen.moment
+def render_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> ImageArray:
+    """Draw one crop: RGB uint8 (height, width, 3)."""
+    rng = _rng(spec, 1, crop.index)
+    camera = _camera(spec, crop.camera)
+    moment = crop.moment
     overcast = float(_rng(spec, 5, moment.toordinal()).beta(0.7, 0.7))
     light = light_at(moment.hour + moment.minute / 60, overcast, camera)
     neighbour = None
@@ -53,18 +52,18 @@ def render(spec: ArchiveSpec, seen: Sighting) -> Picture:
         other = _vehicle(spec, int(rng.integers(min(spec.vehicles, 64))))
         lane = float(rng.choice([-1, 1]) * rng.uniform(3.0, 4.0))
         neighbour = Neighbour(other, np.array([rng.uniform(-9, 7), lane, 0.0]))
-    vehicle = _vehicle(spec, seen.vehicle_id - 1)
+    vehicle = _vehicle(spec, crop.vehicle_id - 1)
     return draw(vehicle, camera, light, rng, sides=(spec.min_side, spec.max_side), neighbour=neighbour)
 
 
-def picture(spec: ArchiveSpec, seen: Sighting) -> bytes:
-    """The object of one sighting: a JPEG, or what `spec.spoiled_share` makes of it."""
-    quality = _camera(spec, seen.camera).quality
-    data = simplejpeg.encode_jpeg(np.ascontiguousarray(render(spec, seen)), quality, "RGB", "420")
-    how = _spoiled(spec, seen)
-    if how is None:
+def encode_crop(spec: ArchiveSpec, crop: SyntheticCrop) -> bytes:
+    """Return the object of one crop: a JPEG, or a damaged one at the rate of `spec.spoiled_share`."""
+    quality = _camera(spec, crop.camera).quality
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(render_crop(spec, crop)), quality, "RGB", "420")
+    damage = _spoiled(spec, crop)
+    if damage is None:
         return bytes(data)
-    return (b"", bytes(data[: len(data) // 2]), b"<html><body>503 Service Unavailable</body></html>")[how]
+    return (b"", bytes(data[: len(data) // 2]), b"<html><body>503 Service Unavailable</body></html>")[damage]
 
 
 def generate(
@@ -76,22 +75,22 @@ def generate(
     start: int = 0,
     stop: int | None = None,
 ) -> ArchiveSummary:
-    """Write pictures `start` to `stop` (default all) and nothing else; labels are `write_labels`.
+    """Write images `start` to `stop` (default all) without labels, which `write_labels` writes.
 
     Repeating a range writes the same bytes under the same keys. `progress` is called with the number of
-    pictures written since its last call. Raises BadSetting for a range outside the archive, and what
-    Store.put raises.
+    images written since its last call. Raises BadSetting for a range outside the archive, and the
+    errors of Store.put.
     """
-    began, written, spoiled, size = time.monotonic(), 0, 0, 0
+    started, written, spoiled, size = time.monotonic(), 0, 0, 0
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(4) as pool:
-        for seen in sightings(spec, start, stop):
-            data = picture(spec, seen)
-            waiting.append(pool.submit(store.put, key_of(seen, layout), data))
+        for crop in synthetic_crops(spec, start, stop):
+            data = encode_crop(spec, crop)
+            waiting.append(pool.submit(store.put, key_of(crop, layout), data))
             written, size, spoiled = (
                 written + 1,
                 size + len(data),
-                spoiled + (_spoiled(spec, seen) is not None),
+                spoiled + (_spoiled(spec, crop) is not None),
             )
             if len(waiting) >= _PUTS_IN_FLIGHT:
                 waiting.popleft().result()
@@ -101,30 +100,30 @@ def generate(
             waiting.popleft().result()
             if progress:
                 progress(1)
-    return ArchiveSummary(written, spoiled, size, time.monotonic() - began)
+    return ArchiveSummary(written, spoiled, size, time.monotonic() - started)
 
 
-def key_of(seen: Sighting, layout: Layout = "archive") -> str:
-    """The key of a sighting's picture: by day and camera, or VehicleID's image/0000001.jpg."""
-    return seen.key if layout == "archive" else f"image/{seen.image}.jpg"
+def key_of(crop: SyntheticCrop, layout: Layout = "archive") -> str:
+    """Return a crop's key: by day and camera, or VehicleID's image/0000001.jpg."""
+    return crop.key if layout == "archive" else f"image/{crop.image}.jpg"
 
 
 def write_labels(
     store: Store, spec: ArchiveSpec, *, prefix: str = "", layout: Layout = "archive"
 ) -> list[str]:
-    """Write what is known about every picture, and return the keys written under `prefix`.
+    """Write the labels of every image, and return the keys written under `prefix`.
 
-    labels.parquet has one row a picture: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
+    labels.parquet has one row per image: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
     captured_at, split ('train' or 'test'). The other files are VehicleID's: attribute/{img2vid,model_attr,
     color_attr,model_names}.txt and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID,
     only training vehicles have a model; the test lists hold a third, two thirds and all other vehicles.
     """
     training, testing = _by_split(spec)
     sizes = sorted({-(-len(testing) * share // 3) for share in (1, 2, 3)} - {0})
-    each = spec.sightings_per_vehicle
+    crops = spec.sightings_per_vehicle
 
     def listed(vehicles: list[int]) -> Iterator[str]:
-        return (f"{v * each + i + 1:07d} {v + 1}" for v in vehicles for i in range(each))
+        return (f"{v * crops + i + 1:07d} {v + 1}" for v in vehicles for i in range(crops))
 
     files: dict[str, Iterator[str]] = {
         "attribute/img2vid.txt": listed([*training, *testing]),
@@ -148,47 +147,47 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    words = ("key", "image", "camera_id", "track_id", "split")
+    texts = ("key", "image", "camera_id", "track_id", "split")
     numbers = {
         "vehicle_id": pa.int64(),
         "model_id": pa.int32(),
         "colour_id": pa.int32(),
         "captured_at": pa.int64(),
     }
-    schema = pa.schema([*((name, pa.string()) for name in words), *numbers.items()])
+    schema = pa.schema([*((name, pa.string()) for name in texts), *numbers.items()])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for begin in range(0, spec.pictures, _LABEL_ROWS):
+        for start in range(0, spec.images, _LABEL_ROWS):
             rows = [
                 {
-                    "key": key_of(seen, layout),
-                    "image": seen.image,
-                    "vehicle_id": seen.vehicle_id,
-                    "model_id": seen.model_id,
-                    "colour_id": _colour(spec, seen.vehicle_id - 1),
-                    "camera_id": seen.camera_id,
-                    "track_id": seen.track_id,
-                    "captured_at": seen.captured_at,
-                    "split": "train" if seen.training else "test",
+                    "key": key_of(crop, layout),
+                    "image": crop.image,
+                    "vehicle_id": crop.vehicle_id,
+                    "model_id": crop.model_id,
+                    "colour_id": _colour(spec, crop.vehicle_id - 1),
+                    "camera_id": crop.camera_id,
+                    "track_id": crop.track_id,
+                    "captured_at": crop.captured_at,
+                    "split": "train" if crop.training else "test",
                 }
-                for seen in sightings(spec, begin, min(begin + _LABEL_ROWS, spec.pictures))
+                for crop in synthetic_crops(spec, start, min(start + _LABEL_ROWS, spec.images))
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _by_split(spec: ArchiveSpec) -> tuple[list[int], list[int]]:
-    """Vehicle numbers (from 0) for training and for testing; the test vehicles in a random, fixed order."""
+    """Return vehicle numbers (from 0) for training, and for testing in a random, fixed order."""
     training: list[int] = []
     testing: list[int] = []
     for vehicle in range(spec.vehicles):
-        first = sighting(spec, vehicle * spec.sightings_per_vehicle)
+        first = synthetic_crop(spec, vehicle * spec.sightings_per_vehicle)
         (training if first.training else testing).append(vehicle)
     return training, [int(v) for v in _rng(spec, 6).permutation(testing)]
 
 
-def _spoiled(spec: ArchiveSpec, seen: Sighting) -> int | None:
+def _spoiled(spec: ArchiveSpec, crop: SyntheticCrop) -> int | None:
     if not spec.spoiled_share:
         return None
-    rng = _rng(spec, 7, seen.index)
+    rng = _rng(spec, 7, crop.index)
     return int(rng.integers(3)) if rng.random() < spec.spoiled_share else None
 
 

@@ -1,4 +1,4 @@
-"""Test lists of the re-identification datasets: which picture is a probe, which stands in the gallery."""
+"""Test lists of the re-identification datasets: their probes and gallery images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class RoleList:
-    """One test list: pictures with their vehicles, cameras and roles. A picture may have both roles."""
+class TestList:
+    """A test list: images with their vehicles, cameras and roles. An image may have both roles."""
 
     protocol: str
     name: str
@@ -22,7 +22,7 @@ class RoleList:
     roles: list[str] = field(default_factory=list)  # 'probe' or 'gallery'
 
     def add(self, uri: str, vehicle: int, camera: str, role: str) -> None:
-        """Add one picture in one role."""
+        """Add an image in a role."""
         self.uris.append(uri)
         self.vehicle_ids.append(vehicle)
         self.camera_ids.append(camera)
@@ -30,7 +30,7 @@ class RoleList:
 
 
 def lines_of(store: "Store", name: str) -> Iterator[tuple[str, str]]:
-    """(where, text) of each line that is not empty. Raises BadLabels if it is missing or not UTF-8."""
+    """Yield (location, text) of each nonempty line. Raises BadLabels for a missing or non-UTF-8 file."""
     try:
         text = store.get(name).decode("utf-8-sig")
     except ObjectMissing:

@@ -1,12 +1,11 @@
-"""A camera beside the road: where it hangs, what its pictures suffer from, and the light that falls on the
-road at an hour of the day."""
+"""A roadside camera, the light at an hour of the day, and the projection into the image."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.datasets.body import Points
+from clvr_model.synthetic.body import Points
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +21,12 @@ class Camera:
     noise: float  # standard deviation in grey levels
     quality: int  # of the JPEG
     asphalt: float
-    verge: Points  # (3,) RGB of what lies beyond the road
+    verge: Points  # (3,) RGB beyond the road
     night_lamp: Points  # (3,) RGB of the street lamps
 
 
 def make_camera(rng: np.random.Generator, *, min_side: int, max_side: int) -> Camera:
-    """Draw one camera: most see fronts, many rears, some the flank, as traffic cameras do."""
+    """Draw one camera: like traffic cameras, most see fronts, many rears, and some flanks."""
     view = rng.choice(3, p=[0.5, 0.34, 0.16])
     azimuth = (rng.normal(0, 20), 180 + rng.normal(0, 20), rng.choice([-1, 1]) * rng.uniform(48, 78))[view]
     return Camera(
@@ -57,7 +56,7 @@ class Light:
 
 
 def light_at(hour: float, overcast: float, camera: Camera) -> Light:
-    """The light at an hour of the day (0-24); `overcast` 0 is a clear sky, 1 a closed one."""
+    """Return the light at an hour of the day (0-24); `overcast` 0 is a clear sky, 1 a covered one."""
     height = np.sin((hour - 6.0) / 13.0 * np.pi)
     day = float(np.clip(height * 3.0 + 0.25, 0.0, 1.0))
     warm = float(np.clip(1.0 - abs(height) * 2.5, 0.0, 1.0)) * day
@@ -86,14 +85,14 @@ class Projection:
     shift: tuple[float, float] = (0.0, 0.0)
 
     def project(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Picture coordinates (n, 2) of points (n, 3); what lies behind the eye is held just before it."""
+        """Return image coordinates (n, 2) of points (n, 3); points behind the eye are moved before it."""
         seen = (points - self.eye) @ self.axes.T
         flat = seen[:, :2] / np.maximum(seen[:, 2:], 0.3)
         return np.asarray(flat * self.scale + np.array(self.shift))
 
 
 def aim(azimuth: float, elevation: float, distance: float, height: float) -> Projection:
-    """A projection that looks at a point `height` metres over the origin; angles in degrees."""
+    """Make a projection towards a point `height` metres over the origin; angles in degrees."""
     az, el = np.deg2rad(azimuth), np.deg2rad(elevation)
     outward = np.array([np.cos(el) * np.cos(az), np.cos(el) * np.sin(az), np.sin(el)])
     right = np.array([-np.sin(az), np.cos(az), 0.0])

@@ -1,6 +1,6 @@
-"""One vehicle of a model: its paint and the small marks that tell it from its twins.
+"""A vehicle of a model: its paint and its individual marks.
 
-Two vehicles of one model and colour share every polygon of the model; they differ only in what is drawn here.
+Two vehicles of one model and color share every polygon of the model; only the marks differ.
 """
 
 from dataclasses import dataclass, field
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from clvr_model.datasets.body import Body, Points
-from clvr_model.datasets.fittings import VehicleModel, disc
-from clvr_model.datasets.solid import GLOSS, Builder, Layer, Material, Solid
+from clvr_model.synthetic.body import Body, Points
+from clvr_model.synthetic.mesh import GLOSS, Builder, Layer, Material, Mesh
+from clvr_model.synthetic.parts import VehicleModel, disc
 
-_LOUD = np.array(
+_BRIGHT_COLORS = np.array(
     [
         [0.85, 0.1, 0.1],
         [0.1, 0.55, 0.2],
@@ -26,17 +26,17 @@ _LOUD = np.array(
 
 @dataclass(frozen=True, slots=True)
 class Vehicle:
-    """`palette` (64, 3) is the RGB colour, 0..1, of each material of `solid`."""
+    """`palette` (64, 3) is the RGB colour, 0..1, of each material of `mesh`."""
 
     model: VehicleModel
     colour_id: int
     palette: Points
-    solid: Solid
+    mesh: Mesh
 
 
 @dataclass(slots=True)
 class _Marks:
-    """A builder whose materials are colours: each new colour takes the next free place of the palette."""
+    """A builder whose materials are colors: each new color takes the next free entry of the palette."""
 
     palette: Points
     builder: Builder = field(default_factory=Builder)
@@ -53,7 +53,7 @@ class _Marks:
 
 
 def make_vehicle(model: VehicleModel, pick: int, rng: np.random.Generator) -> Vehicle:
-    """Draw one vehicle of the model in its paint number `pick`."""
+    """Draw one vehicle of the model in paint number `pick`."""
     body = model.body
     palette = _palette(model, model.paints[pick], rng)
     marks = _Marks(palette)
@@ -62,7 +62,7 @@ def make_vehicle(model: VehicleModel, pick: int, rng: np.random.Generator) -> Ve
     _on_the_roof(marks, body, rng)
     _on_the_flanks(marks, body, rng, model.paints[pick])
     _on_the_ends(marks, body, rng, model.paints[pick])
-    return Vehicle(model, model.paint_names[pick], palette, model.solid.with_marks(marks.builder.solid()))
+    return Vehicle(model, model.paint_names[pick], palette, model.mesh.merged_with(marks.builder.build()))
 
 
 def _palette(model: VehicleModel, paint: Points, rng: np.random.Generator) -> Points:
@@ -96,7 +96,7 @@ def _palette(model: VehicleModel, paint: Points, rng: np.random.Generator) -> Po
 
 
 def _plates(marks: _Marks, model: VehicleModel, rng: np.random.Generator) -> None:
-    """Seven strokes instead of characters: no plate can be read, but no two look the same."""
+    """Draw seven strokes instead of characters: plates are unreadable and distinct."""
     ink = marks.colour(
         (0.92, 0.92, 0.92) if marks.palette[Material.PLATE].mean() < 0.4 else (0.08, 0.08, 0.08)
     )
@@ -121,7 +121,7 @@ def _behind_the_windscreen(marks: _Marks, body: Body, rng: np.random.Generator) 
     for i in range(int(rng.integers(0, 5))):
         across = side * (0.74 - 0.15 * (i % 3)) + rng.uniform(-0.03, 0.03)
         up = 0.82 - 0.14 * (i // 3) - rng.uniform(0, 0.06)
-        marks.add(_patch(body, across, up, rng.uniform(0.035, 0.06), 0.05), rng.choice(_LOUD), front)
+        marks.add(_patch(body, across, up, rng.uniform(0.035, 0.06), 0.05), rng.choice(_BRIGHT_COLORS), front)
     for _ in range(int(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]))):
         rgb = rng.choice([[0.85, 0.85, 0.82], [0.6, 0.45, 0.25], [0.7, 0.12, 0.1], [0.3, 0.4, 0.5]])
         marks.add(_patch(body, rng.uniform(-0.6, 0.6), 0.16, rng.uniform(0.05, 0.14), 0.05), rgb, front)
@@ -133,7 +133,7 @@ def _behind_the_windscreen(marks: _Marks, body: Body, rng: np.random.Generator) 
         spot = _patch(
             body, rng.uniform(-0.6, 0.6), rng.uniform(0.4, 0.7), rng.uniform(0.05, 0.12), 0.09, rear=True
         )
-        marks.add(spot, rng.choice(_LOUD), (-1, 0, 0.5))
+        marks.add(spot, rng.choice(_BRIGHT_COLORS), (-1, 0, 0.5))
 
 
 def _on_the_roof(marks: _Marks, body: Body, rng: np.random.Generator) -> None:
@@ -170,14 +170,14 @@ def _on_the_flanks(marks: _Marks, body: Body, rng: np.random.Generator, paint: P
     begin, end = body.front_axle - body.wheel_radius * 1.3, body.rear_axle + body.wheel_radius * 1.3
     working = body.style in ("van", "lorry", "pickup")
     if rng.random() < (0.35 if working else 0.07):
-        rgb = rng.choice(_LOUD)
+        rgb = rng.choice(_BRIGHT_COLORS)
         bars = [(rng.uniform(end, begin), rng.uniform(0.3, 0.8)) for _ in range(int(rng.integers(1, 4)))]
         z = rng.uniform(low, high - 0.2)
         for side in (-1, 1):
             for x, wide in bars:
                 marks.add(_flank(body, side, (x, max(x - wide, end)), (z, z + 0.16)), rgb, (0, side, 0))
     if rng.random() < 0.1:
-        rgb, z = rng.choice(_LOUD), rng.uniform(low, high - 0.1)
+        rgb, z = rng.choice(_BRIGHT_COLORS), rng.uniform(low, high - 0.1)
         for side in (-1, 1):
             marks.add(_flank(body, side, (begin, end), (z, z + 0.07)), rgb, (0, side, 0))
     for side in (-1, 1):
@@ -227,7 +227,7 @@ def _on_the_ends(marks: _Marks, body: Body, rng: np.random.Generator, paint: Poi
     if rng.random() < 0.2:
         a, z = rng.uniform(-0.6, 0.6), body.sill + 0.75 * (body.belt - body.sill)
         ring = [(a, z), (a + 0.12, z), (a + 0.12, z + 0.07), (a, z + 0.07)]
-        marks.add([body.on_rear(p, q) for p, q in ring], rng.choice(_LOUD), (-1, 0, 0))
+        marks.add([body.on_rear(p, q) for p, q in ring], rng.choice(_BRIGHT_COLORS), (-1, 0, 0))
     if body.style in ("suv", "pickup") and rng.random() < 0.12:
         metal = marks.colour((0.55, 0.55, 0.57))
         x = body.length / 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clvr_model.datasets.itinerary import ArchiveSpec, Sighting, sighting, sightings
+from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
 from index.archive.key_pattern import KeyPattern
 from infra.errors import BadSetting
 
@@ -20,10 +20,10 @@ SPECS = st.builds(
 )
 
 
-def tracks_of(spec: ArchiveSpec) -> dict[str, list[Sighting]]:
+def tracks_of(spec: ArchiveSpec) -> dict[str, list[SyntheticCrop]]:
     tracks = defaultdict(list)
-    for seen in sightings(spec):
-        tracks[seen.track_id].append(seen)
+    for crop in synthetic_crops(spec):
+        tracks[crop.track_id].append(crop)
     return tracks
 
 
@@ -32,16 +32,16 @@ def tracks_of(spec: ArchiveSpec) -> dict[str, list[Sighting]]:
 def test_keys_are_unique_and_say_what_the_labels_say(spec: ArchiveSpec) -> None:
     pattern = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
     keys = set()
-    for seen in sightings(spec):
-        facts = pattern.match(seen.key)
+    for crop in synthetic_crops(spec):
+        facts = pattern.match(crop.key)
         assert facts is not None
         assert (facts.camera_id, facts.captured_at, facts.track_id) == (
-            seen.camera_id,
-            seen.captured_at,
-            seen.track_id,
+            crop.camera_id,
+            crop.captured_at,
+            crop.track_id,
         )
-        keys.add(seen.key)
-    assert len(keys) == spec.pictures
+        keys.add(crop.key)
+    assert len(keys) == spec.images
 
 
 @settings(deadline=None)
@@ -49,7 +49,7 @@ def test_keys_are_unique_and_say_what_the_labels_say(spec: ArchiveSpec) -> None:
 def test_a_track_is_one_pass_of_one_vehicle_before_one_camera(spec: ArchiveSpec) -> None:
     for track in tracks_of(spec).values():
         assert 1 <= len(track) <= 3
-        assert len({(seen.vehicle_id, seen.camera) for seen in track}) == 1
+        assert len({(crop.vehicle_id, crop.camera) for crop in track}) == 1
         assert track[-1].captured_at - track[0].captured_at < 2000
 
 
@@ -57,37 +57,37 @@ def test_a_track_is_one_pass_of_one_vehicle_before_one_camera(spec: ArchiveSpec)
 @given(SPECS.filter(lambda spec: spec.sightings_per_vehicle > 1))
 def test_every_vehicle_meets_two_cameras(spec: ArchiveSpec) -> None:
     cameras = defaultdict(set)
-    for seen in sightings(spec):
-        cameras[seen.vehicle_id].add(seen.camera)
+    for crop in synthetic_crops(spec):
+        cameras[crop.vehicle_id].add(crop.camera)
     assert all(len(met) > 1 for met in cameras.values())
 
 
 @settings(deadline=None)
 @given(SPECS)
-def test_every_picture_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
+def test_every_image_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
     first = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
-    for seen in sightings(spec):
-        assert first <= seen.moment < first + timedelta(days=spec.days)
+    for crop in synthetic_crops(spec):
+        assert first <= crop.moment < first + timedelta(days=spec.days)
 
 
 @settings(deadline=None)
 @given(SPECS, st.data())
-def test_a_picture_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
-    index = data.draw(st.integers(0, spec.pictures - 1))
-    assert sighting(spec, index) == list(sightings(spec, 0, index + 1))[-1]
+def test_an_image_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, spec.images - 1))
+    assert synthetic_crop(spec, index) == list(synthetic_crops(spec, 0, index + 1))[-1]
 
 
 def test_half_of_each_models_vehicles_are_for_training() -> None:
     spec = ArchiveSpec(models=3, vehicles_per_model=10, sightings_per_vehicle=2)
-    training = {(seen.model_id, seen.vehicle_id) for seen in sightings(spec) if seen.training}
-    testing = {(seen.model_id, seen.vehicle_id) for seen in sightings(spec) if not seen.training}
+    training = {(crop.model_id, crop.vehicle_id) for crop in synthetic_crops(spec) if crop.training}
+    testing = {(crop.model_id, crop.vehicle_id) for crop in synthetic_crops(spec) if not crop.training}
     assert [sum(model == m for model, _ in training) for m in range(3)] == [5, 5, 5]
     assert not {vehicle for _, vehicle in training} & {vehicle for _, vehicle in testing}
 
 
 def test_the_first_day_can_be_any() -> None:
     spec = ArchiveSpec(first_day=date(2031, 12, 31), days=1, models=1, vehicles_per_model=1)
-    assert all(seen.key.startswith("dt=2031-12-31/cam=") for seen in sightings(spec))
+    assert all(crop.key.startswith("dt=2031-12-31/cam=") for crop in synthetic_crops(spec))
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_a_value_out_of_range_is_named(wrong: dict[str, float]) -> None:
 @pytest.mark.parametrize(("start", "stop"), [(-1, 4), (5, 4), (0, 10**9)])
 def test_a_range_outside_the_archive_is_refused(start: int, stop: int) -> None:
     with pytest.raises(BadSetting, match="of an archive of"):
-        list(sightings(ArchiveSpec(), start, stop))
+        list(synthetic_crops(ArchiveSpec(), start, stop))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling, pool_of
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, init_weights, make_pool
 
 POOLED_DIM = 2048
 BATCH_NORM_EPS = 1e-3
@@ -42,7 +42,7 @@ class Conv(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One convolution of a branch. With stride 1 it keeps height and width, with stride 2 it pads nothing."""
+    """One convolution of a branch. Stride 1 keeps height and width, stride 2 has no padding."""
 
     name: str
     outputs: int
@@ -50,12 +50,12 @@ class Layer:
     stride: int = 1
 
     def build(self, inputs: int) -> Conv:
-        """The convolution for that many input channels."""
+        """Make the convolution for a number of input channels."""
         padding = (self.kernel[0] // 2, self.kernel[1] // 2) if self.stride == 1 else (0, 0)
         return Conv(inputs, self.outputs, self.kernel, self.stride, padding)
 
 
-Branch = Sequence[Layer | tuple[Layer, Layer]]  # a pair stands last: both see the same input
+Branch = Sequence[Layer | tuple[Layer, Layer]]  # a pair is last: both have the same input
 
 
 class Mixed(nn.Module):
@@ -106,16 +106,19 @@ class Mixed(nn.Module):
         return torch.cat(joined, dim=1)
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 2048).
 
     `pool_counts_padding`: whether the average pools inside the blocks count the zero border. torchvision's
-    weights were made with True, those that come from TensorFlow with False; the same weights give other
-    features under the other choice, so it is part of the architecture and thereby of the fingerprint.
-    last_stride: that of Mixed_7a; 1 leaves maps of 17 x 17 instead of 8 x 8 to the last blocks and the pool.
+    weights were trained with True, TensorFlow's with False. The same weights give other features with the
+    other choice, so it is part of the architecture and of the fingerprint.
+    last_stride: of Mixed_7a; 1 gives the last blocks and the pool maps of 17 x 17 instead of 8 x 8.
     Weights start random (He et al. 2015, fan-in) from `seed`.
     """
 
+    name = "inception_v3"
+    imagenet_weights = "hf:timm/inception_v3.tv_in1k"
+    takes_pool_counts_padding = True
     pooled_dim = POOLED_DIM
     heads = ("fc.", "AuxLogits.")
 
@@ -145,8 +148,8 @@ class InceptionV3(nn.Module):
         self.Mixed_7a = self._shrink17(last_stride)
         self.Mixed_7b = self._grid8(1280)
         self.Mixed_7c = self._grid8(2048)
-        self.pool = pool_of(pooling)
-        initialise(self, seed)
+        self.pool = make_pool(pooling)
+        init_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, 2048)."""

@@ -1,24 +1,26 @@
 """VGG-16 up to its last map, averaged: (n, 3, 299, 299) -> (n, 512).
 
-Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, table 1, column D. Parameters carry
-torchvision's names, without its `classifier.*`: its two dense layers of 4096 make way for ours of 1024.
+Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", 2014, table 1, column D. Parameters have
+torchvision's names, without its `classifier.*`: our dense layer of 1024 replaces its two of 4096.
 """
 
 from torch import Tensor, nn
 
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling, pool_of
-from clvr_model.preprocessing import imagenet_normalised
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, init_weights, make_pool
+from clvr_model.preprocessing import imagenet_normalize
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
-class Vgg16(nn.Module):
+class Vgg16(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 512).
 
-    last_stride: 2 keeps the last maximum pool, 1 leaves it out. Weights start random from `seed`.
+    last_stride: 2 keeps the last maximum pool, 1 removes it. Weights start random from `seed`.
     """
 
+    name = "vgg16"
+    imagenet_weights = "hf:timm/vgg16.tv_in1k"
     pooled_dim = BLOCKS[-1][1]
     heads = ("classifier.", "pre_logits.", "head.")  # torchvision's name, and timm's two
 
@@ -32,10 +34,10 @@ class Vgg16(nn.Module):
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*(layers if last_stride == 2 else layers[:-1]))
-        self.pool = pool_of(pooling)
-        initialise(self, seed)
+        self.pool = make_pool(pooling)
+        init_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, 512)."""
-        pooled: Tensor = self.pool(self.features(imagenet_normalised(x)))
+        pooled: Tensor = self.pool(self.features(imagenet_normalize(x)))
         return pooled

@@ -1,6 +1,6 @@
-"""Who passes which camera when: the sightings of a synthetic archive, each derivable from its number alone.
+"""Trips of vehicles past cameras: the crops of a synthetic archive, each determined by its number.
 
-Vehicles drive trips; on a trip they pass several cameras, minutes apart; a pass is one track of 1-3 pictures.
+On a trip, a vehicle passes several cameras, minutes apart; a pass is one track of 1 to 3 images.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ import numpy as np
 from infra.errors import BadSetting
 
 _TRACK_BITS: Final = 48
-# Odd, hence invertible modulo 2**48: distinct passes get distinct track ids that do not show the vehicle.
+# Odd and hence invertible modulo 2**48: passes get distinct track ids that do not reveal the vehicle.
 _TRACK_SCATTER: Final = 0x5DEECE66D9B7
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSpec:
-    """Everything that a synthetic archive is derived from. Raises BadSetting for values out of range."""
+    """Parameters of a synthetic archive. Raises BadSetting for values out of range."""
 
     seed: int = 0
     models: int = 20
@@ -29,10 +29,10 @@ class ArchiveSpec:
     cameras: int = 12
     days: int = 7
     first_day: date = date(2026, 1, 5)
-    min_side: int = 128  # pixels, bounds of the long side of a picture
+    min_side: int = 128  # pixels, bounds of the long side of an image
     max_side: int = 299
     train_share: float = 0.5  # of each model's vehicles; the rest is for re-identification
-    spoiled_share: float = 0.0  # of the archive's objects: cut, empty or no picture at all
+    spoiled_share: float = 0.0  # of the archive's objects: truncated, empty or not an image
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -55,8 +55,8 @@ class ArchiveSpec:
         return self.models * self.vehicles_per_model
 
     @property
-    def pictures(self) -> int:
-        """Number of pictures."""
+    def images(self) -> int:
+        """Number of images."""
         return self.vehicles * self.sightings_per_vehicle
 
 
@@ -66,8 +66,8 @@ def _require(name: str, value: float, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """Picture number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
+class SyntheticCrop:
+    """Image number `index` of the archive. `captured_at` is in milliseconds since 1970, UTC."""
 
     index: int
     vehicle_id: int
@@ -94,29 +94,29 @@ class Sighting:
 
     @property
     def image(self) -> str:
-        """VehicleID's name of the picture: seven digits."""
+        """VehicleID's name of the image: seven digits."""
         return f"{self.index + 1:07d}"
 
 
-def sightings(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[Sighting]:
-    """Sightings `start` to `stop` (exclusive, default all) in order; memory does not grow with them."""
-    stop = spec.pictures if stop is None else stop
-    if not 0 <= start <= stop <= spec.pictures:
+def synthetic_crops(spec: ArchiveSpec, start: int = 0, stop: int | None = None) -> Iterator[SyntheticCrop]:
+    """Yield crops `start` to `stop` (exclusive, default all) in order, in constant memory."""
+    stop = spec.images if stop is None else stop
+    if not 0 <= start <= stop <= spec.images:
         raise BadSetting(
-            f"pictures {start} to {stop} of an archive of {spec.pictures}",
-            remedy="Give 0 <= start <= stop <= the number of pictures.",
+            f"images {start} to {stop} of an archive of {spec.images}",
+            remedy="Give 0 <= start <= stop <= the number of images.",
         )
     for index in range(start, stop):
-        yield sighting(spec, index)
+        yield synthetic_crop(spec, index)
 
 
-def sighting(spec: ArchiveSpec, index: int) -> Sighting:
-    """Sighting number `index`."""
+def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
+    """Return crop number `index`."""
     vehicle, frame = divmod(index, spec.sightings_per_vehicle)
     model, rank = divmod(vehicle, spec.vehicles_per_model)
     number, camera, captured_at = _trips(spec, vehicle)[frame]
     scattered = ((vehicle << 12 | number) + spec.seed) * _TRACK_SCATTER % (1 << _TRACK_BITS)
-    return Sighting(
+    return SyntheticCrop(
         index=index,
         vehicle_id=vehicle + 1,
         model_id=model,
@@ -129,7 +129,7 @@ def sighting(spec: ArchiveSpec, index: int) -> Sighting:
 
 @lru_cache(maxsize=256)
 def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
-    """(pass number, camera 1.., captured_at) of each of the vehicle's pictures."""
+    """Return (pass number, camera from 1, captured_at) of each of the vehicle's images."""
     rng = np.random.default_rng([spec.seed, 4, vehicle])
     midnight = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
     frames: list[tuple[int, int, int]] = []
@@ -139,9 +139,9 @@ def _trips(spec: ArchiveSpec, vehicle: int) -> tuple[tuple[int, int, int], ...]:
         for camera in rng.permutation(spec.cameras)[: int(rng.integers(2, 6))]:
             moment = midnight + timedelta(days=day, minutes=minutes)
             captured_at = int(moment.timestamp() * 1000)
-            # The first pass never takes all pictures: a vehicle meets two cameras where it can.
-            most = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
-            for _ in range(int(rng.integers(1, most + 1))):
+            # The first pass leaves at least one image to another, so that two cameras see the vehicle.
+            max_frames = min(3, max(1, spec.sightings_per_vehicle - 1)) if passes == 0 else 3
+            for _ in range(int(rng.integers(1, max_frames + 1))):
                 frames.append((passes, int(camera) + 1, captured_at))
                 captured_at += int(rng.integers(200, 900))
             passes += 1

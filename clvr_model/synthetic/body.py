@@ -1,7 +1,7 @@
-"""The body of a vehicle model: a side profile with a width at every height, and the mesh it gives.
+"""The body of a vehicle model: a side profile with a width at every height, and its faces.
 
-Coordinates are metres in the vehicle's own frame: x forward, y to the left, z up, the origin on the road
-under the middle of the vehicle. Nothing here knows colours, cameras or single vehicles.
+Coordinates are metres in the vehicle's frame: x forward, y to the left, z up, the origin on the road under
+the middle of the vehicle.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ STYLES: Final = ("sedan", "hatchback", "suv", "wagon", "coupe", "van", "minivan"
 
 _CROWN_SHARE: Final = 0.72
 _CORNER: Final = 0.16
-# Width of the flank at shares of its height: fullest just above the middle, as doors are.
+# Width of the flank at shares of its height: widest just above the middle, like doors.
 _FLANK: Final = ((0.0, 0.945), (0.22, 0.98), (0.5, 1.0), (0.8, 0.99), (1.0, 0.965))
 
 
@@ -49,7 +49,7 @@ class Body:
     profile: Points
 
     def half_width(self, x: float | Points, z: float | Points) -> Points:
-        """Half of the width at (x, z): narrower to the ends, below the waist and up to the roof."""
+        """Return half of the width at (x, z): narrower at the ends, below the waist and at the roof."""
         along = np.abs(np.asarray(x)) / (self.length / 2)
         plan = 1.0 - self.nose_taper * along**7
         levels = [self.flank_level(share) for share, _ in _FLANK] + [max(self.height, self.belt + 0.1)]
@@ -57,23 +57,23 @@ class Body:
         return np.asarray(self.width / 2 * plan * height, dtype=np.float64)
 
     def flank_level(self, share: float) -> float:
-        """The height at a share of the way from the sill (0) to the belt line (1)."""
+        """Return the height at a share of the way from the sill (0) to the belt line (1)."""
         return self.sill + share * (self.belt - self.sill)
 
     def top(self, x: float | Points) -> Points:
-        """Height of the outline over x."""
+        """Return the height of the outline at x."""
         return np.asarray(np.interp(-np.asarray(x), -self.profile[:, 0], self.profile[:, 1]))
 
     def on_side(self, x: float, z: float, side: int) -> Points:
-        """The point of the flank at (x, z); side is +1 (left) or -1 (right)."""
+        """Return the point of the flank at (x, z); side is +1 (left) or -1 (right)."""
         return np.array([x, side * float(self.half_width(x, z)), z])
 
     def on_front(self, across: float, z: float) -> Points:
-        """The point of the front at height z; `across` runs from -1 (right edge) to 1."""
+        """Return the point of the front at height z; `across` runs from -1 (right edge) to 1."""
         return self._on_end(self.profile, across, z)
 
     def on_rear(self, across: float, z: float) -> Points:
-        """The point of the rear at height z; `across` runs from -1 (right edge) to 1."""
+        """Return the point of the rear at height z; `across` runs from -1 (right edge) to 1."""
         return self._on_end(self.profile[::-1], across, z)
 
     def _on_end(self, outline: Points, across: float, z: float) -> Points:
@@ -82,7 +82,7 @@ class Body:
         return np.array([x, across * float(self.half_width(x, z)), z])
 
     def on_screen(self, rear: bool, across: float, up: float) -> Points:
-        """A point of the windscreen or of the rear window; `up` runs from 0 (base) to 1 (roof)."""
+        """Return a point of the windscreen or the rear window; `up` runs from 0 (base) to 1 (roof)."""
         base, head = (self.deck, self.roof_rear) if rear else (self.cowl, self.roof_front)
         x = base[0] + up * (head[0] - base[0])
         z = base[1] + up * (head[1] - base[1])
@@ -91,8 +91,8 @@ class Body:
             [x + (-bulge if rear else bulge), across * float(self.half_width(x, z)), z + bulge * 0.6]
         )
 
-    def mesh(self) -> list[tuple[Points, bool]]:
-        """The shell as quadrilaterals (4, 3) seen from outside, and whether each is of the cargo box."""
+    def faces(self) -> list[tuple[Points, bool]]:
+        """Return the shell's quadrilaterals (4, 3), and whether each belongs to the cargo box."""
         x, top = self.profile[:, 0], self.profile[:, 1]
         levels = [np.minimum(self.flank_level(share), top) for share, _ in _FLANK]
         edge = self.half_width(x, top)
@@ -111,7 +111,7 @@ class Body:
 
 
 def _rounded(corners: list[tuple[float, float]], cut: float) -> Points:
-    """Replace each inner corner by a small curve, so that light runs softly over it."""
+    """Replace each inner corner by a small curve, for smooth shading."""
     points = np.array(corners, dtype=np.float64)
     smooth = [points[0]]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
@@ -188,7 +188,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """Ranges of a style: metres, or shares of the length or height where the comment says so."""
+    """Ranges of a style: metres, or shares of the length or height where noted."""
 
     length: Range
     width: Range
@@ -196,7 +196,7 @@ class _Build:
     sill: Range
     belt: Range  # share of the height above the sill
     nose: Range  # height of the bonnet's front edge, share of the belt
-    cowl: Range  # where the windscreen begins, share of the length
+    cowl: Range  # start of the windscreen, share of the length
     rake: Range  # metres back for each metre up, windscreen
     roof_end: Range  # share of the length
     tail_drop: Range  # metres back for each metre down, rear window

@@ -1,16 +1,16 @@
 """ResNet-50 up to its pool: (n, 3, 299, 299) -> (n, 2048).
 
 Source: He et al., "Deep Residual Learning for Image Recognition", 2015, table 1, with the stride on the 3 x 3
-convolution, as torchvision's weights have it. Parameters carry torchvision's names, without its `fc.*`.
+convolution, as in torchvision's weights. Parameters have torchvision's names, without its `fc.*`.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling, pool_of
-from clvr_model.preprocessing import imagenet_normalised
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling, init_weights, make_pool
+from clvr_model.preprocessing import imagenet_normalize
 
 EXPANSION = 4
 
@@ -39,20 +39,22 @@ class Bottleneck(nn.Module):
         return functional.relu(self.bn3(self.conv3(y)) + self.downsample(x), inplace=True)
 
     def fold(self) -> None:
-        """Fold each batch normalisation into its convolution."""
+        """Fold each batch normalization into its convolution."""
         for number in (1, 2, 3):
             _fold(self, f"conv{number}", f"bn{number}")
         if len(self.downsample):
             _fold(self.downsample, "0", "1")
 
 
-class ResNet50(nn.Module):
+class ResNet50(Backbone):
     """The backbone. Input: float32 (n, 3, 299, 299) in [-1, 1]; output: float32 (n, 2048).
 
-    last_stride: that of the last stage; 1 leaves maps of 19 x 19 instead of 10 x 10 to the pool (Luo et al.,
-    "Bag of Tricks", 2019). Weights start random from `seed`.
+    last_stride: of the last stage; 1 gives the pool maps of 19 x 19 instead of 10 x 10 (Luo et al., "Bag of
+    Tricks", 2019). Weights start random from `seed`.
     """
 
+    name = "resnet50"
+    imagenet_weights = "hf:timm/resnet50.tv_in1k"
     pooled_dim = 512 * EXPANSION
     heads = ("fc.",)
 
@@ -64,18 +66,18 @@ class ResNet50(nn.Module):
         self.layer2 = _stage(256, 128, blocks=4, stride=2)
         self.layer3 = _stage(512, 256, blocks=6, stride=2)
         self.layer4 = _stage(1024, 512, blocks=3, stride=last_stride)
-        self.pool = pool_of(pooling)
-        initialise(self, seed)
+        self.pool = make_pool(pooling)
+        init_weights(self, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, 299, 299) -> (n, 2048)."""
-        x = functional.relu(self.bn1(self.conv1(imagenet_normalised(x))), inplace=True)
+        x = functional.relu(self.bn1(self.conv1(imagenet_normalize(x))), inplace=True)
         x = functional.max_pool2d(x, 3, stride=2, padding=1)
         pooled: Tensor = self.pool(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return pooled
 
     def fold(self) -> None:
-        """Fold the first batch normalisation into its convolution; the blocks fold their own."""
+        """Fold the first batch normalization into its convolution; the blocks fold the others."""
         _fold(self, "conv1", "bn1")
 
 
@@ -84,6 +86,6 @@ def _stage(inputs: int, width: int, *, blocks: int, stride: int) -> nn.Sequentia
     return nn.Sequential(Bottleneck(inputs, width, stride), *rest)
 
 
-def _fold(owner: nn.Module, conv: str, norm: str) -> None:
-    setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
-    setattr(owner, norm, nn.Identity())
+def _fold(parent: nn.Module, conv: str, norm: str) -> None:
+    setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
+    setattr(parent, norm, nn.Identity())

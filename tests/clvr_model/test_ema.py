@@ -1,20 +1,19 @@
 """The moving average follows what learns, survives a resume, and is lent or given to the network."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.recipe import Stage
 from clvr_model.training import make_optimizer
 from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint
 
-TARGET = Stage("target", epochs=1, optimizer="sgd", lr=0.1, ema=0.5)
-WARMUP = replace(TARGET, name="warmup", trainable="head")
+TARGET = Stage(name="target", epochs=1, optimizer="sgd", lr=0.1, ema_decay=0.5)
+WARMUP = TARGET.model_copy(update={"name": "warmup", "trainable": "head"})
 
 
 def _network(stage: Stage) -> Clvr:
@@ -24,12 +23,12 @@ def _network(stage: Stage) -> Clvr:
 
 
 def test_a_stage_without_it_has_none() -> None:
-    assert Average.of(_network(WARMUP), replace(WARMUP, ema=0.0)) is None
+    assert ExponentialMovingAverage.of(_network(WARMUP), WARMUP.model_copy(update={"ema_decay": 0.0})) is None
 
 
 def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
     network = _network(WARMUP)
-    average = Average(network, 0.5)
+    average = ExponentialMovingAverage(network, 0.5)
     weight = network.head.dense.weight
     expected = weight.detach().clone()
     for step in range(12):
@@ -43,7 +42,7 @@ def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
 
 
 def test_a_frozen_backbone_is_no_part_of_it() -> None:
-    names = Average(_network(WARMUP), 0.9).state_dict().keys()
+    names = ExponentialMovingAverage(_network(WARMUP), 0.9).state_dict().keys()
     assert names == {
         "head.dense.weight",
         "head.dense.bias",
@@ -55,12 +54,15 @@ def test_a_frozen_backbone_is_no_part_of_it() -> None:
         "head.classifier.bias",
         "steps",
     }
-    assert "backbone.Conv2d_1a_3x3.bn.running_mean" in Average(_network(TARGET), 0.9).state_dict()
+    assert (
+        "backbone.Conv2d_1a_3x3.bn.running_mean"
+        in ExponentialMovingAverage(_network(TARGET), 0.9).state_dict()
+    )
 
 
 def test_lent_weights_are_taken_back_whatever_happens() -> None:
     network = _network(WARMUP)
-    average = Average(network, 0.5)
+    average = ExponentialMovingAverage(network, 0.5)
     weight = network.head.dense.weight
     first = weight.detach().clone()
     with torch.no_grad():
@@ -72,13 +74,13 @@ def test_lent_weights_are_taken_back_whatever_happens() -> None:
 
 
 def test_it_goes_on_after_a_resume_as_if_nothing_had_been(tmp_path: Path) -> None:
-    def step(network: Clvr, average: Average) -> None:
+    def step(network: Clvr, average: ExponentialMovingAverage) -> None:
         with torch.no_grad():
             network.head.dense.weight.mul_(0.9)
         average.update()
 
     network = _network(WARMUP)
-    average = Average(network, 0.9)
+    average = ExponentialMovingAverage(network, 0.9)
     step(network, average)
     TrainingState.capture(network, None, stage=0, epoch=1, seed=0, average=average.state_dict()).save(
         tmp_path
@@ -88,7 +90,7 @@ def test_it_goes_on_after_a_resume_as_if_nothing_had_been(tmp_path: Path) -> Non
     state = TrainingState.load(tmp_path)
     other = _network(WARMUP)
     state.restore(other)
-    resumed = Average(other, 0.9)
+    resumed = ExponentialMovingAverage(other, 0.9)
     resumed.load_state_dict(state.average)
     step(other, resumed)
     for name, value in average.state_dict().items():
@@ -96,6 +98,6 @@ def test_it_goes_on_after_a_resume_as_if_nothing_had_been(tmp_path: Path) -> Non
 
 
 def test_another_stages_average_is_refused() -> None:
-    whole = Average(_network(TARGET), 0.9).state_dict()
+    whole = ExponentialMovingAverage(_network(TARGET), 0.9).state_dict()
     with pytest.raises(BadCheckpoint, match="another network or stage"):
-        Average(_network(WARMUP), 0.9).load_state_dict(whole)
+        ExponentialMovingAverage(_network(WARMUP), 0.9).load_state_dict(whole)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clvr_model.datasets.labelled import UNKNOWN_MODEL
-from clvr_model.datasets.releases import read_release
+from clvr_model.datasets.registry import read_release
 from infra.errors import BadLabels, BadSetting
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store
@@ -134,18 +134,18 @@ def test_other_splits_have_no_models(name: str, tmp_path: Path) -> None:
     [
         ("veri", XML, VERI_XML.replace('"9"', '"10"'), r"line 6: typeID is '10', not .* to 9"),
         ("veri", XML, VERI_XML.replace("0003_c", "three_c"), r"line 5: an item without a name"),
-        ("veri", XML, VERI_XML.replace("0004_c002", "0003_c002"), r"line 6: .* before, in .*line 5"),
+        ("veri", XML, VERI_XML.replace("0004_c002", "0003_c002"), r"line 6: .* already listed in .*line 5"),
         ("veri", XML, VERI_XML[:300], r"line 6: unclosed token"),
         ("veri", XML, "<!DOCTYPE a [<!ENTITY b 'c'>]>\n<a/>", r"line 1: a document type"),
-        ("veri", XML, "<a/>", "lists no picture"),
+        ("veri", XML, "<a/>", "lists no image"),
         ("veri", XML, b"\xff\xff\xff", "neither UTF-8 nor GB2312"),
         ("veri-wild", INFO, "header\n1/2;7\n", r"info.txt, line 2: '1/2;7' is not"),
         ("veri-wild", LIST, "00001/000001\nx/1\n", r"list.txt, line 2: 'x/1' is not"),
-        ("veri-wild", LIST, "00009/000001\n", r"line 1: picture .* is not in"),
-        ("veri-wild", LIST, "00001/000001\n00001/000001\n", r"line 2: .* before"),
-        ("veri-wild", LIST, "", "lists no picture"),
+        ("veri-wild", LIST, "00009/000001\n", r"line 1: image .* is not in"),
+        ("veri-wild", LIST, "00001/000001\n00001/000001\n", r"line 2: .* already listed"),
+        ("veri-wild", LIST, "", "lists no image"),
         ("compcars web", WEB, "78/1/2014/a.jpg\n78/a.jpg\n", r"line 2: '78/a.jpg' is not 'make/model/year"),
-        ("compcars web", WEB, "78/1/2014/a.jpg\n\n78/1/2014/a.jpg\n", r"line 3: .* before, in .*line 1"),
+        ("compcars web", WEB, "78/1/2014/a.jpg\n\n78/1/2014/a.jpg\n", r"line 3: .* listed in .*line 1"),
         ("compcars web", WEB, "../../2014/a.jpg\n", r"line 1: .* is not"),
         ("compcars surveillance", SURVEILLANCE, "1/a.jpg\none/b.jpg\n", r"line 2: 'one/b.jpg' is not 'model"),
         ("vehicleid", "attribute/model_attr.txt", "7 4\nnine 2\n", r"line 2: 'nine 2' is not two numbers"),

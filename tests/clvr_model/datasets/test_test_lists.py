@@ -46,7 +46,7 @@ def test_veri_wild_reads_every_list_that_is_there(tmp_path: Path) -> None:
     assert (small.vehicle_ids, small.camera_ids, small.roles) == ([1, 1], ["12", "7"], ["probe", "gallery"])
 
 
-def test_vric_reads_picture_vehicle_and_camera(tmp_path: Path) -> None:
+def test_vric_reads_image_vehicle_and_camera(tmp_path: Path) -> None:
     root = write(tmp_path, vric_probe_txt="a.jpg 3 15\n", vric_gallery_txt="b.jpg 3 16\n")
     found = read_vric(root)
     assert found.uris == [f"{root}/probe_images/a.jpg", f"{root}/gallery_images/b.jpg"]
@@ -63,5 +63,5 @@ def test_bad_lines_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadLabels, match="none of VERI-Wild's test lists"):
         read_veri_wild(str(tmp_path))
     write(tmp_path, train_test_split__vehicle_info_txt="header\n", train_test_split__test_3000_txt="1/2\n")
-    with pytest.raises(BadLabels, match=r"test_3000.txt, line 1: picture 1/2 is not in"):
+    with pytest.raises(BadLabels, match=r"test_3000.txt, line 1: image 1/2 is not in"):
         read_veri_wild(write(tmp_path, train_test_split__test_3000_query_txt=""))
