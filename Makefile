@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Set up, then run the whole way on a small made-up archive and write a page
 	@$(BIN)/clvr demo
 
-test: $(READY) ## Set up, then run the tests with real S3, Milvus and Ray on this machine
+test: check ## Set up, then run lint, types and the tests with real S3, Milvus and Ray on this machine
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) ## Run the tests that take minutes each
