@@ -37,7 +37,7 @@ DRIVER = """
     import numpy as np
     from clvr_model.embedder import Embeddings
     from infra.settings import load_settings
-    from jobs.embed import EmbedRequest, embed
+    from jobs.embed.job import EmbedRequest, embed
 
     archive, runs, address, diary = sys.argv[1:]
 
