@@ -4,24 +4,21 @@ Taken and renewed by conditional writes only, so of many who try one wins. It en
 by expiry, or at once where the next one can see that the owner's process is dead.
 """
 
-import getpass
-import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing, SchemaMismatch
+from index.documents import JsonDocument, current_user, utc_now
+from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing
 from infra.store import Store
 
-SECONDS = 60.0
+LOCK_TTL_SECONDS = 60.0
 """How long a lock outlives an owner that cannot be asked. Clocks of different hosts may differ by less."""
 
 ROWS = "rows"
@@ -34,8 +31,11 @@ def alias_lock(alias: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockRecord(JsonDocument):
     """Who holds a lock: `process` names one process of one machine since its boot; `expires` in s, epoch."""
+
+    NOUN = "lock"
+    REMEDY = "Delete it if nothing is running."
 
     owner: str
     doing: str
@@ -49,7 +49,7 @@ class Holder:
 class Lock:
     """A lock in our hands, renewed in the background."""
 
-    def __init__(self, store: Store, key: str, holder: Holder, etag: str, seconds: float) -> None:
+    def __init__(self, store: Store, key: str, holder: LockRecord, etag: str, seconds: float) -> None:
         self._store = store
         self._key = key
         self._holder = holder
@@ -86,15 +86,15 @@ class Lock:
             except ClvrError:
                 continue  # storage is away: `require` notices when it was too long
 
-    def _write(self, holder: Holder) -> None:
-        self._store.replace(self._key, _encoded(holder), etag=self._etag)
+    def _write(self, holder: LockRecord) -> None:
+        self._store.replace(self._key, holder.to_json(), etag=self._etag)
         self._holder = holder
         # Nobody else may write it while it is ours, so what stands there now is what we wrote.
         self._etag = self._store.fetch(self._key).etag
 
 
 @contextmanager
-def held(store: Store, name: str, doing: str, *, seconds: float = SECONDS) -> Iterator[Lock]:
+def acquire(store: Store, name: str, doing: str, *, seconds: float = LOCK_TTL_SECONDS) -> Iterator[Lock]:
     """Hold a lock for the block. `doing` is said to others, such as 'a load of alias vehicles'.
 
     Raises Locked at once, with who holds it and what for, if somebody else does.
@@ -108,32 +108,32 @@ def held(store: Store, name: str, doing: str, *, seconds: float = SECONDS) -> It
 
 def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
     now = time.time()
-    mine = Holder(
-        owner=f"{_user()}@{socket.gethostname()}, process {os.getpid()}",
+    mine = LockRecord(
+        owner=f"{current_user()}, process {os.getpid()}",
         doing=doing,
-        process=_process(os.getpid()),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        process=_process_identity(os.getpid()),
+        since=utc_now(),
         expires=now + seconds,
         nonce=secrets.token_hex(8),
     )
     try:
         try:
-            store.create(key, _encoded(mine))
+            store.create(key, mine.to_json())
         except ObjectExists:
             found = store.fetch(key)
-            other = _decoded(found.data, store.uri_of(key))
-            if not (other.released or other.expires < now or _died(other.process)):
+            other = LockRecord.from_json(found.data, store.uri_of(key))
+            if not (other.released or other.expires < now or _is_dead(other.process)):
                 raise _refusal(other) from None
-            store.replace(key, _encoded(mine), etag=found.etag)
+            store.replace(key, mine.to_json(), etag=found.etag)
         found = store.fetch(key)
     except (ObjectChanged, ObjectMissing):
         raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.") from None
-    if _decoded(found.data, store.uri_of(key)).nonce != mine.nonce:
+    if LockRecord.from_json(found.data, store.uri_of(key)).nonce != mine.nonce:
         raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.")
     return Lock(store, key, mine, found.etag, seconds)
 
 
-def _refusal(other: Holder) -> Locked:
+def _refusal(other: LockRecord) -> Locked:
     until = datetime.fromtimestamp(other.expires, UTC).isoformat(timespec="seconds")
     return Locked(
         f"{other.doing} is under way: {other.owner}, since {other.since}",
@@ -141,14 +141,7 @@ def _refusal(other: Holder) -> Locked:
     )
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
-
-
-def _process(pid: int) -> str:
+def _process_identity(pid: int) -> str:
     """Name a process such that no other one, on any machine, at any time, has the name; '' if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -160,23 +153,9 @@ def _process(pid: int) -> str:
     return f"{boot} {space} {pid} {started}"
 
 
-def _died(process: str) -> bool:
+def _is_dead(process: str) -> bool:
     """Whether a process of this machine and container is surely gone."""
-    parts, ours = process.split(), _process(os.getpid()).split()
+    parts, ours = process.split(), _process_identity(os.getpid()).split()
     if len(parts) != 4 or len(ours) != 4 or parts[:2] != ours[:2]:
         return False
-    return _process(int(parts[2])) != process
-
-
-def _encoded(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder), sort_keys=True).encode()
-
-
-def _decoded(data: bytes, where: str) -> Holder:
-    try:
-        said: dict[str, Any] = json.loads(data)
-        return Holder(**said)
-    except (ValueError, TypeError) as error:
-        raise SchemaMismatch(
-            f"{where} is no lock: {error}", remedy="Delete it if nothing is running."
-        ) from error
+    return _process_identity(int(parts[2])) != process

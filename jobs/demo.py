@@ -14,16 +14,16 @@ from clvr_model.synthetic.trips import ArchiveSpec
 from index.generations.gate import GateReport
 from index.runs.records import RunSummary
 from infra.errors import BadInput
+from infra.logging import logger
 from infra.settings import load_settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
 from jobs.evaluate.evaluate import evaluate_run
-from jobs.evaluate.page import Story, write_page
+from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import load_generation, promote_generation
 from jobs.pages.evaluation_page import Timing
-from jobs.runtime.progress import console
 from jobs.search.search import RulesRequest, SearchRequest, search_pictures
 from jobs.train.train import Trained, TrainRequest, train_checkpoint
 
@@ -40,7 +40,7 @@ class _Stages:
 
     @contextmanager
     def stage(self, number: int, name: str, saying: str) -> Iterator[None]:
-        console.print(f"[bold]{number}/6 {name}[/bold]  {saying}")
+        logger.info(f"[bold]{number}/6 {name}[/bold]  {saying}", extra={"markup": True})
         begun = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begun
@@ -97,17 +97,15 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         probe = evaluation.labelled.crops["uri"][0].as_py()
         found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
     for text in (found.table(), evaluation.table()):
-        console.print(text, soft_wrap=True)
+        logger.info(text)
 
     page = folder / "index.html"
     card = load_checkpoint(model).card
     write_page(
         page, evaluation.labelled, evaluation.results, card, _story(stages, drawn, trained, summary, gate)
     )
-    console.print(f"The page: [bold]{page.as_uri()}[/bold]", soft_wrap=True)
-    console.print(
-        f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}", soft_wrap=True
-    )
+    logger.info(f"The page: [bold]{page.as_uri()}[/bold]", extra={"markup": True})
+    logger.info(f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}")
     return page
 
 
@@ -124,14 +122,14 @@ def _spec(seed: int) -> ArchiveSpec:
 
 def _story(
     stages: _Stages, drawn: GeneratedArchive, trained: Trained, summary: RunSummary, gate: GateReport
-) -> Story:
+) -> ReportText:
     amounts = {
         "archive": (drawn.pictures, "pictures"),
         "train": (trained.pictures, "pictures"),
         "embed": (summary.listed, "crops"),
         "index": (gate.rows_indexed, "rows"),
     }
-    return Story(
+    return ReportText(
         title="Where else was this vehicle seen?",
         lead="A made-up archive, travelled from pictures to ranks on this machine.",
         dataset="synthetic archive, vehicles that the training never saw",

@@ -8,7 +8,7 @@ from clvr_model.synthetic.archive import generate, write_labels
 from clvr_model.synthetic.trips import ArchiveSpec
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.progress import Standing, progress
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import connect
 
 PICTURES_A_TASK = 500
@@ -41,7 +41,7 @@ def generate_archive(archive: str, labels: str, spec: ArchiveSpec, settings: Set
         draw.remote(archive, spec, start, min(start + PICTURES_A_TASK, spec.images)) for start in starts
     ]
     done = spoiled = size = 0
-    with progress("generate", "pictures", lambda: Standing(done, spec.images)):
+    with progress("generate", "pictures", lambda: ProgressState(done, spec.images)):
         while waiting:
             ready, waiting = ray.wait(waiting)
             for summary in ray.get(ready):

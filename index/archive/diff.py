@@ -41,7 +41,7 @@ class Changes:
         )
 
 
-def compare(listed: pa.Table, before: pa.Table, *, shown: Any = None) -> Changes:
+def diff_manifests(listed: pa.Table, before: pa.Table, *, shown: Any = None) -> Changes:
     """Compare a manifest with what was committed: a crop is changed if its etag is another.
 
     shown: bool Array over `before`, the rows that the listing would have shown if they were still there;
@@ -73,7 +73,7 @@ def days_of(uris: Any, archive: str) -> dict[str, date]:
     return {text: day for text, day in days.items() if day is not None}
 
 
-def within(uris: Any, archive: str, since: date) -> Any:
+def in_lookback(uris: Any, archive: str, since: date) -> Any:
     """Return a bool Array: which URIs lie in a folder dt=… of a day or later."""
     wanted = sorted(text for text, day in days_of(uris, archive).items() if day >= since)
     return pc.is_in(_first_folder(uris, archive), value_set=pa.array(wanted, pa.string()))

@@ -18,8 +18,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import PICTURE_SUFFIXES, Listing
-from index.archive.manifest import canonical, crop_id_of, manifest_batch
+from index.archive.listing import IMAGE_SUFFIXES, Listing
+from index.archive.manifest import crop_id_of, manifest_batch, normalize_manifest
 from infra.errors import BadInput, EmptyArchive
 from infra.store import Store, StoreSettings, open_store, split_uri
 
@@ -84,7 +84,7 @@ def read_inventory(
             unmatched += missed
     if not any(batch.num_rows for batch in batches):
         raise EmptyArchive(f"{uri} lists no picture below {archive.uri}", remedy="Check the prefix.")
-    return Listing(canonical(pa.Table.from_batches(batches)), ignored, unmatched)
+    return Listing(normalize_manifest(pa.Table.from_batches(batches)), ignored, unmatched)
 
 
 def _opened(uri: str, settings: StoreSettings | None) -> _Inventory:
@@ -147,8 +147,8 @@ def _current(table: pa.Table) -> pa.Table:
 
 def _is_picture(keys: Any) -> Any:
     lower = pc.utf8_lower(keys)
-    found = pc.ends_with(lower, PICTURE_SUFFIXES[0])
-    for suffix in PICTURE_SUFFIXES[1:]:
+    found = pc.ends_with(lower, IMAGE_SUFFIXES[0])
+    for suffix in IMAGE_SUFFIXES[1:]:
         found = pc.or_(found, pc.ends_with(lower, suffix))
     return found
 

@@ -22,7 +22,7 @@ _COMPACT_CHARS = 15
 
 
 @dataclass(frozen=True, slots=True)
-class KeyFacts:
+class KeyFields:
     """What one key says. Fields that the pattern does not name are "" and UNKNOWN_TIME (ms, UTC)."""
 
     camera_id: str
@@ -47,12 +47,12 @@ class KeyPattern:
     def __repr__(self) -> str:
         return f"KeyPattern({self.text!r})"
 
-    def match(self, key: str) -> KeyFacts | None:
+    def match(self, key: str) -> KeyFields | None:
         """Read one key, relative to the archive's root. None if it is not written like the pattern."""
         columns = self.extract(pa.array([key], pa.string()))
         if not columns["matched"][0].as_py():
             return None
-        return KeyFacts(*(columns[name][0].as_py() for name in ("camera_id", "captured_at", "track_id")))
+        return KeyFields(*(columns[name][0].as_py() for name in ("camera_id", "captured_at", "track_id")))
 
     def extract(self, keys: Any) -> dict[str, Any]:
         """Read a string Array (n,) of keys into Arrays (n,) without nulls.

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.fs
 
 from index.archive.key_pattern import KeyPattern
-from index.archive.manifest import BATCH_ROWS, canonical, crop_id_of, manifest_batch
+from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
 from infra.store import ObjectInfo, Store
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MOST_LOOSE = 1000
 
 
@@ -31,10 +31,10 @@ class Listing:
 
 def list_archive(store: Store, *, pattern: KeyPattern | None = None, workers: int = 16) -> pa.Table:
     """Return the manifest of every picture below the store's root. See `survey_archive`."""
-    return survey_archive(store, pattern=pattern, workers=workers).manifest
+    return list_crops(store, pattern=pattern, workers=workers).manifest
 
 
-def survey_archive(
+def list_crops(
     store: Store, *, pattern: KeyPattern | None = None, workers: int = 16, since: date | None = None
 ) -> Listing:
     """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
@@ -54,7 +54,7 @@ def survey_archive(
         batches, ignored, unmatched = [], 0, 0
         objects = iter(source)
         while page := list(islice(objects, BATCH_ROWS)):
-            pictures = [found for found in page if found.key.lower().endswith(PICTURE_SUFFIXES)]
+            pictures = [found for found in page if found.key.lower().endswith(IMAGE_SUFFIXES)]
             ignored += len(page) - len(pictures)
             batch, missed = _batch(store, pictures, pattern)
             batches.append(batch)
@@ -68,9 +68,9 @@ def survey_archive(
     if not table.num_rows:
         raise EmptyArchive(
             f"no picture below {store.uri} ({ignored:,} other objects)",
-            remedy=f"Pictures end in {', '.join(PICTURE_SUFFIXES)}; check the prefix.",
+            remedy=f"Pictures end in {', '.join(IMAGE_SUFFIXES)}; check the prefix.",
         )
-    return Listing(canonical(table), ignored, sum(found[2] for found in collected))
+    return Listing(normalize_manifest(table), ignored, sum(found[2] for found in collected))
 
 
 def days_since(store: Store, since: date) -> list[str]:

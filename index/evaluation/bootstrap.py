@@ -58,7 +58,7 @@ def compare(
     weight = drawn @ many
     differences = []
     for measure in ("rank-1", "rank-5", "mAP", "mINP"):
-        sums = [np.bincount(group, _measured(result, measure) * counted) for result in (a, b)]
+        sums = [np.bincount(group, _per_probe_values(result, measure) * counted) for result in (a, b)]
         resampled = drawn @ (sums[1] - sums[0]) / np.maximum(weight, 1)
         low, high = np.quantile(resampled[weight > 0], [0.025, 0.975])
         mean_a, mean_b = (float(total.sum() / many.sum()) for total in sums)
@@ -66,7 +66,7 @@ def compare(
     return differences
 
 
-def _measured(result: ProtocolResult, measure: str) -> NDArray[np.float64]:
+def _per_probe_values(result: ProtocolResult, measure: str) -> NDArray[np.float64]:
     if measure == "mAP":
         return np.concatenate([ranking.precision for ranking in result.rankings])
     if measure == "mINP":

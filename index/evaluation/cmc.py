@@ -11,15 +11,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.exact.features import Pool, Trials
-from index.exact.rank_counting import others_before_in_repeats
+from index.exact.features import FeatureTable, ProbeTrials
+from index.exact.rank_counting import count_negatives_ahead_shared
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 _Column = TypeVar("_Column", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabeledFeatures:
     """Features with the vehicles they show. `features` may be a memory map: only blocks of it are copied."""
 
     features: NDArray[np.float32]  # (n, d)
@@ -37,9 +37,9 @@ class Labelled:
             if column is not None and len(column) != len(self.features):
                 raise BadLabels(f"{len(column)} {name} for {len(self.features)} features")
 
-    def take(self, rows: NDArray[np.int64]) -> "Labelled":
+    def take(self, rows: NDArray[np.int64]) -> "LabeledFeatures":
         """The given rows, in the given order."""
-        return Labelled(
+        return LabeledFeatures(
             self.features[rows],
             self.vehicle_ids[rows],
             None if self.camera_ids is None else self.camera_ids[rows],
@@ -91,8 +91,8 @@ class Cmc:
 
 
 def cmc(
-    probes: Labelled,
-    gallery: Labelled,
+    probes: LabeledFeatures,
+    gallery: LabeledFeatures,
     *,
     max_rank: int = 50,
     block: int = 1024,
@@ -116,8 +116,8 @@ def cmc(
             raise BadInput(f"probes have {dimensions[0]} dimensions, the gallery has {dimensions[1]}")
     many = len(probes.features)
     split = Split(np.arange(many), many + np.arange(len(gallery.features)))
-    table = _Table(
-        Pool((probes.features, gallery.features)),
+    table = _EvaluationTable(
+        FeatureTable((probes.features, gallery.features)),
         np.concatenate([probes.vehicle_ids, gallery.vehicle_ids]),
         _joined(probes.camera_ids, gallery.camera_ids),
         _joined(probes.crop_ids, gallery.crop_ids),
@@ -126,7 +126,7 @@ def cmc(
 
 
 def cmc_of_splits(
-    pictures: Labelled,
+    pictures: LabeledFeatures,
     splits: Sequence[Split],
     *,
     max_rank: int = 50,
@@ -141,11 +141,13 @@ def cmc_of_splits(
     and gallery entry alike is not ranked for itself. Raises what `cmc` raises.
     """
     own = np.arange(len(pictures.features)) if pictures.crop_ids is None else pictures.crop_ids
-    table = _Table(Pool((pictures.features,)), pictures.vehicle_ids, pictures.camera_ids, own)
+    table = _EvaluationTable(
+        FeatureTable((pictures.features,)), pictures.vehicle_ids, pictures.camera_ids, own
+    )
     return _rank(table, splits, max_rank, block, same_camera_is_junk, skip_unmatched, device)
 
 
-def summarise(ranking: Ranking, max_rank: int) -> Cmc:
+def cmc_from_ranking(ranking: Ranking, max_rank: int) -> Cmc:
     """The figures of probes that were ranked; those without a true match are counted as skipped."""
     rows = np.flatnonzero(ranking.matches)
     some = ranking.take(rows)
@@ -172,15 +174,15 @@ def chance_curve(matches: NDArray[np.int64], sizes: NDArray[np.int64], max_rank:
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    pool: Pool
+class _EvaluationTable:
+    pool: FeatureTable
     vehicle_ids: NDArray[np.int64]
     camera_ids: NDArray[np.str_] | None
     crop_ids: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class _PositivePairs:
     """Every pair of a picture that is ever a probe and one of its vehicle, by probe row, then by row."""
 
     probe: NDArray[np.int64]
@@ -190,7 +192,7 @@ class _Pairs:
 
 
 def _rank(
-    table: _Table,
+    table: _EvaluationTable,
     splits: Sequence[Split],
     max_rank: int,
     block: int,
@@ -208,14 +210,16 @@ def _rank(
     trials, left_out = _trials(probe, repeat_of, pairs, in_gallery)
     for repeat in range(len(splits)):
         _check_matched(trials, repeat, table.vehicle_ids, skip_unmatched)
-    closer = others_before_in_repeats(
+    closer = count_negatives_ahead_shared(
         table.pool, in_gallery, trials, (pairs.probe, pairs.entry), block=block, device=device
     )
     ranking = _ranking(trials, closer, in_gallery.sum(axis=1)[repeat_of] - left_out)
-    return [summarise(ranking.take(np.flatnonzero(repeat_of == r)), max_rank) for r in range(len(splits))]
+    return [
+        cmc_from_ranking(ranking.take(np.flatnonzero(repeat_of == r)), max_rank) for r in range(len(splits))
+    ]
 
 
-def _check(table: _Table, splits: Sequence[Split], max_rank: int, block: int, junk: bool) -> None:
+def _check(table: _EvaluationTable, splits: Sequence[Split], max_rank: int, block: int, junk: bool) -> None:
     for split in splits:
         if not len(split.probes) or not len(split.gallery):
             raise BadInput(
@@ -228,14 +232,14 @@ def _check(table: _Table, splits: Sequence[Split], max_rank: int, block: int, ju
 
 
 def _pairs_of_one_vehicle(
-    table: _Table, probes: NDArray[np.int64], gallery: NDArray[np.int64], junk: bool
-) -> _Pairs:
+    table: _EvaluationTable, probes: NDArray[np.int64], gallery: NDArray[np.int64], junk: bool
+) -> _PositivePairs:
     by_vehicle = gallery[np.argsort(table.vehicle_ids[gallery], kind="stable")]
     vehicles = table.vehicle_ids[by_vehicle]
     start = np.searchsorted(vehicles, table.vehicle_ids[probes], "left")
     many = np.searchsorted(vehicles, table.vehicle_ids[probes], "right") - start
     probe = np.repeat(probes, many)
-    entry = by_vehicle[np.repeat(start, many) + _within(many)]
+    entry = by_vehicle[np.repeat(start, many) + _segmented_arange(many)]
     counts = np.ones(len(probe), dtype=np.bool_)
     if table.crop_ids is not None:
         counts &= table.crop_ids[probe] != table.crop_ids[entry]
@@ -243,20 +247,20 @@ def _pairs_of_one_vehicle(
         counts &= table.camera_ids[probe] != table.camera_ids[entry]
     squared = np.full(len(probe), np.nan)
     squared[counts] = table.pool.squared(probe[counts], entry[counts])
-    return _Pairs(probe, entry, counts, squared)
+    return _PositivePairs(probe, entry, counts, squared)
 
 
 def _trials(
     probe: NDArray[np.int64],
     repeat: NDArray[np.int64],
-    pairs: _Pairs,
+    pairs: _PositivePairs,
     in_gallery: NDArray[np.bool_],
-) -> tuple[Trials, NDArray[np.int64]]:
+) -> tuple[ProbeTrials, NDArray[np.int64]]:
     """All trials, and for each how many gallery entries are left out as junk or as the probe itself."""
     start = np.searchsorted(pairs.probe, probe, "left")
     many = np.searchsorted(pairs.probe, probe, "right") - start
     trial = np.repeat(np.arange(len(probe)), many)
-    pair = np.repeat(start, many) + _within(many)
+    pair = np.repeat(start, many) + _segmented_arange(many)
     there = in_gallery[repeat[trial], pairs.entry[pair]]
     left_out = np.bincount(trial[there & ~pairs.counts[pair]], minlength=len(probe))
     true = there & pairs.counts[pair]
@@ -264,10 +268,12 @@ def _trials(
     order = np.lexsort((pairs.entry[pair], pairs.squared[pair], trial))
     trial, pair = trial[order], pair[order]
     matches = np.bincount(trial, minlength=len(probe))
-    return Trials(probe, repeat, matches, pairs.entry[pair], pairs.squared[pair]), left_out
+    return ProbeTrials(probe, repeat, matches, pairs.entry[pair], pairs.squared[pair]), left_out
 
 
-def _check_matched(trials: Trials, repeat: int, vehicle_ids: NDArray[np.int64], skip_unmatched: bool) -> None:
+def _check_matched(
+    trials: ProbeTrials, repeat: int, vehicle_ids: NDArray[np.int64], skip_unmatched: bool
+) -> None:
     here = trials.repeat == repeat
     unmatched = np.flatnonzero(here & (trials.matches == 0))
     if len(unmatched) and (not skip_unmatched or len(unmatched) == here.sum()):
@@ -278,12 +284,12 @@ def _check_matched(trials: Trials, repeat: int, vehicle_ids: NDArray[np.int64], 
         )
 
 
-def _ranking(trials: Trials, closer: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ranking:
+def _ranking(trials: ProbeTrials, closer: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ranking:
     """`closer` runs over true matches, nearest first in each trial; the n-th has n - 1 of them before it."""
     matches = trials.matches
     matched = matches > 0
     first = np.cumsum(matches) - matches
-    nth = _within(matches) + 1
+    nth = _segmented_arange(matches) + 1
     trial = np.repeat(np.arange(len(matches)), matches)
     ranks = np.zeros(len(matches), dtype=np.int64)
     ranks[matched] = closer[first[matched]] + 1
@@ -294,7 +300,7 @@ def _ranking(trials: Trials, closer: NDArray[np.int64], sizes: NDArray[np.int64]
     return Ranking(ranks, summed / np.maximum(matches, 1), penalty, matches, sizes)
 
 
-def _within(many: NDArray[np.int64]) -> NDArray[np.int64]:
+def _segmented_arange(many: NDArray[np.int64]) -> NDArray[np.int64]:
     """0, 1, …, many[0] - 1, 0, 1, …, many[1] - 1, and so on."""
     return np.asarray(np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Labelled, Ranking, Split
+from index.evaluation.cmc import LabeledFeatures, Ranking, Split
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.search import search_generation
@@ -14,7 +14,7 @@ RANKS = (1, 5, 10, 20)
 
 
 @dataclass(frozen=True, slots=True)
-class IndexLoss:
+class IndexCmcLoss:
     """CMC of one split, exact and through the index; `exact[i]` and `found[i]` are of rank `ranks[i]`."""
 
     generation: str
@@ -29,7 +29,7 @@ class IndexLoss:
 def ranks_through_index(
     milvus: Milvus,
     generation: Generation,
-    pictures: Labelled,
+    pictures: LabeledFeatures,
     crop_ids: NDArray[np.int64],
     split: Split,
     *,
@@ -58,10 +58,12 @@ def ranks_through_index(
     return ranks, short
 
 
-def index_loss(generation: str, exact: Ranking, ranks: NDArray[np.int64], short: int, top: int) -> IndexLoss:
+def index_loss(
+    generation: str, exact: Ranking, ranks: NDArray[np.int64], short: int, top: int
+) -> IndexCmcLoss:
     """Compare the ranks of one split's probes, exact and through the index."""
     counted = exact.matches > 0
-    return IndexLoss(
+    return IndexCmcLoss(
         generation=generation,
         probes=int(counted.sum()),
         top=top,

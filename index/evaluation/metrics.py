@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Labelled, Ranking, Split, cmc_of_splits, summarise
+from index.evaluation.cmc import LabeledFeatures, Ranking, Split, cmc_from_ranking, cmc_of_splits
 
 FALSE_POSITIVE_RATES = (1e-2, 1e-3, 1e-4)
-DAY_PARTS = (("night", 0, 6), ("morning", 6, 12), ("afternoon", 12, 18), ("evening", 18, 24))
-_MOST_CAMERAS = 12
+TIMES_OF_DAY = (("night", 0, 6), ("morning", 6, 12), ("afternoon", 12, 18), ("evening", 18, 24))
+_MAX_CAMERAS = 12
 _PROBES_SAMPLED = 500
 _PAIRS_SAMPLED = 4_000_000
 _UNKNOWN_TIME = -1
@@ -45,7 +45,7 @@ class CameraPair:
 
 
 @dataclass(frozen=True, slots=True)
-class DayPart:
+class TimeOfDay:
     """Probes that were taken in these hours, UTC, against the whole gallery."""
 
     name: str
@@ -56,7 +56,7 @@ class DayPart:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelClass:
+class ClassAccuracy:
     """One vehicle model: its share of the pictures, and how many of them were named rightly."""
 
     model_id: int
@@ -73,10 +73,12 @@ class Classification:
     macro: float  # mean over models
     pictures: int
     chance: float  # share of the most frequent model
-    classes: Sequence[ModelClass]  # by descending share
+    classes: Sequence[ClassAccuracy]  # by descending share
 
 
-def distances_of(pictures: Labelled, split: Split, *, junk: bool = False, seed: int = 0) -> Distances:
+def sample_distances(
+    pictures: LabeledFeatures, split: Split, *, junk: bool = False, seed: int = 0
+) -> Distances:
     """Distances between sampled probes of a split and its gallery, at most four million of them.
 
     Junk and a probe's own picture are left out. float32 arithmetic: good for distributions and thresholds.
@@ -103,7 +105,7 @@ def distances_of(pictures: Labelled, split: Split, *, junk: bool = False, seed: 
     return Distances(np.concatenate(same), np.concatenate(different), len(probes))
 
 
-def by_camera_pair(pictures: Labelled, *, most: int = 20_000, seed: int = 0) -> list[CameraPair]:
+def by_camera_pair(pictures: LabeledFeatures, *, most: int = 20_000, seed: int = 0) -> list[CameraPair]:
     """Rank each camera's pictures against those of each other camera, all pairs of cameras in one pass.
 
     Every picture is a probe that has a true match there; of more than `most` pictures a sample is taken. Of
@@ -114,7 +116,7 @@ def by_camera_pair(pictures: Labelled, *, most: int = 20_000, seed: int = 0) -> 
     if pictures.camera_ids is None:
         return []
     cameras, many = np.unique(pictures.camera_ids[split.probes], return_counts=True)
-    cameras = np.sort(cameras[np.argsort(-many, kind="stable")][:_MOST_CAMERAS])
+    cameras = np.sort(cameras[np.argsort(-many, kind="stable")][:_MAX_CAMERAS])
     names, splits = [], []
     for there in cameras:
         gallery = split.gallery[pictures.camera_ids[split.gallery] == there]
@@ -134,18 +136,20 @@ def by_camera_pair(pictures: Labelled, *, most: int = 20_000, seed: int = 0) -> 
     return sorted(pairs, key=lambda pair: (pair.probe_camera, pair.gallery_camera))
 
 
-def by_day_part(split: Split, ranking: Ranking, captured_at: NDArray[np.int64]) -> list[DayPart]:
+def by_day_part(split: Split, ranking: Ranking, captured_at: NDArray[np.int64]) -> list[TimeOfDay]:
     """Figures of the probes by the hours in which they were taken (ms since 1970, UTC; -1 is unknown)."""
     times = captured_at[split.probes]
     hour = times // 3_600_000 % 24
     parts = []
-    for name, start, end in DAY_PARTS:
+    for name, start, end in TIMES_OF_DAY:
         rows = np.flatnonzero(
             (times != _UNKNOWN_TIME) & (hour >= start) & (hour < end) & (ranking.matches > 0)
         )
         if len(rows):
-            some = summarise(ranking.take(rows), 1)
-            parts.append(DayPart(name, f"{start:02d}-{end:02d} h", len(rows), float(some.curve[0]), some.map))
+            some = cmc_from_ranking(ranking.take(rows), 1)
+            parts.append(
+                TimeOfDay(name, f"{start:02d}-{end:02d} h", len(rows), float(some.curve[0]), some.map)
+            )
     return parts
 
 
@@ -165,13 +169,13 @@ def classification(
         pictures=len(rows),
         chance=float(many.max() / len(rows)),
         classes=[
-            ModelClass(int(models[i]), int(many[i]), float(many[i] / len(rows)), float(right[i]))
+            ClassAccuracy(int(models[i]), int(many[i]), float(many[i] / len(rows)), float(right[i]))
             for i in order
         ],
     )
 
 
-def normalised(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def l2_normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, d) of length 1; a row of zeros stays."""
     length = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64)).astype(np.float32)
     return np.asarray(features / np.where(length > 0, length, 1)[:, None], dtype=np.float32)

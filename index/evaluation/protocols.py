@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Cmc, Labelled, Ranking, Split, cmc_of_splits
+from index.evaluation.cmc import Cmc, LabeledFeatures, Ranking, Split, cmc_of_splits
 from infra.errors import BadLabels, BadSetting
 
 RULES = {
@@ -123,7 +123,7 @@ class ProtocolResult:
 
 def vehicleid_paper(vehicle_ids: NDArray[np.int64], seed: int, repeat: int = 0) -> Split:
     """One random picture a vehicle is the probe. Source: the paper, section 4, "Evaluation Protocol"."""
-    chosen = _one_a_vehicle(vehicle_ids, seed, repeat)
+    chosen = _sample_one_per_vehicle(vehicle_ids, seed, repeat)
     return Split(np.flatnonzero(chosen), np.flatnonzero(~chosen & _has_partner(vehicle_ids)))
 
 
@@ -146,7 +146,9 @@ def veri(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, 
     """
     usable = _seen_by_two(vehicle_ids, cameras)
     _, sighting = np.unique(np.stack([vehicle_ids, cameras]), axis=1, return_inverse=True)
-    return Split(np.flatnonzero(_one_each(sighting, seed, repeat) & usable), np.flatnonzero(usable))
+    return Split(
+        np.flatnonzero(_sample_one_per_group(sighting, seed, repeat) & usable), np.flatnonzero(usable)
+    )
 
 
 def veri_wild(
@@ -154,7 +156,7 @@ def veri_wild(
 ) -> Split:
     """One picture a vehicle is the probe. Source: Lou et al., "VERI-Wild", CVPR 2019."""
     usable = _seen_by_two(vehicle_ids, cameras)
-    chosen = _one_each(vehicle_ids, seed, repeat) & usable
+    chosen = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
     return Split(np.flatnonzero(chosen), np.flatnonzero(~chosen & usable))
 
 
@@ -164,24 +166,24 @@ def vric(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, 
     Source: Kanaci et al., "Vehicle Re-Identification in Context", GCPR 2018.
     """
     usable = _seen_by_two(vehicle_ids, cameras)
-    probe = _one_each(vehicle_ids, seed, repeat) & usable
+    probe = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
     own_camera = dict(zip(vehicle_ids[probe].tolist(), cameras[probe].tolist(), strict=True))
     elsewhere = usable & np.array(
         [own_camera.get(v) != c for v, c in zip(vehicle_ids.tolist(), cameras.tolist(), strict=True)]
     )
     rows = np.flatnonzero(elsewhere)
-    second = rows[_one_each(vehicle_ids[rows], seed, repeat)]
+    second = rows[_sample_one_per_group(vehicle_ids[rows], seed, repeat)]
     return Split(np.flatnonzero(probe), second)
 
 
-_DRAWN_BY_CAMERA: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64], int, int], Split]] = {
+_CAMERA_PROTOCOLS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64], int, int], Split]] = {
     "veri": veri,
     "veri-wild": veri_wild,
     "vric": vric,
 }
 
 
-def draw(
+def draw_splits(
     name: str,
     vehicle_ids: NDArray[np.int64],
     camera_ids: NDArray[np.str_] | None = None,
@@ -202,26 +204,26 @@ def draw(
             f"none of {len(np.unique(vehicle_ids)):,} vehicles has two pictures",
             remedy="label at least two pictures of some vehicles",
         )
-    if name in _DRAWN_BY_CAMERA:
+    if name in _CAMERA_PROTOCOLS:
         cameras = _camera_numbers(name, camera_ids)
         if not _seen_by_two(vehicle_ids, cameras).any():
             raise BadLabels(f"protocol {name}: no vehicle was seen by two cameras")
-        return [_DRAWN_BY_CAMERA[name](vehicle_ids, cameras, seed, repeat) for repeat in range(repeats)]
+        return [_CAMERA_PROTOCOLS[name](vehicle_ids, cameras, seed, repeat) for repeat in range(repeats)]
     if name == "leave-one-out":
         return [leave_one_out(vehicle_ids)]
     split = vehicleid_paper if name == "vehicleid-paper" else vehicleid_common
     return [split(vehicle_ids, seed, repeat) for repeat in range(repeats)]
 
 
-Ranker = Callable[[Labelled, Sequence[Split], int, bool, bool], list[Cmc]]
+Ranker = Callable[[LabeledFeatures, Sequence[Split], int, bool, bool], list[Cmc]]
 """Ranks splits: pictures, splits, max_rank, same_camera_is_junk, skip_unmatched."""
 
 
-def rank_on(device: str) -> Ranker:
+def make_ranker(device: str) -> Ranker:
     """The ranker that works in this process, on any device that torch knows."""
 
     def rank(
-        pictures: Labelled, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
+        pictures: LabeledFeatures, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
     ) -> list[Cmc]:
         return cmc_of_splits(
             pictures,
@@ -235,7 +237,7 @@ def rank_on(device: str) -> Ranker:
     return rank
 
 
-rank_here = rank_on("cpu")
+cpu_ranker = make_ranker("cpu")
 
 
 def evaluate_protocol(
@@ -248,7 +250,7 @@ def evaluate_protocol(
     seed: int = 0,
     max_rank: int = 50,
     splits: Sequence[Split] | None = None,
-    rank: Ranker = rank_here,
+    rank: Ranker = cpu_ranker,
     label: str = "as embedded",
 ) -> ProtocolResult:
     """Draw a protocol (or take `splits` that were drawn before) and rank every repeat.
@@ -258,9 +260,11 @@ def evaluate_protocol(
     Raises what `draw` and `cmc_of_splits` raise.
     """
     vehicle_ids = np.asarray(vehicle_ids, dtype=np.int64)
-    pictures = Labelled(features, vehicle_ids, camera_ids, np.arange(len(features)))
+    pictures = LabeledFeatures(features, vehicle_ids, camera_ids, np.arange(len(features)))
     chosen = (
-        draw(name, vehicle_ids, camera_ids, repeats=repeats, seed=seed) if splits is None else list(splits)
+        draw_splits(name, vehicle_ids, camera_ids, repeats=repeats, seed=seed)
+        if splits is None
+        else list(splits)
     )
     results = rank(pictures, chosen, max_rank, name in JUNK, splits is not None)
     if name in BY_CAMERA and splits is None:
@@ -290,7 +294,7 @@ def evaluate_protocol(
     )
 
 
-def with_features(result: ProtocolResult, ranked: Sequence[Cmc], features: str) -> ProtocolResult:
+def with_rankings(result: ProtocolResult, ranked: Sequence[Cmc], features: str) -> ProtocolResult:
     """The protocol's figures when its first splits were ranked again in another way."""
     return replace(
         result,
@@ -325,11 +329,11 @@ def _camera_numbers(name: str, camera_ids: NDArray[np.str_] | None) -> NDArray[n
     return np.unique(camera_ids, return_inverse=True)[1]
 
 
-def _one_a_vehicle(vehicle_ids: NDArray[np.int64], seed: int, repeat: int) -> NDArray[np.bool_]:
-    return np.asarray(_one_each(vehicle_ids, seed, repeat) & _has_partner(vehicle_ids))
+def _sample_one_per_vehicle(vehicle_ids: NDArray[np.int64], seed: int, repeat: int) -> NDArray[np.bool_]:
+    return np.asarray(_sample_one_per_group(vehicle_ids, seed, repeat) & _has_partner(vehicle_ids))
 
 
-def _one_each(groups: NDArray[np.int64], seed: int, repeat: int) -> NDArray[np.bool_]:
+def _sample_one_per_group(groups: NDArray[np.int64], seed: int, repeat: int) -> NDArray[np.bool_]:
     """Each repeat has a stream of its own, so that repeat 7 is the same whether ten are drawn or twenty."""
     key = np.random.default_rng([seed, repeat]).random(len(groups))
     order = np.lexsort((key, groups))

@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Cmc, Labelled, Ranking, Split, summarise
+from index.evaluation.cmc import Cmc, LabeledFeatures, Ranking, Split, cmc_from_ranking
 from index.exact.k_reciprocal import k_reciprocal
 from index.exact.knn import nearest
 
 
 def rank_by_matrix(
     distances: NDArray[np.float32],
-    pictures: Labelled,
+    pictures: LabeledFeatures,
     split: Split,
     *,
     junk: bool = False,
@@ -33,17 +33,17 @@ def rank_by_matrix(
             columns[0][number], columns[1][number] = hits[0], len(hits)
             precision[number] = np.mean(np.arange(1, len(hits) + 1) / hits)
             penalty[number] = len(hits) / hits[-1]
-    return summarise(Ranking(columns[0], precision, penalty, columns[1], columns[2]), max_rank)
+    return cmc_from_ranking(Ranking(columns[0], precision, penalty, columns[1], columns[2]), max_rank)
 
 
-def rerank(pictures: Labelled, split: Split, *, junk: bool = False, max_rank: int = 50) -> Cmc:
+def rerank(pictures: LabeledFeatures, split: Split, *, junk: bool = False, max_rank: int = 50) -> Cmc:
     """One split, ranked by k-reciprocal distances."""
     rows = np.concatenate([split.probes, split.gallery])
     distances = k_reciprocal(pictures.features[rows], len(split.probes))
     return rank_by_matrix(distances, pictures, split, junk=junk, max_rank=max_rank)
 
 
-def expanded(pictures: Labelled, split: Split, *, neighbours: int = 5) -> Labelled:
+def with_probe_expansion(pictures: LabeledFeatures, split: Split, *, neighbours: int = 5) -> LabeledFeatures:
     """Average query expansion: probes become the mean of themselves and their nearest gallery pictures.
 
     Source: Chum et al., "Total Recall", ICCV 2007, section 4. The probe's own picture is never among them.
@@ -64,4 +64,4 @@ def expanded(pictures: Labelled, split: Split, *, neighbours: int = 5) -> Labell
             )
     cameras = None if pictures.camera_ids is None else pictures.camera_ids[split.probes]
     crops = split.probes if pictures.crop_ids is None else pictures.crop_ids[split.probes]
-    return Labelled(features, pictures.vehicle_ids[split.probes], cameras, crops)
+    return LabeledFeatures(features, pictures.vehicle_ids[split.probes], cameras, crops)

@@ -6,11 +6,11 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from index.exact.numba_kernels import squared_pairs
+from index.exact.numba_kernels import pair_sq_distances
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class FeatureTable:
     """All pictures of an evaluation as one numbered list of rows, in one or several arrays or memory maps."""
 
     parts: tuple[NDArray[np.float32], ...]
@@ -39,7 +39,7 @@ class Pool:
         parts = [_contiguous(part) for part in self.parts]
         for first, second in product(range(len(parts)), repeat=2):
             some = np.flatnonzero((of_left == first) & (of_right == second))
-            squared[some] = squared_pairs(parts[first], parts[second], x[some], y[some])
+            squared[some] = pair_sq_distances(parts[first], parts[second], x[some], y[some])
         return squared
 
     def _located(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -50,7 +50,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Trials:
+class ProbeTrials:
     """Trials (v,), and flat over their true matches (m,), by trial and nearest first."""
 
     probe: NDArray[np.int64]  # (v,) row in the pool

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from infra.errors import BadSetting
 
-MOST_PICTURES = 10_000  # probes and gallery together: three float32 matrices of that square are 1.2 GB
+MAX_IMAGES = 10_000  # probes and gallery together: three float32 matrices of that square are 1.2 GB
 
 
 def k_reciprocal(
@@ -19,10 +19,10 @@ def k_reciprocal(
     Raises BadSetting for more pictures than fit: it needs all pairs in memory.
     """
     total = len(features)
-    if total > MOST_PICTURES:
+    if total > MAX_IMAGES:
         raise BadSetting(
             f"re-ranking {total:,} pictures needs all their pairs in memory",
-            remedy=f"re-rank at most {MOST_PICTURES:,}: give a smaller list, or leave re-ranking out",
+            remedy=f"re-rank at most {MAX_IMAGES:,}: give a smaller list, or leave re-ranking out",
         )
     squares = np.square(features).sum(axis=1)
     original = np.maximum(squares[:, None] + squares - 2 * features @ features.T, 0)

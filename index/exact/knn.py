@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.exact.prefilter import GROUP, Screen, screen_for
+from index.exact.prefilter import PAD_ROWS, LowerBoundFilter, screen_for
 from infra.errors import BadInput, BadSetting
 
-NOBODY = -1  # stands where fewer than k rows could be found, at infinite distance
-_QUERIES_AT_ONCE = 512
-_ROWS_AT_ONCE = 8192  # the more at once, the fewer are measured before the limit is tight
+NO_ID = -1  # stands where fewer than k rows could be found, at infinite distance
+_PROBE_CHUNK = 512
+_ROW_CHUNK = 8192  # the more at once, the fewer are measured before the limit is tight
 
 
 def nearest(
@@ -40,13 +40,13 @@ def nearest(
         np.empty((len(queries), 0), np.int64) if forbidden is None else forbidden.reshape(len(queries), -1)
     )
     # A forbidden id takes up one place at most: look that much deeper, and drop it at the end.
-    best = _Best.empty(len(queries), k + banned.shape[1])
+    best = _TopK.empty(len(queries), k + banned.shape[1])
     if len(queries):
         _scan(queries, blocks, best, device)
     return _without(banned, best, k)
 
 
-class _Best:
+class _TopK:
     """The nearest rows so far of each query, sorted by (squared distance, id)."""
 
     def __init__(self, ids: NDArray[np.int64], squared: NDArray[np.float64]) -> None:
@@ -54,8 +54,8 @@ class _Best:
         self.squared = squared  # (q, k)
 
     @classmethod
-    def empty(cls, queries: int, k: int) -> "_Best":
-        return cls(np.full((queries, k), NOBODY, dtype=np.int64), np.full((queries, k), np.inf))
+    def empty(cls, queries: int, k: int) -> "_TopK":
+        return cls(np.full((queries, k), NO_ID, dtype=np.int64), np.full((queries, k), np.inf))
 
     @property
     def farthest(self) -> NDArray[np.float64]:
@@ -72,7 +72,7 @@ class _Best:
         k = self.ids.shape[1]
         line = np.repeat(np.arange(len(touched)), counts)
         place = k + np.arange(len(owner)) - np.repeat(first, counts)
-        all_ids = np.full((len(touched), k + int(counts.max())), NOBODY)
+        all_ids = np.full((len(touched), k + int(counts.max())), NO_ID)
         all_squared = np.full(all_ids.shape, np.inf)
         all_ids[:, :k], all_squared[:, :k] = self.ids[touched], self.squared[touched]
         all_ids[line, place], all_squared[line, place] = ids, squared
@@ -84,12 +84,12 @@ class _Best:
 def _scan(
     queries: NDArray[np.float32],
     blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
-    best: _Best,
+    best: _TopK,
     device: str,
 ) -> None:
-    from index.exact.numba_kernels import squared_pairs
+    from index.exact.numba_kernels import pair_sq_distances
 
-    screen: Screen | None = None
+    screen: LowerBoundFilter | None = None
     for ids, vectors in blocks:
         if vectors.ndim != 2 or vectors.shape[1] != queries.shape[1] or len(ids) != len(vectors):
             raise BadInput(
@@ -98,19 +98,19 @@ def _scan(
             )
         if not len(ids):
             continue
-        screen = screen or screen_for(queries, vectors, rows=_ROWS_AT_ONCE, device=device)
-        for start in range(0, len(ids), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        screen = screen or screen_for(queries, vectors, rows=_ROW_CHUNK, device=device)
+        for start in range(0, len(ids), _ROW_CHUNK):
+            rows = slice(start, start + _ROW_CHUNK)
             some = np.ascontiguousarray(vectors[rows], dtype=np.float32)
             screen.load(some)
-            for first in range(0, len(queries), _QUERIES_AT_ONCE):
-                part = slice(first, min(first + _QUERIES_AT_ONCE, len(queries)))
-                for query, row in _rounds(screen, part, best):
-                    best.merge(query, ids[rows][row], squared_pairs(queries, some, query, row))
+            for first in range(0, len(queries), _PROBE_CHUNK):
+                part = slice(first, min(first + _PROBE_CHUNK, len(queries)))
+                for query, row in _refine_candidates(screen, part, best):
+                    best.merge(query, ids[rows][row], pair_sq_distances(queries, some, query, row))
 
 
-def _rounds(
-    screen: Screen, part: slice, best: _Best
+def _refine_candidates(
+    screen: LowerBoundFilter, part: slice, best: _TopK
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Pairs (query, row) of the loaded block that must be measured, in two rounds.
 
@@ -121,22 +121,22 @@ def _rounds(
     count, rows = low.shape
     k = best.ids.shape[1]
     # Rows that lie far apart share a group: neighbours in an archive are often pictures of one vehicle.
-    least = low.view(count, GROUP, rows // GROUP).amin(1).cpu().numpy()
+    least = low.view(count, PAD_ROWS, rows // PAD_ROWS).amin(1).cpu().numpy()
     limits = screen.limits(part, best.farthest[part])
     nowhere = np.full(count, -np.inf, np.float32)
     before = nowhere.copy()
     # The k-th smallest of the groups' least is at least the k-th smallest of all.
-    some = least if k < rows // GROUP else low.cpu().numpy()
+    some = least if k < rows // PAD_ROWS else low.cpu().numpy()
     many = np.flatnonzero((some <= limits[:, None]).sum(1) > k)
     if len(many):
         before[many] = np.partition(some[many], k - 1, axis=1)[:, k - 1]
         before = np.minimum(before, limits)
-        yield _under(low, least, before, nowhere, part.start)
+        yield _candidates_below(low, least, before, nowhere, part.start)
         limits = screen.limits(part, best.farthest[part])
-    yield _under(low, least, limits, before, part.start)
+    yield _candidates_below(low, least, limits, before, part.start)
 
 
-def _under(
+def _candidates_below(
     low: torch.Tensor,
     least: NDArray[np.float32],
     limits: NDArray[np.float32],
@@ -149,17 +149,17 @@ def _under(
         return query, group
     count, rows = low.shape
     index = torch.from_numpy(query).to(low.device), torch.from_numpy(group).to(low.device)
-    values = low.view(count, GROUP, rows // GROUP)[index[0], :, index[1]].cpu().numpy()
+    values = low.view(count, PAD_ROWS, rows // PAD_ROWS)[index[0], :, index[1]].cpu().numpy()
     pair, member = np.nonzero((values <= limits[query, None]) & (values > above[query, None]))
-    query, row = query[pair] + first, member * (rows // GROUP) + group[pair]
+    query, row = query[pair] + first, member * (rows // PAD_ROWS) + group[pair]
     return query, row
 
 
-def _without(banned: NDArray[np.int64], best: _Best, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    drop = (best.ids[:, :, None] == banned[:, None, :]).any(axis=2) & (best.ids != NOBODY)
+def _without(banned: NDArray[np.int64], best: _TopK, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    drop = (best.ids[:, :, None] == banned[:, None, :]).any(axis=2) & (best.ids != NO_ID)
     order = np.argsort(drop, axis=1, kind="stable")[:, :k]
     ids = np.take_along_axis(best.ids, order, axis=1)
     distances = np.sqrt(np.take_along_axis(best.squared, order, axis=1)).astype(np.float32)
     gone = np.take_along_axis(drop, order, axis=1)
-    ids[gone], distances[gone] = NOBODY, np.inf
+    ids[gone], distances[gone] = NO_ID, np.inf
     return ids, distances

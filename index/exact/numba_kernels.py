@@ -19,7 +19,7 @@ _R = TypeVar("_R")
 _one_at_a_time = threading.Lock()
 
 
-def compiled(*given: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def njit_cached(*given: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile for arguments of the numba types `given`; calls do not hold Python's lock.
 
     The types are said beforehand so that nothing is compiled anew because of an array's layout: TypeError.
@@ -41,7 +41,7 @@ def compiled(*given: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return wrap
 
 
-def inlined(*, any_order: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def njit_inline(*, any_order: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile together with whoever calls it. any_order: sums are taken as vector registers like them."""
 
     def wrap(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -61,29 +61,31 @@ def _compile(function: Callable[_P, _R], given: tuple[Any, ...]) -> Callable[_P,
 
 
 Floats = NDArray[np.float32]
-Wide = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Places = NDArray[np.int32]
+Int32Array = NDArray[np.int32]
 
-_FEW = 32  # limits of a row, up to which comparing with each costs less than searching among them
+_LINEAR_SEARCH_MAX = (
+    32  # limits of a row, up to which comparing with each costs less than searching among them
+)
 
 
-class Sought(NamedTuple):
+class Targets(NamedTuple):
     """Trials, and the true matches whose places are counted. What is behind `matches` in a row is unused."""
 
     at: Ints  # (v,) place of each trial's probe in its block
     repeat: Ints  # (v,)
     matches: Ints  # (v,) how many true matches
-    limit: Wide  # (v, t) their exact squared distances, ascending
+    limit: Float64Array  # (v, t) their exact squared distances, ascending
     match: Ints  # (v, t) their rows in the pool
 
-    def part(self, some: slice) -> "Sought":
+    def part(self, some: slice) -> "Targets":
         """Some of the trials."""
         at, repeat, matches, limit, match = (each[some] for each in self)
-        return Sought(at, repeat, matches, limit, match)  # type: ignore[arg-type]
+        return Targets(at, repeat, matches, limit, match)  # type: ignore[arg-type]
 
 
-class Entries(NamedTuple):
+class GalleryColumns(NamedTuple):
     """Which columns of a block are in the gallery of each repeat."""
 
     columns: Ints  # (m,) by repeat, ascending
@@ -96,27 +98,31 @@ class Bounds(NamedTuple):
     A score is |y|²/2 - x·y in the frame, and so far off at most: inner + relative * (|x·y| + inner).
     """
 
-    squares: Wide  # (p,) of the probes, in the frame
-    inner: Wide  # (p,)
+    squares: Float64Array  # (p,) of the probes, in the frame
+    inner: Float64Array  # (p,)
     relative: float
     scale: float  # of squared distances in the frame
     least: float  # of the gallery's |y|²/2
     most: float
 
 
-def _given(kind: Any, dimensions: int) -> Any:
+def _readonly_array_type(kind: Any, dimensions: int) -> Any:
     return types.Array(kind, dimensions, "C", readonly=True)
 
 
-_ROWS, _FLOATS, _INTS = _given(types.float32, 2), _given(types.float32, 1), _given(types.int64, 1)
-_SOUGHT = types.NamedTuple((*(types.int64[::1],) * 3, types.float64[:, ::1], types.int64[:, ::1]), Sought)
-_ENTRIES = types.NamedUniTuple(types.int64[::1], 2, Entries)
+_ROWS, _FLOATS, _INTS = (
+    _readonly_array_type(types.float32, 2),
+    _readonly_array_type(types.float32, 1),
+    _readonly_array_type(types.int64, 1),
+)
+_SOUGHT = types.NamedTuple((*(types.int64[::1],) * 3, types.float64[:, ::1], types.int64[:, ::1]), Targets)
+_ENTRIES = types.NamedUniTuple(types.int64[::1], 2, GalleryColumns)
 _BOUNDS = types.NamedTuple((types.float64[::1],) * 2 + (types.float64,) * 4, Bounds)
 _COUNTED = (_FLOATS, _ENTRIES, _SOUGHT, _BOUNDS, _ROWS, _ROWS, _INTS, types.int64[:, ::1])
 
 
-@compiled(_ROWS, _ROWS, _INTS, _INTS)
-def squared_pairs(left: Floats, right: Floats, row: Ints, column: Ints) -> Wide:
+@njit_cached(_ROWS, _ROWS, _INTS, _INTS)
+def pair_sq_distances(left: Floats, right: Floats, row: Ints, column: Ints) -> Float64Array:
     """|left[row] - right[column]|² (m,) of pairs, by differences in float64: equal rows, equal values.
 
     left, right: C-contiguous (p, d), (n, d). All exact distances come from here: a sum taken in another order
@@ -128,8 +134,8 @@ def squared_pairs(left: Floats, right: Floats, row: Ints, column: Ints) -> Wide:
     return squared
 
 
-@compiled(_SOUGHT, _BOUNDS)
-def bounds_of(sought: Sought, bounds: Bounds) -> tuple[Floats, Floats]:
+@njit_cached(_SOUGHT, _BOUNDS)
+def score_intervals(sought: Targets, bounds: Bounds) -> tuple[Floats, Floats]:
     """Scores between which each limit lies for certain, (v, t) ascending; infinity where there is no match.
 
     A score under the first is before the match, one over the second is not; where there is no match, the
@@ -138,15 +144,15 @@ def bounds_of(sought: Sought, bounds: Bounds) -> tuple[Floats, Floats]:
     low, high = np.empty(sought.limit.shape, np.float32), np.empty(sought.limit.shape, np.float32)
     low[:], high[:] = np.inf, -np.inf
     for trial in range(len(low)):
-        _bound(sought, trial, bounds, low[trial], high[trial])
+        _score_interval(sought, trial, bounds, low[trial], high[trial])
     return low, high
 
 
 def _count_closer(
     product: NDArray[Any],
     halves: Floats,
-    entries: Entries,
-    sought: Sought,
+    entries: GalleryColumns,
+    sought: Targets,
     bounds: Bounds,
     probes: Floats,
     gallery: Floats,
@@ -169,34 +175,38 @@ def _count_closer(
         here, some = slice(0, len(columns)), slice(0, sought.matches[trial])
         scores, near, places = all_scores[here], all_marks[here], all_places[here]
         lows, highs, counts = low[some], high[some], closer[trial, some]
-        _bound(sought, trial, bounds, low, high)
+        _score_interval(sought, trial, bounds, low, high)
         _score(product[probe], columns, halves, scores)
-        if len(counts) <= _FEW:
-            _compare(scores, lows, highs, counts, near)
+        if len(counts) <= _LINEAR_SEARCH_MAX:
+            _count_linear(scores, lows, highs, counts, near)
         else:
-            _search(scores, lows, highs, counts, near, places)
-        found = _marked(near, places)
+            _count_binary_search(scores, lows, highs, counts, near, places)
+        found = _nonzero(near, places)
         # Measured first, judged afterwards: a branch on each sum in turn would hold up the next one's loads.
         for nth in range(found):
             squared[nth] = _squared(probes[probe], gallery[columns[places[nth]]])
         for nth in range(found):
             row = rows[columns[places[nth]]]
-            _decide(scores[places[nth]], squared[nth], row, sought, trial, lows, highs, counts)
+            _resolve_one(scores[places[nth]], squared[nth], row, sought, trial, lows, highs, counts)
         all_near += found
     return all_near
 
 
-count_closer = compiled(_ROWS, *_COUNTED)(_count_closer)
-count_closer_rounded = compiled(_given(types.uint16, 2), *_COUNTED)(_count_closer)  # bits of bfloat16
+count_closer = njit_cached(_ROWS, *_COUNTED)(_count_closer)
+count_closer_rounded = njit_cached(_readonly_array_type(types.uint16, 2), *_COUNTED)(
+    _count_closer
+)  # bits of bfloat16
 
 
-@compiled(_INTS, _FLOATS, _given(types.float64, 1), _INTS, _SOUGHT, _ROWS, _ROWS, types.int64[:, ::1])
-def decide(
+@njit_cached(
+    _INTS, _FLOATS, _readonly_array_type(types.float64, 1), _INTS, _SOUGHT, _ROWS, _ROWS, types.int64[:, ::1]
+)
+def resolve_ambiguous(
     trial: Ints,
     score: Floats,
-    squared: Wide,
+    squared: Float64Array,
     row: Ints,
-    sought: Sought,
+    sought: Targets,
     low: Floats,
     high: Floats,
     closer: Ints,
@@ -204,7 +214,7 @@ def decide(
     """Add near pairs (m,) of a trial and a row of the pool to `closer`, by their exact squared distances."""
     for pair in range(len(trial)):
         at, some = trial[pair], slice(0, sought.matches[trial[pair]])
-        _decide(
+        _resolve_one(
             score[pair],
             squared[pair],
             row[pair],
@@ -216,7 +226,7 @@ def decide(
         )
 
 
-@inlined(any_order=True)
+@njit_inline(any_order=True)
 def _squared(x: Floats, y: Floats) -> float:
     total = 0.0
     for place in range(len(x)):
@@ -225,8 +235,8 @@ def _squared(x: Floats, y: Floats) -> float:
     return total
 
 
-@inlined()
-def _bound(sought: Sought, trial: int, bounds: Bounds, low: Floats, high: Floats) -> None:
+@njit_inline()
+def _score_interval(sought: Targets, trial: int, bounds: Bounds, low: Floats, high: Floats) -> None:
     """The bounds of one trial, rounded to float32 outward, and grown so far that they ascend."""
     probe, matches = sought.at[trial], sought.matches[trial]
     inner = bounds.inner[probe]
@@ -241,7 +251,7 @@ def _bound(sought: Sought, trial: int, bounds: Bounds, low: Floats, high: Floats
         low[matches - 1 - nth] = min(low[matches - 1 - nth], low[matches - nth])
 
 
-@inlined()
+@njit_inline()
 def _score(product: NDArray[Any], columns: Ints, halves: Floats, scores: Floats) -> None:
     """|y|²/2 - x·y of one probe, for the columns that count."""
     bits = scores.view(np.uint32)
@@ -264,8 +274,8 @@ def _score(product: NDArray[Any], columns: Ints, halves: Floats, scores: Floats)
             scores[place] = halves[columns[place]] - scores[place]
 
 
-@inlined()
-def _compare(scores: Floats, low: Floats, high: Floats, counts: Ints, near: Places) -> None:
+@njit_inline()
+def _count_linear(scores: Floats, low: Floats, high: Floats, counts: Ints, near: Int32Array) -> None:
     """How many scores lie under each `low`, and whether each lies between it and `high`."""
     near[:] = 0
     for nth in range(len(low)):
@@ -277,8 +287,10 @@ def _compare(scores: Floats, low: Floats, high: Floats, counts: Ints, near: Plac
         counts[nth] += below
 
 
-@inlined()
-def _search(scores: Floats, low: Floats, high: Floats, counts: Ints, near: Places, places: Places) -> None:
+@njit_inline()
+def _count_binary_search(
+    scores: Floats, low: Floats, high: Floats, counts: Ints, near: Int32Array, places: Int32Array
+) -> None:
     """The same, by how many `low` are not above each score: a binary search of all scores at once."""
     size = 1
     while size <= len(low):
@@ -303,8 +315,8 @@ def _search(scores: Floats, low: Floats, high: Floats, counts: Ints, near: Place
         counts[nth] += below
 
 
-@inlined()
-def _marked(near: Places, places: Places) -> int:
+@njit_inline()
+def _nonzero(near: Int32Array, places: Int32Array) -> int:
     """Where `near` is not zero; without a branch, for these come at random."""
     found = 0
     for place in range(len(near)):
@@ -313,12 +325,12 @@ def _marked(near: Places, places: Places) -> int:
     return found
 
 
-@inlined()
-def _decide(
+@njit_inline()
+def _resolve_one(
     score: float,
     squared: float,
     row: int,
-    sought: Sought,
+    sought: Targets,
     trial: int,
     low: Floats,
     high: Floats,

@@ -22,23 +22,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.exact.products import Frame, least_seconds
+from index.exact.products import Normalization, min_cpu_seconds
 from infra.errors import BadInput
 
 Floats = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 _UNIT = 2.0**-24  # unit roundoff of float32
-_PIECE = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
-_STEPS = 127
-GROUP = 16  # blocks are filled up to a multiple of this with rows that are nowhere near
+_CHUNK_ROWS = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
+_INT8_MAX = 127
+PAD_ROWS = 16  # blocks are filled up to a multiple of this with rows that are nowhere near
 _FEW = 32  # probes, below which preparing a row for the integer product costs more than the product saves
 _NARROW = (
     64  # dimensions, below which nothing is gained; torch 2.13 multiplies wrongly where there is but one
 )
 
 
-class Screen(Protocol):
+class LowerBoundFilter(Protocol):
     """Loads one block at a time; then every part of the probes is held against it."""
 
     def load(self, vectors: Floats) -> None:
@@ -57,7 +57,7 @@ class Screen(Protocol):
         ...
 
 
-def screen_for(queries: Floats, first: Floats, *, rows: int, device: str = "cpu") -> Screen:
+def screen_for(queries: Floats, first: Floats, *, rows: int, device: str = "cpu") -> LowerBoundFilter:
     """The fastest screen for these probes (q, d); `first` is the first block, `rows` the most of any."""
     wide = len(queries) >= _FEW and queries.shape[1] >= _NARROW
     if device == "cpu" and wide and _integers_are_faster():
@@ -77,7 +77,7 @@ class _Moved:
 
     @classmethod
     def around(cls, queries: Floats, first: Floats) -> "_Moved":
-        frame = Frame.around(queries, first)
+        frame = Normalization.around(queries, first)
         usual = 2.0**-30 < float(frame.scale) < 2.0**30
         scale = np.float32(1) if usual else frame.scale
         probes = (queries - frame.origin) * scale
@@ -107,12 +107,12 @@ def _checked(squares: torch.Tensor) -> None:
         )
 
 
-def _upward(values: Wide) -> Floats:
+def _round_outward(values: Wide) -> Floats:
     return np.minimum(np.nextafter(values.astype(np.float32), np.float32(np.inf)), np.finfo(np.float32).max)
 
 
-def _filled(count: int) -> int:
-    return -(-count // GROUP) * GROUP
+def _round_up(count: int) -> int:
+    return -(-count // PAD_ROWS) * PAD_ROWS
 
 
 class Float32Screen:
@@ -121,32 +121,32 @@ class Float32Screen:
     def __init__(self, queries: Floats, first: Floats, rows: int, device: str) -> None:
         self._moved = _Moved.around(queries, first)
         self._probes = torch.from_numpy(-self._moved.probes).to(device)
-        self._host = np.zeros((_filled(rows), queries.shape[1]), np.float32)
+        self._host = np.zeros((_round_up(rows), queries.shape[1]), np.float32)
         self._rows = torch.from_numpy(self._host)
-        self._halves = torch.empty(_filled(rows))
+        self._halves = torch.empty(_round_up(rows))
         self._device = torch.device(device)
         self._loaded = (self._rows, self._halves)
 
     def load(self, vectors: Floats) -> None:
-        """See Screen."""
-        for start in range(0, len(vectors), _PIECE):
-            piece = slice(start, min(start + _PIECE, len(vectors)))
+        """See LowerBoundFilter."""
+        for start in range(0, len(vectors), _CHUNK_ROWS):
+            piece = slice(start, min(start + _CHUNK_ROWS, len(vectors)))
             self._moved.move(vectors[piece], self._host[piece])
             squares = torch.linalg.vector_norm(self._rows[piece], dim=1).square_()
             _checked(squares)
             self._halves[piece] = squares * (0.5 - self._moved.slack)
-        full = _filled(len(vectors))
+        full = _round_up(len(vectors))
         self._halves[len(vectors) : full] = torch.inf
         self._loaded = (self._rows[:full].to(self._device), self._halves[:full].to(self._device))
 
     def low(self, part: slice) -> torch.Tensor:
-        """See Screen."""
+        """See LowerBoundFilter."""
         rows, halves = self._loaded
         return torch.addmm(halves, self._probes[part], rows.T)
 
     def limits(self, part: slice, squared: Wide) -> Floats:
-        """See Screen."""
-        return _upward(self._moved.limits(part, squared))
+        """See LowerBoundFilter."""
+        return _round_outward(self._moved.limits(part, squared))
 
 
 class Int8Screen:
@@ -155,35 +155,35 @@ class Int8Screen:
     def __init__(self, queries: Floats, first: Floats, rows: int) -> None:
         self._moved = moved = _Moved.around(queries, first)
         dimension = queries.shape[1]
-        self._room = np.zeros((2, _PIECE, dimension), np.float32)
+        self._room = np.zeros((2, _CHUNK_ROWS, dimension), np.float32)
         sample = moved.probes[:: max(1, len(queries) // 256)]
         some = np.empty((min(len(first), 256), dimension), np.float32)
         moved.move(first[:: max(1, len(first) // 256)][: len(some)], some)
-        self._step = _best_step(np.concatenate([sample, some]))
-        whole = np.clip(np.rint(moved.probes / self._step), -_STEPS, _STEPS)
+        self._step = _best_scale(np.concatenate([sample, some]))
+        whole = np.clip(np.rint(moved.probes / self._step), -_INT8_MAX, _INT8_MAX)
         # In float64, where these roundings vanish beside the slack.
         off = moved.probes - whole * np.float64(self._step)
         self._rest = np.sqrt(np.einsum("ij,ij->i", off, off))
         self._usual_rest = float(np.quantile(self._rest, 0.9))
         self._lengths = np.sqrt(np.einsum("ij,ij->i", whole, whole, dtype=np.float64)) * float(self._step)
         self._probes = torch.from_numpy(whole.astype(np.int8))
-        self._rows = torch.zeros((_filled(rows), dimension), dtype=torch.int8)
-        self._halves = torch.empty(_filled(rows))
+        self._rows = torch.zeros((_round_up(rows), dimension), dtype=torch.int8)
+        self._halves = torch.empty(_round_up(rows))
         self._row_lengths = torch.empty(rows)
         self._row_rest = torch.empty(rows)
         self._count, self._spread, self._longest = 0, 0.0, 0.0
         self._product, self._low = torch.empty(0, dtype=torch.int32), torch.empty(0)
 
     def load(self, vectors: Floats) -> None:
-        """See Screen."""
+        """See LowerBoundFilter."""
         slack, step, count = self._moved.slack, float(self._step), len(vectors)
-        for start in range(0, count, _PIECE):
-            piece = slice(start, min(start + _PIECE, count))
+        for start in range(0, count, _CHUNK_ROWS):
+            piece = slice(start, min(start + _CHUNK_ROWS, count))
             moved, whole = (torch.from_numpy(room[: piece.stop - start]) for room in self._room)
             self._moved.move(vectors[piece], self._room[0][: piece.stop - start])
             torch.linalg.vector_norm(moved, dim=1, out=self._row_lengths[piece])
             moved *= 1 / step
-            torch.round(moved, out=whole).clamp_(-_STEPS, _STEPS)
+            torch.round(moved, out=whole).clamp_(-_INT8_MAX, _INT8_MAX)
             self._rows[piece] = whole
             moved -= whole
             torch.linalg.vector_norm(moved, dim=1, out=self._row_rest[piece])
@@ -201,11 +201,11 @@ class Int8Screen:
             - longest_probe * (rest - self._spread).clamp_(min=0)
         )
         self._halves[:count] = (low / step**2 * (1 - 4 * _UNIT * low.sign())).float()
-        self._count = _filled(count)
+        self._count = _round_up(count)
         self._halves[count : self._count] = torch.inf
 
     def low(self, part: slice) -> torch.Tensor:
-        """See Screen."""
+        """See LowerBoundFilter."""
         probes = self._probes[part]
         shape, size = (len(probes), self._count), len(probes) * self._count
         if len(self._product) < size:
@@ -216,22 +216,22 @@ class Int8Screen:
         return torch.sub(self._halves[: self._count], product, out=low)
 
     def limits(self, part: slice, squared: Wide) -> Floats:
-        """See Screen."""
+        """See LowerBoundFilter."""
         more = np.maximum(self._rest[part] - self._usual_rest, 0) * self._longest
         limits = self._moved.limits(part, squared) + self._lengths[part] * self._spread + more
         # The subtraction of `low` rounds once more, by a part of whichever of the two is the larger.
-        return _upward((limits + self._moved.slack * np.abs(limits)) / float(self._step) ** 2)
+        return _round_outward((limits + self._moved.slack * np.abs(limits)) / float(self._step) ** 2)
 
 
-def _best_step(sample: Floats) -> np.float32:
+def _best_scale(sample: Floats) -> np.float32:
     """The step that rounds off least of a sample (n, d): rare large values are better clipped."""
     largest = float(np.abs(sample).max(initial=0.0))
     if not largest:
         return np.float32(1)
-    steps = [largest / _STEPS * share for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)]
+    steps = [largest / _INT8_MAX * share for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)]
 
     def lost(step: float) -> float:
-        off = sample - np.clip(np.rint(sample / step), -_STEPS, _STEPS) * step
+        off = sample - np.clip(np.rint(sample / step), -_INT8_MAX, _INT8_MAX) * step
         return float(np.sqrt(np.einsum("ij,ij->i", off, off, dtype=np.float64)).mean())
 
     return np.float32(min(steps, key=lost))
@@ -240,9 +240,9 @@ def _best_step(sample: Floats) -> np.float32:
 @lru_cache(maxsize=1)
 def _integers_are_faster() -> bool:
     """Whether this processor multiplies integers of 8 bits much faster than float32, measured once."""
-    whole = torch.randint(-_STEPS, _STEPS, (256, 1024), dtype=torch.int8)
+    whole = torch.randint(-_INT8_MAX, _INT8_MAX, (256, 1024), dtype=torch.int8)
     wide = whole.float()
-    seconds = least_seconds(
+    seconds = min_cpu_seconds(
         {"int8": lambda: torch._int_mm(whole, whole.T), "float32": lambda: torch.mm(wide, wide.T)}, turns=3
     )
     return seconds["int8"] < 0.6 * seconds["float32"]

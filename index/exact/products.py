@@ -25,7 +25,7 @@ from infra.errors import BadInput
 Name = TypeVar("Name", bound=Hashable)
 
 
-def least_seconds(ways: Mapping[Name, Callable[[], object]], turns: int) -> dict[Name, float]:
+def min_cpu_seconds(ways: Mapping[Name, Callable[[], object]], turns: int) -> dict[Name, float]:
     """The least CPU seconds that each way took.
 
     In turns, by CPU time, the best of each: a neighbour's burst of work must not decide.
@@ -41,27 +41,27 @@ def least_seconds(ways: Mapping[Name, Callable[[], object]], turns: int) -> dict
 
 _Row = TypeVar("_Row", bound=np.generic)
 
-UNIT = 2.0**-24  # unit roundoff of float32
-_OFTEN_ZERO = 0.9  # at most so many are not: elsewhere a rounded origin may lie far off the values
-_MEASURE_FROM = 5e10  # multiply-adds; below it the measurement would cost more than it can save
+FP32_UNIT_ROUNDOFF = 2.0**-24  # unit roundoff of float32
+_MAX_NONZERO_SHARE = 0.9  # at most so many are not: elsewhere a rounded origin may lie far off the values
+_MIN_MACS_TO_BENCHMARK = 5e10  # multiply-adds; below it the measurement would cost more than it can save
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class Normalization:
     """The common origin and scale. Any choice is correct; a good one keeps the error bound small."""
 
     origin: NDArray[np.float32]  # (d,)
     scale: np.float32  # a power of two: scaling is exact
 
     @classmethod
-    def around(cls, *samples: NDArray[np.float32], rows: int = 2048) -> "Frame":
+    def around(cls, *samples: NDArray[np.float32], rows: int = 2048) -> "Normalization":
         """Centre on the mean of up to `rows` rows of each sample, and scale the largest value to about 1."""
-        some = np.concatenate([strided(sample, rows) for sample in samples], dtype=np.float32)
+        some = np.concatenate([subsample(sample, rows) for sample in samples], dtype=np.float32)
         if not len(some):
             raise BadInput("no features to compare")
         mean = torch.from_numpy(some.mean(0, dtype=np.float64).astype(np.float32))
         # Where many are zero, as behind a ReLU, an origin that bfloat16 holds lets these lose nothing in it.
-        often_zero = np.count_nonzero(some, axis=0) <= _OFTEN_ZERO * len(some)
+        often_zero = np.count_nonzero(some, axis=0) <= _MAX_NONZERO_SHARE * len(some)
         origin = np.where(often_zero, mean.bfloat16().float().numpy(), mean.numpy())
         largest = float(np.abs(some.astype(np.float64) - origin).max(initial=0.0))
         if not np.isfinite(largest):
@@ -69,7 +69,7 @@ class Frame:
         exponent = np.frexp(largest)[1] if largest > 0 else 0
         return cls(origin, np.float32(2.0 ** float(np.clip(-exponent, -120, 120))))
 
-    def place(self, features: NDArray[np.float32]) -> "Placed":
+    def place(self, features: NDArray[np.float32]) -> "NormalizedRows":
         """Move and scale rows (n, d). Raises BadInput for values that are not finite or absurdly large."""
         values = (np.asarray(features, dtype=np.float32) - self.origin) * self.scale
         wide = values.astype(np.float64)
@@ -81,11 +81,11 @@ class Frame:
                 f"{len(bad)} of {len(values)} features hold NaN, infinity or values out of all proportion",
                 remedy="embed again, or check the shards",
             )
-        return Placed(torch.from_numpy(values), squares)
+        return NormalizedRows(torch.from_numpy(values), squares)
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class NormalizedRows:
     """Rows in a frame, with their squared norms there."""
 
     values: torch.Tensor  # (n, d) float32
@@ -103,7 +103,7 @@ def error_bound(
     """
     x = np.sqrt(probe_squares)
     y = float(np.sqrt(gallery_squares.max(initial=0.0)))
-    bound = 1.01 * UNIT * ((dimension + 4) * x * y + 2 * y * y + 2 * (x + y) ** 2) + 1e-30
+    bound = 1.01 * FP32_UNIT_ROUNDOFF * ((dimension + 4) * x * y + 2 * y * y + 2 * (x + y) ** 2) + 1e-30
     return np.asarray(bound, dtype=np.float64)
 
 
@@ -115,11 +115,11 @@ class Kernel:
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
 
-    def probes(self, placed: Placed) -> Any:
+    def probes(self, placed: NormalizedRows) -> Any:
         """Load probe rows once."""
         return placed.values.to(self.device)
 
-    def gallery(self, placed: Placed) -> Any:
+    def gallery(self, placed: NormalizedRows) -> Any:
         """Load one gallery block; it then meets every block of probes."""
         return placed.values.to(self.device).T
 
@@ -133,11 +133,11 @@ class OneDnnKernel(Kernel):
 
     name = "oneDNN linear"
 
-    def probes(self, placed: Placed) -> Any:
+    def probes(self, placed: NormalizedRows) -> Any:
         """Load probe rows in oneDNN's layout."""
         return placed.values.to_mkldnn()
 
-    def gallery(self, placed: Placed) -> Any:
+    def gallery(self, placed: NormalizedRows) -> Any:
         """Load the block as the weight of a linear layer."""
         rows, dimension = placed.values.shape
         layer = torch.nn.Linear(dimension, rows, bias=False, device="meta")
@@ -151,40 +151,40 @@ class OneDnnKernel(Kernel):
 
 def choose_kernel(device: str = "cpu", *, work: float = 0.0) -> Kernel:
     """The fastest exact float32 product of this machine for `work` multiply-adds, measured once a process."""
-    if torch.device(device).type != "cpu" or work < _MEASURE_FROM:
+    if torch.device(device).type != "cpu" or work < _MIN_MACS_TO_BENCHMARK:
         return Kernel(device)
-    return _fastest()
+    return _benchmark_kernels()
 
 
 @lru_cache(maxsize=1)
-def _fastest() -> Kernel:
+def _benchmark_kernels() -> Kernel:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return Kernel()
     sample = np.random.default_rng(0).standard_normal((1024, 1024), dtype=np.float32)
-    placed = Frame.around(sample).place(sample)
+    placed = Normalization.around(sample).place(sample)
     room = torch.empty(1024, 1024)
 
     def scoring(kernel: Kernel) -> Callable[[], object]:
         probes, gallery = kernel.probes(placed), kernel.gallery(placed)
         return lambda: kernel.product(probes, gallery, room)
 
-    seconds = least_seconds({kernel: scoring(kernel) for kernel in (OneDnnKernel(), Kernel())}, turns=5)
+    seconds = min_cpu_seconds({kernel: scoring(kernel) for kernel in (OneDnnKernel(), Kernel())}, turns=5)
     return min(seconds, key=lambda kernel: seconds[kernel])
 
 
-def strided(rows: NDArray[_Row], most: int) -> NDArray[_Row]:
+def subsample(rows: NDArray[_Row], most: int) -> NDArray[_Row]:
     """At most so many rows, evenly spread over all: a view."""
     return rows[:: max(1, -(-len(rows) // most))]
 
 
-HALF_UNIT = 2.0**-8  # unit roundoff of bfloat16
-_LEAST = 2.0**-126  # smaller values may be taken for zero
+BF16_UNIT_ROUNDOFF = 2.0**-8  # unit roundoff of bfloat16
+_BF16_MIN_NORMAL = 2.0**-126  # smaller values may be taken for zero
 _BF16_MIN_MACS_TO_BENCHMARK = 1e10  # multiply-adds; below it the measurement would cost more than it can save
-_WORTH = 0.7  # of the float32 product's time
+_MIN_SPEEDUP = 0.7  # of the float32 product's time
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
+class BF16Rows:
     """Rows rounded to bfloat16, with the lengths that bound what this changes."""
 
     values: torch.Tensor  # (n, d) bfloat16
@@ -193,18 +193,19 @@ class Rounded:
     lost: NDArray[np.float64]  # (n,) lengths of what was rounded off
 
     @classmethod
-    def of(cls, placed: Placed) -> "Rounded":
+    def of(cls, placed: NormalizedRows) -> "BF16Rows":
         """Round rows that are in a frame."""
         values = placed.values.bfloat16()
         rounded = values.float()
         lengths, lost = (
-            torch.linalg.vector_norm(some, dim=1).double().numpy() * (1 + 2 * UNIT * some.shape[1])
+            torch.linalg.vector_norm(some, dim=1).double().numpy()
+            * (1 + 2 * FP32_UNIT_ROUNDOFF * some.shape[1])
             for some in (rounded, placed.values - rounded)
         )
         return cls(values, placed.squares, lengths, lost)
 
 
-def rounded_bound(probes: Rounded, gallery: Rounded, dimension: int) -> NDArray[np.float64]:
+def bf16_error_bound(probes: BF16Rows, gallery: BF16Rows, dimension: int) -> NDArray[np.float64]:
     """How far x'·y' can lie from x·y, for each probe against any row of the block: (p,).
 
     Twice the float32 bound stands for the sums, because processors differ in how they round inside of a
@@ -213,11 +214,11 @@ def rounded_bound(probes: Rounded, gallery: Rounded, dimension: int) -> NDArray[
     longest = float(np.sqrt(gallery.squares.max(initial=0.0)))
     sums = 2 * error_bound(probes.squares, gallery.squares, dimension)
     left_out = probes.lost * longest + probes.lengths * float(gallery.lost.max(initial=0.0))
-    vanished = dimension * _LEAST * (np.sqrt(probes.squares) + longest + 1)
+    vanished = dimension * _BF16_MIN_NORMAL * (np.sqrt(probes.squares) + longest + 1)
     return np.asarray(sums + left_out + vanished)
 
 
-def bf16_pays(device: str, *, work: float) -> bool:
+def should_use_bf16(device: str, *, work: float) -> bool:
     """Whether `work` multiply-adds are for products of bfloat16: on CPUs that have them, and enough of it."""
     return torch.device(device).type == "cpu" and work >= _BF16_MIN_MACS_TO_BENCHMARK and _bf16_is_faster()
 
@@ -228,7 +229,7 @@ def _bf16_is_faster() -> bool:
         return False
     wide = torch.rand(512, 1024)
     half = wide.bfloat16()
-    seconds = least_seconds(
+    seconds = min_cpu_seconds(
         {"bfloat16": lambda: torch.mm(half, half.T), "float32": lambda: torch.mm(wide, wide.T)}, turns=4
     )
-    return seconds["bfloat16"] < _WORTH * seconds["float32"]
+    return seconds["bfloat16"] < _MIN_SPEEDUP * seconds["float32"]

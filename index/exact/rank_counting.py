@@ -14,21 +14,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.exact.features import Pool, Trials
-from index.exact.products import Frame, Kernel, bf16_pays, choose_kernel, strided
-from index.exact.tiles import Block, Meeting, OwnPairs, Panel, Panels, Ready, blocks_of, tally
+from index.exact.features import FeatureTable, ProbeTrials
+from index.exact.products import Kernel, Normalization, choose_kernel, should_use_bf16, subsample
+from index.exact.tiles import (
+    Block,
+    PositivePairs,
+    PreparedBlock,
+    ProbeBlock,
+    ProbeBlocks,
+    ScoreTile,
+    blocks_of,
+    count_tile,
+)
 
-_KEPT_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
-_MANY_NEAR = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
-_SHARED_FROM = 1e9  # multiply-adds, a hundredth of a second; below it threads cost more than they save
-_LENGTHS_AT_ONCE = 1024
-_SAMPLED = 2048  # rows of probes and of the gallery, to centre the frame on
+_CACHE_BLOCKS = 48  # blocks of probes kept ready: 600 MiB at most at 1024 rows of 1024 dimensions
+_MAX_AMBIGUOUS_SHARE = 0.05  # of a product's pairs; measuring so many costs what the cheaper product saves
+_MIN_MACS_FOR_THREADS = (
+    1e9  # multiply-adds, a hundredth of a second; below it threads cost more than they save
+)
+_NORM_CHUNK = 1024
+_ORIGIN_SAMPLE = 2048  # rows of probes and of the gallery, to centre the frame on
 
 
-def others_before(
-    pool: Pool,
+def count_negatives_ahead(
+    pool: FeatureTable,
     in_gallery: NDArray[np.bool_],
-    trials: Trials,
+    trials: ProbeTrials,
     same_vehicle: tuple[NDArray[np.int64], NDArray[np.int64]],
     *,
     block: int = 1024,
@@ -44,40 +55,40 @@ def others_before(
     is_probe[trials.probe] = True
     is_gallery = np.asarray(in_gallery.any(axis=0))
     used = [np.flatnonzero(is_probe), np.flatnonzero(is_gallery)]
-    frame = Frame.around(*(pool.take(strided(rows, _SAMPLED)) for rows in used))
+    frame = Normalization.around(*(pool.take(subsample(rows, _ORIGIN_SAMPLE)) for rows in used))
     work = float(is_probe.sum()) * float(is_gallery.sum()) * pool.parts[0].shape[1]
     kernel = choose_kernel(device, work=work)
     blocks = blocks_of(is_probe, is_gallery, _lengths(pool, frame), block)
-    panels = Panels(blocks, trials, len(pool))
-    own = OwnPairs(same_vehicle, blocks, len(pool))
-    rough = bf16_pays(device, work=work)
-    counter = _Counter(pool, frame, kernel, blocks, panels, in_gallery, own, rough=rough)
+    panels = ProbeBlocks(blocks, trials, len(pool))
+    own = PositivePairs(same_vehicle, blocks, len(pool))
+    rough = should_use_bf16(device, work=work)
+    counter = _TileCounter(pool, frame, kernel, blocks, panels, in_gallery, own, rough=rough)
     # Blocks of probes come first, so they stay ready while each block of the gallery passes by once.
     pairs = [(first, second) for second in range(len(blocks)) for first in range(second + 1)]
-    shared = kernel.device.type == "cpu" and work >= _SHARED_FROM
+    shared = kernel.device.type == "cpu" and work >= _MIN_MACS_FOR_THREADS
     counter.count_all(pairs, threads=min(torch.get_num_threads(), len(pairs)) if shared else 1)
     return panels.collect(len(trials.limit))
 
 
-class _Counter:
+class _TileCounter:
     """Multiplies pairs of blocks and counts for the panels concerned."""
 
     def __init__(
         self,
-        pool: Pool,
-        frame: Frame,
+        pool: FeatureTable,
+        frame: Normalization,
         kernel: Kernel,
         blocks: list[Block],
-        panels: Panels,
+        panels: ProbeBlocks,
         in_gallery: NDArray[np.bool_],
-        own: OwnPairs,
+        own: PositivePairs,
         *,
         rough: bool,
     ) -> None:
         self.pool, self.frame, self.kernel = pool, frame, kernel
         self.blocks, self.panels, self.in_gallery, self.own = blocks, panels, in_gallery, own
         self.rough = rough
-        self.kept: OrderedDict[int, Ready] = OrderedDict()
+        self.kept: OrderedDict[int, PreparedBlock] = OrderedDict()
         self.keeping = threading.Lock()
         self.most = max((len(block.rows) for block in blocks), default=0)
         self.rooms = threading.local()
@@ -104,23 +115,23 @@ class _Counter:
         due = [panel for panel in (forth, back) if panel]
         if not due:
             return
-        rough = self.rough and sum(panel.near_share for panel in due) <= _MANY_NEAR
+        rough = self.rough and sum(panel.near_share for panel in due) <= _MAX_AMBIGUOUS_SHARE
         x, y = self._ready(first), self._ready(second)
         product = self._product(x, y, rough=rough)
         mirror = self._room("mirror", product.T.shape, product.dtype).copy_(product.T) if back else None
         if forth:
-            self._count_way(Meeting(x, y, product, self.frame), forth, self.own.between(first, second))
+            self._count_way(ScoreTile(x, y, product, self.frame), forth, self.own.between(first, second))
         if back and mirror is not None:
-            self._count_way(Meeting(y, x, mirror, self.frame), back, self.own.between(second, first))
+            self._count_way(ScoreTile(y, x, mirror, self.frame), back, self.own.between(second, first))
 
-    def _product(self, x: Ready, y: Ready, *, rough: bool) -> torch.Tensor:
+    def _product(self, x: PreparedBlock, y: PreparedBlock, *, rough: bool) -> torch.Tensor:
         shape = len(x.rows), len(y.rows)
         if rough:
             room = self._room("product", shape, torch.bfloat16)
             return torch.mm(x.rounded.values, y.rounded.values.T, out=room)
         return self.kernel.product(x.probes, y.gallery, self._room("product", shape, torch.float32))
 
-    def _ready(self, number: int) -> Ready:
+    def _ready(self, number: int) -> PreparedBlock:
         with self.keeping:
             if number in self.kept:
                 self.kept.move_to_end(number)
@@ -128,10 +139,10 @@ class _Counter:
             # A block that is gallery alone passes by once.
             for passed in [other for other in self.kept if not self.blocks[other].probes]:
                 del self.kept[passed]
-            if len(self.kept) == _KEPT_BLOCKS:
+            if len(self.kept) == _CACHE_BLOCKS:
                 self.kept.popitem(last=False)
             rows = self.blocks[number].rows
-            self.kept[number] = ready = Ready(rows, self.pool.take(rows), self.frame, self.kernel)
+            self.kept[number] = ready = PreparedBlock(rows, self.pool.take(rows), self.frame, self.kernel)
             return ready
 
     def _room(self, name: str, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
@@ -143,34 +154,34 @@ class _Counter:
         return room.view(kind)[: shape[0] * shape[1]].view(shape)
 
     def _count_way(
-        self, meeting: Meeting, panel: Panel, own: tuple[NDArray[np.int64], NDArray[np.int64]]
+        self, meeting: ScoreTile, panel: ProbeBlock, own: tuple[NDArray[np.int64], NDArray[np.int64]]
     ) -> None:
         """Count what the gallery of a meeting holds before the matches of its probes."""
         product = meeting.product
         product[*(torch.from_numpy(place).to(product.device) for place in own)] = -torch.inf
         there = self.in_gallery[:, meeting.gallery.rows]
-        near = tally(meeting, panel, there)
+        near = count_tile(meeting, panel, there)
         if meeting.rough:
             panel.note(scored=int(there.sum(axis=1)[panel.sought.repeat].sum()), near=near)
 
 
-def _lengths(pool: Pool, frame: Frame) -> NDArray[np.float32]:
+def _lengths(pool: FeatureTable, frame: Normalization) -> NDArray[np.float32]:
     """About how long each row is in the frame: (n,)."""
     lengths = np.empty(len(pool), dtype=np.float32)
-    for start in range(0, len(pool), _LENGTHS_AT_ONCE):
-        rows = np.arange(start, min(start + _LENGTHS_AT_ONCE, len(pool)))
+    for start in range(0, len(pool), _NORM_CHUNK):
+        rows = np.arange(start, min(start + _NORM_CHUNK, len(pool)))
         moved = torch.from_numpy(pool.take(rows) - frame.origin)
         lengths[rows] = torch.linalg.vector_norm(moved, dim=1).numpy()
     return lengths
 
 
-_WORTH = 0.9  # of the direct count; above it the second list of trials costs what it saves
+_MAX_COST_RATIO = 0.9  # of the direct count; above it the second list of trials costs what it saves
 
 
-def others_before_in_repeats(
-    pool: Pool,
+def count_negatives_ahead_shared(
+    pool: FeatureTable,
     in_gallery: NDArray[np.bool_],
-    trials: Trials,
+    trials: ProbeTrials,
     same_vehicle: tuple[NDArray[np.int64], NDArray[np.int64]],
     **how: Any,
 ) -> NDArray[np.int64]:
@@ -181,15 +192,19 @@ def others_before_in_repeats(
     probes = np.bincount(trials.repeat, minlength=len(in_gallery))
     direct = int(probes @ in_gallery.sum(axis=1))
     together = len(distinct) * int(anywhere.sum()) + int(probes @ absent.sum(axis=1))
-    if together > _WORTH * direct:
-        return others_before(pool, in_gallery, trials, same_vehicle, **how)
+    if together > _MAX_COST_RATIO * direct:
+        return count_negatives_ahead(pool, in_gallery, trials, same_vehicle, **how)
     shared, place = _shared(trials, distinct, repeat=len(in_gallery))
-    closer = others_before(pool, np.vstack([absent, anywhere]), _joined(trials, shared), same_vehicle, **how)
+    closer = count_negatives_ahead(
+        pool, np.vstack([absent, anywhere]), _joined(trials, shared), same_vehicle, **how
+    )
     own = len(trials.limit)
     return np.asarray(closer[own:][place] - closer[:own])
 
 
-def _shared(trials: Trials, distinct: NDArray[np.int64], *, repeat: int) -> tuple[Trials, NDArray[np.int64]]:
+def _shared(
+    trials: ProbeTrials, distinct: NDArray[np.int64], *, repeat: int
+) -> tuple[ProbeTrials, NDArray[np.int64]]:
     """One trial for each distinct probe, true matches of all repeats; and where each match went (m,)."""
     probe = np.repeat(trials.probe, trials.matches)
     order = np.lexsort((trials.entry, trials.limit, probe))
@@ -200,11 +215,11 @@ def _shared(trials: Trials, distinct: NDArray[np.int64], *, repeat: int) -> tupl
     place[order] = np.cumsum(first) - 1
     matches = np.bincount(np.searchsorted(distinct, probe[first]), minlength=len(distinct))
     limit = trials.limit[order][first]
-    return Trials(distinct, np.full(len(distinct), repeat), matches, entry[first], limit), place
+    return ProbeTrials(distinct, np.full(len(distinct), repeat), matches, entry[first], limit), place
 
 
-def _joined(left: Trials, right: Trials) -> Trials:
-    return Trials(
+def _joined(left: ProbeTrials, right: ProbeTrials) -> ProbeTrials:
+    return ProbeTrials(
         *(
             np.concatenate([getattr(left, name), getattr(right, name)])
             for name in ("probe", "repeat", "matches", "entry", "limit")

@@ -6,9 +6,6 @@
 An erasure that was cut off is finished by the next one, and by every load.
 """
 
-import getpass
-import json
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.documents import JsonDocument, current_user, utc_now
 from index.filters import Filters
 from index.generations import records
-from index.lock import ROWS, held
+from index.lock import ROWS, acquire
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -29,14 +27,14 @@ from index.runs import tombstones
 from index.runs.run import Run
 from index.runs.shards import read_shards
 from index.schema import UNKNOWN_TIME
-from infra.errors import BadSetting, ClvrError, CountMismatch, ObjectMissing, SchemaMismatch
+from infra.errors import BadSetting, ClvrError, CountMismatch, ObjectMissing
 from infra.store import Store
 
 _COLUMNS = ["crop_id", "uri", "camera_id", "captured_at", "vehicle_id"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EraseSelection:
     """The crops that are meant; everything given must hold. Times in ms since the epoch, UTC, from inclusive,
     to exclusive. `vehicles` are labels, so they are known of labelled crops only."""
 
@@ -74,7 +72,7 @@ class Wanted:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
-def matching_crops(runs: Sequence[Run], wanted: Wanted) -> tuple[NDArray[np.int64], int]:
+def select_crops(runs: Sequence[Run], wanted: EraseSelection) -> tuple[NDArray[np.int64], int]:
     """Return the crop_ids (n,) that match in any manifest, and how many crops fail by unknown time only."""
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     undated: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -103,7 +101,7 @@ def rows_by_run(runs: Sequence[Run], crop_ids: NDArray[np.int64]) -> dict[str, i
     return counts
 
 
-def _by_identity(crops: pa.Table, wanted: Wanted) -> Any:
+def _by_identity(crops: pa.Table, wanted: EraseSelection) -> Any:
     keep = pc.is_valid(crops["crop_id"])
     for name, values, kind in (
         ("vehicle_id", wanted.vehicles, pa.int64()),
@@ -115,7 +113,7 @@ def _by_identity(crops: pa.Table, wanted: Wanted) -> Any:
     return keep
 
 
-def _by_time(crops: pa.Table, wanted: Wanted) -> Any:
+def _by_time(crops: pa.Table, wanted: EraseSelection) -> Any:
     times = crops["captured_at"]
     keep = pc.not_equal(times, UNKNOWN_TIME)
     if wanted.captured_from is not None:
@@ -129,7 +127,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class ErasedFrom:
+class GenerationErasure:
     """One generation: rows before, rows of them that match, rows after, and matching rows still found."""
 
     generation: str
@@ -142,13 +140,15 @@ class ErasedFrom:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(JsonDocument):
     """What was erased, where, when, by whom and why. A dry run has no id and changes nothing.
 
     `crops` counts the crops that match in all manifests and generations; `runs` the embedded rows of them by
     run, which stay in the shards behind a tombstone. `unknown_time` counts crops that pass everything else,
     but whose time is unknown: they are not erased.
     """
+
+    NOUN = "receipt"
 
     erasure_id: str
     state: Literal["dry run", "nothing matches", "begun", "done"]
@@ -159,13 +159,13 @@ class Receipt:
     crops: int
     unknown_time: int
     runs: dict[str, int]
-    generations: tuple[ErasedFrom, ...]
+    generations: tuple[GenerationErasure, ...]
     tombstones: str = ""
     finished: str = ""
 
 
 def forget(
-    milvus: Milvus, store: Store, runs: Sequence[Run], wanted: Wanted, *, reason: str, dry_run: bool
+    milvus: Milvus, store: Store, runs: Sequence[Run], wanted: EraseSelection, *, reason: str, dry_run: bool
 ) -> Receipt:
     """Erase the crops that match from all generations and from all future ones, whatever their alias.
 
@@ -177,58 +177,52 @@ def forget(
         raise BadSetting("an erasure needs a reason", remedy="Give --reason; it is kept with the receipt.")
     wanted.require_something()
     if dry_run:
-        return _draft(milvus, store, runs, wanted, reason)[0]
-    with held(store, ROWS, "an erasure"):
-        finish_begun(milvus, store)
-        draft, crop_ids = _draft(milvus, store, runs, wanted, reason)
+        return _plan_erasure(milvus, store, runs, wanted, reason)[0]
+    with acquire(store, ROWS, "an erasure"):
+        resume_erasures(milvus, store)
+        draft, crop_ids = _plan_erasure(milvus, store, runs, wanted, reason)
         if not crop_ids.size:
             return replace(draft, state="nothing matches")
         receipt = replace(draft, erasure_id=tombstones.new_erasure_id(), state="begun")
-        tombstones.bury(store, receipt.erasure_id, crop_ids)
-        store.create(_key(receipt.erasure_id), _encoded(receipt))
+        tombstones.write_tombstones(store, receipt.erasure_id, crop_ids)
+        store.create(_key(receipt.erasure_id), receipt.to_json())
         return _finish(milvus, store, receipt, crop_ids)
 
 
-def finish_begun(milvus: Milvus, store: Store) -> list[Receipt]:
+def resume_erasures(milvus: Milvus, store: Store) -> list[Receipt]:
     """Finish erasures that were cut off. The caller holds the lock on rows."""
     found = []
     for erasure_id in tombstones.erasure_ids(store):
         with suppress(ObjectMissing):  # cut off before its receipt: nothing was deleted, the tombstones hold
             receipt = read_receipt(store, erasure_id)
             if receipt.state == "begun":
-                found.append(_finish(milvus, store, receipt, tombstones.buried(store, erasure_id)))
+                found.append(_finish(milvus, store, receipt, tombstones.read_tombstones(store, erasure_id)))
     return found
 
 
 def read_receipt(store: Store, erasure_id: str) -> Receipt:
     """Read a receipt back. Raises ObjectMissing, SchemaMismatch."""
     key = _key(erasure_id)
-    data = store.get(key)
-    try:
-        said = json.loads(data)
-        made = tuple(ErasedFrom(**one) for one in said.pop("generations"))
-        return Receipt(**said, generations=made)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaMismatch(f"{store.uri_of(key)} is no receipt: {error}") from error
+    return Receipt.read(store, key)
 
 
-def _draft(
-    milvus: Milvus, store: Store, runs: Sequence[Run], wanted: Wanted, reason: str
+def _plan_erasure(
+    milvus: Milvus, store: Store, runs: Sequence[Run], wanted: EraseSelection, reason: str
 ) -> tuple[Receipt, Ids]:
-    crop_ids, unknown_time = matching_crops(runs, wanted)
+    crop_ids, unknown_time = select_crops(runs, wanted)
     kept = _kept(milvus, store)
     if expression := wanted.expression():
         # What no manifest knows any more, because its run was deleted, must go all the same.
         crop_ids = np.unique(
-            np.concatenate([crop_ids, *(collection.ids_in(milvus, one.name, expression) for one in kept)])
+            np.concatenate([crop_ids, *(collection.fetch_ids(milvus, one.name, expression) for one in kept)])
         )
     receipt = Receipt(
         erasure_id="",
         state="dry run",
         wanted=wanted.document(),
         reason=reason,
-        by=f"{_user()}@{socket.gethostname()}",
-        begun=records.stamp(),
+        by=current_user(),
+        begun=utc_now(),
         crops=int(crop_ids.size),
         unknown_time=unknown_time,
         runs=rows_by_run(runs, crop_ids),
@@ -244,7 +238,7 @@ def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Re
         state="done",
         generations=after,
         tombstones=store.uri_of(f"erasures/{receipt.erasure_id}/crops.parquet"),
-        finished=records.stamp(),
+        finished=utc_now(),
     )
     left = [one for one in after if one.left]
     if left:
@@ -252,14 +246,16 @@ def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Re
             f"{left[0].left:,} rows that match are still in {left[0].generation}",
             remedy="Run the same command again; the tombstones stand already.",
         )
-    store.put(_key(receipt.erasure_id), _encoded(done))
+    store.put(_key(receipt.erasure_id), done.to_json())
     return done
 
 
-def _erase(milvus: Milvus, store: Store, erasure_id: str, one: ErasedFrom, crop_ids: Ids) -> ErasedFrom:
+def _erase(
+    milvus: Milvus, store: Store, erasure_id: str, one: GenerationErasure, crop_ids: Ids
+) -> GenerationErasure:
     if not milvus.call("has_collection", one.generation):
         return replace(one, rows_after=0, left=0)
-    generation = collection.find(milvus, one.generation)
+    generation = collection.get_generation(milvus, one.generation)
     collection.ensure_loaded(milvus, generation)
     collection.delete(milvus, one.generation, crop_ids)
     with suppress(ClvrError):
@@ -267,14 +263,14 @@ def _erase(milvus: Milvus, store: Store, erasure_id: str, one: ErasedFrom, crop_
         milvus.call("compact", one.generation, timeout=60)
     done = replace(
         one,
-        rows_after=collection.count(milvus, generation),
+        rows_after=collection.row_count(milvus, generation),
         left=collection.count_of(milvus, one.generation, crop_ids),
     )
     entry = records.read(store, one.generation)
     if entry and erasure_id not in {change.get("erasure_id") for change in entry.changes}:
         # Less what was erased, not what is counted now: rows that were lost otherwise must still be noticed.
         change = {
-            "at": records.stamp(),
+            "at": utc_now(),
             "kind": "erasure",
             "erasure_id": erasure_id,
             "rows_before": entry.rows,
@@ -297,27 +293,16 @@ def _kept(milvus: Milvus, store: Store) -> list[Generation]:
     return found
 
 
-def _before(milvus: Milvus, generation: Generation, crop_ids: Ids) -> ErasedFrom:
-    current = collection.live(milvus, generation.alias)
-    return ErasedFrom(
+def _before(milvus: Milvus, generation: Generation, crop_ids: Ids) -> GenerationErasure:
+    current = collection.live_generation(milvus, generation.alias)
+    return GenerationErasure(
         generation=generation.name,
         alias=generation.alias,
         live=current is not None and current.name == generation.name,
-        rows_before=collection.count(milvus, generation),
+        rows_before=collection.row_count(milvus, generation),
         matching=collection.count_of(milvus, generation.name, crop_ids),
     )
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"
-
-
 def _key(erasure_id: str) -> str:
     return f"erasures/{erasure_id}/receipt.json"
-
-
-def _encoded(receipt: Receipt) -> bytes:
-    return json.dumps(asdict(receipt), indent=2, sort_keys=True).encode() + b"\n"

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
+from index.documents import utc_now
 from index.generations import records
 from index.generations.load_plan import LoadPlan, plan_load
 from index.milvus import collection
@@ -22,7 +23,7 @@ from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, BadLabels
 from infra.store import Store
 
-DROP = 0.01
+MAX_RECALL_DROP = 0.01
 """How much of its CMC a generation may lose against the live one: one probe in a hundred."""
 
 _GOLDEN_K = 50
@@ -82,14 +83,14 @@ def measure(milvus: Milvus, generation: Generation, golden: GoldenProbes) -> Gol
     return GoldenResult(len(probes), *shares)
 
 
-def worse_than(found: GoldenResult, live: GoldenResult) -> Iterator[str]:
+def regressions(found: GoldenResult, live: GoldenResult) -> Iterator[str]:
     """Say what was lost against the live generation."""
     if live.probes and not found.probes:
         yield f"none of the {live.probes:,} golden probes of the live generation is in it"
         return
     for name in ("rank_1", "rank_10", "rank_50"):
         now, before = getattr(found, name), getattr(live, name)
-        if now < before - DROP:
+        if now < before - MAX_RECALL_DROP:
             yield f"golden probes: {name.replace('_', '-')} is {now:.3f}, on the live generation {before:.3f}"
 
 
@@ -110,8 +111,8 @@ def _vectors(
         yield [row["crop_id"] for row in rows], [np.asarray(row["embedding"], np.float32) for row in rows]
 
 
-RECALL_BAR = 0.98
-_TOP = 10
+MIN_RECALL = 0.98
+_K = 10
 _TIMED_PROBES = 50
 _TIMED_TOP = 20
 
@@ -155,7 +156,7 @@ def check_gate(
     *,
     new_model: bool = False,
     probes: int = 1000,
-    recall_bar: float = RECALL_BAR,
+    recall_bar: float = MIN_RECALL,
     seed: int = 0,
     golden: GoldenProbes | None = None,
 ) -> GateReport:
@@ -182,7 +183,7 @@ def check_gate(
     ids, vectors = _sample(plan, probes, seed)
     recall_at_1, recall_at_10 = _recall(milvus, generation, plan, vectors)
     p50, p95 = _latency_ms(milvus, generation, vectors[:_TIMED_PROBES])
-    current = collection.live(milvus, generation.alias)
+    current = collection.live_generation(milvus, generation.alias)
     report = GateReport(
         generation=generation.name,
         alias=generation.alias,
@@ -191,14 +192,14 @@ def check_gate(
         live_fingerprint=current.fingerprint if current else None,
         new_model=new_model,
         rows_expected=plan.rows,
-        rows_indexed=collection.count(milvus, generation),
+        rows_indexed=collection.row_count(milvus, generation),
         probes=len(ids),
         recall_at_1=recall_at_1,
         recall_at_10=recall_at_10,
         recall_bar=recall_bar,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
-        checked=records.stamp(),
+        checked=utc_now(),
         failures=(),
         golden=measure(milvus, generation, golden) if golden else None,
         live_golden=measure(milvus, current, golden) if golden and current else None,
@@ -219,7 +220,7 @@ def _failures(report: GateReport) -> list[str]:
     if report.recall_at_10 < report.recall_bar:
         found.append(f"recall@10 is {report.recall_at_10:.4f}, the bar is {report.recall_bar}")
     if report.golden and report.live_golden:
-        found.extend(worse_than(report.golden, report.live_golden))
+        found.extend(regressions(report.golden, report.live_golden))
     return found
 
 
@@ -243,7 +244,7 @@ def _recall(
 ) -> tuple[float, float]:
     from index.exact.knn import nearest
 
-    depth = min(_TOP, plan.rows)
+    depth = min(_K, plan.rows)
     exact_ids, exact = nearest(vectors, plan.blocks(), depth)
     norms = np.linalg.norm(vectors, axis=1)
     found: list[list[tuple[int, float]]] = [

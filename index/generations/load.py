@@ -6,14 +6,22 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from index.documents import utc_now
 from index.generations import records
-from index.generations.erasure import finish_begun
+from index.generations.erasure import resume_erasures
 from index.generations.load_plan import LoadPlan, plan_load
-from index.generations.resume import discard, require_keys, taken_up
-from index.generations.staging import import_source, in_bucket
-from index.lock import ROWS, Lock, held
+from index.generations.resume import drop_partial, resume_load, verify_primary_keys
+from index.generations.staging import import_source, is_in_bucket
+from index.lock import ROWS, Lock, acquire
 from index.milvus import collection, index_types
-from index.milvus.bulk_import import AT_ONCE, GRPC_AT_ONCE, GrpcImporter, Importer, import_files
+from index.milvus.bulk_import import (
+    GRPC_AT_ONCE,
+    MAX_CONCURRENT_IMPORTS,
+    GrpcImporter,
+    Importer,
+    ImportProgress,
+    import_files,
+)
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.index_types import ImportInterface
@@ -26,7 +34,7 @@ from infra.store import Store
 Progress = Callable[[int, int], None]
 Target = Literal["auto"] | ImportInterface
 
-_WORTH_IMPORTING = 20_000  # rows a shard: an import takes 2 s a file before its first row
+_MIN_ROWS_FOR_IMPORT = 20_000  # rows a shard: an import takes 2 s a file before its first row
 _PATIENCE = 180.0  # seconds that a count may stand still
 # A server reports rows as indexed by whole segments, of up to 250,000 rows: on two busy cores a graph over
 # 100,000 took longer than three minutes without a word.
@@ -43,8 +51,8 @@ class LoadOptions:
 
     `milvus_bucket`: 's3://name' of the server's own bucket, the only one that imports are read from; shards
     elsewhere are copied there for the import. `latest_wins`: of a crop in two runs the later run's row is
-    taken; without it such a crop is an error. `progress`: called with rows done and rows in all. `note`:
-    called with what the server says meanwhile.
+    taken; without it such a crop is an error. `progress`: called with rows done and rows in all.
+    `on_import`: called with the state of imports. `note`: called with the step that starts.
     """
 
     index_type: str = "auto"
@@ -52,6 +60,7 @@ class LoadOptions:
     milvus_bucket: str | None = None
     latest_wins: bool = False
     progress: Progress = lambda done, total: None
+    on_import: Callable[[ImportProgress], None] = lambda progress: None
     note: Callable[[str], None] = lambda text: None
 
 
@@ -66,7 +75,7 @@ class LoadTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Filling:
+class _LoadContext:
     milvus: Milvus
     generation: Generation
     plan: LoadPlan
@@ -74,10 +83,13 @@ class _Filling:
     lock: Lock
     times: LoadTimes = field(default_factory=LoadTimes)
 
-    def progress(self, done: int, note: str = "") -> None:
+    def progress(self, done: int) -> None:
         self.lock.require()
         self.options.progress(done, self.plan.rows)
-        self.options.note(note)
+
+    def on_import(self, progress: ImportProgress) -> None:
+        self.progress(progress.rows_done)
+        self.options.on_import(progress)
 
 
 def load_runs(
@@ -104,11 +116,11 @@ def load_runs(
     IndexUnreachable, ImportFailed, and CountMismatch if count(*) does not come to the number of rows.
     """
     options = LoadOptions(index_type, target, milvus_bucket, latest_wins, progress)
-    with held(store, ROWS, f"a load of alias {alias}") as lock:
-        return build(milvus, store, runs, lock, alias=alias, options=options)
+    with acquire(store, ROWS, f"a load of alias {alias}") as lock:
+        return build_generation(milvus, store, runs, lock, alias=alias, options=options)
 
 
-def build(
+def build_generation(
     milvus: Milvus,
     store: Store,
     runs: Sequence[Run],
@@ -121,22 +133,22 @@ def build(
     """Do what `load_runs` does, for a caller that holds the lock on rows. Fills in `times`."""
     times = times or LoadTimes()
     with _timed(times, "check"):
-        collection.live(milvus, alias)  # an alias that belongs to somebody else is found out first
+        collection.live_generation(milvus, alias)  # an alias that belongs to somebody else is found out first
         plan = plan_load(runs, latest_wins=options.latest_wins, erased=erased_ids(store))
     if not plan.rows:
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
     index = index_types.index_spec(milvus.capabilities, options.index_type, plan.rows)
     chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
-    generation = taken_up(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
-    finish_begun(milvus, store)
+    generation = resume_load(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
+    resume_erasures(milvus, store)
     if generation is not None:
         # What is wrong with it after all is dropped, and then it is built anew.
         with suppress(CountMismatch, IndexRefused):
             options.note(f"finishing {generation.name}, which was cut off")
-            filling = _Filling(milvus, generation, plan, options, lock, times)
+            filling = _LoadContext(milvus, generation, plan, options, lock, times)
             with _dropped_on_failure(milvus, store, generation):
                 _finish(filling)
-                require_keys(milvus, generation, plan)
+                verify_primary_keys(milvus, generation, plan)
             records.update(store, generation.name, state="ready")
             return generation
     milvus.require_space(plan.rows * _LOCAL_BYTES)
@@ -146,7 +158,7 @@ def build(
     # The ledger comes before the collection: a collection that nobody remembers would stay for ever.
     records.create(
         store,
-        records.Entry(
+        records.GenerationRecord(
             name=generation.name,
             alias=alias,
             fingerprint=plan.fingerprint,
@@ -154,14 +166,14 @@ def build(
             rows=plan.rows,
             target=chosen,
             state="loading",
-            updated=records.stamp(),
+            updated=utc_now(),
         ),
     )
-    filling = _Filling(milvus, generation, plan, options, lock, times)
+    filling = _LoadContext(milvus, generation, plan, options, lock, times)
     with _dropped_on_failure(milvus, store, generation):
         collection.create_collection(milvus, generation)
         with _timed(times, "fill"):
-            _FILL[chosen](filling)
+            _LOADERS[chosen](filling)
         _finish(filling)
     records.update(store, generation.name, state="ready")
     return generation
@@ -175,8 +187,10 @@ def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | 
     """
     offered = milvus.capabilities.import_interface
     if target == "auto":
-        s3 = bucket is not None and all(not one.store.local or in_bucket(one, bucket) for one in plan.shards)
-        large = plan.rows >= _WORTH_IMPORTING * len(plan.shards)
+        s3 = bucket is not None and all(
+            not one.store.local or is_in_bucket(one, bucket) for one in plan.shards
+        )
+        large = plan.rows >= _MIN_ROWS_FOR_IMPORT * len(plan.shards)
         return offered if s3 and large else "stream_insert"
     if target == "stream_insert":
         return target
@@ -195,7 +209,7 @@ def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | 
 
 def await_index(milvus: Milvus, generation: Generation) -> None:
     """Wait until the index holds all flushed rows. Raises IndexRefused if it fails or stands still."""
-    waiting = _Patience(f"the index of {generation.name}", _INDEX_PATIENCE)
+    waiting = StallDetector(f"the index of {generation.name}", _INDEX_PATIENCE)
     while True:
         said = milvus.call("describe_index", generation.name, "embedding")
         if str(said["state"]) == "Finished" and not int(said["pending_index_rows"]):
@@ -214,8 +228,8 @@ def await_index(milvus: Milvus, generation: Generation) -> None:
 def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
     """Wait until count(*) is as expected. Raises CountMismatch if it is higher, or stands still."""
     # "Completed" is not yet searchable: it took up to 18 s more on Milvus 2.3.5.
-    waiting = _Patience(f"count(*) of {generation.name}", _PATIENCE)
-    while (found := collection.count(milvus, generation)) != expected:
+    waiting = StallDetector(f"count(*) of {generation.name}", _PATIENCE)
+    while (found := collection.row_count(milvus, generation)) != expected:
         try:
             if found > expected:
                 raise TimeoutError(f"count(*) of {generation.name} is too high")
@@ -226,7 +240,7 @@ def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
             ) from stuck
 
 
-def _finish(filling: _Filling) -> None:
+def _finish(filling: _LoadContext) -> None:
     milvus, generation = filling.milvus, filling.generation
     # This order: an index of rows that are not flushed is none, and Milvus Lite searches such rows by brute
     # force; loading without an index makes it use cosine.
@@ -242,37 +256,37 @@ def _finish(filling: _Filling) -> None:
     filling.lock.require()
 
 
-def _insert(filling: _Filling) -> None:
-    for done in collection.send(
+def _insert(filling: _LoadContext) -> None:
+    for done in collection.insert_rows(
         filling.milvus, "insert", filling.generation.name, filling.plan.batches(collection.INSERT_ROWS)
     ):
         filling.progress(done)
     filling.milvus.call("flush", filling.generation.name, timeout=600)
 
 
-def _import_by(importer: Importer, filling: _Filling, at_once: int) -> None:
+def _import_by(importer: Importer, filling: _LoadContext, at_once: int) -> None:
     bucket = filling.options.milvus_bucket or ""
     with import_source(filling.plan, filling.generation.name, bucket) as files:
-        import_files(importer, filling.generation.name, files, filling.progress, at_once)
+        import_files(importer, filling.generation.name, files, filling.on_import, at_once)
 
 
-def _import_grpc(filling: _Filling) -> None:
+def _import_grpc(filling: _LoadContext) -> None:
     _import_by(GrpcImporter(filling.milvus), filling, GRPC_AT_ONCE)
 
 
-def _import_rest(filling: _Filling) -> None:
+def _import_rest(filling: _LoadContext) -> None:
     with RestImporter(filling.milvus) as importer:
-        _import_by(importer, filling, AT_ONCE)
+        _import_by(importer, filling, MAX_CONCURRENT_IMPORTS)
 
 
-_FILL: dict[ImportInterface, Callable[[_Filling], None]] = {
+_LOADERS: dict[ImportInterface, Callable[[_LoadContext], None]] = {
     "stream_insert": _insert,
     "grpc_v1": _import_grpc,
     "rest_v2": _import_rest,
 }
 
 
-class _Patience:
+class StallDetector:
     """Ends a wait when the figure that is waited for has not changed for a while."""
 
     def __init__(self, what: str, seconds: float) -> None:
@@ -304,5 +318,5 @@ def _dropped_on_failure(milvus: Milvus, store: Store, generation: Generation) ->
     except BaseException:
         # If this fails as well, the ledger still says 'loading', and the next load drops it.
         with suppress(ClvrError):
-            discard(milvus, store, generation.name)
+            drop_partial(milvus, store, generation.name)
         raise

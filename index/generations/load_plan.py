@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.runs.run import Run, vanished_ids
-from index.runs.shards import ShardFacts, check_shard, read_shards, require_unique, vectors_of
+from index.runs.shards import ShardInfo, check_shard, read_shards, require_unique, vectors_of
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
 
@@ -22,7 +22,7 @@ class PlannedShard:
 
     store: Store
     run_id: str
-    facts: ShardFacts
+    facts: ShardInfo
     left_out: Ids = field(repr=False, compare=False)
 
     @property
@@ -132,7 +132,7 @@ def plan_load(
     )
 
 
-def _ids(run: Run, facts: ShardFacts, *, verify: bool) -> Ids:
+def _ids(run: Run, facts: ShardInfo, *, verify: bool) -> Ids:
     ids = None
     if verify:
         ids = check_shard(run.store, facts.key, fingerprint=run.fingerprint, expected=facts).crop_ids

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from index.documents import utc_now
 from index.generations import records
-from index.lock import ROWS, alias_lock, held
+from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -19,9 +20,9 @@ def promote(milvus: Milvus, store: Store, name: str, *, force: str = "") -> Gene
     GateFailed, also if rows came or went unrecorded, or another model went live, since the gate; BadInput;
     Locked if the alias is moved by somebody else right now.
     """
-    generation = collection.find(milvus, name)
-    with held(store, alias_lock(generation.alias), f"a promotion of {name}") as lock:
-        current = collection.live(milvus, generation.alias)
+    generation = collection.get_generation(milvus, name)
+    with acquire(store, alias_lock(generation.alias), f"a promotion of {name}") as lock:
+        current = collection.live_generation(milvus, generation.alias)
         if current is not None and current.name == name:
             return generation
         entry = records.read(store, name)
@@ -33,7 +34,7 @@ def promote(milvus: Milvus, store: Store, name: str, *, force: str = "") -> Gene
         if not force:
             _require_gate(milvus, store, generation, current)
         lock.require()
-        _move(milvus, store, generation, current, kind="promote", force=force)
+        _point_alias(milvus, store, generation, current, kind="promote", force=force)
     return generation
 
 
@@ -43,8 +44,8 @@ def rollback(milvus: Milvus, store: Store, alias: str, *, force: str = "") -> Ge
     Raises BadInput if there is none; GateFailed, unless forced with a reason, if it does not hold the rows
     that the ledger says; Locked if the alias is moved by somebody else right now.
     """
-    with held(store, alias_lock(alias), f"a rollback of {alias}") as lock:
-        current = collection.live(milvus, alias)
+    with acquire(store, alias_lock(alias), f"a rollback of {alias}") as lock:
+        current = collection.live_generation(milvus, alias)
         before = records.previous(milvus, store, alias)
         if current is None or before is None:
             raise BadInput(
@@ -52,23 +53,23 @@ def rollback(milvus: Milvus, store: Store, alias: str, *, force: str = "") -> Ge
                 remedy="`clvr generations` lists what there is; `clvr promote` makes one of them live.",
             )
         collection.ensure_loaded(milvus, before)
-        changed = _unrecorded(milvus, before, records.read(store, before.name))
+        changed = _unexplained_row_change(milvus, before, records.read(store, before.name))
         if changed and not force:
             raise GateFailed(
                 f"{before.name} is not what it was: {changed}",
                 remedy="Force with a reason, or load and promote a new one.",
             )
         lock.require()
-        _move(milvus, store, before, current, kind="rollback", force=force)
+        _point_alias(milvus, store, before, current, kind="rollback", force=force)
     return before
 
 
-def _move(
+def _point_alias(
     milvus: Milvus, store: Store, to: Generation, current: Generation | None, *, kind: str, force: str
 ) -> None:
     entry = records.read(store, to.name)
     move: dict[str, Any] = {
-        "at": records.stamp(),
+        "at": utc_now(),
         "kind": kind,
         "replaced": current.name if current else None,
         "force": force,
@@ -98,7 +99,7 @@ def _require_gate(milvus: Milvus, store: Store, generation: Generation, current:
             f"{generation.name} has not been through the gate", remedy="Check it, or force with a reason."
         )
     failures = list(gate["failures"])
-    if changed := _unrecorded(milvus, generation, entry):
+    if changed := _unexplained_row_change(milvus, generation, entry):
         failures.append(changed)
     if current and not gate["new_model"] and current.fingerprint != generation.fingerprint:
         failures.append(f"{current.name} of model {current.fingerprint} went live since the gate")
@@ -109,9 +110,11 @@ def _require_gate(milvus: Milvus, store: Store, generation: Generation, current:
         )
 
 
-def _unrecorded(milvus: Milvus, generation: Generation, entry: records.Entry | None) -> str:
+def _unexplained_row_change(
+    milvus: Milvus, generation: Generation, entry: records.GenerationRecord | None
+) -> str:
     """Say what came or went without a word in the ledger, '' if nothing did."""
-    rows = collection.count(milvus, generation)
+    rows = collection.row_count(milvus, generation)
     if entry is None or rows == entry.rows:
         return ""
     return f"count(*) is {rows:,} now, by the ledger it is {entry.rows:,}"
@@ -136,14 +139,14 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
     if keep < 1:
         raise BadSetting(f"{keep} generations cannot be kept", remedy="Keep at least one.")
     doing = f"retiring generations of {alias}"
-    with held(store, ROWS, doing), held(store, alias_lock(alias), doing):
-        entries = {entry.name: entry.state for entry in records.entries(store, alias)}
+    with acquire(store, ROWS, doing), acquire(store, alias_lock(alias), doing):
+        entries = {entry.name: entry.state for entry in records.list_records(store, alias)}
         found = [
             one.name
             for one in collection.list_generations(milvus, alias)
             if entries.get(one.name) != "loading"
         ]
-        current = collection.live(milvus, alias)
+        current = collection.live_generation(milvus, alias)
         before = records.previous(milvus, store, alias)
         safe = {one.name for one in (current, before) if one is not None} | set(found[-keep:])
         dropped = [name for name in found if name not in safe]

@@ -14,7 +14,7 @@ from index.runs.run import Run
 from index.runs.tombstones import erased_ids
 from infra.store import Store
 
-_SHOWN = 10
+_MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     plan = plan_load(runs, latest_wins=True, verify=False, erased=erased_ids(store))
     collection.ensure_loaded(milvus, generation)
     wanted = plan.crop_ids()
-    held = collection.ids_in(milvus, generation.name)
+    held = collection.fetch_ids(milvus, generation.name)
     different = np.unique(held)
     missing = np.setdiff1d(wanted, different, assume_unique=True)
     foreign = np.setdiff1d(different, wanted, assume_unique=True)
@@ -95,12 +95,12 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
         vanished=plan.vanished,
         erased=plan.erased,
         expected=plan.rows,
-        indexed=collection.count(milvus, generation),
+        indexed=collection.row_count(milvus, generation),
         ledger_rows=entry.rows if entry else None,
         missing_count=int(missing.size),
-        missing=tuple(missing[:_SHOWN].tolist()),
+        missing=tuple(missing[:_MAX_EXAMPLES].tolist()),
         foreign_count=int(foreign.size),
-        foreign=tuple(foreign[:_SHOWN].tolist()),
+        foreign=tuple(foreign[:_MAX_EXAMPLES].tolist()),
         repeated=int(held.size - different.size),
         pending=entry.pending if entry else (),
     )

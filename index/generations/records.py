@@ -3,18 +3,18 @@
 Kept beside the runs and not in Milvus, so that it outlives the collection and tells of an interrupted load.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from index.documents import JsonDocument, utc_now
 from index.milvus.client import Milvus
-from index.milvus.collection import DROP_SECONDS, Generation, find, live
+from index.milvus.collection import DROP_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
 from index.schema import SHARD_VERSION
-from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing, SchemaMismatch
+from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing
 from infra.store import Store
 
 State = Literal["loading", "ready", "dropped"]
@@ -22,7 +22,7 @@ _ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GenerationRecord(JsonDocument):
     """One generation's state.
 
     `rows` is what count(*) must be. `run_ids` are the runs that it holds now, `pending` those of an increment
@@ -30,6 +30,8 @@ class Entry:
     `gate` holds the numbers of the last gate. `replaced` names what was live when this one was promoted last;
     `promotions` lists every move of the alias to this one.
     """
+
+    NOUN = "ledger entry of a generation"
 
     name: str
     alias: str
@@ -46,28 +48,29 @@ class Entry:
     pending: tuple[str, ...] = ()
 
 
-def create(store: Store, entry: Entry) -> None:
+def create(store: Store, entry: GenerationRecord) -> None:
     """Write the first entry of a generation. Raises ObjectExists if somebody took the name."""
-    store.create(_key(entry.name), _encoded(entry))
+    store.create(_key(entry.name), entry.to_json())
 
 
-def read(store: Store, name: str) -> Entry | None:
+def read(store: Store, name: str) -> GenerationRecord | None:
     """Return a generation's entry, or None. Raises SchemaMismatch if it cannot be read as one."""
     try:
-        return _decoded(store.get(_key(name)), store.uri_of(_key(name)))
+        return GenerationRecord.read(store, _key(name))
     except ObjectMissing:
         return None
 
 
-def update(store: Store, name: str, **changes: Any) -> Entry | None:
+def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:
     """Change fields of an entry, atomically against other writers; None if there is no entry."""
     for _ in range(_ATTEMPTS):
         try:
             found = store.fetch(_key(name))
             changed = replace(
-                _decoded(found.data, store.uri_of(_key(name))), **{"updated": stamp(), **changes}
+                GenerationRecord.from_json(found.data, store.uri_of(_key(name))),
+                **{"updated": utc_now(), **changes},
             )
-            store.replace(_key(name), _encoded(changed), etag=found.etag)
+            store.replace(_key(name), changed.to_json(), etag=found.etag)
             return changed
         except ObjectMissing:
             return None
@@ -76,36 +79,18 @@ def update(store: Store, name: str, **changes: Any) -> Entry | None:
     raise ObjectChanged(f"{store.uri_of(_key(name))} changes all the time", remedy="Try again later.")
 
 
-def entries(store: Store, alias: str | None = None) -> Iterator[Entry]:
+def list_records(store: Store, alias: str | None = None) -> Iterator[GenerationRecord]:
     """Yield the entries of an alias, or of all, in no order."""
     for found in store.list("generations"):
         if not found.key.endswith(".json") or found.key.count("/") != 1:
             continue  # a shard that waits for its import
-        entry = _decoded(store.get(found.key), store.uri_of(found.key))
+        entry = GenerationRecord.read(store, found.key)
         if alias in (None, entry.alias):
             yield entry
 
 
-def stamp() -> str:
-    """Return the time now, UTC, in ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _key(name: str) -> str:
     return f"generations/{name}.json"
-
-
-def _encoded(entry: Entry) -> bytes:
-    return json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
-
-
-def _decoded(data: bytes, where: str) -> Entry:
-    try:
-        said: dict[str, Any] = json.loads(data)
-        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-        return Entry(**(said | lists))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaMismatch(f"{where} is no ledger entry of a generation: {error}") from error
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -133,11 +118,11 @@ def new_generation(
 
 def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:
     """Return the generation that was live before the live one, if it is still on the server."""
-    current = live(milvus, alias)
+    current = live_generation(milvus, alias)
     entry = read(store, current.name) if current else None
     if entry is None or entry.replaced is None or not milvus.call("has_collection", entry.replaced):
         return None
-    return find(milvus, entry.replaced)
+    return get_generation(milvus, entry.replaced)
 
 
 def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> None:
@@ -145,7 +130,7 @@ def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> Non
 
     Raises BadInput if it is no generation, or one of those two.
     """
-    doomed = find(milvus, name)
+    doomed = get_generation(milvus, name)
     # Asked of the collection itself: an alias of any name makes it live. Before 2.5.5 no server minds.
     aliases = list(milvus.call("list_aliases", name)["aliases"])
     before = previous(milvus, store, doomed.alias)

@@ -9,7 +9,7 @@ from index.runs.shards import write_shard
 from infra.store import Store, open_store
 
 
-def in_bucket(shard: PlannedShard, bucket: str) -> bool:
+def is_in_bucket(shard: PlannedShard, bucket: str) -> bool:
     """Return whether a shard lies in the server's bucket ('s3://name')."""
     return shard.store.uri_of(shard.facts.key).startswith(bucket.rstrip("/") + "/")
 
@@ -46,7 +46,7 @@ def _files(plan: LoadPlan, folder: Store, bucket: str, made: list[str]) -> Itera
     for number, shard in enumerate(plan.shards):
         if not shard.rows:
             continue
-        if in_bucket(shard, bucket) and not shard.left_out.size:
+        if is_in_bucket(shard, bucket) and not shard.left_out.size:
             yield ImportFile(shard.store.uri_of(shard.facts.key).removeprefix(bucket), shard.rows)
             continue
         key = f"shard-{number:05d}.parquet"

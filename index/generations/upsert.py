@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from index.documents import utc_now
 from index.generations import records
-from index.generations.erasure import finish_begun
-from index.generations.load import LoadOptions, await_count, await_index, build
+from index.generations.erasure import resume_erasures
+from index.generations.load import LoadOptions, await_count, await_index, build_generation
 from index.generations.load_plan import plan_load
-from index.lock import ROWS, alias_lock, held
+from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -18,7 +19,7 @@ from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, FingerprintMismatch
 from infra.store import Store
 
-LARGE = 0.2
+LARGE_INCREMENT = 0.2
 """Share of the live rows above which an increment makes a new generation: upserted rows sit in small segments
 until Milvus compacts them, and a new generation passes the gate before anybody searches it."""
 
@@ -43,7 +44,7 @@ def load_into_live(
     *,
     alias: str,
     options: LoadOptions,
-    large: float = LARGE,
+    large: float = LARGE_INCREMENT,
 ) -> Increment:
     """Bring runs, oldest first, into the live generation; crops that they list as vanished are removed.
 
@@ -53,15 +54,15 @@ def load_into_live(
     """
     doing = f"an increment into alias {alias}"
     # Both: a promotion in the middle would leave the increment in a generation that nobody searches.
-    with held(store, ROWS, doing) as lock, held(store, alias_lock(alias), doing) as moving:
-        live = collection.live(milvus, alias)
+    with acquire(store, ROWS, doing) as lock, acquire(store, alias_lock(alias), doing) as moving:
+        live = collection.live_generation(milvus, alias)
         entry = records.read(store, live.name) if live else None
         if live is None or entry is None:
             raise BadInput(
                 f"alias {alias} points to no generation of this ledger",
                 remedy="Build the first one: `clvr load`, then `clvr promote`.",
             )
-        finish_begun(milvus, store)
+        resume_erasures(milvus, store)
         erased = erased_ids(store)
         checked = plan_load(runs, latest_wins=True, erased=erased)
         if checked.fingerprint != live.fingerprint:
@@ -76,15 +77,15 @@ def load_into_live(
         whole = plan_load(united, latest_wins=True, verify=False, erased=erased)
         new = replace(whole, run_ids=ours, shards=tuple(one for one in whole.shards if one.run_id in ours))
         collection.ensure_loaded(milvus, live)
-        before = collection.count(milvus, live)
+        before = collection.row_count(milvus, live)
         if new.rows > large * max(entry.rows, 1) and not set(ours) <= {*entry.run_ids, *entry.pending}:
-            built = build(
+            built = build_generation(
                 milvus, store, united, lock, alias=alias, options=replace(options, latest_wins=True)
             )
             return Increment(built, 0, 0, before, whole.rows, promote_next=True)
 
         records.update(store, live.name, pending=ours)
-        for done in collection.send(milvus, "upsert", live.name, new.batches(collection.INSERT_ROWS)):
+        for done in collection.insert_rows(milvus, "upsert", live.name, new.batches(collection.INSERT_ROWS)):
             lock.require()
             moving.require()
             options.progress(done, new.rows)
@@ -107,7 +108,7 @@ def load_into_live(
 
 def _change(run_ids: Sequence[str], before: int, after: int, removed: int) -> dict[str, object]:
     return {
-        "at": records.stamp(),
+        "at": utc_now(),
         "kind": "increment",
         "runs": list(run_ids),
         "rows_before": before,

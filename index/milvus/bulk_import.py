@@ -1,6 +1,7 @@
 """Bulk imports: a file is one job of the server's; several run at once; each ends or is said to be stuck."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +9,7 @@ from typing import Protocol
 from index.milvus.client import Milvus
 from infra.errors import ImportFailed, IndexUnreachable
 
-AT_ONCE = 8
+MAX_CONCURRENT_IMPORTS = 8
 """Jobs in the server's hands at a time."""
 
 GRPC_AT_ONCE = 1
@@ -21,7 +22,7 @@ STUCK_SECONDS = 300.0
 """How long a job may show the same state and progress before it counts as stuck."""
 
 _POLL = 0.5
-_AGAIN = "Load again: what is half there is dropped first."
+_RETRY_REMEDY = "Load again: what is half there is dropped first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,18 @@ class JobState:
     rows: int
     progress: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far the imports of one load are: the rows of finished jobs, and the running jobs.
+
+    `jobs` counts the running ones by state, in lower case; `percent` is their mean progress.
+    """
+
+    rows_done: int
+    jobs: Counter[str]
+    percent: float = 0.0
 
 
 class Importer(Protocol):
@@ -90,7 +103,7 @@ class GrpcImporter:
         """Do nothing: the generation is dropped."""
 
 
-def await_abandoned(milvus: Milvus, collection: str) -> None:
+def wait_for_orphaned_jobs(milvus: Milvus, collection: str) -> None:
     """Wait until a server of 2.3 is done with imports that nobody waits for, or has stood still for long.
 
     A collection that is dropped under a running import leaves the data node "busy", and then no import of
@@ -124,13 +137,13 @@ def import_files(
     importer: Importer,
     collection: str,
     files: Iterator[ImportFile],
-    said: Callable[[int, str], None] = lambda rows, note: None,
-    at_once: int = AT_ONCE,
+    on_progress: Callable[[ImportProgress], None] = lambda progress: None,
+    at_once: int = MAX_CONCURRENT_IMPORTS,
 ) -> int:
     """Import files, at most `at_once` at a time, commit them all in the end, and return the rows.
 
     files: taken only when there is room for one more, so that files can be made ready one by one.
-    said: called with the rows of finished jobs and a note on those under way.
+    on_progress: called after each poll of the jobs.
     Raises ImportFailed: with the server's reason for a job that failed, as stuck for one that stands still,
     for another number of rows than the file has, and if the server is lost, for then the outcome is unknown.
     """
@@ -144,19 +157,19 @@ def import_files(
             if not running:
                 break
             for one in list(running):
-                state = _checked(importer, one)
+                state = _poll(importer, one)
                 if state.done:
                     running.remove(one)
                     finished.append(one.job)
                     rows += state.rows
-            said(rows, _note(running))
+            on_progress(_progress(rows, running))
             if running:
                 time.sleep(_POLL)
         importer.commit(finished)
     except IndexUnreachable as lost:
         raise ImportFailed(
             f"{collection}: Milvus was lost during the import, so its outcome is unknown: {lost.message}",
-            remedy=_AGAIN,
+            remedy=_RETRY_REMEDY,
         ) from lost
     except BaseException:
         importer.abort([*finished, *(one.job for one in running)])
@@ -164,7 +177,7 @@ def import_files(
     return rows
 
 
-def _checked(importer: Importer, one: _Running) -> JobState:
+def _poll(importer: Importer, one: _Running) -> JobState:
     state = importer.state(one.job)
     if state.failed:
         raise ImportFailed(
@@ -180,12 +193,12 @@ def _checked(importer: Importer, one: _Running) -> JobState:
     if not state.done and still > STUCK_SECONDS:
         raise ImportFailed(
             f"{one.file.key}: job {one.job} is stuck: {state.name} at {state.progress} % for {still:,.0f} s",
-            remedy=f"It did not fail; look at the server's data nodes and its log. {_AGAIN}",
+            remedy=f"It did not fail; look at the server's data nodes and its log. {_RETRY_REMEDY}",
         )
     return state
 
 
-def _note(running: Sequence[_Running]) -> str:
-    return ", ".join(
-        f"job {one.job} {one.last.name.lower()} {one.last.progress} %" for one in running[:3] if one.last
-    )
+def _progress(rows_done: int, running: Sequence[_Running]) -> ImportProgress:
+    states = [one.last for one in running if one.last]
+    percent = sum(state.progress for state in states) / len(states) if states else 0.0
+    return ImportProgress(rows_done, Counter(state.name.lower() for state in states), percent)

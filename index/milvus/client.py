@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import httpx2
 
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
-_OLDEST = (2, 3, 0)
-_FULL = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
+_MIN_VERSION = (2, 3, 0)
+_DISK_FULL_MESSAGES = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
 _CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
 _NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 # Milvus Lite hangs up on who pings it every 10 s, as pymilvus does, in the middle of an index build.
-_NEVER_MS = 2**31 - 1
-_START_IT = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
+_NO_TIMEOUT_MS = 2**31 - 1
+_START_REMEDY = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
 
 
 class Milvus:
@@ -66,7 +66,7 @@ class Milvus:
         try:
             return getattr(self._client, method)(*args, timeout=timeout or self._timeout, **named)
         except Exception as error:
-            raise _translated(error, f"{method} at {self.uri}") from error
+            raise _as_clvr_error(error, f"{method} at {self.uri}") from error
 
     def bulk_insert(self, collection: str, key: str) -> int:
         """Start the import of one Parquet file from the server's own bucket and return the task's number."""
@@ -124,7 +124,7 @@ class Milvus:
             handler = self._client._get_connection()
             return getattr(handler, method)(*args, timeout=self._timeout, context=context)
         except Exception as error:
-            raise _translated(error, f"{method} at {self.uri}") from error
+            raise _as_clvr_error(error, f"{method} at {self.uri}") from error
 
 
 def connect(
@@ -150,10 +150,10 @@ def connect(
         named["db_name"] = database
     lite = not re.match(r"[a-z]+://", uri)
     if lite:
-        uri = _checked_file(uri)
-        named["grpc_options"] = {"grpc.keepalive_time_ms": _NEVER_MS}
+        uri = _validate_lite_path(uri)
+        named["grpc_options"] = {"grpc.keepalive_time_ms": _NO_TIMEOUT_MS}
     else:
-        _knock(uri, named["timeout"])
+        _probe_address(uri, named["timeout"])
         if ca_file:
             named["server_pem_path"] = ca_file
     try:
@@ -162,7 +162,7 @@ def connect(
     except Exception as error:
         raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
     can = capabilities_of(version, lite=lite)
-    if not lite and can.number < _OLDEST:
+    if not lite and can.number < _MIN_VERSION:
         client.close()
         raise too_old(version, uri)
     return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)
@@ -171,12 +171,12 @@ def connect(
 def too_old(version: str, uri: str) -> IndexRefused:
     """Return the error for a server that lacks what we rest on."""
     return IndexRefused(
-        f"Milvus {version} at {_bare(uri)} is too old: what we rest on is there from 2.3 on",
+        f"Milvus {version} at {_without_credentials(uri)} is too old: what we rest on is there from 2.3 on",
         remedy="Upgrade the server.",
     )
 
 
-def _checked_file(uri: str) -> str:
+def _validate_lite_path(uri: str) -> str:
     path = Path(uri).absolute()
     if path.suffix != ".db":
         raise BadSetting(
@@ -187,11 +187,11 @@ def _checked_file(uri: str) -> str:
     return str(path)
 
 
-def _knock(uri: str, timeout: float) -> None:
+def _probe_address(uri: str, timeout: float) -> None:
     # pymilvus gives one and the same error for "nothing there" and "wrong token".
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise BadSetting(f"{_bare(uri)} is not http(s)://host:port", remedy=_START_IT)
+        raise BadSetting(f"{_without_credentials(uri)} is not http(s)://host:port", remedy=_START_REMEDY)
     if address.username or address.password:
         raise BadSetting(
             f"the address of Milvus at {address.hostname} carries credentials",
@@ -202,16 +202,16 @@ def _knock(uri: str, timeout: float) -> None:
         socket.create_connection((address.hostname, port), timeout=timeout).close()
     except OSError as error:
         raise IndexUnreachable(
-            f"no Milvus at {address.hostname}:{port}: {error.strerror or error}", remedy=_START_IT
+            f"no Milvus at {address.hostname}:{port}: {error.strerror or error}", remedy=_START_REMEDY
         ) from error
 
 
-def _bare(uri: str) -> str:
+def _without_credentials(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _not_connected(error: Exception, uri: str, *, lite: bool) -> ClvrError:
-    if lite and _held(Path(uri)):
+    if lite and _is_locked(Path(uri)):
         return Locked(
             f"{uri} is open in another process",
             remedy="A local index serves one process at a time: end the other one, or run a Milvus server.",
@@ -228,10 +228,10 @@ def _not_connected(error: Exception, uri: str, *, lite: bool) -> ClvrError:
             remedy="Set CLVR_MILVUS_TOKEN to 'user:password' or to an API key.",
         )
     reason = status.lower().replace("_", " ") or "no reason given"
-    return IndexUnreachable(f"{uri} does not answer as Milvus does ({reason})", remedy=_START_IT)
+    return IndexUnreachable(f"{uri} does not answer as Milvus does ({reason})", remedy=_START_REMEDY)
 
 
-def _held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     try:
         with (path / "LOCK").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,20 +242,20 @@ def _held(path: Path) -> bool:
     return False
 
 
-def _translated(error: Exception, where: str) -> ClvrError:
+def _as_clvr_error(error: Exception, where: str) -> ClvrError:
     if isinstance(error, ClvrError):
         return error
     text = str(getattr(error, "message", "") or error).splitlines()
     status = _status_of(error)
     if status in _DENIED:
         return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
-    if any(words in str(error) for words in _FULL):
+    if any(words in str(error) for words in _DISK_FULL_MESSAGES):
         return DiskFull(f"{where}: the disk of Milvus is full", remedy="Free some space, then run it again.")
     lost = (
         status in _UNREACHABLE or _NOT_GRPC in str(error) or getattr(error, "code", None) == _CONNECT_FAILED
     )
     if lost or isinstance(error, (ConnectionError, TimeoutError)):
-        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_IT)
+        return IndexUnreachable(f"{where}: Milvus does not answer", remedy=_START_REMEDY)
     return IndexRefused(f"{where}: {text[0][:300] if text else type(error).__name__}")
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from index.milvus.client import Milvus
 from index.milvus.index_types import IndexSpec
 from index.runs.shards import vectors_of
-from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA
 from infra.errors import BadInput, FingerprintMismatch, SchemaMismatch
 
 DROP_SECONDS = 180.0
 """How long a drop may take: for a minute after a crash, 2.3.5 waits for the sessions of its dead self."""
 
 _FACTS = "clvr.generation"
-_LOAD_FIRST = "Build one with `clvr load`, then make it live with `clvr promote`."
+_LOAD_REMEDY = "Build one with `clvr load`, then make it live with `clvr promote`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,10 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
     from pymilvus import CollectionSchema, DataType, FieldSchema
 
     fields = [
-        FieldSchema("crop_id", DataType.INT64, is_primary=True),
-        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=EMBEDDING_DIM),
-        FieldSchema("uri", DataType.VARCHAR, max_length=MAX_URI_BYTES),
-        FieldSchema("camera_id", DataType.VARCHAR, max_length=MAX_NAME_BYTES),
-        FieldSchema("track_id", DataType.VARCHAR, max_length=MAX_NAME_BYTES),
-        FieldSchema("captured_at", DataType.INT64),
-        FieldSchema("model_id", DataType.INT32),
-        FieldSchema("model_confidence", DataType.FLOAT),
+        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=EMBEDDING_DIM)
+        if column.name == "embedding"
+        else _field(column)
+        for column in SHARD_SCHEMA
     ]
     facts = json.dumps(
         {
@@ -82,24 +78,24 @@ def create_index(milvus: Milvus, generation: Generation) -> None:
 
 def list_generations(milvus: Milvus, alias: str | None = None) -> list[Generation]:
     """Return the generations on the server, oldest first; collections of other programs are left out."""
-    found = [_described(milvus, name) for name in milvus.call("list_collections")]
+    found = [_read_description(milvus, name) for name in milvus.call("list_collections")]
     ours = [one for one in found if one is not None and alias in (None, one.alias)]
     return sorted(ours, key=lambda one: (one.created, one.name))
 
 
-def find(milvus: Milvus, name: str) -> Generation:
+def get_generation(milvus: Milvus, name: str) -> Generation:
     """Return the generation of this name. Raises BadInput if there is none, or if it is an alias."""
-    found = _described(milvus, name) if milvus.call("has_collection", name) else None
+    found = _read_description(milvus, name) if milvus.call("has_collection", name) else None
     if found is None or found.name != name:
         raise BadInput(f"{name} is no generation at {milvus.uri}", remedy="`clvr status` lists them.")
     return found
 
 
-def live(milvus: Milvus, alias: str) -> Generation | None:
+def live_generation(milvus: Milvus, alias: str) -> Generation | None:
     """Return the generation that the alias points to. Raises SchemaMismatch if it points to anything else."""
     if not milvus.call("has_collection", alias):
         return None
-    target = _described(milvus, alias)
+    target = _read_description(milvus, alias)
     if target is None or target.name == alias:
         raise SchemaMismatch(
             f"{alias} at {milvus.uri} is a collection of another program, or names one",
@@ -108,18 +104,18 @@ def live(milvus: Milvus, alias: str) -> Generation | None:
     return target
 
 
-def searchable(milvus: Milvus, alias: str, fingerprint: str) -> Generation:
+def require_live(milvus: Milvus, alias: str, fingerprint: str) -> Generation:
     """Return the live generation, loaded, if it holds embeddings of this model.
 
     Raises BadInput if nothing is live, FingerprintMismatch with both fingerprints.
     """
-    target = live(milvus, alias)
+    target = live_generation(milvus, alias)
     if target is None:
         waiting = [one.name for one in list_generations(milvus, alias)]
         raise BadInput(
             f"alias {alias} at {milvus.uri} points to nothing"
             + (f"; {waiting[-1]} waits for promotion" if waiting else ", and nothing is indexed"),
-            remedy=f"Run `clvr promote {waiting[-1]}`." if waiting else _LOAD_FIRST,
+            remedy=f"Run `clvr promote {waiting[-1]}`." if waiting else _LOAD_REMEDY,
         )
     if target.fingerprint != fingerprint:
         raise FingerprintMismatch(
@@ -137,7 +133,7 @@ def ensure_loaded(milvus: Milvus, generation: Generation) -> None:
         milvus.call("load_collection", generation.name, timeout=600)
 
 
-def count(milvus: Milvus, generation: Generation) -> int:
+def row_count(milvus: Milvus, generation: Generation) -> int:
     """Return count(*) of a loaded generation, with everything written before."""
     answer = milvus.call(
         "query",
@@ -150,7 +146,20 @@ def count(milvus: Milvus, generation: Generation) -> int:
     return int(answer[0]["count(*)"])
 
 
-def _described(milvus: Milvus, name: str) -> Generation | None:
+def _field(column: pa.Field) -> Any:
+    from pymilvus import DataType, FieldSchema
+
+    types = {
+        pa.int64(): DataType.INT64,
+        pa.int32(): DataType.INT32,
+        pa.float32(): DataType.FLOAT,
+        pa.string(): DataType.VARCHAR,
+    }
+    limits = {"max_length": MAX_BYTES[column.name]} if column.type == pa.string() else {}
+    return FieldSchema(column.name, types[column.type], is_primary=column.name == "crop_id", **limits)
+
+
+def _read_description(milvus: Milvus, name: str) -> Generation | None:
     said: dict[str, Any] = milvus.call("describe_collection", name)
     try:
         facts = json.loads(said.get("properties", {}).get(_FACTS) or said.get("description") or "")
@@ -170,10 +179,10 @@ def _described(milvus: Milvus, name: str) -> Generation | None:
 INSERT_ROWS = 1000
 """4 MB of vectors; a request may have 64 MB, and larger batches were not faster."""
 
-_IDS_A_CALL = 5000
+_IDS_PER_CALL = 5000
 
 
-def send(
+def insert_rows(
     milvus: Milvus, how: Literal["insert", "upsert"], name: str, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[int]:
     """Send batches of at most INSERT_ROWS rows; yield the rows sent after each batch. Does not flush."""
@@ -208,7 +217,7 @@ def delete(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> None:
         milvus.call("flush", name, timeout=600)
 
 
-def ids_in(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]:
+def fetch_ids(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]:
     """Return the crop_ids (n,) of a loaded generation, ascending: all, or those that pass a filter."""
     pages = milvus.call(
         "query_iterator",
@@ -229,8 +238,8 @@ def ids_in(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]
 
 
 def _filters(crop_ids: Sequence[int] | NDArray[np.int64]) -> Iterator[str]:
-    for first in range(0, len(crop_ids), _IDS_A_CALL):
-        yield f"crop_id in [{', '.join(str(int(one)) for one in crop_ids[first : first + _IDS_A_CALL])}]"
+    for first in range(0, len(crop_ids), _IDS_PER_CALL):
+        yield f"crop_id in [{', '.join(str(int(one)) for one in crop_ids[first : first + _IDS_PER_CALL])}]"
 
 
 def _as_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -11,11 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.runs.folder import RunFolder
-from index.runs.shards import ShardFacts, read_shards, require_unique
-from index.schema import MAX_NAME_BYTES, MAX_URI_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
+from index.runs.shards import ShardInfo, read_shards, require_unique
+from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
 from infra.errors import CountMismatch, SchemaMismatch
-
-_LIMITS = {"uri": MAX_URI_BYTES, "camera_id": MAX_NAME_BYTES, "track_id": MAX_NAME_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +60,14 @@ def count_causes(table: pa.Table) -> Counter[str]:
     return Counter({f"{group['stage']}/{group['cause']}": group["count_all"] for group in groups})
 
 
-def unusable(manifest: pa.Table) -> tuple[Any, pa.Table]:
+def split_usable(manifest: pa.Table) -> tuple[Any, pa.Table]:
     """Find rows (n) that no shard can hold, because a string is too long for the index.
 
     Returns a bool Array (n,), true where usable, and the others as a quarantine table.
     """
     usable = pa.repeat(True, manifest.num_rows)
     found: list[pa.Table] = []
-    for name, limit in _LIMITS.items():
+    for name, limit in MAX_BYTES.items():
         longer = pc.and_(usable, pc.greater(pc.binary_length(manifest[name]), limit))
         rows = manifest.filter(longer)
         if rows.num_rows:
@@ -88,7 +86,7 @@ def unusable(manifest: pa.Table) -> tuple[Any, pa.Table]:
 Ids = NDArray[np.int64]
 
 
-def require_balance(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids) -> None:
+def verify_partition(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids) -> None:
     """Check crop_ids, (n,) each: each listed crop is embedded once or quarantined once, and nothing else is.
 
     Raises DuplicateCropId and CountMismatch, with up to ten ids.
@@ -109,31 +107,31 @@ def require_balance(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids)
             )
 
 
-def prove(folder: RunFolder, shards: Iterable[ShardFacts]) -> Counter[str]:
+def verify_run(folder: RunFolder, shards: Iterable[ShardInfo]) -> Counter[str]:
     """Check that the crop_ids of a compacted run balance, and count its quarantine by 'stage/cause'.
 
     Raises DuplicateCropId and CountMismatch, with up to ten ids.
     """
     keys = [folder.key(shard.key) for shard in shards]
-    embedded = [ids_of(batch) for batch in read_shards(folder.store, keys, columns=["crop_id"])]
-    listed = [ids_of(folder.read(key, ["crop_id"])) for key in folder.manifest_keys()]
+    embedded = [crop_ids(batch) for batch in read_shards(folder.store, keys, columns=["crop_id"])]
+    listed = [crop_ids(folder.read(key, ["crop_id"])) for key in folder.manifest_keys()]
     quarantine = folder.read_tables(QUARANTINE_SCHEMA, map(folder.quarantine_key, range(folder.info.shards)))
-    require_balance(
+    verify_partition(
         f"run {folder.info.run_id}",
         listed=np.concatenate([np.empty(0, np.int64), *listed]),
         embedded=np.concatenate([np.empty(0, np.int64), *embedded]),
-        quarantined=ids_of(quarantine),
+        quarantined=crop_ids(quarantine),
     )
     return count_causes(quarantine)
 
 
-def ids_of(table: Any) -> Ids:
+def crop_ids(table: Any) -> Ids:
     """Return the crop_ids (n,) of a table or batch."""
     ids: Ids = np.asarray(table["crop_id"])
     return ids
 
 
-def in_order(table: pa.Table, like: pa.Table) -> pa.Table:
+def sort_like(table: pa.Table, like: pa.Table) -> pa.Table:
     """Sort a table's rows by the place of their crop_id in another table, which has each of them once."""
     places = pc.index_in(like["crop_id"], value_set=table["crop_id"].combine_chunks()).drop_null()
     return table.take(places)

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.parquet import opened, write_table
+from index.parquet import open_parquet, write_table
 from index.runs.records import RunInfo
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, CountMismatch
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _PARTS_PER_FILE = 256
 
@@ -57,7 +57,7 @@ class RunFolder:
     def started(self) -> bool:
         """Return whether run.json stands."""
         head = None
-        with root_may_be_new(self.store):
+        with ignore_missing_root(self.store):
             head = self.store.head(self.key("run.json"))
         return head is not None
 
@@ -78,7 +78,7 @@ class RunFolder:
         if not 0 <= part < self.info.parts:
             raise BadSetting(f"run {self.info.run_id} has {self.info.parts} parts, not one of number {part}")
         file_number, row_group = divmod(part, _PARTS_PER_FILE)
-        with opened(self.store, self.manifest_key(file_number)) as file:
+        with open_parquet(self.store, self.manifest_key(file_number)) as file:
             return file.read_row_group(row_group).cast(MANIFEST_SCHEMA)
 
     def done_parts(self) -> set[int]:
@@ -99,7 +99,7 @@ class RunFolder:
 
     def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file of the run."""
-        with opened(self.store, key) as file:
+        with open_parquet(self.store, key) as file:
             return file.read(columns=columns)
 
     def read_tables(self, schema: pa.Schema, keys: Iterable[str]) -> pa.Table:

@@ -9,7 +9,7 @@ from infra.errors import BadInput
 from infra.store import Store
 
 
-def committed(store: Store, run_id: str) -> pa.Table:
+def known_crops(store: Store, run_id: str) -> pa.Table:
     """Return uri and etag of all crops that a run and the runs which it continues were made of.
 
     A run that was made with --since-run holds only what was new then, so its chain is followed. Of a crop

@@ -23,12 +23,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.archive.manifest import canonical, check_unique, crop_id_of, manifest_digest
-from index.parquet import opened, write_table
-from index.runs.accounting import check_quarantine, ids_of, in_order, prove, require_balance, unusable
+from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
+from index.documents import package_version, utc_now
+from index.parquet import open_parquet, write_table
+from index.runs.accounting import (
+    check_quarantine,
+    crop_ids,
+    sort_like,
+    split_usable,
+    verify_partition,
+    verify_run,
+)
 from index.runs.folder import RunFolder
-from index.runs.records import RunInfo, RunSummary, facts_from_json, facts_to_json, now, release
-from index.runs.shards import ShardFacts, read_shards, write_shard
+from index.runs.records import RunInfo, RunSummary
+from index.runs.shards import ShardInfo, read_shards, write_shard
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
     BadSetting,
@@ -39,7 +47,7 @@ from infra.errors import (
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -95,7 +103,7 @@ class Run:
             raise BadSetting(f"'{run_id}' cannot name a run", remedy="Use letters, digits, '.', '_' and '-'.")
         if rows_per_part < 1 or rows_per_shard < 1:
             raise BadSetting(f"{rows_per_part} rows a part and {rows_per_shard} a shard cannot be")
-        crops, duplicates = check_unique(canonical(manifest))
+        crops, duplicates = drop_duplicates(normalize_manifest(manifest))
         if not crops.num_rows and not len(vanished):
             raise EmptyArchive(f"the manifest of run {run_id} has no rows")
         info = RunInfo(
@@ -109,8 +117,8 @@ class Run:
             duplicates=duplicates,
             rows_per_part=rows_per_part,
             parts_per_shard=max(1, rows_per_shard // rows_per_part),
-            created=now(),
-            version=release(),
+            created=utc_now(),
+            version=package_version(),
         )
         run = cls(store, info)
         if not run.folder.started():
@@ -133,7 +141,7 @@ class Run:
     def open(cls, store: Store, run_id: str) -> Self:
         """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch."""
         key = f"runs/{run_id}/run.json"
-        info = RunInfo.from_json(store.get(key), store.uri_of(key))
+        info = RunInfo.read(store, key)
         if info.run_id != run_id:
             raise SchemaMismatch(
                 f"{store.uri_of(key)} is of run {info.run_id}",
@@ -151,7 +159,7 @@ class Run:
         """What done.json says. Raises CountMismatch for a run that is not finished."""
         key = self.folder.key("done.json")
         try:
-            return RunSummary.from_json(self.store.get(key), self.store.uri_of(key))
+            return RunSummary.read(self.store, key)
         except ObjectMissing as missing:
             raise CountMismatch(
                 f"run {self.run_id} is not finished", remedy="Resume it with `clvr embed`."
@@ -161,10 +169,10 @@ class Run:
         """Keys, in the store, of the shards that have rows. Raises CountMismatch if not finished."""
         return [facts.key for facts in self.shards()]
 
-    def shards(self) -> list[ShardFacts]:
+    def shards(self) -> list[ShardInfo]:
         """Return the shards that have rows, as done.json states them, with keys in the store."""
         return [
-            ShardFacts(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
+            ShardInfo(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
             for facts in self.summary.shards
             if facts.rows
         ]
@@ -202,7 +210,7 @@ class Run:
         Crops with a URI, camera or track too long for the index are left out; `write_part` quarantines them.
         """
         rows = self.folder.part_rows(part)
-        return rows.filter(unusable(rows)[0])
+        return rows.filter(split_usable(rows)[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
         """Write the outcome of one part; the order of rows does not matter, a repetition overwrites.
@@ -211,23 +219,23 @@ class Run:
         CorruptShard and SchemaMismatch for what they must not hold.
         """
         rows = self.folder.part_rows(part)
-        usable, refused = unusable(rows)
+        usable, refused = split_usable(rows)
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
-        require_balance(
+        verify_partition(
             f"part {part} of run {self.run_id}",
-            listed=ids_of(rows.filter(usable)),
-            embedded=ids_of(shard),
-            quarantined=ids_of(quarantine),
+            listed=crop_ids(rows.filter(usable)),
+            embedded=crop_ids(shard),
+            quarantined=crop_ids(quarantine),
         )
         shard_key, quarantine_key = self.folder.part_keys(part)
-        left_out = in_order(pa.concat_tables([quarantine, refused]), rows)
+        left_out = sort_like(pa.concat_tables([quarantine, refused]), rows)
         write_table(self.store, quarantine_key, left_out, metadata=self.folder.footer)
         # The shard is the done-mark of the part, so it comes last.
         write_shard(
-            self.store, shard_key, in_order(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
+            self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
         )
 
-    def compact(self, shard: int) -> ShardFacts:
+    def compact(self, shard: int) -> ShardInfo:
         """Stream the parts of one shard into shards/ and quarantine/. Raises CountMismatch if any is pending.
 
         Independent of other shards, so many may be compacted at once.
@@ -235,7 +243,7 @@ class Run:
         if self.finished:
             return self.summary.shards[shard]
         if self.store.head(self.folder.record_key(shard)) is not None:
-            return facts_from_json(self.store.get(self.folder.record_key(shard)))
+            return ShardInfo.read(self.store, self.folder.record_key(shard))
         first = shard * self.info.parts_per_shard
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
         self.folder.require_done(set(parts))
@@ -247,8 +255,8 @@ class Run:
         written = write_shard(
             self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
         )
-        facts = ShardFacts(name, written.rows, written.bytes, written.sha256)
-        self.store.put(self.folder.record_key(shard), facts_to_json(facts))
+        facts = ShardInfo(name, written.rows, written.bytes, written.sha256)
+        self.store.put(self.folder.record_key(shard), facts.to_json())
         return facts
 
     def finish(self) -> RunSummary:
@@ -259,7 +267,7 @@ class Run:
         if not self.finished:
             self.folder.require_done(set(range(self.info.parts)))
             shards = tuple(self.compact(shard) for shard in range(self.info.shards))
-            causes = prove(self.folder, shards)
+            causes = verify_run(self.folder, shards)
             embedded = sum(shard.rows for shard in shards)
             summary = RunSummary(
                 run_id=self.run_id,
@@ -273,7 +281,7 @@ class Run:
                 causes=dict(causes),
                 shards=shards,
                 started=self.info.created,
-                finished=now(),
+                finished=utc_now(),
                 settings=self.info.settings,
             )
             with suppress(ObjectExists):  # a second finisher came to the same result; its times stand
@@ -285,7 +293,7 @@ class Run:
 def list_runs(store: Store) -> list[Run]:
     """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("runs")
     runs = []
     for folder in folders:
@@ -327,7 +335,7 @@ def vanished_uris(run: Run) -> pa.Table:
     """Return what the run lists as vanished, one column `uri`. Raises what `vanished_ids` raises."""
     key = run.folder.key(NAME)
     try:
-        with opened(run.store, key) as file:
+        with open_parquet(run.store, key) as file:
             if "uri" not in file.schema_arrow.names:
                 raise SchemaMismatch(f"{run.store.uri_of(key)} has no column uri")
             return file.read(columns=["uri"]).cast(_SCHEMA)

@@ -4,15 +4,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import Field
 
-from index.parquet import opened, temporary_parquet
-from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES, SHARD_SCHEMA, SHARD_VERSION
+from index.documents import JsonDocument
+from index.parquet import open_parquet, temporary_parquet
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA, SHARD_VERSION
 from infra.errors import (
     CorruptShard,
     DuplicateCropId,
@@ -23,11 +25,9 @@ from infra.errors import (
 )
 from infra.store import Store
 
-REBUILD = (
+REBUILD_REMEDY = (
     "Delete the file and write it again from its run; if it is copied, compare the copy with the source."
 )
-
-_LONGEST = {"uri": MAX_URI_BYTES, "camera_id": MAX_NAME_BYTES, "track_id": MAX_NAME_BYTES}
 
 
 def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
@@ -69,16 +69,16 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count:
             raise _corrupt(key, first_row, column.is_null(), name, "is null")
-        if name in _LONGEST:
+        if name in MAX_BYTES:
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid as invalid:
                 raise CorruptShard(
-                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD
+                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
                 ) from invalid
-            longer = pc.greater(pc.binary_length(column), _LONGEST[name])
+            longer = pc.greater(pc.binary_length(column), MAX_BYTES[name])
             if pc.any(longer).as_py():
-                raise _corrupt(key, first_row, longer, name, f"is longer than {_LONGEST[name]} bytes")
+                raise _corrupt(key, first_row, longer, name, f"is longer than {MAX_BYTES[name]} bytes")
     confidence = batch.column("model_confidence")
     if not pc.all(pc.is_finite(confidence), min_count=0).as_py():
         raise _corrupt(
@@ -117,14 +117,14 @@ def require_unique(crop_ids: NDArray[np.int64], where: str) -> None:
 
 def _corrupt(key: str, first_row: int, bad: Any, column: str, what: str) -> CorruptShard:
     row = first_row + int(np.flatnonzero(np.asarray(bad))[0])
-    return CorruptShard(f"{key}, row {row}, column {column} {what}", remedy=REBUILD)
+    return CorruptShard(f"{key}, row {row}, column {column} {what}", remedy=REBUILD_REMEDY)
 
 
 __all__ = [
     "ROW_GROUP_ROWS",
     "SHARD_SCHEMA",
     "SHARD_VERSION",
-    "ShardFacts",
+    "ShardInfo",
     "check_shard",
     "read_shards",
     "shard_table",
@@ -136,7 +136,7 @@ ROW_GROUP_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFacts:
+class ShardInfo(JsonDocument):
     """What one shard holds: its key, its rows, its bytes as a file, and their SHA-256.
 
     `crop_ids`, int64 (rows,), is filled by `check_shard` only.
@@ -146,7 +146,8 @@ class ShardFacts:
     rows: int
     bytes: int
     sha256: str
-    crop_ids: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    # Any, because pydantic knows no arrays; the ids are no part of the record.
+    crop_ids: Annotated[Any, Field(exclude=True)] = field(default=None, compare=False, repr=False)
 
 
 def shard_table(
@@ -176,7 +177,7 @@ def write_shard(
     *,
     fingerprint: str,
     run_id: str,
-) -> ShardFacts:
+) -> ShardInfo:
     """Write one shard in bounded memory; it appears whole or not at all, and equal rows give equal bytes.
 
     Raises CorruptShard for values that no shard may hold, SchemaMismatch for other columns, DiskFull.
@@ -193,7 +194,7 @@ def write_shard(
             writer.write_table(pa.Table.from_batches([group.cast(SHARD_SCHEMA)]), ROW_GROUP_ROWS)
             written += group.num_rows
         writer.close()
-        facts = ShardFacts(key, written, path.stat().st_size, _sha256(path))
+        facts = ShardInfo(key, written, path.stat().st_size, _sha256(path))
         store.put(key, path)
     return facts
 
@@ -211,7 +212,7 @@ def read_shards(
     Raises ObjectMissing, SchemaMismatch, FingerprintMismatch (if one is asked for) and CorruptShard.
     """
     for key in keys:
-        with opened(store, key) as file:
+        with open_parquet(store, key) as file:
             check_footer(file.schema_arrow, key, fingerprint=fingerprint)
             chosen = None if columns is None else list(columns)
             yield from file.iter_batches(batch_size=batch_rows, columns=chosen)
@@ -230,9 +231,7 @@ def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
     return flat.reshape(-1, EMBEDDING_DIM)
 
 
-def check_shard(
-    store: Store, key: str, *, fingerprint: str, expected: ShardFacts | None = None
-) -> ShardFacts:
+def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:
     """Read a whole shard and hold it to the contract: bytes, footer, columns, values, one row a crop_id.
 
     `expected` is the entry of done.json. Raises what `read_shards` raises, CorruptShard with row and column,
@@ -244,7 +243,7 @@ def check_shard(
             raise CorruptShard(
                 f"{store.uri_of(key)} was altered: {size:,} bytes with SHA-256 {digest[:12]}…, "
                 f"but its run wrote {expected.bytes:,} bytes with {expected.sha256[:12]}…",
-                remedy=REBUILD,
+                remedy=REBUILD_REMEDY,
             )
     seen, rows = [np.empty(0, np.int64)], 0
     for batch in read_shards(store, [key], fingerprint=fingerprint):
@@ -257,7 +256,7 @@ def check_shard(
         size, digest = _stored_digest(store, key)
     elif rows != expected.rows:
         raise CorruptShard(f"{store.uri_of(key)} has {rows:,} rows, its run wrote {expected.rows:,}")
-    return ShardFacts(key, rows, size, digest, crop_ids)
+    return ShardInfo(key, rows, size, digest, crop_ids)
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

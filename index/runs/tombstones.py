@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.parquet import opened, write_table
-from infra.store import Store, root_may_be_new
+from index.parquet import open_parquet, write_table
+from infra.store import Store, ignore_missing_root
 
 _SCHEMA = pa.schema([("crop_id", pa.int64())])
 
@@ -22,29 +22,29 @@ def new_erasure_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
-def bury(store: Store, erasure_id: str, crop_ids: NDArray[np.int64]) -> None:
+def write_tombstones(store: Store, erasure_id: str, crop_ids: NDArray[np.int64]) -> None:
     """Write the tombstones of one erasure. May be repeated."""
     table = pa.table([pa.array(np.sort(crop_ids), pa.int64())], schema=_SCHEMA)
     write_table(store, _key(erasure_id), table, metadata={"clvr.erasure": erasure_id})
 
 
-def buried(store: Store, erasure_id: str) -> NDArray[np.int64]:
+def read_tombstones(store: Store, erasure_id: str) -> NDArray[np.int64]:
     """Return the crop_ids (n,) of one erasure, ascending. Raises ObjectMissing, CorruptShard."""
-    with opened(store, _key(erasure_id)) as file:
+    with open_parquet(store, _key(erasure_id)) as file:
         return np.asarray(file.read(columns=["crop_id"])["crop_id"])
 
 
 def erasure_ids(store: Store) -> list[str]:
     """Return the names of all erasures that were begun, oldest first."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("erasures")
     return [folder.rpartition("/")[2] for folder in folders]
 
 
 def erased_ids(store: Store) -> NDArray[np.int64]:
     """Return the crop_ids (n,) of all erasures, ascending, each once."""
-    found = [np.empty(0, np.int64), *(buried(store, name) for name in erasure_ids(store))]
+    found = [np.empty(0, np.int64), *(read_tombstones(store, name) for name in erasure_ids(store))]
     return np.unique(np.concatenate(found))
 
 

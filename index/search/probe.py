@@ -48,7 +48,7 @@ class Probe:
         return frozenset(s.crop_id for s in self.sightings if s.crop_id is not None)
 
 
-def expanded(name: str, probes: list[Probe]) -> Probe:
+def merge_probes(name: str, probes: list[Probe]) -> Probe:
     """One probe of several pictures of the same vehicle: the mean of their features, all their sightings.
 
     Source: average query expansion, Chum et al., "Total Recall", ICCV 2007. Raises BadInput for none.

@@ -16,14 +16,14 @@ from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
-from index.search.travel_time import CameraMap, Journey
+from index.search.travel_time import CameraMap, TravelCheck
 from infra.errors import BadSetting
 
 RERANK_HEAD = 100
-_DEEPER = 4
+_OVERFETCH = 4
 
 
-class Source(Protocol):
+class CropSource(Protocol):
     """Whatever can say which crops are nearest: a live generation, or shards that are read through."""
 
     name: str
@@ -69,7 +69,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Match:
     """One hit at its rank among the answers.
 
     crops: how many crops of the same pass were seen at least. likelihood: that it is the same vehicle,
@@ -81,12 +81,12 @@ class Answer:
     hit: Hit
     crops: int = 1
     likelihood: float | None = None
-    journey: Journey | None = None
+    journey: TravelCheck | None = None
 
 
-def answer(
-    source: Source, probes: Sequence[Probe], rules: Rules, calibration: Calibration | None = None
-) -> list[list[Answer]]:
+def retrieve(
+    source: CropSource, probes: Sequence[Probe], rules: Rules, calibration: Calibration | None = None
+) -> list[list[Match]]:
     """Answer each probe, best first, at most `rules.top` answers.
 
     Probes are asked together with what their filters share, deeper than needed; whoever is left with too
@@ -95,9 +95,9 @@ def answer(
     Raises what the source's `nearest` raises.
     """
     wanted = replace(rules, top=max(rules.top, rules.head)) if rules.head else rules
-    found: list[list[Answer]] = [[] for _ in probes]
+    found: list[list[Match]] = [[] for _ in probes]
     alike = len({probe.cameras for probe in probes}) == 1
-    depth = min(MAX_TOP, wanted.top * (1 if not rules.one_a_pass else _DEEPER) + 16)
+    depth = min(MAX_TOP, wanted.top * (1 if not rules.one_a_pass else _OVERFETCH) + 16)
     waiting = list(range(len(probes)))
     narrow = alike
     while waiting:
@@ -112,17 +112,17 @@ def answer(
                     unsatisfied.append(row)
         if depth >= MAX_TOP and narrow:
             break
-        waiting, narrow, depth = unsatisfied, True, min(MAX_TOP, depth * _DEEPER)
+        waiting, narrow, depth = unsatisfied, True, min(MAX_TOP, depth * _OVERFETCH)
     if rules.head:
         found = [_reranked(source, probe, answers) for probe, answers in zip(probes, found, strict=True)]
-    return [_judged(answers[: rules.top], calibration) for answers in found]
+    return [_with_likelihood(answers[: rules.top], calibration) for answers in found]
 
 
-def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Answer]:
+def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Match]:
     """Apply the rules to hits, nearest first: what is left, at most `rules.top`, ranked from 1."""
     own_cameras = set() if rules.same_camera else set(probe.cameras)
     own_passes = frozenset() if rules.same_track else probe.passes
-    chosen: dict[object, Answer] = {}
+    chosen: dict[object, Match] = {}
     for hit in hits:
         if rules.max_distance is not None and hit.distance > rules.max_distance:
             break
@@ -139,7 +139,7 @@ def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Answer]:
         journey = rules.cameras.hardest(probe.sightings, seen) if rules.cameras else None
         if journey and not journey.possible and rules.drop_impossible:
             continue
-        chosen[key] = Answer(len(chosen) + 1, hit, journey=journey)
+        chosen[key] = Match(len(chosen) + 1, hit, journey=journey)
     return list(chosen.values())
 
 
@@ -156,7 +156,7 @@ def _filters(rules: Rules, probe: Probe, *, narrow: bool) -> Filters:
     return replace(rules.filters, not_cameras=(*rules.filters.not_cameras, *probe.cameras))
 
 
-def _reranked(source: Source, probe: Probe, answers: list[Answer]) -> list[Answer]:
+def _reranked(source: CropSource, probe: Probe, answers: list[Match]) -> list[Match]:
     from index.exact.k_reciprocal import k_reciprocal
 
     vectors = source.vectors([each.hit.crop_id for each in answers])
@@ -169,7 +169,7 @@ def _reranked(source: Source, probe: Probe, answers: list[Answer]) -> list[Answe
     return [known[place] for place in order]
 
 
-def _judged(answers: list[Answer], calibration: Calibration | None) -> list[Answer]:
+def _with_likelihood(answers: list[Match], calibration: Calibration | None) -> list[Match]:
     distances = np.array([each.hit.distance for each in answers])
     likelihoods = calibration.likelihood(distances).tolist() if calibration else [None] * len(answers)
     return [

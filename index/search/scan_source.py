@@ -17,24 +17,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from index.exact.knn import NOBODY, nearest
+from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
 from index.generations.load_plan import PlannedShard, plan_load
 from index.milvus.search import Hit
-from index.parquet import opened
+from index.parquet import open_parquet
 from index.runs.run import Run
 from index.runs.shards import vectors_of
+from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
-_FACTS = ["crop_id", "uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
-_SCALARS = [name for name in _FACTS if name != "uri"]
+# No filter looks at the URI, the widest of the columns.
+_FILTERED = [name for name in SCALAR_NAMES if name != "uri"]
 _BATCH = 8192
 
 Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
-class Reading:
+class ScanStats:
     """How much of the shards was looked at: row groups in all and left unread, rows in all and compared."""
 
     groups: int = 0
@@ -56,20 +57,20 @@ class ScanSource:
         self.fingerprint = plan.fingerprint
         self.name = "exact:" + "+".join(plan.run_ids)
         self.device = device
-        self.reading = Reading()
+        self.reading = ScanStats()
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         """Return the exact nearest crops of each row of features, by L2."""
         # One pass decides who is near, a second one, over the narrow columns only, says who they are.
-        self.reading = Reading()
-        with ahead(self._blocks(filters)) as blocks:
+        self.reading = ScanStats()
+        with prefetch(self._blocks(filters)) as blocks:
             ids, distances = nearest(features, blocks, top, device=self.device)
-        facts = self._facts(np.unique(ids[ids != NOBODY]), filters)
+        facts = self._facts(np.unique(ids[ids != NO_ID]), filters)
         return [
             [
                 Hit(rank=rank, distance=float(distance), **facts[int(crop_id)])
                 for rank, (crop_id, distance) in enumerate(zip(row, away, strict=True), start=1)
-                if crop_id != NOBODY
+                if crop_id != NO_ID
             ]
             for row, away in zip(ids, distances, strict=True)
         ]
@@ -101,7 +102,7 @@ class ScanSource:
             rows = file.metadata.row_group(group).num_rows
             kept = np.ones(rows, bool)
             if filters != Filters() or len(shard.left_out):
-                kept = _kept(file.read_row_group(group, columns=_SCALARS), filters, shard.left_out)
+                kept = _filter_rows(file.read_row_group(group, columns=_FILTERED), filters, shard.left_out)
             if not kept.any():
                 continue
             start = 0
@@ -117,12 +118,12 @@ class ScanSource:
 
     def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, pq.ParquetFile, int]]:
         for shard in self.shards:
-            with opened(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.facts.key) as file:
                 for group in range(file.metadata.num_row_groups):
                     ranges = _ranges(file.metadata.row_group(group))
                     self.reading.groups += 1
                     self.reading.rows += file.metadata.row_group(group).num_rows
-                    if _may_pass(ranges, filters):
+                    if _statistics_match(ranges, filters):
                         yield shard, file, group
                     else:
                         self.reading.unread += 1
@@ -130,7 +131,7 @@ class ScanSource:
     def _facts(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
         return {
             row["crop_id"]: row
-            for batch in self._matching(crop_ids, _FACTS, filters)
+            for batch in self._matching(crop_ids, list(SCALAR_NAMES), filters)
             for row in batch.to_pylist()
         }
 
@@ -140,9 +141,9 @@ class ScanSource:
         if not len(crop_ids):
             return
         for shard in self.shards:
-            with opened(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.facts.key) as file:
                 for group in range(file.metadata.num_row_groups):
-                    if filters and not _may_pass(_ranges(file.metadata.row_group(group)), filters):
+                    if filters and not _statistics_match(_ranges(file.metadata.row_group(group)), filters):
                         continue
                     ids = file.read_row_group(group, columns=["crop_id"])["crop_id"].to_numpy()
                     rows = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.left_out))
@@ -151,7 +152,7 @@ class ScanSource:
 
 
 @contextmanager
-def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+def prefetch(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
     """Make the next item in a thread while this one is worked on: reading overlaps with comparing.
 
     One item waits at most, so memory is that of three. What `items` raises is raised where it is taken.
@@ -201,7 +202,7 @@ def _ranges(group: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _may_pass(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> bool:
+def _statistics_match(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> bool:
     """Whether any row of a row group can pass; True where nothing rules it out."""
     everywhere: dict[str, Callable[[Any, Any], bool]] = {
         "camera_id": lambda low, high: (
@@ -223,7 +224,7 @@ def _may_pass(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> bool:
     return all(check(*ranges[name]) for name, check in everywhere.items() if name in ranges)
 
 
-def _kept(rows: pa.Table, filters: Filters, left_out: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _filter_rows(rows: pa.Table, filters: Filters, left_out: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which rows pass, bool (n,): what `Filters.expression` says, for a table."""
     kept = np.ones(rows.num_rows, bool)
 

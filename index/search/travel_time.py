@@ -12,14 +12,14 @@ from infra.errors import BadInput, BadSetting
 
 EARTH_KM = 6371.0088  # mean radius, IUGG
 MAX_SPEED_KMH = 150.0
-CLOCK_SECONDS = 10.0
+CLOCK_TOLERANCE_SECONDS = 10.0
 """What two cameras' clocks may differ by, given to the vehicle."""
 
 _COLUMNS = ("camera_id", "lat", "lon")
 
 
 @dataclass(frozen=True, slots=True)
-class Journey:
+class TravelCheck:
     """From a probe's sighting to a hit: kilometres in a straight line, seconds between, and the verdict."""
 
     km: float
@@ -40,7 +40,7 @@ class CameraMap:
 
     positions: Mapping[str, tuple[float, float]]
     max_speed_kmh: float = MAX_SPEED_KMH
-    clock_seconds: float = CLOCK_SECONDS
+    clock_seconds: float = CLOCK_TOLERANCE_SECONDS
 
     def __post_init__(self) -> None:
         if not (0 < self.max_speed_kmh < math.inf):
@@ -57,16 +57,16 @@ class CameraMap:
         )
         return 2 * EARTH_KM * math.asin(math.sqrt(min(1.0, h)))
 
-    def journey(self, start: Sighting, end: Sighting) -> Journey | None:
+    def journey(self, start: Sighting, end: Sighting) -> TravelCheck | None:
         """How one vehicle would have got from one to the other; None where a place or a time is unknown."""
         km = self.km(start.camera_id, end.camera_id)
         if km is None or UNKNOWN_TIME in (start.captured_at, end.captured_at):
             return None
         seconds = abs(end.captured_at - start.captured_at) / 1000
         reach = (seconds + self.clock_seconds) / 3600 * self.max_speed_kmh
-        return Journey(km, seconds, km <= reach)
+        return TravelCheck(km, seconds, km <= reach)
 
-    def hardest(self, starts: Iterable[Sighting], end: Sighting) -> Journey | None:
+    def hardest(self, starts: Iterable[Sighting], end: Sighting) -> TravelCheck | None:
         """Of the journeys from each sighting of a probe, the one that decides: all must be possible."""
         known = [journey for start in starts if (journey := self.journey(start, end))]
         return max(known, key=lambda journey: (not journey.possible, journey.kmh), default=None)

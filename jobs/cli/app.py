@@ -11,9 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from infra.errors import ClvrError
-from infra.logs import record, wants_json, without_secrets
+from infra.logging import logger, wants_json, without_secrets
 from jobs.cli import archive, evaluation, generations, operations, search, setup, training
-from jobs.cli.options import keep_stdout_for_results, use_config
+from jobs.cli.options import redirect_stdout_to_stderr, set_config_file
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 parts that do not
@@ -22,7 +22,7 @@ somebody else; 11 training diverged; 12 Ray cluster; 130 interrupted.
 """
 
 
-class Verbs(TyperGroup):
+class ClvrGroup(TyperGroup):
     """Turns our errors into one line, a remedy and the documented exit code."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -49,7 +49,7 @@ def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     if wants_json():
         facts = {"error": type(error).__name__, "remedy": error.remedy, "exit_code": error.exit_code}
-        record("error", error.message, **facts)
+        logger.error(error.message, extra=facts)
     else:
         typer.echo(f"error: {without_secrets(error.message)}", err=True)
         if error.remedy:
@@ -58,7 +58,7 @@ def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
 
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=ClvrGroup,
     help="Vehicle re-identification over a whole archive." + "\n\n" + EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -73,7 +73,7 @@ def common(
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
     """Take the options that stand before the verb."""
-    use_config(config)
+    set_config_file(config)
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -115,5 +115,5 @@ def main() -> None:
     # gRPC says a line for every fork of a process that holds a channel.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if "--help" not in sys.argv[1:]:
-        keep_stdout_for_results()
+        redirect_stdout_to_stderr()
     app()

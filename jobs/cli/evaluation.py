@@ -48,14 +48,14 @@ def evaluate(
 ) -> None:
     """CMC of a run by exact L2. Example: clvr evaluate latest --protocol vehicleid-paper --html cmc.html"""
     from jobs.evaluate.compare import compare_runs
-    from jobs.evaluate.dataset import run_of
+    from jobs.evaluate.dataset import embed_labelled_set
     from jobs.evaluate.evaluate import evaluate_run
     from jobs.evaluate.results import EvaluateRequest
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     ways = tuple(name for name in also or ("normalised",) if name != "none")
     request = EvaluateRequest(
-        run=run_of(run, archive, settings, max_quarantine_rate),
+        run=embed_labelled_set(run, archive, settings, max_quarantine_rate),
         labels=labels,
         protocols=tuple(protocol or ()),
         repeats=repeats,
@@ -72,5 +72,7 @@ def evaluate(
         result = evaluate_run(request, settings)
         emit(result.figures(), as_json, result.table())
     else:
-        compared = compare_runs(request, run_of(compare, archive, settings, max_quarantine_rate), settings)
+        compared = compare_runs(
+            request, embed_labelled_set(compare, archive, settings, max_quarantine_rate), settings
+        )
         emit(compared.figures(), as_json, compared.table())

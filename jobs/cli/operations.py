@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from infra.logging import logger
 from jobs.cli.archive import Actors, Archive, Labels, Manifest, Pattern
 from jobs.cli.options import Alias, Json, Milvus, Ray, config_file, emit, settings_of
-from jobs.runtime.progress import console
-from jobs.submit.client import Spoken, spoken
+from jobs.submit.client import LogPrinter, format_log_lines
 
 
 def reindex(
@@ -134,8 +134,8 @@ def submit(
     chosen = {one.name: one.value for one in origins(file=config_file()) if one.origin != "default"}
     cluster, name, notes = jobs.submit(request, settings, chosen)
     for note in notes:
-        console.print(note)
-    _accompany(cluster, name, detach=detach, as_json=as_json)
+        logger.info(note)
+    _follow_job(cluster, name, detach=detach, as_json=as_json)
 
 
 def jobs(
@@ -165,12 +165,12 @@ def jobs(
         job = next((one.job for one in cluster.list()), job)
     if action == "retry":
         cluster, name = verbs.retry(job, settings)
-        _accompany(cluster, name, detach=detach, as_json=as_json)
+        _follow_job(cluster, name, detach=detach, as_json=as_json)
     elif action == "logs" and follow:
-        _accompany(cluster, job, detach=False, as_json=as_json)
+        _follow_job(cluster, job, detach=False, as_json=as_json)
     elif action == "logs":
         text = cluster.logs(job)
-        emit({"job": job, "logs": text}, as_json, "\n".join(map(spoken, text.splitlines())))
+        emit({"job": job, "logs": text}, as_json, "\n".join(map(format_log_lines, text.splitlines())))
     elif action == "stop":
         stopping = cluster.stop(job)
         emit(
@@ -201,20 +201,20 @@ NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack",
 """Verbs of a terminal or of this machine."""
 
 
-def _accompany(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
+def _follow_job(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
     """Pass on what a job says, then end with its exit code."""
     from jobs.submit.client import exit_code_of
 
-    console.print(f"job {job} at {cluster.address}")
+    logger.info(f"job {job} at {cluster.address}")
     if detach:
         emit({"job": job}, as_json, job)
         return
     try:
-        said = Spoken(lambda text: print(text, file=sys.stderr, flush=True))
+        said = LogPrinter(lambda text: print(text, file=sys.stderr, flush=True))
         found = cluster.follow(job, said)
         said.end()
     except KeyboardInterrupt:
-        console.print(
+        logger.info(
             f"\ndetached: job {job} goes on. clvr jobs logs {job} --follow   or   clvr jobs stop {job}"
         )
         raise typer.Exit(130) from None

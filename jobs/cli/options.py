@@ -24,7 +24,7 @@ RunIds = Annotated[
 _config_file: Path | None = None
 
 
-def use_config(file: Path | None) -> None:
+def set_config_file(file: Path | None) -> None:
     """Take the settings file that was given before the verb."""
     global _config_file
     _config_file = file
@@ -43,7 +43,7 @@ def settings_of(**flags: Any) -> Settings:
 _results: TextIO | None = None
 
 
-def keep_stdout_for_results() -> None:
+def redirect_stdout_to_stderr() -> None:
     """Send to stderr whatever libraries print on stdout; only `results()` still reaches the real one.
 
     Ray reports a dead worker on stdout, which would spoil `--json`. Its C++ does so below Python's

@@ -63,7 +63,7 @@ class PartActor:
     def _embed(self, part: int) -> PartReport:
         try:
             ray.get(self.board.begin.remote(part))
-            teller = _Teller(self.board, self.run.run_id, part)
+            teller = _ProgressReporter(self.board, self.run.run_id, part)
             report = embed_part(
                 self.run,
                 part,
@@ -83,7 +83,7 @@ class PartActor:
             malloc_trim()
 
 
-class _Teller:
+class _ProgressReporter:
     """Tells the board how far a part is, one report on its way at a time: the model never waits for it."""
 
     def __init__(self, board: Any, run_id: str, part: int) -> None:
@@ -127,4 +127,4 @@ def count_part(run: str, before: PartReport, now: PartReport) -> None:
         name = f"{stage}_seconds"
         metrics.count(metrics.STAGE_SECONDS, getattr(now, name) - getattr(before, name), run=run, stage=stage)
     spent = now.waiting_seconds + now.model_seconds + now.writing_seconds
-    metrics.show(metrics.MODEL_BUSY, now.model_seconds / spent if spent else 0.0, run=run)
+    metrics.set_gauge(metrics.MODEL_BUSY, now.model_seconds / spent if spent else 0.0, run=run)

@@ -9,22 +9,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.archive.diff import Changes, compare, days_of, within
+from index.archive.diff import Changes, days_of, diff_manifests, in_lookback
 from index.archive.inventory import is_inventory, read_inventory
 from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, with_labels
-from index.archive.listing import Listing, survey_archive
+from index.archive.listing import Listing, list_crops
 from index.archive.manifest import read_manifest
-from index.runs.lineage import committed
+from index.archive.reader import ArchiveReader
+from index.runs.lineage import known_crops
 from index.runs.run import Run
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.store import Store
 
-_HEADS_IN_FLIGHT = 32
+_MAX_CONCURRENT_HEADS = 32
 
 
-class NothingChanged(EmptyArchive):
+class NoChanges(EmptyArchive):
     """No crop that is new, changed or vanished since the run that the archive is compared with.
 
     `unchanged` counts those that are as they were.
@@ -91,7 +92,7 @@ def discover(source: Source, archive: Store, runs: Store) -> Discovery:
     trusted, BadSetting for a key pattern.
     """
     archive.ensure()
-    found = _requeued(source, archive, runs) if source.requeue else _found(source, archive, runs)
+    found = _crops_to_retry(source, archive, runs) if source.requeue else _found(source, archive, runs)
     if source.labels is None:
         return found
     labels = read_label_table(source.labels)
@@ -104,7 +105,7 @@ def discover(source: Source, archive: Store, runs: Store) -> Discovery:
 
 
 def _found(source: Source, archive: Store, runs: Store) -> Discovery:
-    before = committed(runs, source.since_run) if source.since_run else None
+    before = known_crops(runs, source.since_run) if source.since_run else None
     since = None
     if before is not None and source.lookback_days is not None:
         days = days_of(before["uri"], archive.uri).values()
@@ -118,11 +119,11 @@ def _found(source: Source, archive: Store, runs: Store) -> Discovery:
         note += f", {listing.unmatched:,} keys not written like the pattern"
     if before is None:
         return Discovery(listing.manifest, [note], listing.ignored, listing.unmatched)
-    shown = None if since is None else within(before["uri"], archive.uri, since)
-    changes = compare(listing.manifest, before, shown=shown)
+    shown = None if since is None else in_lookback(before["uri"], archive.uri, since)
+    changes = diff_manifests(listing.manifest, before, shown=shown)
     notes = [note, f"since run {source.since_run}: {changes}"]
     if not changes.fresh.num_rows and not len(changes.vanished):
-        nothing = NothingChanged(
+        nothing = NoChanges(
             f"{archive.uri} has no new, changed or vanished crop since run {source.since_run} ({changes})",
             remedy="There is nothing to embed.",
         )
@@ -134,7 +135,7 @@ def _found(source: Source, archive: Store, runs: Store) -> Discovery:
 def _listing(source: Source, archive: Store, since: Any) -> Listing:
     pattern = KeyPattern(source.key_pattern) if source.key_pattern else None
     if source.manifest is None:
-        return survey_archive(archive, pattern=pattern, since=since)
+        return list_crops(archive, pattern=pattern, since=since)
     if is_inventory(source.manifest):
         return read_inventory(source.manifest, archive=archive, pattern=pattern, settings=archive.settings)
     manifest = read_manifest(source.manifest, archive=archive.uri, pattern=pattern, settings=archive.settings)
@@ -148,7 +149,7 @@ def _listing(source: Source, archive: Store, since: Any) -> Listing:
     return Listing(manifest, 0, 0)
 
 
-def _requeued(source: Source, archive: Store, runs: Store) -> Discovery:
+def _crops_to_retry(source: Source, archive: Store, runs: Store) -> Discovery:
     assert source.requeue is not None  # noqa: S101  # for the type checker; the caller looked
     run = Run.open(runs, source.requeue)
     if run.info.archive != archive.uri:
@@ -164,16 +165,16 @@ def _requeued(source: Source, archive: Store, runs: Store) -> Discovery:
         raise EmptyArchive(f"the quarantine of run {run.run_id} has no crop{causes}")
     manifest = run.manifest()
     rows = manifest.filter(pc.is_in(manifest["crop_id"], value_set=quarantine["crop_id"].combine_chunks()))
-    manifest = pa.Table.from_pylist(list(_as_they_are_now(rows, archive)), MANIFEST_SCHEMA)
+    manifest = pa.Table.from_pylist(list(_refresh_metadata(rows, archive)), MANIFEST_SCHEMA)
     return Discovery(manifest, [f"requeued from run {run.run_id}: {manifest.num_rows:,} crops"])
 
 
-def _as_they_are_now(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:
+def _refresh_metadata(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:
     """Yield rows with today's etag, size and time: a crop is often requeued because it was written anew."""
     crops = rows.to_pylist()
-    root = archive.uri_of("")
-    with ThreadPoolExecutor(_HEADS_IN_FLIGHT) as pool:
-        heads = pool.map(lambda crop: archive.head(crop["uri"].removeprefix(root)), crops)
+    reader = ArchiveReader(archive)
+    with ThreadPoolExecutor(_MAX_CONCURRENT_HEADS) as pool:
+        heads = pool.map(lambda crop: reader.head(crop["uri"]), crops)
         for crop, head in zip(crops, heads, strict=True):
             if head is not None:
                 crop |= {

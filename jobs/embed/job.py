@@ -18,22 +18,29 @@ from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
+from index.documents import utc_now
 from index.runs.accounting import count_causes
-from index.runs.records import RunSummary, now
+from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
 from infra.errors import BucketMissing, ObjectMissing
-from infra.logs import bind
+from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed.discovery import Discovery, Source, discover
 from jobs.embed.monitor import EmbedBoard, Totals
-from jobs.embed.precision import Asked, Decision, compile_model, decide, open_model
+from jobs.embed.precision import (
+    PrecisionDecision,
+    PrecisionOption,
+    choose_precision,
+    compile_model,
+    open_model,
+)
 from jobs.runtime.metrics import show_phases
-from jobs.runtime.progress import Standing, console, progress
-from jobs.runtime.progress_actor import pinned, standing_of
-from jobs.runtime.ray_cluster import connect, cores, cpus_for_each_gpu, elsewhere, gpus, root_cause
+from jobs.runtime.progress import ProgressState, progress
+from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
+from jobs.runtime.ray_cluster import connect, cores, cpus_for_each_gpu, gpus, root_cause, run_as_ray_task
 
 ROW_BYTES = 4400  # 1024 float32 and the scalar columns, before compression
 PARTS_PER_ACTOR = 16
@@ -51,12 +58,12 @@ class EmbedRequest(Source):
     actors: int | None = None
     rows_per_part: int | None = None
     rows_per_shard: int = SHARD_ROWS
-    precision: Asked = "fp32"
+    precision: PrecisionOption = "fp32"
     max_quarantine_rate: float = 0.01
 
 
 @dataclass(slots=True)
-class _Clock:
+class _PhaseTimer:
     """Wall seconds of the job so far, and of its phases."""
 
     begun: float
@@ -86,7 +93,7 @@ def embed(
     Returns the summary of the finished run. Raises EmptyArchive, StoreError, BadCheckpoint, BudgetExceeded,
     CountMismatch; after any of them the run is unfinished, invisible to `load`, and the same call continues.
     """
-    clock, started = _Clock(time.monotonic()), now()
+    clock, started = _PhaseTimer(time.monotonic()), utc_now()
     runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
@@ -95,31 +102,33 @@ def embed(
     run = _unfinished(request, runs, archive, fingerprint)
     if run is None:
         if not (open_embedder or gpus()):
-            _compile_ahead(request.model)
-        run = clock.timed("planning", lambda: _start(request, runs, archive, fingerprint, actors))
+            _precompile_model(request.model)
+        run = clock.timed(
+            "planning", lambda: _resume_or_create_run(request, runs, archive, fingerprint, actors)
+        )
     if run.finished:
-        console.print(f"run {run.run_id} is finished already")
+        logger.info(f"run {run.run_id} is finished already")
         return run.summary
-    bind(run=run.run_id)
-    open_embedder = open_embedder or partial(open_model, request.model, decision_of(run))
-    board = _new_board(run, request)
+    bind_context(run=run.run_id)
+    open_embedder = open_embedder or partial(open_model, request.model, precision_of(run))
+    board = _start_monitor(run, request)
     try:
         clock.timed("embedding", lambda: _embed_parts(run, archive, open_embedder, board, actors, clock))
         clock.timed("compacting", lambda: _compact(run))
-        summary: RunSummary = clock.timed("finishing", lambda: elsewhere(_finish, run))
+        summary: RunSummary = clock.timed("finishing", lambda: run_as_ray_task(_finish, run))
     finally:
         totals: Totals = ray.get(board.sum.remote())
         timings = _timings(started, actors, clock, totals)
         write_timings(run.folder, timings)
         show_phases(run.run_id, timings)
-    console.print(
+    logger.info(
         f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined; "
         f"most of the time went into {timings.bottleneck()}"
     )
     return summary
 
 
-def _compile_ahead(model: str) -> None:
+def _precompile_model(model: str) -> None:
     """Fill the cache of compiled models while crops are listed and actors start; nobody waits for it."""
     ray.remote(num_cpus=0, max_calls=1, max_retries=0)(compile_model).remote(model)
 
@@ -141,21 +150,23 @@ def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint:
             known = {name: run.info.settings.get(name) for name in asked}
             if run.info.archive == archive.uri and run.fingerprint in candidates and known == asked:
                 if not run.finished:
-                    console.print(f"continuing run {run.run_id}")
+                    logger.info(f"continuing run {run.run_id}")
                 return run
         return None
     for candidate in candidates:
         found = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
         if found is not None:
-            console.print(f"continuing run {found.run_id}")
+            logger.info(f"continuing run {found.run_id}")
             return found
     return None
 
 
-def _start(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int) -> Run:
-    run, notes = elsewhere(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
+def _resume_or_create_run(
+    request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int
+) -> Run:
+    run, notes = run_as_ray_task(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
     for note in notes:
-        console.print(note)
+        logger.info(note)
     created: Run = run
     return created
 
@@ -181,7 +192,7 @@ def create_run(
     fingerprint: str,
     actors: int,
     resources: dict[str, float],
-    decision: Decision | None = None,
+    decision: PrecisionDecision | None = None,
 ) -> tuple[Run, list[str]]:
     """Start a run of the crops that were found; returns it with what is to be said of how.
 
@@ -190,7 +201,7 @@ def create_run(
     """
     rows = found.manifest.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
-    decision = decision or decide(
+    decision = decision or choose_precision(
         request.precision, request.model, fingerprint, found.manifest, archive, resources
     )
     notes = list(found.notes)
@@ -220,24 +231,26 @@ def rows_per_part(rows: int, actors: int) -> int:
     return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), low), high)
 
 
-def decision_of(run: Run) -> Decision:
+def precision_of(run: Run) -> PrecisionDecision:
     """Return what was decided on a run's precision."""
     known = run.info.settings
     guard = known.get("guard")
-    return Decision(
+    return PrecisionDecision(
         known.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
     )
 
 
-def _new_board(run: Run, request: EmbedRequest) -> Any:
+def _start_monitor(run: Run, request: EmbedRequest) -> Any:
     pending = run.pending_parts()
     causes = dict(count_causes(run.quarantine())) if len(pending) < run.info.parts else {}
     embedded = run.info.rows - run.pending_rows() - sum(causes.values())
-    return pinned(EmbedBoard).remote(run.info.rows, (embedded, causes), request.max_quarantine_rate)
+    return actor_on_driver_node(EmbedBoard).remote(
+        run.info.rows, (embedded, causes), request.max_quarantine_rate
+    )
 
 
 def _embed_parts(
-    run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any, actors: int, clock: _Clock
+    run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any, actors: int, clock: _PhaseTimer
 ) -> None:
     pending = run.pending_parts()
     if not pending:
@@ -257,10 +270,10 @@ def _embed_parts(
         **actor_resources(),
     )
 
-    before = standing_of(board).done
+    before = read_progress(board).done
 
-    def standing() -> Standing:
-        at = standing_of(board)
+    def standing() -> ProgressState:
+        at = read_progress(board)
         if not clock.startup and at.done > before:
             clock.startup = time.monotonic() - clock.begun
         return at
@@ -279,8 +292,8 @@ def _compact(run: Run) -> None:
     waiting = [compact.remote(run, shard) for shard in range(run.info.shards)]
     total = len(waiting)
 
-    def standing() -> Standing:
-        return Standing(total - len(waiting), total)
+    def standing() -> ProgressState:
+        return ProgressState(total - len(waiting), total)
 
     with progress("shards", "written", standing):
         while waiting:
@@ -299,7 +312,7 @@ def _finish(run: Run) -> RunSummary:
     return run.finish()
 
 
-def _timings(started: str, actors: int, clock: _Clock, totals: Totals) -> Timings:
+def _timings(started: str, actors: int, clock: _PhaseTimer, totals: Totals) -> Timings:
     return Timings(
         started=started,
         actors=actors,

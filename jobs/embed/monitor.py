@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 from infra.errors import BudgetExceeded, ClvrError
 from jobs.embed.part import PartReport
-from jobs.runtime.progress import Standing
+from jobs.runtime.progress import ProgressState
 
 # The rate is taken of at least so many rows: bad pictures come in clusters, and ten of them are no bad night.
 BUDGET_ROWS = 1000
 MAX_ATTEMPTS = 5
 
 
-class PartKeepsFailing(ClvrError):
+class PartRetriesExhausted(ClvrError):
     """A part whose worker died again and again: a crash of a decoder, or no memory."""
 
 
@@ -63,10 +63,10 @@ class EmbedBoard:
         self.attempts: Counter[int] = Counter()
 
     def begin(self, part: int) -> None:
-        """Note that an actor starts a part. Raises PartKeepsFailing after MAX_ATTEMPTS of them."""
+        """Note that an actor starts a part. Raises PartRetriesExhausted after MAX_ATTEMPTS of them."""
         self.attempts[part] += 1
         if self.attempts[part] > MAX_ATTEMPTS:
-            raise PartKeepsFailing(
+            raise PartRetriesExhausted(
                 f"part {part} was started {MAX_ATTEMPTS} times, and each time its worker died",
                 remedy="look at the memory of the nodes and at Ray's worker logs; the same command continues",
             )
@@ -93,10 +93,10 @@ class EmbedBoard:
         """Return what this attempt at the run did."""
         return self.totals
 
-    def read(self) -> Standing:
+    def read(self) -> ProgressState:
         """Answer for a progress display."""
         totals = self.totals
         bad = totals.quarantined + self.before_causes.total()
         done = totals.embedded + self.before + bad
         notes = [f"model busy {totals.model_share:.0%}"] if totals.seconds else []
-        return Standing(done, self.total, ", ".join([*notes, f"{bad:,} quarantined"]))
+        return ProgressState(done, self.total, ", ".join([*notes, f"{bad:,} quarantined"]))

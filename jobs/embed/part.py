@@ -11,14 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clvr_model.embedder import Embeddings
+from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from infra.store import Store
-from jobs.runtime.image_stream import Failure, LoadTimes, stream_pictures
+from jobs.runtime.image_stream import ImageFailure, LoadTimes, stream_images
 
-AHEAD_BATCHES = 3
-LEAST_AHEAD = 64
+PREFETCH_BATCHES = 3
+MIN_PREFETCH = 64
 
 
 class EmbedsPictures(Protocol):
@@ -81,7 +82,7 @@ def embed_part(
     features = np.zeros((manifest.num_rows, embedder.feature_dim), np.float32)
     model_ids = np.zeros(manifest.num_rows, np.int32)
     confidences = np.zeros(manifest.num_rows, np.float32)
-    failures: dict[int, Failure] = {}
+    failures: dict[int, ImageFailure] = {}
     clock = time.perf_counter()
     for batch in _batches(manifest, archive, embedder.batch_size, failures, times, decoders):
         report.waiting_seconds += (ready := time.perf_counter()) - clock
@@ -92,12 +93,12 @@ def embed_part(
             confidences[batch.rows] = embedded.confidence
             strange = np.flatnonzero(~np.isfinite(embedded.features).all(axis=1))
             for row in strange:
-                failures[batch.rows[row]] = Failure(
+                failures[batch.rows[row]] = ImageFailure(
                     "embed", "not-finite", "a feature of it is not a finite number"
                 )
             report.embedded += len(batch.rows) - len(strange)
         report.model_seconds += (clock := time.perf_counter()) - ready
-        on_progress(_with(report, failures, times))
+        on_progress(_snapshot(report, failures, times))
     report.waiting_seconds += (ready := time.perf_counter()) - clock
 
     good = np.array([row for row in range(manifest.num_rows) if row not in failures], np.int64)
@@ -107,11 +108,11 @@ def embed_part(
         _quarantine(manifest, failures),
     )
     report.writing_seconds = time.perf_counter() - ready
-    on_progress(report := _with(report, failures, times))
+    on_progress(report := _snapshot(report, failures, times))
     return report
 
 
-def _with(report: PartReport, failures: dict[int, Failure], times: LoadTimes) -> PartReport:
+def _snapshot(report: PartReport, failures: dict[int, ImageFailure], times: LoadTimes) -> PartReport:
     return replace(
         report,
         quarantined=len(failures),
@@ -126,20 +127,21 @@ def _batches(
     manifest: pa.Table,
     archive: Store,
     size: int,
-    failures: dict[int, Failure],
+    failures: dict[int, ImageFailure],
     times: LoadTimes,
     decoders: int,
 ) -> Iterator[_Batch]:
     """Yield batches of `size` pictures, and one without any after as many failures in a row."""
-    root = archive.uri_of("")
-    keys = [uri.removeprefix(root) for uri in manifest["uri"].to_pylist()]
+    uris = manifest["uri"].to_pylist()
     etags = manifest["etag"].to_pylist()
-    ahead = max(LEAST_AHEAD, AHEAD_BATCHES * size)
+    ahead = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
     batch: _Batch | None = None
     failed = 0
-    stream = stream_pictures(archive, keys, etags=etags, ahead=ahead, decoders=decoders, times=times)
+    stream = stream_images(
+        ArchiveReader(archive), uris, etags=etags, ahead=ahead, decoders=decoders, times=times
+    )
     for row, picture in stream:
-        if isinstance(picture, Failure):
+        if isinstance(picture, ImageFailure):
             failures[row] = picture
             failed += 1
         else:
@@ -156,7 +158,7 @@ def _batches(
         yield batch
 
 
-def _quarantine(manifest: pa.Table, failures: dict[int, Failure]) -> pa.Table:
+def _quarantine(manifest: pa.Table, failures: dict[int, ImageFailure]) -> pa.Table:
     rows = sorted(failures)
     taken = manifest.take(pa.array(rows, pa.int64()))
     return quarantine_table(

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from index.archive.manifest import check_unique
+from index.archive.manifest import drop_duplicates
+from index.archive.reader import ArchiveReader
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
@@ -20,16 +21,16 @@ from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.discovery import Source, discover
 from jobs.embed.job import ROW_BYTES, SHARD_ROWS, actor_resources, rows_per_part
-from jobs.embed.precision import Decision, open_model
-from jobs.runtime.image_stream import Failure, stream_pictures
+from jobs.embed.precision import PrecisionDecision, open_model
+from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.ray_cluster import connect, cores, gpus, nodes, root_cause
 
-PROBE_CROPS = 48
+SAMPLE_CROPS = 48
 EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ThroughputSample:
     """A short measurement on this cluster, every actor at once: crops a second of all, and what was bad."""
 
     crops: int
@@ -57,7 +58,7 @@ class Plan:
     shards: int
     shard_bytes: int
     nodes: int
-    probe: Probe | None
+    probe: ThroughputSample | None
     hours: float | None
     cost: float | None
     notes: list[str]
@@ -107,12 +108,12 @@ def plan(
         raise BadInput("a price says nothing without a speed", remedy="give --model, to measure with")
     archive = open_store(source.archive)
     found = discover(source, archive, open_store(settings.runs))
-    crops, duplicates = check_unique(found.manifest)
+    crops, duplicates = drop_duplicates(found.manifest)
     probe, alive = None, 0
     if crops.num_rows and (model is not None or open_embedder is not None):
         connect(settings)
         open_embedder = open_embedder or partial(exact_model, str(model))
-        probe = measure(crops, archive, open_embedder, actors or gpus() or cores())
+        probe = measure_throughput(crops, archive, open_embedder, actors or gpus() or cores())
         alive = nodes()
     hours = None
     if probe is not None:
@@ -146,7 +147,7 @@ def plan(
 
 def exact_model(model: str) -> Any:
     """Load a model unreduced, to measure with."""
-    return open_model(model, Decision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
+    return open_model(model, PrecisionDecision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
 
 
 def _partitions(crops: pa.Table, archive: str) -> dict[str, int]:
@@ -161,21 +162,24 @@ def _count(mask: Any) -> int:
     return counted
 
 
-def measure(crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int) -> Probe:
+def measure_throughput(
+    crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int
+) -> ThroughputSample:
     """Let as many actors as there would be embed their own sample, all at the same time."""
-    each = min(PROBE_CROPS, max(1, crops.num_rows // actors))
+    each = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
     stride = max(1, crops.num_rows // (each * actors))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"][::stride].to_pylist()]
+    uris = crops["uri"][::stride].to_pylist()
     begun = time.monotonic()
     try:
         # More of them than fit at once would be measured one after the other: their number is that of actors.
         workers = [
-            ray.remote(**actor_resources())(_Prober).remote(archive, open_embedder) for _ in range(actors)
+            ray.remote(**actor_resources())(_ThroughputProbe).remote(archive, open_embedder)
+            for _ in range(actors)
         ]
         ray.get([worker.ready.remote() for worker in workers])
         startup = time.monotonic() - begun
         found = ray.get(
-            [worker.probe.remote(keys[at * each : (at + 1) * each]) for at, worker in enumerate(workers)]
+            [worker.probe.remote(uris[at * each : (at + 1) * each]) for at, worker in enumerate(workers)]
         )
     except Exception as error:
         raise root_cause(error) from error
@@ -188,10 +192,10 @@ def measure(crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors
             remedy="Look at a few of them; `clvr embed` names the cause of each in its quarantine.",
         )
     rate = sum((good + bad) / seconds for good, bad, seconds in found if seconds)
-    return Probe(done, sum(bad for _, bad, _ in found), actors, rate, startup)
+    return ThroughputSample(done, sum(bad for _, bad, _ in found), actors, rate, startup)
 
 
-class _Prober:
+class _ThroughputProbe:
     """An actor that embeds a sample and keeps nothing."""
 
     def __init__(self, archive: Store, open_embedder: OpenEmbedder) -> None:
@@ -201,12 +205,12 @@ class _Prober:
     def ready(self) -> None:
         """Answer once the model is loaded."""
 
-    def probe(self, keys: list[str]) -> tuple[int, int, float]:
+    def probe(self, uris: list[str]) -> tuple[int, int, float]:
         """Return how many crops could be embedded, how many not, and the seconds it took."""
         begun, good, bad = time.perf_counter(), 0, 0
         waiting: list[Any] = []
-        for _, picture in stream_pictures(self.archive, keys):
-            if isinstance(picture, Failure):
+        for _, picture in stream_images(ArchiveReader(self.archive), uris):
+            if isinstance(picture, ImageFailure):
                 bad += 1
                 continue
             waiting.append(picture)

@@ -10,17 +10,18 @@ import ray
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_precision, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
+from index.archive.reader import ArchiveReader
 from infra.store import Store
-from jobs.runtime.image_stream import Failure, stream_pictures
+from jobs.runtime.image_stream import ImageFailure, stream_images
 
 # A few more than the guard needs, because some may be unreadable.
 SAMPLE_PICTURES = MIN_IMAGES + 16
 
-Asked = Literal["fp32", "bf16", "auto"]
+PrecisionOption = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PrecisionDecision:
     """What precision a run has, why, and the fingerprint that its embeddings bear."""
 
     precision: Literal["fp32", "bf16"]
@@ -37,7 +38,7 @@ class Decision:
         }
 
 
-def open_model(model: str, decision: Decision) -> Embedder:
+def open_model(model: str, decision: PrecisionDecision) -> Embedder:
     """Load the model of a run on the device that Ray gave this actor, at the run's precision."""
     return Embedder(
         model,
@@ -53,32 +54,34 @@ def compile_model(model: str) -> None:
     Embedder(model, device="cpu", cache=default_cache())
 
 
-def decide(
-    asked: Asked,
+def choose_precision(
+    asked: PrecisionOption,
     model: str,
     fingerprint: str,
     manifest: pa.Table,
     archive: Store,
     resources: dict[str, float],
-) -> Decision:
+) -> PrecisionDecision:
     """Decide, where bf16 is asked for or possible, by a guard on a device of the cluster.
 
     fingerprint: the checkpoint's. resources: what a model actor asks of Ray. Without bf16 in hardware 'auto'
     means fp32, and 'bf16' raises BadSetting.
     """
     if asked == "fp32":
-        return Decision("fp32", fingerprint, "asked for")
+        return PrecisionDecision("fp32", fingerprint, "asked for")
     guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
             model, manifest.select(["uri", "etag"]), archive, needed=asked == "bf16"
         )
     )
     if guard is not None and guard.passed:
-        return Decision("bf16", fingerprint, "the guard passed on this archive", guard)
+        return PrecisionDecision("bf16", fingerprint, "the guard passed on this archive", guard)
     if asked == "bf16":
-        return Decision("bf16", reduced_fingerprint(fingerprint, "bf16"), "asked for, not guarded", guard)
+        return PrecisionDecision(
+            "bf16", reduced_fingerprint(fingerprint, "bf16"), "asked for, not guarded", guard
+        )
     why = "no bf16 in hardware" if guard is None else "the guard failed on this archive"
-    return Decision("fp32", fingerprint, why, guard)
+    return PrecisionDecision("fp32", fingerprint, why, guard)
 
 
 def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool) -> PrecisionCheck | None:
@@ -98,9 +101,7 @@ def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool
 def sample_pictures(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly; those that cannot be read are left out."""
     rows = np.unique(np.linspace(0, crops.num_rows - 1, min(count, crops.num_rows)).astype(np.int64))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"].take(pa.array(rows)).to_pylist()]
-    found = sorted(
-        ((place, picture) for place, picture in stream_pictures(archive, keys)), key=lambda pair: pair[0]
-    )
-    pictures = [picture for _, picture in found if not isinstance(picture, Failure)]
+    uris = crops["uri"].take(pa.array(rows)).to_pylist()
+    found = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
+    pictures = [picture for _, picture in found if not isinstance(picture, ImageFailure)]
     return np.stack(pictures) if pictures else np.zeros((0, 299, 299, 3), np.uint8)

@@ -8,15 +8,15 @@ import numpy as np
 from index.evaluation.bootstrap import Difference, compare
 from index.evaluation.protocols import RULES, ProtocolResult, evaluate_protocol
 from infra.errors import BadInput, BadLabels, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.results import EvaluateRequest
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """Two runs, by protocol; a difference is the second less the first."""
 
     runs: tuple[str, str]
@@ -46,7 +46,7 @@ class Compared:
         return "\n".join(lines)
 
 
-def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Compared:
+def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Comparison:
     """Rank both runs on the splits of the crops that both have embedded.
 
     Raises BadInput if they share no labelled crop, and what an evaluation raises.
@@ -62,7 +62,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         )
     a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
     rows_a, rows_b = _shared(a, b)
-    console.print(
+    logger.info(
         f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
         f"{len(b.features) - len(rows_b):,} of B alone are left out"
     )
@@ -72,7 +72,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         first = _ranked(name, a, rows_a, request)
         second = _ranked(name, b, rows_b, request)
         differences[name] = compare(first, second, vehicles, seed=request.seed)
-    return Compared((a.run.run_id, b.run.run_id), differences)
+    return Comparison((a.run.run_id, b.run.run_id), differences)
 
 
 def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:

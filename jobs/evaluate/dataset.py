@@ -16,18 +16,20 @@ from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
 from clvr_model.datasets.vric import read_vric
 from index.archive.labels import read_label_table, with_labels
-from index.evaluation.cmc import Labelled, Split
+from index.evaluation.cmc import LabeledFeatures, Split
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import erased_ids
 from infra.errors import BadLabels
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
-from jobs.runtime.progress import console
 
 
-def run_of(run: str, archive: str | None, settings: Settings, max_quarantine_rate: float = 0.01) -> str:
+def embed_labelled_set(
+    run: str, archive: str | None, settings: Settings, max_quarantine_rate: float = 0.01
+) -> str:
     """The run id itself, or with an archive the run of that archive by the checkpoint `run`.
 
     A finished run of the same archive and fingerprint is taken as it is: no picture is embedded twice.
@@ -39,7 +41,7 @@ def run_of(run: str, archive: str | None, settings: Settings, max_quarantine_rat
     uri = open_store(archive).uri
     for old in reversed(list(list_runs(open_store(settings.runs)))):
         if old.finished and old.fingerprint == fingerprint and old.info.archive == uri:
-            console.print(f"run {old.run_id} has these pictures by this checkpoint already")
+            logger.info(f"run {old.run_id} has these pictures by this checkpoint already")
             return old.run_id
     return embed(
         EmbedRequest(archive=archive, model=run, max_quarantine_rate=max_quarantine_rate), settings
@@ -162,10 +164,10 @@ class LabelledRun:
         """Cameras of all pictures, or None if any is unknown."""
         return None if (self.camera_ids == "").any() else self.camera_ids
 
-    def pictures(self, features: NDArray[np.float32] | None = None) -> Labelled:
+    def pictures(self, features: NDArray[np.float32] | None = None) -> LabeledFeatures:
         """As `index.cmc` takes them; the crop id is the row, so that no picture is ranked for itself."""
         chosen = self.features if features is None else features
-        return Labelled(chosen, self.vehicle_ids, self.cameras, np.arange(len(chosen)))
+        return LabeledFeatures(chosen, self.vehicle_ids, self.cameras, np.arange(len(chosen)))
 
     def accounting(self) -> list[str]:
         """What is not ranked and by which rule, a line each."""

@@ -8,29 +8,35 @@ import torch
 
 from clvr_model.checkpoint import read_card
 from index.evaluation.cmc import cmc
-from index.evaluation.index_recall import IndexLoss, index_loss, ranks_through_index
-from index.evaluation.metrics import by_camera_pair, by_day_part, classification, distances_of, normalised
+from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
+from index.evaluation.metrics import (
+    by_camera_pair,
+    by_day_part,
+    classification,
+    l2_normalized,
+    sample_distances,
+)
 from index.evaluation.protocols import (
     JUNK,
     RULES,
     ProtocolResult,
     Ranker,
     evaluate_protocol,
-    rank_on,
-    with_features,
+    make_ranker,
+    with_rankings,
 )
-from index.evaluation.rerank import expanded, rerank
+from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
 from infra.errors import BadInput, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
-from jobs.evaluate.page import Story, write_page
+from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import workers
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run, open_milvus
 
-ALSO = ("normalised", "query-expansion", "re-ranking")
+VARIANTS = ("normalised", "query-expansion", "re-ranking")
 INDEX_TOP = 1000
 
 
@@ -46,9 +52,9 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     for chosen in evaluation_lists(request.labels, request.split):
         labelled = labelled_run(run, chosen)
         named = f" of {labelled.name}" if labelled.name else ""
-        console.print(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
+        logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
         for line in labelled.accounting():
-            console.print(f"  {line}")
+            logger.info(f"  {line}")
         lists.append(_evaluate_list(labelled, request, settings))
     evaluation = Evaluation(tuple(lists))
     if request.html:
@@ -70,14 +76,14 @@ def _check(request: EvaluateRequest) -> None:
         torch.empty(0, device=request.device)
     except (RuntimeError, AssertionError) as error:
         raise BadSetting(f"no device '{request.device}' here: {str(error).splitlines()[0]}") from error
-    for given, known, what in ((request.protocols, RULES, "protocol"), (request.also, ALSO, "--also")):
+    for given, known, what in ((request.protocols, RULES, "protocol"), (request.also, VARIANTS, "--also")):
         for name in given:
             if name not in known:
                 raise BadSetting(f"unknown {what} '{name}'", remedy=f"use one of: {', '.join(known)}")
 
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
-    rank = workers(request.workers, settings) if request.workers else rank_on(request.device)
+    rank = workers(request.workers, settings) if request.workers else make_ranker(request.device)
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK
@@ -85,8 +91,8 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
     return ListEvaluation(
         labelled=labelled,
         results=results,
-        also=tuple(_also(labelled, results, request.also, rank)),
-        distances=distances_of(pictures, first.splits[0], junk=junk, seed=request.seed),
+        also=tuple(_variants(labelled, results, request.also, rank)),
+        distances=sample_distances(pictures, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(pictures)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
         models=classification(
@@ -110,7 +116,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
             raise BadInput(
                 f"{path} has no split of {', '.join(absent)}", remedy=f"it has: {', '.join(given)}"
             )
-        console.print(f"  splits read from {path}: the same probes and gallery as when they were written")
+        logger.info(f"  splits read from {path}: the same probes and gallery as when they were written")
     if not names:
         by_rule = ("vehicleid-paper", "vehicleid-common")
         names = by_rule if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
@@ -129,47 +135,47 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
     )
     if path is not None and not path.exists():
         write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
-        console.print(f"  splits written to {path}")
+        logger.info(f"  splits written to {path}")
     return results
 
 
-def _also(
+def _variants(
     labelled: LabelledRun, results: Sequence[ProtocolResult], also: Sequence[str], rank: Ranker
 ) -> list[ProtocolResult]:
     """The same splits in other ways, each reported under its own name and never instead of plain L2."""
     found = []
-    length_one = normalised(labelled.features) if also else labelled.features
+    length_one = l2_normalized(labelled.features) if also else labelled.features
     for result in results:
         junk = result.name in JUNK
         if "normalised" in also:
             ranked = rank(labelled.pictures(length_one), result.splits, result.curves.shape[1], junk, True)
-            found.append(with_features(result, ranked, "L2-normalised"))
+            found.append(with_rankings(result, ranked, "L2-normalised"))
         first = result.splits[:1]
         if "query-expansion" in also:
             pictures = labelled.pictures()
             some = [
                 cmc(
-                    expanded(pictures, split),
+                    with_probe_expansion(pictures, split),
                     pictures.take(split.gallery),
                     same_camera_is_junk=junk,
                     skip_unmatched=True,
                 )
                 for split in first
             ]
-            found.append(with_features(result, some, "query expansion of 5, first repeat"))
+            found.append(with_rankings(result, some, "query expansion of 5, first repeat"))
         if "re-ranking" in also:
             some = [rerank(labelled.pictures(length_one), split, junk=junk) for split in first]
             label = "L2-normalised, k-reciprocal re-ranking 20/6/0.3, first repeat"
-            found.append(with_features(result, some, label))
+            found.append(with_rankings(result, some, label))
     return found
 
 
-def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Settings) -> IndexLoss:
-    from index.milvus.collection import ensure_loaded, searchable
+def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Settings) -> IndexCmcLoss:
+    from index.milvus.collection import ensure_loaded, require_live
 
     run = labelled.run
     with open_milvus(settings) as milvus:
-        generation = searchable(milvus, settings.alias, run.fingerprint)
+        generation = require_live(milvus, settings.alias, run.fingerprint)
         if run.run_id not in generation.run_ids:
             raise BadInput(
                 f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
@@ -187,10 +193,10 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
     return index_loss(generation.name, result.rankings[0], ranks, short, INDEX_TOP)
 
 
-def _story(request: EvaluateRequest, run_id: str) -> Story:
+def _story(request: EvaluateRequest, run_id: str) -> ReportText:
     labels = f" --labels {request.labels}" if request.labels else ""
     split = f" --split {request.split}" if request.split else ""
-    return Story(
+    return ReportText(
         title="Who was seen where else",
         lead="Vehicle re-identification by model-level features and plain L2 distance.",
         dataset=f"run {run_id}{f', {request.split}' if request.split else ''}",

@@ -10,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
+from index.archive.reader import ArchiveReader
 from index.evaluation.cmc import Split
-from index.evaluation.metrics import by_camera_pair, by_day_part, classification, distances_of
+from index.evaluation.metrics import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.protocols import JUNK, ProtocolResult
-from index.exact.knn import NOBODY, nearest
+from index.exact.knn import NO_ID, nearest
 from index.runs.records import RunSummary
 from infra.store import open_store
 from jobs.evaluate.dataset import LabelledRun
 from jobs.pages.evaluation_page import (
+    Classified,
     Counts,
     ModelAccuracy,
-    Named,
     Outcomes,
     PageData,
     Ranked,
@@ -41,7 +42,7 @@ NAMED_EACH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class ReportText:
     """What a page tells, besides the evaluation itself."""
 
     title: str
@@ -58,7 +59,7 @@ def write_page(
     labelled: LabelledRun,
     results: tuple[ProtocolResult, ...],
     card: Card,
-    story: Story,
+    story: ReportText,
     more: "ListEvaluation | None" = None,
 ) -> None:
     """Write the page of a run's evaluation; it appears whole or not at all."""
@@ -68,7 +69,7 @@ def write_page(
     models = more.models if more else classification(predicted, labelled.true_model_ids)
     junk = first.name in JUNK
     pictures = labelled.pictures()
-    distances = more.distances if more else distances_of(pictures, first.splits[0], junk=junk)
+    distances = more.distances if more else sample_distances(pictures, first.splits[0], junk=junk)
     page = build_page(
         PageData(
             title=story.title,
@@ -179,20 +180,19 @@ def _not_ranked(
                 labelled.camera_ids[split.gallery] == labelled.camera_ids[probe]
             )
         rows.append(split.gallery[out])
-    padded = np.full((len(probes), max(map(len, rows), default=0)), NOBODY, dtype=np.int64)
+    padded = np.full((len(probes), max(map(len, rows), default=0)), NO_ID, dtype=np.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
 
 
 def _sightings(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int], Sighting]:
-    archive = open_store(labelled.run.info.archive)
-    root = archive.uri_of("")
+    reader = ArchiveReader(open_store(labelled.run.info.archive))
 
     def sighting(row: int) -> Sighting:
         crop = labelled.crops.slice(row, 1).to_pylist()[0]
         return Sighting(
-            jpeg=thumbnail_of(archive, crop["uri"].removeprefix(root)),
+            jpeg=thumbnail_of(reader, crop["uri"]),
             vehicle=str(labelled.vehicle_ids[row]),
             camera=str(labelled.camera_ids[row]),
             captured_at=int(labelled.captured_at[row]),
@@ -202,14 +202,16 @@ def _sightings(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int
     return sighting
 
 
-def _named(labelled: LabelledRun, predicted: NDArray[np.int64], names: Mapping[int, str]) -> Iterator[Named]:
+def _named(
+    labelled: LabelledRun, predicted: NDArray[np.int64], names: Mapping[int, str]
+) -> Iterator[Classified]:
     """Figure 5: crops named rightly and wrongly, drawn without looking."""
     order = np.random.default_rng(1).permutation(np.flatnonzero(labelled.true_model_ids >= 0))
     right = predicted == labelled.true_model_ids
     sighting = _sightings(labelled, names)
     for some in (order[right[order]], order[~right[order]]):
         for row in some[:NAMED_EACH].tolist():
-            yield Named(
+            yield Classified(
                 sighting(row),
                 true=_model_name(names, int(labelled.true_model_ids[row])),
                 confidence=float(labelled.crops["model_confidence"][row].as_py()),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
-from index.evaluation.cmc import Cmc, Labelled, Ranking, Split, cmc_of_splits, summarise
+from index.evaluation.cmc import Cmc, LabeledFeatures, Ranking, Split, cmc_from_ranking, cmc_of_splits
 from index.evaluation.protocols import Ranker
 from infra.errors import UnmatchedProbe
 from infra.settings import Settings
@@ -16,7 +16,7 @@ def workers(many: int, settings: Settings) -> Ranker:
     """A ranker that splits probes into `many` Ray tasks; the features travel once, as one object."""
 
     def rank(
-        pictures: Labelled, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
+        pictures: LabeledFeatures, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
     ) -> list[Cmc]:
         connect(settings)
         stored = ray.put(pictures)
@@ -28,11 +28,11 @@ def workers(many: int, settings: Settings) -> Ranker:
             raise root_cause(error) from error
         results = []
         for repeat, split in enumerate(splits):
-            ranking = _put_together([answer[repeat] for answer in answers], len(split.probes))
+            ranking = _merge_rankings([answer[repeat] for answer in answers], len(split.probes))
             unmatched = int((ranking.matches == 0).sum())
             if unmatched and (not skip_unmatched or unmatched == len(ranking.matches)):
                 raise UnmatchedProbe(f"{unmatched} of {len(ranking.matches)} probes have no true match")
-            results.append(summarise(ranking, max_rank))
+            results.append(cmc_from_ranking(ranking, max_rank))
         return results
 
     return rank
@@ -42,7 +42,7 @@ def _part(splits: Sequence[Split], part: int, many: int) -> list[Split]:
     return [Split(split.probes[part::many], split.gallery) for split in splits]
 
 
-def _rank_part(pictures: Labelled, splits: Sequence[Split], junk: bool) -> list[Ranking | None]:
+def _rank_part(pictures: LabeledFeatures, splits: Sequence[Split], junk: bool) -> list[Ranking | None]:
     """The rankings of the splits that have probes here; probes without a true match are judged later."""
     answers: list[Ranking | None] = [None] * len(splits)
     vehicles = pictures.vehicle_ids
@@ -60,7 +60,7 @@ def _rank_part(pictures: Labelled, splits: Sequence[Split], junk: bool) -> list[
     return answers
 
 
-def _put_together(parts: Sequence[Ranking | None], probes: int) -> Ranking:
+def _merge_rankings(parts: Sequence[Ranking | None], probes: int) -> Ranking:
     whole = Ranking(
         ranks=np.zeros(probes, dtype=np.int64),
         precision=np.zeros(probes),

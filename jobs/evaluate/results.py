@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from index.evaluation.index_recall import IndexLoss
+from index.evaluation.index_recall import IndexCmcLoss
 from index.evaluation.metrics import (
     FALSE_POSITIVE_RATES,
     CameraPair,
     Classification,
-    DayPart,
     Distances,
+    TimeOfDay,
 )
 from index.evaluation.protocols import ProtocolResult
 from jobs.evaluate.dataset import LabelledRun
@@ -148,9 +148,9 @@ class ListEvaluation:
     also: tuple[ProtocolResult, ...] = ()  # the same protocols on other features or with a second look
     distances: Distances | None = None  # of the first protocol
     camera_pairs: tuple[CameraPair, ...] = ()
-    day_parts: tuple[DayPart, ...] = ()
+    day_parts: tuple[TimeOfDay, ...] = ()
     models: Classification | None = None
-    index: IndexLoss | None = None
+    index: IndexCmcLoss | None = None
 
 
 @dataclass(frozen=True, slots=True)

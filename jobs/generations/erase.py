@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from index.archive.manifest import crop_id_of
-from index.generations.erasure import Receipt, Wanted, forget
+from index.archive.reader import crop_id_at
+from index.generations.erasure import EraseSelection, Receipt, forget
 from index.runs.run import list_runs
 from infra.errors import BadSetting
 from infra.settings import Settings
-from infra.store import open_store, split_uri
+from infra.store import open_store
 from jobs.runtime.resolve import epoch_ms, open_milvus
 
 
@@ -28,7 +28,7 @@ class ForgetRequest:
 
 def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
     """Erase what the request means, or say what would be erased. Raises what `forget` raises."""
-    wanted = Wanted(
+    wanted = EraseSelection(
         vehicles=request.vehicles,
         crop_ids=tuple(_crop_id(crop) for crop in request.crops),
         cameras=request.cameras,
@@ -43,7 +43,7 @@ def retain_days(days: int, cameras: Sequence[str], settings: Settings, *, dry_ru
     if days < 1:
         raise BadSetting(f"--days {days} would erase everything", remedy="Keep at least one day.")
     end = datetime.now(UTC) - timedelta(days=days)
-    wanted = Wanted(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
+    wanted = EraseSelection(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
     where = f" of {', '.join(cameras)}" if cameras else ""
     reason = f"retention{where}: {days} days"
     return _erase(wanted, settings, reason=reason, dry_run=dry_run)
@@ -70,7 +70,7 @@ def receipt_text(receipt: Receipt) -> str:
     return "\n".join(lines)
 
 
-def _erase(wanted: Wanted, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
+def _erase(wanted: EraseSelection, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
     store = open_store(settings.runs)
     return forget(open_milvus(settings), store, list_runs(store), wanted, reason=reason, dry_run=dry_run)
 
@@ -82,5 +82,4 @@ def _named(counts: dict[str, int]) -> str:
 def _crop_id(crop: str) -> int:
     if crop.removeprefix("crop:").isdecimal():
         return int(crop.removeprefix("crop:"))
-    root, key = split_uri(crop)
-    return crop_id_of(open_store(root).uri_of(key))
+    return crop_id_at(crop)

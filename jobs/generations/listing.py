@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from index.generations import records
 from index.generations.records import previous
-from index.milvus.collection import Generation, list_generations, live
+from index.milvus.collection import Generation, list_generations, live_generation
 from index.schema import EMBEDDING_DIM
 from infra.settings import Settings
 from infra.store import open_store
@@ -38,7 +38,7 @@ def generation_rows(settings: Settings) -> list[GenerationRow]:
     """Every generation of the alias, the oldest first."""
     milvus = open_milvus(settings)
     store = open_store(settings.runs)
-    current, before = live(milvus, settings.alias), previous(milvus, store, settings.alias)
+    current, before = live_generation(milvus, settings.alias), previous(milvus, store, settings.alias)
     return [
         _row(one, records.read(store, one.name), live=one == current, previous=one == before)
         for one in list_generations(milvus, settings.alias)
@@ -57,7 +57,9 @@ def as_documents(rows: Sequence[GenerationRow]) -> list[dict[str, object]]:
     return [asdict(row) for row in rows]
 
 
-def _row(one: Generation, entry: records.Entry | None, *, live: bool, previous: bool) -> GenerationRow:
+def _row(
+    one: Generation, entry: records.GenerationRecord | None, *, live: bool, previous: bool
+) -> GenerationRow:
     rows = entry.rows if entry else 0
     return GenerationRow(
         name=one.name,

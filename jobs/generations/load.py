@@ -1,34 +1,38 @@
 """`clvr load`, `promote`, `rollback`, `retire`, `verify`: runs become a generation, and one goes live."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
-from index.generations.load import LoadOptions, LoadTimes, Target, build
+from index.generations.load import LoadOptions, LoadTimes, Target, build_generation
 from index.generations.promotion import Retirement, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
-from index.lock import ROWS, held
-from index.milvus.collection import Generation, live
+from index.lock import ROWS, acquire
+from index.milvus.bulk_import import ImportProgress
+from index.milvus.collection import Generation, live_generation
 from index.runs.run import Run
 from infra.errors import BadInput
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.metrics import import_states, show_gap, show_gate, show_load
-from jobs.runtime.progress import Standing, console, progress
+from jobs.runtime.metrics import show_gap, show_gate, show_load
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milvus
 
 LIVE = "live"
 
 
 @dataclass(slots=True)
-class _Count:
+class _LoadProgress:
     alias: str
     done: int = 0
     total: int = 0
     note: str = ""
+    imports: ImportProgress = field(default_factory=lambda: ImportProgress(0, Counter()))
 
     def rows(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -36,13 +40,16 @@ class _Count:
     def say(self, note: str) -> None:
         self.note = note
 
-    def standing(self) -> Standing:
-        show_load(self.alias, done=self.done, total=self.total, states=import_states(self.note))
-        return Standing(self.done, self.total, self.note)
+    def show_imports(self, progress: ImportProgress) -> None:
+        self.imports = progress
+
+    def standing(self) -> ProgressState:
+        show_load(self.alias, done=self.done, total=self.total, states=self.imports.jobs)
+        return ProgressState(self.done, self.total, imports_text(self.imports) or self.note)
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadResult:
     """What `clvr load` built, and the seconds of its steps."""
 
     generation: Generation
@@ -75,27 +82,29 @@ def load_generation(run_ids: Sequence[str], settings: Settings, *, index_type: s
     return load(LoadRequest(tuple(run_ids), index_type), settings).generation
 
 
-def load(request: LoadRequest, settings: Settings) -> Loaded:
+def load(request: LoadRequest, settings: Settings) -> LoadResult:
     """Build a generation of finished runs beside the live one. Raises what `load_runs` raises."""
     runs = find_runs(request.run_ids, settings)
-    count = _Count(settings.alias, total=sum(run.summary.embedded for run in runs))
+    count = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
     with (
         progress("load", "rows", count.standing),
-        held(store, ROWS, f"a load of alias {settings.alias}") as lock,
+        acquire(store, ROWS, f"a load of alias {settings.alias}") as lock,
     ):
         options = _options(request, settings, count)
-        generation = build(milvus, store, runs, lock, alias=settings.alias, options=options, times=times)
+        generation = build_generation(
+            milvus, store, runs, lock, alias=settings.alias, options=options, times=times
+        )
     entry = records.read(store, generation.name)
     assert entry is not None  # noqa: S101  build wrote it
-    return Loaded(generation, entry.rows, entry.target, times)
+    return LoadResult(generation, entry.rows, entry.target, times)
 
 
 def load_increment(request: LoadRequest, settings: Settings) -> Increment:
     """Bring finished runs into the live generation. Raises what `load_into_live` raises."""
     runs = find_runs(request.run_ids, settings)
-    count = _Count(settings.alias, total=sum(run.summary.embedded for run in runs))
+    count = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     with progress("load", "rows", count.standing):
         return load_into_live(
             open_milvus(settings),
@@ -117,7 +126,7 @@ def promote_generation(
     """
     report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
-        console.print(f"  overridden   {'; '.join(report.failures)}: {force}")
+        logger.info(f"  overridden   {'; '.join(report.failures)}: {force}")
     promote(open_milvus(settings), open_store(settings.runs), report.generation, force=force or "")
     return report
 
@@ -137,7 +146,7 @@ def gate_generation(
         new_model=new_model,
         golden=probes,
     )
-    console.print(gate_text(report))
+    logger.info(gate_text(report))
     show_gate(settings.alias, report)
     return report
 
@@ -155,12 +164,20 @@ def retire_generations(settings: Settings, *, keep: int) -> Retirement:
 def verify_generation(name: str, settings: Settings) -> Reconciliation:
     """Hold every key of a generation against its runs; `live` is the one that the alias points to."""
     milvus = open_milvus(settings)
-    current = live(milvus, settings.alias) if name == LIVE else find_generation(name, milvus, settings)
+    current = (
+        live_generation(milvus, settings.alias) if name == LIVE else find_generation(name, milvus, settings)
+    )
     if current is None:
         raise BadInput(f"alias {settings.alias} points to no generation", remedy="promote one: clvr promote")
     found = reconcile(milvus, open_store(settings.runs), current, _runs_of(current, settings))
     show_gap(settings.alias, expected=found.expected, indexed=found.indexed)
     return found
+
+
+def imports_text(progress: ImportProgress) -> str:
+    """The running imports of a load in one phrase, "" without one."""
+    states = ", ".join(f"{jobs} {state}" for state, jobs in sorted(progress.jobs.items()))
+    return f"imports: {states}, {progress.percent:.0f} % done" if states else ""
 
 
 def gate_text(report: GateReport) -> str:
@@ -211,7 +228,7 @@ def verify_text(found: Reconciliation) -> str:
     return "\n".join(lines)
 
 
-def _options(request: LoadRequest, settings: Settings, count: _Count) -> LoadOptions:
+def _options(request: LoadRequest, settings: Settings, count: _LoadProgress) -> LoadOptions:
     return LoadOptions(
         index_type=request.index_type,
         target=request.target,
@@ -219,6 +236,7 @@ def _options(request: LoadRequest, settings: Settings, count: _Count) -> LoadOpt
         latest_wins=request.latest_wins,
         progress=count.rows,
         note=count.say,
+        on_import=count.show_imports,
     )
 
 

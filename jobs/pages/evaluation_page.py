@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.index_recall import IndexLoss
-from index.evaluation.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, DayPart, Distances
+from index.evaluation.index_recall import IndexCmcLoss
+from index.evaluation.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, Distances, TimeOfDay
 from index.evaluation.protocols import ProtocolResult
 from index.schema import UNKNOWN_TIME
 from infra.errors import CountMismatch
@@ -107,7 +107,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class Classified:
     """A crop whose model was predicted (Figure 5)."""
 
     sighting: Sighting
@@ -137,10 +137,10 @@ class PageData:
     distances: Distances | None = None
     models: Classification | None = None
     model_names: Sequence[str] = ()  # of `models.classes`
-    named: Sequence[Named] = ()
+    named: Sequence[Classified] = ()
     camera_pairs: Sequence[CameraPair] = ()
-    day_parts: Sequence[DayPart] = ()
-    index: IndexLoss | None = None
+    day_parts: Sequence[TimeOfDay] = ()
+    index: IndexCmcLoss | None = None
     left_out: Sequence[str] = ()  # what was not ranked, and by which rule
 
 
@@ -185,7 +185,9 @@ class Chart:
 
     def lines(self, results: Sequence[ProtocolResult]) -> list[Line]:
         """Every protocol's curve, band, chance level and marks."""
-        labels = _apart([self.y(float(result.mean[-1])) for result in results], gap=34, most=self.y(0))
+        labels = _spread_labels(
+            [self.y(float(result.mean[-1])) for result in results], gap=34, most=self.y(0)
+        )
         return [self._line(result, y) for result, y in zip(results, labels, strict=True)]
 
     def _line(self, result: ProtocolResult, label_y: float) -> Line:
@@ -254,7 +256,7 @@ def _check_counts(counts: Counts) -> None:
         )
 
 
-def _apart(positions: Sequence[float], *, gap: float, most: float) -> list[float]:
+def _spread_labels(positions: Sequence[float], *, gap: float, most: float) -> list[float]:
     """Move labels down, and where the drawing ends up again, until none overlap."""
     order = np.argsort(positions, kind="stable")
     placed = np.array(positions, dtype=np.float64)

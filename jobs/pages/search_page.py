@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from index.schema import UNKNOWN_TIME
-from index.search.retrieval import Answer
+from index.search.retrieval import Match
 from jobs.pages.html import moment, render
 
 LANES = 12
@@ -18,7 +18,7 @@ MAP_SIDE = 240.0
 class ShownAnswer:
     """One answer with its picture; `model` is the name of the predicted vehicle model."""
 
-    answer: Answer
+    answer: Match
     jpeg: bytes
     model: str
     strong: bool
@@ -89,7 +89,7 @@ def build_answer_page(page: AnswerPage) -> str:
     )
 
 
-def timeline(answers: Sequence[Answer]) -> Drawing | None:
+def timeline(answers: Sequence[Match]) -> Drawing | None:
     """One lane a camera, time from left to right; None where no answer has a time."""
     timed = [each for each in answers if each.hit.captured_at != UNKNOWN_TIME]
     if not timed:
@@ -115,7 +115,7 @@ def timeline(answers: Sequence[Answer]) -> Drawing | None:
     return Drawing(WIDTH, height, dots, list(lanes.items()), moment(first), moment(last))
 
 
-def camera_map(answers: Sequence[Answer], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:
+def camera_map(answers: Sequence[Match], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:
     """Every camera at its place, the answers' cameras as large as they have answers; None without places."""
     if not positions or not answers:
         return None

@@ -12,7 +12,9 @@ from typing import Any
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from index.lock import Lock, held
+from index.documents import utc_now
+from index.lock import Lock, acquire
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
@@ -21,16 +23,15 @@ from jobs.reindex.plan import NightRequest
 from jobs.reindex.state import (
     STEPS,
     Attempt,
-    Night,
-    NightInputs,
+    ReindexInputs,
+    ReindexRun,
     Step,
     StepName,
-    night_before,
-    stamp,
-    tonight,
+    current_run_id,
+    previous_summary,
 )
 from jobs.reindex.steps import (
-    AtWork,
+    ReindexContext,
     embed_step,
     gate_step,
     load_step,
@@ -39,11 +40,10 @@ from jobs.reindex.steps import (
     retention_step,
 )
 from jobs.reindex.summary import headline, post, summarise
-from jobs.runtime.progress import console
 from jobs.runtime.ray_cluster import connect, nodes
 from jobs.runtime.resolve import live_name
 
-DO: dict[StepName, Callable[[AtWork], dict[str, Any]]] = {
+STEP_FUNCTIONS: dict[StepName, Callable[[ReindexContext], dict[str, Any]]] = {
     "plan": plan_step,
     "embed": embed_step,
     "load": load_step,
@@ -54,7 +54,7 @@ DO: dict[StepName, Callable[[AtWork], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class NightDone:
+class ReindexResult:
     """The summary of a night, and whether anything was left to do for this call."""
 
     summary: dict[str, Any]
@@ -69,7 +69,7 @@ class NightDone:
 
 def reindex(
     request: NightRequest, settings: Settings, *, open_embedder: OpenEmbedder | None = None
-) -> NightDone:
+) -> ReindexResult:
     """Do tonight's job, or what is left of it.
 
     open_embedder: what stands for the checkpoint's model, for tests.
@@ -81,7 +81,7 @@ def reindex(
     store, archive = open_store(settings.runs), open_store(request.archive)
     archive.ensure()
     model = open_embedder() if open_embedder else load_checkpoint(request.model)
-    inputs = NightInputs(
+    inputs = ReindexInputs(
         archive=archive.uri,
         fingerprint=model.fingerprint,
         alias=settings.alias,
@@ -93,16 +93,18 @@ def reindex(
         full=request.full,
         beside=request.beside,
     )
-    with held(store, f"night-{settings.alias}", f"a night of {archive.uri} into {settings.alias}") as lock:
-        night = Night.begin(store, request.night or tonight(store, inputs), inputs)
+    with acquire(store, f"night-{settings.alias}", f"a night of {archive.uri} into {settings.alias}") as lock:
+        night = ReindexRun.begin(store, request.night or current_run_id(store, inputs), inputs)
         page = store.uri_of(night.key("summary.html"))
         if night.finished:
-            return _already(night, page, settings)
-        summary = _work(AtWork(request, settings, store, archive, night, open_embedder), lock, page)
-    return NightDone(summary, page)
+            return _finished_result(night, page, settings)
+        summary = _run_attempt(
+            ReindexContext(request, settings, store, archive, night, open_embedder), lock, page
+        )
+    return ReindexResult(summary, page)
 
 
-def night_text(done: NightDone) -> str:
+def night_text(done: ReindexResult) -> str:
     """The summary of a night in a few lines."""
     summary = done.summary
     steps = ", ".join(f"{step['name']} {step['seconds']:,.1f} s" for step in summary["steps"])
@@ -121,10 +123,10 @@ def night_text(done: NightDone) -> str:
     return "\n".join([*lines, f"  page    {done.page}"])
 
 
-def _work(at: AtWork, lock: Lock, page: str) -> dict[str, Any]:
+def _run_attempt(at: ReindexContext, lock: Lock, page: str) -> dict[str, Any]:
     attempt = at.night.begin_attempt()
     again = f", attempt {attempt.number}" if attempt.number > 1 else ""
-    console.print(f"night {at.night.night_id}{again}")
+    logger.info(f"night {at.night.night_id}{again}")
     step: str = "start"
     try:
         connect(at.settings)
@@ -132,41 +134,41 @@ def _work(at: AtWork, lock: Lock, page: str) -> dict[str, Any]:
             step = name
             lock.require()
             if at.night.step(name) is None:
-                _do(at, name)
+                _run_step(at, name)
         step = "summary"
     except BaseException as error:
         ended = at.night.end_attempt(attempt, step, error)
         # What is told of a failure must not hide it.
-        _tell(at, page, ended, quiet=True)
+        _publish_summary(at, page, ended, quiet=True)
         raise
     ended = at.night.end_attempt(attempt, "", None)
-    summary = _tell(at, page, ended, quiet=False)
+    summary = _publish_summary(at, page, ended, quiet=False)
     at.night.finish()
     return summary
 
 
-def _do(at: AtWork, name: StepName) -> None:
-    console.print(f"{name} …")
-    began, clock = stamp(), time.monotonic()
-    outcome = DO[name](at)
+def _run_step(at: ReindexContext, name: StepName) -> None:
+    logger.info(f"{name} …")
+    began, clock = utc_now(), time.monotonic()
+    outcome = STEP_FUNCTIONS[name](at)
     at.night.record(Step(name, began, round(time.monotonic() - clock, 3), outcome))
-    console.print(f"{name}: {outcome['said']}")
+    logger.info(f"{name}: {outcome['said']}")
 
 
-def _tell(at: AtWork, page: str, ended: Attempt, *, quiet: bool) -> dict[str, Any]:
+def _publish_summary(at: ReindexContext, page: str, ended: Attempt, *, quiet: bool) -> dict[str, Any]:
     """Write the summary and its page, and post it; of a failed night as far as object storage is there."""
     summary: dict[str, Any] = {}
     try:
         summary = summarise(
-            at.night, night_before(at.night), price=at.request.price_per_node_hour, nodes=_nodes()
+            at.night, previous_summary(at.night), price=at.request.price_per_node_hour, nodes=_nodes()
         )
         at.night.write_summary(summary, night_page(summary))
         if at.settings.webhook is not None:
-            console.print(f"webhook: {post(at.settings.webhook, summary, page)}")
+            logger.info(f"webhook: {post(at.settings.webhook, summary, page)}")
     except Exception as error:
         if not quiet:
             raise
-        console.print(f"the summary could not be written: {error}")
+        logger.info(f"the summary could not be written: {error}")
     return summary
 
 
@@ -174,19 +176,19 @@ def _nodes() -> int:
     return nodes() if ray.is_initialized() else 0
 
 
-def _already(night: Night, page: str, settings: Settings) -> NightDone:
+def _finished_result(night: ReindexRun, page: str, settings: Settings) -> ReindexResult:
     summary = night.read_summary() or {}
-    console.print(f"night {night.night_id} is finished already: nothing to do")
+    logger.info(f"night {night.night_id} is finished already: nothing to do")
     name = (summary.get("live") or {}).get("generation")
     live = live_name(settings)
     if name is not None and live is None:
-        console.print(
+        logger.info(
             f"but {settings.alias} points to nothing: Milvus was lost? The same command with "
             f"--night {night.night_id}-again fills it from the shards"
         )
     elif name is not None and live != name:
-        console.print(
+        logger.info(
             f"but {settings.alias} points to {live} now, not to {name}; if that is not wanted: "
             "clvr rollback, or clvr promote"
         )
-    return NightDone(summary, page, already=True)
+    return ReindexResult(summary, page, already=True)

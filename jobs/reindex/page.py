@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.pages.html import render
-from jobs.reindex.summary import COMPARED, figures, headline, took
+from jobs.reindex.summary import COMPARED, elapsed, figures, headline
 
 NONE = "\N{EN DASH}"
 
@@ -32,7 +32,7 @@ def night_page(summary: dict[str, Any]) -> str:
         night=summary,
         headline=headline(summary),
         rows=_compared(summary),
-        wall=took(summary["began"], summary["ended"]),
+        wall=elapsed(summary["began"], summary["ended"]),
         longest=longest or 1.0,
         most=most or 1,
     )

@@ -13,13 +13,13 @@ from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
 from index.runs.timings import Timings, read_timings, total_of
 from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
+from infra.logging import logger
 from infra.store import Store
-from jobs.embed.discovery import Discovery, NothingChanged, discover
-from jobs.embed.job import SHARD_ROWS, EmbedRequest, actor_resources, create_run, decision_of
-from jobs.embed.plan import PROBE_CROPS, exact_model, measure
-from jobs.embed.precision import Asked, Decision
-from jobs.runtime.progress import console
-from jobs.runtime.ray_cluster import cores, elsewhere, gpus, nodes
+from jobs.embed.discovery import Discovery, NoChanges, discover
+from jobs.embed.job import SHARD_ROWS, EmbedRequest, actor_resources, create_run, precision_of
+from jobs.embed.plan import SAMPLE_CROPS, exact_model, measure_throughput
+from jobs.embed.precision import PrecisionDecision, PrecisionOption
+from jobs.runtime.ray_cluster import cores, gpus, nodes, run_as_ray_task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class NightRequest:
     manifest: str | None = None
     labels: str | None = None
     lookback_days: int | None = None
-    precision: Asked = "fp32"
+    precision: PrecisionOption = "fp32"
     """Of a full night; an increment takes that of the run it continues."""
     actors: int | None = None
     rows_per_shard: int = SHARD_ROWS
@@ -64,7 +64,7 @@ class NightRequest:
             )
 
 
-WORTH_A_PROBE = 5000
+MIN_CROPS_TO_SAMPLE = 5000
 """Crops from which on a measurement is worth its half minute, where no earlier run tells the speed."""
 
 RECENT = 30
@@ -80,7 +80,7 @@ def models_of(fingerprint: str) -> tuple[str, str]:
 
 
 def embed_request(
-    request: NightRequest, night_id: str, since_run: str | None, precision: Asked
+    request: NightRequest, night_id: str, since_run: str | None, precision: PrecisionOption
 ) -> EmbedRequest:
     """What is asked of `embed`: the night's run bears the night's name."""
     return EmbedRequest(
@@ -99,7 +99,7 @@ def embed_request(
     )
 
 
-def begin_run(
+def start_run(
     request: NightRequest,
     store: Store,
     archive: Store,
@@ -113,13 +113,13 @@ def begin_run(
     Raises BudgetExceeded if more vanished than is allowed, EmptyArchive for an archive without crops.
     """
     base = None if request.full else base_run(store, archive.uri, models, live_runs, but=night_id)
-    precision: Asked = base.info.settings.get("precision", "fp32") if base else request.precision
+    precision: PrecisionOption = base.info.settings.get("precision", "fp32") if base else request.precision
     asked = embed_request(request, night_id, base.run_id if base else None, precision)
     actors = request.actors or gpus() or cores()
     run = _open(store, night_id)
     if run is None:
         try:
-            run, notes = elsewhere(
+            run, notes = run_as_ray_task(
                 _begin,
                 asked,
                 store,
@@ -128,11 +128,11 @@ def begin_run(
                 actors,
                 actor_resources(),
                 request.max_vanished_rate,
-                decision_of(base) if base else None,
+                precision_of(base) if base else None,
             )
-        except NothingChanged as nothing:
+        except NoChanges as nothing:
             assert base is not None  # noqa: S101  it was compared with something
-            console.print(nothing.message)
+            logger.info(nothing.message)
             return {
                 "said": "nothing new, nothing changed, nothing vanished",
                 "kind": "nothing",
@@ -144,7 +144,7 @@ def begin_run(
                 "expected": None,
             }
         for note in notes:
-            console.print(note)
+            logger.info(note)
     # An attempt that was killed right here may have begun it since another run than would be taken now.
     since = run.info.settings.get("since_run")
     changes = run.info.settings.get("changes") or {
@@ -204,14 +204,14 @@ def _begin(
     actors: int,
     resources: dict[str, float],
     max_vanished_rate: float,
-    decision: Decision | None,
+    decision: PrecisionDecision | None,
 ) -> tuple[Run, list[str]]:
     found = discover(asked, archive, store)
-    _require_most_there(found, archive.uri, max_vanished_rate)
+    _check_vanished_rate(found, archive.uri, max_vanished_rate)
     return create_run(found, asked, store, archive, fingerprint, actors, resources, decision)
 
 
-def _require_most_there(found: Discovery, archive: str, rate: float) -> None:
+def _check_vanished_rate(found: Discovery, archive: str, rate: float) -> None:
     if found.changes is None:
         return
     gone, kept = len(found.changes.vanished), found.changes.unchanged + found.changes.changed
@@ -242,10 +242,10 @@ def _expected(
         seconds = expected_seconds(crops, timings, actors) if timings else None
         if seconds is not None:
             return _expectation(seconds, actors, f"run {one.run_id}")
-    if crops < WORTH_A_PROBE:
+    if crops < MIN_CROPS_TO_SAMPLE:
         return None
-    sample = elsewhere(_sample, run, PROBE_CROPS * actors)
-    probe = measure(sample, archive, partial(exact_model, request.model), actors)
+    sample = run_as_ray_task(_sample, run, SAMPLE_CROPS * actors)
+    probe = measure_throughput(sample, archive, partial(exact_model, request.model), actors)
     return _expectation(
         crops / probe.crops_per_second + probe.startup_seconds, actors, f"a probe of {probe.crops} crops"
     )

@@ -19,20 +19,21 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
+from index.documents import JsonDocument, encode_json, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
 
-SAME_NIGHT = timedelta(hours=20)
+RESUME_WINDOW = timedelta(hours=20)
 """An unfinished night that began less long ago is continued, also after midnight."""
 
 _NIGHT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
-class NightInputs:
+class ReindexInputs:
     """What makes two nights the same job. `fingerprint` is that of the checkpoint."""
 
     archive: str
@@ -52,7 +53,18 @@ class NightInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class _RunDocument(JsonDocument):
+    """`night.json`: the name of the run and what was asked for."""
+
+    NOUN = "reindex run"
+
+    night: str
+    created: str
+    inputs: ReindexInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Step(JsonDocument):
     """A finished step: when the attempt at it began that finished it, its seconds, and what came of it."""
 
     name: str
@@ -70,17 +82,17 @@ class Attempt:
     ended: dict[str, Any] | None = None
 
 
-class Night:
+class ReindexRun:
     """One night. Its documents are written once each, but for the summary."""
 
-    def __init__(self, store: Store, night_id: str, created: str, inputs: NightInputs) -> None:
+    def __init__(self, store: Store, night_id: str, created: str, inputs: ReindexInputs) -> None:
         self.store = store
         self.night_id = night_id
         self.created = created
         self.inputs = inputs
 
     @classmethod
-    def begin(cls, store: Store, night_id: str, inputs: NightInputs) -> Self:
+    def begin(cls, store: Store, night_id: str, inputs: ReindexInputs) -> Self:
         """Begin a night, or open the one of this name.
 
         Raises Mismatch if that is another job's, BadSetting for a name that cannot be one.
@@ -89,9 +101,9 @@ class Night:
             raise BadSetting(
                 f"'{night_id}' cannot name a night", remedy="Use letters, digits, '.', '_' and '-'."
             )
-        document = {"night": night_id, "created": stamp(), "inputs": asdict(inputs)}
         with suppress(ObjectExists):
-            store.create(_key(night_id, "night.json"), _encoded(document))
+            document = _RunDocument(night_id, utc_now(), inputs)
+            store.create(_key(night_id, "night.json"), document.to_json())
         night = cls.open(store, night_id)
         for name, value in asdict(inputs).items():
             known = getattr(night.inputs, name)
@@ -105,11 +117,9 @@ class Night:
     @classmethod
     def open(cls, store: Store, night_id: str) -> Self:
         """Open a night. Raises ObjectMissing, SchemaMismatch."""
-        said = _read(store, _key(night_id, "night.json"))
-        try:
-            return cls(store, night_id, said["created"], NightInputs(**said["inputs"]))
-        except (KeyError, TypeError) as error:
-            raise SchemaMismatch(f"night {night_id} is of another release: {error}") from error
+        key = _key(night_id, "night.json")
+        document = _RunDocument.read(store, key)
+        return cls(store, night_id, document.created, document.inputs)
 
     @property
     def finished(self) -> bool:
@@ -123,7 +133,7 @@ class Night:
     def step(self, name: StepName) -> Step | None:
         """Return a finished step, or None."""
         try:
-            return Step(**_read(self.store, self.key(f"steps/{name}.json")))
+            return Step.read(self.store, self.key(f"steps/{name}.json"))
         except ObjectMissing:
             return None
 
@@ -137,7 +147,7 @@ class Night:
     def record(self, step: Step) -> None:
         """Write down a finished step. The first record of it stands."""
         with suppress(ObjectExists):
-            self.store.create(self.key(f"steps/{step.name}.json"), _encoded(asdict(step)))
+            self.store.create(self.key(f"steps/{step.name}.json"), step.to_json())
 
     def attempts(self) -> list[Attempt]:
         """Return the attempts, the first one first."""
@@ -154,13 +164,15 @@ class Night:
 
     def begin_attempt(self) -> Attempt:
         """Write down that a process begins to work on the night."""
-        attempt = Attempt(len(self.attempts()) + 1, stamp())
-        self.store.create(self.key(f"attempts/{attempt.number:04d}.json"), _encoded({"began": attempt.began}))
+        attempt = Attempt(len(self.attempts()) + 1, utc_now())
+        self.store.create(
+            self.key(f"attempts/{attempt.number:04d}.json"), encode_json({"began": attempt.began})
+        )
         return attempt
 
     def end_attempt(self, attempt: Attempt, step: str, error: BaseException | None) -> Attempt:
         """Write down how it ended: with the night finished, or at a step by an error."""
-        end: dict[str, Any] = {"at": stamp(), "step": step}
+        end: dict[str, Any] = {"at": utc_now(), "step": step}
         if error is not None:
             end |= {
                 "error": type(error).__name__,
@@ -168,13 +180,13 @@ class Night:
                 "remedy": getattr(error, "remedy", ""),
                 "exit_code": error.exit_code if isinstance(error, ClvrError) else 1,
             }
-        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), _encoded(end))
+        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), encode_json(end))
         return Attempt(attempt.number, attempt.began, end)
 
     def write_summary(self, summary: Mapping[str, Any], page: str) -> None:
         """Write the summary, in place of an earlier attempt's."""
         self.store.put(self.key("summary.html"), page.encode())
-        self.store.put(self.key("summary.json"), _encoded(summary))
+        self.store.put(self.key("summary.json"), encode_json(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, None where the night has none yet."""
@@ -186,33 +198,33 @@ class Night:
     def finish(self) -> None:
         """Set the done-mark."""
         with suppress(ObjectExists):
-            self.store.create(self.key("done.json"), _encoded({"at": stamp()}))
+            self.store.create(self.key("done.json"), encode_json({"at": utc_now()}))
 
 
-def tonight(store: Store, inputs: NightInputs, *, now: datetime | None = None) -> str:
+def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
     """Return the id of this job's night: the one that is begun and not finished, or one by today's date."""
     now = now or datetime.now(UTC)
     digest = inputs.digest()
     for night in reversed(list_nights(store)):
         begun = datetime.fromisoformat(night.created)
-        if night.inputs.digest() == digest and now - begun < SAME_NIGHT and not night.finished:
+        if night.inputs.digest() == digest and now - begun < RESUME_WINDOW and not night.finished:
             return night.night_id
     return f"{now:%Y-%m-%d}-{digest}"
 
 
-def list_nights(store: Store) -> list[Night]:
+def list_nights(store: Store) -> list[ReindexRun]:
     """Return all nights, the oldest first."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("nights")
     nights = []
     for folder in folders:
         with suppress(ObjectMissing):
-            nights.append(Night.open(store, folder.rpartition("/")[2]))
+            nights.append(ReindexRun.open(store, folder.rpartition("/")[2]))
     return sorted(nights, key=lambda night: (night.created, night.night_id))
 
 
-def night_before(night: Night) -> dict[str, Any] | None:
+def previous_summary(night: ReindexRun) -> dict[str, Any] | None:
     """Return the summary of the last finished night of the same archive and alias before this one."""
     for other in reversed(list_nights(night.store)):
         same = (other.inputs.archive, other.inputs.alias) == (night.inputs.archive, night.inputs.alias)
@@ -221,22 +233,13 @@ def night_before(night: Night) -> dict[str, Any] | None:
     return None
 
 
-def stamp() -> str:
-    """Return the time now, UTC, in ISO 8601 to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _key(night_id: str, name: str) -> str:
     return f"nights/{night_id}/{name}"
 
 
 def _read(store: Store, key: str) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads(store.get(key))
+        document: dict[str, Any] = json.loads(store.get(key))
     except ValueError as error:
-        raise SchemaMismatch(f"{store.uri_of(key)} is no document of a night: {error}") from error
-    return said
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=1, sort_keys=True, default=str).encode()
+        raise SchemaMismatch(f"{store.uri_of(key)} is no JSON document: {error}") from error
+    return document

@@ -8,7 +8,7 @@ from index.generations import records
 from index.generations.promotion import promote
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, list_generations
-from index.milvus.collection import live as live_generation
+from index.milvus.collection import live_generation as live_generation
 from index.runs.lineage import lineage
 from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
@@ -19,13 +19,13 @@ from infra.store import Store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import embed
 from jobs.generations import load as verbs
-from jobs.reindex.plan import NightRequest, begin_run, embed_request, models_of
-from jobs.reindex.state import Night
+from jobs.reindex.plan import NightRequest, embed_request, models_of, start_run
+from jobs.reindex.state import ReindexRun
 from jobs.runtime.resolve import open_milvus
 
 
 @dataclass(frozen=True, slots=True)
-class AtWork:
+class ReindexContext:
     """A night and what it works with."""
 
     request: NightRequest
@@ -33,7 +33,7 @@ class AtWork:
     store: Store
     """Where runs, generations' ledger and nights are kept."""
     archive: Store
-    night: Night
+    night: ReindexRun
     open_embedder: OpenEmbedder | None = None
 
     def outcome(self, step: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class AtWork:
         return done.outcome
 
 
-def plan_step(at: AtWork) -> dict[str, Any]:
+def plan_step(at: ReindexContext) -> dict[str, Any]:
     """Find what is new, changed and vanished, and fix it as tonight's run.
 
     Raises FingerprintMismatch, BudgetExceeded if too much vanished, what `discover` raises.
@@ -57,13 +57,13 @@ def plan_step(at: AtWork) -> dict[str, Any]:
             remedy="Give the live generation's model, or --full to embed the whole archive by the new one.",
         )
     entry = records.read(at.store, live.name) if live else None
-    planned = begin_run(
+    planned = start_run(
         at.request, at.store, at.archive, at.night.night_id, models, entry.run_ids if entry else ()
     )
     return planned | {"live": live.name if live else None, "live_rows": rows}
 
 
-def embed_step(at: AtWork) -> dict[str, Any]:
+def embed_step(at: ReindexContext) -> dict[str, Any]:
     """Embed tonight's run, or what is left of it."""
     plan = at.outcome("plan")
     if plan["run_id"] is None:
@@ -84,7 +84,7 @@ def embed_step(at: AtWork) -> dict[str, Any]:
     }
 
 
-def load_step(at: AtWork) -> dict[str, Any]:
+def load_step(at: ReindexContext) -> dict[str, Any]:
     """Bring everything that the live generation lacks into it, or build a new one of all runs beside it."""
     plan = at.outcome("plan")
     wanted = lineage(at.store, plan["run_id"] or plan["base_run"])
@@ -105,7 +105,7 @@ def load_step(at: AtWork) -> dict[str, Any]:
     )
     united = [run for run in known if run in foreign or in_place]
     united = _by_time([*united, *(run for run in wanted if run.run_id not in {one.run_id for one in united})])
-    built = _built_tonight(at, milvus, united)
+    built = _built_in_this_run(at, milvus, united)
     if built is not None:
         return _generation(built, at, "was built before this attempt")
     brings = any(run.summary.embedded or vanished_uris(run).num_rows for run in missing)
@@ -130,7 +130,7 @@ def load_step(at: AtWork) -> dict[str, Any]:
     )
 
 
-def gate_step(at: AtWork) -> dict[str, Any]:
+def gate_step(at: ReindexContext) -> dict[str, Any]:
     """Measure what tonight's rows are in. Raises GateFailed, with every failure."""
     load = at.outcome("load")
     if load["kind"] == "nothing":
@@ -151,7 +151,7 @@ def gate_step(at: AtWork) -> dict[str, Any]:
     }
 
 
-def promote_step(at: AtWork) -> dict[str, Any]:
+def promote_step(at: ReindexContext) -> dict[str, Any]:
     """Point the alias to the generation that passed, unless the rows went into the live one."""
     load = at.outcome("load")
     if load["kind"] != "generation":
@@ -167,7 +167,7 @@ def promote_step(at: AtWork) -> dict[str, Any]:
     }
 
 
-def retention_step(at: AtWork) -> dict[str, Any]:
+def retention_step(at: ReindexContext) -> dict[str, Any]:
     """Drop old generations, never the live or the previous one."""
     done = verbs.retire_generations(at.settings, keep=at.request.keep)
     milvus = open_milvus(at.settings)
@@ -181,14 +181,14 @@ def retention_step(at: AtWork) -> dict[str, Any]:
     }
 
 
-def _live(at: AtWork, milvus: Milvus) -> tuple[Generation | None, int]:
+def _live(at: ReindexContext, milvus: Milvus) -> tuple[Generation | None, int]:
     """Return the live generation, and the rows that the ledger says it has."""
     live = live_generation(milvus, at.settings.alias)
     entry = records.read(at.store, live.name) if live else None
     return live, entry.rows if entry else 0
 
 
-def _built_tonight(at: AtWork, milvus: Milvus, runs: Sequence[Run]) -> Generation | None:
+def _built_in_this_run(at: ReindexContext, milvus: Milvus, runs: Sequence[Run]) -> Generation | None:
     """Return the generation of just these runs that an attempt at this night built to its end."""
     wanted = tuple(run.run_id for run in runs)
     for one in reversed(list_generations(milvus, at.settings.alias)):
@@ -200,7 +200,7 @@ def _built_tonight(at: AtWork, milvus: Milvus, runs: Sequence[Run]) -> Generatio
     return None
 
 
-def _generation(generation: Generation, at: AtWork, how: str) -> dict[str, Any]:
+def _generation(generation: Generation, at: ReindexContext, how: str) -> dict[str, Any]:
     entry = records.read(at.store, generation.name)
     assert entry is not None  # noqa: S101  its load wrote it
     return {
@@ -224,7 +224,7 @@ def _require_one_model(runs: Sequence[Run], live: Generation | None) -> None:
         )
 
 
-def _load_request(at: AtWork, runs: Sequence[Run]) -> verbs.LoadRequest:
+def _load_request(at: ReindexContext, runs: Sequence[Run]) -> verbs.LoadRequest:
     return verbs.LoadRequest(tuple(run.run_id for run in runs), at.request.index_type, latest_wins=True)
 
 
@@ -232,6 +232,6 @@ def _by_time(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.info.created)
 
 
-def _embed(at: AtWork, plan: dict[str, Any]) -> RunSummary:
+def _embed(at: ReindexContext, plan: dict[str, Any]) -> RunSummary:
     asked = embed_request(at.request, plan["run_id"], plan["since_run"], plan["precision"])
     return embed(asked, at.settings, open_embedder=at.open_embedder)

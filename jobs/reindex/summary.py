@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from index.runs.records import release
-from jobs.reindex.state import Night, stamp
+from index.documents import package_version, utc_now
+from jobs.reindex.state import ReindexRun
 
 Document = dict[str, Any]
 
@@ -25,7 +25,7 @@ COMPARED = (
 """Figures that stand beside those of the night before."""
 
 
-def summarise(night: Night, before: Document | None, *, price: float | None, nodes: int) -> Document:
+def summarise(night: ReindexRun, before: Document | None, *, price: float | None, nodes: int) -> Document:
     """Put a night's documents together, finished or not.
 
     before: the summary of the last finished night. price: of a node for an hour. nodes: of the cluster now.
@@ -46,11 +46,11 @@ def summarise(night: Night, before: Document | None, *, price: float | None, nod
         "archive": night.inputs.archive,
         "alias": night.inputs.alias,
         "fingerprint": night.inputs.fingerprint,
-        "version": release(),
+        "version": package_version(),
         "began": night.created,
-        "ended": stamp(),
+        "ended": utc_now(),
         "attempts": [
-            {"began": one.began, "ended": one.ended["at"] if one.ended else None, "how": _how(one.ended)}
+            {"began": one.began, "ended": one.ended["at"] if one.ended else None, "how": _outcome(one.ended)}
             for one in attempts
         ],
         "kind": plan.get("kind"),
@@ -114,7 +114,7 @@ def figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def took(began: str, ended: str) -> float:
+def elapsed(began: str, ended: str) -> float:
     """Seconds between two stamps."""
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
 
@@ -151,7 +151,7 @@ def _cost(
     }
 
 
-def _how(ended: Mapping[str, Any] | None) -> str:
+def _outcome(ended: Mapping[str, Any] | None) -> str:
     if ended is None:
         return "killed, or still at work"
     if "error" in ended:

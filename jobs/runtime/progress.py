@@ -8,16 +8,13 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infra.logs import Talk
+from infra.logging import console, logger
 
 PLAIN_EVERY_SECONDS = 10.0
 
-# stdout is data, stderr is talk.
-console = Talk()
-
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ProgressState:
     """How far the work is: `done` and `total` count `unit`s, `note` is said behind them."""
 
     done: int
@@ -26,10 +23,12 @@ class Standing:
 
 
 @contextmanager
-def progress(title: str, unit: str, read: Callable[[], Standing], *, every: float = 0.5) -> Iterator[None]:
+def progress(
+    title: str, unit: str, read: Callable[[], ProgressState], *, every: float = 0.5
+) -> Iterator[None]:
     """Show what `read` answers, from a thread of its own, until the block ends."""
     stop = threading.Event()
-    show = _live if console.is_terminal else _plain
+    show = _progress_bar if console.is_terminal else _log_lines
     thread = threading.Thread(target=show, args=(title, unit, read, stop, every), daemon=True)
     thread.start()
     try:
@@ -39,7 +38,9 @@ def progress(title: str, unit: str, read: Callable[[], Standing], *, every: floa
         thread.join(timeout=5)
 
 
-def _live(title: str, unit: str, read: Callable[[], Standing], stop: threading.Event, every: float) -> None:
+def _progress_bar(
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,7 +62,9 @@ def _live(title: str, unit: str, read: Callable[[], Standing], stop: threading.E
                 return
 
 
-def _plain(title: str, unit: str, read: Callable[[], Standing], stop: threading.Event, every: float) -> None:
+def _log_lines(
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+) -> None:
     first = read()
     started = spoken = time.monotonic()
     while True:
@@ -73,12 +76,7 @@ def _plain(title: str, unit: str, read: Callable[[], Standing], stop: threading.
         rate = (now.done - first.done) / max(spoken - started, 1e-9)
         left = f", {(now.total - now.done) / rate:,.0f} s left" if rate > 0 and now.done < now.total else ""
         note = f", {now.note}" if now.note else ""
-        console.say(
-            f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}",
-            phase=title,
-            done=now.done,
-            total=now.total,
-            rate=round(rate, 1),
-        )
+        facts = {"phase": title, "done": now.done, "total": now.total, "rate": round(rate, 1)}
+        logger.info(f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}", extra=facts)
         if ended:
             return

@@ -5,10 +5,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.runtime.progress import Standing
+from jobs.runtime.progress import ProgressState
 
 
-class Board:
+class ProgressActor:
     """Counts and a note; lives as a Ray actor, see `new_board`."""
 
     def __init__(self, total: int) -> None:
@@ -26,20 +26,20 @@ class Board:
         """Set how far the work is, and what to say behind it."""
         self.done, self.note = done, note
 
-    def read(self) -> Standing:
+    def read(self) -> ProgressState:
         """Answer for a progress display."""
         quarantined = f"{self.quarantined:,} quarantined" if self.quarantined else ""
-        return Standing(self.done, self.total, ", ".join(filter(None, (self.note, quarantined))))
+        return ProgressState(self.done, self.total, ", ".join(filter(None, (self.note, quarantined))))
 
 
-def new_board(total: int, *, done: int = 0) -> Any:
+def start_progress_actor(total: int, *, done: int = 0) -> Any:
     """Start a board as an actor that takes no CPU; `board.add.remote(…)` does not wait for it."""
-    board = pinned(Board).remote(total)
+    board = actor_on_driver_node(ProgressActor).remote(total)
     board.add.remote(done)
     return board
 
 
-def pinned(kind: type) -> Any:
+def actor_on_driver_node(kind: type) -> Any:
     """Make an actor class of `kind` that takes no CPU and lives on the driver's node.
 
     Elsewhere it would be lost with a node whose loss the job itself survives.
@@ -48,7 +48,7 @@ def pinned(kind: type) -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(kind)
 
 
-def standing_of(board: Any) -> Standing:
+def read_progress(board: Any) -> ProgressState:
     """Ask a board, from the driver."""
-    standing: Standing = ray.get(board.read.remote())
+    standing: ProgressState = ray.get(board.read.remote())
     return standing

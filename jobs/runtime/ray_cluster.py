@@ -98,7 +98,7 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
+def run_as_ray_task(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do what needs memory by the crop in a process that ends with it: the driver stays small."""
     try:
         return ray.get(ray.remote(num_cpus=0, max_calls=1)(work).remote(*arguments))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from index.milvus.client import Milvus, connect
-from index.milvus.collection import Generation, find, list_generations, live
+from index.milvus.collection import Generation, get_generation, list_generations, live_generation
 from index.runs.run import Run, list_runs
 from infra.errors import BadInput, BadSetting, BucketMissing, ObjectMissing
 from infra.settings import Settings
@@ -62,7 +62,7 @@ def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
 def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation:
     """Open one generation; `latest` is the one of the alias that was created last. Raises BadInput."""
     if name != LATEST:
-        return find(milvus, name)
+        return get_generation(milvus, name)
     found = list_generations(milvus, settings.alias)
     if not found:
         raise BadInput(f"alias {settings.alias} has no generation", remedy="build one: clvr load latest")
@@ -71,5 +71,5 @@ def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation
 
 def live_name(settings: Settings) -> str | None:
     """Return the name of the live generation; None if the alias points to nothing."""
-    current = live(open_milvus(settings), settings.alias)
+    current = live_generation(open_milvus(settings), settings.alias)
     return current.name if current else None

@@ -9,19 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from index.archive.reader import open_uri, read_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
-from index.search.probe import Probe, Sighting, expanded
-from index.search.retrieval import RERANK_HEAD, Answer, Rules
+from index.search.probe import Probe, Sighting, merge_probes
+from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.travel_time import MAX_SPEED_KMH, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
-from infra.store import open_store, split_uri
 from jobs.pages.search_page import AnswerPage, ProbeStrip, ShownAnswer, build_answer_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
-from jobs.search.searcher import CROP, Searcher, crop_number, read_bytes, read_picture
+from jobs.search.searcher import CROP, Searcher, crop_number, read_picture
 
 SEEN_FORM = "CAMERA@2026-11-22T18:30:05"
 
@@ -68,14 +68,14 @@ class Found:
     probe: Probe
     generation: str
     fingerprint: str
-    answers: tuple[Answer, ...]
+    answers: tuple[Match, ...]
     model_names: dict[int, str]
     calibration: Calibration | None = None
 
     @property
     def verdict(self) -> str:
         """Whether the vehicle is in the archive, in a word."""
-        return verdict_of(self.answers, self.calibration)
+        return verdict(self.answers, self.calibration)
 
     def sentence(self) -> str:
         """Whether the vehicle is in the archive, in a sentence; empty where nothing tells."""
@@ -107,7 +107,7 @@ class Found:
                 hit.camera_id or "-",
                 shown_time(hit.captured_at),
                 f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
-                _remark(each),
+                _notes(each),
                 f"{CROP}{hit.crop_id} {hit.uri}",
             )
         screen = Console(width=190, no_color=True)
@@ -139,7 +139,7 @@ def search_pictures(request: SearchRequest, settings: Settings) -> Found:
     when `request.checkpoint` is not the live generation's, BadSetting for times that are not times.
     """
     rules = rules_of(request.rules)
-    sighting = _seen(request.seen)
+    sighting = _parse_sighting(request.seen)
     for picture in request.pictures:
         # Before any server is asked: the commonest mistake is the cheapest to find.
         if not picture.startswith(CROP):
@@ -147,10 +147,10 @@ def search_pictures(request: SearchRequest, settings: Settings) -> Found:
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
     probes = [searcher.probe(picture) for picture in request.pictures]
-    probe = probes[0] if len(probes) == 1 else expanded(", ".join(request.pictures), probes)
+    probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.pictures), probes)
     if sighting:
         probe = Probe(probe.name, probe.features, (*probe.sightings, sighting))
-    rules = with_models(rules, request.rules, searcher, request.pictures)
+    rules = resolve_model_filters(rules, request.rules, searcher, request.pictures)
     found = Found(
         probe=probe,
         generation=searcher.source.name,
@@ -168,7 +168,7 @@ def rules_of(request: RulesRequest) -> Rules:
     """The rules that were typed. Raises BadSetting, and BadInput for a camera file that is none."""
     cameras = None
     if request.camera_file:
-        data = read_bytes(request.camera_file)
+        data = read_uri(request.camera_file)
         cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
     start, end = epoch_ms("--from", request.since), epoch_ms("--to", request.until)
     if start is not None and end is not None and start >= end:
@@ -190,7 +190,7 @@ def rules_of(request: RulesRequest) -> Rules:
     )
 
 
-def with_models(
+def resolve_model_filters(
     rules: Rules, request: RulesRequest, searcher: Searcher, pictures: Sequence[str] = ()
 ) -> Rules:
     """Add the wanted vehicle models, by name or number. Raises BadInput for a model that is not known."""
@@ -202,7 +202,7 @@ def with_models(
     return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(wanted)))))
 
 
-def verdict_of(answers: Sequence[Answer], calibration: Calibration | None) -> str:
+def verdict(answers: Sequence[Match], calibration: Calibration | None) -> str:
     """`nothing`, `ranked`, `found` or `not found`; see Found."""
     if not answers:
         return "nothing"
@@ -212,7 +212,7 @@ def verdict_of(answers: Sequence[Answer], calibration: Calibration | None) -> st
     return "found" if within else "not found"
 
 
-def answer_document(answer: Answer, model: str) -> dict[str, Any]:
+def answer_document(answer: Match, model: str) -> dict[str, Any]:
     """One answer as a machine reads it."""
     hit = asdict(answer.hit) | {"rank": answer.rank, "vehicle_model": model}
     journey = answer.journey
@@ -226,15 +226,14 @@ def answer_document(answer: Answer, model: str) -> dict[str, Any]:
 
 
 def shown_answers(
-    answers: Sequence[Answer], names: dict[int, str], threshold: float | None
+    answers: Sequence[Match], names: dict[int, str], threshold: float | None
 ) -> list[ShownAnswer]:
     """Answers with their thumbnails, for a page."""
     shown = []
     for each in answers:
-        root, key = split_uri(each.hit.uri)
         name = names.get(each.hit.model_id, f"model {each.hit.model_id}")
         strong = threshold is not None and each.hit.distance <= threshold
-        shown.append(ShownAnswer(each, thumbnail_of(open_store(root), key), name, strong))
+        shown.append(ShownAnswer(each, thumbnail_of(*open_uri(each.hit.uri)), name, strong))
     return shown
 
 
@@ -245,7 +244,7 @@ def shown_time(captured_at: int) -> str:
     return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _seen(text: str | None) -> Sighting | None:
+def _parse_sighting(text: str | None) -> Sighting | None:
     if not text:
         return None
     camera, at, time = text.partition("@")
@@ -275,7 +274,7 @@ def _predicted(picture: str, searcher: Searcher) -> int:
     return int(searcher.embedder(read_picture(picture)[None]).model_id[0])
 
 
-def _remark(answer: Answer) -> str:
+def _notes(answer: Match) -> str:
     journey = answer.journey
     parts = [f"{answer.crops} crops" if answer.crops > 1 else ""]
     if journey and not journey.possible:
@@ -287,8 +286,8 @@ def _write_page(path: Path, request: SearchRequest, found: Found, rules: Rules, 
     pictures = []
     for picture in request.pictures:
         archived = picture.startswith(CROP)
-        root, key = split_uri(searcher.crop(crop_number(picture)).uri if archived else picture)
-        pictures.append(thumbnail_of(open_store(root), key))
+        uri = searcher.crop(crop_number(picture)).uri if archived else picture
+        pictures.append(thumbnail_of(*open_uri(uri)))
     threshold = found.calibration.threshold if found.calibration else None
     strip = ProbeStrip(
         name=found.probe.name,

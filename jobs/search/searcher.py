@@ -11,17 +11,17 @@ from clvr_model.checkpoint import Checkpoint, load_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from clvr_model.preprocessing import decode
-from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
-from index.milvus.collection import live, searchable
+from index.milvus.collection import live_generation, require_live
 from index.milvus.search import Hit
 from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
-from index.search.retrieval import Answer, Rules, answer
+from index.search.retrieval import Match, Rules, retrieve
 from infra.errors import BadInput, UnreadablePicture
 from infra.settings import Settings
-from infra.store import open_store, split_uri
+from infra.store import open_store
 from jobs.runtime.resolve import find_run, open_milvus
 
 CROP = "crop:"
@@ -40,12 +40,12 @@ class Searcher:
         self.threads = threads
         milvus = open_milvus(settings)
         # An alias that points nowhere is refused here, by whatever fingerprint.
-        target = live(milvus, settings.alias) or searchable(milvus, settings.alias, "")
+        target = live_generation(milvus, settings.alias) or require_live(milvus, settings.alias, "")
         self.run = find_run(target.run_ids[-1], settings)
         self.checkpoint_uri = checkpoint or self.run.info.model
         if checkpoint is not None:
             # Only now is the model read: probes that are archived crops need none.
-            target = searchable(milvus, settings.alias, self.checkpoint.fingerprint)
+            target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
         self.source = MilvusSource(milvus, target)
         self.archives = {find_run(run_id, settings).info.archive for run_id in target.run_ids}
 
@@ -61,7 +61,7 @@ class Searcher:
     @cached_property
     def embedder(self) -> Embedder:
         """The model, compiled for this machine. Raises FingerprintMismatch where it is not the archive's."""
-        searchable(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
+        require_live(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
         return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
@@ -81,8 +81,7 @@ class Searcher:
         """
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
-        root, key = split_uri(uri)
-        crop_id = crop_id_of(open_store(root).uri_of(key))
+        crop_id = crop_id_at(uri)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
@@ -96,9 +95,9 @@ class Searcher:
         """Features (n, 1024) of pictures (n, 299, 299, 3)."""
         return self.embedder(pictures).features
 
-    def answer(self, probes: Sequence[Probe], rules: Rules) -> list[list[Answer]]:
+    def answer(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
         """Answer each probe; see `index.answers.answer`."""
-        return answer(self.source, probes, rules, self.calibration)
+        return retrieve(self.source, probes, rules, self.calibration)
 
     def crop(self, crop_id: int) -> Hit:
         """What the index knows of a crop. Raises BadInput."""
@@ -149,13 +148,7 @@ class Searcher:
 
 def read_picture(uri: str) -> NDArray[np.uint8]:
     """uint8 (299, 299, 3) of one picture anywhere. Raises BadInput with the cause, StoreError."""
-    return _decoded(read_bytes(uri), uri)
-
-
-def read_bytes(uri: str) -> bytes:
-    """The object behind a URI or a path. Raises ObjectMissing, StoreError."""
-    root, key = split_uri(uri)
-    return open_store(root).get(key)
+    return _decoded(read_uri(uri), uri)
 
 
 def _decoded(data: bytes, name: str) -> NDArray[np.uint8]:

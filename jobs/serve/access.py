@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class AccessPolicy:
     """token: what must be shown, or None on the loopback. hosts: names that the server answers to, or any.
 
     The cookie holds a digest of the token under a key of this process: it is worth nothing elsewhere.
@@ -97,7 +97,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def guarded(app: App, guard: Guard, limits: Limits) -> App:
+def with_access_control(app: App, guard: AccessPolicy, limits: Limits) -> App:
     """Put an application behind a guard."""
 
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
@@ -112,7 +112,7 @@ def guarded(app: App, guard: Guard, limits: Limits) -> App:
         sending = _with_headers(send)
         refused = _refusal(scope, headers, guard, limits)
         if refused:
-            await _drain(receive, 4 * limits.body)
+            await _discard_body(receive, 4 * limits.body)
             await _answer(sending, *refused)
         elif scope["path"] == LOGIN:
             await _login(receive, sending, guard)
@@ -122,7 +122,9 @@ def guarded(app: App, guard: Guard, limits: Limits) -> App:
     return serve
 
 
-def _refusal(scope: Message, headers: dict[str, str], guard: Guard, limits: Limits) -> tuple[int, str] | None:
+def _refusal(
+    scope: Message, headers: dict[str, str], guard: AccessPolicy, limits: Limits
+) -> tuple[int, str] | None:
     if not guard.right_host(headers):
         return 421, "this server does not answer to that name"
     if scope["method"] not in ("GET", "HEAD") and not guard.right_origin(headers):
@@ -148,7 +150,7 @@ def _limited(receive: Receive, most: int) -> Receive:
     return counted
 
 
-async def _drain(receive: Receive, most: int) -> None:
+async def _discard_body(receive: Receive, most: int) -> None:
     """Take what a refused client is still sending: many read the answer only after they have sent it all."""
     while most > 0:
         message = await receive()
@@ -167,7 +169,7 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _login(receive: Receive, send: Send, guard: Guard) -> None:
+async def _login(receive: Receive, send: Send, guard: AccessPolicy) -> None:
     body = b""
     while len(body) <= 4096:
         message = await receive()

@@ -5,12 +5,13 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
+from infra.logging import logger
 from infra.settings import Settings
-from jobs.runtime.progress import console
-from jobs.search.searcher import Searcher, read_bytes
-from jobs.serve.access import App, Guard, Limits, is_loopback
+from jobs.search.searcher import Searcher
+from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
 TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
@@ -35,7 +36,12 @@ class ServeRequest:
 
 
 def page_app(
-    settings: Settings, guard: Guard, cameras: CameraMap | None, max_upload_mib: int, *, threads: int = 0
+    settings: Settings,
+    guard: AccessPolicy,
+    cameras: CameraMap | None,
+    max_upload_mib: int,
+    *,
+    threads: int = 0,
 ) -> App:
     """The page behind its guard, with the model loaded: the first visitor should not wait for it."""
     searcher = Searcher(settings, threads=threads)
@@ -48,22 +54,22 @@ def cameras_of(request: ServeRequest) -> CameraMap | None:
     """Positions of the cameras, where a file says them. Raises BadInput for a file that is none."""
     if not request.camera_file:
         return None
-    data = read_bytes(request.camera_file)
+    data = read_uri(request.camera_file)
     return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
 
 
-def announce(request: ServeRequest, guard: Guard) -> None:
+def print_address(request: ServeRequest, guard: AccessPolicy) -> None:
     """Say where the page is."""
     scheme = "https" if request.certificate else "http"
     shown = f"[{request.host}]" if ":" in request.host else request.host
     address = f"{scheme}://{shown}:{request.port}/"
     # Behind '#', so that no server's log keeps it.
-    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
+    logger.info(f"The page: {address}{'#token=' + guard.token if guard.token else ''}")
     if guard.token and scheme == "http":
-        console.print("without --certificate the token crosses the network in the clear", style="yellow")
+        logger.warning("without --certificate the token crosses the network in the clear")
 
 
-def guard_of(request: ServeRequest) -> Guard:
+def guard_of(request: ServeRequest) -> AccessPolicy:
     """The guard of an address: a token wherever others can reach it, unless --no-token says otherwise.
 
     The token is `$CLVR_SERVE_TOKEN`, or made here. Raises BadSetting for one that can be guessed.
@@ -76,4 +82,4 @@ def guard_of(request: ServeRequest) -> Guard:
         )
     wanted = (not local or request.require_token or given is not None) and not request.no_token
     token = (given or secrets.token_urlsafe(24)) if wanted else None
-    return Guard(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)
+    return AccessPolicy(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)

@@ -9,12 +9,12 @@ import uvicorn
 
 from index.search.travel_time import CameraMap
 from infra.errors import BadSetting
+from infra.logging import console
 from infra.settings import Settings
-from jobs.runtime.progress import console
 from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
-from jobs.serve.access import App, Guard
-from jobs.serve.request import ServeRequest, announce, cameras_of, guard_of, page_app
+from jobs.serve.access import AccessPolicy, App
+from jobs.serve.request import ServeRequest, cameras_of, guard_of, page_app, print_address
 
 
 def serve_page(request: ServeRequest, settings: Settings) -> None:
@@ -27,7 +27,7 @@ def serve_page(request: ServeRequest, settings: Settings) -> None:
         return
     with console.status("loading the model"):
         app = page_app(settings, guard, cameras_of(request), request.max_upload_mib)
-    announce(request, guard)
+    print_address(request, guard)
     uvicorn.run(
         app,
         host=request.host,
@@ -53,7 +53,7 @@ REQUESTS_AT_ONCE = 16
 
 
 def serve_on_cluster(
-    request: ServeRequest, settings: Settings, guard: Guard, cameras: CameraMap | None
+    request: ServeRequest, settings: Settings, guard: AccessPolicy, cameras: CameraMap | None
 ) -> None:
     """Serve until interrupted, then take the application down again.
 
@@ -77,7 +77,7 @@ def serve_on_cluster(
     )
     with console.status(f"starting {request.replicas} replicas"):
         serve.run(_application(request, settings, guard, cameras), name=NAME, route_prefix="/")
-    announce(request, guard)
+    print_address(request, guard)
     # Ended in any way but by force, it leaves no application behind on the cluster.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
@@ -89,7 +89,7 @@ def serve_on_cluster(
 
 
 def _application(
-    request: ServeRequest, settings: Settings, guard: Guard, cameras: CameraMap | None
+    request: ServeRequest, settings: Settings, guard: AccessPolicy, cameras: CameraMap | None
 ) -> serve.Application:
     def build() -> App:
         # In the replica: a model and a connection cannot be sent there.

@@ -155,7 +155,6 @@ class JobCluster:
 
     @contextmanager
     def _translated(self, job: str = "") -> Iterator[None]:
-        import requests
         from ray.exceptions import AuthenticationError
 
         try:
@@ -165,7 +164,10 @@ class JobCluster:
                 f"the cluster at {self.address} does not take our token, or we showed none",
                 remedy="Set CLVR_JOBS_TOKEN, or RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on its head.",
             ) from error
-        except (ConnectionError, requests.RequestException) as error:
+        except OSError as error:
+            # Those of Ray's HTTP client name no file; an error of a local file does.
+            if error.filename is not None:
+                raise
             raise RayUnreachable(
                 f"no Ray cluster answers at {self.address} ({type(error).__name__})",
                 remedy="Look at the address (the dashboard's), at the port, and at jobs_ca if it is https.",
@@ -230,7 +232,7 @@ def _without_ray_addresses() -> Iterator[None]:
             os.environ.update(kept)
 
 
-class Spoken:
+class LogPrinter:
     """Takes pieces of a log as they come, and says its lines when they are whole."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -241,16 +243,16 @@ class Spoken:
         """Take the next piece."""
         *lines, self._rest = (self._rest + piece).split("\n")
         for line in lines:
-            self._say(spoken(line))
+            self._say(format_log_lines(line))
 
     def end(self) -> None:
         """Say a last line that nothing ended."""
         if self._rest:
-            self._say(spoken(self._rest))
+            self._say(format_log_lines(self._rest))
         self._rest = ""
 
 
-def spoken(line: str) -> str:
+def format_log_lines(line: str) -> str:
     """Return the message of a structured line; any other line as it is."""
     if not line.startswith("{"):
         return line

@@ -4,12 +4,10 @@ What is sent can be read by everybody who sees the cluster's dashboard: the comm
 the runtime environment. So secrets are never sent. A job finds them on the cluster, under their names.
 """
 
-import getpass
 import os
 import re
 import secrets
 import shlex
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +19,12 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import SecretStr
 
+from index.documents import current_user
 from infra.errors import BadInput, BadSetting
 from infra.settings import DEFAULT_FILE, Settings
 from jobs.submit.client import JobCluster
 
-PINNED = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
+VERSION_CHECKED_PACKAGES = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
 """What must be the same on both sides: the engines whose behaviour our contracts rest on."""
 
 OPEN_VARIABLES = (
@@ -82,7 +81,7 @@ def submit(
     job = request.job or new_name(request.command[0])
     metadata = {
         "verb": request.command[0],
-        "by": f"{_user()}@{socket.gethostname()}",
+        "by": current_user(),
         "clvr": version("clvr-archive"),
     }
     sent = cluster.submit(job, entrypoint, environment, metadata)
@@ -114,7 +113,9 @@ def entrypoint_of(request: SubmitRequest) -> str:
     """The command line of the job."""
     checks = [word for name in request.secret_env for word in ("--secret-env", name)]
     if not request.any_versions:
-        checks += [word for name in PINNED for word in ("--expect", f"{name}=={version(name)}")]
+        checks += [
+            word for name in VERSION_CHECKED_PACKAGES for word in ("--expect", f"{name}=={version(name)}")
+        ]
     return shlex.join([request.python, "-m", "jobs.cli.entrypoint", *checks, "--", *request.command])
 
 
@@ -137,7 +138,7 @@ def runtime_env_of(request: SubmitRequest, chosen: Mapping[str, str]) -> dict[st
             )
     environment["env_vars"] = variables | given
     if request.working_dir is not None:
-        environment["working_dir"] = str(_fit(request.working_dir))
+        environment["working_dir"] = str(_check_working_dir(request.working_dir))
         environment["excludes"] = [*environment.get("excludes", ()), *EXCLUDED]
     return environment
 
@@ -182,7 +183,7 @@ def new_name(verb: str) -> str:
     return f"{verb}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def _fit(folder: Path) -> Path:
+def _check_working_dir(folder: Path) -> Path:
     if not folder.is_dir():
         raise BadSetting(f"--working-dir {folder} is no folder")
     file = folder / DEFAULT_FILE
@@ -211,10 +212,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadSetting(f"{file} must hold `name: value` lines")
     return found
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

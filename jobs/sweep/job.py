@@ -3,10 +3,8 @@
 Each actor answers whole parts by itself, as in `clvr embed`: only part numbers pass through Ray.
 """
 
-import getpass
 import math
 import os
-import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,24 +14,26 @@ from ray.data import ActorPoolStrategy
 from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
-from index.milvus.collection import find
+from index.documents import current_user
+from index.milvus.collection import get_generation
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
-from index.search.retrieval import Rules, Source
+from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from infra.errors import BadInput, FingerprintMismatch, Mismatch
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.progress import console, progress
-from jobs.runtime.progress_actor import new_board, standing_of
+from jobs.runtime.progress import progress
+from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, cores, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
-from jobs.search.search import RulesRequest, rules_of, with_models
+from jobs.search.search import RulesRequest, resolve_model_filters, rules_of
 from jobs.search.searcher import Searcher
 from jobs.sweep import audit
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.probe_list import read_probe_list
-from jobs.sweep.report import Album, write_sweep_report
+from jobs.sweep.report import ReportContext, write_sweep_report
 from jobs.sweep.state import Sweep, SweepSummary
 
 PART_PROBES = (16, 1024)
@@ -70,12 +70,12 @@ class _Plan:
     exact: bool
     one_process: bool
 
-    def source(self) -> Source:
+    def source(self) -> CropSource:
         """Open the shards or the generation."""
         if self.exact:
             return ScanSource(find_runs(self.run_ids, self.settings))
         milvus = open_milvus(self.settings)
-        return MilvusSource(milvus, find(milvus, self.generation))
+        return MilvusSource(milvus, get_generation(milvus, self.generation))
 
 
 class _Actor:
@@ -119,7 +119,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
         sweep.require_same(probes, asked, plan.fingerprint)
     summary = sweep.summary if sweep else None
     if summary is None:
-        entry = _enter(request, settings, plan, asked, "continue" if sweep else "start")
+        entry = _write_audit_record(request, settings, plan, asked, "continue" if sweep else "start")
         sweep = sweep or Sweep.create(
             out,
             probes,
@@ -132,10 +132,10 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
         _answer_parts(sweep, request, plan, entry)
         summary = sweep.finish()
     else:
-        console.print(f"the sweep in {request.out} is finished already")
+        logger.info(f"the sweep in {request.out} is finished already")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
-    album = Album(
+    album = ReportContext(
         ScanSource(find_runs(plan.run_ids, settings)),
         dict(read_card(plan.model).label_names),
         calibration.threshold if calibration else None,
@@ -152,10 +152,12 @@ def _plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Pl
     try:
         searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
         # Where the alias has moved since, the sweep goes on with the generation it began with.
-        generation = find(searcher.source.milvus, there.info.generation if there else searcher.source.name)
+        generation = get_generation(
+            searcher.source.milvus, there.info.generation if there else searcher.source.name
+        )
         return _Plan(
             settings=settings,
-            rules=with_models(rules_of(request.rules), request.rules, searcher)
+            rules=resolve_model_filters(rules_of(request.rules), request.rules, searcher)
             if request.rules.models
             else rules_of(request.rules),
             out=request.out,
@@ -191,10 +193,12 @@ def _exact_plan(request: SweepRequest, settings: Settings, there: Sweep | None) 
     )
 
 
-def _enter(request: SweepRequest, settings: Settings, plan: _Plan, asked: dict[str, Any], action: str) -> str:
+def _write_audit_record(
+    request: SweepRequest, settings: Settings, plan: _Plan, asked: dict[str, Any], action: str
+) -> str:
     """Write the audit entry: nothing is answered before it stands."""
-    entry = audit.Entry(
-        who=request.who or f"{getpass.getuser()}@{socket.gethostname()}",
+    entry = audit.AuditRecord(
+        who=request.who or current_user(),
         case=request.case,
         action=f"sweep {action}",
         generation=plan.generation,
@@ -202,7 +206,7 @@ def _enter(request: SweepRequest, settings: Settings, plan: _Plan, asked: dict[s
         request={**asked, "probes": request.probes, "out": request.out},
     )
     key = audit.append(open_store(settings.runs), entry)
-    console.print(f"audit entry {key}")
+    logger.info(f"audit entry {key}")
     return key
 
 
@@ -213,7 +217,7 @@ def _answer_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, entry: str) 
     connect(plan.settings)
     workers = 1 if plan.one_process else request.workers or cores()
     total = sweep.info.probes
-    board = new_board(total, done=total - min(total, len(pending) * sweep.info.rows_per_part))
+    board = start_progress_actor(total, done=total - min(total, len(pending) * sweep.info.rows_per_part))
     parts = ray.data.from_items(
         [{"part": part} for part in pending], override_num_blocks=len(pending)
     ).map_batches(
@@ -224,7 +228,7 @@ def _answer_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, entry: str) 
         fn_constructor_kwargs={"plan": plan, "entry": entry, "board": board},
     )
     try:
-        with progress("sweep", "probes", lambda: standing_of(board)):
+        with progress("sweep", "probes", lambda: read_progress(board)):
             for _ in parts.iter_batches(batch_size=None, prefetch_batches=0):
                 pass
     except Exception as error:

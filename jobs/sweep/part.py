@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
-from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
-from index.search.retrieval import Answer, Rules, Source, answer
+from index.search.retrieval import CropSource, Match, Rules, retrieve
 from infra.errors import BadInput, BadSetting, ClvrError, StoreDenied, StoreUnreachable, UnreadablePicture
 from infra.store import open_store, split_uri
-from jobs.search.search import verdict_of
+from jobs.search.search import verdict
 from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
 
@@ -30,7 +30,7 @@ class _Row:
     uri: str
     crop_id: int | None = None
     probe: Probe | None = None
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Match] = field(default_factory=list)
     cause: str = ""
     detail: str = ""
 
@@ -44,7 +44,7 @@ class SweepWorker:
     def __init__(
         self,
         sweep: Sweep,
-        source: Source,
+        source: CropSource,
         rules: Rules,
         embedder: Callable[[], Embedder],
         calibration: Calibration | None,
@@ -69,7 +69,7 @@ class SweepWorker:
         probes = [row.probe for row in ready if row.probe is not None]
         if probes:
             for row, answers in zip(
-                ready, answer(self.source, probes, self.rules, self.calibration), strict=True
+                ready, retrieve(self.source, probes, self.rules, self.calibration), strict=True
             ):
                 row.answers = answers
         self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
@@ -79,7 +79,7 @@ class SweepWorker:
         """Probes that are crops of the archive: their features are known already."""
         for row in rows:
             try:
-                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else _crop_id(row.uri)
+                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
             except (BadInput, BadSetting) as error:
                 row.fail("bad-uri", error.message)
         ids = sorted({row.crop_id for row in rows if row.crop_id is not None})
@@ -151,7 +151,7 @@ class SweepWorker:
                 {
                     "probe_id": row.probe_id,
                     "uri": row.uri,
-                    "verdict": "failed" if row.cause else verdict_of(row.answers, self.calibration),
+                    "verdict": "failed" if row.cause else verdict(row.answers, self.calibration),
                     "answers": len(row.answers),
                     "best_distance": row.answers[0].hit.distance if row.answers else None,
                     "best_likelihood": row.answers[0].likelihood if row.answers else None,
@@ -162,8 +162,3 @@ class SweepWorker:
             ],
             schema=PROBE_SCHEMA,
         )
-
-
-def _crop_id(uri: str) -> int:
-    root, key = split_uri(uri)
-    return crop_id_of(open_store(root).uri_of(key))

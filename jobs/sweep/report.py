@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index.archive.reader import open_uri
 from index.milvus.search import Hit
 from index.search.probe import Sighting
-from index.search.retrieval import Answer, Rules
+from index.search.retrieval import Match, Rules
 from index.search.scan_source import ScanSource
-from infra.store import open_store, split_uri
 from jobs.pages.search_page import AnswerPage, ProbeStrip, build_answer_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.search.search import shown_answers
@@ -25,7 +25,7 @@ UNFOUND_SHARE = 4  # a quarter of the strips shows probes that were not found
 
 
 @dataclass(frozen=True, slots=True)
-class Album:
+class ReportContext:
     """What a report needs besides the sweep: where crops are looked up, and what numbers mean."""
 
     crops: ScanSource
@@ -33,7 +33,9 @@ class Album:
     threshold: float | None
 
 
-def write_sweep_report(sweep: Sweep, summary: SweepSummary, album: Album, rules: Rules, strips: int) -> None:
+def write_sweep_report(
+    sweep: Sweep, summary: SweepSummary, album: ReportContext, rules: Rules, strips: int
+) -> None:
     """Write report.html, with that many strips at most, into the sweep's folder."""
     outcomes = pa.concat_tables(sweep.outcomes())
     chosen = _chosen(outcomes, strips)
@@ -66,13 +68,15 @@ def _chosen(outcomes: pa.Table, strips: int) -> list[dict[str, Any]]:
     return [*best.to_pylist(), *rest.slice(0, spare).to_pylist()]
 
 
-def _strips(sweep: Sweep, chosen: list[dict[str, Any]], album: Album, rules: Rules) -> Iterator[ProbeStrip]:
+def _strips(
+    sweep: Sweep, chosen: list[dict[str, Any]], album: ReportContext, rules: Rules
+) -> Iterator[ProbeStrip]:
     rows = _answers(sweep, {outcome["probe_id"] for outcome in chosen})
     own = [crop_number(o["uri"]) for o in chosen if o["uri"].startswith(CROP) and o["verdict"] != "failed"]
     facts = album.crops.crops([*own, *(row["crop_id"] for found in rows.values() for row in found)])
     for outcome in chosen:
         answers = [
-            Answer(row["rank"], _hit(row, facts), likelihood=row["likelihood"])
+            Match(row["rank"], _hit(row, facts), likelihood=row["likelihood"])
             for row in rows.get(outcome["probe_id"], ())
             if row["crop_id"] in facts
         ]
@@ -117,5 +121,4 @@ def _hit(row: dict[str, Any], facts: dict[int, Hit]) -> Hit:
 
 
 def _thumbnail(uri: str) -> bytes:
-    root, key = split_uri(uri)
-    return thumbnail_of(open_store(root), key)
+    return thumbnail_of(*open_uri(uri))

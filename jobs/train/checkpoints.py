@@ -13,7 +13,7 @@ from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.training_state import TrainingState
 from infra.store import Store
-from jobs.train.distributed import Peers
+from jobs.train.distributed import DistributedContext
 from jobs.train.job import Place
 
 BEST = "best-"
@@ -32,7 +32,7 @@ def state_of(checkpoint: Checkpoint) -> TrainingState:
 
 
 def report_state(
-    peers: Peers,
+    peers: DistributedContext,
     network: Clvr,
     optimizer: torch.optim.Optimizer | None,
     average: ExponentialMovingAverage | None,
@@ -59,7 +59,7 @@ def report_state(
         train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def keep_best(
+def save_best(
     folder: Store,
     network: Clvr,
     average: ExponentialMovingAverage | None,

@@ -11,10 +11,12 @@ import ray
 
 from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
 from clvr_model.datasets.registry import read_release
+from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
+from infra.logging import logger
 from infra.store import Store
-from jobs.runtime.image_stream import Failure, common_store, stream_pictures
-from jobs.runtime.progress import Standing, console, progress
+from jobs.runtime.image_stream import ImageFailure, stream_images
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
 
@@ -58,13 +60,13 @@ def usable_pictures(labelled: LabeledImages, max_fraction: float, folder: Store)
     """
     try:
         kept: dict[str, Any] = json.loads(folder.get(CHECKED_FILE))
-        bad = {int(row): Failure(**failure) for row, failure in kept["left_out"].items()}
+        bad = {int(row): ImageFailure(**failure) for row, failure in kept["left_out"].items()}
     except ObjectMissing:
         bad = _checked(labelled)
     for row, failure in list(bad.items())[:NAMED]:
-        console.print(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}", soft_wrap=True)
+        logger.info(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}")
     if len(bad) > NAMED:
-        console.print(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
+        logger.info(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
     finding = {str(row): asdict(failure) for row, failure in sorted(bad.items())}
     uris = {str(row): labelled.uris[row] for row in sorted(bad)}
     folder.put(CHECKED_FILE, json.dumps({"left_out": finding, "uris": uris}, indent=1).encode())
@@ -91,20 +93,16 @@ def say_what_is_learned(labelled: LabeledImages, training: LabeledImages, held: 
             f"all {len(labelled):,} pictures are of one vehicle model",
             remedy="a classifier needs two or more: check the labels, and --split",
         )
-    console.print(
+    logger.info(
         f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
     )
     singles = _names(labelled, set(single_image_models(training)) - set(held.classes))
     if singles:
-        console.print(
-            f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}",
-            soft_wrap=True,
-        )
+        logger.info(f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}")
     names = _names(labelled, set(classes) - set(training.classes))
     if names:
-        console.print(
-            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}",
-            soft_wrap=True,
+        logger.info(
+            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}"
         )
     return names
 
@@ -117,16 +115,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
-def _checked(labelled: LabeledImages) -> dict[int, Failure]:
-    store, keys = common_store(labelled.uris)
+def _checked(labelled: LabeledImages) -> dict[int, ImageFailure]:
+    reader, uris = reader_of(labelled.uris), labelled.uris
     look = ray.remote(num_cpus=1)(_failures)
-    starts = range(0, len(keys), SLICE)
-    waiting = {look.remote(store, keys[start : start + SLICE]): start for start in starts}
-    bad: dict[int, Failure] = {}
+    starts = range(0, len(uris), SLICE)
+    waiting = {look.remote(reader, uris[start : start + SLICE]): start for start in starts}
+    bad: dict[int, ImageFailure] = {}
     done = 0
 
-    def standing() -> Standing:
-        return Standing(done, len(keys), f"{len(bad):,} bad" if bad else "")
+    def standing() -> ProgressState:
+        return ProgressState(done, len(uris), f"{len(bad):,} bad" if bad else "")
 
     try:
         with progress("look", "pictures", standing):
@@ -134,12 +132,12 @@ def _checked(labelled: LabeledImages) -> dict[int, Failure]:
                 (ready,), _ = ray.wait(list(waiting))
                 start = waiting.pop(ready)
                 bad |= {start + place: failure for place, failure in ray.get(ready).items()}
-                done += len(keys[start : start + SLICE])
+                done += len(uris[start : start + SLICE])
     except Exception as error:
         raise root_cause(error) from error
     return bad
 
 
-def _failures(store: Store, keys: list[str]) -> dict[int, Failure]:
-    found = stream_pictures(store, keys)
-    return {place: picture for place, picture in found if isinstance(picture, Failure)}
+def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
+    found = stream_images(reader, uris)
+    return {place: picture for place, picture in found if isinstance(picture, ImageFailure)}

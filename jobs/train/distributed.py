@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Peers:
+class DistributedContext:
     """This worker among `world` workers; row r of anything shared out belongs to worker r % world."""
 
     rank: int

@@ -23,23 +23,23 @@ from clvr_model.augmentation import augment
 from clvr_model.preprocessing import IMAGE_SIZE
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Batch, drop_last, stage_order
+from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadSetting, ObjectChanged
-from infra.store import Store
-from jobs.runtime.image_stream import Failure, common_store, cores_here, stream_pictures
-from jobs.train.distributed import Peers
+from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
+from jobs.train.distributed import DistributedContext
 from jobs.train.job import Pictures, TrainJob
 
-AHEAD = 2  # batches under way while one is learned from
+PREFETCH = 2  # batches under way while one is learned from
 BLOCK = 64  # pictures a Ray Data task decodes: 17 MB
 SPARE_CPUS = 2  # a GPU worker's share of CPUs from which Ray Data pays
 
 # Changes decoded pictures (n, 299, 299, 3) given their rows (n,): augmentation, beside the decoding.
-Change = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
+Transform = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, 299, 299, 3), class numbers (n,)
 _T = TypeVar("_T")
 
 
-class Waiting(Iterable[_T]):
+class TimedIterator(Iterable[_T]):
     """Passes batches on and counts the seconds for which they were waited for."""
 
     def __init__(self, batches: Iterable[_T]) -> None:
@@ -60,14 +60,14 @@ class Waiting(Iterable[_T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Feed:
+class ImageLoader:
     """How a worker's pictures come: `way` is local or ray, `workers` how many read at the same time."""
 
     way: str
     workers: int
 
     def batches(
-        self, pictures: Pictures, rows: NDArray[np.int64], size: int, change: Change | None = None
+        self, pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None = None
     ) -> Iterator[Arrays]:
         """Batches of `size` pictures in the order of `rows`, the same ones by either way.
 
@@ -78,7 +78,7 @@ class Feed:
         return _local(pictures, rows, size, change)
 
 
-def choose_way(wanted: str, *, workers: int, gpu: bool, cpus: int) -> str:
+def choose_input_backend(wanted: str, *, workers: int, gpu: bool, cpus: int) -> str:
     """`local` or `ray`; `auto` takes Ray Data where GPUs learn and enough CPUs are left to decode for them.
 
     Without a GPU a step takes a hundred times as long as its decoding, and threads beside it do.
@@ -98,20 +98,22 @@ def choose_way(wanted: str, *, workers: int, gpu: bool, cpus: int) -> str:
     return wanted
 
 
-def _local(pictures: Pictures, rows: NDArray[np.int64], size: int, change: Change | None) -> Iterator[Arrays]:
-    store, keys = common_store(pictures.uris)
+def _local(
+    pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None
+) -> Iterator[Arrays]:
+    reader, uris = reader_of(pictures.uris), pictures.uris
 
     def load(start: int) -> Arrays:
         part = rows[start : start + size]
-        found = decoded(store, [keys[row] for row in part], part, change, decoders=cores_here())
+        found = decoded(reader, [uris[row] for row in part], part, change, decoders=available_cpus())
         return found, pictures.classes[part]
 
-    with ThreadPoolExecutor(AHEAD, thread_name_prefix="next-batch") as pool:
+    with ThreadPoolExecutor(PREFETCH, thread_name_prefix="next-batch") as pool:
         waiting: deque[Future[Arrays]] = deque()
         try:
             for start in range(0, len(rows), size):
                 waiting.append(pool.submit(load, start))
-                if len(waiting) > AHEAD:
+                if len(waiting) > PREFETCH:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -121,20 +123,20 @@ def _local(pictures: Pictures, rows: NDArray[np.int64], size: int, change: Chang
 
 
 def _by_ray(
-    pictures: Pictures, rows: NDArray[np.int64], size: int, change: Change | None, workers: int
+    pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None, workers: int
 ) -> Iterator[Arrays]:
-    store, keys = common_store(pictures.uris)
+    reader, uris = reader_of(pictures.uris), pictures.uris
     block = min(size, BLOCK)
     parts = [rows[start : start + block] for start in range(0, len(rows), block)]
     if not parts:
         return
     tables = [
-        pa.table({"key": [keys[row] for row in part], "row": part, "class": pictures.classes[part]})
+        pa.table({"uri": [uris[row] for row in part], "row": part, "class": pictures.classes[part]})
         for part in parts
     ]
 
     def decode_block(table: pa.Table) -> dict[str, NDArray[Any]]:
-        found = decoded(store, table["key"].to_pylist(), table["row"].to_numpy(), change)
+        found = decoded(reader, table["uri"].to_pylist(), table["row"].to_numpy(), change)
         return {"picture": found, "class": table["class"].to_numpy()}
 
     context = ray.data.DataContext.get_current().copy()
@@ -148,24 +150,24 @@ def _by_ray(
         data = ray.data.from_arrow(tables).map_batches(
             decode_block, batch_size=None, batch_format="pyarrow", num_cpus=1
         )
-        for batch in data.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=AHEAD):
+        for batch in data.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=PREFETCH):
             yield batch["picture"], batch["class"]
 
 
 def decoded(
-    store: Store,
-    keys: list[str],
+    reader: ArchiveReader,
+    uris: list[str],
     rows: NDArray[np.int64],
-    change: Change | None = None,
+    change: Transform | None = None,
     *,
     decoders: int = 1,
 ) -> NDArray[np.uint8]:
-    """The pictures of those keys, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
-    found = np.empty((len(keys), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for place, picture in stream_pictures(store, keys, decoders=decoders):
-        if isinstance(picture, Failure):
+    """The pictures at those URIs, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
+    found = np.empty((len(uris), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for place, picture in stream_images(reader, uris, decoders=decoders):
+        if isinstance(picture, ImageFailure):
             raise ObjectChanged(
-                f"{store.uri_of(keys[place])} was readable before the training: {picture.detail}",
+                f"{uris[place]} was readable before the training: {picture.detail}",
                 remedy="put it back and run the same command again, or train --to another folder without it",
             )
         found[place] = picture
@@ -178,9 +180,9 @@ Rows = NDArray[np.int64]
 class Batches:
     """One worker's share of every batch; what is in it follows from (seed, stage, epoch) alone."""
 
-    def __init__(self, job: TrainJob, recipe: Recipe, peers: Peers) -> None:
+    def __init__(self, job: TrainJob, recipe: Recipe, peers: DistributedContext) -> None:
         self.job, self.recipe, self.peers = job, recipe, peers
-        self.feed = Feed(job.input, peers.world)
+        self.feed = ImageLoader(job.input, peers.world)
         # Every worker steps on equal shares, so that the mean of their gradients is the batch's gradient.
         self.share = max(1, recipe.batch // peers.world)
 
@@ -210,7 +212,7 @@ class Batches:
             np.linspace(0, count - 1, min(self.recipe.reestimate_statistics, count)).astype(np.int64)
         )
 
-    def of(self, pictures: Pictures, rows: Rows, change: Change | None = None) -> Iterator[Batch]:
+    def of(self, pictures: Pictures, rows: Rows, change: Transform | None = None) -> Iterator[Batch]:
         """Batches of those pictures on the worker's device."""
         for arrays, classes in self.feed.batches(pictures, rows, self.share, change):
             yield (

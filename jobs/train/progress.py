@@ -13,15 +13,15 @@ import torch
 from clvr_model.recipe import Stage
 from clvr_model.training import Batch, Totals
 from infra.errors import ClvrError
-from jobs.runtime.progress import Standing
-from jobs.runtime.progress_actor import Board, pinned, standing_of
-from jobs.train.distributed import Peers
-from jobs.train.input import Waiting
+from jobs.runtime.progress import ProgressState
+from jobs.runtime.progress_actor import ProgressActor, actor_on_driver_node, read_progress
+from jobs.train.distributed import DistributedContext
+from jobs.train.input import TimedIterator
 from jobs.train.job import Place, TrainJob, Work
 from jobs.train.log import TrainMetrics
 
 
-class TrainBoard(Board):
+class TrainBoard(ProgressActor):
     """A board that also carries a wish to stop from the driver to the workers, and an error back."""
 
     def __init__(self, total: int) -> None:
@@ -46,7 +46,7 @@ class TrainBoard(Board):
         return self.error
 
 
-class StopAsked:
+class StopRequested:
     """Asks the board between two steps whether to stop, without waiting for the answer."""
 
     def __init__(self, board: Any) -> None:
@@ -63,12 +63,12 @@ class StopAsked:
 
 def new_train_board(total: int) -> Any:
     """Start the board beside the driver, where the loss of a node does not take it."""
-    return pinned(TrainBoard).remote(total)
+    return actor_on_driver_node(TrainBoard).remote(total)
 
 
-def standing_once_begun(board: Any, stop: threading.Event) -> Standing:
+def wait_for_first_progress(board: Any, stop: threading.Event) -> ProgressState:
     """Answer for a progress display, once the workers said a word: rates shall not count their start."""
-    while not (now := standing_of(board)).note and not stop.wait(0.5):
+    while not (now := read_progress(board)).note and not stop.wait(0.5):
         pass
     return now
 
@@ -104,14 +104,14 @@ class Stopped(Exception):
         self.totals = totals
 
 
-class Teller(Protocol):
+class ProgressReporter(Protocol):
     """The worker, as far as it is needed here."""
 
     job: TrainJob
     work: Work
-    peers: Peers
+    peers: DistributedContext
     metrics: TrainMetrics
-    stop: StopAsked | None
+    stop: StopRequested | None
 
     def say(self, done: int, note: str) -> None:
         """Tell the board."""
@@ -120,16 +120,16 @@ class Teller(Protocol):
         """Write to the log."""
 
 
-class StepTold:
+class StepCallback:
     """Called by `train_epoch` after each step."""
 
     def __init__(
         self,
-        worker: "Teller",
+        worker: "ProgressReporter",
         stage: Stage,
         number: int,
         place: Place,
-        waiting: Waiting[Batch],
+        waiting: TimedIterator[Batch],
         optimizer: torch.optim.Optimizer,
         mine: Totals,
         steps: int,

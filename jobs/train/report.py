@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
 from clvr_model.datasets.labelled import LabeledImages
+from index.archive.reader import reader_of
 from index.evaluation.metrics import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
-from jobs.runtime.image_stream import common_store
 from jobs.train.log import Cost
 
 REPORT_FILE = "report.html"
@@ -27,7 +27,7 @@ EXAMPLES_EACH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportInputs:
     """What a page needs besides the card. final: the last entry of the training's history."""
 
     data: str
@@ -37,7 +37,9 @@ class Told:
     cost: Cost
 
 
-def write_report(destination: Store, card: Card, told: Told, log: Sequence[Mapping[str, Any]]) -> None:
+def write_report(
+    destination: Store, card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]
+) -> None:
     """Write `report.html` beside the checkpoint."""
     predicted = np.array(told.final["predicted"], np.int64)
     true = told.held.model_ids
@@ -70,7 +72,7 @@ def write_report(destination: Store, card: Card, told: Told, log: Sequence[Mappi
     destination.put(REPORT_FILE, build_training_page(page).encode())
 
 
-def _note(card: Card, told: Told) -> str:
+def _note(card: Card, told: ReportInputs) -> str:
     words = (
         "Naming the model is what the network learned, not what it is for: whether it finds the same vehicle "
         "again is measured by clvr evaluate."
@@ -107,13 +109,13 @@ def _examples(
     """Right and wrong ones, drawn without looking."""
     if not len(held):
         return
-    store, keys = common_store(held.uris)
+    reader = reader_of(held.uris)
     order = np.random.default_rng(1).permutation(len(held))
     right = predicted == held.model_ids
     for some in (order[right[order]], order[~right[order]]):
         for row in some[:EXAMPLES_EACH].tolist():
             yield Example(
-                jpeg=thumbnail_of(store, keys[row]),
+                jpeg=thumbnail_of(reader, held.uris[row]),
                 true=_name(names, int(held.model_ids[row])),
                 predicted=_name(names, int(predicted[row])),
                 confidence=confidence[row],
@@ -121,7 +123,7 @@ def _examples(
             )
 
 
-def _facts(card: Card, told: Told, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     starts = [line for line in log if line["event"] == "start"]
     last = starts[-1] if starts else {}
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}

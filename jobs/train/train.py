@@ -17,18 +17,19 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint, BadSetting, ObjectExists
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs.runtime.progress import console, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.ray_cluster import connect, cores, gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
 from jobs.train.dataset import data_digest, read_labelled, say_what_is_learned, usable_pictures
 from jobs.train.feature_cache import remove_features
-from jobs.train.input import choose_way
+from jobs.train.input import choose_input_backend
 from jobs.train.job import Pictures, TrainJob, Work
 from jobs.train.log import cost_of, read_log
-from jobs.train.progress import new_train_board, standing_once_begun, stopping_on_sigterm
-from jobs.train.report import REPORT_FILE, Told, write_report
+from jobs.train.progress import new_train_board, stopping_on_sigterm, wait_for_first_progress
+from jobs.train.report import REPORT_FILE, ReportInputs, write_report
 from jobs.train.worker import train_worker
 
 WORKER_LOSSES = 3  # how often a lost worker is replaced before the job gives up
@@ -153,7 +154,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
         data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
-    _report(destination, saved.card, Told(request.data, training, held, final, cost), folder)
+    _report(destination, saved.card, ReportInputs(request.data, training, held, final, cost), folder)
     return Trained(uri=request.to, fingerprint=saved.fingerprint, **trained)
 
 
@@ -171,7 +172,7 @@ def _already_there(request: TrainRequest, identity: str) -> Trained:
             f"{request.pick}",
             remedy="give --to another folder",
         )
-    console.print(f"{request.to} is trained already")
+    logger.info(f"{request.to} is trained already")
     known = {field.name: metrics[field.name] for field in fields(Trained) if field.name in metrics}
     return Trained(uri=request.to, fingerprint=checkpoint.fingerprint, **known)
 
@@ -186,7 +187,7 @@ def _checked_workers(request: TrainRequest) -> str:
             f"{request.workers} workers need one {what} each, and the cluster has {there}",
             remedy="give fewer --workers" + (", or --cpu" if request.gpu else ""),
         )
-    return choose_way(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
+    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
 
 
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:
@@ -208,7 +209,7 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     try:
         with (
             stopping_on_sigterm(board) as terminated,
-            progress("train", "passes", lambda: standing_once_begun(board, over)),
+            progress("train", "passes", lambda: wait_for_first_progress(board, over)),
         ):
             try:
                 result = trainer.fit()
@@ -224,10 +225,9 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     state = state_of(result.checkpoint)
     if state.stage < len(recipe.stages) and terminated.is_set():
         stage = recipe.stages[state.stage]
-        console.print(
+        logger.info(
             f"stopped by SIGTERM in stage {stage.name}, epoch {state.epoch + 1} of {stage.epochs}, after "
-            f"{state.totals.pictures:,} of its pictures; the same command continues there",
-            soft_wrap=True,
+            f"{state.totals.pictures:,} of its pictures; the same command continues there"
         )
         raise SystemExit(TERMINATED)
     remove_features(folder)
@@ -237,9 +237,9 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     return state
 
 
-def _report(destination: Store, card: Card, told: Told, folder: Store) -> None:
+def _report(destination: Store, card: Card, told: ReportInputs, folder: Store) -> None:
     """Write the page; a training of hours is not lost for a page that fails."""
     try:
         write_report(destination, card, told, read_log(folder))
     except Exception as error:
-        console.print(f"no report: {type(error).__name__}: {error}")
+        logger.info(f"no report: {type(error).__name__}: {error}")

@@ -30,13 +30,13 @@ from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
 from jobs.runtime.ray_cluster import nodes
-from jobs.train.checkpoints import keep_best, report_state, reported_state
-from jobs.train.distributed import Peers
+from jobs.train.checkpoints import report_state, reported_state, save_best
+from jobs.train.distributed import DistributedContext
 from jobs.train.feature_cache import FeatureFile
-from jobs.train.input import Batches, Rows, Waiting
+from jobs.train.input import Batches, Rows, TimedIterator
 from jobs.train.job import Pictures, Place, TrainJob, Work
 from jobs.train.log import TrainLog, TrainMetrics
-from jobs.train.progress import StepTold, StopAsked, Stopped
+from jobs.train.progress import StepCallback, Stopped, StopRequested
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -74,13 +74,13 @@ class _Worker:
         self.recipe = recipe_of(job.recipe)
         context = train.get_context()
         self.device = get_device()
-        self.peers = Peers(context.get_world_rank(), context.get_world_size(), self.device)
+        self.peers = DistributedContext(context.get_world_rank(), context.get_world_size(), self.device)
         self.batches = Batches(job, self.recipe, self.peers)
         self.work = Work(self.recipe, len(job.training), len(job.held))
         self.folder = open_store(job.folder)
         self.log = TrainLog(self.folder) if self.peers.first else None
         self.metrics = TrainMetrics(self.peers.rank)
-        self.stop = StopAsked(board) if self.peers.first else None
+        self.stop = StopRequested(board) if self.peers.first else None
 
     def run(self) -> None:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
@@ -133,7 +133,7 @@ class _Worker:
             place.totals = Totals()
             self.write("epoch", pictures_seen=place.seen, **entry)
             if best and self.peers.first and len(self.job.held):
-                keep_best(
+                save_best(
                     self.folder, network, ready.average, self._final(place, predictions), self.recipe.seed
                 )
             if last and number + 1 == len(self.recipe.stages):
@@ -152,11 +152,11 @@ class _Worker:
         stage, epoch, before = self.recipe.stages[number], place.epoch, place.totals
         rows = self.batches.rows(number, epoch)
         first = before.pictures // self.peers.world // self.batches.share
-        waiting = Waiting(ready.batches(epoch, rows[first * self.batches.share :]))
+        waiting = TimedIterator(ready.batches(epoch, rows[first * self.batches.share :]))
         mine = before if self.peers.first else Totals()  # a sum over workers shall count them once
         begun = time.monotonic()
         steps = -(-len(rows) // self.batches.share)
-        told = StepTold(self, stage, number, place, waiting, ready.optimizer, mine, steps)
+        told = StepCallback(self, stage, number, place, waiting, ready.optimizer, mine, steps)
         result = train_epoch(
             ready.module,
             ready.optimizer,

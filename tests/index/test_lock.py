@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from index.lock import held
+from index.lock import acquire
 from infra.errors import Locked, SchemaMismatch
 from infra.store import Store, StoreSettings, open_store
 
 HOLD = """
 import sys, time
-from index.lock import held
+from index.lock import acquire
 from infra.store import open_store
-with held(open_store(sys.argv[1]), "rows", "a load of alias vehicles"):
+with acquire(open_store(sys.argv[1]), "rows", "a load of alias vehicles"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -37,7 +37,7 @@ def test_one_of_many_gets_it_and_the_others_are_told_who(places: Store) -> None:
     def attempt(number: int) -> str:
         start.wait()
         try:
-            with held(places, "rows", "a load"):
+            with acquire(places, "rows", "a load"):
                 all_told.wait(30)  # so nobody comes after its end
         except Locked as refused:
             all_told.wait(30)
@@ -52,22 +52,22 @@ def test_one_of_many_gets_it_and_the_others_are_told_who(places: Store) -> None:
 
 @pytest.mark.integration
 def test_it_is_given_back_also_after_an_error(places: Store) -> None:
-    with pytest.raises(RuntimeError), held(places, "rows", "a load"):
+    with pytest.raises(RuntimeError), acquire(places, "rows", "a load"):
         raise RuntimeError
-    with held(places, "rows", "a load"):
+    with acquire(places, "rows", "a load"):
         pass
 
 
 def test_locks_of_two_names_do_not_meet(store: Store) -> None:
-    with held(store, "rows", "a load"), held(store, "alias-a", "a promotion"):
+    with acquire(store, "rows", "a load"), acquire(store, "alias-a", "a promotion"):
         pass
 
 
 def test_the_refusal_says_what_is_under_way_who_does_it_and_when_it_ends(store: Store) -> None:
     with (
-        held(store, "rows", "a load of alias vehicles"),
+        acquire(store, "rows", "a load of alias vehicles"),
         pytest.raises(Locked) as refused,
-        held(store, "rows", "an erasure"),
+        acquire(store, "rows", "an erasure"),
     ):
         pass
     assert "a load of alias vehicles is under way: " in refused.value.message
@@ -76,18 +76,18 @@ def test_the_refusal_says_what_is_under_way_who_does_it_and_when_it_ends(store: 
 
 
 def test_it_is_renewed_for_as_long_as_it_is_held(store: Store) -> None:
-    with held(store, "rows", "a load", seconds=0.6) as lock:
+    with acquire(store, "rows", "a load", seconds=0.6) as lock:
         time.sleep(1.5)
         lock.require()
-        with pytest.raises(Locked), held(store, "rows", "a load"):
+        with pytest.raises(Locked), acquire(store, "rows", "a load"):
             pass
 
 
 def test_a_lock_that_ran_out_is_taken_over_and_its_late_owner_notices(store: Store) -> None:
-    with held(store, "rows", "a load") as mine:
+    with acquire(store, "rows", "a load") as mine:
         expired = store.get("locks/rows.json").replace(b'"expires": ', b'"expires": -')
         store.put("locks/rows.json", expired)
-        with held(store, "rows", "another load") as theirs:
+        with acquire(store, "rows", "another load") as theirs:
             mine._done.set()
             mine._done.clear()
             with pytest.raises(Exception, match="changed"):
@@ -99,17 +99,17 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(store: Store) -> Non
     with subprocess.Popen([sys.executable, "-c", HOLD, store.uri], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"held\n"
-        with pytest.raises(Locked, match=f"process {owner.pid}"), held(store, "rows", "a load"):
+        with pytest.raises(Locked, match=f"process {owner.pid}"), acquire(store, "rows", "a load"):
             pass
         owner.kill()
         owner.wait()
-        with held(store, "rows", "a load"):
+        with acquire(store, "rows", "a load"):
             pass
 
 
 def test_storage_that_is_away_for_too_long_costs_the_lock(tmp_path: Path) -> None:
     store = Store(str(tmp_path), StoreSettings())
-    with held(store, "rows", "a load", seconds=0.4) as lock:
+    with acquire(store, "rows", "a load", seconds=0.4) as lock:
         (tmp_path / "locks").rename(tmp_path / "away")
         time.sleep(0.8)
         with pytest.raises(Locked, match="ran out"):
@@ -118,5 +118,8 @@ def test_storage_that_is_away_for_too_long_costs_the_lock(tmp_path: Path) -> Non
 
 def test_something_else_in_its_place_is_named(store: Store) -> None:
     store.put("locks/rows.json", b"[]")
-    with pytest.raises(SchemaMismatch, match=r"locks/rows\.json is no lock"), held(store, "rows", "a load"):
+    with (
+        pytest.raises(SchemaMismatch, match=r"locks/rows\.json is no lock"),
+        acquire(store, "rows", "a load"),
+    ):
         pass

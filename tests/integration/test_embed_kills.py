@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from index.archive.manifest import crop_id_of
-from index.runs.accounting import ids_of
+from index.runs.accounting import crop_ids
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards
 from infra.store import open_store
@@ -147,7 +147,7 @@ def prove(job: Job) -> None:
     run = job.run()
     assert run.summary.listed == run.summary.embedded + run.summary.quarantined + run.summary.duplicates
     rows = list(read_shards(run.store, run.shard_keys()))
-    ids = np.concatenate([ids_of(batch) for batch in rows] + [ids_of(run.quarantine())])
+    ids = np.concatenate([crop_ids(batch) for batch in rows] + [crop_ids(run.quarantine())])
     keys = sorted(path for path in (job.folder / "archive").rglob("*.jpg"))
     assert sorted(ids.tolist()) == sorted(crop_id_of(str(path.resolve())) for path in keys)
     for batch in rows:

@@ -80,7 +80,7 @@ class User:
         return [json.loads(self.store.get(key)) for key in sorted(found)]
 
     def states(self) -> list[str]:
-        return sorted(entry.state for entry in records.entries(self.store))
+        return sorted(entry.state for entry in records.list_records(self.store))
 
 
 def user(store: Store, milvus: str, more: dict[str, str]) -> User:
@@ -159,14 +159,14 @@ def test_a_loader_that_is_killed_after_its_last_import_is_finished_and_not_built
     def both_completed() -> None:
         with connect(milvus_server.uri, milvus_server.token) as milvus:
             while True:
-                (entry,) = records.entries(someone.store)
+                (entry,) = records.list_records(someone.store)
                 states = [one.state_name for one in milvus.bulk_inserts(entry.name)]
                 if states == ["Completed", "Completed"]:
                     return
                 time.sleep(0.05)
 
     assert kill_in_the_middle(someone, command, sigkill, wait=both_completed) == -signal.SIGKILL
-    (half,) = records.entries(someone.store)
+    (half,) = records.list_records(someone.store)
     assert half.state == "loading"
 
     loaded = someone.json(*command)

@@ -12,7 +12,7 @@ import pytest
 
 from index.filters import Filters
 from index.generations import records
-from index.generations.erasure import Wanted, forget
+from index.generations.erasure import EraseSelection, forget
 from index.generations.gate import check_gate
 from index.generations.load import LoadOptions, Progress, load_runs
 from index.generations.load_plan import plan_load
@@ -21,7 +21,7 @@ from index.generations.reconcile import reconcile
 from index.generations.upsert import load_into_live
 from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
-from index.milvus.collection import Generation, ids_in
+from index.milvus.collection import Generation, fetch_ids
 from index.milvus.search import search
 from index.runs.run import Run
 from infra.errors import BadInput, FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
@@ -122,7 +122,7 @@ def inserted(milvus: Milvus, own_store: Store, foreign_store: Store, finished_ru
 def test_shards_in_the_servers_bucket_are_imported_row_for_row(
     milvus: Milvus, own_store: Store, imported: Generation, imported_runs: list[Run]
 ) -> None:
-    assert collection.count(milvus, imported) == 500
+    assert collection.row_count(milvus, imported) == 500
     plan = plan_load(imported_runs, latest_wins=True)
     rows = milvus.call("query", imported.name, filter="crop_id >= 0", output_fields=["embedding"], limit=1000)
     stored = {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in rows}
@@ -138,14 +138,14 @@ def test_shards_in_the_servers_bucket_are_imported_row_for_row(
 
 
 def test_the_generation_tells_its_facts_on_a_server_too(milvus: Milvus, imported: Generation) -> None:
-    assert collection.find(milvus, imported.name) == imported
+    assert collection.get_generation(milvus, imported.name) == imported
     assert imported.run_ids == ("old", "new")
 
 
 def test_shards_in_another_bucket_are_inserted(
     milvus: Milvus, own_store: Store, inserted: Generation
 ) -> None:
-    assert collection.count(milvus, inserted) == 300
+    assert collection.row_count(milvus, inserted) == 300
     entry = records.read(own_store, inserted.name)
     assert entry is not None
     assert entry.target == "stream_insert"
@@ -194,7 +194,7 @@ def test_increment_erasure_rebuild_and_verification_on_a_server(
 
     # An erasure goes through every generation of the server: a camera alone would hit the other tests' rows.
     here = tuple(np.concatenate([run.manifest()["crop_id"].to_numpy() for run in (first, second)]).tolist())
-    wanted = Wanted(cameras=("cam-1",), crop_ids=here)
+    wanted = EraseSelection(cameras=("cam-1",), crop_ids=here)
     receipt = forget(milvus, foreign_store, [first, second], wanted, reason="test", dry_run=False)
     erased = next(one for one in receipt.generations if one.generation == live.name)
     assert (erased.rows_before, erased.rows_after, erased.left) == (108, 108 - erased.matching, 0)
@@ -203,8 +203,8 @@ def test_increment_erasure_rebuild_and_verification_on_a_server(
     assert found.differences == ()
 
     rebuilt = load_runs(milvus, foreign_store, [first, second], alias="nightly", latest_wins=True)
-    assert collection.count(milvus, rebuilt) == erased.rows_after
-    assert ids_in(milvus, rebuilt.name, wanted.expression()).size == 0
+    assert collection.row_count(milvus, rebuilt) == erased.rows_after
+    assert fetch_ids(milvus, rebuilt.name, wanted.expression()).size == 0
 
 
 def test_gate_promotion_and_rollback_on_a_server(
@@ -215,9 +215,9 @@ def test_gate_promotion_and_rollback_on_a_server(
     assert (report.rows_expected, report.rows_indexed) == (500, 500)
     promote(milvus, own_store, imported.name)
     promote(milvus, own_store, inserted.name, force="test")
-    assert collection.live(milvus, "swapped") == inserted
+    assert collection.live_generation(milvus, "swapped") == inserted
     assert rollback(milvus, own_store, "swapped") == imported
-    assert collection.live(milvus, "swapped") == imported
+    assert collection.live_generation(milvus, "swapped") == imported
 
 
 def test_the_alias_moves_under_constant_queries_without_an_error_or_a_mixed_answer(
@@ -285,7 +285,7 @@ def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
     with pytest.raises(BadInput, match=r"alias nowhere at .* points to nothing"):
         search(milvus, "nowhere", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
     promote(milvus, own_store, second.name, force="test")
-    assert collection.live(milvus, "nowhere") == second
+    assert collection.live_generation(milvus, "nowhere") == second
 
 
 class Dying:
@@ -320,7 +320,7 @@ class Dying:
             assert time.monotonic() - self.died < 25
             with pytest.raises(IndexUnreachable, match="does not answer"):
                 search(milvus, "clvr", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
-        (half,) = records.entries(self.store, "clvr")
+        (half,) = records.list_records(self.store, "clvr")
         assert half.state == "loading"
         return half.name
 
@@ -348,7 +348,7 @@ def test_a_load_that_a_crash_cut_off_is_dropped_and_built_again(dying: Dying) ->
     dying.server.restart()
     with connect(dying.server.uri, dying.server.token) as milvus:
         whole = dying.load(milvus)
-        assert collection.count(milvus, whole) == 60
+        assert collection.row_count(milvus, whole) == 60
         assert collection.list_generations(milvus) == [whole]
     entry = records.read(dying.store, half)
     assert entry is not None

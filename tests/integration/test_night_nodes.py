@@ -18,9 +18,9 @@ from clvr_model.embedder import Embeddings
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.generations.load import verify_generation
-from jobs.reindex.job import DO, reindex
+from jobs.reindex.job import STEP_FUNCTIONS, reindex
 from jobs.reindex.plan import NightRequest
-from jobs.reindex.steps import AtWork
+from jobs.reindex.steps import ReindexContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -68,8 +68,10 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
             time.sleep(0.02)
         lose_a_node("embed")
 
-    def losing(phase: str, work: Callable[[AtWork], dict[str, Any]]) -> Callable[[AtWork], dict[str, Any]]:
-        def do(at: AtWork) -> dict[str, Any]:
+    def losing(
+        phase: str, work: Callable[[ReindexContext], dict[str, Any]]
+    ) -> Callable[[ReindexContext], dict[str, Any]]:
+        def do(at: ReindexContext) -> dict[str, Any]:
             lose_a_node(phase)
             cluster.add_node(**node)
             return work(at)
@@ -77,7 +79,7 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
         return do
 
     for phase in ("load", "gate", "promote", "retention"):
-        monkeypatch.setitem(DO, phase, losing(phase, DO[phase]))
+        monkeypatch.setitem(STEP_FUNCTIONS, phase, losing(phase, STEP_FUNCTIONS[phase]))
     try:
         for _ in range(2):
             cluster.add_node(**node)

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from infra.errors import BadSetting
 from jobs.search.searcher import Searcher
-from jobs.serve.access import Guard, Limits
+from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_app
 from jobs.serve.request import ServeRequest, guard_of
 
@@ -29,7 +29,7 @@ TOKEN = "a-token-that-is-long-enough"
 class Served:
     """A server on a free port of the loopback, in a thread."""
 
-    def __init__(self, searcher: Searcher, guard: Guard, limits: Limits) -> None:
+    def __init__(self, searcher: Searcher, guard: AccessPolicy, limits: Limits) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -86,7 +86,7 @@ def served(searcher: Searcher) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def locked(searcher: Searcher) -> Iterator[Served]:
-    server = Served(searcher, Guard(TOKEN), Limits(1 << 20))
+    server = Served(searcher, AccessPolicy(TOKEN), Limits(1 << 20))
     yield server
     server.stop()
 

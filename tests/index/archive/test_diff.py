@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from index.archive.diff import compare, days_of, within
-from index.archive.listing import days_since, survey_archive
+from index.archive.diff import days_of, diff_manifests, in_lookback
+from index.archive.listing import days_since, list_crops
 from index.archive.manifest import crop_id_of
-from index.runs.lineage import committed, lineage
+from index.runs.lineage import known_crops, lineage
 from index.runs.run import Run
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting
@@ -58,7 +58,7 @@ def test_new_changed_and_vanished_crops_are_told_apart(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     run_of(store, "base", {"a.jpg": "1", "b.jpg": "1", "gone.jpg": "1", "d.jpg": ""})
     now = manifest({"a.jpg": "1", "b.jpg": "2", "c.jpg": "1", "d.jpg": "7"})
-    changes = compare(now, committed(store, "base"))
+    changes = diff_manifests(now, known_crops(store, "base"))
     assert keys(changes.fresh["uri"]) == ["b.jpg", "c.jpg"]
     assert (changes.new, changes.changed, changes.unchanged) == (1, 1, 2)
     assert keys(changes.vanished) == ["gone.jpg"]
@@ -69,21 +69,21 @@ def test_a_chain_of_runs_is_one_state_and_the_latest_counts(tmp_path: Path) -> N
     run_of(store, "1", {"a.jpg": "old", "b.jpg": "1"})
     run_of(store, "2", {"a.jpg": "new", "c.jpg": "1"}, since_run="1")
     run_of(store, "3", {"d.jpg": "1"}, since_run="2")
-    before = committed(store, "3")
+    before = known_crops(store, "3")
     assert dict(zip(keys(before["uri"]), ["new", "1", "1", "1"], strict=True)) == {
         uri.removeprefix(f"{ARCHIVE}/"): etag
         for uri, etag in zip(before["uri"].to_pylist(), before["etag"].to_pylist(), strict=True)
     }
-    changes = compare(manifest({"a.jpg": "new", "b.jpg": "1", "c.jpg": "1", "d.jpg": "1"}), before)
+    changes = diff_manifests(manifest({"a.jpg": "new", "b.jpg": "1", "c.jpg": "1", "d.jpg": "1"}), before)
     assert (changes.new, changes.changed, len(changes.vanished)) == (0, 0, 0)
 
 
 def test_what_lies_before_the_window_has_not_vanished(tmp_path: Path) -> None:
     before = manifest({"dt=2026-11-01/a.jpg": "1", "dt=20261120/b.jpg": "1", "loose.jpg": "1"})
     assert sorted(days_of(before["uri"], ARCHIVE).values()) == [date(2026, 11, 1), date(2026, 11, 20)]
-    shown = within(before["uri"], ARCHIVE, date(2026, 11, 19))
+    shown = in_lookback(before["uri"], ARCHIVE, date(2026, 11, 19))
     assert shown.to_pylist() == [False, True, False]
-    changes = compare(manifest({"dt=2026-11-21/c.jpg": "1"}), before, shown=shown)
+    changes = diff_manifests(manifest({"dt=2026-11-21/c.jpg": "1"}), before, shown=shown)
     assert keys(changes.vanished) == ["dt=20261120/b.jpg"]
 
 
@@ -91,7 +91,7 @@ def test_a_window_lists_only_its_days(tmp_path: Path) -> None:
     archive = open_store(str(tmp_path))
     for key in ("dt=2026-11-01/cam=1/a.jpg", "dt=2026-11-20/cam=1/b.jpg", "dt=2026-11-21/c.jpg"):
         archive.put(key, b"x")
-    found = survey_archive(archive, since=date(2026, 11, 20)).manifest["uri"].to_pylist()
+    found = list_crops(archive, since=date(2026, 11, 20)).manifest["uri"].to_pylist()
     assert [uri.rpartition("/")[2] for uri in found] == ["b.jpg", "c.jpg"]
 
 
@@ -106,9 +106,9 @@ def test_a_crop_that_vanished_is_said_once_and_is_new_when_it_comes_back(tmp_pat
     store = open_store(str(tmp_path))
     run_of(store, "night1", {"a.jpg": "1", "b.jpg": "1"})
     run_of(store, "night2", {"c.jpg": "1"}, gone=("b.jpg",), since_run="night1")
-    still_gone = compare(manifest({"a.jpg": "1", "c.jpg": "1"}), committed(store, "night2"))
+    still_gone = diff_manifests(manifest({"a.jpg": "1", "c.jpg": "1"}), known_crops(store, "night2"))
     assert (still_gone.new, still_gone.unchanged, len(still_gone.vanished)) == (0, 2, 0)
-    back = compare(manifest({"a.jpg": "1", "b.jpg": "1", "c.jpg": "1"}), committed(store, "night2"))
+    back = diff_manifests(manifest({"a.jpg": "1", "b.jpg": "1", "c.jpg": "1"}), known_crops(store, "night2"))
     assert keys(back.fresh["uri"]) == ["b.jpg"]
     assert (back.new, back.unchanged) == (1, 2)
 
@@ -119,5 +119,5 @@ def test_a_run_may_consist_of_nothing_but_vanished_crops(tmp_path: Path) -> None
     run_of(store, "night2", {}, gone=("b.jpg",), since_run="night1")
     summary = Run.open(store, "night2").finish()
     assert (summary.listed, summary.embedded, summary.shards) == (0, 0, ())
-    assert keys(committed(store, "night2")["uri"]) == ["a.jpg"]
+    assert keys(known_crops(store, "night2")["uri"]) == ["a.jpg"]
     assert [run.run_id for run in lineage(store, "night2")] == ["night1", "night2"]

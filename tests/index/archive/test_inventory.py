@@ -14,7 +14,7 @@ import pytest
 
 from index.archive.inventory import is_inventory, read_inventory
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import survey_archive
+from index.archive.listing import list_crops
 from infra.errors import BadInput, EmptyArchive
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store
@@ -82,7 +82,7 @@ def _word(value: bool) -> str:
 @pytest.mark.parametrize("kind", ["Parquet", "CSV"])
 def test_it_says_what_a_listing_says(archive: Store, kind: str) -> None:
     read = read_inventory(write(archive, kind), archive=archive, pattern=PATTERN, settings=archive.settings)
-    listed = survey_archive(archive, pattern=PATTERN)
+    listed = list_crops(archive, pattern=PATTERN)
     names = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "track_id"]
     assert read.manifest.select(names).equals(listed.manifest.select(names))
     assert (read.ignored, read.unmatched) == (listed.ignored, listed.unmatched) == (1, 1)

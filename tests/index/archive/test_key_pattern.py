@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index.archive.key_pattern import KeyFacts, KeyPattern
+from index.archive.key_pattern import KeyFields, KeyPattern
 from index.schema import MAX_NAME_BYTES, UNKNOWN_TIME
 from infra.errors import BadSetting
 
@@ -27,7 +27,7 @@ MIDNIGHT = 1_795_305_600_000  # 2026-11-22T00:00:00Z
 )
 def test_a_time_may_be_written_in_four_forms(written: str, captured_at: int) -> None:
     facts = ARCHIVE.match(f"dt=2026-11-22/cam=004/{written}_t7.jpg")
-    assert facts == KeyFacts("004", captured_at, "t7")
+    assert facts == KeyFields("004", captured_at, "t7")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_other_keys_do_not_match(key: str) -> None:
 
 
 def test_fields_that_the_pattern_does_not_name_are_unknown() -> None:
-    assert KeyPattern("{*}/{camera_id}.png").match("any thing/k 1.png") == KeyFacts("k 1", UNKNOWN_TIME, "")
+    assert KeyPattern("{*}/{camera_id}.png").match("any thing/k 1.png") == KeyFields("k 1", UNKNOWN_TIME, "")
     assert KeyPattern("{*}.png").match("deep/er.png") is None
 
 
@@ -93,5 +93,5 @@ def test_any_moment_is_read_back_from_the_compact_form(moment: datetime) -> None
 
 @given(text=st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=30))
 def test_plain_text_in_a_pattern_stands_for_itself(text: str) -> None:
-    assert KeyPattern(text + "{track_id}").match(text + "7") == KeyFacts("", UNKNOWN_TIME, "7")
+    assert KeyPattern(text + "{track_id}").match(text + "7") == KeyFields("", UNKNOWN_TIME, "7")
     assert KeyPattern(text + "{track_id}").match("x" + text + "7") is None or text.startswith("x") or not text

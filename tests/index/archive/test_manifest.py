@@ -12,14 +12,19 @@ from hypothesis import strategies as st
 
 from index.archive.key_pattern import KeyPattern
 from index.archive.labels import with_labels
-from index.archive.listing import list_archive, survey_archive
-from index.archive.manifest import canonical, check_unique, crop_id_of, manifest_digest, read_manifest
+from index.archive.listing import list_archive, list_crops
+from index.archive.manifest import (
+    crop_id_of,
+    drop_duplicates,
+    manifest_digest,
+    normalize_manifest,
+    read_manifest,
+)
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import (
     BadInput,
     BadLabels,
     BucketMissing,
-    CorruptShard,
     DuplicateCropId,
     EmptyArchive,
     ObjectMissing,
@@ -68,7 +73,7 @@ class TestCropId:
 
 class TestListing:
     def test_has_a_row_for_each_picture_with_what_its_key_says(self, archive: Store) -> None:
-        listing = survey_archive(archive, pattern=PATTERN)
+        listing = list_crops(archive, pattern=PATTERN)
         assert listing.manifest.schema.equals(MANIFEST_SCHEMA)
         assert (listing.manifest.num_rows, listing.ignored, listing.unmatched) == (12, 0, 0)
         first = listing.manifest.slice(0, 1).to_pylist()[0]
@@ -89,7 +94,7 @@ class TestListing:
 
     def test_keeps_keys_that_the_pattern_misses_and_counts_them(self, archive: Store) -> None:
         archive.put("dt=2026-11-21/cam=001/strange.jpg", b"crop")
-        listing = survey_archive(archive, pattern=PATTERN)
+        listing = list_crops(archive, pattern=PATTERN)
         assert (listing.manifest.num_rows, listing.unmatched) == (13, 1)
         strange = listing.manifest.filter(pa.compute.match_substring(listing.manifest["uri"], "strange"))
         assert strange.select(["camera_id", "captured_at", "track_id"]).to_pylist() == [
@@ -110,7 +115,7 @@ class TestListing:
             "dt=1/_SUCCESS",
         ):
             store.put(key, b"x")
-        listing = survey_archive(store, pattern=None)
+        listing = list_crops(store, pattern=None)
         assert (listing.manifest.num_rows, listing.ignored, listing.unmatched) == (5, 4, 0)
 
     def test_goes_on_where_only_some_folders_are_partitions(self, archive: Store) -> None:
@@ -134,7 +139,7 @@ class TestListing:
             store.put(f"dt=2026-11-2{number % 3}/cam=00{number % 2}/{1795219200 + number}_t.jpg", b"crop")
         store.put("dt=2026-11-20/loose.jpg", b"crop")
         store.put("readme.txt", b"x")
-        one, many = (survey_archive(store, pattern=PATTERN, workers=workers) for workers in (1, 16))
+        one, many = (list_crops(store, pattern=PATTERN, workers=workers) for workers in (1, 16))
         assert (many.manifest.num_rows, many.ignored, many.unmatched) == (31, 1, 1)
         assert one.manifest.equals(many.manifest)
         assert many.manifest["uri"][0].as_py().startswith(f"{bucket}/crops/dt=2026-11-20/")
@@ -143,40 +148,42 @@ class TestListing:
 class TestCanonicalForm:
     def test_sorts_by_uri_and_puts_the_newest_of_equal_uris_first(self) -> None:
         old, new, other = row("b", last_modified=1), row("b", last_modified=2), row("a")
-        assert canonical(table(old, new, other)).to_pylist() == [other, new, old]
+        assert normalize_manifest(table(old, new, other)).to_pylist() == [other, new, old]
 
     def test_brings_columns_into_order_and_type(self) -> None:
         wide = table(row("a")).append_column("more", pa.array([1]))
         wide = wide.set_column(3, "size", pa.array([1], pa.int32())).select(wide.schema.names[::-1])
-        assert canonical(wide).equals(table(row("a")))
+        assert normalize_manifest(wide).equals(table(row("a")))
 
     def test_refuses_missing_columns_nulls_and_other_types(self) -> None:
         with pytest.raises(SchemaMismatch, match="lacks the columns etag, uri"):
-            canonical(table(row("a")).drop_columns(["uri", "etag"]))
+            normalize_manifest(table(row("a")).drop_columns(["uri", "etag"]))
         with pytest.raises(SchemaMismatch, match="1 nulls in column camera_id"):
-            canonical(table(row("a", camera_id=None)))
+            normalize_manifest(table(row("a", camera_id=None)))
         with pytest.raises(SchemaMismatch, match="another type"):
-            canonical(table(row("a")).set_column(3, "size", pa.array(["big"])))
+            normalize_manifest(table(row("a")).set_column(3, "size", pa.array(["big"])))
 
 
 class TestUniqueness:
     def test_counts_and_drops_uris_that_are_listed_again(self) -> None:
-        kept, duplicates = check_unique(table(row("a", size=1), row("b"), row("a", size=2), row("a", size=3)))
+        kept, duplicates = drop_duplicates(
+            table(row("a", size=1), row("b"), row("a", size=2), row("a", size=3))
+        )
         assert duplicates == 2
         assert kept.to_pylist() == [row("a", size=1), row("b")]
 
     def test_of_unique_rows_changes_nothing(self) -> None:
         rows = table(row("b"), row("a"))
-        assert check_unique(rows) == (rows, 0)
+        assert drop_duplicates(rows) == (rows, 0)
 
     def test_refuses_two_uris_of_one_crop_id_and_names_both(self) -> None:
         with pytest.raises(DuplicateCropId, match=r"1 pairs.*7 \(a and b\)"):
-            check_unique(table(row("a", crop_id=7), row("c"), row("b", crop_id=7)))
+            drop_duplicates(table(row("a", crop_id=7), row("c"), row("b", crop_id=7)))
 
     @settings(deadline=None)
     @given(st.lists(st.sampled_from("abcdef"), max_size=20))
     def test_never_loses_a_uri(self, uris: list[str]) -> None:
-        kept, duplicates = check_unique(table(*map(row, uris)))
+        kept, duplicates = drop_duplicates(table(*map(row, uris)))
         assert kept["uri"].to_pylist() == list(dict.fromkeys(uris))
         assert kept.num_rows + duplicates == len(uris)
 
@@ -311,5 +318,5 @@ class TestKeyLists:
         with pytest.raises(ObjectMissing, match=r"none\.parquet"):
             read_manifest(str(tmp_path / "none.parquet"))
         (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
-        with pytest.raises(CorruptShard, match=r"broken\.parquet"):
+        with pytest.raises(BadInput, match=r"broken\.parquet"):
             read_manifest(str(tmp_path / "broken.parquet"))

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Labelled, Split, chance_curve, cmc, cmc_of_splits
+from index.evaluation.cmc import LabeledFeatures, Split, chance_curve, cmc, cmc_of_splits
 from index.exact import numba_kernels, rank_counting, tiles
-from index.exact.tiles import Ready
+from index.exact.tiles import PreparedBlock
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 
@@ -19,12 +19,12 @@ from infra.errors import BadInput, BadLabels, UnmatchedProbe
 def product(request: pytest.FixtureRequest) -> Iterator[str]:
     """Everything here holds by either product, on processors too that would not choose the second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_counting, "bf16_pays", lambda *_, **__: request.param == "bfloat16")
+        patch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: request.param == "bfloat16")
         yield request.param
 
 
 def reference(
-    probes: Labelled, gallery: Labelled, *, same_camera_is_junk: bool = False
+    probes: LabeledFeatures, gallery: LabeledFeatures, *, same_camera_is_junk: bool = False
 ) -> tuple[NDArray[np.int64], float, float]:
     """Ranks of the first true match, mAP and mINP by a full distance matrix and a stable sort, in float64."""
     difference = probes.features.astype(np.float64)[:, None] - gallery.features[None]
@@ -50,7 +50,9 @@ def reference(
     return np.array(ranks), float(np.mean(precisions or [0])), float(np.mean(penalties or [0]))
 
 
-def assert_equal(probes: Labelled, gallery: Labelled, *, junk: bool = False, block: int = 2048) -> None:
+def assert_equal(
+    probes: LabeledFeatures, gallery: LabeledFeatures, *, junk: bool = False, block: int = 2048
+) -> None:
     ranks, mean_ap, mean_inp = reference(probes, gallery, same_camera_is_junk=junk)
     found = cmc(probes, gallery, block=block, max_rank=20, same_camera_is_junk=junk, skip_unmatched=True)
     assert found.ranks.tolist() == ranks.tolist()
@@ -61,8 +63,10 @@ def assert_equal(probes: Labelled, gallery: Labelled, *, junk: bool = False, blo
     assert (found.probes, found.skipped) == (len(counted), len(ranks) - len(counted))
 
 
-def labelled(rng: np.random.Generator, rows: int, vehicles: int, features: NDArray[np.float32]) -> Labelled:
-    return Labelled(
+def labelled(
+    rng: np.random.Generator, rows: int, vehicles: int, features: NDArray[np.float32]
+) -> LabeledFeatures:
+    return LabeledFeatures(
         features, rng.integers(0, vehicles, rows), np.array([f"{c:03d}" for c in rng.integers(0, 3, rows)])
     )
 
@@ -119,18 +123,18 @@ def test_equals_the_reference_on_near_ties_around_one_outlier() -> None:
 
 
 def test_equal_distances_rank_by_gallery_order() -> None:
-    probe = Labelled(np.zeros((1, 2), np.float32), np.array([7]))
+    probe = LabeledFeatures(np.zeros((1, 2), np.float32), np.array([7]))
     square = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]], np.float32)
     for place in range(4):
         vehicles = np.array([1, 2, 3, 4])
         vehicles[place] = 7
-        assert cmc(probe, Labelled(square, vehicles)).ranks.tolist() == [place + 1]
+        assert cmc(probe, LabeledFeatures(square, vehicles)).ranks.tolist() == [place + 1]
 
 
 def test_many_true_matches_are_searched_to_the_same_result() -> None:
     rng = np.random.default_rng(5)
     features = rng.integers(0, 3, (400, 3)).astype(np.float32)
-    assert numba_kernels._FEW < 400 // 4
+    assert numba_kernels._LINEAR_SEARCH_MAX < 400 // 4
     assert_equal(labelled(rng, 50, 4, features[:50]), labelled(rng, 350, 4, features[50:]), block=101)
 
 
@@ -142,7 +146,7 @@ def test_more_probes_than_one_block() -> None:
 
 def test_the_probe_itself_is_left_out_by_its_crop_id() -> None:
     rng = np.random.default_rng(7)
-    everything = Labelled(
+    everything = LabeledFeatures(
         rng.standard_normal((90, 5)).astype(np.float32), rng.integers(0, 20, 90), None, np.arange(90)
     )
     assert_equal(everything, everything)
@@ -171,7 +175,7 @@ def test_splits_in_one_pass_equal_each_split_alone(
         )
         for _ in range(repeats)
     ]
-    own = Labelled(pictures.features, pictures.vehicle_ids, pictures.camera_ids, np.arange(rows))
+    own = LabeledFeatures(pictures.features, pictures.vehicle_ids, pictures.camera_ids, np.arange(rows))
     alone = []
     for split in splits:
         if not len(split.probes) or not len(split.gallery):
@@ -190,14 +194,16 @@ def test_a_memory_map_is_a_gallery_too(tmp_path: object) -> None:
     mapped = np.memmap(f"{tmp_path}/features.f32", np.float32, "w+", shape=(100, 6))
     mapped[:] = features[:100]
     vehicles = rng.integers(0, 5, 120)
-    assert_equal(Labelled(features[100:], vehicles[100:]), Labelled(mapped, vehicles[:100]), block=17)
+    assert_equal(
+        LabeledFeatures(features[100:], vehicles[100:]), LabeledFeatures(mapped, vehicles[:100]), block=17
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_share_the_blocks_and_leave_torch_as_it_was(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_counting, "_SHARED_FROM", 0)
+    monkeypatch.setattr(rank_counting, "_MIN_MACS_FOR_THREADS", 0)
     rng = np.random.default_rng(12)
     features = rng.integers(0, 3, (150, 4)).astype(np.float32)
     before = torch.get_num_threads()
@@ -216,16 +222,16 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(
 def test_collapsed_features_stand_at_gallery_order() -> None:
     features = np.full((40, 16), 0.3, np.float32)
     vehicles = np.arange(40) % 10
-    found = cmc(Labelled(features[:10], vehicles[:10]), Labelled(features[10:], vehicles[10:]))
+    found = cmc(LabeledFeatures(features[:10], vehicles[:10]), LabeledFeatures(features[10:], vehicles[10:]))
     assert found.ranks.tolist() == list(range(1, 11))
 
 
 def test_all_kernels_score_within_the_stated_bound() -> None:
-    from index.exact.products import Frame, Kernel, OneDnnKernel, error_bound
+    from index.exact.products import Kernel, Normalization, OneDnnKernel, error_bound
 
     rng = np.random.default_rng(9)
     x, y = (rng.random((rows, 1024), dtype=np.float32) for rows in (40, 70))
-    frame = Frame.around(x, y)
+    frame = Normalization.around(x, y)
     probes, gallery = frame.place(x), frame.place(y)
     true = gallery.squares / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
     for kernel in (Kernel(), OneDnnKernel()):
@@ -239,21 +245,23 @@ def test_all_kernels_score_within_the_stated_bound() -> None:
 def test_data_with_most_entries_too_close_to_call_goes_on_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rank_counting, "bf16_pays", lambda *_, **__: True)
-    monkeypatch.setattr(tiles, "_SCORED_FIRST", 1000)
+    monkeypatch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: True)
+    monkeypatch.setattr(tiles, "_MIN_SCORED", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    product = rank_counting._Counter._product
+    product = rank_counting._TileCounter._product
     products: list[bool] = []
 
-    def noted(self: rank_counting._Counter, x: Ready, y: Ready, *, rough: bool) -> torch.Tensor:
+    def noted(
+        self: rank_counting._TileCounter, x: PreparedBlock, y: PreparedBlock, *, rough: bool
+    ) -> torch.Tensor:
         products.append(rough)
         return product(self, x, y, rough=rough)
 
-    monkeypatch.setattr(rank_counting._Counter, "_product", noted)
+    monkeypatch.setattr(rank_counting._TileCounter, "_product", noted)
     rng = np.random.default_rng(11)
     features = (5 + rng.standard_normal((400, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
     vehicles = rng.integers(0, 60, 400)
-    assert_equal(Labelled(features[:60], np.arange(60)), Labelled(features, vehicles), block=64)
+    assert_equal(LabeledFeatures(features[:60], np.arange(60)), LabeledFeatures(features, vehicles), block=64)
     assert products[0] and not products[-1]
 
 
@@ -269,26 +277,26 @@ def test_chance_is_what_random_orders_give() -> None:
 
 
 def test_a_probe_without_a_match_is_refused_by_name() -> None:
-    gallery = Labelled(np.eye(3, dtype=np.float32), np.array([1, 2, 3]))
-    probes = Labelled(np.eye(3, dtype=np.float32)[:2], np.array([2, 99]))
+    gallery = LabeledFeatures(np.eye(3, dtype=np.float32), np.array([1, 2, 3]))
+    probes = LabeledFeatures(np.eye(3, dtype=np.float32)[:2], np.array([2, 99]))
     with pytest.raises(UnmatchedProbe, match=r"1 of 2 probes .* vehicle 99"):
         cmc(probes, gallery)
     assert cmc(probes, gallery, skip_unmatched=True).skipped == 1
 
 
 def test_bad_input_is_refused() -> None:
-    good = Labelled(np.eye(3, dtype=np.float32), np.array([1, 2, 3]))
+    good = LabeledFeatures(np.eye(3, dtype=np.float32), np.array([1, 2, 3]))
     broken = good.features.copy()
     broken[1, 1] = np.nan
     with pytest.raises(BadInput, match="NaN"):
-        cmc(good, Labelled(broken, good.vehicle_ids))
+        cmc(good, LabeledFeatures(broken, good.vehicle_ids))
     with pytest.raises(BadInput, match="dimensions"):
-        cmc(good, Labelled(np.eye(4, dtype=np.float32), np.arange(4)))
+        cmc(good, LabeledFeatures(np.eye(4, dtype=np.float32), np.arange(4)))
     with pytest.raises(BadInput, match="nothing to rank"):
         cmc(good, good.take(np.array([], dtype=np.int64)))
     with pytest.raises(BadLabels, match="camera ids"):
         cmc(good, good, same_camera_is_junk=True)
     with pytest.raises(BadLabels, match="2 vehicle_ids for 3"):
-        Labelled(good.features, np.array([1, 2]))
+        LabeledFeatures(good.features, np.array([1, 2]))
     with pytest.raises(BadInput, match="max_rank"):
         cmc(good, good, max_rank=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from index.evaluation.cmc import Labelled, Ranking, Split, cmc_of_splits
+from index.evaluation.cmc import LabeledFeatures, Ranking, Split, cmc_of_splits
 from index.evaluation.index_recall import index_loss, ranks_through_index
 from index.generations.load import load_runs
 from index.generations.load_plan import plan_load
@@ -17,7 +17,7 @@ def test_ranks_through_the_index_equal_exact_ranks(milvus: Milvus, store: Store,
     crop_ids = np.concatenate([ids for ids, _ in blocks])
     features = np.concatenate([vectors for _, vectors in blocks])
     # Vehicles that do not follow the look: first true matches then stand at all kinds of ranks.
-    pictures = Labelled(features, np.random.default_rng(0).integers(0, 30, 120), None, np.arange(120))
+    pictures = LabeledFeatures(features, np.random.default_rng(0).integers(0, 30, 120), None, np.arange(120))
     everyone = np.arange(120)
     partnered = everyone[np.isin(pictures.vehicle_ids, np.flatnonzero(np.bincount(pictures.vehicle_ids) > 1))]
     split = Split(partnered[::3], np.flatnonzero(everyone % 5 > 0))

@@ -3,27 +3,27 @@
 import numpy as np
 import pytest
 
-from index.evaluation.cmc import Labelled, Split, cmc_of_splits
+from index.evaluation.cmc import LabeledFeatures, Split, cmc_of_splits
 from index.evaluation.metrics import (
     Distances,
     by_camera_pair,
     by_day_part,
     classification,
-    distances_of,
-    normalised,
+    l2_normalized,
+    sample_distances,
 )
 from jobs.pages.charts import class_chart, histogram
 
 HOUR = 3_600_000
 
 
-def pictures() -> Labelled:
+def pictures() -> LabeledFeatures:
     rng = np.random.default_rng(0)
     vehicles = np.repeat(np.arange(12), 4)
     features = (rng.standard_normal((12, 8))[vehicles] + 0.6 * rng.standard_normal((48, 8))).astype(
         np.float32
     )
-    return Labelled(features, vehicles, np.tile(["a", "b", "c", "a"], 12), np.arange(48))
+    return LabeledFeatures(features, vehicles, np.tile(["a", "b", "c", "a"], 12), np.arange(48))
 
 
 def test_tpr_at_fpr_is_a_threshold_on_different_vehicles() -> None:
@@ -37,11 +37,11 @@ def test_tpr_at_fpr_is_a_threshold_on_different_vehicles() -> None:
 def test_distances_are_of_every_pair_that_counts() -> None:
     everything = pictures()
     everyone = np.arange(48)
-    found = distances_of(everything, Split(everyone, everyone))
+    found = sample_distances(everything, Split(everyone, everyone))
     assert (len(found.same), len(found.different), found.probes) == (48 * 3, 48 * 44, 48)
     true = np.linalg.norm(everything.features[0] - everything.features[1])
     assert np.abs(found.same - true).min() < 1e-5
-    junk = distances_of(everything, Split(everyone, everyone), junk=True)
+    junk = sample_distances(everything, Split(everyone, everyone), junk=True)
     assert len(junk.same) == 48 * 3 - 12 * 2  # the two by camera a do not count for each other
     assert found.same.mean() < found.different.mean()
 
@@ -92,5 +92,5 @@ def test_the_histogram_has_one_scale_for_both() -> None:
 
 
 def test_normalised_rows_have_length_one_and_zeros_stay() -> None:
-    rows = normalised(np.array([[3, 4], [0, 0]], np.float32))
+    rows = l2_normalized(np.array([[3, 4], [0, 0]], np.float32))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.evaluation.protocols import (
-    draw,
+    draw_splits,
     evaluate_protocol,
     leave_one_out,
     vehicleid_common,
@@ -41,17 +41,19 @@ def test_common_is_the_reverse_of_paper() -> None:
 
 
 def test_every_picture_is_drawn_equally_often() -> None:
-    drawn = np.concatenate([split.probes for split in draw("vehicleid-paper", IDS, repeats=3000, seed=1)])
+    drawn = np.concatenate(
+        [split.probes for split in draw_splits("vehicleid-paper", IDS, repeats=3000, seed=1)]
+    )
     assert np.bincount(drawn, minlength=8) / 3000 == pytest.approx(
         [1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2, 0, 1 / 2, 1 / 2], abs=0.03
     )
 
 
 def test_a_repeat_depends_on_its_seed_and_number_only() -> None:
-    few = draw("vehicleid-common", IDS, repeats=3, seed=7)
-    many = draw("vehicleid-common", IDS, repeats=9, seed=7)
+    few = draw_splits("vehicleid-common", IDS, repeats=3, seed=7)
+    many = draw_splits("vehicleid-common", IDS, repeats=9, seed=7)
     assert [s.gallery.tolist() for s in few] == [s.gallery.tolist() for s in many[:3]]
-    other = draw("vehicleid-common", IDS, repeats=9, seed=8)
+    other = draw_splits("vehicleid-common", IDS, repeats=9, seed=8)
     assert [s.gallery.tolist() for s in many] != [s.gallery.tolist() for s in other]
 
 
@@ -93,11 +95,11 @@ def test_the_summary_names_protocol_seed_and_exclusion() -> None:
 
 def test_bad_requests_are_refused() -> None:
     with pytest.raises(BadSetting, match="unknown protocol 'market'"):
-        draw("market", IDS)
+        draw_splits("market", IDS)
     with pytest.raises(BadSetting, match="repeats is 0"):
-        draw("vehicleid-paper", IDS, repeats=0)
+        draw_splits("vehicleid-paper", IDS, repeats=0)
     with pytest.raises(BadLabels, match="none of 4 vehicles has two pictures"):
-        draw("vehicleid-paper", np.arange(4))
-    alone = draw("vehicleid-paper", np.array([1, 1, 2, 2]))
+        draw_splits("vehicleid-paper", np.arange(4))
+    alone = draw_splits("vehicleid-paper", np.array([1, 1, 2, 2]))
     with pytest.raises(UnmatchedProbe):
         evaluate_protocol("vehicleid-paper", features(np.arange(4), 1), np.arange(4), splits=alone)

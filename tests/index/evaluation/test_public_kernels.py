@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Labelled
-from index.evaluation.protocols import JUNK, draw, evaluate_protocol
+from index.evaluation.cmc import LabeledFeatures
+from index.evaluation.protocols import JUNK, draw_splits, evaluate_protocol
 
 MAX_RANK = 20
 
 
 def public(
-    pictures: Labelled, probes: NDArray[np.int64], gallery: NDArray[np.int64]
+    pictures: LabeledFeatures, probes: NDArray[np.int64], gallery: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], float, float]:
     """CMC, mAP and mINP; a gallery entry of the probe's vehicle and camera is removed, as both do."""
     x, y = pictures.features[probes].astype(np.float64), pictures.features[gallery].astype(np.float64)
@@ -52,7 +52,7 @@ def test_equals_the_formulas_of_torchreid_and_fast_reid(protocol: str) -> None:
     )
     if protocol not in JUNK:
         cameras = np.arange(500).astype(str)
-    pictures = Labelled(features, vehicles, cameras)
+    pictures = LabeledFeatures(features, vehicles, cameras)
     for repeat, split in enumerate(ours.splits):
         curve, mean_ap, mean_inp = public(pictures, split.probes, split.gallery)
         assert ours.curves[repeat].tolist() == pytest.approx(curve.tolist(), abs=1e-12)
@@ -63,14 +63,14 @@ def test_equals_the_formulas_of_torchreid_and_fast_reid(protocol: str) -> None:
 def test_protocols_by_camera_draw_what_they_say() -> None:
     vehicles = np.array([1, 1, 1, 2, 2, 3, 3, 4])
     cameras = np.array(["a", "a", "b", "a", "c", "b", "b", "a"])  # 3 is seen by b alone, 4 once
-    (veri,) = draw("veri", vehicles, cameras, repeats=1)
+    (veri,) = draw_splits("veri", vehicles, cameras, repeats=1)
     seen = sorted(zip(vehicles[veri.probes].tolist(), cameras[veri.probes].tolist(), strict=True))
     assert seen == [(1, "a"), (1, "b"), (2, "a"), (2, "c")]
     assert veri.gallery.tolist() == [0, 1, 2, 3, 4]
-    (wild,) = draw("veri-wild", vehicles, cameras, repeats=1)
+    (wild,) = draw_splits("veri-wild", vehicles, cameras, repeats=1)
     assert vehicles[wild.probes].tolist() == [1, 2]
     assert sorted([*wild.probes, *wild.gallery]) == [0, 1, 2, 3, 4]
-    for split in draw("vric", vehicles, cameras, repeats=20):
+    for split in draw_splits("vric", vehicles, cameras, repeats=20):
         assert sorted(vehicles[split.probes]) == sorted(vehicles[split.gallery]) == [1, 2]
         assert (cameras[split.probes] != cameras[split.gallery]).all()
     result = evaluate_protocol("veri", np.eye(8, dtype=np.float32), vehicles, camera_ids=cameras, repeats=2)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.evaluation import rerank as module
-from index.evaluation.cmc import Labelled, Split, cmc, cmc_of_splits
-from index.evaluation.rerank import expanded, rank_by_matrix, rerank
+from index.evaluation.cmc import LabeledFeatures, Split, cmc, cmc_of_splits
+from index.evaluation.rerank import rank_by_matrix, rerank, with_probe_expansion
 from index.exact.k_reciprocal import k_reciprocal
 from infra.errors import BadSetting
 
@@ -46,11 +45,11 @@ def plain(features: NDArray[np.float32], probes: int, k1: int, k2: int, weight: 
     return (1 - weight) * jaccard + weight * squared[:probes, probes:]
 
 
-def pictures(noise: float = 0.8) -> Labelled:
+def pictures(noise: float = 0.8) -> LabeledFeatures:
     rng = np.random.default_rng(2)
     vehicles = np.repeat(np.arange(10), 8)
     features = rng.standard_normal((10, 6))[vehicles] + noise * rng.standard_normal((80, 6))
-    return Labelled(features.astype(np.float32), vehicles, None, np.arange(80))
+    return LabeledFeatures(features.astype(np.float32), vehicles, None, np.arange(80))
 
 
 def test_equals_a_plain_reading_of_the_paper() -> None:
@@ -80,7 +79,7 @@ def test_re_ranking_raises_the_mean_precision_of_clustered_vehicles() -> None:
 def test_an_expanded_probe_is_the_mean_of_itself_and_its_nearest() -> None:
     everything = pictures()
     split = Split(np.arange(80), np.arange(80))
-    probes = expanded(everything, split, neighbours=2)
+    probes = with_probe_expansion(everything, split, neighbours=2)
     away = np.linalg.norm(everything.features - everything.features[7], axis=1)
     nearest = np.argsort(away)[:3]  # itself is the nearest of all, and counts once
     assert probes.features[7] == pytest.approx(everything.features[nearest].mean(axis=0), abs=1e-6)
@@ -88,6 +87,6 @@ def test_an_expanded_probe_is_the_mean_of_itself_and_its_nearest() -> None:
 
 
 def test_more_pictures_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_PICTURES", 79)
+    monkeypatch.setattr("index.exact.k_reciprocal.MAX_IMAGES", 79)
     with pytest.raises(BadSetting, match="80 pictures"):
         rerank(pictures(), Split(np.arange(40), np.arange(40, 80)))

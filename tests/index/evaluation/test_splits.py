@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from index.evaluation.protocols import draw, evaluate_protocol
+from index.evaluation.protocols import draw_splits, evaluate_protocol
 from index.evaluation.splits import SPLIT_SCHEMA, read_splits, write_splits
 from infra.errors import BadInput
 
@@ -18,8 +18,8 @@ CAMERAS = np.array(["1", "2", "2", "1", "3", "1", "2", "1"])
 def test_splits_are_written_and_read_back(tmp_path: Path) -> None:
     crop_ids = np.array([90, 10, 80, 20, 70, 30, 60, 2**62])
     drawn = {
-        "vehicleid-paper": draw("vehicleid-paper", IDS, repeats=4, seed=3),
-        "veri": draw("veri", IDS, CAMERAS, repeats=2, seed=3),
+        "vehicleid-paper": draw_splits("vehicleid-paper", IDS, repeats=4, seed=3),
+        "veri": draw_splits("veri", IDS, CAMERAS, repeats=2, seed=3),
     }
     write_splits(tmp_path / "splits.parquet", drawn, crop_ids)
     # Another run holds the same crops in another order.
@@ -44,7 +44,7 @@ def test_figures_on_splits_read_back_are_those_of_the_draw(tmp_path: Path) -> No
 
 
 def test_splits_of_another_run_are_refused(tmp_path: Path) -> None:
-    write_splits(tmp_path / "s.parquet", {"p": draw("vehicleid-paper", IDS, repeats=2)}, np.arange(8))
+    write_splits(tmp_path / "s.parquet", {"p": draw_splits("vehicleid-paper", IDS, repeats=2)}, np.arange(8))
     with pytest.raises(BadInput, match="names 2 crops that have no embedding here, the first 7"):
         read_splits(tmp_path / "s.parquet", np.arange(7))
     with pytest.raises(BadInput, match="no embedding"):

@@ -20,7 +20,7 @@ def test_it_is_compiled_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "_compile", noted)
 
-    @module.compiled(types.int64)
+    @module.njit_cached(types.int64)
     def twice(number: int) -> int:
         return 2 * number
 
@@ -42,7 +42,7 @@ def test_where_the_code_cannot_be_kept_it_is_compiled_for_this_process(
 
     monkeypatch.setattr(numba, "njit", nowhere)
 
-    @module.compiled(types.float64[::1])
+    @module.njit_cached(types.float64[::1])
     def total(values: Any) -> float:
         some = 0.0
         for value in values:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.exact.features import Pool
+from index.exact.features import FeatureTable
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def parts(tmp_path: Path) -> tuple[NDArray[np.float32], ...]:
 
 
 def test_rows_are_those_of_the_parts_in_a_row(parts: tuple[NDArray[np.float32], ...]) -> None:
-    pool, whole = Pool(parts), np.concatenate(parts).astype(np.float32)
+    pool, whole = FeatureTable(parts), np.concatenate(parts).astype(np.float32)
     assert len(pool) == len(whole) == 19
     for rows in ([0], [3, 4], [5, 6, 7], [12, 14], [18, 0, 9], list(range(19)), []):
         taken = pool.take(np.array(rows, dtype=np.int64))
@@ -29,11 +29,11 @@ def test_rows_are_those_of_the_parts_in_a_row(parts: tuple[NDArray[np.float32], 
 
 
 def test_a_run_of_rows_is_not_copied(parts: tuple[NDArray[np.float32], ...]) -> None:
-    assert np.shares_memory(Pool(parts).take(np.array([6, 7, 8])), parts[1])
+    assert np.shares_memory(FeatureTable(parts).take(np.array([6, 7, 8])), parts[1])
 
 
 def test_pairs_within_and_between_parts_are_measured_exactly(parts: tuple[NDArray[np.float32], ...]) -> None:
-    pool, whole = Pool(parts), np.concatenate(parts).astype(np.float32).astype(np.float64)
+    pool, whole = FeatureTable(parts), np.concatenate(parts).astype(np.float32).astype(np.float64)
     left, right = (each.ravel() for each in np.meshgrid(np.arange(19), np.arange(19)))
     squared = pool.squared(left, right)
     assert squared == pytest.approx(np.square(whole[left] - whole[right]).sum(1), rel=1e-13)

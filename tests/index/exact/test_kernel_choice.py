@@ -2,7 +2,7 @@
 
 import time
 
-from index.exact.products import least_seconds
+from index.exact.products import min_cpu_seconds
 
 
 def test_the_best_turn_of_each_way_counts() -> None:
@@ -13,7 +13,7 @@ def test_the_best_turn_of_each_way_counts() -> None:
         while time.process_time() < end:
             pass
 
-    found = least_seconds(
+    found = min_cpu_seconds(
         {"burst": lambda: work(0.05 if next(slow_turns) else 0), "long": lambda: work(0.02)}, 3
     )
     assert found["burst"] < 0.02 <= found["long"]

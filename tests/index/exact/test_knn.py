@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.exact import prefilter
-from index.exact.knn import NOBODY, nearest
+from index.exact.knn import NO_ID, nearest
 from infra.errors import BadInput, BadSetting
 
 
@@ -28,7 +28,7 @@ def reference(
     queries: NDArray[np.float32], ids: NDArray[np.int64], vectors: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
     squared = np.square(queries.astype(np.float64)[:, None] - vectors[None]).sum(-1)
-    found = np.full((len(queries), k), NOBODY)
+    found = np.full((len(queries), k), NO_ID)
     for row in range(len(queries)):
         order = np.lexsort((ids, squared[row]))[:k]
         found[row, : len(order)] = ids[order]
@@ -108,10 +108,10 @@ def test_a_query_never_gets_a_forbidden_id() -> None:
 def test_fewer_rows_than_asked_for_leave_empty_places() -> None:
     vectors = np.eye(2, dtype=np.float32)
     ids, distances = nearest(vectors[:1], [(np.array([4, 5]), vectors)], 4, forbidden=np.array([5]))
-    assert ids.tolist() == [[4, NOBODY, NOBODY, NOBODY]]
+    assert ids.tolist() == [[4, NO_ID, NO_ID, NO_ID]]
     assert distances.tolist() == [[0.0, np.inf, np.inf, np.inf]]
     nothing, _ = nearest(vectors, [], 2)
-    assert (nothing == NOBODY).all()
+    assert (nothing == NO_ID).all()
     assert nearest(np.empty((0, 2), np.float32), [(np.array([4, 5]), vectors)], 3)[0].shape == (0, 3)
 
 

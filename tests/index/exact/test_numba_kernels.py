@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from index.exact import numba_kernels
 from index.exact.numba_kernels import (
     Bounds,
-    Entries,
-    Sought,
-    bounds_of,
+    GalleryColumns,
+    Targets,
     count_closer,
     count_closer_rounded,
-    squared_pairs,
+    pair_sq_distances,
+    score_intervals,
 )
 
 
@@ -22,16 +22,16 @@ def test_pairs_are_measured_by_differences() -> None:
     left, right = (rng.standard_normal((n, 37)).astype(np.float32) for n in (5, 6))
     row, column = np.array([0, 4, 4, 2]), np.array([5, 0, 1, 1])
     true = np.square(left[row].astype(np.float64) - right[column]).sum(1)
-    assert squared_pairs(left, right, row, column) == pytest.approx(true, rel=1e-14)
-    assert squared_pairs(left, left, row, row).tolist() == [0, 0, 0, 0]
-    assert len(squared_pairs(left, right, row[:0], column[:0])) == 0
+    assert pair_sq_distances(left, right, row, column) == pytest.approx(true, rel=1e-14)
+    assert pair_sq_distances(left, left, row, row).tolist() == [0, 0, 0, 0]
+    assert len(pair_sq_distances(left, right, row[:0], column[:0])) == 0
 
 
 def test_the_distance_of_a_pair_is_the_same_both_ways_to_the_last_bit() -> None:
     rng = np.random.default_rng(1)
     left, right = (rng.standard_normal((50, 1021)).astype(np.float32) for _ in range(2))
     row, column = rng.integers(0, 50, (2, 300))
-    forth, back = squared_pairs(left, right, row, column), squared_pairs(right, left, column, row)
+    forth, back = pair_sq_distances(left, right, row, column), pair_sq_distances(right, left, column, row)
     assert forth.tolist() == back.tolist()
 
 
@@ -39,24 +39,24 @@ def test_read_only_rows_are_taken_and_strided_ones_refused() -> None:
     rows = np.zeros((4, 8), np.float32)
     rows.flags.writeable = False
     some = np.arange(4)
-    assert squared_pairs(rows, rows, some, some).tolist() == [0] * 4
+    assert pair_sq_distances(rows, rows, some, some).tolist() == [0] * 4
     with pytest.raises(TypeError):
-        squared_pairs(rows[:, ::2], rows[:, ::2], some, some)
+        pair_sq_distances(rows[:, ::2], rows[:, ::2], some, some)
 
 
-def sought(limits: list[list[float]]) -> Sought:
+def sought(limits: list[list[float]]) -> Targets:
     matches = np.array([len(some) for some in limits])
     padded = np.full((len(limits), int(matches.max())), np.inf)
     for line, some in zip(padded, limits, strict=True):
         line[: len(some)] = some
     at = np.arange(len(limits))
-    return Sought(at, np.zeros_like(at), matches, padded, np.zeros(padded.shape, np.int64))
+    return Targets(at, np.zeros_like(at), matches, padded, np.zeros(padded.shape, np.int64))
 
 
 def test_bounds_enclose_each_limit_and_ascend() -> None:
     wanted = sought([[1.0, 1.5, 9.0], [4.0]])
     bounds = Bounds(np.array([2.0, 1.0]), np.array([0.5, 0.25]), 2.0**-8, 0.25, 1.0, 3.0)
-    low, high = bounds_of(wanted, bounds)
+    low, high = score_intervals(wanted, bounds)
     middle = (wanted.limit * bounds.scale - bounds.squares[:, None]) / 2
     there = np.isfinite(wanted.limit)
     product = np.maximum(np.abs(bounds.most - middle), np.abs(bounds.least - middle))
@@ -92,8 +92,10 @@ def test_what_is_counted_does_not_depend_on_how_much_is_left_open(
     near = count_closer(
         probes @ gallery.T,
         halves,
-        Entries(np.concatenate([columns, everyone]), np.array([0, 0, len(columns), len(columns) + rows])),
-        Sought(np.arange(3), np.array([0, 1, 2]), np.full(3, matches), limit, match),
+        GalleryColumns(
+            np.concatenate([columns, everyone]), np.array([0, 0, len(columns), len(columns) + rows])
+        ),
+        Targets(np.arange(3), np.array([0, 1, 2]), np.full(3, matches), limit, match),
         bounds,
         probes,
         gallery,
@@ -116,7 +118,7 @@ def test_a_match_judged_by_its_own_distance_is_a_tie_to_the_last_bit(dimension: 
     rng = np.random.default_rng(dimension)
     probes, gallery = (rng.standard_normal((64, dimension)).astype(np.float32) for _ in range(2))
     everyone, match = np.arange(64), rng.integers(0, 64, 64)
-    limit = squared_pairs(probes, gallery, everyone, match)[:, None]
+    limit = pair_sq_distances(probes, gallery, everyone, match)[:, None]
     product = np.zeros((64, 64), np.uint16 if rounded else np.float32)
     all_near = Bounds(np.zeros(64), np.full(64, 1e9), 0.0, 1.0, 0.0, 1.0)
     counts = []
@@ -125,8 +127,8 @@ def test_a_match_judged_by_its_own_distance_is_a_tie_to_the_last_bit(dimension: 
         (count_closer_rounded if rounded else count_closer)(
             product,
             np.zeros(64, np.float32),
-            Entries(everyone, np.array([0, 64])),
-            Sought(everyone, np.zeros(64, np.int64), np.ones(64, np.int64), limit, row[:, None].copy()),
+            GalleryColumns(everyone, np.array([0, 64])),
+            Targets(everyone, np.zeros(64, np.int64), np.ones(64, np.int64), limit, row[:, None].copy()),
             all_near,
             probes,
             gallery,
@@ -138,4 +140,4 @@ def test_a_match_judged_by_its_own_distance_is_a_tie_to_the_last_bit(dimension: 
 
 
 def test_both_ways_of_comparing_are_tried_above() -> None:
-    assert 1 < numba_kernels._FEW < 70
+    assert 1 < numba_kernels._LINEAR_SEARCH_MAX < 70

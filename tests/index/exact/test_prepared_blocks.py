@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from index.exact.products import Frame, Kernel
-from index.exact.tiles import Ready
+from index.exact.products import Kernel, Normalization
+from index.exact.tiles import PreparedBlock
 
 
 def test_a_block_is_placed_once_for_the_one_form_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     features = np.random.default_rng(0).random((20, 8), dtype=np.float32)
-    frame = Frame.around(features)
-    place, placed = Frame.place, []
+    frame = Normalization.around(features)
+    place, placed = Normalization.place, []
 
-    def noted(self: Frame, rows: object) -> object:
+    def noted(self: Normalization, rows: object) -> object:
         placed.append(rows)
         return place(self, features)
 
-    monkeypatch.setattr(Frame, "place", noted)
-    ready = Ready(np.arange(20), features, frame, Kernel())
+    monkeypatch.setattr(Normalization, "place", noted)
+    ready = PreparedBlock(np.arange(20), features, frame, Kernel())
     assert ready.rounded is ready.rounded
     assert len(placed) == 1
     assert ready.probes.tolist() == place(frame, features).values.tolist()  # the other form: placed again

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from index.evaluation.cmc import Labelled, Split, cmc, cmc_of_splits
+from index.evaluation.cmc import LabeledFeatures, Split, cmc, cmc_of_splits
 from index.exact import rank_counting as together
 from infra.errors import BadInput, UnmatchedProbe
 
@@ -23,7 +23,7 @@ def test_each_repeat_is_as_if_it_stood_alone(
     seed: int, rows: int, draws: int, left_out: float, junk: bool, block: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    pictures = Labelled(
+    pictures = LabeledFeatures(
         rng.integers(0, 3, (rows, 4)).astype(np.float32),
         rng.integers(0, 4, rows),
         rng.choice(["a", "b"], rows),
@@ -47,15 +47,15 @@ def test_each_repeat_is_as_if_it_stood_alone(
 
 def test_ten_draws_of_probes_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    count = together.others_before
+    count = together.count_negatives_ahead
 
     def counted(pool, in_gallery, *rest, **how):  # type: ignore[no-untyped-def]
         calls.append(len(in_gallery))
         return count(pool, in_gallery, *rest, **how)
 
-    monkeypatch.setattr(together, "others_before", counted)
+    monkeypatch.setattr(together, "count_negatives_ahead", counted)
     rng = np.random.default_rng(1)
-    pictures = Labelled(rng.standard_normal((80, 8)).astype(np.float32), np.arange(80) // 8)
+    pictures = LabeledFeatures(rng.standard_normal((80, 8)).astype(np.float32), np.arange(80) // 8)
     probes = [rng.integers(0, 8, 10) + np.arange(0, 80, 8) for _ in range(10)]
     cmc_of_splits(pictures, [Split(p, np.setdiff1d(np.arange(80), p)) for p in probes])
     assert calls == [11]  # what each repeat leaves out, and all pictures once
@@ -63,9 +63,9 @@ def test_ten_draws_of_probes_are_counted_together(monkeypatch: pytest.MonkeyPatc
     assert calls == [11, 10]  # small galleries: nothing to share
 
 
-def _alone(pictures: Labelled, split: Split, junk: bool, block: int):  # type: ignore[no-untyped-def]
+def _alone(pictures: LabeledFeatures, split: Split, junk: bool, block: int):  # type: ignore[no-untyped-def]
     def part(rows):  # type: ignore[no-untyped-def]
-        return Labelled(
+        return LabeledFeatures(
             *(getattr(pictures, name)[rows] for name in ("features", "vehicle_ids", "camera_ids", "crop_ids"))
         )
 

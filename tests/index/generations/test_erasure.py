@@ -7,12 +7,12 @@ import pytest
 
 from index.archive.manifest import crop_id_of
 from index.generations import records
-from index.generations.erasure import Receipt, Wanted, finish_begun, forget, read_receipt
+from index.generations.erasure import EraseSelection, Receipt, forget, read_receipt, resume_erasures
 from index.generations.gate import check_gate
 from index.generations.load import load_runs
 from index.generations.promotion import promote
 from index.generations.reconcile import reconcile
-from index.lock import ROWS, held
+from index.lock import ROWS, acquire
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -24,7 +24,7 @@ from infra.store import Store
 ON_CAMERA_3 = 20  # of 100 crops
 
 
-def erase(milvus: Milvus, store: Store, wanted: Wanted, *, dry_run: bool = False) -> Receipt:
+def erase(milvus: Milvus, store: Store, wanted: EraseSelection, *, dry_run: bool = False) -> Receipt:
     return forget(milvus, store, list_runs(store), wanted, reason="case 17", dry_run=dry_run)
 
 
@@ -37,14 +37,14 @@ def two_generations(milvus: Milvus, store: Store, make_run) -> tuple[Generation,
 
 def test_a_dry_run_counts_and_changes_nothing(milvus: Milvus, store: Store, make_run) -> None:
     retained, live, _ = two_generations(milvus, store, make_run)
-    receipt = erase(milvus, store, Wanted(cameras=("cam-3",)), dry_run=True)
+    receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)), dry_run=True)
     assert (receipt.state, receipt.erasure_id, receipt.crops) == ("dry run", "", ON_CAMERA_3)
     assert receipt.runs == {"r1": ON_CAMERA_3}
     assert [(one.generation, one.live, one.matching) for one in receipt.generations] == [
         (retained.name, False, ON_CAMERA_3),
         (live.name, True, ON_CAMERA_3),
     ]
-    assert [collection.count(milvus, one) for one in (retained, live)] == [100, 100]
+    assert [collection.row_count(milvus, one) for one in (retained, live)] == [100, 100]
     assert erasure_ids(store) == []
 
 
@@ -52,7 +52,7 @@ def test_rows_leave_the_live_and_the_retained_generation_and_the_receipt_says_so
     milvus: Milvus, store: Store, make_run
 ) -> None:
     retained, live, _ = two_generations(milvus, store, make_run)
-    receipt = erase(milvus, store, Wanted(cameras=("cam-3",)))
+    receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     assert receipt.state == "done"
     assert [(one.rows_before, one.matching, one.rows_after, one.left) for one in receipt.generations] == [
         (100, 20, 80, 0),
@@ -63,7 +63,7 @@ def test_rows_leave_the_live_and_the_retained_generation_and_the_receipt_says_so
     assert kept["finished"] >= kept["begun"]
     assert read_receipt(store, receipt.erasure_id) == receipt
     for generation in (retained, live):
-        assert collection.ids_in(milvus, generation.name, 'camera_id == "cam-3"').size == 0
+        assert collection.fetch_ids(milvus, generation.name, 'camera_id == "cam-3"').size == 0
         entry = records.read(store, generation.name)
         assert entry is not None
         assert entry.rows == 80
@@ -72,10 +72,10 @@ def test_rows_leave_the_live_and_the_retained_generation_and_the_receipt_says_so
 
 def test_a_later_rebuild_cannot_bring_them_back(milvus: Milvus, store: Store, make_run) -> None:
     _, _, run = two_generations(milvus, store, make_run)
-    erase(milvus, store, Wanted(cameras=("cam-3",)))
+    erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     rebuilt = load_runs(milvus, store, [run], alias="clvr")
-    assert collection.count(milvus, rebuilt) == 80
-    assert collection.ids_in(milvus, rebuilt.name, 'camera_id == "cam-3"').size == 0
+    assert collection.row_count(milvus, rebuilt) == 80
+    assert collection.fetch_ids(milvus, rebuilt.name, 'camera_id == "cam-3"').size == 0
     assert check_gate(milvus, store, rebuilt, [run]).passed
     found = reconcile(milvus, store, rebuilt, [run])
     assert (found.embedded, found.erased, found.expected, found.differences) == (100, 20, 80, ())
@@ -83,9 +83,9 @@ def test_a_later_rebuild_cannot_bring_them_back(milvus: Milvus, store: Store, ma
 
 def test_not_even_a_new_run_over_the_same_pictures_does(milvus: Milvus, store: Store, make_run) -> None:
     two_generations(milvus, store, make_run)
-    erase(milvus, store, Wanted(cameras=("cam-3",)))
+    erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     again = load_runs(milvus, store, [make_run("r2", 100)], alias="clvr")
-    assert collection.count(milvus, again) == 80
+    assert collection.row_count(milvus, again) == 80
 
 
 def test_a_generation_that_was_gated_before_may_still_be_promoted(
@@ -93,30 +93,30 @@ def test_a_generation_that_was_gated_before_may_still_be_promoted(
 ) -> None:
     retained, _, run = two_generations(milvus, store, make_run)
     check_gate(milvus, store, retained, [run])
-    erase(milvus, store, Wanted(cameras=("cam-3",)))
+    erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     promote(milvus, store, retained.name)
-    assert collection.live(milvus, "clvr") == retained
+    assert collection.live_generation(milvus, "clvr") == retained
 
 
 def test_what_no_manifest_knows_any_more_goes_too(milvus: Milvus, store: Store, make_run) -> None:
     _, live, run = two_generations(milvus, store, make_run)
     store.delete(*(found.key for found in store.list(f"runs/{run.run_id}")))
-    receipt = erase(milvus, store, Wanted(cameras=("cam-3",)))
+    receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     assert receipt.crops == 20
-    assert collection.count(milvus, live) == 80
+    assert collection.row_count(milvus, live) == 80
 
 
 @pytest.mark.parametrize(
     ("wanted", "crops"),
     [
-        (Wanted(crop_ids=(crop_id_of("s3://archive/cam-3/000003.jpg"),)), 1),
-        (Wanted(cameras=("cam-1", "cam-2"), captured_from=20_000, captured_to=40_000), 8),
-        (Wanted(captured_to=10_000), 9),  # 0 and 10 have no known time
-        (Wanted(vehicles=(5,)), 0),
+        (EraseSelection(crop_ids=(crop_id_of("s3://archive/cam-3/000003.jpg"),)), 1),
+        (EraseSelection(cameras=("cam-1", "cam-2"), captured_from=20_000, captured_to=40_000), 8),
+        (EraseSelection(captured_to=10_000), 9),  # 0 and 10 have no known time
+        (EraseSelection(vehicles=(5,)), 0),
     ],
 )
 def test_what_is_given_must_all_hold(
-    milvus: Milvus, store: Store, make_run, wanted: Wanted, crops: int
+    milvus: Milvus, store: Store, make_run, wanted: EraseSelection, crops: int
 ) -> None:
     make_run("r1", 50)
     assert erase(milvus, store, wanted, dry_run=True).crops == crops
@@ -124,13 +124,13 @@ def test_what_is_given_must_all_hold(
 
 def test_crops_of_unknown_time_are_counted_and_left(milvus: Milvus, store: Store, make_run) -> None:
     make_run("r1", 50)
-    receipt = erase(milvus, store, Wanted(captured_to=10**12))
+    receipt = erase(milvus, store, EraseSelection(captured_to=10**12))
     assert (receipt.crops, receipt.unknown_time) == (45, 5)
 
 
 def test_where_nothing_matches_nothing_is_written(milvus: Milvus, store: Store, make_run) -> None:
     make_run("r1", 50)
-    assert erase(milvus, store, Wanted(cameras=("nowhere",))).state == "nothing matches"
+    assert erase(milvus, store, EraseSelection(cameras=("nowhere",))).state == "nothing matches"
     assert erasure_ids(store) == []
 
 
@@ -148,13 +148,13 @@ def test_an_erasure_that_is_cut_off_is_finished_by_the_next_load(
     with monkeypatch.context() as cut:
         cut.setattr(Milvus, "call", lost)
         with pytest.raises(IndexUnreachable):
-            erase(milvus, store, Wanted(cameras=("cam-3",)))
-    assert [collection.count(milvus, one) for one in (retained, live)] == [80, 100]
+            erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    assert [collection.row_count(milvus, one) for one in (retained, live)] == [80, 100]
     assert erased_ids(store).size == 20
 
     load_runs(milvus, store, [run], alias="clvr")
 
-    assert [collection.count(milvus, one) for one in (retained, live)] == [80, 80]
+    assert [collection.row_count(milvus, one) for one in (retained, live)] == [80, 80]
     (erasure_id,) = erasure_ids(store)
     assert read_receipt(store, erasure_id).state == "done"
     for generation in (retained, live):
@@ -163,24 +163,24 @@ def test_an_erasure_that_is_cut_off_is_finished_by_the_next_load(
 
 def test_finishing_twice_changes_nothing(milvus: Milvus, store: Store, make_run) -> None:
     _, live, _ = two_generations(milvus, store, make_run)
-    erase(milvus, store, Wanted(cameras=("cam-3",)))
-    assert finish_begun(milvus, store) == []
-    assert collection.count(milvus, live) == 80
+    erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    assert resume_erasures(milvus, store) == []
+    assert collection.row_count(milvus, live) == 80
 
 
 def test_it_waits_for_no_load_and_says_so(milvus: Milvus, store: Store, make_run) -> None:
     make_run("r1", 20)
-    with held(store, ROWS, "a load of alias clvr"), pytest.raises(Locked, match="a load of alias clvr"):
-        erase(milvus, store, Wanted(cameras=("cam-3",)))
+    with acquire(store, ROWS, "a load of alias clvr"), pytest.raises(Locked, match="a load of alias clvr"):
+        erase(milvus, store, EraseSelection(cameras=("cam-3",)))
 
 
 def test_nothing_is_erased_for_no_reason_or_without_a_wish(milvus: Milvus, store: Store) -> None:
     with pytest.raises(BadSetting, match="needs a reason"):
-        forget(milvus, store, [], Wanted(cameras=("a",)), reason=" ", dry_run=True)
+        forget(milvus, store, [], EraseSelection(cameras=("a",)), reason=" ", dry_run=True)
     with pytest.raises(BadSetting, match="nothing says"):
-        erase(milvus, store, Wanted())
+        erase(milvus, store, EraseSelection())
     with pytest.raises(BadSetting, match="window is empty"):
-        erase(milvus, store, Wanted(captured_from=5, captured_to=5))
+        erase(milvus, store, EraseSelection(captured_from=5, captured_to=5))
 
 
 def test_a_damaged_receipt_is_named(store: Store) -> None:
@@ -192,6 +192,6 @@ def test_a_damaged_receipt_is_named(store: Store) -> None:
 def test_ids_of_many_erasures_add_up(milvus: Milvus, store: Store, make_run) -> None:
     make_run("r1", 50)
     for camera in ("cam-1", "cam-2", "cam-1"):
-        erase(milvus, store, Wanted(cameras=(camera,)))
+        erase(milvus, store, EraseSelection(cameras=(camera,)))
     assert erased_ids(store).size == 20
     assert np.all(np.diff(erased_ids(store)) > 0)

@@ -39,7 +39,7 @@ def test_every_row_of_every_shard_arrives_as_it_was(milvus: Milvus, store: Store
     generation = load_runs(
         milvus, store, [run], alias="clvr", progress=lambda done, total: steps.append((done, total))
     )
-    assert collection.count(milvus, generation) == 250
+    assert collection.row_count(milvus, generation) == 250
     assert steps == [(100, 250), (200, 250), (250, 250)]
     uris = all_rows(milvus, generation.name, "uri")
     manifest = run.manifest()
@@ -54,7 +54,7 @@ def test_loading_does_not_move_the_alias_and_leaves_a_ready_entry(
     milvus: Milvus, store: Store, make_run
 ) -> None:
     generation = load_runs(milvus, store, [make_run("r1", 30)], alias="clvr")
-    assert collection.live(milvus, "clvr") is None
+    assert collection.live_generation(milvus, "clvr") is None
     entry = records.read(store, generation.name)
     assert entry is not None
     assert (entry.state, entry.rows, entry.run_ids, entry.target) == ("ready", 30, ("r1",), "stream_insert")
@@ -76,7 +76,7 @@ def test_increments_of_one_model_make_one_generation(milvus: Milvus, store: Stor
     runs = [make_run("night1", 50), make_run("night2", 20, first=50)]
     generation = load_runs(milvus, store, runs, alias="clvr")
     assert generation.run_ids == ("night1", "night2")
-    assert collection.count(milvus, generation) == 70
+    assert collection.row_count(milvus, generation) == 70
 
 
 def test_runs_of_two_models_are_refused_with_both_fingerprints(
@@ -100,7 +100,7 @@ def test_a_crop_in_two_runs_is_refused_unless_the_later_run_wins(
         load_runs(milvus, store, [old, new], alias="clvr")
 
     generation = load_runs(milvus, store, [old, new], alias="clvr", latest_wins=True)
-    assert collection.count(milvus, generation) == 55
+    assert collection.row_count(milvus, generation) == 55
     stored = all_rows(milvus, generation.name, "embedding")
     for ids, vectors in plan_load([new]).blocks():
         for crop_id, vector in zip(ids.tolist(), vectors, strict=True):
@@ -110,7 +110,7 @@ def test_a_crop_in_two_runs_is_refused_unless_the_later_run_wins(
 def test_a_shard_that_is_superseded_whole_leaves_no_trace(milvus: Milvus, store: Store, make_run) -> None:
     old, new = make_run("old", 20, seed=1), make_run("new", 20, seed=2)
     generation = load_runs(milvus, store, [old, new], alias="clvr", latest_wins=True)
-    assert collection.count(milvus, generation) == 20
+    assert collection.row_count(milvus, generation) == 20
 
 
 def test_no_runs_are_refused(milvus: Milvus, store: Store) -> None:
@@ -143,7 +143,7 @@ def test_a_shard_that_was_altered_never_reaches_milvus(milvus: Milvus, store: St
     with pytest.raises(CorruptShard, match="was altered"):
         load_runs(milvus, store, [run], alias="clvr")
     assert collection.list_generations(milvus) == []
-    assert list(records.entries(store, "clvr")) == []
+    assert list(records.list_records(store, "clvr")) == []
 
 
 def cut_off(milvus: Milvus, store: Store, run: Run, **options) -> collection.Generation:
@@ -154,7 +154,7 @@ def cut_off(milvus: Milvus, store: Store, run: Run, **options) -> collection.Gen
 
 
 def states(store: Store) -> list[str]:
-    return sorted(entry.state for entry in records.entries(store, "clvr"))
+    return sorted(entry.state for entry in records.list_records(store, "clvr"))
 
 
 @pytest.mark.parametrize("indexed", [True, False], ids=["while it was loaded", "before its index"])
@@ -174,7 +174,7 @@ def test_a_load_that_was_killed_after_its_last_row_is_proven_and_finished(
     assert load_runs(milvus, store, [run], alias="clvr", progress=progress) == half
     assert inserted == []
     assert states(store) == ["ready"]
-    assert collection.count(milvus, half) == 40
+    assert collection.row_count(milvus, half) == 40
 
 
 def test_a_load_that_was_killed_in_the_middle_is_dropped_and_built_again(
@@ -224,7 +224,7 @@ def test_a_load_that_was_killed_before_its_collection_was_made_is_cleared_too(
 ) -> None:
     records.create(
         store,
-        records.Entry("clvr_x_1", "clvr", "f", ("r",), 1, "stream_insert", "loading", "then"),
+        records.GenerationRecord("clvr_x_1", "clvr", "f", ("r",), 1, "stream_insert", "loading", "then"),
     )
     load_runs(milvus, store, [make_run("r1", 20)], alias="clvr")
     entry = records.read(store, "clvr_x_1")
@@ -237,7 +237,7 @@ def test_another_alias_is_not_touched_by_clearing(milvus: Milvus, store: Store, 
     other = load_runs(milvus, store, [run], alias="other")
     records.update(store, other.name, state="loading")
     load_runs(milvus, store, [run], alias="clvr")
-    assert collection.find(milvus, other.name) == other
+    assert collection.get_generation(milvus, other.name) == other
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
@@ -250,17 +250,17 @@ def test_a_load_that_fails_leaves_no_generation(
     with pytest.raises(interruption):
         load_runs(milvus, store, [make_run("r1", 20)], alias="clvr", progress=stop)
     assert collection.list_generations(milvus) == []
-    assert [entry.state for entry in records.entries(store, "clvr")] == ["dropped"]
+    assert [entry.state for entry in records.list_records(store, "clvr")] == ["dropped"]
 
 
 def test_rows_that_do_not_arrive_are_an_error_with_both_numbers(
     milvus: Milvus, store: Store, make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose_some(filling: load._Filling) -> None:
+    def lose_some(filling: load._LoadContext) -> None:
         load._insert(filling)
         filling.milvus.call("delete", filling.generation.name, filter="captured_at == -1")
 
-    monkeypatch.setitem(load._FILL, "stream_insert", lose_some)
+    monkeypatch.setitem(load._LOADERS, "stream_insert", lose_some)
     monkeypatch.setattr(load, "_PATIENCE", 0.5)
     with pytest.raises(CountMismatch, match="36 rows in the index, 40 in the shards"):
         load_runs(milvus, store, [make_run("r1", 40)], alias="clvr")
@@ -283,7 +283,7 @@ def test_the_way_in_is_chosen_by_version_bucket_and_size(milvus: Milvus, make_ru
 def test_a_large_shard_in_the_servers_bucket_is_worth_an_import(
     make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "_WORTH_IMPORTING", 10)
+    monkeypatch.setattr(load, "_MIN_ROWS_FOR_IMPORT", 10)
     plan = plan_load([make_run("r1", 20)])
     server = Milvus("http://x", None, capabilities_of("2.3.5", lite=False), 1.0)
     assert choose_target(server, plan, "auto", plan.shards[0].store.uri) == "grpc_v1"
@@ -295,7 +295,7 @@ def test_a_large_shard_in_the_servers_bucket_is_worth_an_import(
 def test_shards_on_this_machine_are_not_sent_through_a_bucket_unasked(
     make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "_WORTH_IMPORTING", 10)
+    monkeypatch.setattr(load, "_MIN_ROWS_FOR_IMPORT", 10)
     server = Milvus("http://x", None, capabilities_of("2.3.5", lite=False), 1.0)
     plan = plan_load([make_run("r1", 20)])
     assert choose_target(server, plan, "auto", "s3://elsewhere") == "stream_insert"

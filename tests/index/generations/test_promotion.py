@@ -9,7 +9,7 @@ from index.generations import records
 from index.generations.gate import GateReport, check_gate
 from index.generations.load import load_runs
 from index.generations.promotion import promote, rollback
-from index.lock import ROWS, alias_lock, held
+from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from infra.errors import BadInput, GateFailed, IndexUnreachable, Locked
@@ -92,7 +92,7 @@ def test_another_model_must_be_asked_for_by_name(milvus: Milvus, store: Store, m
         promote(milvus, store, second.name)
     assert check_gate(milvus, store, second, runs, new_model=True).passed
     promote(milvus, store, second.name)
-    assert collection.live(milvus, "clvr") == second
+    assert collection.live_generation(milvus, "clvr") == second
 
 
 def test_nothing_is_promoted_that_was_not_gated_or_not_loaded(milvus: Milvus, store: Store, make_run) -> None:
@@ -107,7 +107,7 @@ def test_nothing_is_promoted_that_was_not_gated_or_not_loaded(milvus: Milvus, st
         check_gate(milvus, store, generation, [run])
     with pytest.raises(BadInput, match="is no generation"):
         promote(milvus, store, "clvr_gone")
-    assert collection.live(milvus, "clvr") is None
+    assert collection.live_generation(milvus, "clvr") is None
 
 
 def test_the_gate_wants_the_runs_of_the_generation(milvus: Milvus, store: Store, make_run) -> None:
@@ -140,7 +140,7 @@ def test_force_passes_over_the_gate_and_its_reason_is_recorded(
 ) -> None:
     generation = load_runs(milvus, store, [make_run("r1", 20)], alias="clvr")
     promote(milvus, store, generation.name, force="demo tonight")
-    assert collection.live(milvus, "clvr") == generation
+    assert collection.live_generation(milvus, "clvr") == generation
     assert [move["force"] for move in moves(store, generation.name)] == ["demo tonight"]
 
 
@@ -162,7 +162,7 @@ def test_rollback_returns_to_what_was_live_and_can_be_undone(milvus: Milvus, sto
     promote(milvus, store, first.name)
     promote(milvus, store, second.name)
     assert rollback(milvus, store, "clvr") == first
-    assert collection.live(milvus, "clvr") == first
+    assert collection.live_generation(milvus, "clvr") == first
     assert rollback(milvus, store, "clvr") == second
     assert [move["kind"] for move in moves(store, second.name)] == ["promote", "rollback"]
 
@@ -196,7 +196,7 @@ def test_a_cut_between_the_record_and_the_move_keeps_the_way_back(
         cut.setattr(Milvus, "call", lost)
         with pytest.raises(IndexUnreachable):
             promote(milvus, store, third.name)
-    assert collection.live(milvus, "clvr") == second
+    assert collection.live_generation(milvus, "clvr") == second
     assert rollback(milvus, store, "clvr") == first
     promote(milvus, store, third.name)
     assert records.previous(milvus, store, "clvr") == first
@@ -204,7 +204,7 @@ def test_a_cut_between_the_record_and_the_move_keeps_the_way_back(
 
 def test_two_who_move_one_alias_are_one_too_many(milvus: Milvus, store: Store, make_run) -> None:
     generation, _ = gated(milvus, store, [make_run("r1", 20)])
-    with held(store, alias_lock("clvr"), "a promotion of another"):
+    with acquire(store, alias_lock("clvr"), "a promotion of another"):
         for move in (
             lambda: promote(milvus, store, generation.name),
             lambda: rollback(milvus, store, "clvr"),
@@ -219,7 +219,7 @@ def test_a_load_does_not_keep_an_alias_from_moving_but_a_second_load_from_beginn
 ) -> None:
     run = make_run("r1", 20)
     generation, _ = gated(milvus, store, [run])
-    with held(store, ROWS, "a load of alias other"):
+    with acquire(store, ROWS, "a load of alias other"):
         promote(milvus, store, generation.name)
         with pytest.raises(Locked, match="a load of alias other is under way"):
             load_runs(milvus, store, [run], alias="clvr")

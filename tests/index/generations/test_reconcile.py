@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from index.generations.gate import GoldenResult, check_gate, golden_probes, measure, worse_than
+from index.generations.gate import GoldenResult, check_gate, golden_probes, measure, regressions
 from index.generations.load import load_runs
 from index.generations.promotion import promote, retire
 from index.generations.reconcile import reconcile
@@ -52,8 +52,8 @@ def test_retirement_keeps_the_newest_the_live_and_the_previous(
     done = retire(milvus, store, "clvr", keep=1)
     assert done.dropped == (made[2].name, made[3].name)
     assert done.kept == (made[0].name, made[1].name, made[4].name)
-    assert collection.live(milvus, "clvr") == made[0]
-    assert collection.find(milvus, other.name) == other
+    assert collection.live_generation(milvus, "clvr") == made[0]
+    assert collection.get_generation(milvus, other.name) == other
     with pytest.raises(BadSetting):
         retire(milvus, store, "clvr", keep=0)
 
@@ -90,7 +90,7 @@ def test_probes_that_a_generation_does_not_hold_do_not_count(milvus: Milvus, sto
     assert measure(milvus, generation, golden_probes(labels(2))).probes == 14
     empty = measure(milvus, generation, {1: 1, 2: 1})
     assert empty.probes == 0
-    assert list(worse_than(empty, GoldenResult(5, 1.0, 1.0, 1.0))) != []
+    assert list(regressions(empty, GoldenResult(5, 1.0, 1.0, 1.0))) != []
 
 
 def test_golden_probes_without_a_match_are_refused() -> None:

@@ -12,7 +12,7 @@ from index.generations.load_plan import plan_load
 from index.generations.promotion import promote
 from index.generations.reconcile import reconcile
 from index.generations.upsert import Increment, load_into_live
-from index.lock import ROWS, alias_lock, held
+from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -109,7 +109,7 @@ def test_crops_that_vanished_from_the_archive_are_removed_here_and_in_every_rebu
     found = reconcile(milvus, store, live, runs)
     assert (found.vanished, found.expected, found.differences) == (3, 107, ())
     rebuilt = load_runs(milvus, store, runs, alias="clvr")
-    assert collection.count(milvus, rebuilt) == 107
+    assert collection.row_count(milvus, rebuilt) == 107
 
 
 def test_a_night_in_which_crops_only_vanished_is_an_increment_as_well(
@@ -151,9 +151,9 @@ def test_a_large_increment_builds_a_new_generation_of_all_runs_and_leaves_the_li
     done = bring(milvus, store, [make_run("night2", 60, first=90)])
     assert done.promote_next
     assert done.generation.run_ids == ("night1", "night2")
-    assert collection.count(milvus, done.generation) == 150
-    assert collection.live(milvus, "clvr") == live
-    assert collection.count(milvus, live) == 100
+    assert collection.row_count(milvus, done.generation) == 150
+    assert collection.live_generation(milvus, "clvr") == live
+    assert collection.row_count(milvus, live) == 100
 
 
 def test_a_cut_leaves_a_note_and_the_same_call_makes_it_whole(
@@ -202,11 +202,11 @@ def test_a_promotion_or_a_load_meanwhile_is_refused(milvus: Milvus, store: Store
     live_with(milvus, store, [make_run("night1", 50)])
     night2 = make_run("night2", 5, first=50)
     for name in (ROWS, alias_lock("clvr")):
-        with held(store, name, "something else"), pytest.raises(Locked, match="something else"):
+        with acquire(store, name, "something else"), pytest.raises(Locked, match="something else"):
             bring(milvus, store, [night2])
     assert (
         collection.count_of(
-            milvus, collection.live(milvus, "clvr").name, night2.manifest()["crop_id"].to_numpy()
+            milvus, collection.live_generation(milvus, "clvr").name, night2.manifest()["crop_id"].to_numpy()
         )
         == 0
     )

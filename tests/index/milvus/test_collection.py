@@ -40,7 +40,7 @@ def test_two_in_one_second_get_two_names(milvus: Milvus, store: Store) -> None:
 def test_a_generation_tells_its_facts_to_everybody_who_finds_it(milvus: Milvus, store: Store) -> None:
     generation = made(milvus, store)
     assert collection.list_generations(milvus, "clvr") == [generation]
-    assert collection.find(milvus, generation.name) == generation
+    assert collection.get_generation(milvus, generation.name) == generation
     assert generation.run_ids == ("r1", "r2")
     assert generation.index == IndexSpec("HNSW", {"M": 16, "efConstruction": 200})
 
@@ -56,9 +56,9 @@ def test_collections_of_other_programs_are_left_alone(milvus: Milvus) -> None:
     milvus.call("create_collection", "theirs", dimension=4)
     assert collection.list_generations(milvus) == []
     with pytest.raises(BadInput, match="theirs is no generation"):
-        collection.find(milvus, "theirs")
+        collection.get_generation(milvus, "theirs")
     with pytest.raises(SchemaMismatch, match="another program"):
-        collection.live(milvus, "theirs")
+        collection.live_generation(milvus, "theirs")
 
 
 @pytest.mark.parametrize("alias", ["", "9lives", "a b", "a-b", "x" * 129, 'a"'])
@@ -98,7 +98,7 @@ def test_the_lists_of_an_ivf_index_grow_with_the_root_of_the_rows(
 
 
 def test_nothing_is_live_at_first(milvus: Milvus) -> None:
-    assert collection.live(milvus, "clvr") is None
+    assert collection.live_generation(milvus, "clvr") is None
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -109,7 +109,7 @@ def test_searching_without_a_live_generation_says_what_to_run(
     if indexed:
         expected = f"clvr promote {made(milvus, store).name}"
     with pytest.raises(BadInput, match="points to nothing") as caught:
-        collection.searchable(milvus, "clvr", PRINT)
+        collection.require_live(milvus, "clvr", PRINT)
     assert expected in caught.value.remedy
 
 
@@ -131,8 +131,8 @@ def test_the_live_and_the_previous_one_are_dropped_only_by_force(
     assert records.previous(milvus, store, "clvr") is None
 
     records.drop(milvus, store, second.name, force=True)
-    assert collection.live(milvus, "clvr") is None
-    assert {entry.state for entry in records.entries(store, "clvr")} == {"dropped"}
+    assert collection.live_generation(milvus, "clvr") is None
+    assert {entry.state for entry in records.list_records(store, "clvr")} == {"dropped"}
 
 
 def test_an_alias_is_never_dropped_as_if_it_were_a_generation(milvus: Milvus, store: Store) -> None:
@@ -140,10 +140,10 @@ def test_an_alias_is_never_dropped_as_if_it_were_a_generation(milvus: Milvus, st
     milvus.call("create_alias", generation.name, "clvr")
     with pytest.raises(BadInput, match="clvr is no generation"):
         records.drop(milvus, store, "clvr", force=True)
-    assert collection.live(milvus, "clvr") == generation
+    assert collection.live_generation(milvus, "clvr") == generation
 
 
-ENTRY = records.Entry(
+ENTRY = records.GenerationRecord(
     name="g", alias="a", fingerprint=PRINT, run_ids=("r",), rows=1, target="t", state="loading", updated="now"
 )
 

@@ -131,7 +131,7 @@ def test_an_alias_that_points_nowhere_says_what_to_do(milvus: Milvus) -> None:
 
 def test_a_generation_is_searched_before_it_is_live(milvus: Milvus, store: Store, make_run) -> None:
     generation = load_runs(milvus, store, [make_run("r1", 30)], alias="clvr")
-    assert collection.live(milvus, "clvr") is None
+    assert collection.live_generation(milvus, "clvr") is None
     (answers,) = search_generation(milvus, generation, np.zeros((2, 1024), np.float32), 5)
     assert [len(hits) for hits in answers] == [5, 5]
 

@@ -108,7 +108,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop the clock, so that whole documents can be compared."""
-    monkeypatch.setattr(index.runs, "now", lambda: "2026-11-22T00:00:00.000+00:00")
+    monkeypatch.setattr(index.runs.run, "utc_now", lambda: "2026-11-22T00:00:00.000+00:00")
 
 
 class Killed(BaseException):
@@ -475,7 +475,7 @@ class TestBeingKilled:
             spec = importlib.util.spec_from_file_location("scenario", {__file__!r})
             told = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(told)
-            told.index.runs.run.now = lambda: "2026-11-22T00:00:00.000+00:00"
+            told.index.runs.run.utc_now = lambda: "2026-11-22T00:00:00.000+00:00"
             print("ready", flush=True)
             told.scenario(told.open_store({str(tmp_path / "killed")!r}))
             """

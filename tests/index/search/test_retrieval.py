@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.milvus.search import Hit
-from index.search.probe import Probe, Sighting, expanded
-from index.search.retrieval import Rules, answer, select
+from index.search.probe import Probe, Sighting, merge_probes
+from index.search.retrieval import Rules, retrieve, select
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting
 
@@ -93,7 +93,7 @@ def test_a_probe_whose_camera_fills_the_head_is_asked_again_without_it() -> None
     crops = [hit(number, number, "own") for number in range(500)]
     crops += [hit(1000 + number, 600 + number, "far") for number in range(50)]
     line = Line(crops)
-    first, second = answer(
+    first, second = retrieve(
         line, [probe(0, Sighting("own", "x", 0)), probe(700, Sighting("other", "y", 0))], Rules(top=5)
     )
     assert ids(first) == [1000, 1001, 1002, 1003, 1004]
@@ -105,14 +105,14 @@ def test_a_probe_whose_camera_fills_the_head_is_asked_again_without_it() -> None
 def test_one_pass_of_many_crops_does_not_hide_the_next() -> None:
     crops = [hit(number, number / 100, "b", "long") for number in range(400)]
     crops += [hit(1000 + number, 10 + number, "b", f"t{number}") for number in range(10)]
-    (answers,) = answer(Line(crops), [probe(0)], Rules(top=5))
+    (answers,) = retrieve(Line(crops), [probe(0)], Rules(top=5))
     assert ids(answers) == [0, 1000, 1001, 1002, 1003]
     assert [each.rank for each in answers] == [1, 2, 3, 4, 5]
 
 
 def test_an_archive_that_holds_too_few_gives_what_it_has() -> None:
     line = Line([hit(1, 1, "b"), hit(2, 2, "a")])
-    (answers,) = answer(line, [probe(0, Sighting("a", "", 0))], Rules(top=5))
+    (answers,) = retrieve(line, [probe(0, Sighting("a", "", 0))], Rules(top=5))
     assert ids(answers) == [1]
     assert len(line.calls) == 1
 
@@ -124,26 +124,26 @@ def test_probes_asked_together_get_what_they_get_alone() -> None:
         for number in range(600)
     ]
     probes = [probe(float(rng.uniform(0, 100)), Sighting(f"c{rng.integers(4)}", "t1", 0)) for _ in range(20)]
-    together = answer(Line(crops), probes, Rules(top=12))
+    together = retrieve(Line(crops), probes, Rules(top=12))
     for one, answers in zip(probes, together, strict=True):
         # How many crops of a pass were looked at depends on the depth; who answers does not.
-        assert ids(answers) == ids(answer(Line(crops), [one], Rules(top=12))[0])
+        assert ids(answers) == ids(retrieve(Line(crops), [one], Rules(top=12))[0])
 
 
 def test_re_ranking_looks_deeper_than_it_answers() -> None:
     line = Line([hit(number, number, "b") for number in range(300)])
-    (answers,) = answer(line, [probe(0)], Rules(top=3, head=50))
+    (answers,) = retrieve(line, [probe(0)], Rules(top=3, head=50))
     assert [each.rank for each in answers] == [1, 2, 3]
     assert line.calls[0][1] >= 50
 
 
 def test_several_pictures_are_one_probe_of_their_mean_and_all_their_sightings() -> None:
-    both = expanded("both", [probe(1, Sighting("a", "t", 0, 1)), probe(3, Sighting("b", "u", 5, 2))])
+    both = merge_probes("both", [probe(1, Sighting("a", "t", 0, 1)), probe(3, Sighting("b", "u", 5, 2))])
     assert both.features.tolist() == [2.0]
     assert both.cameras == ("a", "b")
     assert both.crop_ids == {1, 2}
     with pytest.raises(BadInput):
-        expanded("none", [])
+        merge_probes("none", [])
 
 
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"max_distance": 0.0}, {"drop_impossible": True}], ids=str)

@@ -12,7 +12,7 @@ from index.milvus.client import Milvus
 from index.runs import shards
 from index.runs.run import Run
 from index.search.milvus_source import MilvusSource
-from index.search.scan_source import ScanSource, ahead
+from index.search.scan_source import ScanSource, prefetch
 from infra.store import Store
 
 MakeRun = Callable[..., Run]
@@ -79,7 +79,7 @@ def test_what_is_read_ahead_comes_whole_and_in_order_and_waits_for_its_turn() ->
             made.append(number)
             yield number
 
-    with ahead(items()) as found:
+    with prefetch(items()) as found:
         for number in found:
             assert len(made) <= number + 3
     assert made == list(range(20))
@@ -90,12 +90,12 @@ def test_a_fault_of_the_reader_is_raised_where_its_item_is_taken() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"), ahead(items()) as found:
+    with pytest.raises(OSError, match="the disk is gone"), prefetch(items()) as found:
         assert list(found) == [1]
 
 
 def test_the_reader_stops_where_nobody_takes_its_items() -> None:
     before = threading.active_count()
-    with ahead(iter(range(10**9))) as found:
+    with prefetch(iter(range(10**9))) as found:
         assert next(found) == 0
     assert threading.active_count() == before

@@ -3,7 +3,7 @@
 import pytest
 
 from infra.errors import BudgetExceeded
-from jobs.embed.monitor import MAX_ATTEMPTS, EmbedBoard, PartKeepsFailing
+from jobs.embed.monitor import MAX_ATTEMPTS, EmbedBoard, PartRetriesExhausted
 from jobs.embed.part import PartReport
 
 
@@ -48,5 +48,5 @@ def test_a_part_that_kills_every_worker_is_given_up() -> None:
     seen = board()
     for _ in range(MAX_ATTEMPTS):
         seen.begin(3)
-    with pytest.raises(PartKeepsFailing, match="part 3"):
+    with pytest.raises(PartRetriesExhausted, match="part 3"):
         seen.begin(3)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clvr_model.embedder import Embeddings
 from index.archive.listing import list_archive
-from index.runs.accounting import ids_of
+from index.runs.accounting import crop_ids
 from index.runs.run import Run
 from index.runs.shards import read_shards, vectors_of
 from infra.errors import BudgetExceeded
@@ -99,5 +99,5 @@ def test_done_twice_is_done_once(archive: Store, tmp_path: Path) -> None:
         written.append([run.store.get(key) for key in keys])
     assert written[0] == written[1]
     run.finish()
-    ids = np.concatenate([ids_of(batch) for batch in read_shards(run.store, run.shard_keys())])
+    ids = np.concatenate([crop_ids(batch) for batch in read_shards(run.store, run.shard_keys())])
     assert len(set(ids.tolist())) == CROPS - 1

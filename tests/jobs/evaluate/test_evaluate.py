@@ -13,7 +13,7 @@ import pytest
 from index.archive.manifest import crop_id_of
 from index.runs.run import Run
 from index.runs.shards import shard_table
-from index.runs.tombstones import bury, new_erasure_id
+from index.runs.tombstones import new_erasure_id, write_tombstones
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
@@ -235,7 +235,7 @@ def test_bad_requests_are_refused_by_name(make_run: Make, settings: Settings) ->
 def test_an_erased_crop_takes_no_part(make_run: Make) -> None:
     run = make_run("night")
     erased = run.manifest()["crop_id"].to_numpy()[:5]  # the first vehicle, whole
-    bury(run.store, new_erasure_id(), erased)
+    write_tombstones(run.store, new_erasure_id(), erased)
     left = labelled_run(run).crops["crop_id"].to_numpy()
     assert len(left) == len(VEHICLES) - 5
     assert not np.isin(erased, left).any()

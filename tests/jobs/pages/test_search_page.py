@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from index.milvus.search import Hit
-from index.search.retrieval import Answer
-from index.search.travel_time import Journey
+from index.search.retrieval import Match
+from index.search.travel_time import TravelCheck
 from infra.errors import UnreadablePicture
 from jobs.pages.search_page import (
     AnswerPage,
@@ -25,19 +25,19 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def answer(rank: int, camera: str = "c1", at: int = 1000, **more: object) -> Answer:
+def answer(rank: int, camera: str = "c1", at: int = 1000, **more: object) -> Match:
     hit = Hit(rank, rank, rank / 2, f"s3://a/{rank}.jpg", camera, "", at, 0, 0.5)
-    return Answer(rank, hit, **more)  # type: ignore[arg-type]
+    return Match(rank, hit, **more)  # type: ignore[arg-type]
 
 
-def page(*answers: Answer, name: str = "probe", picture: bytes | None = None, **more: object) -> str:
+def page(*answers: Match, name: str = "probe", picture: bytes | None = None, **more: object) -> str:
     shown = [ShownAnswer(each, picture or jpeg(), "Van", each.rank == 1) for each in answers]
     strip = ProbeStrip(name, "found", note="two within", pictures=[jpeg()], answers=shown)
     return build_answer_page(AnswerPage("Title", "Lead", [strip], **more))  # type: ignore[arg-type]
 
 
 def test_each_answer_stands_with_what_is_known_of_it() -> None:
-    text = page(answer(1, likelihood=0.93, crops=3), answer(2, journey=Journey(12.0, 60, possible=False)))
+    text = page(answer(1, likelihood=0.93, crops=3), answer(2, journey=TravelCheck(12.0, 60, possible=False)))
     for said in ("Rank 1", "93 % likely", "3 crops of this pass", "impossible: 12.0 km in 60 s", "crop:2"):
         assert said in text
     assert text.count("data:image/jpeg") == 3

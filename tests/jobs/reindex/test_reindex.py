@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from clvr_model.embedder import Embeddings
 from index.generations import records
-from index.lock import held
+from index.lock import acquire
 from index.runs.run import list_runs
 from infra.errors import (
     BudgetExceeded,
@@ -35,7 +35,7 @@ from infra.store import Store, open_store
 from jobs.generations.load import verify_generation
 from jobs.reindex import job as job
 from jobs.reindex.plan import NightRequest
-from jobs.reindex.state import Night, Step
+from jobs.reindex.state import ReindexRun, Step
 from jobs.runtime.resolve import open_milvus
 
 KEYS = [f"dt=2026-11-{20 + n % 3}/cam=00{n % 2}/{n:04d}.jpg" for n in range(24)]
@@ -85,7 +85,7 @@ class Place:
     def store(self) -> Store:
         return open_store(self.settings.runs)
 
-    def night(self, name: str | None, model: type[Stub] = Stub, **asked: Any) -> job.NightDone:
+    def night(self, name: str | None, model: type[Stub] = Stub, **asked: Any) -> job.ReindexResult:
         request = NightRequest(archive=self.archive.uri, model="stub", night=name, actors=2, **asked)
         return job.reindex(request, self.settings, open_embedder=model)
 
@@ -96,7 +96,7 @@ class Place:
         return found.generation, found.indexed
 
     def states(self) -> list[str]:
-        return sorted(entry.state for entry in records.entries(self.store))
+        return sorted(entry.state for entry in records.list_records(self.store))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def figures(done: job.NightDone) -> tuple[Any, ...]:
+def figures(done: job.ReindexResult) -> tuple[Any, ...]:
     crops = done.summary["crops"]
     return tuple(crops.get(name) for name in ("new", "changed", "vanished", "embedded", "quarantined"))
 
@@ -163,15 +163,15 @@ def test_a_large_increment_is_built_beside_and_promoted(place: Place) -> None:
 def test_a_night_killed_right_after_a_step_continues_and_does_nothing_twice(
     place: Place, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = Night.record
+    record = ReindexRun.record
 
-    def killed(night: Night, done: Step) -> None:
+    def killed(night: ReindexRun, done: Step) -> None:
         if done.name == step:
             raise SystemExit(137)
         record(night, done)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Night, "record", killed)
+        patch.setattr(ReindexRun, "record", killed)
         place.night(None)
     done = place.night(None)
     assert figures(done) == (24, 0, 0, 24, 0)
@@ -193,7 +193,7 @@ def test_a_failed_gate_leaves_the_live_generation_and_is_told(
         milvus.call("delete", at.outcome("load")["generation"], filter="crop_id > 0", timeout=30)
         return job.gate_step(at)
 
-    monkeypatch.setitem(job.DO, "gate", lossy)
+    monkeypatch.setitem(job.STEP_FUNCTIONS, "gate", lossy)
     with pytest.raises(GateFailed, match="rows are indexed") as failed:
         place.night("bad", full=True)
     assert failed.value.exit_code == 8
@@ -253,7 +253,7 @@ def test_the_crops_of_a_run_that_was_lost_are_embedded_again_and_no_others(place
 
 def test_nights_do_not_overlap(place: Place) -> None:
     with (
-        held(place.store, f"night-{place.settings.alias}", "a night of somewhere"),
+        acquire(place.store, f"night-{place.settings.alias}", "a night of somewhere"),
         pytest.raises(Locked, match="a night of somewhere is under way"),
     ):
         place.night("second")

@@ -10,10 +10,10 @@ import pytest
 from infra.errors import BadSetting, GateFailed, Mismatch
 from infra.store import Store, open_store
 from jobs.reindex.page import night_page
-from jobs.reindex.state import Night, NightInputs, Step, list_nights, night_before, tonight
+from jobs.reindex.state import ReindexInputs, ReindexRun, Step, current_run_id, list_nights, previous_summary
 from jobs.reindex.summary import headline, summarise
 
-INPUTS = NightInputs(archive="s3://archive", fingerprint="f", alias="vehicles", milvus="m")
+INPUTS = ReindexInputs(archive="s3://archive", fingerprint="f", alias="vehicles", milvus="m")
 OUTCOMES: dict[str, dict[str, Any]] = {
     "plan": {
         "said": "incremental", "kind": "incremental", "run_id": "n", "since_run": "m", "live": "g1",
@@ -36,8 +36,8 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def done(store: Store, name: str, *, until: str = "retention") -> Night:
-    night = Night.begin(store, name, INPUTS)
+def done(store: Store, name: str, *, until: str = "retention") -> ReindexRun:
+    night = ReindexRun.begin(store, name, INPUTS)
     for step, outcome in OUTCOMES.items():
         night.record(Step(step, night.created, 1800.0, outcome))
         if step == until:
@@ -47,32 +47,32 @@ def done(store: Store, name: str, *, until: str = "retention") -> Night:
 
 def test_the_same_job_has_one_name_a_day_also_after_midnight_while_it_is_unfinished(store: Store) -> None:
     now = datetime.now(UTC)
-    first = tonight(store, INPUTS, now=now)
+    first = current_run_id(store, INPUTS, now=now)
     assert first == f"{now:%Y-%m-%d}-{INPUTS.digest()}"
-    night = Night.begin(store, first, INPUTS)
-    assert tonight(store, INPUTS, now=now + timedelta(hours=19)) == first
-    assert tonight(store, INPUTS, now=now + timedelta(hours=24)) != first
-    assert tonight(store, replace(INPUTS, full=True), now=now) != first
+    night = ReindexRun.begin(store, first, INPUTS)
+    assert current_run_id(store, INPUTS, now=now + timedelta(hours=19)) == first
+    assert current_run_id(store, INPUTS, now=now + timedelta(hours=24)) != first
+    assert current_run_id(store, replace(INPUTS, full=True), now=now) != first
     night.finish()
     assert (
-        tonight(store, INPUTS, now=now + timedelta(hours=24))
+        current_run_id(store, INPUTS, now=now + timedelta(hours=24))
         == f"{now + timedelta(hours=24):%Y-%m-%d}-{INPUTS.digest()}"
     )
 
 
 def test_a_name_belongs_to_one_job(store: Store) -> None:
-    Night.begin(store, "n", INPUTS)
+    ReindexRun.begin(store, "n", INPUTS)
     with pytest.raises(Mismatch, match="begun with alias vehicles, not cars"):
-        Night.begin(store, "n", replace(INPUTS, alias="cars"))
+        ReindexRun.begin(store, "n", replace(INPUTS, alias="cars"))
     for name in ("", "a/b", "../up", ".hidden"):
         with pytest.raises(BadSetting):
-            Night.begin(store, name, INPUTS)
+            ReindexRun.begin(store, name, INPUTS)
 
 
 def test_a_step_is_written_once(store: Store) -> None:
     night = done(store, "n", until="plan")
     night.record(Step("plan", night.created, 9.0, {"said": "another"}))
-    step = Night.open(store, "n").step("plan")
+    step = ReindexRun.open(store, "n").step("plan")
     assert step is not None
     assert step.outcome["said"] == "incremental"
     assert [one.name for one in night.steps()] == ["plan"]
@@ -104,7 +104,7 @@ def test_the_summary_holds_cost_against_plan_and_what_is_other_than_before(store
     before.finish()
     night = done(store, "two")
     night.end_attempt(night.begin_attempt(), "", None)
-    earlier = night_before(night)
+    earlier = previous_summary(night)
     assert earlier is not None
     summary = summarise(night, earlier, price=3.0, nodes=2)
     cost = summary["cost"]

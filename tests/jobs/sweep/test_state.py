@@ -99,8 +99,8 @@ def test_a_list_that_is_none_is_refused(names: list[str], uris: list[str], said:
         checked_list(names, uris, "list.csv")
 
 
-def entry(case: str = "26-117", who: str = "ann") -> audit.Entry:
-    return audit.Entry(who, case, "sweep start", "g", "f", {"top": 5})
+def entry(case: str = "26-117", who: str = "ann") -> audit.AuditRecord:
+    return audit.AuditRecord(who, case, "sweep start", "g", "f", {"top": 5})
 
 
 def test_an_audit_entry_stands_for_ever(store: Store) -> None:

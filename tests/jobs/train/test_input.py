@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import BadSetting, ObjectChanged
-from jobs.train.input import Feed, Waiting, choose_way
+from jobs.train.input import ImageLoader, TimedIterator, choose_input_backend
 from jobs.train.job import Pictures
 
 
@@ -27,7 +27,7 @@ def pictures(tmp_path: Path) -> Pictures:
 
 def test_batches_come_in_the_order_of_the_rows_and_the_last_one_may_be_short(pictures: Pictures) -> None:
     rows = np.random.default_rng(1).permutation(12).astype(np.int64)[:11]
-    batches = list(Feed("local", 1).batches(pictures, rows, 4))
+    batches = list(ImageLoader("local", 1).batches(pictures, rows, 4))
     assert [len(classes) for _, classes in batches] == [4, 4, 3]
     assert np.concatenate([classes for _, classes in batches]).tolist() == (rows * 10).tolist()
     greys = np.concatenate([each[:, 150, 150, 0] for each, _ in batches])
@@ -35,25 +35,25 @@ def test_batches_come_in_the_order_of_the_rows_and_the_last_one_may_be_short(pic
 
 
 def test_without_rows_there_is_no_batch(pictures: Pictures) -> None:
-    assert list(Feed("local", 1).batches(pictures, np.zeros(0, np.int64), 4)) == []
+    assert list(ImageLoader("local", 1).batches(pictures, np.zeros(0, np.int64), 4)) == []
 
 
 def test_pictures_are_changed_where_they_are_decoded_and_by_their_rows(pictures: Pictures) -> None:
     def change(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return found + rows.astype(np.uint8)[:, None, None, None]
 
-    ((found, _),) = Feed("local", 1).batches(pictures, np.array([3, 7]), 4, change)
+    ((found, _),) = ImageLoader("local", 1).batches(pictures, np.array([3, 7]), 4, change)
     assert found[:, 0, 0, 0].tolist() == [63, 147]
 
 
 def test_a_picture_that_is_gone_since_the_start_stops_it_by_name(pictures: Pictures) -> None:
     Path(pictures.uris[5]).unlink()
     with pytest.raises(ObjectChanged, match=r"5\.png"):
-        list(Feed("local", 1).batches(pictures, np.arange(12), 4))
+        list(ImageLoader("local", 1).batches(pictures, np.arange(12), 4))
 
 
 def test_leaving_in_the_middle_leaves_no_thread_working(pictures: Pictures) -> None:
-    batches = Feed("local", 1).batches(pictures, np.arange(12), 2)
+    batches = ImageLoader("local", 1).batches(pictures, np.arange(12), 2)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
 
@@ -64,7 +64,7 @@ def test_only_the_time_in_which_a_batch_was_waited_for_is_counted() -> None:
             time.sleep(0.05)
             yield number
 
-    waiting = Waiting(slow())
+    waiting = TimedIterator(slow())
     for _ in waiting:
         time.sleep(0.1)
     assert 0.15 <= waiting.seconds < 0.25
@@ -77,15 +77,15 @@ def test_only_the_time_in_which_a_batch_was_waited_for_is_counted() -> None:
 def test_ray_data_is_taken_where_gpus_learn_and_cpus_are_left(
     workers: int, gpu: bool, cpus: int, way: str
 ) -> None:
-    assert choose_way("auto", workers=workers, gpu=gpu, cpus=cpus) == way
+    assert choose_input_backend("auto", workers=workers, gpu=gpu, cpus=cpus) == way
 
 
 def test_ray_data_without_a_cpu_to_decode_on_is_refused_instead_of_waiting_for_ever() -> None:
     with pytest.raises(BadSetting, match="the cluster has 3"):
-        choose_way("ray", workers=2, gpu=False, cpus=3)
-    assert choose_way("ray", workers=2, gpu=False, cpus=4) == "ray"
+        choose_input_backend("ray", workers=2, gpu=False, cpus=3)
+    assert choose_input_backend("ray", workers=2, gpu=False, cpus=4) == "ray"
 
 
 def test_an_unknown_way_is_refused() -> None:
     with pytest.raises(BadSetting, match="--input"):
-        choose_way("disk", workers=1, gpu=False, cpus=4)
+        choose_input_backend("disk", workers=1, gpu=False, cpus=4)

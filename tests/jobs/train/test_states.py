@@ -7,7 +7,7 @@ import torch
 
 from clvr_model.training_state import TrainingState
 from infra.store import Store, open_store
-from jobs.train.checkpoints import best_state, keep_best, remove_folders
+from jobs.train.checkpoints import best_state, remove_folders, save_best
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_better_state_takes_the_place_of_the_best_and_leaves_nothing_of_it(
     folder: Store, tmp_path: Path
 ) -> None:
     for epochs, value in ((1, 0.5), (3, 0.75)):
-        keep_best(folder, network(value), None, [{}] * epochs, seed=0)  # type: ignore[arg-type]
+        save_best(folder, network(value), None, [{}] * epochs, seed=0)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["best-00003"]
     best = best_state(folder)
     assert best is not None
@@ -35,7 +35,7 @@ def test_a_better_state_takes_the_place_of_the_best_and_leaves_nothing_of_it(
 def test_a_best_state_that_was_half_written_when_its_worker_died_is_passed_over(
     folder: Store, tmp_path: Path
 ) -> None:
-    keep_best(folder, network(0.5), None, [{}], seed=0)  # type: ignore[arg-type]
+    save_best(folder, network(0.5), None, [{}], seed=0)  # type: ignore[arg-type]
     (tmp_path / "best-00009").mkdir()
     (tmp_path / "best-00009/state.safetensors").write_bytes(b"half")
     best = best_state(folder)
