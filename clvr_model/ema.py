@@ -77,6 +77,6 @@ class ExponentialMovingAverage:
                 "the saved average of the weights is of another network or stage",
                 remedy="resume with the recipe that it was started with, or start anew",
             )
-        for name, kept in self._averages.items():
-            kept.copy_(state[name])
+        for name, average in self._averages.items():
+            average.copy_(state[name])
         self.steps = int(state["steps"])

@@ -49,7 +49,7 @@ def max_batch_size(loss_of: Callable[[int], Tensor], device: torch.device) -> in
 
 
 def set_mmap_threshold(min_bytes: int = 1 << 20) -> None:
-    """Let malloc map each block of at least `min_bytes` on its own, and unmap it when it is freed.
+    """Let malloc map each block of at least `min_bytes` separately, and unmap it when it is freed.
 
     By default glibc keeps freed blocks of up to 32 MiB, which fragments the memory of a long-running actor
     until it grows to a multiple of its needs.

@@ -84,19 +84,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path, name: str) -> None:
     remedy = f"it must be weights of {name} under the parameter names of torchvision or timm"
-    for what, keys in (
+    for problem, keys in (
         ("lacks", expected.keys() - given.keys()),
         ("has unknown", given.keys() - expected.keys()),
     ):
         if keys:
-            raise BadCheckpoint(f"{path} {what} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
+            raise BadCheckpoint(f"{path} {problem} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
     for key, value in expected.items():
-        found = given[key]
-        if found.shape != value.shape:
+        tensor = given[key]
+        if tensor.shape != value.shape:
             raise BadCheckpoint(
-                f"{path}: {key} has shape {tuple(found.shape)}, expected {tuple(value.shape)}", remedy=remedy
+                f"{path}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}", remedy=remedy
             )
-        if not found.is_floating_point() or not torch.isfinite(found).all():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise BadCheckpoint(f"{path}: {key} holds values that are not finite floats", remedy=remedy)
 
 
@@ -108,7 +108,7 @@ def _download(source: str) -> Path:
         raise BadInput(f"{source} needs huggingface_hub", remedy="pip install huggingface_hub") from error
     try:
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+    except Exception as error:  # the hub's client raises httpx's and the system's errors too
         raise StoreUnreachable(
             f"could not get {HUB_FILE} of {repository} from the Hugging Face hub: {_line(error)}",
             remedy="check the name and the network, set HF_ENDPOINT to a mirror, or give a local file",

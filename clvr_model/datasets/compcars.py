@@ -4,8 +4,8 @@
     train_surveillance.txt                      model/image.jpg a line: the surveillance part (sv_data)
     image/<the same path>                       the images
 
-Test lists have `test` for `train`. The two parts number their models differently: train on one of them. The
-images of the web part are not cropped to the car, those of the surveillance part are.
+Test lists have `test` for `train`. The two parts number their models differently: train on one of them. Only
+the images of the surveillance part are cropped to the car.
 Source: the CompCars release (Yang et al., CVPR 2015).
 """
 
@@ -23,9 +23,9 @@ _SURVEILLANCE_LINE: Final = re.compile(r"([0-9]{1,9})/[^/]+\.(?:jpg|jpeg|png)", 
 
 
 def read_compcars(root: str, split: str = "train") -> LabeledImages:
-    """The images of one part's list, with the model numbers of their paths.
+    """Read the images of one part's list, with the model numbers of their paths.
 
-    Raises BadLabels for a missing list and for lines that are no such path, with their numbers.
+    Raises BadLabels, with the line, for a missing list and for invalid paths.
     """
     from infra.store import open_store
 
@@ -36,12 +36,12 @@ def read_compcars(root: str, split: str = "train") -> LabeledImages:
     name = (WEB if web else SURVEILLANCE).format(split)
     form = "make/model/year/image.jpg" if web else "model/image.jpg"
     pattern = _WEB_LINE if web else _SURVEILLANCE_LINE
-    found, names = TrainingList(), {}
+    training, names = TrainingList(), {}
     for where, text in lines_of(store, name):
         match = pattern.fullmatch(text)
         if match is None:
             raise BadLabels(f"{where}: {text[:60]!r} is not {form!r}")
         model = int(match[2] if web else match[1])
         names[model] = f"make {match[1]}, model {model}" if web else f"model {model}"
-        found.add(where, store.uri_of(f"image/{text}"), model)
-    return found.to_images(names, store.uri_of(name))
+        training.add(where, store.uri_of(f"image/{text}"), model)
+    return training.to_images(names, store.uri_of(name))

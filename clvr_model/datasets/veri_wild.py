@@ -4,7 +4,7 @@
     train_test_split/test_3000_query.txt        probes of the small list, vehicle/image a line
     train_test_split/test_3000.txt              its gallery; 5000 and 10000 are medium and large
     train_test_split/train_list.txt             training images; some copies say train_list_start0.txt
-    images/<vehicle>/<image>.jpg              the images
+    images/<vehicle>/<image>.jpg                the images
 
 Source: the VERI-Wild release (Lou et al., CVPR 2019) as fast-reid reads it.
 """
@@ -21,13 +21,13 @@ _TRAINING: Final = ("train_test_split/train_list.txt", "train_test_split/train_l
 
 
 def read_veri_wild(root: str) -> list[TestList]:
-    """Every test list that is there, small to large. Raises BadLabels for lines that cannot be understood."""
+    """Read the available test lists, small to large. Raises BadLabels for invalid lines."""
     from infra.store import open_store
 
     store = open_store(root)
     sizes = [size for size in SIZES if store.head(f"train_test_split/test_{size}.txt") is not None]
     if not sizes:
-        raise BadLabels(f"{store.uri} holds none of VERI-Wild's test lists {SIZES}")
+        raise BadLabels(f"{store.uri} has none of VERI-Wild's test lists {SIZES}")
     cameras = {}
     for where, text in list(lines_of(store, _INFO))[1:]:
         fields = text.split(";")
@@ -36,7 +36,7 @@ def read_veri_wild(root: str) -> list[TestList]:
         cameras[fields[0].strip()] = fields[1].strip()
     lists = []
     for size in sizes:
-        found = TestList("veri-wild", f"test_{size}")
+        test_list = TestList("veri-wild", f"test_{size}")
         for name, role in ((f"test_{size}_query.txt", "probe"), (f"test_{size}.txt", "gallery")):
             for where, text in lines_of(store, f"train_test_split/{name}"):
                 image = text.removesuffix(".jpg")
@@ -45,38 +45,38 @@ def read_veri_wild(root: str) -> list[TestList]:
                     raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/image'")
                 if image not in cameras:
                     raise BadLabels(f"{where}: image {image} is not in {_INFO}")
-                found.add(store.uri_of(f"images/{image}.jpg"), int(vehicle), cameras[image], role)
-        lists.append(found)
+                test_list.add(store.uri_of(f"images/{image}.jpg"), int(vehicle), cameras[image], role)
+        lists.append(test_list)
     return lists
 
 
 def read_veri_wild_training(root: str) -> LabeledImages:
-    """The images of the training list with their models, numbered from 0 in the order of their names.
+    """Read the images of the training list with their models, numbered from 0 in the order of their names.
 
-    The numbers count all models of vehicle_info.txt, so that they do not depend on the list. An empty model
-    is unknown. Raises BadLabels, with the line, for what cannot be understood or is not in vehicle_info.txt.
+    All models of vehicle_info.txt are numbered, so the numbers do not depend on the list. An empty model is
+    unknown. Raises BadLabels, with the line, for invalid lines and for images not in vehicle_info.txt.
     """
     from infra.store import open_store
 
     store = open_store(root)
-    facts: dict[str, tuple[str, str]] = {}
+    attributes: dict[str, tuple[str, str]] = {}
     for where, text in list(lines_of(store, _INFO))[1:]:
         fields = [field.strip() for field in text.split(";")]
         if len(fields) < 4:
             raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/image;camera;time;model;…'")
-        facts[fields[0].removesuffix(".jpg")] = fields[1], fields[3]
-    names = sorted({model for _, model in facts.values() if model})
+        attributes[fields[0].removesuffix(".jpg")] = fields[1], fields[3]
+    names = sorted({model for _, model in attributes.values() if model})
     numbers = {name: number for number, name in enumerate(names)}
-    name = next((each for each in _TRAINING if store.head(each) is not None), _TRAINING[0])
-    found = TrainingList()
+    name = next((path for path in _TRAINING if store.head(path) is not None), _TRAINING[0])
+    training = TrainingList()
     for where, text in lines_of(store, name):
         image = text.split()[0].removesuffix(".jpg")
         vehicle = image.split("/")[0]
         if not vehicle.isdecimal() or image.count("/") != 1:
             raise BadLabels(f"{where}: {text[:60]!r} is not 'vehicle/image'")
-        if image not in facts:
+        if image not in attributes:
             raise BadLabels(f"{where}: image {image} is not in {_INFO}")
-        camera, model = facts[image]
+        camera, model = attributes[image]
         uri = store.uri_of(f"images/{image}.jpg")
-        found.add(where, uri, numbers.get(model, UNKNOWN_MODEL), int(vehicle), camera)
-    return found.to_images(dict(enumerate(names)), store.uri_of(name))
+        training.add(where, uri, numbers.get(model, UNKNOWN_MODEL), int(vehicle), camera)
+    return training.to_images(dict(enumerate(names)), store.uri_of(name))

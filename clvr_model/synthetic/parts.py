@@ -28,7 +28,7 @@ class VehicleModel:
     paint_shares: Points  # (k,) frequency of each paint
     bumper_painted: bool
     two_tone: bool
-    plates: tuple[Points, Points]  # front and rear, (4, 3) each, from the lower right corner round
+    plates: tuple[Points, Points]  # front and rear, (4, 3) each, counted from the lower right corner
 
 
 # VehicleID's colour ids 0-6: black, blue, gray, red, silver, white, yellow.
@@ -289,23 +289,23 @@ class _End:
         on = self.body.on_rear if self.rear else self.body.on_front
         return on(across, self.body.sill + self.span * height)
 
-    def add(self, ring: list[Place], what: Material, layer: Layer = Layer.FITTING) -> None:
+    def add(self, ring: list[Place], material: Material, layer: Layer = Layer.FITTING) -> None:
         self.builder.add(
-            [self.at(*place) for place in ring], what, layer, facing=REAR if self.rear else FRONT
+            [self.at(*place) for place in ring], material, layer, facing=REAR if self.rear else FRONT
         )
 
-    def bar(self, across: Place, heights: Place, what: Material, layer: Layer = Layer.FITTING) -> None:
+    def bar(self, across: Place, heights: Place, material: Material, layer: Layer = Layer.FITTING) -> None:
         (left, right), (low, high) = across, heights
-        self.add([(left, low), (right, low), (right, high), (left, high)], what, layer)
+        self.add([(left, low), (right, low), (right, high), (left, high)], material, layer)
 
-    def flank(self, side: int, back: float, reach: float, heights: Place, what: Material) -> None:
+    def flank(self, side: int, back: float, reach: float, heights: Place, material: Material) -> None:
         """Add a triangle on the flank, `back` metres from the end and `reach` long, for a lamp."""
         sign = -1 if self.rear else 1
         x = sign * (self.body.length / 2 - back)
         low, high = (self.body.sill + self.span * height for height in heights)
         ring = [(x, low), (x, high), (x - sign * reach, high)]
         corners = [self.body.on_side(a, z, side) for a, z in ring]
-        self.builder.add(corners, what, Layer.FITTING, facing=(0.3 * sign, side, 0))
+        self.builder.add(corners, material, Layer.FITTING, facing=(0.3 * sign, side, 0))
 
     def plate(self, height: float) -> Points:
         z = self.body.sill + self.span * height
@@ -373,11 +373,11 @@ def _headlamps(end: _End, inner: float, rng: np.random.Generator) -> None:
             middle, tall = 0.5 * (low + high), 0.5 * (high - low) + 0.05
             wide = tall * end.span / (0.5 * end.body.width)
             rounds = ((1.18, Material.TRIM, Layer.FRAME), (1.0, Material.HEADLAMP, Layer.FITTING))
-            for grow, what, layer in (*rounds, (0.5, Material.CHROME, Layer.DETAIL)):
+            for grow, material, layer in (*rounds, (0.5, Material.CHROME, Layer.DETAIL)):
                 ring = [
                     (side * 0.74 + grow * wide * np.cos(a), middle + grow * tall * np.sin(a)) for a in angle
                 ]
-                end.add([(float(a), float(h)) for a, h in ring], what, layer)
+                end.add([(float(a), float(h)) for a, h in ring], material, layer)
             continue
         ring = [(inner, low + 0.5 * slant), (0.96, low + slant), (0.96, high), (inner, high - tip)]
         if shape == 2:

@@ -109,15 +109,15 @@ def test_a_broken_exif_block_costs_nothing() -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("form", ["JPEG", "MPO"])
-def test_a_jpeg_decodes_the_same_whoever_reads_its_header(
-    monkeypatch: pytest.MonkeyPatch, form: str, mode: str
-) -> None:
+def test_a_jpeg_decodes_the_same_with_either_parser_of_its_header(form: str, mode: str) -> None:
     image = Image.effect_noise((320, 200), 90).convert(mode)
     more = {"save_all": True, "append_images": [image.rotate(180)]} if form == "MPO" else {}
     image.save(buffer := io.BytesIO(), form, **more)
     quickly = decode(buffer.getvalue())
-    monkeypatch.setattr(preprocessing, "_plain_jpeg_size", lambda data: None)
-    assert np.array_equal(quickly, decode(buffer.getvalue()))
+    # A comment that looks like an EXIF block sends the file to Pillow's parser of headers.
+    data = buffer.getvalue()
+    commented = data[:2] + b"\xff\xfe\x00\x08Exif\0\0" + data[2:]
+    assert np.array_equal(quickly, decode(commented))
 
 
 def test_stray_bytes_between_markers_are_forgiven_but_not_a_missing_end() -> None:
