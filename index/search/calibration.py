@@ -8,16 +8,15 @@ excluded, and the nearest crops are compared with its label.
   within the threshold is the false-alarm rate.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, SchemaMismatch
+from index.documents import JsonDocument, utc_now
+from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing
 from infra.store import Store
 
 VERSION = 1
@@ -28,7 +27,7 @@ _PROBE_CHUNK = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(JsonDocument):
     """The likelihood curve and the threshold of one model; its fields are the keys of the stored JSON.
 
     distances (m,) ascending and likelihoods (m,) descending are the knots of the curve. `detection_rate` is
@@ -36,6 +35,10 @@ class Calibration:
     squared error of the likelihood on vehicles that are not in the curve, `brier_base` that of a constant
     prediction of the mean. `gallery` crops were searched: in a larger archive impostors are nearer.
     """
+
+    NOUN = "calibration"
+    REMEDY = "Run `clvr calibrate`."
+    FORMAT = ("version", VERSION)
 
     fingerprint: str
     run_id: str
@@ -57,24 +60,6 @@ class Calibration:
     def likelihood(self, distances: NDArray[Any]) -> NDArray[np.float64]:
         """Likelihood of the same vehicle at each distance: linear between the knots, constant outside."""
         return np.interp(np.asarray(distances, np.float64), self.distances, self.likelihoods)
-
-    def to_json(self) -> bytes:
-        """The stored document."""
-        return (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Calibration":
-        """Read a stored document. Raises SchemaMismatch."""
-        try:
-            values = json.loads(data)
-            if values["version"] != VERSION:
-                raise SchemaMismatch(f"{where} has version {values['version']}, expected {VERSION}")
-            values["distances"], values["likelihoods"] = (
-                tuple(map(float, values[name])) for name in ("distances", "likelihoods")
-            )
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise SchemaMismatch(f"{where} is not a calibration: {error}", remedy="clvr calibrate") from error
 
 
 def calibrate(
@@ -131,7 +116,7 @@ def calibrate(
         same_camera=same_camera,
         distances=tuple(knots.tolist()),
         likelihoods=tuple(likelihoods.tolist()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=utc_now(),
     )
 
 
@@ -227,7 +212,7 @@ def calibration_of(store: Store, fingerprint: str) -> Calibration | None:
     """Return the calibration of a model, None without one. Raises SchemaMismatch, FingerprintMismatch."""
     key = _key(fingerprint)
     try:
-        calibration = Calibration.from_json(store.get(key), store.uri_of(key))
+        calibration = Calibration.read(store, key)
     except ObjectMissing:
         return None
     if calibration.fingerprint != fingerprint:
