@@ -40,7 +40,7 @@ from jobs.reindex.steps import (
 )
 from jobs.reindex.summary import headline, post, summarise
 from jobs.runtime.progress import console
-from jobs.runtime.ray_cluster import connect, nodes
+from jobs.runtime.ray_cluster import connect, num_nodes
 from jobs.runtime.resolve import live_name
 
 STEP_FUNCTIONS: dict[StepName, Callable[[ReindexContext], dict[str, Any]]] = {
@@ -173,7 +173,7 @@ def _publish_summary(at: ReindexContext, page: str, ended: Attempt, *, quiet: bo
 
 
 def _nodes() -> int:
-    return nodes() if ray.is_initialized() else 0
+    return num_nodes() if ray.is_initialized() else 0
 
 
 def _finished_result(night: ReindexRun, page: str, settings: Settings) -> ReindexResult:

@@ -16,10 +16,10 @@ from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.job import SHARD_ROWS, EmbedRequest, actor_resources, create_run, precision_of
-from jobs.embed.plan import SAMPLE_CROPS, exact_model, measure_throughput
+from jobs.embed.plan import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.embed.precision import PrecisionDecision, PrecisionOption
 from jobs.runtime.progress import console
-from jobs.runtime.ray_cluster import cores, gpus, nodes, run_as_ray_task
+from jobs.runtime.ray_cluster import num_cpus, num_gpus, num_nodes, run_as_ray_task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def start_run(
     base = None if request.full else base_run(store, archive.uri, models, live_runs, but=night_id)
     precision: PrecisionOption = base.info.settings.get("precision", "fp32") if base else request.precision
     asked = embed_request(request, night_id, base.run_id if base else None, precision)
-    actors = request.actors or gpus() or cores()
+    actors = request.actors or num_gpus() or num_cpus()
     run = _open(store, night_id)
     if run is None:
         try:
@@ -245,14 +245,14 @@ def _expected(
     if crops < MIN_CROPS_TO_SAMPLE:
         return None
     sample = run_as_ray_task(_sample, run, SAMPLE_CROPS * actors)
-    probe = measure_throughput(sample, archive, partial(exact_model, request.model), actors)
+    probe = measure_throughput(sample, archive, partial(open_exact_model, request.model), actors)
     return _expectation(
         crops / probe.crops_per_second + probe.startup_seconds, actors, f"a probe of {probe.crops} crops"
     )
 
 
 def _expectation(seconds: float, actors: int, by: str) -> dict[str, Any]:
-    return {"seconds": round(seconds, 3), "actors": actors, "nodes": nodes(), "by": by}
+    return {"seconds": round(seconds, 3), "actors": actors, "nodes": num_nodes(), "by": by}
 
 
 def _sample(run: Run, count: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""A stream of decoded pictures: many fetches in flight, each decoded by the thread that fetched it."""
+"""Streams of decoded images: threads fetch many at a time, and the thread that fetched one decodes it."""
 
 import os
 import threading
@@ -20,15 +20,15 @@ QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     StoreDenied: "denied",
     ObjectChanged: "changed",
 }
-# That many refusals before the first object means that it is us who are refused, not an object.
+# So many refusals before the first image mean that the store refuses this client, not single objects.
 PERMANENT_ERRORS = 8
 
-Answer = NDArray[np.uint8] | ClvrError
+Loaded = NDArray[np.uint8] | ClvrError
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """Why one picture is not to be had: `stage` is fetch or decode, `cause` one word, `detail` one line."""
+    """Why an image cannot be used: `stage` is fetch or decode, `cause` one word, `detail` one line."""
 
     stage: str
     cause: str
@@ -36,8 +36,8 @@ class ImageFailure:
 
 
 @dataclass(slots=True)
-class LoadTimes:
-    """Seconds that threads spent in fetching (mostly waiting) and in decoding, and the bytes that came."""
+class StreamTimes:
+    """Seconds that threads spent fetching (mostly waiting) and decoding, and the bytes that they fetched."""
 
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -49,122 +49,39 @@ def stream_images(
     keys: Sequence[str],
     *,
     etags: Sequence[str] | None = None,
-    ahead: int = 64,
+    prefetch: int = 64,
     decoders: int = 1,
-    times: LoadTimes | None = None,
+    times: StreamTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
-    """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
+    """Yield `(position in keys, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
 
-    etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
-    At most `ahead` pictures (268 KB each) are on their way or waiting; `decoders` of them are decoded at a
-    time: as many as the caller has cores for it. What is not one picture's fault is raised instead:
-    StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
+    etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
+    prefetch: images (268 KB each) that are in flight or wait for the caller.
+    decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
+    Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
+    this client.
     """
-    loader = _Loader(store, keys, etags, decoders, times or LoadTimes())
-    answers = loader.run(ahead)
-    denied = arrived = 0
+    loader = _Loader(store, keys, etags, decoders, times or StreamTimes())
+    results = loader.run(prefetch)
+    denied = loaded = 0
     try:
-        for position, answer in answers:
-            if not isinstance(answer, ClvrError):
-                arrived += 1
-                yield position, answer
+        for position, result in results:
+            if not isinstance(result, ClvrError):
+                loaded += 1
+                yield position, result
                 continue
-            if isinstance(answer, StoreDenied):
+            if isinstance(result, StoreDenied):
                 denied += 1
                 store.ensure()
-                if not arrived and denied >= PERMANENT_ERRORS:
-                    raise answer
-            yield position, _failure(answer)
+                if not loaded and denied >= PERMANENT_ERRORS:
+                    raise result
+            yield position, _failure_of(result)
     finally:
-        answers.close()
+        results.close()
 
 
-def available_cpus() -> int:
-    """The cores that this process may run on: what a reader may take that has a machine to itself."""
-    return len(os.sched_getaffinity(0))
-
-
-class _Loader:
-    """Threads that fetch and decode. A position is asked for only when an earlier picture was taken."""
-
-    def __init__(
-        self,
-        store: Store,
-        keys: Sequence[str],
-        etags: Sequence[str] | None,
-        decoders: int,
-        times: LoadTimes,
-    ) -> None:
-        self.store = store
-        self.keys = keys
-        self.etags = etags
-        self.times = times
-        self.lock = threading.Lock()
-        self.decoders = decoders
-        # More threads than cores would take the cores from each other: a fifth of the speed was lost so.
-        self.turn = threading.Semaphore(decoders)
-        self.wanted: SimpleQueue[int | None] = SimpleQueue()
-        self.answers: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
-
-    def run(self, ahead: int) -> Generator[tuple[int, Answer], None, None]:
-        """Yield (position, picture or an error that concerns it alone or nobody knows)."""
-        # A local read hardly waits.
-        count = min(self.decoders + 1 if self.store.local else ahead, len(self.keys))
-        threads = [threading.Thread(target=self._work, name=f"load-{n}", daemon=True) for n in range(count)]
-        positions = iter(range(len(self.keys)))
-        for position in islice(positions, ahead):
-            self.wanted.put(position)
-        for thread in threads:
-            thread.start()
-        try:
-            for _ in range(len(self.keys)):
-                position, answer = self.answers.get()
-                following = next(positions, None)
-                if following is not None:
-                    self.wanted.put(following)
-                if isinstance(answer, BaseException) and not isinstance(answer, ClvrError):
-                    raise answer
-                yield position, answer
-        finally:
-            self._dismiss(count)
-
-    def _dismiss(self, threads: int) -> None:
-        try:
-            while True:
-                self.wanted.get_nowait()
-        except Empty:
-            pass
-        for _ in range(threads):
-            self.wanted.put(None)
-
-    def _work(self) -> None:
-        while (position := self.wanted.get()) is not None:
-            try:
-                answer: Answer | BaseException = self._load(position)
-            except BaseException as error:  # a lost answer would leave the caller waiting for ever
-                answer = error
-            self.answers.put((position, answer))
-
-    def _load(self, position: int) -> Answer:
-        begun = time.perf_counter()
-        fetched = self.store.fetch(self.keys[position])
-        arrived = time.perf_counter()
-        expected = self.etags[position] if self.etags is not None else ""
-        if expected and fetched.etag != expected:
-            raise ObjectChanged(f"etag {fetched.etag} now, {expected} when it was listed")
-        with self.turn:
-            started = time.perf_counter()
-            try:
-                return decode(fetched.data)
-            finally:
-                with self.lock:
-                    self.times.fetch_seconds += arrived - begun
-                    self.times.decode_seconds += time.perf_counter() - started
-                    self.times.bytes += len(fetched.data)
-
-
-def _failure(error: ClvrError) -> ImageFailure:
-    """Turn an error of one picture into a row; raise one that is not of one picture."""
+def _failure_of(error: ClvrError) -> ImageFailure:
+    """Turn an error of one image into a value; raise any other error."""
     if isinstance(error, UnreadablePicture):
         return ImageFailure("decode", error.cause, error.message)
     cause = QUARANTINABLE_ERRORS.get(type(error))
@@ -173,13 +90,100 @@ def _failure(error: ClvrError) -> ImageFailure:
     return ImageFailure("fetch", cause, error.message)
 
 
-def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:
-    """Open the deepest folder that holds all the URIs, and return their keys in it.
+class _Loader:
+    """Threads that fetch and decode. Each image that the caller takes lets them request the next position."""
 
-    Raises BadInput where they have none in common, such as two buckets.
+    def __init__(
+        self,
+        store: Store,
+        keys: Sequence[str],
+        etags: Sequence[str] | None,
+        decoders: int,
+        times: StreamTimes,
+    ) -> None:
+        self.store = store
+        self.keys = keys
+        self.etags = etags
+        self.times = times
+        self.lock = threading.Lock()
+        self.decoders = decoders
+        # More decoding threads than CPUs slow each other down.
+        self.decode_slots = threading.Semaphore(decoders)
+        self.requested: SimpleQueue[int | None] = SimpleQueue()
+        self.results: SimpleQueue[tuple[int, Loaded | BaseException]] = SimpleQueue()
+
+    def run(self, prefetch: int) -> Generator[tuple[int, Loaded], None, None]:
+        """Yield (position, image or ClvrError). Raises any other exception of a thread."""
+        # Reads of a local disk hardly wait, so a few threads suffice.
+        num_threads = min(self.decoders + 1 if self.store.local else prefetch, len(self.keys))
+        threads = [
+            threading.Thread(target=self._work, name=f"load-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+        positions = iter(range(len(self.keys)))
+        for position in islice(positions, prefetch):
+            self.requested.put(position)
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(len(self.keys)):
+                position, result = self.results.get()
+                following = next(positions, None)
+                if following is not None:
+                    self.requested.put(following)
+                if isinstance(result, BaseException) and not isinstance(result, ClvrError):
+                    raise result
+                yield position, result
+        finally:
+            self._cancel(num_threads)
+
+    def _cancel(self, num_threads: int) -> None:
+        try:
+            while True:
+                self.requested.get_nowait()
+        except Empty:
+            pass
+        for _ in range(num_threads):
+            self.requested.put(None)
+
+    def _work(self) -> None:
+        while (position := self.requested.get()) is not None:
+            try:
+                result: Loaded | BaseException = self._load(position)
+            except BaseException as error:  # the caller waits for a result of each position
+                result = error
+            self.results.put((position, result))
+
+    def _load(self, position: int) -> Loaded:
+        started = time.perf_counter()
+        fetched = self.store.fetch(self.keys[position])
+        fetch_seconds = time.perf_counter() - started
+        expected = self.etags[position] if self.etags is not None else ""
+        if expected and fetched.etag != expected:
+            raise ObjectChanged(f"the etag is {fetched.etag}; it was {expected} when the object was listed")
+        with self.decode_slots:
+            started = time.perf_counter()
+            try:
+                return decode(fetched.data)
+            finally:
+                with self.lock:
+                    self.times.fetch_seconds += fetch_seconds
+                    self.times.decode_seconds += time.perf_counter() - started
+                    self.times.bytes += len(fetched.data)
+
+
+def available_cpus() -> int:
+    """Return the CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:
+    """Open the deepest folder that contains all URIs, and return their keys in it.
+
+    Raises BadInput for URIs without a common folder, such as those of two buckets.
     """
     folder = os.path.commonpath([uri.rpartition("/")[0] for uri in uris]).replace("s3:/", "s3://", 1)
     if folder in ("", "/", "s3://", "s3:"):
-        raise BadInput("the pictures lie in several buckets or disks", remedy="put them below one folder")
+        raise BadInput("the images are in several buckets or disks", remedy="put them below one folder")
     store = open_store(folder)
     return store, [uri.removeprefix(folder).lstrip("/") for uri in uris]

@@ -20,7 +20,7 @@ from infra.errors import BadCheckpoint, BadSetting, ObjectExists
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.runtime.progress import console, progress
-from jobs.runtime.ray_cluster import connect, cores, gpus, root_cause
+from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
 from jobs.train.dataset import data_digest, read_labelled, say_what_is_learned, usable_pictures
 from jobs.train.feature_cache import remove_features
@@ -180,13 +180,13 @@ def _checked_workers(request: TrainRequest) -> str:
     """How pictures reach the workers. Raises BadSetting for workers that Ray would wait for in vain."""
     if request.workers < 1:
         raise BadSetting(f"--workers is {request.workers}", remedy="give one or more")
-    there, what = (gpus(), "GPU") if request.gpu else (cores(), "CPU")
+    there, what = (num_gpus(), "GPU") if request.gpu else (num_cpus(), "CPU")
     if there < request.workers:
         raise BadSetting(
             f"{request.workers} workers need one {what} each, and the cluster has {there}",
             remedy="give fewer --workers" + (", or --cpu" if request.gpu else ""),
         )
-    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
+    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=num_cpus())
 
 
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:

@@ -29,7 +29,7 @@ from clvr_model.training_state import TrainingState
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
-from jobs.runtime.ray_cluster import nodes
+from jobs.runtime.ray_cluster import num_nodes
 from jobs.train.checkpoints import report_state, reported_state, save_best
 from jobs.train.distributed import DistributedContext
 from jobs.train.feature_cache import FeatureFile
@@ -94,7 +94,7 @@ class _Worker:
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.write(
             "start", stage=place.stage, epoch=place.epoch, pictures=place.totals.pictures,
-            workers=self.peers.world, nodes=nodes(),
+            workers=self.peers.world, nodes=num_nodes(),
             device=str(self.device), input=self.job.input,
         )  # fmt: skip
         if state is None and self.recipe.reestimate_statistics:

@@ -94,7 +94,7 @@ def bench_pictures(archive: Store, where: str) -> None:
     keys, etags = [info.key for info in infos], [info.etag for info in infos]
 
     def load(decoders: int) -> None:
-        for _ in stream_images(archive, keys, etags=etags, ahead=64, decoders=decoders):
+        for _ in stream_images(archive, keys, etags=etags, prefetch=64, decoders=decoders):
             pass
 
     for decoders in sorted({1, os.cpu_count() or 1}):
