@@ -1,11 +1,10 @@
 """Times of a run by phase and stage: one document per attempt, in the run's folder."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
+from index.documents import JsonDocument
 from index.runs.folder import RunFolder
-from infra.errors import SchemaMismatch
 
 STAGES = ("waiting", "model", "writing")
 """Stages that follow each other in an actor."""
@@ -53,7 +52,7 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, slots=True)
-class Timings(StageSeconds):
+class Timings(StageSeconds, JsonDocument):
     """One attempt at a run: wall seconds of the job's phases, then the stages of its actors.
 
     An attempt whose driver was killed leaves no such document.
@@ -106,18 +105,13 @@ class Timings(StageSeconds):
 def write_timings(folder: RunFolder, timings: Timings) -> None:
     """Put one attempt's document into the run's folder."""
     name = timings.started.translate({ord(":"): None, ord("+"): None})
-    folder.store.put(
-        folder.key(f"timings/{name}.json"), json.dumps(asdict(timings), sort_keys=True, indent=2).encode()
-    )
+    folder.store.put(folder.key(f"timings/{name}.json"), timings.to_json())
 
 
 def read_timings(folder: RunFolder) -> list[Timings]:
     """Return the documents of all attempts, the earliest first. Raises SchemaMismatch."""
     keys = sorted(found.key for found in folder.store.list(folder.key("timings")))
-    try:
-        return [Timings(**json.loads(folder.store.get(key))) for key in keys]
-    except (ValueError, TypeError) as error:
-        raise SchemaMismatch(f"run {folder.info.run_id} has timings of another release: {error}") from error
+    return [Timings.read(folder.store, key) for key in keys]
 
 
 def total_of(attempts: Iterable[Timings]) -> Timings | None:

@@ -15,6 +15,7 @@ from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, with_labels
 from index.archive.listing import Listing, list_crops
 from index.archive.manifest import read_manifest
+from index.archive.reader import ArchiveReader
 from index.runs.lineage import known_crops
 from index.runs.run import Run
 from index.schema import MANIFEST_SCHEMA
@@ -181,9 +182,9 @@ def _quarantined_crops(selection: CropSelection, archive: Store, runs: Store) ->
 def _refresh_metadata(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:
     """Yield rows with the present etag, size and time: many crops are retried because they were rewritten."""
     crops = rows.to_pylist()
-    root = archive.uri_of("")
+    reader = ArchiveReader(archive)
     with ThreadPoolExecutor(_MAX_CONCURRENT_HEADS) as pool:
-        heads = pool.map(lambda crop: archive.head(crop["uri"].removeprefix(root)), crops)
+        heads = pool.map(lambda crop: reader.head(crop["uri"]), crops)
         for crop, head in zip(crops, heads, strict=True):
             if head is not None:
                 crop |= {

@@ -18,12 +18,13 @@ from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import GuardReport, reduced_fingerprint
+from index.documents import utc_now
 from index.runs.accounting import count_causes
-from index.runs.records import RunSummary, utc_now
+from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
 from infra.errors import BucketMissing, ObjectMissing
-from infra.logs import bind
+from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
@@ -37,7 +38,7 @@ from jobs.embed.precision import (
     open_model,
 )
 from jobs.runtime.metrics import show_phases
-from jobs.runtime.progress import ProgressState, console, progress
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
 from jobs.runtime.ray_cluster import connect, cpus_per_gpu, num_cpus, num_gpus, root_cause, run_as_ray_task
 
@@ -104,9 +105,9 @@ def embed(
             _precompile_model(request.model)
         run = timer.time("planning", lambda: _new_run(request, runs, archive, fingerprint, actors))
     if run.finished:
-        console.print(f"run {run.run_id} is finished already")
+        logger.info(f"run {run.run_id} is finished already")
         return run.summary
-    bind(run=run.run_id)
+    bind_context(run=run.run_id)
     open_embedder = open_embedder or partial(open_model, request.model, precision_of(run))
     monitor = _start_monitor(run, request.max_quarantine_rate)
     try:
@@ -118,7 +119,7 @@ def embed(
         timings = _timings(started, actors, timer, totals)
         write_timings(run.folder, timings)
         show_phases(run.run_id, timings)
-    console.print(
+    logger.info(
         f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined; "
         f"most of the time went into {timings.bottleneck()}"
     )
@@ -147,13 +148,13 @@ def _find_resumable_run(request: EmbedRequest, runs: Store, archive: Store, fing
             recorded = {name: run.info.settings.get(name) for name in origin}
             if run.info.archive == archive.uri and run.fingerprint in fingerprints and recorded == origin:
                 if not run.finished:
-                    console.print(f"continuing run {run.run_id}")
+                    logger.info(f"continuing run {run.run_id}")
                 return run
         return None
     for candidate in fingerprints:
         unfinished = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=origin)
         if unfinished is not None:
-            console.print(f"continuing run {unfinished.run_id}")
+            logger.info(f"continuing run {unfinished.run_id}")
             return unfinished
     return None
 
@@ -163,7 +164,7 @@ def _new_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: st
         _discover_and_create, request, runs, archive, fingerprint, actors, actor_resources()
     )
     for note in notes:
-        console.print(note)
+        logger.info(note)
     created: Run = run
     return created
 

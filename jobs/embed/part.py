@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clvr_model.embedder import Embedded
+from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
@@ -142,13 +143,13 @@ def _batches(
     decoders: int,
 ) -> Iterator[_Batch]:
     """Yield batches of `size` images, and an empty batch after `size` failures, to report progress."""
-    root = archive.uri_of("")
-    keys = [uri.removeprefix(root) for uri in manifest["uri"].to_pylist()]
+    uris = manifest["uri"].to_pylist()
     etags = manifest["etag"].to_pylist()
     prefetch = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
     batch: _Batch | None = None
     failed = 0
-    stream = stream_images(archive, keys, etags=etags, prefetch=prefetch, decoders=decoders, times=times)
+    reader = ArchiveReader(archive)
+    stream = stream_images(reader, uris, etags=etags, prefetch=prefetch, decoders=decoders, times=times)
     for row, image in stream:
         if isinstance(image, ImageFailure):
             failures[row] = image

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import drop_duplicates
+from index.archive.reader import ArchiveReader
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
@@ -177,7 +178,7 @@ def measure_throughput(
     """
     crops_per_actor = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
     stride = max(1, crops.num_rows // (crops_per_actor * actors))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"][::stride].to_pylist()]
+    uris = crops["uri"][::stride].to_pylist()
     started = time.monotonic()
     try:
         # Actors that do not fit at once would be measured one after the other, so start exactly so many.
@@ -189,7 +190,7 @@ def measure_throughput(
         startup_seconds = time.monotonic() - started
         samples = ray.get(
             [
-                worker.probe.remote(keys[number * crops_per_actor : (number + 1) * crops_per_actor])
+                worker.probe.remote(uris[number * crops_per_actor : (number + 1) * crops_per_actor])
                 for number, worker in enumerate(workers)
             ]
         )
@@ -218,11 +219,11 @@ class _ThroughputProbe:
     def ready(self) -> None:
         """Return once the model is loaded."""
 
-    def probe(self, keys: list[str]) -> tuple[int, int, float]:
+    def probe(self, uris: list[str]) -> tuple[int, int, float]:
         """Return the numbers of embedded and of failed crops, and the seconds."""
         started, good, bad = time.perf_counter(), 0, 0
         batch: list[NDArray[np.uint8]] = []
-        for _, image in stream_images(self.archive, keys):
+        for _, image in stream_images(ArchiveReader(self.archive), uris):
             if isinstance(image, ImageFailure):
                 bad += 1
                 continue

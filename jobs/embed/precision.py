@@ -10,6 +10,7 @@ import ray
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import GUARD_PICTURES, Embedder, GuardReport, precision_guard, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
+from index.archive.reader import ArchiveReader
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
@@ -100,7 +101,7 @@ def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bo
 def sample_images(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly, without those that cannot be read."""
     rows = np.unique(np.linspace(0, crops.num_rows - 1, min(count, crops.num_rows)).astype(np.int64))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"].take(pa.array(rows)).to_pylist()]
-    loaded = sorted(stream_images(archive, keys), key=lambda pair: pair[0])
+    uris = crops["uri"].take(pa.array(rows)).to_pylist()
+    loaded = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
     images = [image for _, image in loaded if not isinstance(image, ImageFailure)]
     return np.stack(images) if images else np.zeros((0, 299, 299, 3), np.uint8)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
-from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
-from infra.store import Store, open_store
+from index.archive.reader import ArchiveReader
+from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
@@ -45,15 +45,15 @@ class StreamTimes:
 
 
 def stream_images(
-    store: Store,
-    keys: Sequence[str],
+    reader: ArchiveReader,
+    uris: Sequence[str],
     *,
     etags: Sequence[str] | None = None,
     prefetch: int = 64,
     decoders: int = 1,
     times: StreamTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
-    """Yield `(position in keys, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
+    """Yield `(position in uris, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
 
     etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
     prefetch: images (268 KB each) that are in flight or wait for the caller.
@@ -61,7 +61,7 @@ def stream_images(
     Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
     this client.
     """
-    loader = _Loader(store, keys, etags, decoders, times or StreamTimes())
+    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes())
     results = loader.run(prefetch)
     denied = loaded = 0
     try:
@@ -72,7 +72,7 @@ def stream_images(
                 continue
             if isinstance(result, StoreDenied):
                 denied += 1
-                store.ensure()
+                reader.store.ensure()
                 if not loaded and denied >= PERMANENT_ERRORS:
                     raise result
             yield position, _failure_of(result)
@@ -95,14 +95,14 @@ class _Loader:
 
     def __init__(
         self,
-        store: Store,
-        keys: Sequence[str],
+        reader: ArchiveReader,
+        uris: Sequence[str],
         etags: Sequence[str] | None,
         decoders: int,
         times: StreamTimes,
     ) -> None:
-        self.store = store
-        self.keys = keys
+        self.reader = reader
+        self.uris = uris
         self.etags = etags
         self.times = times
         self.lock = threading.Lock()
@@ -115,18 +115,18 @@ class _Loader:
     def run(self, prefetch: int) -> Generator[tuple[int, Loaded], None, None]:
         """Yield (position, image or ClvrError). Raises any other exception of a thread."""
         # Reads of a local disk hardly wait, so a few threads suffice.
-        num_threads = min(self.decoders + 1 if self.store.local else prefetch, len(self.keys))
+        num_threads = min(self.decoders + 1 if self.reader.store.local else prefetch, len(self.uris))
         threads = [
             threading.Thread(target=self._work, name=f"load-{number}", daemon=True)
             for number in range(num_threads)
         ]
-        positions = iter(range(len(self.keys)))
+        positions = iter(range(len(self.uris)))
         for position in islice(positions, prefetch):
             self.requested.put(position)
         for thread in threads:
             thread.start()
         try:
-            for _ in range(len(self.keys)):
+            for _ in range(len(self.uris)):
                 position, result = self.results.get()
                 following = next(positions, None)
                 if following is not None:
@@ -156,7 +156,7 @@ class _Loader:
 
     def _load(self, position: int) -> Loaded:
         started = time.perf_counter()
-        fetched = self.store.fetch(self.keys[position])
+        fetched = self.reader.fetch(self.uris[position])
         fetch_seconds = time.perf_counter() - started
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
@@ -175,15 +175,3 @@ class _Loader:
 def available_cpus() -> int:
     """Return the CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:
-    """Open the deepest folder that contains all URIs, and return their keys in it.
-
-    Raises BadInput for URIs without a common folder, such as those of two buckets.
-    """
-    folder = os.path.commonpath([uri.rpartition("/")[0] for uri in uris]).replace("s3:/", "s3://", 1)
-    if folder in ("", "/", "s3://", "s3:"):
-        raise BadInput("the images are in several buckets or disks", remedy="put them below one folder")
-    store = open_store(folder)
-    return store, [uri.removeprefix(folder).lstrip("/") for uri in uris]

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infra.logs import Talk
+from infra.logging import console, logger
 
 LOG_INTERVAL_SECONDS = 10.0
-
-# stdout is data, stderr is talk.
-console = Talk()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +77,7 @@ def _log_lines(
         remaining = state.total - state.done
         eta = f", {remaining / rate:,.0f} s left" if rate > 0 and remaining > 0 else ""
         note = f", {state.note}" if state.note else ""
-        console.say(
-            f"{title}: {state.done:,}/{state.total:,} {unit}, {rate:,.1f}/s{eta}{note}",
-            phase=title,
-            done=state.done,
-            total=state.total,
-            rate=round(rate, 1),
-        )
+        facts = {"phase": title, "done": state.done, "total": state.total, "rate": round(rate, 1)}
+        logger.info(f"{title}: {state.done:,}/{state.total:,} {unit}, {rate:,.1f}/s{eta}{note}", extra=facts)
         if stopped:
             return

@@ -3,10 +3,8 @@
 Each actor answers whole parts by itself, as in `clvr embed`: only part numbers pass through Ray.
 """
 
-import getpass
 import math
 import os
-import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,15 +14,17 @@ from ray.data import ActorPoolStrategy
 from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
+from index.documents import current_user
 from index.milvus.collection import get_generation
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from infra.errors import BadInput, FingerprintMismatch, Mismatch
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.progress import console, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
@@ -132,7 +132,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
         _answer_parts(sweep, request, plan, entry)
         summary = sweep.finish()
     else:
-        console.print(f"the sweep in {request.out} is finished already")
+        logger.info(f"the sweep in {request.out} is finished already")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
     album = ReportContext(
@@ -198,7 +198,7 @@ def _write_audit_record(
 ) -> str:
     """Write the audit entry: nothing is answered before it stands."""
     entry = audit.AuditRecord(
-        who=request.who or f"{getpass.getuser()}@{socket.gethostname()}",
+        who=request.who or current_user(),
         case=request.case,
         action=f"sweep {action}",
         generation=plan.generation,
@@ -206,7 +206,7 @@ def _write_audit_record(
         request={**asked, "probes": request.probes, "out": request.out},
     )
     key = audit.append(open_store(settings.runs), entry)
-    console.print(f"audit entry {key}")
+    logger.info(f"audit entry {key}")
     return key
 
 

@@ -24,8 +24,9 @@ from clvr_model.training import (
     train_step,
     training_mode,
 )
+from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
-from jobs.runtime.image_stream import ImageFailure, available_cpus, common_store, stream_images
+from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
 from jobs.train.dataset import read_labelled
 from jobs.train.job import Work
 from jobs.train.train import TrainRequest, asked_recipe
@@ -188,14 +189,14 @@ def _rate(act: Callable[[], Any], pictures: int) -> float:
 def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
     """A batch of the data's own pictures, how many of the sample failed, and pictures decoded a second."""
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
-    store, keys = common_store(labelled.uris)
+    reader = reader_of(labelled.uris)
     begun = time.perf_counter()
-    stream = stream_images(store, [keys[row] for row in rows], decoders=available_cpus())
+    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus())
     found = [picture for _, picture in stream]
     seconds = time.perf_counter() - begun
     good = [picture for picture in found if not isinstance(picture, ImageFailure)]
     if not good:
-        raise BadInput(f"not one of {len(found)} sampled pictures of {store.uri} could be read")
+        raise BadInput(f"not one of {len(found)} sampled pictures of {reader.uri} could be read")
     return np.stack(good[:PROBE_BATCH]), len(found) - len(good), len(found) / seconds
 
 

@@ -27,6 +27,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
 from index.archive.listing import list_archive
+from index.archive.reader import ArchiveReader
 from index.runs.run import Run
 from infra.store import Store, open_store
 from jobs.embed.part import embed_part
@@ -91,15 +92,16 @@ def bench_model(checkpoint: Checkpoint, cache: Path) -> None:
 def bench_pictures(archive: Store, where: str) -> None:
     """Fetch + decode + resize, alone."""
     infos = list(archive.list())
-    keys, etags = [info.key for info in infos], [info.etag for info in infos]
+    reader, uris = ArchiveReader(archive), [archive.uri_of(info.key) for info in infos]
+    etags = [info.etag for info in infos]
 
     def load(decoders: int) -> None:
-        for _ in stream_images(archive, keys, etags=etags, prefetch=64, decoders=decoders):
+        for _ in stream_images(reader, uris, etags=etags, prefetch=64, decoders=decoders):
             pass
 
     for decoders in sorted({1, os.cpu_count() or 1}):
         for _ in range(TURNS):
-            wall, cpu = measured(len(keys), lambda: load(decoders))  # noqa: B023  # called at once
+            wall, cpu = measured(len(uris), lambda: load(decoders))  # noqa: B023  # called at once
         print(
             f"fetch + decode + resize, {where}, {decoders} at a time: {wall:,.0f}/s, {cpu:,.0f}/CPU-s",
             flush=True,
@@ -120,8 +122,8 @@ def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: 
         model="m",
         settings={},
     )
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in manifest["uri"].to_pylist()[:64]]
-    sample = np.stack([picture for _, picture in stream_images(archive, keys)])  # type: ignore[misc]
+    reader, uris = ArchiveReader(archive), manifest["uri"].to_pylist()[:64]
+    sample = np.stack([picture for _, picture in stream_images(reader, uris)])  # type: ignore[misc]
 
     def bare() -> None:
         for start in range(0, rows, 8):

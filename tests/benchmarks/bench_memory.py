@@ -28,7 +28,7 @@ from PIL import Image
 
 from clvr_model.embedder import Embedded
 from infra.settings import load_settings
-from infra.store import Fetched, Store, StoreSettings
+from infra.store import ObjectBody, Store, StoreSettings
 from jobs.embed.job import EmbedRequest, embed
 
 ROWS_PER_PART = 4096
@@ -45,9 +45,9 @@ class SameStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return SameStore, (self.uri, self.data)
 
-    def fetch(self, key: str) -> Fetched:
+    def fetch(self, key: str) -> ObjectBody:
         """Answer from memory."""
-        return Fetched(self.data, "e")
+        return ObjectBody(self.data, "e")
 
     def ensure(self) -> None:
         """Nothing can be missing."""

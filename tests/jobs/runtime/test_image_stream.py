@@ -3,22 +3,28 @@
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clvr_model.preprocessing import decode
+from index.archive.reader import ArchiveReader
 from infra.errors import ClvrError, StoreDenied, StoreUnreachable
-from infra.store import Fetched, Store, StoreSettings, open_store
+from infra.store import ObjectBody, Store, StoreSettings, open_store
 from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, StreamTimes, stream_images
 
 
 def jpeg(shade: int) -> bytes:
     Image.fromarray(np.full((20, 30, 3), shade, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     return buffer.getvalue()
+
+
+def stream(store: Store, keys: list[str], **options: Any) -> Iterator[tuple[int, np.ndarray | ImageFailure]]:
+    return stream_images(ArchiveReader(store), [store.uri_of(key) for key in keys], **options)
 
 
 class FakeStore(Store):
@@ -29,8 +35,8 @@ class FakeStore(Store):
         self.answer = answer
         self.list_denied = list_denied
 
-    def fetch(self, key: str) -> Fetched:
-        return Fetched(self.answer(key), "e")
+    def fetch(self, key: str) -> ObjectBody:
+        return ObjectBody(self.answer(key), "e")
 
     def ensure(self) -> None:
         if self.list_denied:
@@ -48,7 +54,7 @@ def archive(tmp_path: Path) -> Store:
 def test_stream_yields_every_position_once_with_its_image(archive: Store) -> None:
     keys = [info.key for info in archive.list()]
     times = StreamTimes()
-    images = dict(stream_images(archive, keys, prefetch=7, times=times))
+    images = dict(stream(archive, keys, prefetch=7, times=times))
     assert sorted(images) == list(range(40))
     for position, image in images.items():
         assert isinstance(image, np.ndarray)
@@ -62,7 +68,7 @@ def test_fault_of_one_image_is_a_value_with_stage_and_cause(archive: Store) -> N
     archive.put("empty.jpg", b"")
     keys = ["0.jpg", "bad.jpg", "empty.jpg", "none.jpg", "1.jpg"]
     etags = ["", "", "", "", "another"]
-    images = dict(stream_images(archive, keys, etags=etags))
+    images = dict(stream(archive, keys, etags=etags))
     causes = {
         position: (value.stage, value.cause)
         for position, value in images.items()
@@ -86,7 +92,7 @@ def test_unreachable_store_raises(archive: Store) -> None:
         raise StoreUnreachable("no answer")
 
     with pytest.raises(StoreUnreachable):
-        list(stream_images(FakeStore(answer), ["a"] * 100))
+        list(stream(FakeStore(answer), ["a"] * 100))
 
 
 def test_refused_credentials_stop_the_stream_at_once() -> None:
@@ -95,9 +101,9 @@ def test_refused_credentials_stop_the_stream_at_once() -> None:
             return jpeg(1)
         raise StoreDenied("no")
 
-    stream = stream_images(FakeStore(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
+    images = stream(FakeStore(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
     with pytest.raises(StoreDenied, match="ExpiredToken"):
-        list(stream)
+        list(images)
 
 
 def test_only_refusals_stop_the_stream_though_listing_is_allowed() -> None:
@@ -106,7 +112,7 @@ def test_only_refusals_stop_the_stream_though_listing_is_allowed() -> None:
 
     results = []
     with pytest.raises(StoreDenied):
-        for result in stream_images(FakeStore(answer), ["x"] * 100):
+        for result in stream(FakeStore(answer), ["x"] * 100):
             results.append(result)
     assert len(results) < PERMANENT_ERRORS
 
@@ -117,7 +123,7 @@ def test_one_refused_object_among_many_is_a_value() -> None:
             raise StoreDenied("no")
         return jpeg(1)
 
-    images = dict(stream_images(FakeStore(answer), ["ok"] * 20 + ["x"], prefetch=4))
+    images = dict(stream(FakeStore(answer), ["ok"] * 20 + ["x"], prefetch=4))
     assert isinstance(images[20], ImageFailure) and images[20].cause == "denied"
 
 
@@ -126,7 +132,7 @@ def test_unexpected_exception_of_a_thread_is_raised() -> None:
         raise MemoryError("none left")
 
     with pytest.raises(MemoryError):
-        list(stream_images(FakeStore(answer), ["a"]))
+        list(stream(FakeStore(answer), ["a"]))
 
 
 def test_stream_fetches_no_more_images_than_its_prefetch() -> None:
@@ -137,17 +143,17 @@ def test_stream_fetches_no_more_images_than_its_prefetch() -> None:
             fetches[0] += 1
         return jpeg(1)
 
-    stream = stream_images(FakeStore(answer), ["a"] * 200, prefetch=10)
+    images = stream(FakeStore(answer), ["a"] * 200, prefetch=10)
     for _ in range(5):
-        next(stream)
+        next(images)
     assert fetches[0] <= 5 + 10
 
 
 def test_closing_a_stream_early_ends_its_threads(archive: Store) -> None:
     before = threading.active_count()
-    stream = stream_images(archive, [info.key for info in archive.list()], prefetch=8)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    images = stream(archive, [info.key for info in archive.list()], prefetch=8)
+    next(images)
+    images.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
         if thread.name.startswith("load-"):
             thread.join(5)
@@ -158,6 +164,6 @@ def test_denied_local_file_is_a_value(archive: Store) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     Path(archive.uri_of("0.jpg")).chmod(0)
-    images = dict(stream_images(archive, ["0.jpg", "1.jpg"]))
+    images = dict(stream(archive, ["0.jpg", "1.jpg"]))
     assert isinstance(images[0], ImageFailure) and isinstance(images[0].cause, str)
     assert not isinstance(images[1], ClvrError)

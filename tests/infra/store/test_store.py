@@ -1,7 +1,8 @@
-"""One specification, two twins: every test here runs on a local folder and on a real S3 server."""
+"""One specification of the store: the first tests run on a local folder and on a real S3 server."""
 
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +23,8 @@ from infra.errors import (
     StoreUnreachable,
 )
 from infra.servers import SeaweedFs
-from infra.store import Fetched, Store, StoreSettings, open_store, store_error
+from infra.store import ObjectBody, Store, StoreSettings, open_store
+from infra.store.errors import store_error
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.integration)])
@@ -41,9 +43,9 @@ def rootless(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store("s3://no-such-bucket/prefix", seaweedfs.settings)
 
 
-def test_what_is_put_is_got(store: Store) -> None:
-    store.put("dt=2026-11-22/cam=004/a.jpg", b"picture")
-    assert store.get("dt=2026-11-22/cam=004/a.jpg") == b"picture"
+def test_get_returns_what_put_wrote(store: Store) -> None:
+    store.put("dt=2026-11-22/cam=004/a.jpg", b"image")
+    assert store.get("dt=2026-11-22/cam=004/a.jpg") == b"image"
 
 
 def test_a_put_replaces_the_whole_object(store: Store) -> None:
@@ -84,12 +86,12 @@ def test_a_key_that_could_leave_the_root_is_refused(store: Store, key: str) -> N
         store.replace(key, b"x", etag="e")
 
 
-def test_a_missing_object_is_said_by_its_whole_uri(store: Store) -> None:
+def test_the_error_of_a_missing_object_has_its_whole_uri(store: Store) -> None:
     with pytest.raises(ObjectMissing, match=store.uri_of("a/b")):
         store.get("a/b")
 
 
-def test_head_tells_size_and_etag_or_none(store: Store) -> None:
+def test_head_returns_size_and_etag_or_none(store: Store) -> None:
     assert store.head("a") is None
     store.put("a", b"four")
     found = store.head("a")
@@ -133,7 +135,7 @@ def test_more_objects_than_one_page_are_listed_once_each(store: Store) -> None:
     assert set(listed) == keys
 
 
-def test_create_refuses_what_is_there(store: Store) -> None:
+def test_create_rejects_an_existing_key(store: Store) -> None:
     store.create("run.json", b"first")
     with pytest.raises(ObjectExists):
         store.create("run.json", b"second")
@@ -155,13 +157,13 @@ def _race(contenders: int, act: Callable[[int], None], expected: type[ClvrError]
         return [number for number, won in enumerate(pool.map(run, range(contenders))) if won]
 
 
-def test_of_sixteen_creators_one_wins(store: Store) -> None:
+def test_create_has_one_winner_of_sixteen(store: Store) -> None:
     winners = _race(16, lambda number: store.create("lock", str(number).encode()), ObjectExists)
     assert len(winners) == 1
     assert store.get("lock") == str(winners[0]).encode()
 
 
-def test_replace_needs_the_etag_of_now(store: Store) -> None:
+def test_replace_needs_the_current_etag(store: Store) -> None:
     store.put("lock", b"one")
     etag = store.fetch("lock").etag
     store.replace("lock", b"two", etag=etag)
@@ -177,7 +179,7 @@ def test_replace_does_not_create(store: Store) -> None:
         assert store.head(key) is None
 
 
-def test_of_sixteen_replacers_one_wins(store: Store) -> None:
+def test_replace_has_one_winner_of_sixteen(store: Store) -> None:
     store.put("lock", b"free")
     etag = store.fetch("lock").etag
     winners = _race(16, lambda n: store.replace("lock", f"{n}".encode(), etag=etag), ObjectChanged)
@@ -203,7 +205,7 @@ def test_readers_never_see_half_an_object(store: Store) -> None:
         writing.result()
 
 
-def test_delete_takes_many_keys_and_minds_no_missing_one(store: Store) -> None:
+def test_delete_takes_many_keys_and_ignores_missing_ones(store: Store) -> None:
     for key in ("a", "b/c", "keep"):
         store.put(key, b"x")
     store.delete("a", "missing", "b/c")
@@ -223,7 +225,7 @@ def test_get_many_gives_every_key_once_and_errors_as_values(store: Store) -> Non
         elif position % 3:
             assert isinstance(result, ObjectMissing)
         else:
-            assert isinstance(result, Fetched)
+            assert isinstance(result, ObjectBody)
             assert result.data == str(position).encode()
 
 
@@ -234,11 +236,26 @@ def test_get_many_works_with_any_number_in_flight(store: Store, in_flight: int) 
     assert list(store.get_many([], in_flight=in_flight)) == []
 
 
-def test_get_many_may_be_left_early(store: Store) -> None:
+def test_get_many_stops_reading_when_it_is_closed_early(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.put("a", b"x")
+    reads: list[str] = []
+    fetch = store.fetch
+
+    def counted(key: str) -> ObjectBody:
+        reads.append(key)
+        return fetch(key)
+
+    monkeypatch.setattr(store, "fetch", counted)
     results = store.get_many(["a"] * 1000, in_flight=4)
     next(results)
     results.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while any(thread.name.startswith("get-many") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "a thread still works"
+        time.sleep(0.01)
+    assert 1 <= len(reads) <= 4
 
 
 def test_a_store_travels_by_pickle_and_shows_no_secret(store: Store) -> None:
@@ -259,11 +276,12 @@ def test_arrow_streams_below_the_same_root(store: Store) -> None:
     assert store.get("folder/b") == b"by arrow"
 
 
-def test_ensure_is_content_with_an_empty_root(store: Store) -> None:
+def test_ensure_accepts_an_empty_root_and_writes_nothing(store: Store) -> None:
     store.ensure()
+    assert list(store.list()) == []
 
 
-def test_a_missing_root_is_named_by_every_reader(rootless: Store) -> None:
+def test_every_read_names_a_missing_root(rootless: Store) -> None:
     for act in (
         rootless.ensure,
         rootless.folders,
@@ -281,13 +299,14 @@ def test_a_missing_root_is_an_error_value_of_get_many(rootless: Store) -> None:
     assert isinstance(result, BucketMissing)
 
 
-def test_create_bucket_may_be_repeated(store: Store) -> None:
-    store.create_bucket()
-    store.create_bucket()
-    store.ensure()
+def test_create_bucket_keeps_the_objects_of_an_existing_one(store: Store) -> None:
+    store.put("a", b"x")
+    for _ in range(2):
+        store.create_bucket()
+        assert store.get("a") == b"x"
 
 
-# What only one of the twins knows.
+# What only one of the two backends has.
 
 
 def test_a_local_root_comes_into_being_with_its_first_object(tmp_path: Path) -> None:
@@ -304,14 +323,14 @@ def test_local_writes_leave_no_other_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_full_disk_is_foretold_with_both_figures(tmp_path: Path) -> None:
+def test_require_space_names_both_figures(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "not" / "yet"))
     store.require_space(1)
     with pytest.raises(DiskFull, match=r"1,000,000,000,000,000,000 bytes, and [\d,]+ are free"):
         store.require_space(10**18)
 
 
-def test_a_full_disk_is_told_as_such() -> None:
+def test_a_full_disk_is_an_error_of_its_own() -> None:
     with (
         pytest.raises(OSError, match="No space") as caught,
         Path("/dev/full").open("wb", buffering=0) as full,
@@ -320,7 +339,7 @@ def test_a_full_disk_is_told_as_such() -> None:
     assert isinstance(store_error(caught.value, "/dev/full"), DiskFull)
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_key_below_a_file_is_an_error_locally(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.put("a", b"x")
     with pytest.raises(ClvrError, match="both a file and a folder"):
@@ -337,22 +356,22 @@ def test_wrong_keys_are_denied(seaweedfs: SeaweedFs, bucket: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "Generic S3 error: Error performing GET http://127.0.0.1:1/b/a in 403.3ms, after 3 retries",
         "Generic S3 error: Error performing GET http://127.0.0.1:1/b/(403)/AccessDenied in 1s",
     ],
 )
-def test_a_duration_or_a_key_that_looks_like_a_refusal_is_none(said: str) -> None:
-    assert isinstance(store_error(GenericError(said), "s3://b/(403)/AccessDenied"), StoreUnreachable)
+def test_a_duration_or_a_key_that_looks_like_403_is_not_a_denial(message: str) -> None:
+    assert isinstance(store_error(GenericError(message), "s3://b/(403)/AccessDenied"), StoreUnreachable)
 
 
-def test_a_refusal_without_a_class_of_its_own_is_denied() -> None:
-    for said in (
+def test_a_denial_without_its_own_exception_is_recognised() -> None:
+    for message in (
         "An error occurred (403) when calling the HeadObject operation: Forbidden",
         "Generic S3 error: Server returned non-2xx status code: 401 Unauthorized",
     ):
-        assert isinstance(store_error(GenericError(said), "s3://b/a"), StoreDenied)
+        assert isinstance(store_error(GenericError(message), "s3://b/a"), StoreDenied)
 
 
 def test_a_reader_may_not_write(seaweedfs: SeaweedFs, bucket: str) -> None:
@@ -374,16 +393,3 @@ def test_no_server_is_unreachable() -> None:
         with pytest.raises(StoreUnreachable, match="s3://bucket") as caught:
             act()
         assert "endpoint" in caught.value.remedy
-
-
-def test_a_presigned_url_opens_one_object_without_keys(seaweedfs: SeaweedFs, bucket: str) -> None:
-    import urllib.error
-    import urllib.request
-
-    store = open_store(f"{bucket}/prefix", seaweedfs.settings)
-    store.put("a b.jpg", b"picture")
-    url = store.presigned_url("a b.jpg", seconds=60)
-    with urllib.request.urlopen(url) as reply:  # noqa: S310
-        assert reply.read() == b"picture"
-    with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(url.partition("?")[0])  # noqa: S310

@@ -1,4 +1,4 @@
-"""The doctor: names every fault of a set-up at once, with its remedy, and never a secret."""
+"""`clvr doctor` names every fault of a set-up at once, with its remedy, and shows no secret."""
 
 import json
 import threading
@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from infra.checks import Check, Finding, broken, ok, run_checks
 from infra.errors import StoreDenied
 from infra.servers import MilvusServer, SeaweedFs
 from infra.settings import Settings
-from infra.store import Store, open_store
-from infra.store_settings import StoreSettings
+from infra.store import Store, StoreSettings, open_store
 from jobs.cli.app import app
-from jobs.doctor.examine import Examination, Patient, check_store, examine
-from jobs.doctor.machine import check_clock
+from jobs.doctor.check import Check, CheckResult, failed, ok, run_checks
+from jobs.doctor.doctor import DoctorOptions, DoctorReport, run_doctor
+from jobs.doctor.machine_checks import check_clock
+from jobs.doctor.service_checks import check_store
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A working directory of one's own, and none of the variables of whoever runs the tests."""
+    """A fresh working directory, and no variable from the environment of the test run."""
     import os
 
     for name in list(os.environ):
@@ -34,17 +34,17 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def states(found: Examination) -> dict[str, str]:
-    order = ["skipped", "ok", "warning", "broken"]
+def states(report: DoctorReport) -> dict[str, str]:
+    order = ["skipped", "ok", "warning", "failed"]
     worst: dict[str, str] = {}
-    for finding in found.findings:
-        worst[finding.check] = max(worst.get(finding.check, "skipped"), finding.state, key=order.index)
+    for result in report.results:
+        worst[result.check] = max(worst.get(result.check, "skipped"), result.state, key=order.index)
     return worst
 
 
-def test_a_check_that_hangs_does_not_hold_up_the_others() -> None:
-    begun = time.monotonic()
-    found = run_checks(
+def test_a_check_that_hangs_does_not_delay_the_others() -> None:
+    started = time.monotonic()
+    results = run_checks(
         [
             Check("hangs", lambda: ok("hangs", str(time.sleep(30)))),
             Check("well", lambda: ok("well", "fine")),
@@ -52,41 +52,62 @@ def test_a_check_that_hangs_does_not_hold_up_the_others() -> None:
         ],
         seconds=0.3,
     )
-    assert [one.state for one in found] == ["broken", "ok", "ok"]
-    assert "no answer within 0 s" in found[0].says
-    assert time.monotonic() - begun < 5
+    assert [result.state for result in results] == ["failed", "ok", "ok"]
+    assert "no answer within 0 s" in results[0].message
+    assert time.monotonic() - started < 5
 
 
-def test_errors_become_findings_with_their_remedy_and_without_secrets() -> None:
+def test_errors_become_results_with_their_remedy_and_without_secrets() -> None:
     def refused() -> None:
         raise StoreDenied("key AKIA-hush was refused", remedy="not hush-hush")
 
     def surprised() -> None:
         raise KeyError("hush-hush")
 
-    checks = [Check("a", refused), Check("b", surprised), Check("c", lambda: [broken("c", "x", "y")])]  # type: ignore[arg-type, return-value]
-    found = run_checks(checks, seconds=5, secrets=["hush", "hush-hush", ""])
-    assert [one.state for one in found] == ["broken"] * 3
-    assert "hush" not in repr(found)
-    assert found[0].says == "key AKIA-*** was refused"
-    assert found[1].says.startswith("KeyError")
+    checks = [Check("a", refused), Check("b", surprised), Check("c", lambda: [failed("c", "x", "y")])]  # type: ignore[arg-type, return-value]
+    results = run_checks(checks, seconds=5, secrets=["hush", "hush-hush", ""])
+    assert [result.state for result in results] == ["failed"] * 3
+    assert "hush" not in repr(results)
+    assert results[0].message == "key AKIA-*** was refused"
+    assert results[1].message.startswith("KeyError")
 
 
-def test_a_newcomer_without_any_setting_is_well() -> None:
-    found = examine(Patient({}))
-    assert found.healthy, str(found)
-    assert states(found)["archive"] == "skipped"
+def test_defaults_alone_are_healthy() -> None:
+    report = run_doctor(DoctorOptions({}))
+    assert report.healthy, report.to_text()
+    assert states(report)["archive"] == "skipped"
 
 
-@pytest.mark.parametrize(("apart", "state"), [(0, "ok"), (20, "warning"), (-90, "broken")])
-def test_a_clock_that_is_wrong_is_seen_by_the_date_of_an_answer(apart: int, state: str) -> None:
+def test_variables_of_a_wrong_name_are_named_and_the_right_ones_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLVR_SERVE_TOKEN", "a-token-of-the-page")
+    assert states(run_doctor(DoctorOptions({})))["settings"] == "ok"
+    monkeypatch.setenv("CLVR_ALAIS", "vehicles")
+    report = run_doctor(DoctorOptions({}))
+    assert states(report)["settings"] == "warning"
+    assert "CLVR_ALAIS" in report.to_text()
+
+
+def test_the_document_for_machines_keeps_its_words() -> None:
+    report = DoctorReport([failed("ray", "no answer", "Start it."), ok("disk", "free")])
+    assert report.to_json() == {
+        "findings": [
+            {"check": "ray", "state": "broken", "says": "no answer", "remedy": "Start it.", "seconds": 0.0},
+            {"check": "disk", "state": "ok", "says": "free", "remedy": "", "seconds": 0.0},
+        ]
+    }
+
+
+@pytest.mark.parametrize(("skew", "state"), [(0, "ok"), (20, "warning"), (-90, "failed")])
+def test_a_wrong_clock_shows_in_the_date_header(skew: int, state: str) -> None:
     class Server(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(403)
             self.end_headers()
 
         def date_time_string(self, timestamp: float | None = None) -> str:
-            return formatdate(time.time() + apart, usegmt=True)
+            return formatdate(time.time() + skew, usegmt=True)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -94,26 +115,26 @@ def test_a_clock_that_is_wrong_is_seen_by_the_date_of_an_answer(apart: int, stat
     with HTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         storage = StoreSettings(endpoint=f"http://127.0.0.1:{server.server_port}", allow_http=True)
-        found = check_clock(storage, Settings.model_validate({"runs": "s3://x/runs"}))
-    assert found.state == state, found
+        result = check_clock(storage, Settings.model_validate({"runs": "s3://x/runs"}))
+    assert result.state == state, result
 
 
-def test_a_store_that_ignores_conditions_is_not_trusted(
+def test_a_store_that_ignores_conditional_writes_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found() -> Finding:
+    def check() -> CheckResult:
         return check_store("runs", str(tmp_path), StoreSettings(), writes=True)
 
-    assert found().state == "ok"
+    assert check().state == "ok"
     monkeypatch.setattr(Store, "replace", lambda self, key, data, *, etag: self.put(key, data))
-    assert "ignores the etag" in found().says
+    assert "ignores the etag" in check().message
     monkeypatch.setattr(Store, "create", Store.put)
-    assert "lets a second writer overwrite" in found().says
+    assert "lets a second writer overwrite" in check().message
     assert list(open_store(str(tmp_path)).list()) == []
 
 
 @pytest.mark.integration
-def test_a_right_set_up(
+def test_a_working_set_up_is_healthy(
     bucket: str, milvus_server: MilvusServer, seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in seaweedfs.environment.items():
@@ -123,17 +144,17 @@ def test_a_right_set_up(
         monkeypatch.setenv("CLVR_MILVUS_TOKEN", milvus_server.token)
     monkeypatch.setenv("CLVR_MILVUS_BUCKET", f"s3://{milvus_server.bucket}")
     monkeypatch.setenv("CLVR_RUNS", f"s3://{milvus_server.bucket}/doctor-test")
-    found = examine(Patient({}))
-    assert found.healthy, str(found)
-    told = states(found)
-    assert (told["runs"], told["clock"], told["milvus"], told["milvus bucket"]) == ("ok", "ok", "ok", "ok")
-    assert told["milvus guard"] == "warning", "2.3.5 drops aliased collections"
-    left = list(open_store(f"s3://{milvus_server.bucket}/doctor-test", seaweedfs.settings).list())
-    assert left == [], "what it wrote it took away"
+    report = run_doctor(DoctorOptions({}))
+    assert report.healthy, report.to_text()
+    by_check = states(report)
+    assert [by_check[name] for name in ("runs", "clock", "milvus", "milvus bucket")] == ["ok"] * 4
+    assert by_check["milvus guard"] == "warning", "2.3.5 drops aliased collections"
+    remaining = list(open_store(f"s3://{milvus_server.bucket}/doctor-test", seaweedfs.settings).list())
+    assert remaining == [], "the probe object is deleted"
 
 
 @pytest.mark.integration
-def test_several_broken_things_are_all_named_at_once(
+def test_all_faults_are_named_at_once(
     clean: Path, bucket: str, seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret, token = "not-the-secret-key", "root:not-the-password"
@@ -171,9 +192,9 @@ def test_config_shows_every_setting_with_its_origin_and_no_secret(
     (clean / "clvr.yaml").write_text("alias: cars\nmilvus_token: root:hush-hush\n")
     monkeypatch.setenv("CLVR_RUNS", "s3://x/runs")
     done = CliRunner().invoke(app, ["config", "--json"])
-    told = {row["name"]: (row["value"], row["origin"]) for row in json.loads(done.stdout)}
-    assert told["alias"] == ("cars", "clvr.yaml")
-    assert told["runs"] == ("s3://x/runs", "CLVR_RUNS")
-    assert told["ray"][1] == "default"
-    assert told.keys() == Settings.model_fields.keys()
+    shown = {row["name"]: (row["value"], row["origin"]) for row in json.loads(done.stdout)}
+    assert shown["alias"] == ("cars", "clvr.yaml")
+    assert shown["runs"] == ("s3://x/runs", "CLVR_RUNS")
+    assert shown["ray"][1] == "default"
+    assert shown.keys() == Settings.model_fields.keys()
     assert "hush" not in done.output

@@ -1,4 +1,4 @@
-"""Where an object store is and how it is reached: its URI, its credentials, its patience."""
+"""The URI, the credentials and the time limits of an object store."""
 
 import os
 import re
@@ -15,21 +15,21 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """How S3 is reached. Local folders need none of it. Secrets never appear in the repr.
+    """Address, credentials and limits of S3; local folders ignore them. The repr shows no secret.
 
-    Without `access_key` the credentials come from boto3's chain: profile, web identity, instance role.
+    Without `access_key`, boto3's chain supplies the credentials: profile, web identity, instance role.
     """
 
-    endpoint: str | None = None  # None: Amazon's own
+    endpoint: str | None = None  # None: AWS
     region: str = "us-east-1"
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
-    allow_http: bool = False  # plain HTTP must be asked for: it shows the pictures to the network
+    allow_http: bool = False  # plain HTTP is opt-in: the network can read the images
     retries: int = 5  # of one request, with exponential backoff from 0.1 s
-    retry_seconds: float = 120.0  # after the first attempt, no retry starts later than this
+    retry_seconds: float = 120.0  # no retry starts later than this after the first attempt
     connect_seconds: float = 5.0
-    read_seconds: float = 30.0  # without one byte
+    read_seconds: float = 30.0  # without a byte received
     request_seconds: float = 600.0  # for a whole object
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class StoreSettings:
             if parts.scheme == "http" and not self.allow_http:
                 raise BadSetting(
                     f"the S3 endpoint {self.endpoint} is plain HTTP, which is not allowed",
-                    remedy="Use https, or set AWS_ALLOW_HTTP=true if the network is your own.",
+                    remedy="Use https, or set AWS_ALLOW_HTTP=true on a trusted network.",
                 )
         if (self.access_key is None) != (self.secret_key is None):
             raise BadSetting(
@@ -53,7 +53,7 @@ class StoreSettings:
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> "StoreSettings":
-        """Read the `AWS_*` variables that boto3, pyarrow, obstore and Ray know as well.
+        """Read the `AWS_*` variables, which boto3, pyarrow, obstore and Ray read too.
 
         Raises BadSetting if they contradict each other.
         """
@@ -68,7 +68,7 @@ class StoreSettings:
         )
 
     def environment(self) -> dict[str, str]:
-        """Return the variables from which `from_env` makes the same settings, for child processes."""
+        """Return the variables that `from_env` reads as these settings, for child processes."""
         values = {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_REGION": self.region,
@@ -83,7 +83,7 @@ class StoreSettings:
 def canonical_uri(uri: str) -> str:
     """Return 's3://bucket/prefix' or '/abs/path', without a trailing slash.
 
-    Symbolic links in local paths are followed, so that one folder has one name. Raises BadInput.
+    Resolves symbolic links of local paths, so one folder has one name. Raises BadInput.
     """
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "s3":
@@ -99,7 +99,7 @@ def canonical_uri(uri: str) -> str:
         return str(Path("/" + unquote(path)).resolve())
     if separator:
         raise BadInput(
-            f"{uri!r} is of an unknown kind: {scheme}", remedy="Use s3://bucket/prefix or a local path."
+            f"{uri!r} has an unknown scheme: {scheme}", remedy="Use s3://bucket/prefix or a local path."
         )
     if not uri or "\0" in uri:
         raise BadInput(f"{uri!r} is not a local path", remedy="Use s3://bucket/prefix or a local path.")
@@ -109,7 +109,7 @@ def canonical_uri(uri: str) -> str:
 def split_uri(uri: str) -> tuple[str, str]:
     """Split an object's URI into its store's root and its key: 's3://b/a/c.jpg' -> ('s3://b/a', 'c.jpg').
 
-    Raises BadInput if no key is left.
+    Raises BadInput if the URI has no key.
     """
     whole = canonical_uri(uri)
     root, _, key = whole.rpartition("/")

@@ -1,7 +1,7 @@
-"""A network of its own for a server that insists on listening on every interface.
+"""A network namespace for a server that always listens on every interface.
 
-The network namespace belongs to the server's process alone: when the process ends, the kernel removes the
-namespace, and the veth pair with it. Nothing stale can be left behind.
+Only the server's process holds the namespace: when it ends, the kernel removes the namespace and the veth
+pair, so nothing stale remains.
 """
 
 import os
@@ -12,40 +12,43 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# RFC 2544 sets 198.18.0.0/15 aside for benchmarks: no real network uses it.
+# RFC 2544 reserves 198.18.0.0/15 for benchmarks: no real network uses it.
 _SLOTS = range(1 << 15)
 _SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class PrivateNetwork:
-    """A pair of addresses: `host`, ours, and `inside`, the server's. Only this machine can reach them."""
+class NetworkNamespace:
+    """A namespace and its veth pair: `host` is the address of this side, `inside` the server's.
+
+    Only this machine can reach the two addresses.
+    """
 
     host: str
     inside: str
     name: str  # of the host's end of the veth pair; '<name>i' is the other end
 
     @classmethod
-    def choose(cls) -> "PrivateNetwork | None":
-        """Return a network that is not in use, or None where none can be made (no root, no iproute2)."""
+    def choose(cls) -> "NetworkNamespace | None":
+        """Return one that is not in use, or None without the means to create it (root, iproute2)."""
         if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare", "setpriv"))):
             return None
         for slot in random.sample(_SLOTS, 20):
             third, fourth = divmod(slot * 4, 256)
             prefix = f"198.{18 + third // 256}.{third % 256}"
-            network = cls(f"{prefix}.{fourth + 1}", f"{prefix}.{fourth + 2}", f"clvr{slot}")
-            if network.is_free():
-                return network
+            namespace = cls(f"{prefix}.{fourth + 1}", f"{prefix}.{fourth + 2}", f"clvr{slot}")
+            if namespace.is_free():
+                return namespace
         return None
 
     def is_free(self) -> bool:
-        """Whether it can be made now: by root, and nobody has one of the same name or addresses."""
+        """Whether it can be created now: as root, and with its name and addresses unused."""
         return (
-            os.geteuid() == 0 and f" {self.host}/" not in _ip("-o", "address").stdout and self._can_be_made()
+            os.geteuid() == 0 and f" {self.host}/" not in _ip("-o", "address").stdout and self._can_create()
         )
 
     def wrap(self, command: list[str]) -> list[str]:
-        """Return the command that waits for `connect` in a namespace of its own, then becomes `command`."""
+        """Return the command that waits for `connect` in a new namespace and then executes `command`."""
         script = (
             "read -r _ && ip link set lo up"
             f" && ip address add {self.inside}/30 dev {self.name}i && ip link set {self.name}i up"
@@ -54,13 +57,13 @@ class PrivateNetwork:
         return ["unshare", "--net", "--", "sh", "-c", script, "sh", *command]
 
     def connect(self, pid: int) -> None:
-        """Lay the veth pair between this machine and the namespace of a process that runs `wrap`'s command.
+        """Create the veth pair between this machine and the namespace of a process started by `wrap`.
 
-        Raises OSError if the system refuses.
+        Raises OSError if the system refuses it.
         """
-        ours = Path("/proc/self/ns/net").readlink()
+        host_namespace = Path("/proc/self/ns/net").readlink()
         deadline = time.monotonic() + _SECONDS
-        while Path(f"/proc/{pid}/ns/net").readlink() == ours:
+        while Path(f"/proc/{pid}/ns/net").readlink() == host_namespace:
             if time.monotonic() > deadline:
                 raise OSError("the server's process did not get a network namespace")
             time.sleep(0.01)
@@ -70,14 +73,14 @@ class PrivateNetwork:
             f"link set {self.name} up",
         )
         for step in steps:
-            # After a restart the kernel may still be busy removing the old pair of the same name.
+            # After a restart the kernel may still be removing the old pair of this name.
             while (done := _ip(*step.split())).returncode:
                 if time.monotonic() > deadline:
                     raise OSError(f"ip {step}: {done.stderr.strip()}")
                 time.sleep(0.05)
 
-    def _can_be_made(self) -> bool:
-        # Asked of the system rather than guessed: containers differ in what they let root do.
+    def _can_create(self) -> bool:
+        # Try it: containers differ in the permissions of their root.
         if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:  # noqa: S607
             return False
         if _ip("link", "add", self.name, "type", "veth", "peer", "name", f"{self.name}i").returncode:

@@ -1,9 +1,12 @@
+"""Settings and URIs of a store: read from the environment, checked, and shown without secrets."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import BadInput, BadSetting
-from infra.store import StoreSettings, canonical_uri, checked_key, split_uri
+from infra.store import StoreSettings, split_uri
+from infra.store.settings import canonical_uri, checked_key
 
 _KEYS = st.lists(st.text("abc=-_.0é %", min_size=1, max_size=5), min_size=1, max_size=4).map("/".join)
 
@@ -21,28 +24,30 @@ def test_the_environment_gives_the_settings_and_the_settings_give_the_environmen
     assert settings.environment() == environment
 
 
-def test_an_empty_environment_means_amazon() -> None:
+def test_an_empty_environment_gives_the_defaults_of_aws() -> None:
     assert StoreSettings.from_env({}) == StoreSettings()
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "message"),
     [
         ({"AWS_ENDPOINT_URL": "127.0.0.1:8333"}, "not a URL"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:8333"}, "plain HTTP"),
         ({"AWS_ACCESS_KEY_ID": "key"}, "secret key"),
     ],
 )
-def test_contradictions_are_refused_with_a_remedy(environment: dict[str, str], said: str) -> None:
-    with pytest.raises(BadSetting, match=said) as caught:
+def test_contradictory_variables_are_rejected_with_a_remedy(
+    environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(BadSetting, match=message) as caught:
         StoreSettings.from_env(environment)
     assert caught.value.remedy
 
 
 def test_the_repr_hides_every_secret() -> None:
-    settings = StoreSettings(access_key="visible-to-nobody", secret_key="hush", session_token="hush")
+    settings = StoreSettings(access_key="a-hidden-key", secret_key="hush", session_token="hush")
     assert "hush" not in repr(settings)
-    assert "visible-to-nobody" not in repr(settings)
+    assert "a-hidden-key" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +77,13 @@ def test_a_uri_splits_into_root_and_key(uri: str, root: str, key: str) -> None:
         "file://h/a",
     ],
 )
-def test_what_names_no_object_is_refused(uri: str) -> None:
+def test_split_uri_rejects_a_uri_without_an_object(uri: str) -> None:
     with pytest.raises(BadInput):
         split_uri(uri)
 
 
 @given(_KEYS)
-def test_root_and_key_make_the_uri_again(key: str) -> None:
+def test_root_and_key_together_are_the_uri(key: str) -> None:
     if any(part in {".", ".."} for part in key.split("/")):
         with pytest.raises(BadInput):
             checked_key(key)

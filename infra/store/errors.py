@@ -1,4 +1,4 @@
-"""What obstore, boto3 and the operating system report, in words of our own tree of errors."""
+"""Translation of the errors of obstore, boto3 and the operating system into `infra.errors`."""
 
 import re
 
@@ -30,25 +30,25 @@ _DENIED = re.compile(
     r"(status(?: code)?:? |\()(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
     r"|ExpiredToken|InvalidToken|credentials|os error 13\b"
 )
-# A key may hold any word, and an address any number: neither says what went wrong.
+# A key may hold any word and an address any number, so neither is searched for the cause.
 _ADDRESS = re.compile(r"(https?|s3|file)://\S+")
-_DENIED_REMEDY = "Check the access key, the secret key and what they may do (AWS_ACCESS_KEY_ID and so on)."
+_DENIED_REMEDY = "Check the access key, the secret key and their permissions (AWS_ACCESS_KEY_ID and so on)."
 _REDIRECT = "Received redirect without LOCATION"
 
 
 def store_error(failure: Exception, where: str) -> StoreError | BadInput:
-    """Return our error for a failure of the object store at `where`, an object's or a root's URI."""
+    """Return the ClvrError for a failure at `where`, the URI of an object or of a root."""
     text = str(failure)
-    # Only the first line, and no XML: what follows is Rust's debug view of the same, dozens of lines long.
+    # Only the first line, and no XML: dozens of lines of Rust's debug output follow it.
     code = re.search(r"<Code>(\w+)</Code>", text)
     brief = text.partition("\n")[0].partition(": <?xml")[0][:300] + (f" ({code[1]})" if code else "")
-    # A HEAD has no body, so boto3 has no code to give but the status.
+    # A HEAD has no body, so boto3 reports the status as the code.
     if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text or "(404) when calling" in text:
         if "NoSuchBucket" in text:
             return bucket_missing(where)
         return ObjectMissing(f"no object {where}", remedy="List the prefix: it may have been deleted.")
     if isinstance(failure, AlreadyExistsError):
-        return ObjectExists(f"{where} exists already", remedy="Somebody else wrote it first; read it again.")
+        return ObjectExists(f"{where} exists already", remedy="Another process wrote it: read it again.")
     if isinstance(failure, PreconditionError):
         return ObjectChanged(f"{where} changed meanwhile", remedy="Read it again and repeat the change.")
     if isinstance(
@@ -63,11 +63,12 @@ def store_error(failure: Exception, where: str) -> StoreError | BadInput:
         return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
     if _REDIRECT in text:
         return StoreUnreachable(
-            f"{where} lives in another region", remedy="Set AWS_REGION to the bucket's region."
+            f"{where} is in another region", remedy="Set AWS_REGION to the bucket's region."
         )
     if re.search(r"os error (20|21)\b", text):
         return StoreError(
-            f"{where} is both a file and a folder", remedy="Local folders cannot hold such a pair of keys."
+            f"{where} is both a file and a folder",
+            remedy="Rename one of the two keys, or use a bucket.",
         )
     return StoreUnreachable(
         f"no good answer about {where}: {brief}",

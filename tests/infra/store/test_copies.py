@@ -1,4 +1,4 @@
-"""Copies from store to store: inside one S3 server the bytes stay there; elsewhere they pass through us."""
+"""Copies between stores: on one S3 server the bytes stay there; otherwise this process carries them."""
 
 from pathlib import Path
 
@@ -32,14 +32,16 @@ def test_a_copy_has_the_same_bytes(pair: tuple[Store, Store]) -> None:
     assert target.get("in/b.parquet") == DATA
 
 
-def test_what_is_not_there_is_named(pair: tuple[Store, Store]) -> None:
+def test_a_missing_source_is_named(pair: tuple[Store, Store]) -> None:
     source, target = pair
     source.put("other", b"")
-    with pytest.raises(ObjectMissing):
+    with pytest.raises(ObjectMissing, match=source.uri_of("missing")):
         target.copy_from(source, "missing", "copy")
 
 
-def test_between_two_buckets_of_one_server_too(seaweedfs: SeaweedFs, bucket: str) -> None:
+def test_a_copy_between_two_buckets_of_one_server_has_the_same_bytes(
+    seaweedfs: SeaweedFs, bucket: str
+) -> None:
     source = open_store(bucket, seaweedfs.settings)
     target = open_store(seaweedfs.create_bucket(bucket.removeprefix("s3://") + "-too"), seaweedfs.settings)
     source.put("a", DATA)

@@ -1,4 +1,4 @@
-"""What the network does to S3: a transparent proxy before the real server misbehaves on order."""
+"""Network faults: a transparent proxy in front of the real server misbehaves on demand."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ import pytest
 
 from infra.errors import StoreUnreachable
 from infra.servers import SeaweedFs
-from infra.store import Fetched, Store, open_store
+from infra.store import ObjectBody, Store, open_store
 
 _BODY = bytes(range(256)) * 80  # 20 KB, a crop's size
 
@@ -96,28 +96,30 @@ def store(seaweedfs: SeaweedFs, bucket: str, proxy: FaultProxy) -> Store:
 
 
 @pytest.mark.parametrize("fault", ["", "cut", "reset", "503", "hang"])
-def test_one_fault_is_got_over(store: Store, proxy: FaultProxy, fault: str) -> None:
+def test_get_survives_one_fault(store: Store, proxy: FaultProxy, fault: str) -> None:
     proxy.faults.append(fault)
     assert store.get("a") == _BODY
 
 
-def test_cut_bodies_are_read_again_until_whole(store: Store, proxy: FaultProxy) -> None:
+def test_get_reads_truncated_bodies_again(store: Store, proxy: FaultProxy) -> None:
     proxy.faults.extend(["cut"] * 3)
     assert store.get("a") == _BODY
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "503"])
-def test_a_server_that_never_recovers_is_unreachable(store: Store, proxy: FaultProxy, fault: str) -> None:
+def test_get_reports_a_server_that_never_recovers_as_unreachable(
+    store: Store, proxy: FaultProxy, fault: str
+) -> None:
     proxy.faults.extend([fault] * 100)
     with pytest.raises(StoreUnreachable):
         store.get("a")
     assert 4 <= proxy.requests <= 32
 
 
-def test_a_storm_loses_no_object(store: Store, proxy: FaultProxy) -> None:
+def test_get_many_loses_no_object_in_a_storm_of_faults(store: Store, proxy: FaultProxy) -> None:
     proxy.faults.extend(["cut", "", "503", "", "reset", ""] * 20)
     patient = open_store(store.uri, replace(store.settings, retries=10))
     results = list(patient.get_many(["a"] * 200, in_flight=16))
     assert len(results) == 200
-    assert [result for _, result in results if not isinstance(result, Fetched)] == []
-    assert {result.data for _, result in results if isinstance(result, Fetched)} == {_BODY}
+    assert [result for _, result in results if not isinstance(result, ObjectBody)] == []
+    assert {result.data for _, result in results if isinstance(result, ObjectBody)} == {_BODY}

@@ -1,0 +1,15 @@
+"""Object storage: one interface over S3 and over a local folder."""
+
+from infra.store.backend import ObjectBody, ObjectInfo
+from infra.store.settings import StoreSettings, split_uri
+from infra.store.store import Store, ignore_missing_root, open_store
+
+__all__ = [
+    "ObjectBody",
+    "ObjectInfo",
+    "Store",
+    "StoreSettings",
+    "ignore_missing_root",
+    "open_store",
+    "split_uri",
+]
