@@ -116,7 +116,7 @@ def load_step(at: ReindexContext) -> dict[str, Any]:
         if done.promote_next:
             return _generation(done.generation, at, "of all runs, the increment being large")
         return {
-            "said": verbs.increment_text(done),
+            "said": verbs.IncrementResult(done).to_text(),
             "kind": "increment",
             "generation": done.generation.name,
             "upserted": done.upserted,

@@ -40,7 +40,7 @@ from index.search.calibration import calibration_of
 from index.search.scan_source import ScanSource
 from infra.store import Store, open_store
 from jobs.cli.app import app
-from jobs.embed.discovery import Source, discover
+from jobs.embed.discovery import CropSelection, discover
 from jobs.reindex.state import ReindexRun, list_nights
 from jobs.search.search import RulesRequest, rules_of
 from jobs.sweep.audit import entries
@@ -357,7 +357,7 @@ def test_an_unfinished_run_is_continued_to_the_same_rows(clvr: Clvr, home: Store
 
 
 def test_the_same_lists_give_the_same_run(home: Store) -> None:
-    source = Source(
+    source = CropSelection(
         ARCHIVE,
         key_pattern=PATTERN,
         manifest=f"{ROOT}/labels/manifest.csv",
@@ -397,7 +397,7 @@ def test_an_increment_goes_on_where_the_runs_ended(home: Store) -> None:
     summary = run.summary
     assert (summary.listed, summary.embedded, summary.quarantined, summary.duplicates) == (4, 3, 1, 0)
     # Unpacked files are others than those that the night listed, and a key list knows no etags.
-    changes = discover(Source(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
+    changes = discover(CropSelection(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
     assert changes is not None
     assert changes.counts() == {"new": 0, "changed": 4, "unchanged": 25, "vanished": 0}
 
