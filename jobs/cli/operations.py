@@ -57,24 +57,27 @@ def reindex(
 
     The same command again continues an unfinished night; of a finished one it does nothing.
     """
-    from jobs.reindex.job import night_text
-    from jobs.reindex.job import reindex as do_night
-    from jobs.reindex.plan import NightRequest
+    from jobs.embed.job import EmbedRequest
+    from jobs.reindex.job import reindex as run_reindex
+    from jobs.reindex.plan import ReindexRequest
 
-    request = NightRequest(
-        archive=archive,
+    embedding = EmbedRequest(
+        archive,
         model=model,
-        night=night,
-        full=full,
-        beside=beside,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
-        lookback_days=lookback_days,
         precision=precision,
         actors=actors,
         rows_per_shard=rows_per_shard,
         max_quarantine_rate=max_quarantine_rate,
+    )
+    request = ReindexRequest(
+        embed=embedding,
+        reindex_id=night,
+        full=full,
+        rebuild=beside,
+        lookback_days=lookback_days,
         max_vanished_rate=max_vanished_rate,
         index_type=index_type,
         golden=golden,
@@ -82,8 +85,7 @@ def reindex(
         price_per_node_hour=price_per_node_hour,
     )
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
-    done = do_night(request, settings)
-    emit(done.document(), as_json, night_text(done))
+    emit(run_reindex(request, settings), as_json)
 
 
 JobsUrl = Annotated[
