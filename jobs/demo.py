@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
+from clvr_model.synthetic.trips import ArchiveSpec
 from index.generations.gate import GateReport
 from index.runs.records import RunSummary
 from infra.errors import BadInput

@@ -12,10 +12,9 @@ import pyarrow.fs
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.parquet import open_parquet
 from index.schema import MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
-from infra.store import Store, StoreSettings, open_store, split_uri
+from infra.store import StoreSettings, read_user_table
 
 _DIGEST_ROWS = 65_536
 _TAKEN_ROWS = 1_000_000
@@ -100,6 +99,7 @@ def _take_large(table: pa.Table, places: Any) -> pa.Table:
 
 
 BATCH_ROWS = 16_384
+_LIST_TYPES = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
 
 
 def read_manifest(
@@ -115,8 +115,7 @@ def read_manifest(
     are taken where they are, and what is missing comes from the pattern (if given) or is unknown.
     Raises BadInput for missing columns, values of another type, or crop_ids that are not those of the URIs.
     """
-    root, name = split_uri(uri)
-    table = _read_key_list(open_store(root, settings), name)
+    table = read_user_table(uri, types=_LIST_TYPES, settings=settings)
     if not table.num_rows:
         raise EmptyArchive(f"{uri} lists no crops")
     if "uri" in table.schema.names:
@@ -148,18 +147,6 @@ def read_manifest(
         raise BadInput(f"{uri} has crop_ids that do not belong to its URIs", remedy="Leave out that column.")
     columns |= {"crop_id": crop_ids, "uri": uris}
     return normalize_manifest(pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}))
-
-
-def _read_key_list(store: Store, name: str) -> pa.Table:
-    if name.endswith(".parquet"):
-        with open_parquet(store, name) as file:
-            return file.read()
-    types: dict[str, Any] = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
-    options = pyarrow.csv.ConvertOptions(column_types=types)
-    try:
-        return pyarrow.csv.read_csv(pa.BufferReader(store.get(name)), convert_options=options)
-    except pa.ArrowInvalid as invalid:
-        raise BadInput(f"{store.uri_of(name)} is not a usable CSV file: {invalid}") from invalid
 
 
 def manifest_batch(

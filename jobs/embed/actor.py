@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from clvr_model.memory import give_back_memory, map_large_blocks
+from clvr_model.memory import malloc_trim, set_mmap_threshold
 from index.runs.run import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
@@ -36,7 +36,7 @@ class PartActor:
         self.embedder: ImageEmbedder | None = None
         # The CPUs that Ray assigned to this actor: one, or the share of a GPU in the CPUs of its node.
         self.num_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-        map_large_blocks()
+        set_mmap_threshold()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Embed rows of part numbers and return rows of outcomes, see `outcome_of`."""
@@ -69,7 +69,7 @@ class PartActor:
         finally:
             # Each part starts its own threads, and malloc keeps the memory that they freed.
             pa.default_memory_pool().release_unused()
-            give_back_memory()
+            malloc_trim()
 
     def _loaded_embedder(self) -> ImageEmbedder:
         if self.embedder is None:

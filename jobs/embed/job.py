@@ -17,7 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GuardReport, reduced_fingerprint
+from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
 from index.documents import utc_now
 from index.runs.accounting import count_causes
 from index.runs.records import RunSummary
@@ -234,7 +234,7 @@ def precision_of(run: Run) -> PrecisionDecision:
     recorded = run.info.settings
     guard = recorded.get("guard")
     return PrecisionDecision(
-        recorded.get("precision", "fp32"), run.fingerprint, "", GuardReport(**guard) if guard else None
+        recorded.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
@@ -30,7 +30,7 @@ class ImageEmbedder(Protocol):
     feature_dim: int
     fingerprint: str
 
-    def __call__(self, images: NDArray[np.uint8], /) -> Embedded:
+    def __call__(self, images: NDArray[np.uint8], /) -> Embeddings:
         """uint8 (n, 299, 299, 3) -> one row per image."""
 
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GUARD_PICTURES, Embedder, GuardReport, precision_guard, reduced_fingerprint
+from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_precision, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
 from index.archive.reader import ArchiveReader
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
 # More than the guard needs, because some may be unreadable.
-SAMPLE_IMAGES = GUARD_PICTURES + 16
+SAMPLE_IMAGES = MIN_IMAGES + 16
 
 PrecisionOption = Literal["fp32", "bf16", "auto"]
 
@@ -27,7 +27,7 @@ class PrecisionDecision:
     precision: Literal["fp32", "bf16"]
     fingerprint: str
     reason: str
-    guard: GuardReport | None = None
+    guard: PrecisionCheck | None = None
 
     def as_settings(self) -> dict[str, Any]:
         """Return the decision as run.json keeps it."""
@@ -69,7 +69,7 @@ def choose_precision(
     """
     if option == "fp32":
         return PrecisionDecision("fp32", fingerprint, "asked for")
-    guard: GuardReport | None = ray.get(
+    guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
             model, manifest.select(["uri", "etag"]), archive, required=option == "bf16"
         )
@@ -84,7 +84,7 @@ def choose_precision(
     return PrecisionDecision("fp32", fingerprint, reason, guard)
 
 
-def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bool) -> GuardReport | None:
+def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bool) -> PrecisionCheck | None:
     """Compare bf16 with fp32 on crops spread over the manifest; None if the device has no bf16.
 
     crops: columns uri and etag. With `required`, a device without bf16 raises BadSetting.
@@ -94,8 +94,8 @@ def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bo
         return None
     sample = sample_images(crops, archive, SAMPLE_IMAGES)
     if len(sample) < 2:
-        return GuardReport(0.0, 0.0, len(sample))
-    return precision_guard(load_checkpoint(model), sample, device=device, cache=default_cache())
+        return PrecisionCheck(0.0, 0.0, len(sample))
+    return check_precision(load_checkpoint(model), sample, device=device, cache=default_cache())
 
 
 def sample_images(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

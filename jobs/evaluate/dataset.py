@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.role_lists import RoleList
+from clvr_model.datasets.test_lists import TestList
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
@@ -119,7 +119,7 @@ def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
     return lists
 
 
-def _with_roles(found: RoleList, root: str) -> EvaluationList:
+def _with_roles(found: TestList, root: str) -> EvaluationList:
     keys = [uri.removeprefix(f"{root}/") for uri in found.uris]
     table = pa.table(
         {

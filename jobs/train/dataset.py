@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from clvr_model.datasets.labelled import Labelled, read_folder, read_table, single_picture_models
-from clvr_model.datasets.releases import read_release
+from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
+from clvr_model.datasets.registry import read_release
 from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.logging import logger
@@ -20,7 +20,7 @@ from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
 
-def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Labelled:
+def read_labelled(data: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read pictures whose vehicle model is known.
 
     data: a `.csv` or `.parquet` table (whose `key` column lies below `root`, and of which `split` picks the
@@ -40,7 +40,7 @@ def _absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
-def data_digest(labelled: Labelled) -> str:
+def data_digest(labelled: LabeledImages) -> str:
     """SHA-256 over the URIs and the model ids, in order: equal data, equal digest."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
@@ -52,7 +52,7 @@ SLICE = 1000  # pictures a task looks at
 NAMED = 10  # failures that are told one by one
 
 
-def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> tuple[Labelled, int]:
+def usable_pictures(labelled: LabeledImages, max_fraction: float, folder: Store) -> tuple[LabeledImages, int]:
     """Leave out what cannot be decoded; return the rest, and how many were left out.
 
     The finding is kept in the training's folder: a resume sees the same pictures, whatever happened to them.
@@ -82,7 +82,7 @@ def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> t
     return labelled.take(good), len(bad)
 
 
-def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) -> list[str]:
+def say_what_is_learned(labelled: LabeledImages, training: LabeledImages, held: LabeledImages) -> list[str]:
     """Tell how much there is to learn from; return the names of models without a training picture.
 
     Raises BadLabels where there is only one model: nothing could be told apart.
@@ -96,7 +96,7 @@ def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) 
     logger.info(
         f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
     )
-    singles = _names(labelled, set(single_picture_models(training)) - set(held.classes))
+    singles = _names(labelled, set(single_image_models(training)) - set(held.classes))
     if singles:
         logger.info(f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}")
     names = _names(labelled, set(classes) - set(training.classes))
@@ -107,7 +107,7 @@ def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) 
     return names
 
 
-def _names(labelled: Labelled, models: set[int]) -> list[str]:
+def _names(labelled: LabeledImages, models: set[int]) -> list[str]:
     return [labelled.model_names.get(model, f"model {model}") for model in sorted(models)]
 
 
@@ -115,7 +115,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
-def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
+def _checked(labelled: LabeledImages) -> dict[int, ImageFailure]:
     reader, uris = reader_of(labelled.uris), labelled.uris
     look = ray.remote(num_cpus=1)(_failures)
     starts = range(0, len(uris), SLICE)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clvr_model.augmentation import augment
 from clvr_model.preprocessing import IMAGE_SIZE
 from clvr_model.recipe import Recipe, Stage
-from clvr_model.training import Batch, in_whole_batches, stage_order
+from clvr_model.training import Batch, drop_last, stage_order
 from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadSetting, ObjectChanged
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
@@ -202,7 +202,7 @@ class Batches:
             number=number,
             epoch=epoch,
         )
-        learned = in_whole_batches(len(order), self.share * self.peers.world)
+        learned = drop_last(len(order), self.share * self.peers.world)
         return order[: learned - learned % self.peers.world][self.peers.rank :: self.peers.world]
 
     def sample(self) -> Rows:

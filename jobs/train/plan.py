@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from clvr_model.datasets.labelled import Labelled, split_per_class
+from clvr_model.datasets.labelled import LabeledImages, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import (
     Batch,
-    in_whole_batches,
+    drop_last,
     make_optimizer,
     pooled_features,
     train_step,
@@ -146,7 +146,7 @@ def _stage_plan(
     workers: int,
 ) -> StagePlan:
     share = max(1, recipe.batch // workers)
-    steps = stage.epochs * math.ceil(in_whole_batches(work.training, share * workers) / (share * workers))
+    steps = stage.epochs * math.ceil(drop_last(work.training, share * workers) / (share * workers))
     if not stage.epochs:
         return StagePlan(stage.name, 0, 0, 0.0, 0.0)
     if stage.cacheable:
@@ -186,7 +186,7 @@ def _rate(act: Callable[[], Any], pictures: int) -> float:
     return done / (time.perf_counter() - begun)
 
 
-def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
+def _sample(labelled: LabeledImages) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
     """A batch of the data's own pictures, how many of the sample failed, and pictures decoded a second."""
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
     reader = reader_of(labelled.uris)

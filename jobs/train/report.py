@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
-from clvr_model.datasets.labelled import Labelled
+from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
 from index.evaluation.metrics import classification
 from infra.store import Store
@@ -31,8 +31,8 @@ class ReportInputs:
     """What a page needs besides the card. final: the last entry of the training's history."""
 
     data: str
-    training: Labelled
-    held: Labelled
+    training: LabeledImages
+    held: LabeledImages
     final: Mapping[str, Any]
     cost: Cost
 
@@ -104,7 +104,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _examples(
-    held: Labelled, names: Mapping[int, str], predicted: NDArray[np.int64], confidence: Sequence[float]
+    held: LabeledImages, names: Mapping[int, str], predicted: NDArray[np.int64], confidence: Sequence[float]
 ) -> Iterator[Example]:
     """Right and wrong ones, drawn without looking."""
     if not len(held):

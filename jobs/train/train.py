@@ -77,7 +77,7 @@ class Trained:
 
 def asked_recipe(request: TrainRequest) -> Recipe:
     """The recipe with all its changes. Raises BadSetting."""
-    changes = (*request.overrides, *([f"backbone={request.weights}"] if request.weights else []))
+    changes = (*request.overrides, *([f"pretrained={request.weights}"] if request.weights else []))
     return load_recipe(request.recipe, changes)
 
 
@@ -149,8 +149,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
             "picked": request.pick,
             "unlearned": unlearned,
         },
-        backbone={"source": recipe.backbone},
-        unstated=recipe.unstated(),
+        backbone={"source": recipe.pretrained},
+        unstated=recipe.undocumented_choices(),
         data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
