@@ -32,7 +32,7 @@ def generate(
         days=days,
     )
     made = generate_archive(archive, labels, spec, settings_of(ray=ray))
-    emit(made, as_json, f"{made.pictures:,} pictures in {archive}, labels in {made.labels}")
+    emit(made, as_json)
 
 
 ARCHIVE = typer.Argument(help="The archive: s3://bucket/prefix or a folder.")
