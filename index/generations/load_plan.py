@@ -22,19 +22,21 @@ class PlannedShard:
 
     store: Store
     run_id: str
-    facts: ShardInfo
-    left_out: Ids = field(repr=False, compare=False)
+    info: ShardInfo
+    excluded_ids: Ids = field(repr=False, compare=False)
 
     @property
     def rows(self) -> int:
         """Rows that go into the generation."""
-        return self.facts.rows - int(self.left_out.size)
+        return self.info.rows - int(self.excluded_ids.size)
 
     def batches(self, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows that go into the generation, at most `batch_rows` at a time."""
-        for batch in read_shards(self.store, [self.facts.key], columns=columns, batch_rows=batch_rows):
-            if self.left_out.size:
-                batch = batch.filter(pa.array(~np.isin(batch.column("crop_id").to_numpy(), self.left_out)))
+        for batch in read_shards(self.store, [self.info.key], columns=columns, batch_rows=batch_rows):
+            if self.excluded_ids.size:
+                batch = batch.filter(
+                    pa.array(~np.isin(batch.column("crop_id").to_numpy(), self.excluded_ids))
+                )
             if batch.num_rows:
                 yield batch
 

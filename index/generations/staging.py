@@ -11,7 +11,7 @@ from infra.store import Store, open_store
 
 def is_in_bucket(shard: PlannedShard, bucket: str) -> bool:
     """Return whether a shard lies in the server's bucket ('s3://name')."""
-    return shard.store.uri_of(shard.facts.key).startswith(bucket.rstrip("/") + "/")
+    return shard.store.uri_of(shard.info.key).startswith(bucket.rstrip("/") + "/")
 
 
 @contextmanager
@@ -46,13 +46,13 @@ def _files(plan: LoadPlan, folder: Store, bucket: str, made: list[str]) -> Itera
     for number, shard in enumerate(plan.shards):
         if not shard.rows:
             continue
-        if is_in_bucket(shard, bucket) and not shard.left_out.size:
-            yield ImportFile(shard.store.uri_of(shard.facts.key).removeprefix(bucket), shard.rows)
+        if is_in_bucket(shard, bucket) and not shard.excluded_ids.size:
+            yield ImportFile(shard.store.uri_of(shard.info.key).removeprefix(bucket), shard.rows)
             continue
         key = f"shard-{number:05d}.parquet"
         made.append(key)
-        if shard.left_out.size:
+        if shard.excluded_ids.size:
             write_shard(folder, key, shard.batches(8192), fingerprint=plan.fingerprint, run_id=shard.run_id)
         else:
-            folder.copy_from(shard.store, shard.facts.key, key)
+            folder.copy_from(shard.store, shard.info.key, key)
         yield ImportFile(folder.uri_of(key).removeprefix(bucket), shard.rows)

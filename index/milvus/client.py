@@ -162,7 +162,7 @@ def connect(
     except Exception as error:
         raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
     can = capabilities_of(version, lite=lite)
-    if not lite and can.number < _MIN_VERSION:
+    if not lite and can.version_tuple < _MIN_VERSION:
         client.close()
         raise too_old(version, uri)
     return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)

@@ -83,7 +83,7 @@ class Capabilities:
     """What one version of Milvus supports without hanging, and how shards are imported into it."""
 
     version: str
-    number: tuple[int, int, int]
+    version_tuple: tuple[int, int, int]
     lite: bool
     index_types: frozenset[str]
     import_interface: ImportInterface

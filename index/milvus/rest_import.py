@@ -30,7 +30,7 @@ class RestImporter:
     """
 
     def __init__(self, milvus: Milvus) -> None:
-        version = milvus.capabilities.number
+        version = milvus.capabilities.version_tuple
         self._two_phases = version >= (3, 0, 0)
         self._keyed = (2, 6, 24) <= version < (3, 0, 0) or version >= (3, 0, 2)
         self._database = milvus.database

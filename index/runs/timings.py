@@ -81,7 +81,7 @@ def read_timings(folder: RunFolder) -> list[Timings]:
         raise SchemaMismatch(f"run {folder.info.run_id} has timings of another release: {error}") from error
 
 
-def total_of(attempts: Iterable[Timings]) -> Timings | None:
+def sum_timings(attempts: Iterable[Timings]) -> Timings | None:
     """Add up attempts; None for none."""
     total: Timings | None = None
     for attempt in attempts:

@@ -142,7 +142,7 @@ def check_milvus(settings: Settings) -> list[Finding]:
         ok("milvus", f"{where} {can.version} at {settings.milvus}: {collections} collections, {aliases}"),
         ok("milvus index", f"{', '.join(sorted(can.index_types))}; rows by {can.import_interface}"),
     ]
-    if not can.lite and can.number < (2, 5, 5):
+    if not can.lite and can.version_tuple < (2, 5, 5):
         found.append(
             warning(
                 "milvus guard",

@@ -113,22 +113,22 @@ def _found(source: Source, archive: Store, runs: Store) -> Discovery:
     note = f"archive {archive.uri}: {listing.manifest.num_rows:,} crops"
     if since is not None:
         note += f" since {since}"
-    note += f", {listing.ignored:,} other objects ignored"
+    note += f", {listing.num_not_images:,} other objects ignored"
     if listing.unmatched:
         note += f", {listing.unmatched:,} keys not written like the pattern"
     if before is None:
-        return Discovery(listing.manifest, [note], listing.ignored, listing.unmatched)
-    shown = None if since is None else in_lookback(before["uri"], archive.uri, since)
-    changes = diff_manifests(listing.manifest, before, shown=shown)
+        return Discovery(listing.manifest, [note], listing.num_not_images, listing.unmatched)
+    listed_mask = None if since is None else in_lookback(before["uri"], archive.uri, since)
+    changes = diff_manifests(listing.manifest, before, listed_mask=listed_mask)
     notes = [note, f"since run {source.since_run}: {changes}"]
-    if not changes.fresh.num_rows and not len(changes.vanished):
+    if not changes.to_embed.num_rows and not len(changes.vanished):
         nothing = NoChanges(
             f"{archive.uri} has no new, changed or vanished crop since run {source.since_run} ({changes})",
             remedy="There is nothing to embed.",
         )
         nothing.unchanged = changes.unchanged
         raise nothing
-    return Discovery(changes.fresh, notes, listing.ignored, listing.unmatched, changes)
+    return Discovery(changes.to_embed, notes, listing.num_not_images, listing.unmatched, changes)
 
 
 def _listing(source: Source, archive: Store, since: Any) -> Listing:

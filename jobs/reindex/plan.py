@@ -11,7 +11,7 @@ from clvr_model.embedder import reduced_fingerprint
 from index.generations.promotion import KEEP
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
-from index.runs.timings import Timings, read_timings, total_of
+from index.runs.timings import Timings, read_timings, sum_timings
 from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
@@ -238,7 +238,7 @@ def _expected(
     past = [one for one in list_runs(store) if one.info.archive == archive.uri and one.run_id != run.run_id]
     # The largest of them tells most: of a few crops nearly all time goes into the start.
     for one in sorted(past[-RECENT:], key=lambda one: one.info.rows, reverse=True)[:3]:
-        timings = total_of(read_timings(one.folder))
+        timings = sum_timings(read_timings(one.folder))
         seconds = expected_seconds(crops, timings, actors) if timings else None
         if seconds is not None:
             return _expectation(seconds, actors, f"run {one.run_id}")

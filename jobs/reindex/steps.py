@@ -12,7 +12,7 @@ from index.milvus.collection import live_generation as live_generation
 from index.runs.lineage import lineage
 from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
-from index.runs.timings import read_timings, total_of
+from index.runs.timings import read_timings, sum_timings
 from infra.errors import BadInput, FingerprintMismatch, GateFailed
 from infra.settings import Settings
 from infra.store import Store
@@ -70,7 +70,7 @@ def embed_step(at: ReindexContext) -> dict[str, Any]:
         return {"said": "nothing to embed", "embedded": 0, "listed": 0, "quarantined": 0, "duplicates": 0}
     run = Run.open(at.store, plan["run_id"])
     summary = run.summary if run.finished else _embed(at, plan)
-    timings = total_of(read_timings(run.folder))
+    timings = sum_timings(read_timings(run.folder))
     return {
         "said": f"{summary.embedded:,} embedded, {summary.quarantined:,} quarantined, "
         f"{summary.duplicates:,} duplicates",

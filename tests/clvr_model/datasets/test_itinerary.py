@@ -1,6 +1,7 @@
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,17 +32,13 @@ def tracks_of(spec: ArchiveSpec) -> dict[str, list[Sighting]]:
 @given(SPECS)
 def test_keys_are_unique_and_say_what_the_labels_say(spec: ArchiveSpec) -> None:
     pattern = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
-    keys = set()
-    for seen in sightings(spec):
-        facts = pattern.match(seen.key)
-        assert facts is not None
-        assert (facts.camera_id, facts.captured_at, facts.track_id) == (
-            seen.camera_id,
-            seen.captured_at,
-            seen.track_id,
-        )
-        keys.add(seen.key)
-    assert len(keys) == spec.pictures
+    expected = list(sightings(spec))
+    keys = [seen.key for seen in expected]
+    columns = pattern.extract(pa.array(keys, pa.string()))
+    assert all(columns["matched"].to_pylist())
+    for name in ("camera_id", "captured_at", "track_id"):
+        assert columns[name].to_pylist() == [getattr(seen, name) for seen in expected]
+    assert len(set(keys)) == spec.pictures
 
 
 @settings(deadline=None)
