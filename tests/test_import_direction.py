@@ -27,7 +27,7 @@ SIBLINGS = {
         "documents": set(),
         "schema": set(),
         "filters": set(),
-        "parquet": set(),
+        "parquet": {"schema"},
         "lock": {"documents"},
         "archive": {"documents", "parquet", "schema"},
         "runs": {"archive", "documents", "parquet", "schema"},

@@ -6,11 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.schema import MANIFEST_SCHEMA
+from index.schema import LABEL_COLUMNS, MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
 from infra.store import open_store, split_uri
 
-_LABEL_COLUMNS = ("vehicle_id", "model_id", "camera_id", "captured_at", "track_id")
 _MAX_EXAMPLES = 10
 
 
@@ -61,11 +60,11 @@ def with_labels(
     """
     uris = _label_uris(labels, archive)
     columns = {"uri": uris}
-    for name in _LABEL_COLUMNS:
+    for name in LABEL_COLUMNS:
         if name in labels.schema.names:
             columns[name] = _cast(labels[name], name)
     if len(columns) == 1:
-        raise BadLabels(f"the labels have none of the columns {', '.join(_LABEL_COLUMNS)}")
+        raise BadLabels(f"the labels have none of the columns {', '.join(LABEL_COLUMNS)}")
     distinct = pa.table(columns).group_by(list(columns)).aggregate([])
     counts = pc.value_counts(distinct["uri"])
     conflicts = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")

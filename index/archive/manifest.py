@@ -12,7 +12,7 @@ from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
 from index.parquet import open_parquet
-from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
+from index.schema import MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
 from infra.store import Store, StoreSettings, open_store, split_uri
 
@@ -22,17 +22,7 @@ BATCH_ROWS = 16_384
 _DIGEST_ROWS = 65_536
 _TAKE_ROWS = 1_000_000
 _INT63_MASK = (1 << 63) - 1
-_NULLABLE = {"vehicle_id", "model_id"}
-_UNKNOWN: dict[str, Any] = {
-    "etag": "",
-    "size": -1,
-    "last_modified": UNKNOWN_TIME,
-    "camera_id": "",
-    "captured_at": UNKNOWN_TIME,
-    "track_id": "",
-    "vehicle_id": None,
-    "model_id": None,
-}
+_NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 
 
 def crop_id_of(uri: str) -> int:
@@ -68,11 +58,11 @@ def read_manifest(
         )
     if uris.null_count:
         raise BadInput(f"{uri} has {uris.null_count:,} rows without a crop")
-    columns = {name: table[name] for name in _UNKNOWN if name in table.schema.names}
+    columns = {name: table[name] for name in UNKNOWN if name in table.schema.names}
     if pattern is not None:
         keys = pc.replace_substring_regex(uris.combine_chunks(), rf"\A{re.escape((archive or '') + '/')}", "")
         columns = pattern.extract(keys) | columns
-    for name, value in _UNKNOWN.items():
+    for name, value in UNKNOWN.items():
         data_type = MANIFEST_SCHEMA.field(name).type
         columns.setdefault(name, pa.repeat(pa.scalar(value, data_type), table.num_rows))
         if value is not None:
@@ -99,7 +89,7 @@ def manifest_batch(
         extracted = pattern.extract(keys)
         unmatched = len(keys) - pc.sum(extracted.pop("matched"), min_count=0).as_py()
         columns = extracted | columns
-    for name, value in _UNKNOWN.items():
+    for name, value in UNKNOWN.items():
         if name not in columns:
             columns[name] = pa.repeat(pa.scalar(value, MANIFEST_SCHEMA.field(name).type), len(keys))
     rows = pa.record_batch({name: columns[name] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)

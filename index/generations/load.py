@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from index.documents import utc_now
 from index.generations import records
 from index.generations.erasure import resume_erasures
 from index.generations.load_plan import LoadPlan, plan_load
@@ -160,7 +161,7 @@ def build_generation(
             rows=plan.rows,
             target=chosen,
             state="loading",
-            updated=records.utc_now(),
+            updated=utc_now(),
         ),
     )
     filling = _LoadContext(milvus, generation, plan, options, lock, times)

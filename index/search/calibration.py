@@ -9,16 +9,15 @@ is left out, and what comes first is looked at.
   something within the threshold anyway is the false-alarm rate.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, SchemaMismatch
+from index.documents import JsonDocument, utc_now
+from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing
 from infra.store import Store
 
 VERSION = 1
@@ -29,7 +28,7 @@ _BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(JsonDocument):
     """A curve and a threshold of one model.
 
     distances (m,) ascending and likelihoods (m,) not ascending are the curve's corners. `detection_rate` is
@@ -37,6 +36,10 @@ class Calibration:
     mean squared error of the likelihood on vehicles that the curve had not seen, `brier_base` that of always
     saying the mean. `gallery` crops were searched: in a larger archive strangers come closer.
     """
+
+    NOUN: ClassVar = "calibration"
+    REMEDY: ClassVar = "Run `clvr calibrate`."
+    FORMAT: ClassVar = ("version", VERSION)
 
     fingerprint: str
     run_id: str
@@ -58,24 +61,6 @@ class Calibration:
     def likelihood(self, distances: NDArray[Any]) -> NDArray[np.float64]:
         """Likelihood of the same vehicle at each distance, by lines between the corners, constant outside."""
         return np.interp(np.asarray(distances, np.float64), self.distances, self.likelihoods)
-
-    def to_json(self) -> bytes:
-        """As it is stored."""
-        return (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Calibration":
-        """As it was stored. Raises SchemaMismatch."""
-        try:
-            values = json.loads(data)
-            if values["version"] != VERSION:
-                raise SchemaMismatch(f"{where} has version {values['version']}, this reads {VERSION}")
-            values["distances"], values["likelihoods"] = (
-                tuple(map(float, values[name])) for name in ("distances", "likelihoods")
-            )
-            return cls(**values)
-        except (ValueError, KeyError, TypeError) as error:
-            raise SchemaMismatch(f"{where} is no calibration: {error}", remedy="clvr calibrate") from error
 
 
 def calibrate(
@@ -133,7 +118,7 @@ def calibrate(
         same_camera=same_camera,
         distances=tuple(corners.tolist()),
         likelihoods=tuple(likelihoods.tolist()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=utc_now(),
     )
 
 
@@ -218,7 +203,7 @@ def calibration_of(store: Store, fingerprint: str) -> Calibration | None:
     """The calibration of this model, if it has one. Raises SchemaMismatch, FingerprintMismatch."""
     key = _key(fingerprint)
     try:
-        calibration = Calibration.from_json(store.get(key), store.uri_of(key))
+        calibration = Calibration.read(store, key)
     except ObjectMissing:
         return None
     if calibration.fingerprint != fingerprint:

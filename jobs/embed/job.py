@@ -18,8 +18,9 @@ from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import GuardReport, reduced_fingerprint
+from index.documents import utc_now
 from index.runs.accounting import count_causes
-from index.runs.records import RunSummary, utc_now
+from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
 from infra.errors import BucketMissing, ObjectMissing

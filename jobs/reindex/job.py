@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
+from index.documents import utc_now
 from index.lock import Lock, acquire
 from infra.settings import Settings
 from infra.store import open_store
@@ -27,7 +28,6 @@ from jobs.reindex.state import (
     StepName,
     current_run_id,
     previous_summary,
-    utc_now,
 )
 from jobs.reindex.steps import (
     ReindexContext,

@@ -5,20 +5,22 @@
 A sweep names its entry and does nothing until the entry stands.
 """
 
-import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar
 
-from infra.errors import AccountingError, BadInput, SchemaMismatch
+from index.documents import JsonDocument, utc_now
+from infra.errors import AccountingError, BadInput
 from infra.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(JsonDocument):
     """Who asked what, why and when, and what was asked with. `who` is what the caller's system calls them."""
+
+    NOUN: ClassVar = "audit entry"
 
     who: str
     case: str
@@ -26,7 +28,7 @@ class AuditRecord:
     generation: str
     fingerprint: str
     request: Mapping[str, Any]
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    when: str = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
         if not self.case.strip():
@@ -39,7 +41,7 @@ def append(store: Store, entry: AuditRecord) -> str:
     """Write an entry and return its key. Raises StoreError, and then nothing may run on it."""
     moment = datetime.fromisoformat(entry.when).strftime("%Y%m%dT%H%M%S%fZ")
     key = f"audit/{moment}-{secrets.token_hex(4)}.json"
-    store.create(key, (json.dumps(asdict(entry), indent=1, ensure_ascii=False) + "\n").encode())
+    store.create(key, entry.to_json())
     return key
 
 
@@ -51,10 +53,5 @@ def require(store: Store, key: str) -> None:
 
 def entries(store: Store) -> list[tuple[str, AuditRecord]]:
     """All entries with their keys, oldest first. Raises SchemaMismatch for one that is none."""
-    found = []
-    for info in sorted(store.list("audit"), key=lambda info: info.key):
-        try:
-            found.append((info.key, AuditRecord(**json.loads(store.get(info.key)))))
-        except (ValueError, TypeError) as error:
-            raise SchemaMismatch(f"{store.uri_of(info.key)} is no audit entry: {error}") from error
-    return found
+    keys = sorted(info.key for info in store.list("audit"))
+    return [(key, AuditRecord.read(store, key)) for key in keys]

@@ -3,10 +3,8 @@
 Each actor answers whole parts by itself, as in `clvr embed`: only part numbers pass through Ray.
 """
 
-import getpass
 import math
 import os
-import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from ray.data import ActorPoolStrategy
 from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
+from index.documents import current_user
 from index.milvus.collection import get_generation
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
@@ -198,7 +197,7 @@ def _write_audit_record(
 ) -> str:
     """Write the audit entry: nothing is answered before it stands."""
     entry = audit.AuditRecord(
-        who=request.who or f"{getpass.getuser()}@{socket.gethostname()}",
+        who=request.who or current_user(),
         case=request.case,
         action=f"sweep {action}",
         generation=plan.generation,

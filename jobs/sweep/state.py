@@ -13,14 +13,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import pyarrow as pa
 
+from index.documents import JsonDocument, utc_now
 from index.parquet import open_parquet, write_table
-from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists, SchemaMismatch
+from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, root_may_be_new
 
 VERSION = 1
@@ -56,8 +56,11 @@ PROBE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class SweepInfo:
+class SweepInfo(JsonDocument):
     """What sweep.json says."""
+
+    NOUN: ClassVar = "sweep"
+    FORMAT: ClassVar = ("version", VERSION)
 
     request: Mapping[str, Any]
     generation: str
@@ -76,7 +79,7 @@ class SweepInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSummary:
+class SweepSummary(JsonDocument):
     """What done.json says: probes by verdict, answers, failures by cause."""
 
     probes: int
@@ -102,13 +105,7 @@ class Sweep:
             head = store.head("sweep.json")
         if head is None:
             return None
-        try:
-            values = json.loads(store.get("sweep.json"))
-            if values["version"] != VERSION:
-                raise SchemaMismatch(f"{store.uri} is a sweep of version {values['version']}")
-            return cls(store, SweepInfo(**values))
-        except (ValueError, KeyError, TypeError) as error:
-            raise SchemaMismatch(f"{store.uri_of('sweep.json')} is no sweep: {error}") from error
+        return cls(store, SweepInfo.read(store, "sweep.json"))
 
     @classmethod
     def create(
@@ -139,7 +136,7 @@ class Sweep:
             store, sweep._list_key, probes.cast(LIST_SCHEMA), metadata={}, row_group_rows=rows_per_part
         )
         try:
-            store.create("sweep.json", (json.dumps(asdict(info), indent=1) + "\n").encode())
+            store.create("sweep.json", info.to_json())
         except ObjectExists as error:
             raise Mismatch(
                 f"{store.uri} holds a sweep already", remedy="repeat the command to continue it"
@@ -199,7 +196,7 @@ class Sweep:
         """What done.json says, or None for a sweep that is not finished."""
         if self.store.head("done.json") is None:
             return None
-        return SweepSummary(**json.loads(self.store.get("done.json")))
+        return SweepSummary.read(self.store, "done.json")
 
     def finish(self) -> SweepSummary:
         """Count every probe once and write done.json. Raises CountMismatch for a part that is missing."""
@@ -222,7 +219,7 @@ class Sweep:
         summary = SweepSummary(
             self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, utc_now()
         )
-        self.store.put("done.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
+        self.store.put("done.json", summary.to_json())
         return summary
 
 
@@ -254,8 +251,3 @@ def _probe_key(part: int) -> str:
 
 def _result_key(part: int) -> str:
     return f"results/part-{part:05d}.parquet"
-
-
-def utc_now() -> str:
-    """Return the time, UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
