@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
-from index.generations.load import LoadOptions, LoadTimes, Target, build_generation
+from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
 from index.generations.promotion import Retirement, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
-from index.lock import ROWS, acquire
 from index.milvus.collection import Generation, live_generation
 from index.runs.run import Run
 from infra.errors import BadInput
@@ -81,16 +80,11 @@ def load(request: LoadRequest, settings: Settings) -> LoadResult:
     count = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
-    with (
-        progress("load", "rows", count.standing),
-        acquire(store, ROWS, f"a load of alias {settings.alias}") as lock,
-    ):
+    with progress("load", "rows", count.standing):
         options = _options(request, settings, count)
-        generation = build_generation(
-            milvus, store, runs, lock, alias=settings.alias, options=options, times=times
-        )
+        generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
     entry = records.read(store, generation.name)
-    assert entry is not None  # noqa: S101  build wrote it
+    assert entry is not None  # noqa: S101  load_runs wrote it
     return LoadResult(generation, entry.rows, entry.target, times)
 
 
