@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -37,8 +37,8 @@ def alias_lock(alias: str) -> str:
 class LockRecord(JsonDocument):
     """The owner of a lock. `process` identifies a process of a machine and boot; `expires` in s, epoch."""
 
-    NOUN: ClassVar = "lock"
-    REMEDY: ClassVar = "Delete it if nothing is running."
+    NOUN = "lock"
+    REMEDY = "Delete it if nothing is running."
 
     owner: str
     purpose: Annotated[str, Field(alias="doing")]

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from index.schema import LABEL_COLUMNS, MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
-from infra.store import open_store, split_uri
+from infra.store import read_user_table
 
 _MAX_EXAMPLES = 10
 
@@ -28,17 +28,10 @@ def read_label_table(uri: str, *, split: str | None = None) -> pa.Table:
 
     Raises BadLabels if the file is missing, has another format, or has no rows of the split.
     """
-    root, key = split_uri(uri)
     try:
-        data = open_store(root).get(key)
-    except ObjectMissing as error:
-        raise BadLabels(f"no label file at {uri}", remedy="check the path") from error
-    source = pa.BufferReader(data)
-    try:
-        table = pa.csv.read_csv(source) if key.lower().endswith(".csv") else pa.parquet.read_table(source)
-    except pa.ArrowInvalid as error:
-        kind = "CSV" if key.lower().endswith(".csv") else "Parquet"
-        raise BadLabels(f"{uri} is not {kind}: {str(error).splitlines()[0]}") from error
+        table = read_user_table(uri, error=BadLabels)
+    except ObjectMissing as missing:
+        raise BadLabels(f"no label file at {uri}", remedy="check the path") from missing
     if split is None:
         return table
     rows = (

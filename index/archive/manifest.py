@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.parquet import open_parquet
 from index.schema import MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
-from infra.store import Store, StoreSettings, open_store, split_uri
+from infra.store import StoreSettings, read_user_table
 
 BATCH_ROWS = 16_384
 """Rows that become Arrow columns at a time: Python strings of a million URIs would take 150 MB."""
@@ -22,6 +20,7 @@ BATCH_ROWS = 16_384
 _DIGEST_ROWS = 65_536
 _TAKE_ROWS = 1_000_000
 _INT63_MASK = (1 << 63) - 1
+_LIST_TYPES = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
 _NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 
 
@@ -43,8 +42,7 @@ def read_manifest(
     MANIFEST_SCHEMA. Missing columns are read from the keys by the pattern, if given, or are unknown.
     Raises BadInput for missing columns, values of another type, or crop_ids that do not match the URIs.
     """
-    root, name = split_uri(uri)
-    table = _read_key_list(open_store(root, settings), name)
+    table = read_user_table(uri, types=_LIST_TYPES, settings=settings)
     if not table.num_rows:
         raise EmptyArchive(f"{uri} lists no crops")
     if "uri" in table.schema.names:
@@ -156,18 +154,6 @@ def manifest_digest(manifest: pa.Table) -> str:
             else:
                 digest.update(np.asarray(pc.fill_null(column, 0)).tobytes())
     return digest.hexdigest()
-
-
-def _read_key_list(store: Store, name: str) -> pa.Table:
-    if name.endswith(".parquet"):
-        with open_parquet(store, name) as file:
-            return file.read()
-    types: dict[str, Any] = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
-    options = pyarrow.csv.ConvertOptions(column_types=types)
-    try:
-        return pyarrow.csv.read_csv(pa.BufferReader(store.get(name)), convert_options=options)
-    except pa.ArrowInvalid as invalid:
-        raise BadInput(f"{store.uri_of(name)} is not a usable CSV file: {invalid}") from invalid
 
 
 def _take_large(table: pa.Table, indices: Any) -> pa.Table:

@@ -9,7 +9,7 @@ An interrupted erasure is finished by the next erasure and by every load.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -103,7 +103,7 @@ class Receipt(JsonDocument):
     for their unknown time: they are not erased.
     """
 
-    NOUN: ClassVar = "receipt"
+    NOUN = "receipt"
 
     erasure_id: str
     state: Literal["dry run", "nothing matches", "begun", "done"]

@@ -19,6 +19,7 @@ from index.milvus.bulk_import import (
     MAX_CONCURRENT_IMPORTS,
     GrpcImporter,
     Importer,
+    ImportProgress,
     import_files,
 )
 from index.milvus.client import Milvus
@@ -47,8 +48,8 @@ class LoadOptions:
 
     `milvus_bucket`: 's3://name' of the server's own bucket, from which alone it imports; shards elsewhere are
     copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
-    otherwise. `progress`: called with rows done and rows in all. `note`: called with the state of the load
-    in words.
+    otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
+    imports. `note`: called with the step that starts.
     """
 
     index_type: str = "auto"
@@ -56,6 +57,7 @@ class LoadOptions:
     milvus_bucket: str | None = None
     latest_wins: bool = False
     progress: Progress = lambda done, total: None
+    on_import: Callable[[ImportProgress], None] = lambda progress: None
     note: Callable[[str], None] = lambda text: None
 
 
@@ -78,10 +80,13 @@ class _LoadContext:
     lock: Lock
     times: LoadTimes
 
-    def progress(self, done: int, note: str = "") -> None:
+    def progress(self, done: int) -> None:
         self.lock.require()
         self.options.progress(done, self.plan.rows)
-        self.options.note(note)
+
+    def on_import(self, progress: ImportProgress) -> None:
+        self.progress(progress.rows_done)
+        self.options.on_import(progress)
 
 
 def load_runs(
@@ -206,7 +211,7 @@ def _insert(context: _LoadContext) -> None:
 def _import_by(importer: Importer, context: _LoadContext, max_concurrent: int) -> None:
     bucket = context.options.milvus_bucket or ""
     with import_source(context.plan, context.generation.name, bucket) as files:
-        import_files(importer, context.generation.name, files, context.progress, max_concurrent)
+        import_files(importer, context.generation.name, files, context.on_import, max_concurrent)
 
 
 def _import_grpc(context: _LoadContext) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ class GenerationRecord(JsonDocument):
     of this one; `promotions` lists every move of the alias to this one.
     """
 
-    NOUN: ClassVar = "generation record"
+    NOUN = "generation record"
 
     name: str
     alias: str

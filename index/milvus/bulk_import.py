@@ -1,6 +1,7 @@
 """Bulk imports: each file is a job of the server; several run at a time, and a stalled job is an error."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -40,6 +41,18 @@ class JobState:
     rows: int
     progress: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """The rows of finished jobs and the running jobs of one load.
+
+    `jobs` counts the running ones by state, in lower case; `percent` is their mean progress.
+    """
+
+    rows_done: int
+    jobs: Counter[str]
+    percent: float = 0.0
 
 
 class Importer(Protocol):
@@ -100,13 +113,13 @@ def import_files(
     importer: Importer,
     collection: str,
     files: Iterator[ImportFile],
-    on_progress: Callable[[int, str], None] = lambda rows, note: None,
+    on_progress: Callable[[ImportProgress], None] = lambda progress: None,
     max_concurrent: int = MAX_CONCURRENT_IMPORTS,
 ) -> int:
     """Import files, at most `max_concurrent` at a time, commit all of them at the end, and return the rows.
 
     files: consumed only when another job may start, so the caller can prepare files one by one.
-    on_progress: called with the rows of finished jobs and a note on the running ones.
+    on_progress: called after each poll of the jobs.
     Raises ImportFailed for a job that failed, stalled, or imported another number of rows than its file has,
     and if the server is lost, because the outcome is then unknown.
     """
@@ -125,7 +138,7 @@ def import_files(
                     running.remove(job)
                     finished.append(job.job_id)
                     rows += job.state.rows
-            on_progress(rows, _note(running))
+            on_progress(_progress(rows, running))
             if running:
                 time.sleep(waiting.POLL_SECONDS)
         importer.commit(finished)
@@ -160,9 +173,7 @@ def _poll(importer: Importer, job: _Job) -> JobState:
     return state
 
 
-def _note(running: Sequence[_Job]) -> str:
-    return ", ".join(
-        f"job {job.job_id} {job.state.name.lower()} {job.state.progress} %"
-        for job in running[:3]
-        if job.state
-    )
+def _progress(rows_done: int, running: Sequence[_Job]) -> ImportProgress:
+    states = [job.state for job in running if job.state]
+    percent = sum(state.progress for state in states) / len(states) if states else 0.0
+    return ImportProgress(rows_done, Counter(state.name.lower() for state in states), percent)

@@ -1,7 +1,7 @@
 """The two documents of a run: run.json says what it was started with, done.json what came of it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from index.documents import JsonDocument
 from index.runs.shards import ShardInfo
@@ -14,7 +14,7 @@ LEDGER_VERSION = 1
 class RunInfo(JsonDocument):
     """What a run was started with."""
 
-    FORMAT: ClassVar = ("ledger_version", LEDGER_VERSION)
+    FORMAT = ("ledger_version", LEDGER_VERSION)
 
     run_id: str
     archive: str
@@ -72,7 +72,7 @@ class RunInfo(JsonDocument):
 class RunSummary(JsonDocument):
     """What came of a run: listed = embedded + quarantined + duplicates."""
 
-    FORMAT: ClassVar = ("ledger_version", LEDGER_VERSION)
+    FORMAT = ("ledger_version", LEDGER_VERSION)
 
     run_id: str
     archive: str

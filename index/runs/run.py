@@ -47,7 +47,7 @@ from infra.errors import (
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -293,7 +293,7 @@ class Run:
 def list_runs(store: Store) -> list[Run]:
     """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("runs")
     runs = []
     for folder in folders:

@@ -10,7 +10,7 @@ is left out, and what comes first is looked at.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,9 @@ class Calibration(JsonDocument):
     saying the mean. `gallery` crops were searched: in a larger archive strangers come closer.
     """
 
-    NOUN: ClassVar = "calibration"
-    REMEDY: ClassVar = "Run `clvr calibrate`."
-    FORMAT: ClassVar = ("version", VERSION)
+    NOUN = "calibration"
+    REMEDY = "Run `clvr calibrate`."
+    FORMAT = ("version", VERSION)
 
     fingerprint: str
     run_id: str

@@ -20,7 +20,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make a made-up archive with labels. Example: clvr generate s3://archive --labels s3://labels"""
-    from clvr_model.datasets.itinerary import ArchiveSpec
+    from clvr_model.synthetic.trips import ArchiveSpec
     from jobs.generate import generate_archive
 
     spec = ArchiveSpec(

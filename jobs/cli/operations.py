@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from infra.logging import logger
 from jobs.cli.archive import Actors, Archive, Labels, Manifest, Pattern
 from jobs.cli.options import Alias, Json, Milvus, Ray, config_file, emit, settings_of
-from jobs.runtime.progress import console
 from jobs.submit.client import LogPrinter, format_log_lines
 
 
@@ -134,7 +134,7 @@ def submit(
     chosen = {one.name: one.value for one in origins(file=config_file()) if one.origin != "default"}
     cluster, name, notes = jobs.submit(request, settings, chosen)
     for note in notes:
-        console.print(note)
+        logger.info(note)
     _follow_job(cluster, name, detach=detach, as_json=as_json)
 
 
@@ -205,7 +205,7 @@ def _follow_job(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
     """Pass on what a job says, then end with its exit code."""
     from jobs.submit.client import exit_code_of
 
-    console.print(f"job {job} at {cluster.address}")
+    logger.info(f"job {job} at {cluster.address}")
     if detach:
         emit({"job": job}, as_json, job)
         return
@@ -214,7 +214,7 @@ def _follow_job(cluster: Any, job: str, *, detach: bool, as_json: bool) -> None:
         found = cluster.follow(job, said)
         said.end()
     except KeyboardInterrupt:
-        console.print(
+        logger.info(
             f"\ndetached: job {job} goes on. clvr jobs logs {job} --follow   or   clvr jobs stop {job}"
         )
         raise typer.Exit(130) from None

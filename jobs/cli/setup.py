@@ -41,13 +41,20 @@ def doctor(
 
     Ends with exit code 1 if something that is needed is broken. Shows no secret.
     """
-    from jobs.doctor.examine import Patient, examine
+    from jobs.doctor.doctor import DoctorOptions, run_doctor
 
-    found = examine(
-        Patient({"runs": runs, "milvus": milvus, "ray": ray}, archive, model, crops, config_file(), timeout)
+    report = run_doctor(
+        DoctorOptions(
+            flags={"runs": runs, "milvus": milvus, "ray": ray},
+            archive=archive,
+            model=model,
+            crops=crops,
+            config=config_file(),
+            seconds=timeout,
+        )
     )
-    emit(found, as_json, str(found))
-    if not found.healthy:
+    emit(report.to_json(), as_json, report.to_text())
+    if not report.healthy:
         raise typer.Exit(1)
 
 

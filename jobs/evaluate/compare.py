@@ -8,10 +8,10 @@ import numpy as np
 from index.evaluation.bootstrap import Difference, compare
 from index.evaluation.protocols import RULES, ProtocolResult, evaluate_protocol
 from infra.errors import BadInput, BadLabels, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.results import EvaluateRequest
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run
 
 
@@ -62,7 +62,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         )
     a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
     rows_a, rows_b = _shared(a, b)
-    console.print(
+    logger.info(
         f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
         f"{len(b.features) - len(rows_b):,} of B alone are left out"
     )

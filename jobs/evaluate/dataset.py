@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.role_lists import RoleList
+from clvr_model.datasets.test_lists import TestList
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
@@ -21,10 +21,10 @@ from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import erased_ids
 from infra.errors import BadLabels
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
-from jobs.runtime.progress import console
 
 
 def embed_labelled_set(
@@ -41,7 +41,7 @@ def embed_labelled_set(
     uri = open_store(archive).uri
     for old in reversed(list(list_runs(open_store(settings.runs)))):
         if old.finished and old.fingerprint == fingerprint and old.info.archive == uri:
-            console.print(f"run {old.run_id} has these pictures by this checkpoint already")
+            logger.info(f"run {old.run_id} has these pictures by this checkpoint already")
             return old.run_id
     return embed(
         EmbedRequest(archive=archive, model=run, max_quarantine_rate=max_quarantine_rate), settings
@@ -119,7 +119,7 @@ def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
     return lists
 
 
-def _with_roles(found: RoleList, root: str) -> EvaluationList:
+def _with_roles(found: TestList, root: str) -> EvaluationList:
     keys = [uri.removeprefix(f"{root}/") for uri in found.uris]
     table = pa.table(
         {

@@ -28,12 +28,12 @@ from index.evaluation.protocols import (
 from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
 from infra.errors import BadInput, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import workers
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run, open_milvus
 
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
@@ -52,9 +52,9 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     for chosen in evaluation_lists(request.labels, request.split):
         labelled = labelled_run(run, chosen)
         named = f" of {labelled.name}" if labelled.name else ""
-        console.print(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
+        logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
         for line in labelled.accounting():
-            console.print(f"  {line}")
+            logger.info(f"  {line}")
         lists.append(_evaluate_list(labelled, request, settings))
     evaluation = Evaluation(tuple(lists))
     if request.html:
@@ -116,7 +116,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
             raise BadInput(
                 f"{path} has no split of {', '.join(absent)}", remedy=f"it has: {', '.join(given)}"
             )
-        console.print(f"  splits read from {path}: the same probes and gallery as when they were written")
+        logger.info(f"  splits read from {path}: the same probes and gallery as when they were written")
     if not names:
         by_rule = ("vehicleid-paper", "vehicleid-common")
         names = by_rule if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
@@ -135,7 +135,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
     )
     if path is not None and not path.exists():
         write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
-        console.print(f"  splits written to {path}")
+        logger.info(f"  splits written to {path}")
     return results
 
 

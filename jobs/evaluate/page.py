@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
+from index.archive.reader import ArchiveReader
 from index.evaluation.cmc import Split
 from index.evaluation.metrics import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.protocols import JUNK, ProtocolResult
@@ -186,13 +187,12 @@ def _not_ranked(
 
 
 def _sightings(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int], Sighting]:
-    archive = open_store(labelled.run.info.archive)
-    root = archive.uri_of("")
+    reader = ArchiveReader(open_store(labelled.run.info.archive))
 
     def sighting(row: int) -> Sighting:
         crop = labelled.crops.slice(row, 1).to_pylist()[0]
         return Sighting(
-            jpeg=thumbnail_of(archive, crop["uri"].removeprefix(root)),
+            jpeg=thumbnail_of(reader, crop["uri"]),
             vehicle=str(labelled.vehicle_ids[row]),
             camera=str(labelled.camera_ids[row]),
             captured_at=int(labelled.captured_at[row]),

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from index.documents import JsonDocument, encode_json, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
@@ -56,7 +56,7 @@ class ReindexInputs:
 class _RunDocument(JsonDocument):
     """`night.json`: the name of the run and what was asked for."""
 
-    NOUN: ClassVar = "reindex run"
+    NOUN = "reindex run"
 
     night: str
     created: str
@@ -215,7 +215,7 @@ def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None 
 def list_nights(store: Store) -> list[ReindexRun]:
     """Return all nights, the oldest first."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("nights")
     nights = []
     for folder in folders:

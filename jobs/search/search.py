@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from index.archive.reader import open_uri, read_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -17,11 +18,10 @@ from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.travel_time import MAX_SPEED_KMH, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
-from infra.store import open_store, split_uri
 from jobs.pages.search_page import AnswerPage, ProbeStrip, ShownAnswer, build_answer_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
-from jobs.search.searcher import CROP, Searcher, crop_number, read_bytes, read_picture
+from jobs.search.searcher import CROP, Searcher, crop_number, read_picture
 
 SEEN_FORM = "CAMERA@2026-11-22T18:30:05"
 
@@ -168,7 +168,7 @@ def rules_of(request: RulesRequest) -> Rules:
     """The rules that were typed. Raises BadSetting, and BadInput for a camera file that is none."""
     cameras = None
     if request.camera_file:
-        data = read_bytes(request.camera_file)
+        data = read_uri(request.camera_file)
         cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
     start, end = epoch_ms("--from", request.since), epoch_ms("--to", request.until)
     if start is not None and end is not None and start >= end:
@@ -231,10 +231,9 @@ def shown_answers(
     """Answers with their thumbnails, for a page."""
     shown = []
     for each in answers:
-        root, key = split_uri(each.hit.uri)
         name = names.get(each.hit.model_id, f"model {each.hit.model_id}")
         strong = threshold is not None and each.hit.distance <= threshold
-        shown.append(ShownAnswer(each, thumbnail_of(open_store(root), key), name, strong))
+        shown.append(ShownAnswer(each, thumbnail_of(*open_uri(each.hit.uri)), name, strong))
     return shown
 
 
@@ -287,8 +286,8 @@ def _write_page(path: Path, request: SearchRequest, found: Found, rules: Rules, 
     pictures = []
     for picture in request.pictures:
         archived = picture.startswith(CROP)
-        root, key = split_uri(searcher.crop(crop_number(picture)).uri if archived else picture)
-        pictures.append(thumbnail_of(open_store(root), key))
+        uri = searcher.crop(crop_number(picture)).uri if archived else picture
+        pictures.append(thumbnail_of(*open_uri(uri)))
     threshold = found.calibration.threshold if found.calibration else None
     strip = ProbeStrip(
         name=found.probe.name,

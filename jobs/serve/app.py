@@ -8,15 +8,16 @@ import hashlib
 import json
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
+from cachetools import LRUCache, cachedmethod
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from index.archive.reader import ArchiveReader
 from index.filters import Filters
 from index.milvus.collection import row_count
 from index.search.probe import Probe, merge_probes
@@ -34,9 +35,6 @@ ASSETS = Path(__file__).parent / "static"
 MAX_PICTURES = 5
 MAX_TOP = 1000
 THUMBNAILS, URIS, FEATURES = 2000, 50_000, 256
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 class WebRules(BaseModel):
@@ -79,42 +77,16 @@ class WebRules(BaseModel):
         )
 
 
-class LruCache(Generic[Key, Value]):
-    """The values that were asked for last; safe to share by threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of a key, made if it is not there. Two threads may make it twice."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        self.put(key, value)
-        return value
-
-    def put(self, key: Key, value: Value) -> None:
-        """Keep a value, and let the one go that was not asked for longest."""
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-
-
 class SearchService:
     """What the routes do: one searcher, and what need not be done twice."""
 
     def __init__(self, searcher: Searcher, cameras: CameraMap | None) -> None:
         self.searcher = searcher
         self.cameras = cameras
-        self._thumbnails: LruCache[int, bytes] = LruCache(THUMBNAILS)
-        self._uris: LruCache[int, str] = LruCache(URIS)
-        self._features: LruCache[str, Probe] = LruCache(FEATURES)
+        self._thumbnails: LRUCache[int, bytes] = LRUCache(THUMBNAILS)
+        self._uris: LRUCache[int, str] = LRUCache(URIS)
+        self._features: LRUCache[str, Probe] = LRUCache(FEATURES)
+        self._caches = threading.Lock()
         # OpenVINO answers one request at a time anyway, and waiting here keeps the queue visible.
         self._model = threading.Lock()
 
@@ -152,8 +124,8 @@ class SearchService:
         (answers,) = self.searcher.answer([probe], rules)
         ended = time.perf_counter()
         names = self.searcher.model_names
-        for each in answers:
-            self._uris.put(each.hit.crop_id, each.hit.uri)
+        with self._caches:
+            self._uris.update((each.hit.crop_id, each.hit.uri) for each in answers)
         return {
             "verdict": verdict(answers, self.searcher.calibration),
             "sightings": [
@@ -167,25 +139,28 @@ class SearchService:
             "search_ms": round(1000 * (ended - embedded), 1),
         }
 
-    def picture(self, crop_id: int) -> bytes:
-        """A crop's thumbnail, JPEG. Raises BadInput for a crop that is not in the archive, StoreError."""
-        return self._thumbnails.get(crop_id, lambda: self._thumbnail(crop_id))
-
-    def _probe(self, data: bytes) -> Probe:
-        def embed() -> Probe:
-            with self._model:
-                return self.searcher.probe_of(data, "the picture")
-
-        return self._features.get(hashlib.sha256(data).hexdigest(), embed)
-
-    def _thumbnail(self, crop_id: int) -> bytes:
-        uri = self._uris.get(crop_id, lambda: self.searcher.crop(crop_id).uri)
+    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._caches)
+    def thumbnail(self, crop_id: int) -> bytes:
+        """Return a crop's thumbnail, JPEG. Raises BadInput for a crop outside the archive, StoreError."""
+        uri = self._uri(crop_id)
         for archive in self.searcher.archives:
-            store = open_store(archive)
-            root = store.uri_of("")
-            if uri.startswith(root):
-                return thumbnail(store.get(uri.removeprefix(root)))
-        raise BadInput(f"crop {crop_id} lies outside of the archive")
+            reader = ArchiveReader(open_store(archive))
+            if reader.holds(uri):
+                return thumbnail(reader.fetch(uri).data)
+        raise BadInput(f"crop {crop_id} is outside the archive")
+
+    @cachedmethod(lambda self: self._uris, lambda self, crop_id: crop_id, lambda self: self._caches)
+    def _uri(self, crop_id: int) -> str:
+        return self.searcher.crop(crop_id).uri
+
+    @cachedmethod(
+        lambda self: self._features,
+        lambda self, data: hashlib.sha256(data).hexdigest(),
+        lambda self: self._caches,
+    )
+    def _probe(self, data: bytes) -> Probe:
+        with self._model:
+            return self.searcher.probe_of(data, "the picture")
 
 
 def make_app(
@@ -216,7 +191,7 @@ def make_app(
     @app.get("/api/crops/{crop_id}.jpg")
     def crop_picture(crop_id: str) -> Response:
         try:
-            data = desk.picture(crop_number(f"{CROP}{crop_id}"))
+            data = desk.thumbnail(crop_number(f"{CROP}{crop_id}"))
         except UnreadablePicture as error:
             return JSONResponse({"error": error.message}, 404)
         # A crop's id names one object for ever; only this browser may keep it.

@@ -5,11 +5,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
+from infra.logging import logger
 from infra.settings import Settings
-from jobs.runtime.progress import console
-from jobs.search.searcher import Searcher, read_bytes
+from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
@@ -53,7 +54,7 @@ def cameras_of(request: ServeRequest) -> CameraMap | None:
     """Positions of the cameras, where a file says them. Raises BadInput for a file that is none."""
     if not request.camera_file:
         return None
-    data = read_bytes(request.camera_file)
+    data = read_uri(request.camera_file)
     return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
 
 
@@ -63,9 +64,9 @@ def print_address(request: ServeRequest, guard: AccessPolicy) -> None:
     shown = f"[{request.host}]" if ":" in request.host else request.host
     address = f"{scheme}://{shown}:{request.port}/"
     # Behind '#', so that no server's log keeps it.
-    console.print(f"The page: {address}{'#token=' + guard.token if guard.token else ''}", soft_wrap=True)
+    logger.info(f"The page: {address}{'#token=' + guard.token if guard.token else ''}")
     if guard.token and scheme == "http":
-        console.print("without --certificate the token crosses the network in the clear", style="yellow")
+        logger.warning("without --certificate the token crosses the network in the clear")
 
 
 def guard_of(request: ServeRequest) -> AccessPolicy:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 from index.documents import JsonDocument, utc_now
 from infra.errors import AccountingError, BadInput
@@ -20,7 +20,7 @@ from infra.store import Store
 class AuditRecord(JsonDocument):
     """Who asked what, why and when, and what was asked with. `who` is what the caller's system calls them."""
 
-    NOUN: ClassVar = "audit entry"
+    NOUN = "audit entry"
 
     who: str
     case: str

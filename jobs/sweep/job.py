@@ -21,9 +21,10 @@ from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from infra.errors import BadInput, FingerprintMismatch, Mismatch
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.progress import console, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, cores, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
@@ -131,7 +132,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
         _answer_parts(sweep, request, plan, entry)
         summary = sweep.finish()
     else:
-        console.print(f"the sweep in {request.out} is finished already")
+        logger.info(f"the sweep in {request.out} is finished already")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
     album = ReportContext(
@@ -205,7 +206,7 @@ def _write_audit_record(
         request={**asked, "probes": request.probes, "out": request.out},
     )
     key = audit.append(open_store(settings.runs), entry)
-    console.print(f"audit entry {key}")
+    logger.info(f"audit entry {key}")
     return key
 
 

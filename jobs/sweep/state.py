@@ -14,14 +14,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import pyarrow as pa
 
 from index.documents import JsonDocument, utc_now
 from index.parquet import open_parquet, write_table
 from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 VERSION = 1
 LIST_SCHEMA = pa.schema([("probe_id", pa.string()), ("uri", pa.string())])
@@ -59,8 +59,8 @@ PROBE_SCHEMA = pa.schema(
 class SweepInfo(JsonDocument):
     """What sweep.json says."""
 
-    NOUN: ClassVar = "sweep"
-    FORMAT: ClassVar = ("version", VERSION)
+    NOUN = "sweep"
+    FORMAT = ("version", VERSION)
 
     request: Mapping[str, Any]
     generation: str
@@ -101,7 +101,7 @@ class Sweep:
     def open(cls, store: Store) -> Self | None:
         """The sweep in this folder, or None. Raises SchemaMismatch."""
         head = None
-        with root_may_be_new(store):
+        with ignore_missing_root(store):
             head = store.head("sweep.json")
         if head is None:
             return None

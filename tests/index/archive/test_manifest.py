@@ -22,7 +22,6 @@ from index.archive.manifest import (
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import (
     BadInput,
-    CorruptShard,
     DuplicateCropId,
     ObjectMissing,
     SchemaMismatch,
@@ -185,5 +184,5 @@ class TestReading:
         with pytest.raises(ObjectMissing, match=r"none\.parquet"):
             read_manifest(str(tmp_path / "none.parquet"))
         (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
-        with pytest.raises(CorruptShard, match=r"broken\.parquet"):
+        with pytest.raises(BadInput, match=r"broken\.parquet"):
             read_manifest(str(tmp_path / "broken.parquet"))

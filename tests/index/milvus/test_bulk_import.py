@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from index.milvus import bulk_import, waiting
-from index.milvus.bulk_import import GrpcImporter, ImportFile, import_files
+from index.milvus.bulk_import import GrpcImporter, ImportFile, ImportProgress, import_files
 from index.milvus.client import Milvus
 from index.milvus.index_types import capabilities_of
 from index.milvus.rest_import import RestImporter
@@ -132,20 +133,25 @@ def files(fake: FakeMilvus, count: int) -> Iterator[ImportFile]:
 
 
 def test_each_file_is_a_request_and_only_a_few_run_at_a_time(fake: FakeMilvus) -> None:
-    notes: list[str] = []
+    seen: list[ImportProgress] = []
     with importer(fake, database="cars") as rest:
-        rows = import_files(
-            rest, "vehicles_1", files(fake, 5), lambda _, note: notes.append(note), max_concurrent=2
-        )
-    assert rows == 510
+        assert import_files(rest, "vehicles_1", files(fake, 5), seen.append, max_concurrent=2) == 510
     created = [body for action, body, _ in fake.requests if action == "create"]
     assert [body["files"] for body in created] == [[[key]] for key in fake.rows]
     assert {(body["collectionName"], body["dbName"]) for body in created} == {("vehicles_1", "cars")}
     assert created[0]["options"] == {"timeout": "7200s"}
     assert fake.max_running == 2
-    assert any("importing 60 %" in note for note in notes)
+    assert ImportProgress(0, Counter(importing=2), 60.0) in seen
+    assert seen[-1] == ImportProgress(510, Counter())
     assert {headers["Authorization"] for _, _, headers in fake.requests} == {f"Bearer {TOKEN}"}
     assert {headers["DB-Name"] for _, _, headers in fake.requests} == {"cars"}
+
+
+def test_progress_counts_every_running_import(fake: FakeMilvus) -> None:
+    seen: list[ImportProgress] = []
+    with importer(fake) as rest:
+        import_files(rest, "c", files(fake, 6), seen.append, max_concurrent=6)
+    assert max(progress.jobs["importing"] for progress in seen) == 6
 
 
 def test_the_states_of_all_jobs_of_a_collection_can_be_listed(fake: FakeMilvus) -> None:
@@ -159,7 +165,7 @@ def test_on_a_3_0_server_nothing_is_visible_before_all_files_are_imported(fake: 
     fake.two_phases = True
     seen: list[int] = []
     with importer(fake, "3.0.2") as rest:
-        import_files(rest, "c", files(fake, 3), lambda rows, note: seen.append(fake.visible()))
+        import_files(rest, "c", files(fake, 3), lambda progress: seen.append(fake.visible()))
     assert set(seen) == {0}
     assert fake.visible() == 303
     actions = [action for action, _, _ in fake.requests]

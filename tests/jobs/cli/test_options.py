@@ -6,8 +6,8 @@ import sys
 
 CHATTY_LIBRARY = """
 import os
-from jobs.command_line import emit, keep_stdout_for_results
-keep_stdout_for_results()
+from jobs.cli.options import emit, redirect_stdout_to_stderr
+redirect_stdout_to_stderr()
 print("a worker died")                      # as Ray's Python does
 os.write(1, b"and native code says so\\n")  # as its C++ does
 emit({"rows": 3}, True, "")
