@@ -8,7 +8,7 @@ from typing import Any
 from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
-from index.generations.load import LoadOptions, LoadTimes, Target
+from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
 from index.generations.promotion import Retirement, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
