@@ -24,7 +24,7 @@ from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import load_generation, promote_generation
 from jobs.pages.evaluation_page import Timing
 from jobs.runtime.progress import console
-from jobs.search.search import RulesRequest, SearchRequest, search_pictures
+from jobs.search.search import RulesRequest, SearchRequest, search_archive
 from jobs.train.train import Trained, TrainRequest, train_checkpoint
 
 SPACE_NEEDED = 300_000_000
@@ -95,8 +95,8 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         )
     with stages.stage(6, "search", "asking where one vehicle was seen"):
         probe = evaluation.labelled.crops["uri"][0].as_py()
-        found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
-    for text in (found.table(), evaluation.table()):
+        result = search_archive(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
+    for text in (result.to_text(), evaluation.to_text()):
         console.print(text, soft_wrap=True)
 
     page = folder / "index.html"
@@ -133,7 +133,7 @@ def _story(
     }
     return ReportText(
         title="Where else was this vehicle seen?",
-        lead="A made-up archive, travelled from pictures to ranks on this machine.",
+        summary="A synthetic archive, processed from images to ranks on this machine.",
         dataset="synthetic archive, vehicles that the training never saw",
         note=(
             "Read these figures with care. The network started from random weights and was trained for a few "

@@ -52,10 +52,10 @@ class EraseSelection:
         if not (self.vehicles or self.crop_ids or self.cameras) and start is None and end is None:
             raise BadSetting(
                 "nothing says what is to be erased",
-                remedy="Give --vehicle, --crop, --camera, --from or --to.",
+                remedy="Give --vehicle, --crop, --camera, --from or --until.",
             )
         if start is not None and end is not None and start >= end:
-            raise BadSetting("the time window is empty", remedy="--from must be before --to.")
+            raise BadSetting("the time window is empty", remedy="--from must be before --until.")
 
     def expression(self) -> str:
         """Return the same as a Milvus filter; '' where Milvus cannot tell, because it knows no vehicles."""

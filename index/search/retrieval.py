@@ -63,7 +63,7 @@ class Rules:
             raise BadSetting(f"a maximum distance of {self.max_distance} lets nothing through")
         if self.drop_impossible and self.cameras is None:
             raise BadSetting(
-                "nothing says how far apart the cameras are", remedy="give --cameras cameras.csv"
+                "nothing says how far apart the cameras are", remedy="give --camera-positions cameras.csv"
             )
         self.filters.expression()
 

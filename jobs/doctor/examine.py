@@ -179,7 +179,7 @@ def check_bucket(settings: Settings, storage: StoreSettings) -> Finding:
 def check_model(uri: str | None) -> Finding:
     """Whether a checkpoint is whole."""
     if uri is None:
-        return skipped("model", "not named: --model URI")
+        return skipped("model", "not named: --checkpoint URI")
     from clvr_model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(uri)

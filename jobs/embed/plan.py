@@ -104,7 +104,7 @@ def plan(
     Without a model nothing is measured, and no Ray is started. Raises what `discover` raises.
     """
     if price_per_node_hour is not None and model is None and open_embedder is None:
-        raise BadInput("a price says nothing without a speed", remedy="give --model, to measure with")
+        raise BadInput("a price says nothing without a speed", remedy="give --checkpoint, to measure with")
     archive = open_store(source.archive)
     found = discover(source, archive, open_store(settings.runs))
     crops, duplicates = drop_duplicates(found.manifest)

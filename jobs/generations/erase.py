@@ -33,7 +33,7 @@ def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
         crop_ids=tuple(_crop_id(crop) for crop in request.crops),
         cameras=request.cameras,
         captured_from=epoch_ms("--from", request.since),
-        captured_to=epoch_ms("--to", request.until),
+        captured_to=epoch_ms("--until", request.until),
     )
     return _erase(wanted, settings, reason=request.reason, dry_run=request.dry_run)
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: how all of them are rendered, and how figures are written in them."""
+"""Rendering of self-contained HTML pages, and the formats of their figures."""
 
 import base64
 import hashlib
@@ -20,10 +20,10 @@ def render(
     filters: Mapping[str, Callable[..., str]] | None = None,
     **values: Any,
 ) -> str:
-    """A page from our own template, the same for the same values; every value in it is escaped.
+    """Render a template; all values are escaped, and the same values give the same HTML.
 
-    styles: stylesheets, which the page's content policy admits by their digest. filters: how this page writes
-    figures, beside those of `FILTERS`. Raises UnreadablePicture for picture bytes that are not JPEG.
+    styles: stylesheets; the content policy of the page admits them by their digest. filters: formats of
+    this page, in addition to `FILTERS`. Raises UnreadablePicture for image bytes that are not JPEG.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.pages", "templates"),
@@ -36,29 +36,29 @@ def render(
     environment.filters.update(filters or {})
     css = "\n".join(environment.get_template(style).render() for style in styles)
     return environment.get_template(template).render(
-        css=Markup(css),  # noqa: S704 (our own templates, rendered without data)
+        css=Markup(css),  # noqa: S704 (templates of this package, rendered without data)
         css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         **values,
     )
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.1234 -> 12.3."""
+    """Format 0.1234 as 12.3."""
     return f"{100 * share:.{digits}f}"
 
 
 def number(value: int) -> str:
-    """1234567 -> 1,234,567."""
+    """Format 1234567 as 1,234,567."""
     return f"{value:,}"
 
 
 def figure(value: float) -> str:
-    """Three significant digits."""
+    """Format with three significant digits."""
     return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it."""
+    """Format seconds as s, min and s, or h and min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -66,24 +66,24 @@ def duration(seconds: float) -> str:
 
 
 def moment(milliseconds: int) -> str:
-    """A time of capture, UTC; nothing where it is unknown."""
+    """Format a time of capture in UTC; an unknown time is empty."""
     if milliseconds == UNKNOWN_TIME:
         return ""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
 
 
-def sentence(words: str) -> str:
-    """With a capital letter."""
-    return words[:1].upper() + words[1:]
+def sentence(text: str) -> str:
+    """Capitalize the first letter."""
+    return text[:1].upper() + text[1:]
 
 
-def picture(jpeg: bytes) -> str:
-    """A JPEG as a data URI. Raises UnreadablePicture for anything else."""
+def image(jpeg: bytes) -> str:
+    """Return a JPEG as a data URI. Raises UnreadablePicture for other bytes."""
     if not jpeg.startswith(b"\xff\xd8"):
-        raise UnreadablePicture("a picture for the page is not JPEG", cause="unsupported")
+        raise UnreadablePicture("an image of the page is not JPEG", cause="unsupported")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    one.__name__: one for one in (percent, number, figure, duration, moment, sentence, picture)
+    format_.__name__: format_ for format_ in (percent, number, figure, duration, moment, sentence, image)
 }

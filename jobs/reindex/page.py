@@ -26,8 +26,8 @@ def night_page(summary: dict[str, Any]) -> str:
     longest = max((step["seconds"] for step in summary["steps"]), default=0.0)
     most = max(summary["quarantine"].values(), default=0)
     return render(
-        "night.html.j2",
-        styles=("page.css.j2", "night.css.j2"),
+        "reindex_page.html.j2",
+        styles=("page.css.j2", "reindex_page.css.j2"),
         filters=FILTERS,
         night=summary,
         headline=headline(summary),

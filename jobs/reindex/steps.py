@@ -140,7 +140,7 @@ def gate_step(at: ReindexContext) -> dict[str, Any]:
     )
     if not report.passed:
         place = (
-            "It is live, and tonight's increment is in it: build a new one (--beside), or roll back."
+            "It is live, and tonight's increment is in it: build a new one (--rebuild), or roll back."
             if load["kind"] == "increment"
             else "The alias did not move. The same command measures again; --night NAME builds anew."
         )

@@ -168,7 +168,7 @@ def decoded(
         if isinstance(picture, ImageFailure):
             raise ObjectChanged(
                 f"{store.uri_of(keys[place])} was readable before the training: {picture.detail}",
-                remedy="put it back and run the same command again, or train --to another folder without it",
+                remedy="put it back and run the same command again, or train without it, to another --output",
             )
         found[place] = picture
     return change(found, rows) if change else found

@@ -87,7 +87,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
     of something else, StoreError; SystemExit after SIGTERM, with the state saved.
     """
     if request.pick not in ("last", "best"):
-        raise BadSetting(f"--pick is {request.pick!r}", remedy="choose one of best, last")
+        raise BadSetting(f"--select-epoch is {request.pick!r}", remedy="choose one of best, last")
     recipe = asked_recipe(request)
     labelled = read_labelled(request.data, root=request.root, split=request.split)
     digest = data_digest(labelled)
@@ -163,13 +163,13 @@ def _already_there(request: TrainRequest, identity: str) -> Trained:
     if metrics.get("job") != identity:
         raise ObjectExists(
             f"{request.to} holds a checkpoint of other data or another recipe",
-            remedy="give --to another folder",
+            remedy="give another --output",
         )
     if metrics.get("picked", "last") != request.pick:
         raise ObjectExists(
             f"{request.to} holds the {metrics.get('picked', 'last')} weights of this training, not the "
             f"{request.pick}",
-            remedy="give --to another folder",
+            remedy="give another --output",
         )
     console.print(f"{request.to} is trained already")
     known = {field.name: metrics[field.name] for field in fields(Trained) if field.name in metrics}

@@ -38,7 +38,7 @@ def test_a_plan_counts_and_changes_nothing(clvr: Clvr, archive: Path, tmp_path: 
 def test_a_price_without_a_speed_is_refused(clvr: Clvr, archive: Path) -> None:
     done = clvr("plan", str(archive / "archive"), "--price-per-node-hour", "1.5")
     assert done.returncode == 3
-    assert "--model" in done.stderr
+    assert "--checkpoint" in done.stderr
 
 
 @pytest.mark.slow
