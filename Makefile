@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## Set up, then run the whole way on a small made-up archive and write a page
 	@$(BIN)/clvr demo
 
-test: $(READY) ## Set up, then run the tests with real S3, Milvus and Ray on this machine
+test: check ## Set up, then run lint, types and the tests with real S3, Milvus and Ray on this machine
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(READY) ## Run the tests that take minutes each
@@ -36,9 +36,9 @@ format: $(READY) ## Put the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(READY) ## Run every benchmark and print its table
+bench: $(READY) ## Run the benchmarks and write docs/benchmarks.md (about 15 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python tests/benchmarks/report.py $(BENCH)
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
-"""A trained network at rest: `weights.safetensors` and `card.json` in one folder, and its fingerprint.
+"""Checkpoint of a trained network: `weights.safetensors`, `card.json`, and their fingerprint.
 
-The card is written last: a folder without one is no checkpoint. Nothing is ever unpickled.
+The card is written last: a folder without a card is no checkpoint. Nothing is unpickled.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clvr_model.backbones import is_timm
 from clvr_model.network import Architecture, Clvr
 from clvr_model.preprocessing import PREPROCESSING_VERSION
-from clvr_model.timm_backbone import TIMM_PREFIX
 from infra.errors import BadCheckpoint, BadInput, BadSetting, BucketMissing, ObjectExists, ObjectMissing
 
 if TYPE_CHECKING:
@@ -43,11 +43,12 @@ _DAMAGED = "train again, or copy the checkpoint anew from where it was made"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is known about a checkpoint, besides its weights.
+    """Description of a checkpoint.
 
     label_ids: the original model label of each class, in class order. `recipe`, `metrics`, `backbone` and
-    `unstated` (choices that the paper leaves open) are plain JSON values. `guard` is a GuardReport as a dict,
-    where one was made. The fields from `preprocessing` on are filled in by `save_checkpoint`.
+    `unstated` (choices that the paper leaves open) are plain JSON values. `guard` is a PrecisionCheck
+    as a dict, if there is one. `save_checkpoint` fills in the fields from `preprocessing` on. Field names are
+    the keys of card.json.
     """
 
     label_ids: tuple[int, ...]
@@ -68,12 +69,12 @@ class Card:
     format: int = CARD_FORMAT
 
     def to_json(self) -> bytes:
-        """The card as it is stored."""
+        """Return the card as it is stored."""
         return (json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Card":
-        """The stored card. Raises BadCheckpoint if it is damaged or of another format."""
+        """Read a stored card. Raises BadCheckpoint if it is damaged or has another format."""
         try:
             values = json.loads(data)
             if values["format"] != CARD_FORMAT:
@@ -90,7 +91,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A network in eval mode on the CPU, its card, and what identifies its embeddings."""
+    """A network in eval mode on the CPU, its card, and the fingerprint of its embeddings."""
 
     network: Clvr
     card: Card
@@ -109,10 +110,10 @@ def fingerprint_of(
     label_ids: Sequence[int],
     preprocessing: str = PREPROCESSING_VERSION,
 ) -> str:
-    """16 hex digits over all that decides an embedding and the label beside it.
+    """Hash everything that decides an embedding and its label into 16 hex digits.
 
-    `preprocessing` is that of the code that embeds, not that of the training: equal fingerprints mean equal
-    features for equal bytes. The label ids are in it because shards store predicted labels.
+    `preprocessing` is the version of the code that embeds, not of the training: equal fingerprints mean equal
+    features for equal bytes. The label ids are included because shards store predicted labels.
     """
     parts = {
         "weights": weights_sha256,
@@ -164,7 +165,7 @@ def save_checkpoint(destination: "str | Store", network: Clvr, card: Card) -> Ch
 
 
 def read_card(source: "str | Store") -> Card:
-    """The card alone, without the weights. Raises BadCheckpoint if there is none or it is damaged."""
+    """Read the card without the weights. Raises BadCheckpoint if there is none or it is damaged."""
     store = _store(source)
     try:
         data = store.get(CARD_FILE)
@@ -179,7 +180,7 @@ def read_card(source: "str | Store") -> Card:
 def load_checkpoint(source: "str | Store") -> Checkpoint:
     """Read and verify the checkpoint in a folder (a URI or a Store).
 
-    Raises BadCheckpoint, with what is wrong, for a folder without a card, weights that are missing, truncated
+    Raises BadCheckpoint for a folder without a card, weights that are missing, truncated
     or altered, an architecture that this code does not build, and a card that contradicts itself.
     """
     store = _store(source)
@@ -206,9 +207,7 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
 
 def _architecture(card: Card, where: str) -> Architecture:
     try:
-        architecture = Architecture(**card.architecture)
-    except TypeError as error:
-        raise BadCheckpoint(f"{where} has an unknown architecture: {error}", remedy=_DAMAGED) from error
+        architecture = Architecture.from_dict(card.architecture)
     except BadSetting as error:
         raise BadCheckpoint(
             f"{where} has an unknown architecture: {error.message}",
@@ -225,10 +224,9 @@ def _architecture(card: Card, where: str) -> Architecture:
 
 
 def _assemble(architecture: Architecture, tensors: Mapping[str, Tensor], where: str) -> Clvr:
-    # On the meta device nothing is drawn or allocated only to be replaced at once. timm's models may hold
-    # constants that are in no state_dict and would be lost there.
-    foreign = architecture.backbone.startswith(TIMM_PREFIX)
-    with torch.device("cpu" if foreign else "meta"):
+    # The meta device saves drawing weights that are replaced at once. timm's models may have constants that
+    # are in no state_dict and would be lost there.
+    with torch.device("cpu" if is_timm(architecture.backbone) else "meta"):
         network = Clvr.of(architecture)
     try:
         network.load_state_dict(dict(tensors), strict=True, assign=True)
@@ -242,26 +240,26 @@ def _assemble(architecture: Architecture, tensors: Mapping[str, Tensor], where: 
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _VERSIONED:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _has_card(store: "Store") -> bool:
     try:
         return store.head(CARD_FILE) is not None
-    except BucketMissing:  # a local folder comes into being with its first file
+    except BucketMissing:  # a local folder does not exist before its first file
         return False
 
 
-def _store(place: "str | Store") -> "Store":
-    if not isinstance(place, str):
-        return place
-    # Here, so that the network alone needs no object-storage client.
+def _store(location: "str | Store") -> "Store":
+    if not isinstance(location, str):
+        return location
+    # Imported late, so that the network needs no object storage client.
     from infra.store import open_store
 
-    return open_store(place)
+    return open_store(location)

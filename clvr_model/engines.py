@@ -1,7 +1,7 @@
-"""The two ways to run a trained network fast: OpenVINO on CPUs, torch anywhere.
+"""Inference engines of a trained network: OpenVINO on CPUs, torch on any device.
 
-An engine takes uint8 (batch, 299, 299, 3) of one fixed batch size and gives float32 features and logits.
-Normalisation is part of its graph.
+An engine maps uint8 (batch, 299, 299, 3) of one fixed batch size to float32 features and logits. The
+normalization of pixels is part of its graph.
 """
 
 import copy
@@ -26,43 +26,43 @@ from clvr_model.preprocessing import IMAGE_SIZE, to_input
 Precision = Literal["fp32", "bf16"]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-# Raise it when the exported graph changes, so that an older cache is not taken for it.
+# Part of the cache key: raise it when the exported graph changes.
 EXPORT_VERSION = 1
 
-_PIECE = 128  # pictures of a GPU batch that are copied and computed at a time: 34 MB
+_CHUNK_ROWS = 128  # images copied to the GPU at a time: 34 MB
 
 
 class Engine(Protocol):
     """uint8 (batch, 299, 299, 3) -> float32 (batch, feature_dim), (batch, classes); one call at a time."""
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
 
 
 @runtime_checkable
-class Foldable(Protocol):
-    """A part of a network that can fold its batch normalisations into its convolutions."""
+class FoldsBatchNorm(Protocol):
+    """A part of a network that can fold its batch normalization into its convolutions."""
 
     def fold(self) -> None:
-        """Do it in place; in eval mode the outputs stay the same."""
+        """Fold in place; in eval mode the outputs stay the same."""
 
 
-class Served(nn.Module):
-    """The network with its normalisation: uint8 (n, 299, 299, 3) -> feature, logits."""
+class ServingModule(nn.Module):
+    """The network with the normalization of pixels: uint8 (n, 299, 299, 3) -> feature, logits."""
 
     def __init__(self, network: Clvr) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (n, 299, 299, 3) -> float32 (n, feature_dim), (n, classes)."""
-        feature, logits = self.network(to_input(pictures))
+        feature, logits = self.network(to_input(images))
         return feature, logits
 
 
 @memoised
 def openvino() -> Any:
-    """The openvino package, or None where it is not installed."""
+    """Return the openvino package, or None if it is not installed."""
     try:
         import openvino as package
     except ImportError:
@@ -72,7 +72,7 @@ def openvino() -> Any:
 
 @memoised
 def has_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; elsewhere it would be slower, not faster."""
+    """Whether the device multiplies bfloat16 in hardware; emulation is slower than float32."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if openvino():
@@ -82,10 +82,10 @@ def has_bf16(device: str) -> bool:
 
 
 class OpenVinoEngine:
-    """The network compiled by OpenVINO for this CPU, with batch normalisation folded.
+    """The network compiled by OpenVINO for this CPU, with batch normalization folded.
 
-    cache: folder that keeps the exported graph and the compiled model under `key`, so that the next process
-    starts in a second or two; None exports and compiles each time.
+    cache: folder for the exported graph and the compiled model, under `key`, which shortens the next start;
+    None exports and compiles each time.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class OpenVinoEngine:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
-            # Pinned, two actors of one thread each would share the first core.
+            # With pinning, two actors of one thread each share the first core.
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
@@ -112,22 +112,22 @@ class OpenVinoEngine:
             compiled = core.compile_model(_shaped(_export(network), batch_size), "CPU", settings)
         else:
             settings["CACHE_DIR"] = str(cache / "compiled")
-            with _one_at_a_time(cache):
+            with _compile_lock(cache):
                 graph = _exported(network, cache / f"{key}-v{EXPORT_VERSION}-{ov.__version__}")
                 compiled = core.compile_model(_shaped(core.read_model(graph), batch_size), "CPU", settings)
         self._request = compiled.create_infer_request()
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
-        outputs = self._request.infer([pictures], share_inputs=True)
+        outputs = self._request.infer([images], share_inputs=True)
         return outputs[0], outputs[1]
 
 
 class TorchEngine:
-    """The network under torch: batch normalisation folded, channels_last, bfloat16 by autocast if asked.
+    """The network under torch, with folded batch normalization, channels_last and optional bfloat16.
 
-    compiled: torch.compile, on GPUs with CUDA graphs. A batch goes to a GPU in pieces of `_PIECE` pictures:
-    one is copied while the one before it is computed.
+    compiled: use torch.compile, on GPUs with CUDA graphs. A batch goes to a GPU in chunks of `_CHUNK_ROWS`
+    images: each is copied while the previous one is computed.
     """
 
     def __init__(
@@ -137,88 +137,90 @@ class TorchEngine:
         self._precision = precision
         self._threads = threads
         folded = folded_copy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._served = Served(folded).to(self._device)
+        self._module = ServingModule(folded).to(self._device)
         if compiled:
-            self._served.compile(mode="max-autotune")
-        self._lane: _CopyLane | None = None
+            self._module.compile(mode="max-autotune")
+        self._buffer: _PinnedDoubleBuffer | None = None
         if self._device.type == "cuda":
-            # TF32 would make 'fp32' a reduced precision without saying so.
+            # TF32 silently reduces the precision of float32.
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
     @torch.inference_mode()
-    def __call__(self, pictures: NDArray[np.uint8]) -> Outputs:
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
         reduced = (
             torch.autocast(self._device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
         )
-        source = torch.from_numpy(pictures)
+        source = torch.from_numpy(images)
         with _cpu_threads(self._threads if self._device.type == "cpu" else 0), reduced:
             if self._device.type == "cpu":
-                found = [self._served(source)]
+                outputs = [self._module(source)]
             else:
-                self._lane = self._lane or _CopyLane(self._device, min(_PIECE, len(pictures)))
-                # Copies, because a captured graph writes its next answer over this one.
-                found = [
-                    tuple(part[:count].to(torch.float32, copy=True) for part in self._served(piece))
-                    for piece, count in self._lane.pieces(source)
+                self._buffer = self._buffer or _PinnedDoubleBuffer(
+                    self._device, min(_CHUNK_ROWS, len(images))
+                )
+                # A captured graph overwrites its outputs in the next call, so they are copied.
+                outputs = [
+                    tuple(part[:count].to(torch.float32, copy=True) for part in self._module(chunk))
+                    for chunk, count in self._buffer.chunks(source)
                 ]
-        features, logits = (torch.cat(parts).float().cpu().numpy() for parts in zip(*found, strict=True))
+        features, logits = (torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True))
         return features, logits
 
 
-class _CopyLane:
-    """Two rooms of page-locked memory and two on the GPU, used in turn, and a stream for copies alone."""
+class _PinnedDoubleBuffer:
+    """Two page-locked and two GPU buffers, used in turn, with a stream for the copies."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._here = [torch.zeros(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._there = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2)]
-        self._arrived = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-        self._used = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._host = [torch.zeros(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._device_buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._consumed = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._device = device
 
-    def pieces(self, pictures: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Pieces on the GPU, all of one shape, and how many of their pictures count.
+    def chunks(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Yield chunks on the GPU, all of one shape, and the number of valid images in each.
 
-        The work on a piece must be queued on the current stream before the next piece is asked for.
+        Queue the work on a chunk on the current stream before requesting the next chunk.
         """
         computing = torch.cuda.current_stream(self._device)
-        for turn, part in enumerate(torch.split(pictures, len(self._here[0]))):
-            room = turn % 2
-            self._arrived[room].synchronize()  # what was in this room has left it; at first that is true
-            self._here[room][: len(part)].copy_(part)
+        for number, part in enumerate(torch.split(images, len(self._host[0]))):
+            slot = number % 2
+            self._copied[slot].synchronize()  # until the previous copy from this buffer is done
+            self._host[slot][: len(part)].copy_(part)
             with torch.cuda.stream(self._stream):
-                self._stream.wait_event(self._used[room])
-                self._there[room].copy_(self._here[room], non_blocking=True)
-                self._arrived[room].record(self._stream)
-            computing.wait_event(self._arrived[room])
-            yield self._there[room], len(part)
-            self._used[room].record(computing)
+                self._stream.wait_event(self._consumed[slot])
+                self._device_buffers[slot].copy_(self._host[slot], non_blocking=True)
+                self._copied[slot].record(self._stream)
+            computing.wait_event(self._copied[slot])
+            yield self._device_buffers[slot], len(part)
+            self._consumed[slot].record(computing)
 
 
 def folded_copy(network: Clvr) -> Clvr:
-    """A copy in eval mode whose batch normalisations are folded into their convolutions.
+    """Copy the network in eval mode, with batch normalization folded into the convolutions.
 
     timm's models stay as they are.
     """
     folded = copy.deepcopy(network).eval()
     for part in list(folded.modules()):
-        if isinstance(part, Foldable):
+        if isinstance(part, FoldsBatchNorm):
             part.fold()
     return folded
 
 
 def default_cache() -> Path:
-    """Where exported graphs go: `$XDG_CACHE_HOME/clvr-archive`, or `~/.cache/clvr-archive`."""
+    """Return the folder of exported graphs: `$XDG_CACHE_HOME/clvr-archive`, or `~/.cache/clvr-archive`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
 
 
 def _export(network: Clvr) -> Any:
     example = torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
     with torch.inference_mode():
-        # Traced here, because OpenVINO would run the network two times more to check the trace.
-        traced = torch.jit.trace(Served(network.eval()), example, check_trace=False)  # type: ignore[no-untyped-call]
+        # OpenVINO would trace and check it itself, which runs the network two times more.
+        traced = torch.jit.trace(ServingModule(network.eval()), example, check_trace=False)  # type: ignore[no-untyped-call]
         return openvino().convert_model(
             traced, example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
         )
@@ -230,10 +232,10 @@ def _shaped(model: Any, batch_size: int) -> Any:
 
 
 @contextmanager
-def _one_at_a_time(cache: Path) -> Iterator[None]:
-    """Keep other processes out of the cache: two that compile one model at once break OpenVINO's files.
+def _compile_lock(cache: Path) -> Iterator[None]:
+    """Lock the cache: two processes that compile one model at once break OpenVINO's files.
 
-    Actors start together, so all but the first find the model compiled. The lock dies with its process.
+    Actors start together, and all but the first use the compiled model. The lock ends with its process.
     """
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (cache / "lock").open("w") as file:
@@ -241,21 +243,21 @@ def _one_at_a_time(cache: Path) -> Iterator[None]:
         yield
 
 
-def _exported(network: Clvr, place: Path) -> Path:
-    graph = place / "graph.xml"
+def _exported(network: Clvr, folder: Path) -> Path:
+    graph = folder / "graph.xml"
     if not graph.exists():
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        model = _export(network)  # takes seconds: a kill within them shall leave no folder behind
-        # Actors start at once: each writes its own folder, the first rename wins, the others use it.
-        workshop = Path(tempfile.mkdtemp(dir=place.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        model = _export(network)  # before the folder is made: a kill in these seconds leaves none behind
+        # Each process writes its own folder; the first rename wins, and the others use that folder.
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
-            openvino().save_model(model, workshop / graph.name, compress_to_fp16=False)
-            workshop.rename(place)
+            openvino().save_model(model, scratch / graph.name, compress_to_fp16=False)
+            scratch.rename(folder)
         except OSError:
             if not graph.exists():
                 raise
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
     return graph
 
 

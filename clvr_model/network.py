@@ -4,83 +4,89 @@ Source: the paper, section 3: Inception-V3's 1000-way head is replaced by a dens
 model classes; the dense layer's output is the feature that is compared by L2.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.backbones import INCEPTION, build_backbone, check_backbone
-from clvr_model.initialise import initialise
-from clvr_model.pooling import Pooling
-from infra.errors import BadSetting
+from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone
+from clvr_model.field_errors import to_bad_setting
+from clvr_model.layers import Pooling, init_weights
 
 FEATURE_DIM = 1024
 
 Classifier = Literal["dense", "cosine"]
 
-# Those that every card states. The others came later and are stated where they are not the paper's, so that
-# what was trained before them keeps its fingerprint.
-_ALWAYS = ("classes", "feature_dim", "feature_relu", "pool_counts_padding")
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "pooling": get_args(Pooling),
-    "last_stride": (1, 2),
-    "bnneck": (False, True),
-    "classifier": get_args(Classifier),
-    "normalised": (False, True),
-}
+# Every card has these. The others are newer and are saved only where they differ from the paper's, so that
+# older checkpoints keep their fingerprint.
+_ALWAYS_SAVED = ("classes", "feature_dim", "feature_relu", "pool_counts_padding")
+# Attribute -> its name in cards, where the two differ.
+_CARD_NAMES = {"l2_normalized": "normalised"}
 
 
-@dataclass(frozen=True, slots=True)
+def _known(name: str) -> str:
+    check_backbone(name)
+    return name
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class Architecture:
-    """All that decides the network's shape and arithmetic; it goes into the card and the fingerprint.
+    """The network's shape and arithmetic, which the card and the fingerprint contain.
 
-    Defaults are the paper's; `feature_relu` (a ReLU after the dense layer) is our choice: it does not say.
-    bnneck: batch normalisation after the dense layer (Luo et al. 2019). normalised: the feature is divided by
-    its length. classifier 'cosine': logits are `cosine_scale` times the cosine of feature and class.
-    Raises BadSetting for what no network can have.
+    Defaults are the paper's, except `feature_relu` (a ReLU after the dense layer), which it leaves open.
+    bnneck: batch normalization after the dense layer (Luo et al. 2019). l2_normalized: the feature is divided
+    by its length. classifier 'cosine': logits are `cosine_scale` times the cosine of feature and class.
+    Raises BadSetting for an unknown backbone, pydantic's ValidationError for other bad values.
     """
 
     classes: int
     feature_dim: int = FEATURE_DIM
     feature_relu: bool = True
     pool_counts_padding: bool = True
-    backbone: str = INCEPTION
+    backbone: Annotated[str, AfterValidator(_known)] = DEFAULT_BACKBONE
     pooling: Pooling = "mean"
-    last_stride: int = 2
+    last_stride: Literal[1, 2] = 2
     bnneck: bool = False
-    normalised: bool = False
+    l2_normalized: bool = False
     classifier: Classifier = "dense"
     cosine_scale: float = 16.0
 
-    def __post_init__(self) -> None:
-        check_backbone(self.backbone)
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed or type(value) is not type(allowed[0]):
-                choices = ", ".join(str(choice) for choice in allowed)
-                raise BadSetting(f"{name} is {value!r}", remedy=f"choose one of {choices}")
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
+        """Read the plain values of a card. Raises BadSetting naming the field."""
+        attributes = {name: attribute for attribute, name in _CARD_NAMES.items()}
+        try:
+            return cls(**{attributes.get(name, name): value for name, value in values.items()})
+        except ValidationError as error:
+            path = ".".join(str(part) for part in error.errors()[0]["loc"])
+            names = [_CARD_NAMES.get(entry.name, entry.name) for entry in fields(cls)]
+            raise to_bad_setting(error, _CARD_NAMES.get(path, path), names) from error
 
     def as_dict(self) -> dict[str, int | bool | str | float]:
-        """Plain values for the card, with the backbone's name."""
+        """Return plain values for the card."""
         values = asdict(self)
-        told = {
-            entry.name: values[entry.name]
+        saved = {
+            _CARD_NAMES.get(entry.name, entry.name): values[entry.name]
             for entry in fields(self)
-            if entry.name in _ALWAYS or (entry.name != "backbone" and values[entry.name] != entry.default)
+            if entry.name in _ALWAYS_SAVED
+            or (entry.name != "backbone" and values[entry.name] != entry.default)
         }
-        return {"backbone": self.backbone, **told}
+        return {"backbone": self.backbone, **saved}
 
 
-class Neck(nn.BatchNorm1d):
-    """Batch normalisation of the feature without a shift, "BNNeck" (Luo et al., "Bag of Tricks", 2019)."""
+class BNNeck(nn.BatchNorm1d):
+    """Batch normalization of the feature without a shift, "BNNeck" (Luo et al., "Bag of Tricks", 2019)."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
         self.bias.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, features) -> (n, features); a single picture has no batch to be normalised by."""
+        """(n, features) -> (n, features). One image alone uses the running statistics."""
         if self.training and len(x) == 1:
             return functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -91,7 +97,7 @@ class Neck(nn.BatchNorm1d):
 class CosineClassifier(nn.Linear):
     """Logits are the cosines between feature and class weights, times a fixed scale.
 
-    Source: Wang et al., "NormFace", 2017: without a scale the softmax of cosines cannot become sure.
+    Source: Wang et al., "NormFace", 2017: without a scale, the softmax of cosines stays close to uniform.
     """
 
     def __init__(self, features: int, classes: int, scale: float) -> None:
@@ -111,9 +117,9 @@ class Head(nn.Module):
         super().__init__()
         width, classes = architecture.feature_dim, architecture.classes
         self.relu = architecture.feature_relu
-        self.normalised = architecture.normalised
+        self.l2_normalized = architecture.l2_normalized
         self.dense = nn.Linear(pooled_dim, width)
-        self.neck = Neck(width) if architecture.bnneck else nn.Identity()
+        self.neck = BNNeck(width) if architecture.bnneck else nn.Identity()
         self.classifier = (
             CosineClassifier(width, classes, architecture.cosine_scale)
             if architecture.classifier == "cosine"
@@ -123,14 +129,14 @@ class Head(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (n, pooled_dim) -> ((n, feature_dim), (n, classes)).
 
-        The feature, what is stored and compared by L2, is what the classifier sees: after ReLU, neck and
-        normalisation, as far as the network has them.
+        The feature, which is stored and compared by L2, is also the classifier's input: the output of the
+        dense layer after ReLU, neck and normalization, where the network has them.
         """
         feature = self.dense(pooled)
         if self.relu:
             feature = functional.relu(feature)
         feature = self.neck(feature)
-        if self.normalised:
+        if self.l2_normalized:
             feature = functional.normalize(feature)
         return feature, self.classifier(feature)
 
@@ -138,8 +144,8 @@ class Head(nn.Module):
 class Clvr(nn.Module):
     """float32 (n, 3, 299, 299) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
 
-    Random at first, from `seed`; `weights.load_backbone` fills in the backbone. `switches` are the other
-    fields of Architecture.
+    The first weights are random, from `seed`; `weights.load_backbone` replaces the backbone's. `switches` are
+    the other fields of Architecture.
     """
 
     def __init__(
@@ -155,11 +161,11 @@ class Clvr(nn.Module):
             seed=seed,
         )
         self.head = Head(self.architecture, self.backbone.pooled_dim)
-        initialise(self.head, seed)
+        init_weights(self.head, seed)
 
     @classmethod
     def of(cls, architecture: Architecture, *, seed: int = 0) -> "Clvr":
-        """A network of that architecture."""
+        """Make a network of that architecture."""
         return cls(seed=seed, **asdict(architecture))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

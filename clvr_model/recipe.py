@@ -1,175 +1,225 @@
 """The paper's two training stages as data, and other recipes in the same form.
 
-A recipe is a YAML file; `stage2.epochs=5`, `target.lr=0.01` or `batch=32` change it from outside. What is
-wrong is refused with the field's name and what it may be.
+A recipe is a YAML file; overrides such as `stage2.epochs=5`, `target.lr=0.01` or `batch=32` change it. An
+error names the field and the values that it may have.
+
+Spelling: files, overrides and cards accept the field names below and those of the first release (`_FIELDS`),
+in which cards are written. Outside Python the architecture is `network`, and `backbone` always means
+`pretrained`, as in the first release: a file does not say how old it is. An architecture's name is therefore
+refused as `backbone`.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from clvr_model.backbones import IMAGENET_WEIGHTS, INCEPTION, check_backbone, imagenet_weights
+from clvr_model.backbones import (
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    check_backbone,
+    check_last_stride,
+    imagenet_weights,
+    input_size,
+    is_timm,
+)
+from clvr_model.field_errors import to_bad_setting
+from clvr_model.layers import Pooling
 from clvr_model.network import FEATURE_DIM, Architecture
-from clvr_model.preprocessing import IMAGE_SIZE
-from clvr_model.timm_backbone import TIMM_PREFIX
 from infra.errors import BadSetting
 
 SHIPPED = ("demo", "paper", "strong")
-# Hinton's own (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times as
-# large, which can silence most units of a fresh dense layer for good.
+# Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
+# as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
 
-# As a recipe's `backbone`: the published weights of its network.
+# As a recipe's `pretrained`: the published weights of its architecture.
 IMAGENET = "imagenet"
 
-_T = TypeVar("_T", "Stage", "Recipe")
+# A field's name in the first release -> its attribute. Cards keep the old names, so that the identity of a
+# training does not depend on the version that started it.
+_FIELDS = {
+    "backbone": "pretrained",
+    "network": "backbone",
+    "normalised": "l2_normalized",
+    "flip": "horizontal_flip",
+    "erase": "random_erasing",
+    "colour": "color_jitter",
+    "ema": "ema_decay",
+    "clip": "max_grad_norm",
+}
+_CARD_NAMES = {attribute: name for name, attribute in _FIELDS.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One training stage. Defaults are ours; the paper's values stand in recipes/paper.yaml.
+def _number(value: Any) -> Any:
+    """Read text as a number where it is one: YAML 1.1 reads 1e-3 as text, because it has no point."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
-    The line after a field says what it does. The fields from `label_smoothing` on are no part of the paper:
-    at their defaults they change nothing, and each works without the others.
+
+Real = Annotated[float, BeforeValidator(_number)]
+
+
+class _Fields(BaseModel):
+    """Fields that are checked, closed and cannot change."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def card_values(self, optional: frozenset[str]) -> dict[str, Any]:
+        """Return the values by their names in cards, without optional fields that have their default."""
+        return {
+            _CARD_NAMES.get(name, name): getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name not in optional or getattr(self, name) != field.default
+        }
+
+
+class Stage(_Fields):
+    """One training stage. Defaults are ours; the paper's values are in recipes/paper.yaml.
+
+    The fields from `label_smoothing` on are not part of the paper: at their defaults they change nothing, and
+    each works without the others.
     """
 
-    name: str
-    """What overrides, displays and errors call the stage."""
-    epochs: int
-    """Passes over the training pictures."""
+    name: str = Field(min_length=1)
+    """Name of the stage in overrides, displays and errors."""
+    epochs: int = Field(ge=0)
+    """Passes over the training images."""
     optimizer: Literal["rmsprop", "sgd"]
-    """The optimiser; each stage starts a fresh one."""
-    lr: float
+    """The optimizer; each stage starts a fresh one."""
+    lr: Real = Field(gt=0)
     """The learning rate; under a schedule, its highest value."""
     trainable: Literal["head", "all"] = "all"
-    """What learns: 'head' freezes the backbone, its batch statistics and its pool included."""
-    momentum: float = 0.0
-    """Momentum of the optimiser."""
-    weight_decay: float = 0.0
+    """Which weights learn: 'head' freezes the backbone with its pool and batch statistics."""
+    momentum: Real = Field(default=0.0, ge=0, le=0.9999)
+    """Momentum of the optimizer."""
+    weight_decay: Real = Field(default=0.0, ge=0)
     """L2 penalty on all weights that learn."""
     frozen_statistics: bool = False
     """Keep the batch statistics while all layers learn, for batches too small to estimate them."""
-    flip: bool = False
-    """Mirror each training picture with probability 1/2."""
-    micro_batch: int = 0
-    """Pictures a forward pass; the gradient is still that of the whole batch. 0: the whole batch at once."""
+    horizontal_flip: bool = False
+    """Mirror each training image with probability 1/2."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Images a forward pass; the gradient is still that of the whole batch. 0: the whole batch at once."""
     cache_features: bool = True
     """Compute a frozen backbone's outputs once instead of every epoch; only without augmentation."""
-    label_smoothing: float = 0.0
+    label_smoothing: Real = Field(default=0.0, ge=0, le=0.9)
     """Share of each label that is spread evenly over all classes (Szegedy et al. 2015, section 7)."""
-    erase: float = 0.0
-    """Probability that a rectangle of a training picture becomes grey (Zhong et al. 2017)."""
-    colour: float = 0.0
-    """Brightness, contrast and saturation are each changed by a factor of up to 1 +- this."""
-    blur: float = 0.0
-    """Probability that a training picture is blurred, by up to 2 pixels of 299."""
+    random_erasing: Real = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle of a training image becomes grey (Zhong et al. 2017)."""
+    color_jitter: Real = Field(default=0.0, ge=0, le=0.9)
+    """Largest relative change of brightness, contrast and saturation."""
+    blur: Real = Field(default=0.0, ge=0, le=1)
+    """Probability that a training image is blurred, by up to 2 pixels of 299."""
     sampling: Literal["plain", "balanced"] = "plain"
-    """'balanced': every class is seen equally often in an epoch, which keeps its length."""
+    """'balanced': an epoch of the same length shows every class equally often."""
     schedule: Literal["constant", "cosine"] = "constant"
     """'cosine': the learning rate falls to zero over the stage along half a cosine."""
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises from zero, in a straight line."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which is what is kept. 0: the last weights are."""
-    clip: float = 0.0
-    """Longest gradient, over all weights together; longer ones are shortened to it. 0: no limit."""
+    warmup_epochs: Real = Field(default=0.0, ge=0)
+    """Epochs over which the learning rate rises linearly from zero."""
+    ema_decay: Real = Field(default=0.0, ge=0, le=0.99999)
+    """Decay of the moving average of the weights that becomes the stage's result. 0: no average."""
+    max_grad_norm: Real = Field(default=0.0, ge=0)
+    """Norm over all weights to which longer gradients are clipped. 0: no clipping."""
 
     @property
     def augments(self) -> bool:
-        """Whether the pictures of two epochs differ."""
-        return self.flip or self.erase > 0 or self.colour > 0 or self.blur > 0
+        """Whether the images of two epochs differ."""
+        return self.horizontal_flip or self.random_erasing > 0 or self.color_jitter > 0 or self.blur > 0
 
     @property
     def cacheable(self) -> bool:
-        """Whether the backbone's outputs, a learnt pool's too, stay the same throughout the stage."""
+        """Whether the outputs of the backbone and its pool stay the same throughout the stage."""
         return self.cache_features and self.trainable == "head" and not self.augments
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that decides a training, but the data and the machines. The line after a field explains it."""
+class Recipe(_Fields):
+    """All settings of a training except the data and the machines."""
 
-    name: str
-    """What the card calls it."""
-    stages: tuple[Stage, ...]
+    name: str = Field(min_length=1)
+    """The recipe's name in the card."""
+    # A list from a file is no tuple, but each stage in it is checked strictly.
+    stages: tuple[Stage, ...] = Field(strict=False)
     """The stages, in the order in which they run."""
-    backbone: str = IMAGENET_WEIGHTS[INCEPTION]
+    pretrained: str = Field(default=imagenet_weights(DEFAULT_BACKBONE), min_length=1)
     """First weights of the backbone: a file, hf:owner/name, `random`, or `imagenet`, the published ones."""
-    reestimate_statistics: int = 0
-    """From how many training pictures the backbone's batch statistics are estimated anew; 0 keeps them."""
-    batch: int = 100
-    """Pictures an optimiser step, over all workers."""
-    image_size: int = IMAGE_SIZE
-    """Height and width of the network's input; one size is built."""
-    train_share: float = 0.8
-    """Share of each class that is trained on; the rest measures."""
-    seed: int = 0
+    reestimate_statistics: int = Field(default=0, ge=0)
+    """Number of training images that re-estimate the backbone's batch statistics; 0 keeps the statistics."""
+    batch: int = Field(default=100, ge=1)
+    """Images an optimizer step, over all workers."""
+    image_size: int = input_size(DEFAULT_BACKBONE)
+    """Height and width of the network's input, which its architecture decides."""
+    train_share: Real = Field(default=0.8, gt=0, le=1)
+    """Share of each class that is trained on; the rest is for validation."""
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Decides first weights, split, order and augmentation."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """'bf16': mixed precision, the weights stay in float32."""
-    feature_dim: int = FEATURE_DIM
+    feature_dim: int = Field(default=FEATURE_DIM, ge=1)
     """Length of the feature."""
     feature_relu: bool = True
     """A ReLU after the dense layer."""
     pool_counts_padding: bool = True
     """Whether Inception-V3's average pools count their border: true for torchvision's weights."""
-    network: str = INCEPTION
-    """The backbone: inception_v3, resnet50, vgg16, or timm:NAME where timm is installed."""
-    pooling: Literal["mean", "gem"] = "mean"
+    backbone: str = DEFAULT_BACKBONE
+    """The architecture, `network` in files: a name in `backbones.BACKBONES`, or timm:NAME."""
+    pooling: Pooling = "mean"
     """How the last map becomes a vector; 'gem' learns its exponent with the backbone."""
-    last_stride: int = 2
-    """Stride of the backbone's last reduction; 1 keeps maps twice as fine, at more cost. Not for timm's."""
+    last_stride: Literal[1, 2] = 2
+    """Stride of the backbone's last reduction; 1 keeps maps twice as fine, at more cost. Not for timm."""
     bnneck: bool = False
-    """Batch normalisation between dense layer and classifier; the feature is what comes after it."""
-    normalised: bool = False
+    """Batch normalization between dense layer and classifier; its output is the feature."""
+    l2_normalized: bool = False
     """The feature is divided by its length, so that L2 ranks as the cosine does."""
     classifier: Literal["dense", "cosine"] = "dense"
     """'cosine': classes are told apart by the direction of the feature alone."""
-    cosine_scale: float = 16.0
-    """What a cosine classifier's cosines are multiplied by, before the softmax."""
+    cosine_scale: Real = Field(default=16.0, gt=0)
+    """Factor on a cosine classifier's cosines, before the softmax."""
 
     def architecture(self, classes: int) -> Architecture:
-        """The network that this recipe trains for that many vehicle models."""
+        """Return the network's architecture for that number of vehicle models."""
         return Architecture(
             classes,
             self.feature_dim,
             self.feature_relu,
             self.pool_counts_padding,
-            backbone=self.network,
+            backbone=self.backbone,
             pooling=self.pooling,
             last_stride=self.last_stride,
             bnneck=self.bnneck,
-            normalised=self.normalised,
+            l2_normalized=self.l2_normalized,
             classifier=self.classifier,
             cosine_scale=self.cosine_scale,
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the card and for the identity of a training.
+        """Return plain values, for the card and for the identity of a training.
 
-        Fields that came after the first release are left out at their defaults: what was begun before them
-        is still known as the same training.
+        Fields newer than the first release are left out at their defaults, so that a training keeps the
+        identity under which an older version started it.
         """
-        stages = tuple(_stated(stage, _LATER_OF_STAGES) for stage in self.stages)
-        return {**_stated(self, _LATER), "stages": stages}
+        stages = tuple(stage.card_values(_OPTIONAL_STAGE_FIELDS) for stage in self.stages)
+        return {**self.card_values(_OPTIONAL_FIELDS), "stages": stages}
 
-    def unstated(self) -> dict[str, Any]:
-        """The choices that the paper leaves open, for the card."""
+    def undocumented_choices(self) -> dict[str, Any]:
+        """Return the choices that the paper leaves open, by their names in the card."""
         return {
             "feature_relu": self.feature_relu,
             "momentum": {stage.name: stage.momentum for stage in self.stages},
             "weight_decay": {stage.name: stage.weight_decay for stage in self.stages},
-            "flip": {stage.name: stage.flip for stage in self.stages},
+            "flip": {stage.name: stage.horizontal_flip for stage in self.stages},
             "frozen_statistics": {stage.name: stage.frozen_statistics for stage in self.stages},
             "precision": self.precision,
             "dropout": 0.0,
             "auxiliary_head": False,
-            "l2_normalised": self.normalised,
+            "l2_normalised": self.l2_normalized,
             "frozen_stage_batch_statistics": (
                 f"of {self.reestimate_statistics} training pictures"
                 if self.reestimate_statistics
@@ -180,69 +230,26 @@ class Recipe:
         }
 
 
-_LATER = frozenset(
-    ("network", "pooling", "last_stride", "bnneck", "normalised", "classifier", "cosine_scale")
+_OPTIONAL_FIELDS = frozenset(
+    ("backbone", "pooling", "last_stride", "bnneck", "l2_normalized", "classifier", "cosine_scale")
 )
-_LATER_OF_STAGES = frozenset(
+_OPTIONAL_STAGE_FIELDS = frozenset(
     (
         "label_smoothing",
-        "erase",
-        "colour",
+        "random_erasing",
+        "color_jitter",
         "blur",
         "sampling",
         "schedule",
         "warmup_epochs",
-        "ema",
-        "clip",
+        "ema_decay",
+        "max_grad_norm",
     )
 )
 
 
-def _stated(owner: "Stage | Recipe", later: frozenset[str]) -> dict[str, Any]:
-    values = {entry.name: (getattr(owner, entry.name), entry.default) for entry in fields(owner)}
-    return {name: value for name, (value, default) in values.items() if name not in later or value != default}
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    low: float
-    high: float = float("inf")
-    excluded: bool = False  # whether `low` itself is out
-
-    def __contains__(self, value: float) -> bool:
-        return self.low < value <= self.high if self.excluded else self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        lower = f"above {self.low:g}" if self.excluded else f"at least {self.low:g}"
-        return lower if self.high == float("inf") else f"{lower} and at most {self.high:g}"
-
-
-_RANGES = {
-    "epochs": _Range(0),
-    "lr": _Range(0, excluded=True),
-    "momentum": _Range(0, 0.9999),
-    "weight_decay": _Range(0),
-    "micro_batch": _Range(0),
-    "batch": _Range(1),
-    "reestimate_statistics": _Range(0),
-    "image_size": _Range(IMAGE_SIZE, IMAGE_SIZE),
-    "train_share": _Range(0, 1, excluded=True),
-    "seed": _Range(0, 2**63 - 1),
-    "feature_dim": _Range(1),
-    "last_stride": _Range(1, 2),
-    "cosine_scale": _Range(0, excluded=True),
-    "label_smoothing": _Range(0, 0.9),
-    "erase": _Range(0, 1),
-    "colour": _Range(0, 0.9),
-    "blur": _Range(0, 1),
-    "warmup_epochs": _Range(0),
-    "ema": _Range(0, 0.99999),
-    "clip": _Range(0),
-}
-
-
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe ('paper', 'strong', 'demo') or a YAML file, changed by overrides.
+    """Read a shipped recipe ('paper', 'strong', 'demo') or a YAML file, and apply overrides.
 
     An override is 'batch=32' or 'stage2.epochs=5'. A stage is called stage1, stage2, ... or by its name.
     Raises BadSetting naming the field.
@@ -268,32 +275,44 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """A recipe of plain values, checked field by field. Raises BadSetting naming the field."""
+    """Make a recipe from plain values, such as a card's. Raises BadSetting naming the field."""
     stages = values.get("stages")
     if not isinstance(stages, list | tuple) or not stages:
         raise BadSetting("stages is missing or empty", remedy="a recipe lists one stage or more")
-    built = tuple(_build(Stage, stage, f"stage{number}.") for number, stage in enumerate(stages, 1))
-    if len({stage.name for stage in built}) < len(built):
-        raise BadSetting("stages: two have the same name")
-    recipe = _build(Recipe, {**values, "stages": built}, "")
+    tables = [_by_attribute(stage, f"stage{number}.") for number, stage in enumerate(stages, 1)]
+    try:
+        recipe = Recipe.model_validate(_by_attribute({**values, "stages": tables}, ""))
+    except ValidationError as error:
+        raise _named_as_written(error, values) from error
     _check_together(recipe)
-    return (
-        recipe if recipe.backbone != IMAGENET else replace(recipe, backbone=imagenet_weights(recipe.network))
-    )
+    if recipe.pretrained == IMAGENET:
+        return recipe.model_copy(update={"pretrained": imagenet_weights(recipe.backbone)})
+    return recipe
 
 
 def _check_together(recipe: Recipe) -> None:
     """Raise BadSetting for fields that do not go together."""
+    if len({stage.name for stage in recipe.stages}) < len(recipe.stages):
+        raise BadSetting("stages: two have the same name")
     try:
-        check_backbone(recipe.network)
+        check_backbone(recipe.backbone)
     except BadSetting as error:
         raise BadSetting(f"network: {error.message}", remedy=error.remedy) from error
-    if recipe.network.startswith(TIMM_PREFIX) and recipe.last_stride != 2:
-        raise BadSetting(f"last_stride is {recipe.last_stride}, which {recipe.network} cannot take")
-    others = {where for name, where in IMAGENET_WEIGHTS.items() if name != recipe.network}
-    if recipe.backbone in others:
+    check_last_stride(recipe.backbone, recipe.last_stride)
+    size = input_size(recipe.backbone)
+    if recipe.image_size != size:
         raise BadSetting(
-            f"backbone is {recipe.backbone}, weights of another network than {recipe.network}",
+            f"image_size is {recipe.image_size}", remedy=f"{recipe.backbone} takes images of {size} pixels"
+        )
+    if recipe.pretrained in BACKBONES or is_timm(recipe.pretrained):
+        raise BadSetting(
+            f"pretrained (or backbone) is {recipe.pretrained}, an architecture and no source of weights",
+            remedy=f"set network={recipe.pretrained}; a file of that name is ./{recipe.pretrained}",
+        )
+    others = {imagenet_weights(name) for name in BACKBONES if name != recipe.backbone}
+    if recipe.pretrained in others:
+        raise BadSetting(
+            f"pretrained is {recipe.pretrained}, weights of another network than {recipe.backbone}",
             remedy="give its own weights, or the word imagenet",
         )
     for number, stage in enumerate(recipe.stages, 1):
@@ -318,42 +337,44 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise BadSetting(f"{path}: no such stage", remedy=f"choose one of {', '.join(named)}")
         target = named[scope[0]]
     try:
-        target[name] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadSetting(f"{path}: {text!r} is not a value") from error
+    for other_spelling in [key for key in target if _attribute(key) == _attribute(name)]:
+        del target[other_spelling]
+    target[name] = value
 
 
-def _build(kind: type[_T], values: Any, scope: str) -> _T:
+def _attribute(name: Any) -> Any:
+    return _FIELDS.get(name, name) if isinstance(name, str) else name
+
+
+def _by_attribute(values: Any, scope: str) -> Any:
+    """Rename a table's keys to the attributes that they mean. Anything but a table stays as it is."""
     if not isinstance(values, Mapping):
-        raise BadSetting(f"{scope.rstrip('.')} is not a table of fields")
-    known = {entry.name: entry for entry in fields(kind)}
-    unknown = sorted(str(name) for name in values.keys() - known.keys())
-    if unknown:
-        raise BadSetting(f"{scope}{unknown[0]} is no field", remedy=f"the fields are {', '.join(known)}")
-    for name, entry in known.items():
-        if name not in values and entry.default is MISSING:
-            raise BadSetting(f"{scope}{name} is missing")
-    checked = {
-        name: value if name == "stages" else _checked(f"{scope}{name}", name, known[name].type, value)
-        for name, value in values.items()
-    }
-    return kind(**checked)
+        return values
+    renamed: dict[Any, Any] = {}
+    for name, value in values.items():
+        if _attribute(name) in renamed:
+            first = next(other for other in values if _attribute(other) == _attribute(name))
+            raise BadSetting(
+                f"{scope}{first} and {scope}{name} are the same field", remedy="give one of them"
+            )
+        renamed[_attribute(name)] = value
+    return renamed
 
 
-def _checked(path: str, name: str, kind: Any, value: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise BadSetting(f"{path} is {value!r}", remedy=f"choose one of {', '.join(get_args(kind))}")
-        return value
-    if kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text, because it has no point.
-        with suppress(ValueError):
-            value = float(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not kind or (kind is str and not value):
-        raise BadSetting(f"{path} is {value!r}", remedy=f"give a value of type {kind.__name__}")
-    allowed = _RANGES.get(name)
-    if allowed is not None and value not in allowed:
-        raise BadSetting(f"{path} is {value!r}", remedy=f"it must be {allowed}")
-    return value
+def _named_as_written(error: ValidationError, values: Mapping[str, Any]) -> BadSetting:
+    """Describe the first error with the field's name as the file or the override has it."""
+    path: list[str] = []
+    model: type[_Fields] = Recipe
+    table, location = values, error.errors()[0]["loc"]
+    if location[0] == "stages" and len(location) > 1:
+        index = int(location[1])
+        path.append(f"stage{index + 1}")
+        model, table, location = Stage, values["stages"][index], location[2:]
+    if location:
+        written = (str(name) for name in table if _attribute(name) == location[0])
+        path.append(next(written, str(location[0])))
+    known = ["network" if name == "backbone" else name for name in model.model_fields]
+    return to_bad_setting(error, ".".join(path), known)

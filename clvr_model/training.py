@@ -1,8 +1,8 @@
-"""One stage, one epoch, one step: plain loops, which Ray Train calls with its own wrapped network.
+"""Training loops of an epoch and a step, which Ray Train calls with its wrapped network.
 
-Batches are (uint8 (n, 299, 299, 3) pictures, int64 (n,) classes). A stage that freezes the backbone may give
-its head (pooled float32 (n, 2048), classes) instead: the same loops then train the head alone, to the same
-result. All randomness comes from (seed, stage, epoch), so a resume needs no generator state.
+Batches are (uint8 (n, 299, 299, 3) images, int64 (n,) classes). With a frozen backbone, the same loops train
+the head alone on batches of (pooled float32 (n, 2048), classes), with the same result. All randomness comes
+from (seed, stage, epoch), so a resume needs no generator state.
 """
 
 import math
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Optimizer, RMSprop
 
-from clvr_model.averaging import Average
-from clvr_model.memory import is_out_of_memory, pictures_that_fit
+from clvr_model.ema import ExponentialMovingAverage
+from clvr_model.memory import is_out_of_memory, max_batch_size
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import RMSPROP_ALPHA, Stage
@@ -30,7 +30,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over pictures, which add up over steps and workers."""
+    """Sums over images, which add up over steps and workers. Field names are keys of a saved state."""
 
     loss: float = 0.0
     correct: int = 0
@@ -42,7 +42,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """Mean loss and share of correct classes over an epoch's training pictures, and how long it took."""
+    """Mean loss, accuracy and duration of a training epoch. Field names are keys of the saved history."""
 
     stage: str
     epoch: int
@@ -52,22 +52,8 @@ class EpochResult:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """micro: share of correct pictures. macro: mean of the classes' shares, over classes that occur.
-
-    per_class: share of correct pictures of each class, NaN for a class without pictures.
-    """
-
-    loss: float
-    micro: float
-    macro: float
-    per_class: NDArray[np.float64]
-    pictures: int
-
-
 def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.int64]:
-    """The order in which an epoch sees `count` pictures: a permutation, equal for equal arguments.
+    """Return the order of an epoch over `count` images: a permutation, equal for equal arguments.
 
     Source: the paper, section 4: plain random sampling.
     """
@@ -77,48 +63,48 @@ def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.
 def stage_order(
     stage: Stage, classes: NDArray[np.int64], *, seed: int, number: int, epoch: int
 ) -> NDArray[np.int64]:
-    """The order in which an epoch of a stage sees the pictures of those class numbers; its length is theirs.
+    """Return the order of an epoch of a stage over images with the given class numbers (n,).
 
-    Plain sampling: `epoch_order`. Balanced: of each class equally many (to one), all of a small class's
-    pictures as often as each other, a fresh choice of a large one's; equal for equal arguments.
+    Plain sampling: `epoch_order`. Balanced: equal counts for all classes (up to one image), and equal counts
+    for the images of a class (up to one). Equal for equal arguments.
     """
     count = len(classes)
     if stage.sampling == "plain":
         return epoch_order(count, seed=seed, stage=number, epoch=epoch)
     rng = np.random.default_rng([seed, number, epoch])
     known = np.unique(classes)
-    wanted = np.full(len(known), count // len(known))
-    wanted[rng.permutation(len(known))[: count % len(known)]] += 1
+    counts = np.full(len(known), count // len(known))
+    counts[rng.permutation(len(known))[: count % len(known)]] += 1
     rows = []
-    for each, share in zip(known, wanted, strict=True):
-        own = np.flatnonzero(classes == each)
-        rounds = [rng.permutation(own) for _ in range(-(-int(share) // len(own)))]
-        rows += [row[: int(share) - done * len(own)] for done, row in enumerate(rounds)]
+    for label, wanted in zip(known, counts, strict=True):
+        members = np.flatnonzero(classes == label)
+        rounds = [rng.permutation(members) for _ in range(-(-int(wanted) // len(members)))]
+        rows += [row[: int(wanted) - number * len(members)] for number, row in enumerate(rounds)]
     return rng.permutation(np.concatenate(rows)).astype(np.int64)
 
 
-def in_whole_batches(count: int, batch: int) -> int:
-    """How many of `count` pictures an epoch learns from: a multiple of `batch`, or all where they fill none.
+def drop_last(count: int, batch: int) -> int:
+    """Return how many of `count` images an epoch trains on: whole batches, or all if they fill none.
 
-    A last batch of four pictures was seen to step along a gradient eleven times as long as the others', and
-    to leave batch statistics of these four. Orders differ, so what one epoch leaves out another learns from.
+    A small last batch has a noisy gradient and replaces the batch statistics by its own. Orders differ
+    between epochs, so another epoch trains on the images that one leaves out.
     """
     return count - count % batch if count >= batch else count
 
 
 def learning_rate(stage: Stage, position: float) -> float:
-    """The learning rate after `position` epochs of the stage, from 0 to its epochs."""
+    """Return the learning rate after `position` epochs of the stage, from 0 to its last."""
     rise = min(1.0, position / stage.warmup_epochs) if stage.warmup_epochs else 1.0
     if stage.schedule == "constant":
         return stage.lr * rise
-    falling = max(stage.epochs - stage.warmup_epochs, 1e-9)
-    done = min(1.0, max(0.0, position - stage.warmup_epochs) / falling)
-    return stage.lr * rise * (1 + math.cos(math.pi * done)) / 2
+    decay_epochs = max(stage.epochs - stage.warmup_epochs, 1e-9)
+    progress = min(1.0, max(0.0, position - stage.warmup_epochs) / decay_epochs)
+    return stage.lr * rise * (1 + math.cos(math.pi * progress)) / 2
 
 
 def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
-    """Freeze or free the backbone as the stage says, and build its optimiser over what may learn."""
-    network = plain(module)
+    """Freeze or unfreeze the backbone for the stage, and make the optimizer of the trainable weights."""
+    network = unwrap_ddp(module)
     if isinstance(network, Clvr):
         network.backbone.requires_grad_(stage.trainable == "all")
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -126,40 +112,6 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
     if stage.optimizer == "rmsprop":
         return RMSprop(parameters, lr, RMSPROP_ALPHA, momentum=momentum, weight_decay=decay)
     return SGD(parameters, lr, momentum, weight_decay=decay)
-
-
-def train_stage(
-    module: nn.Module,
-    optimizer: Optimizer,
-    stage: Stage,
-    batches_of: Callable[[int], Iterable[Batch]],
-    *,
-    first_epoch: int = 0,
-    precision: str = "fp32",
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    average: Average | None = None,
-    steps: int = 1,
-) -> list[EpochResult]:
-    """Train from `first_epoch` to the stage's last; `batches_of(epoch)` gives an epoch's batches.
-
-    `on_epoch` is called after each epoch and may save. average, steps, and what is raised: as `train_epoch`.
-    """
-    results = []
-    for epoch in range(first_epoch, stage.epochs):
-        result = train_epoch(
-            module,
-            optimizer,
-            batches_of(epoch),
-            stage,
-            epoch=epoch,
-            precision=precision,
-            average=average,
-            steps=steps,
-        )
-        results.append(result)
-        if on_epoch:
-            on_epoch(result)
-    return results
 
 
 def train_epoch(
@@ -170,23 +122,23 @@ def train_epoch(
     *,
     epoch: int = 0,
     precision: str = "fp32",
-    first_step: int = 0,
+    start_step: int = 0,
     totals: Totals | None = None,
     on_step: Callable[[int, Totals], None] | None = None,
-    average: Average | None = None,
+    average: ExponentialMovingAverage | None = None,
     steps: int = 1,
 ) -> EpochResult:
-    """One pass over `batches`; `on_step(batch number, totals so far)` may show progress, or raise to stop.
+    """Train one pass over `batches`; `on_step(batch number, totals)` may show progress, or raise to stop.
 
-    The pictures are as `augmentation.augment` left them. first_step, totals: where an epoch is taken up
-    again; `batches` then begin at that batch. average: takes every step in. steps: batches of a whole epoch,
-    which a schedule counts in. Raises TrainingDiverged naming stage, epoch and batch, BadInput if there is no
-    batch, BadSetting where memory runs out, with the micro_batch that would fit.
+    The images are augmented already. start_step, totals: where an interrupted epoch resumes; `batches` then
+    start at that batch. average: is updated after every step. steps: batches of a whole epoch, the unit of
+    the schedule. Raises TrainingDiverged naming stage, epoch and batch, BadInput if there is no
+    batch, BadSetting when memory runs out, with a micro_batch that fits.
     """
     started = time.monotonic()
     training_mode(module, stage)
     totals = totals or Totals()
-    for step, (pictures, classes) in enumerate(batches, first_step):
+    for step, (images, classes) in enumerate(batches, start_step):
         where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
         if stage.schedule != "constant" or stage.warmup_epochs:
             for group in optimizer.param_groups:
@@ -196,12 +148,12 @@ def train_epoch(
             totals += train_step(
                 module,
                 optimizer,
-                pictures,
+                images,
                 classes,
                 micro_batch=stage.micro_batch,
                 precision=precision,
                 label_smoothing=stage.label_smoothing,
-                clip=stage.clip,
+                max_grad_norm=stage.max_grad_norm,
             )
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None
@@ -209,15 +161,15 @@ def train_epoch(
             if not is_out_of_memory(error):
                 raise
             failed = True
-        if failed:  # outside of `except`, whose traceback would hold the memory
+        if failed:  # outside of `except`, whose traceback keeps the memory alive
             optimizer.zero_grad(set_to_none=True)
-            raise _out_of_memory(module, pictures, classes, stage, precision, where)
+            raise _out_of_memory(module, images, classes, stage, precision, where)
         if average:
             average.update()
         if on_step:
             on_step(step, totals)
     if not totals.pictures:
-        raise BadInput(f"stage {stage.name}, epoch {epoch + 1}: there is nothing to train on")
+        raise BadInput(f"stage {stage.name}, epoch {epoch + 1}: no images to train on")
     return EpochResult(
         stage.name,
         epoch,
@@ -237,21 +189,21 @@ def train_step(
     micro_batch: int = 0,
     precision: str = "fp32",
     label_smoothing: float = 0.0,
-    clip: float = 0.0,
+    max_grad_norm: float = 0.0,
 ) -> Totals:
-    """One optimiser step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
+    """Take one optimizer step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
 
-    clip: the longest gradient that is stepped along; 0 for any.
-    With `micro_batch` the batch passes in portions of at most so many, of about one size, and their gradients
-    are summed before the step: as one pass, but for batch statistics, which are a portion's. Raises
-    TrainingDiverged before the weights are touched.
+    max_grad_norm: longer gradients are clipped to this norm; 0: no clipping.
+    With `micro_batch` the batch is split into portions of at most that size, about equal, whose gradients are
+    summed before the step. Only batch statistics differ from one pass: they are a portion's. Raises
+    TrainingDiverged before the weights change.
     """
     optimizer.zero_grad(set_to_none=True)
     totals = Totals()
     portions = -(-len(inputs) // (micro_batch or len(inputs)))
     for part, expected in zip(inputs.tensor_split(portions), classes.tensor_split(portions), strict=True):
-        with _autocast(part, precision):
-            _, logits = module(_ready(part))
+        with autocast(part, precision):
+            _, logits = module(network_input(part))
         loss = functional.cross_entropy(
             logits.float(), expected, reduction="sum", label_smoothing=label_smoothing
         )
@@ -261,125 +213,103 @@ def train_step(
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
         correct = int((logits.detach().argmax(dim=1) == expected).sum())
         totals += Totals(value, correct, len(part))
-    if clip:
-        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        length = float(torch.nn.utils.clip_grad_norm_(learning, clip))
-        if not np.isfinite(length):
-            raise TrainingDiverged(f"the gradient's length is {length}", remedy="lower the learning rate")
+    if max_grad_norm:
+        trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
+        if not np.isfinite(norm):
+            raise TrainingDiverged(f"the gradient's norm is {norm}", remedy="lower the learning rate")
     optimizer.step()
     return totals
 
 
 def training_mode(module: nn.Module, stage: Stage) -> None:
-    """Training mode, but a frozen backbone keeps its batch statistics, and so does a stage that says so."""
+    """Set training mode; a frozen backbone and a stage with `frozen_statistics` keep batch statistics."""
     module.train()
-    network = plain(module)
+    network = unwrap_ddp(module)
     if isinstance(network, Clvr) and (stage.trainable == "head" or stage.frozen_statistics):
-        network.backbone.eval()  # of its layers only batch normalisation knows the difference
+        network.backbone.eval()  # only its batch normalization depends on the mode
 
 
 def _out_of_memory(
-    module: nn.Module, inputs: Tensor, classes: Tensor, stage: Stage, precision: str, what: str
+    module: nn.Module, inputs: Tensor, classes: Tensor, stage: Stage, precision: str, location: str
 ) -> BadSetting:
-    """The error for a step that did not fit, with the micro_batch that would."""
+    """Make the error for a step that ran out of memory, with a micro_batch that fits."""
 
     def loss_of(count: int) -> Tensor:
         part = inputs[:1].expand(count, *inputs.shape[1:])
-        with _autocast(part, precision):
-            _, logits = plain(module)(_ready(part))  # without other workers, who would have to take part
+        with autocast(part, precision):
+            _, logits = unwrap_ddp(module)(
+                network_input(part)
+            )  # unwrapped: a distributed pass would wait for the other workers
         return functional.cross_entropy(logits.float(), classes[:1].expand(count))
 
     tried = min(stage.micro_batch or len(inputs), len(inputs))
-    fits = min(pictures_that_fit(loss_of, inputs.device), tried - 1)
+    fits = min(max_batch_size(loss_of, inputs.device), tried - 1)
     remedy = (
         f"about {fits} fit: --set {stage.name}.micro_batch={fits}, which gives the same gradient"
         if fits
-        else "not even one picture fits: take a device with more memory, or a smaller network"
+        else "one image does not fit: use a device with more memory, or a smaller network"
     )
-    return BadSetting(f"{what}: out of memory with {tried} pictures a pass", remedy=remedy)
+    return BadSetting(f"{location}: out of memory with {tried} images a pass", remedy=remedy)
 
 
-@torch.no_grad()  # not inference_mode, whose tensors could not enter the head's gradient
+@torch.no_grad()  # inference_mode tensors cannot take part in the head's gradient
 def pooled_features(network: Clvr, batches: Iterable[Batch], *, precision: str = "fp32") -> Batch:
-    """The frozen backbone's output for each picture, once: float32 (n, 2048) and classes (n,), on the CPU.
+    """Run the frozen backbone once over all batches: float32 (n, 2048) and classes (n,), on the CPU.
 
-    8 KB a picture: VehicleID's 72,049 training pictures take 590 MB. Raises BadInput if there is no batch.
+    An image takes 8 KB. Raises BadInput if there is no batch.
     """
     network.backbone.eval()
     pooled, known = [], []
-    for pictures, classes in batches:
-        with _autocast(pictures, precision):
-            pooled.append(network.backbone(_ready(pictures)).float().cpu())
+    for images, classes in batches:
+        with autocast(images, precision):
+            pooled.append(network.backbone(network_input(images)).float().cpu())
         known.append(classes.cpu())
     if not pooled:
-        raise BadInput("there is nothing to train on")
+        raise BadInput("no images to train on")
     return torch.cat(pooled), torch.cat(known)
 
 
 @torch.no_grad()
 def reestimate_batch_statistics(network: Clvr, batches: Iterable[Batch]) -> None:
-    """Replace every batch normalisation's running mean and variance by the plain average over `batches`.
+    """Replace the running statistics of every batch normalization by the average over `batches`.
 
-    For a backbone whose own statistics are of other pictures, or of none: random weights with the statistics
-    they start with (0 and 1) let hardly any difference between two pictures through.
+    For a backbone with statistics of other images or with initial ones: with random weights and the initial
+    statistics, the features of all images are almost equal.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the plain average
+        norm.momentum = None  # torch then averages all batches equally
     network.train()
-    for pictures, _ in batches:
-        network.backbone(_ready(pictures))
+    for images, _ in batches:
+        network.backbone(network_input(images))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
 def cached_batches(cache: Batch, order: NDArray[np.int64], batch: int) -> Iterator[Batch]:
-    """The batches that a loader with this order would give, from `pooled_features`' output."""
+    """Yield the batches of a loader with this order, from the output of `pooled_features`."""
     pooled, classes = cache
     for start in range(0, len(order), batch):
         rows = torch.from_numpy(order[start : start + batch])
         yield pooled[rows], classes[rows]
 
 
-@torch.inference_mode()
-def evaluate(
-    module: nn.Module, batches: Iterable[Batch], classes: int, *, precision: str = "fp32"
-) -> Evaluation:
-    """Loss and accuracy in eval mode; a network or, on pooled batches, its head.
-
-    Raises BadInput if there is no batch.
-    """
-    module.eval()
-    seen, correct, loss = np.zeros(classes, np.int64), np.zeros(classes, np.int64), 0.0
-    for inputs, expected in batches:
-        with _autocast(inputs, precision):
-            _, logits = module(_ready(inputs))
-        loss += float(functional.cross_entropy(logits.float(), expected, reduction="sum"))
-        hits = logits.argmax(dim=1) == expected
-        seen += np.bincount(expected.cpu().numpy(), minlength=classes)
-        correct += np.bincount(expected[hits].cpu().numpy(), minlength=classes)
-    pictures = int(seen.sum())
-    if not pictures:
-        raise BadInput("there is nothing to evaluate on")
-    per_class = np.divide(correct, seen, out=np.full(classes, np.nan), where=seen > 0)
-    return Evaluation(
-        loss / pictures, float(correct.sum() / pictures), float(np.nanmean(per_class)), per_class, pictures
-    )
-
-
-def plain(module: nn.Module) -> nn.Module:
+def unwrap_ddp(module: nn.Module) -> nn.Module:
     """Return the network inside DistributedDataParallel, which Ray Train wraps around it."""
     inner = getattr(module, "module", None)
     return inner if isinstance(inner, nn.Module) else module
 
 
-def _ready(inputs: Tensor) -> Tensor:
+def network_input(inputs: Tensor) -> Tensor:
+    """Return uint8 images as the network takes them; pooled features stay as they are."""
     return to_input(inputs) if inputs.dtype == torch.uint8 else inputs
 
 
-def _autocast(inputs: Tensor, precision: str) -> AbstractContextManager[None]:
+def autocast(inputs: Tensor, precision: str) -> AbstractContextManager[None]:
+    """Return the context for a forward pass at that precision, on the inputs' device."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(inputs.device.type, torch.bfloat16)

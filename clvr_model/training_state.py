@@ -1,4 +1,4 @@
-"""Where a training stands, at rest: network, optimiser and history, without pickle."""
+"""Saved state of a training: network, optimizer and history, without pickle."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clvr_model.training import EpochResult, Totals, plain
+from clvr_model.training import EpochResult, Totals, unwrap_ddp
 from infra.errors import BadCheckpoint
 
 _TENSORS = "state.safetensors"
@@ -20,11 +20,11 @@ _VALUES = "state.json"
 
 @dataclass(slots=True)
 class TrainingState:
-    """What a resume needs: where it stands, the network, the optimiser and the history. No pickle.
+    """Everything that a resume needs.
 
-    stage, epoch: the next to run, from 0. seed: that of `epoch_order`; a resume under another would repeat
-    some pictures and miss others. totals: of the epoch's pictures that were learned from already, where it
-    was left in its middle. average: the moving average of the weights, where the stage keeps one.
+    stage, epoch: the next to run, from 0. seed: of `epoch_order`; a resume with another seed repeats some
+    images and misses others. totals: of the finished batches of an interrupted epoch. average: the moving
+    average of the weights, if the stage has one.
     """
 
     stage: int
@@ -49,12 +49,12 @@ class TrainingState:
         totals: Totals | None = None,
         average: Mapping[str, Tensor] | None = None,
     ) -> "TrainingState":
-        """The state of a network (wrapped or not) and its optimiser, None between two stages."""
+        """Capture a network (wrapped or not) and its optimizer, which is None between two stages."""
         return cls(
             stage,
             epoch,
             seed,
-            plain(network).state_dict(),
+            unwrap_ddp(network).state_dict(),
             optimizer.state_dict() if optimizer else {},
             [asdict(entry) if isinstance(entry, EpochResult) else entry for entry in history],
             totals or Totals(),
@@ -62,9 +62,9 @@ class TrainingState:
         )
 
     def restore(self, network: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Put the state back. Raises BadCheckpoint if it is another network's or another stage's."""
+        """Restore the state. Raises BadCheckpoint for another network or stage."""
         try:
-            plain(network).load_state_dict(self.network)
+            unwrap_ddp(network).load_state_dict(self.network)
             if optimizer is not None and self.optimizer:
                 optimizer.load_state_dict(self.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -133,7 +133,7 @@ class TrainingState:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(
-                f"{folder} holds no whole training state: {error}", remedy="resume from an earlier one"
+                f"{folder} has no complete training state: {error}", remedy="resume from an earlier one"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Where the backbone's first weights come from: a local file, the Hugging Face hub, or nowhere."""
+"""Load a backbone's pretrained weights from a local file or the Hugging Face hub."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,23 +9,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clvr_model.backbones import Backbone
+from clvr_model.backbones.base import Backbone
 from clvr_model.network import Clvr
-from clvr_model.timm_backbone import TimmBackbone
 from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
 
-RANDOM = "random"
+NO_PRETRAINING = "random"
 HUB_PREFIX = "hf:"
 HUB_FILE = "model.safetensors"
-# This counter is written but never read.
+# A counter of torch that has no effect.
 IGNORED_SUFFIX = ".num_batches_tracked"
-# A learnt pool is ours; no published file has one.
-OWN_PREFIX = "pool."
+# No published file has the parameters of our pool.
+POOL_PREFIX = "pool."
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneSource:
-    """What was loaded, for the card. `sha256` is that of the file, or "" for random weights."""
+    """Description of loaded weights, for the card. sha256: of the file, or "" for random weights."""
 
     source: str
     sha256: str
@@ -33,18 +32,18 @@ class BackboneSource:
 
 
 def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
-    """Fill the backbone from `source`, in place, as float32 whatever float type the file holds.
+    """Load the backbone's weights from `source`, in place, converted to float32.
 
     source: a `.safetensors`, `.pth` or `.pt` file; `hf:owner/name` or `hf:owner/name@revision`, of which
-    `model.safetensors` is read; or the word `random`, which keeps the seeded random weights. Keys of a
-    classifier (the backbone's `heads`) are ignored, every other key must be there with its shape.
+    `model.safetensors` is read; or `random`, which keeps the seeded random weights. Keys of a
+    classifier (the backbone's `heads`) are ignored; all others must match in name and shape.
     Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or of another backbone),
-    StoreUnreachable (the hub gives nothing).
+    StoreUnreachable (no answer from the hub).
     """
     backbone = network.backbone if isinstance(network, Clvr) else network
-    trunk = backbone.model if isinstance(backbone, TimmBackbone) else backbone
-    if source == RANDOM:
-        return BackboneSource(RANDOM, "")
+    module = backbone.published_part
+    if source == NO_PRETRAINING:
+        return BackboneSource(NO_PRETRAINING, "")
     path = _download(source) if source.startswith(HUB_PREFIX) else Path(source)
     if not path.is_file():
         raise BadInput(
@@ -54,13 +53,13 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     tensors = _read(path)
     expected = {
         key: value
-        for key, value in trunk.state_dict().items()
-        if not key.endswith(IGNORED_SUFFIX) and not key.startswith(OWN_PREFIX)
+        for key, value in module.state_dict().items()
+        if not key.endswith(IGNORED_SUFFIX) and not key.startswith(POOL_PREFIX)
     }
     ignored = {key for key in tensors if key.startswith(backbone.heads) or key.endswith(IGNORED_SUFFIX)}
     name = network.architecture.backbone if isinstance(network, Clvr) else type(backbone).__name__
     _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, path, name)
-    trunk.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
+    module.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return BackboneSource(source, digest, tuple(sorted(ignored)))
@@ -75,29 +74,29 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{path} is damaged: {_line(error)}", remedy="download it again") from error
     except Exception as error:  # torch raises UnpicklingError for objects that weights_only refuses
         raise BadCheckpoint(
-            f"{path} holds more than weights and is not opened: {_line(error)}",
+            f"{path} contains more than weights and is not opened: {_line(error)}",
             remedy="use a .safetensors file",
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise BadCheckpoint(f"{path} is not a plain table of weights", remedy="use a .safetensors file")
+        raise BadCheckpoint(f"{path} is not a dictionary of tensors", remedy="use a .safetensors file")
     return loaded
 
 
 def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path, name: str) -> None:
     remedy = f"it must be weights of {name} under the parameter names of torchvision or timm"
-    for what, keys in (
+    for problem, keys in (
         ("lacks", expected.keys() - given.keys()),
         ("has unknown", given.keys() - expected.keys()),
     ):
         if keys:
-            raise BadCheckpoint(f"{path} {what} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
+            raise BadCheckpoint(f"{path} {problem} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
     for key, value in expected.items():
-        found = given[key]
-        if found.shape != value.shape:
+        tensor = given[key]
+        if tensor.shape != value.shape:
             raise BadCheckpoint(
-                f"{path}: {key} has shape {tuple(found.shape)}, expected {tuple(value.shape)}", remedy=remedy
+                f"{path}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}", remedy=remedy
             )
-        if not found.is_floating_point() or not torch.isfinite(found).all():
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise BadCheckpoint(f"{path}: {key} holds values that are not finite floats", remedy=remedy)
 
 
@@ -109,7 +108,7 @@ def _download(source: str) -> Path:
         raise BadInput(f"{source} needs huggingface_hub", remedy="pip install huggingface_hub") from error
     try:
         return Path(hf_hub_download(repository, HUB_FILE, revision=revision or None))
-    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+    except Exception as error:  # the hub's client raises httpx's and the system's errors too
         raise StoreUnreachable(
             f"could not get {HUB_FILE} of {repository} from the Hugging Face hub: {_line(error)}",
             remedy="check the name and the network, set HF_ENDPOINT to a mirror, or give a local file",

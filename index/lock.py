@@ -4,21 +4,18 @@ Taken and renewed by conditional writes only, so of many who try one wins. It en
 by expiry, or at once where the next one can see that the owner's process is dead.
 """
 
-import getpass
-import json
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing, SchemaMismatch
+from index.documents import JsonDocument, current_user, utc_now
+from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing
 from infra.store import Store
 
 LOCK_TTL_SECONDS = 60.0
@@ -34,8 +31,11 @@ def alias_lock(alias: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class LockRecord:
+class LockRecord(JsonDocument):
     """Who holds a lock: `process` names one process of one machine since its boot; `expires` in s, epoch."""
+
+    NOUN = "lock"
+    REMEDY = "Delete it if nothing is running."
 
     owner: str
     doing: str
@@ -87,7 +87,7 @@ class Lock:
                 continue  # storage is away: `require` notices when it was too long
 
     def _write(self, holder: LockRecord) -> None:
-        self._store.replace(self._key, _encoded(holder), etag=self._etag)
+        self._store.replace(self._key, holder.to_json(), etag=self._etag)
         self._holder = holder
         # Nobody else may write it while it is ours, so what stands there now is what we wrote.
         self._etag = self._store.fetch(self._key).etag
@@ -109,26 +109,26 @@ def acquire(store: Store, name: str, doing: str, *, seconds: float = LOCK_TTL_SE
 def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
     now = time.time()
     mine = LockRecord(
-        owner=f"{_user()}@{socket.gethostname()}, process {os.getpid()}",
+        owner=f"{current_user()}, process {os.getpid()}",
         doing=doing,
         process=_process_identity(os.getpid()),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        since=utc_now(),
         expires=now + seconds,
         nonce=secrets.token_hex(8),
     )
     try:
         try:
-            store.create(key, _encoded(mine))
+            store.create(key, mine.to_json())
         except ObjectExists:
             found = store.fetch(key)
-            other = _decoded(found.data, store.uri_of(key))
+            other = LockRecord.from_json(found.data, store.uri_of(key))
             if not (other.released or other.expires < now or _is_dead(other.process)):
                 raise _refusal(other) from None
-            store.replace(key, _encoded(mine), etag=found.etag)
+            store.replace(key, mine.to_json(), etag=found.etag)
         found = store.fetch(key)
     except (ObjectChanged, ObjectMissing):
         raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.") from None
-    if _decoded(found.data, store.uri_of(key)).nonce != mine.nonce:
+    if LockRecord.from_json(found.data, store.uri_of(key)).nonce != mine.nonce:
         raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.")
     return Lock(store, key, mine, found.etag, seconds)
 
@@ -139,13 +139,6 @@ def _refusal(other: LockRecord) -> Locked:
         f"{other.doing} is under way: {other.owner}, since {other.since}",
         remedy=f"Wait for it. If it died, its lock ends by itself at {until}.",
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
 
 
 def _process_identity(pid: int) -> str:
@@ -166,17 +159,3 @@ def _is_dead(process: str) -> bool:
     if len(parts) != 4 or len(ours) != 4 or parts[:2] != ours[:2]:
         return False
     return _process_identity(int(parts[2])) != process
-
-
-def _encoded(holder: LockRecord) -> bytes:
-    return json.dumps(asdict(holder), sort_keys=True).encode()
-
-
-def _decoded(data: bytes, where: str) -> LockRecord:
-    try:
-        said: dict[str, Any] = json.loads(data)
-        return LockRecord(**said)
-    except (ValueError, TypeError) as error:
-        raise SchemaMismatch(
-            f"{where} is no lock: {error}", remedy="Delete it if nothing is running."
-        ) from error

@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from index.schema import REPEATING_COLUMNS
 from infra.errors import CorruptShard, DiskFull, ObjectMissing, StoreUnreachable
 from infra.store import Store
-
-_DICTIONARY_COLUMNS = {"camera_id", "track_id", "stage", "cause"}
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def temporary_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[t
                 compression="zstd",
                 compression_level=1,
                 # Vectors never repeat, and min/max of their elements help nobody.
-                use_dictionary=[name for name in schema.names if name in _DICTIONARY_COLUMNS],
+                use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
                 write_statistics=[name for name in schema.names if name != "embedding"],
             ) as writer:
                 yield path, writer

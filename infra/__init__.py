@@ -1,1 +1,1 @@
-"""Where the system runs: settings, object storage, local servers."""
+"""Settings, object storage, logging, errors and local servers."""

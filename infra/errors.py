@@ -1,40 +1,40 @@
-"""Every error a user can meet, and the exit code that the command line gives for it.
+"""All errors that reach a user, and the exit code of each.
 
     ClvrError                      1   anything not named below
-    ├── BadInput                   3   what was given is missing, empty, unreadable or contradictory
+    ├── BadInput                   3   an input is missing, empty, unreadable or contradictory
     │   ├── EmptyArchive               no crop under the given prefix
-    │   ├── UnreadablePicture          bytes that are not a usable picture; `cause` says why
+    │   ├── UnreadablePicture          bytes that are not a usable image; `cause` names the reason
     │   ├── BadLabels                  a label file that cannot be trusted, with its line
     │   ├── BadSetting                 a flag, variable or YAML value out of range
     │   └── UnmatchedProbe             a probe whose vehicle is not in the gallery
     ├── StoreError                 4   object storage
-    │   ├── StoreUnreachable           no answer, or answers that stay errors after all retries
+    │   ├── StoreUnreachable           no answer, or only errors after all retries
     │   ├── StoreDenied                wrong credentials, or no permission
     │   ├── BucketMissing              the bucket (or the local root folder) does not exist
     │   ├── ObjectMissing              no such key
-    │   ├── ObjectExists               a conditional create lost: the key is already there
-    │   ├── ObjectChanged              the object is not the one the manifest listed
-    │   └── DiskFull                   no space for what has to be written
+    │   ├── ObjectExists               the key of a conditional create exists already
+    │   ├── ObjectChanged              the object differs from the one that was read or listed
+    │   └── DiskFull                   not enough space to write
     ├── IndexServerError           5   Milvus
     │   ├── IndexUnreachable           no server at the address, or it does not answer in time
-    │   ├── IndexRefused               the server said no: version, privilege, index type, quota
-    │   └── ImportFailed               a bulk import that failed, or whose outcome is unknown
-    ├── Mismatch                   6   parts that do not belong together
+    │   ├── IndexRefused               rejected by the server: version, privilege, index type, quota
+    │   └── ImportFailed               a bulk import failed, or its outcome is unknown
+    ├── Mismatch                   6   inputs that do not belong together
     │   ├── FingerprintMismatch        embeddings of two different models
     │   ├── SchemaMismatch             a foreign or older file, collection or run
     │   └── BadCheckpoint              weights that are truncated, altered or of another architecture
-    ├── AccountingError            7   the numbers do not add up
+    ├── AccountingError            7   counts that do not agree
     │   ├── CountMismatch              listed, embedded, quarantined or indexed counts disagree
     │   ├── DuplicateCropId            one crop_id for two crops
     │   └── CorruptShard               a shard that is truncated, altered or holds values it must not
-    ├── GateFailed                 8   a generation that must not be promoted
-    ├── BudgetExceeded             9   more bad pictures than the failure budget allows
-    ├── Locked                    10   somebody else is doing this right now
+    ├── GateFailed                 8   a generation did not pass the gate
+    ├── BudgetExceeded             9   more unusable images than --max-quarantine-rate allows
+    ├── Locked                    10   another process is doing this now
     ├── TrainingDiverged          11   the loss is not a number
     └── ClusterError              12   the Ray cluster
         ├── RayUnreachable             no cluster at the address, or it does not answer
-        ├── RayDenied                  it asks for a token, or for another one
-        └── JobMissing                 it knows no such job
+        ├── RayDenied                  its token is missing or wrong
+        └── JobMissing                 no such job
 
 Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
 """
@@ -43,7 +43,7 @@ from typing import ClassVar
 
 
 class ClvrError(Exception):
-    """What went wrong and where, in one line, and what to do about it."""
+    """An error for the user: its message says what happened and where, its remedy what to do."""
 
     exit_code: ClassVar[int] = 1
 
@@ -53,7 +53,7 @@ class ClvrError(Exception):
         self.remedy = remedy
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are lost by the default pickling, and Ray carries errors between processes.
+        # Ray pickles errors between processes, and the default loses keyword-only arguments.
         return _rebuild, (type(self), self.message, self.remedy, self.__dict__)
 
 
@@ -65,7 +65,7 @@ def _rebuild(kind: type[ClvrError], message: str, remedy: str, state: dict[str, 
 
 
 class BadInput(ClvrError):
-    """What was given is missing, empty, unreadable or contradictory."""
+    """An input is missing, empty, unreadable or contradictory."""
 
     exit_code = 3
 
@@ -75,9 +75,9 @@ class EmptyArchive(BadInput):
 
 
 class UnreadablePicture(BadInput):
-    """Bytes that are not a usable picture.
+    """Bytes that are not a usable image.
 
-    `cause` is one short word for the quarantine: empty, truncated, not-a-picture, too-large, unsupported.
+    `cause` is the cause in the quarantine: empty, truncated, not-a-picture, too-large or unsupported.
     """
 
     def __init__(self, message: str, *, cause: str, remedy: str = "") -> None:
@@ -104,7 +104,7 @@ class StoreError(ClvrError):
 
 
 class StoreUnreachable(StoreError):
-    """No answer, or answers that stay errors after all retries."""
+    """No answer, or only errors after all retries."""
 
 
 class StoreDenied(StoreError):
@@ -120,15 +120,15 @@ class ObjectMissing(StoreError):
 
 
 class ObjectExists(StoreError):
-    """A conditional create lost: the key is already there."""
+    """The key of a conditional create exists already."""
 
 
 class ObjectChanged(StoreError):
-    """The object is not the one that the manifest listed."""
+    """The object differs from the one that was read or listed."""
 
 
 class DiskFull(StoreError):
-    """No space for what has to be written."""
+    """Not enough space to write."""
 
 
 class IndexServerError(ClvrError):
@@ -142,15 +142,15 @@ class IndexUnreachable(IndexServerError):
 
 
 class IndexRefused(IndexServerError):
-    """The server said no: version, privilege, index type, quota."""
+    """The server rejected the request: version, privilege, index type, quota."""
 
 
 class ImportFailed(IndexServerError):
-    """A bulk import that failed, or whose outcome is unknown."""
+    """A bulk import failed, or its outcome is unknown."""
 
 
 class Mismatch(ClvrError):
-    """Parts that do not belong together."""
+    """Inputs that do not belong together."""
 
     exit_code = 6
 
@@ -168,7 +168,7 @@ class BadCheckpoint(Mismatch):
 
 
 class AccountingError(ClvrError):
-    """The numbers do not add up."""
+    """Counts do not agree."""
 
     exit_code = 7
 
@@ -186,19 +186,19 @@ class CorruptShard(AccountingError):
 
 
 class GateFailed(ClvrError):
-    """A generation that must not be promoted."""
+    """A generation did not pass the gate."""
 
     exit_code = 8
 
 
 class BudgetExceeded(ClvrError):
-    """More bad pictures than the failure budget allows."""
+    """More unusable images than --max-quarantine-rate allows."""
 
     exit_code = 9
 
 
 class Locked(ClvrError):
-    """Somebody else is doing this right now."""
+    """Another process is doing this now."""
 
     exit_code = 10
 
@@ -220,8 +220,8 @@ class RayUnreachable(ClusterError):
 
 
 class RayDenied(ClusterError):
-    """The Ray cluster asks for a token, or for another one."""
+    """The Ray cluster needs a token, which is missing or wrong."""
 
 
 class JobMissing(ClusterError):
-    """The Ray cluster knows no such job."""
+    """The Ray cluster has no such job."""

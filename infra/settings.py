@@ -1,4 +1,4 @@
-"""Every setting, with where its value came from: flag > environment (CLVR_*) > YAML file > default."""
+"""All settings and the origin of each value: flag > environment (CLVR_*) > YAML file > default."""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ PREFIX = "CLVR_"
 
 
 class Settings(BaseModel):
-    """What every verb may need. Object storage is configured by the usual `AWS_*` variables, not here."""
+    """The settings of all commands. The usual `AWS_*` variables configure object storage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,23 +33,23 @@ class Settings(BaseModel):
         None, description="s3:// URI of the Milvus server's own bucket; bulk import reads only there"
     )
     alias: str = Field("vehicles", description="The alias that searches use")
-    ray: str | None = Field(None, description="Ray address; without one a local Ray is started for the job")
+    ray: str | None = Field(None, description="Ray address; without one each job starts a local Ray")
     gpus: int | None = Field(
-        None, ge=0, description="GPUs that an autoscaled cluster will bring, where none is up yet"
+        None, ge=0, description="GPUs that an autoscaled cluster will have, if no node is up yet"
     )
     jobs_url: str | None = Field(
-        None, description="Where the cluster takes submitted jobs: its dashboard, http(s)://head:8265"
+        None, description="URL for submitted jobs: the cluster's dashboard, http(s)://head:8265"
     )
     jobs_token: SecretStr | None = Field(
-        None, description="Token of the cluster; without it Ray's own RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        None, description="Token of the cluster (default: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
     )
     jobs_ca: Path | None = Field(None, description="PEM file: the certificate authority of jobs_url")
-    webhook: SecretStr | None = Field(None, description="URL that the summary of a night is posted to")
+    webhook: SecretStr | None = Field(None, description="URL that the summary of a reindex run is posted to")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One setting as it is in force."""
+    """The value of one setting and its origin."""
 
     name: str
     value: str
@@ -58,17 +58,17 @@ class Origin:
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> Settings:
-    """Merge flags (those that are not None), `CLVR_*` variables, a YAML file and the defaults, in that order.
+    """Merge flags that are not None, `CLVR_*` variables, a YAML file and the defaults, in that order.
 
-    file: the YAML file; without it `$CLVR_CONFIG`, then `clvr.yaml` in the working directory if it is there.
-    Raises BadSetting, which names the field, for an unknown name or a value of the wrong type, and when a
-    file that was asked for is missing or is not YAML.
+    file: the YAML file; None is `$CLVR_CONFIG`, or `clvr.yaml` in the working directory if it exists.
+    Raises BadSetting, with the field's name, for an unknown name or a value of the wrong type, and for a
+    named file that is missing or is not YAML.
     """
     return _merge(flags or {}, file)[0]
 
 
 def origins(flags: Mapping[str, Any] | None = None, *, file: Path | None = None) -> list[Origin]:
-    """Each setting with where it came from; secrets are masked. Raises what `load_settings` raises."""
+    """Return every setting with its origin; secrets are masked. Raises BadSetting."""
     settings, sources = _merge(flags or {}, file)
     return [
         Origin(name, str(getattr(settings, name)), sources.get(name, "default"), field.description or "")
@@ -77,12 +77,10 @@ def origins(flags: Mapping[str, Any] | None = None, *, file: Path | None = None)
 
 
 def settings_file(file: Path | None = None) -> Path | None:
-    """Return the YAML file that `load_settings` reads, or None. Raises BadSetting if one is missing."""
+    """Return the YAML file that `load_settings` reads, or None. Raises BadSetting for a missing one."""
     path = file or (Path(os.environ["CLVR_CONFIG"]) if os.environ.get("CLVR_CONFIG") else None)
     if path is not None and not path.is_file():
-        raise BadSetting(
-            f"settings file {path} is not there", remedy="give --config or CLVR_CONFIG another path"
-        )
+        raise BadSetting(f"settings file {path} does not exist", remedy="Correct --config or CLVR_CONFIG.")
     return path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
 
 
@@ -105,7 +103,7 @@ def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[
         name = ".".join(str(part) for part in first["loc"])
         raise BadSetting(
             f"setting {name!r} from {sources.get(name, 'default')}: {first['msg']}",
-            remedy="`clvr config` lists the settings there are",
+            remedy="`clvr config` lists all settings.",
         ) from error
 
 
@@ -113,7 +111,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadSetting(f"settings file {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise BadSetting(
+            f"settings file {path} cannot be read: {str(error).splitlines()[0]}",
+            remedy="Correct the file, or its permissions.",
+        ) from error
     if not isinstance(content, dict):
-        raise BadSetting(f"settings file {path} must hold `name: value` lines")
+        raise BadSetting(
+            f"settings file {path} must hold `name: value` lines", remedy="`clvr config` lists all settings."
+        )
     return content

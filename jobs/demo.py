@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
+from clvr_model.synthetic.trips import ArchiveSpec
 from index.generations.gate import GateReport
 from index.runs.records import RunSummary
 from infra.errors import BadInput
+from infra.logging import logger
 from infra.settings import load_settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
@@ -23,7 +24,6 @@ from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import load_generation, promote_generation
 from jobs.pages.evaluation_page import Timing
-from jobs.runtime.progress import console
 from jobs.search.search import RulesRequest, SearchRequest, search_archive
 from jobs.train.train import Trained, TrainRequest, train_checkpoint
 
@@ -40,7 +40,7 @@ class _Stages:
 
     @contextmanager
     def stage(self, number: int, name: str, saying: str) -> Iterator[None]:
-        console.print(f"[bold]{number}/6 {name}[/bold]  {saying}")
+        logger.info(f"[bold]{number}/6 {name}[/bold]  {saying}", extra={"markup": True})
         begun = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begun
@@ -97,17 +97,15 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         probe = evaluation.labelled.crops["uri"][0].as_py()
         result = search_archive(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
     for text in (result.to_text(), evaluation.to_text()):
-        console.print(text, soft_wrap=True)
+        logger.info(text)
 
     page = folder / "index.html"
     card = load_checkpoint(model).card
     write_page(
         page, evaluation.labelled, evaluation.results, card, _story(stages, drawn, trained, summary, gate)
     )
-    console.print(f"The page: [bold]{page.as_uri()}[/bold]", soft_wrap=True)
-    console.print(
-        f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}", soft_wrap=True
-    )
+    logger.info(f"The page: [bold]{page.as_uri()}[/bold]", extra={"markup": True})
+    logger.info(f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}")
     return page
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import ray
 
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate, write_labels
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.progress import ProgressState, progress
@@ -36,16 +36,16 @@ def generate_archive(archive: str, labels: str, spec: ArchiveSpec, settings: Set
     open_store(archive).create_bucket()
     connect(settings)
     draw = ray.remote(_draw)
-    starts = range(0, spec.pictures, PICTURES_A_TASK)
+    starts = range(0, spec.images, PICTURES_A_TASK)
     waiting = [
-        draw.remote(archive, spec, start, min(start + PICTURES_A_TASK, spec.pictures)) for start in starts
+        draw.remote(archive, spec, start, min(start + PICTURES_A_TASK, spec.images)) for start in starts
     ]
     done = spoiled = size = 0
-    with progress("generate", "pictures", lambda: ProgressState(done, spec.pictures)):
+    with progress("generate", "pictures", lambda: ProgressState(done, spec.images)):
         while waiting:
             ready, waiting = ray.wait(waiting)
             for summary in ray.get(ready):
-                done += summary.pictures
+                done += summary.images
                 spoiled += summary.spoiled
                 size += summary.bytes
     label_store = open_store(labels)

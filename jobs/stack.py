@@ -1,4 +1,4 @@
-"""`clvr stack`: the local servers for development, started, shown and ended."""
+"""`clvr stack`: start, show and end the local servers for development."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import BadInput
-from infra.servers.stack import PARTS, Stack, Standing
-from jobs.runtime.progress import console
+from infra.logging import logger
+from infra.servers.stack import PARTS, ServerStatus, Stack
 
 DEFAULT_FOLDER = Path("clvr-data/stack")
 
 
 @dataclass(frozen=True, slots=True)
 class StackReport:
-    """What stands: `env` is the shell file that points every verb at it, "" if nothing was started."""
+    """The result of `clvr stack`: `env` is the shell file for clients, "" if no server was started."""
 
     folder: str
     env: str
-    servers: list[Standing]
+    servers: list[ServerStatus]
 
     @property
     def whole(self) -> bool:
-        """Whether everything that was started still serves."""
+        """Whether every server that was started still serves."""
         started = [server for server in self.servers if server.health != "not started"]
         return bool(started) and all(server.health == "serving" for server in started)
 
@@ -43,28 +43,28 @@ class StackReport:
 
 
 def stack_up(folder: Path, *, without: Sequence[str] = (), cpus: int | None = None) -> StackReport:
-    """Start what does not run yet. Raises what `Stack.up` raises, BadInput for an unknown part."""
+    """Start the servers that do not run. Raises BadInput for an unknown part, and what `Stack.up` raises."""
     unknown = set(without) - set(PARTS)
     if unknown:
         raise BadInput(
             f"no such part: {', '.join(sorted(unknown))}", remedy=f"name one of {', '.join(PARTS)}"
         )
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        Stack(folder).up(tuple(part for part in PARTS if part not in without), cpus=cpus, say=console.print)
-    for warning in said:
+        Stack(folder).up(tuple(part for part in PARTS if part not in without), cpus=cpus, log=logger.info)
+    for warning in caught:
         if warning.category is UserWarning:
-            console.print(f"warning: {warning.message}")
+            logger.warning(f"warning: {warning.message}")
     return stack_status(folder)
 
 
 def stack_status(folder: Path) -> StackReport:
-    """Say what runs and what does not."""
+    """Return the status of every server."""
     stack = Stack(folder)
     env = str(stack.env_file) if stack.env_file.exists() else ""
     return StackReport(str(stack.folder), env, stack.status())
 
 
 def stack_down(folder: Path, *, purge: bool = False) -> int:
-    """End the stack and return how many processes it had. Raises BadInput if there is none."""
-    return Stack(folder).down(purge=purge, say=console.print)
+    """End the stack and return the number of its processes. Raises BadInput without a stack."""
+    return Stack(folder).down(purge=purge, log=logger.info)

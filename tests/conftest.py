@@ -18,7 +18,7 @@ from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.servers import MilvusServer, SeaweedFs
-from infra.store import Store
+from infra.store import Store, open_store
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -49,6 +49,13 @@ def server_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f"clvr-servers-{os.getpid()}-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty local store."""
+    (tmp_path / "store").mkdir()
+    return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Readers of labelled vehicle pictures, and the synthetic archive."""
+"""Readers of labelled vehicle images."""

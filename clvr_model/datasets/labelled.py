@@ -1,4 +1,4 @@
-"""Pictures with labels, wherever they come from: a folder tree, a table, or one of the dataset readers."""
+"""Labelled images, from a folder tree, a table, or a reader of a dataset."""
 
 import csv
 import io
@@ -15,13 +15,13 @@ from infra.errors import BadLabels, BadSetting, EmptyArchive, ObjectMissing
 
 UNKNOWN_MODEL: Final = -1
 
-_PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """n pictures in a fixed order; `model_ids` are the source's own, UNKNOWN_MODEL where it has none."""
+class LabeledImages:
+    """n images in a fixed order; `model_ids` are the source's, or UNKNOWN_MODEL."""
 
     uris: list[str]
     model_ids: NDArray[np.int64]  # (n,)
@@ -33,41 +33,75 @@ class Labelled:
         for name in ("model_ids", "vehicle_ids", "camera_ids"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.uris):
-                raise BadLabels(f"{len(self.uris)} pictures, but {len(column)} {name}")
+                raise BadLabels(f"{len(self.uris)} images, but {len(column)} {name}")
 
     def __len__(self) -> int:
         return len(self.uris)
 
     @property
     def classes(self) -> list[int]:
-        """The known model ids that occur, ascending; a network's class c stands for `classes[c]`."""
+        """Known model ids, ascending; class c of a network is the model `classes[c]`."""
         return [int(model) for model in np.unique(self.model_ids) if model != UNKNOWN_MODEL]
 
-    def take(self, rows: NDArray[np.integer[Any]]) -> "Labelled":
-        """The pictures at `rows`, in that order."""
+    def take(self, rows: NDArray[np.integer[Any]]) -> "LabeledImages":
+        """Return the images at `rows`, in that order."""
         cameras = None if self.camera_ids is None else [self.camera_ids[i] for i in rows]
         vehicles = None if self.vehicle_ids is None else self.vehicle_ids[rows]
-        return Labelled(
+        return LabeledImages(
             [self.uris[i] for i in rows], self.model_ids[rows], vehicles, cameras, self.model_names
         )
 
-    def with_known_model(self) -> "Labelled":
-        """Only the pictures whose model is known."""
+    def with_known_model(self) -> "LabeledImages":
+        """Return the images with a known model."""
         return self.take(np.flatnonzero(self.model_ids != UNKNOWN_MODEL))
 
 
-def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0) -> tuple[Labelled, Labelled]:
-    """Split at random into floor(train_share * n) training pictures of each model, and the rest.
+class TrainingList:
+    """Collects labelled images line by line; an image may be listed once."""
 
-    With 0.8 this gives the paper's 72,049 and 18,119 pictures of VehicleID (section 4). Both parts keep the
-    order of `labelled`. A model with a single picture keeps it for training (`single_picture_models`): held
-    out, it could only be got wrong. Raises BadLabels for pictures without a model.
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+        self._models: list[int] = []
+        self._vehicles: list[int] = []
+        self._cameras: list[str] = []
+
+    def add(self, where: str, uri: str, model: int, vehicle: int = -1, camera: str = "") -> None:
+        """Add one image; `where` names its line. Raises BadLabels for a repeated image."""
+        if uri in self._seen:
+            raise BadLabels(f"{where}: {uri} is already listed in {self._seen[uri]}")
+        self._seen[uri] = where
+        self._models.append(model)
+        self._vehicles.append(vehicle)
+        self._cameras.append(camera)
+
+    def to_images(self, model_names: dict[int, str], where: str) -> LabeledImages:
+        """Return the images in the order of their lines. Raises BadLabels if there are none."""
+        if not self._seen:
+            raise BadLabels(f"{where} lists no image")
+        known = any(vehicle >= 0 for vehicle in self._vehicles)
+        return LabeledImages(
+            list(self._seen),
+            np.array(self._models, dtype=np.int64),
+            np.array(self._vehicles, dtype=np.int64) if known else None,
+            self._cameras if any(self._cameras) else None,
+            model_names,
+        )
+
+
+def split_per_class(
+    labelled: LabeledImages, train_share: float = 0.8, seed: int = 0
+) -> tuple[LabeledImages, LabeledImages]:
+    """Split each model at random into floor(train_share * n) training images and validation images.
+
+    With 0.8 this gives the paper's 72,049 and 18,119 images of VehicleID (section 4). Both parts keep the
+    order of `labelled`. A model with a single image keeps it for training (`single_image_models`), because
+    nothing would train its class otherwise. Raises BadLabels for images without a model.
     """
     if not 0.0 < train_share <= 1.0:
         raise BadSetting(f"train_share is {train_share}", remedy="Give a share above 0 and up to 1.")
     if np.any(labelled.model_ids == UNKNOWN_MODEL):
         count = int(np.sum(labelled.model_ids == UNKNOWN_MODEL))
-        raise BadLabels(f"{count} of {len(labelled)} pictures have no model", remedy="Leave them out first.")
+        raise BadLabels(f"{count} of {len(labelled)} images have no model", remedy="Remove them first.")
     share = Fraction(str(train_share))  # 0.29 * 100 is below 29 in floating point
     rng = np.random.default_rng(seed)
     training = np.zeros(len(labelled), dtype=bool)
@@ -76,22 +110,22 @@ def split_per_class(labelled: Labelled, train_share: float = 0.8, seed: int = 0)
         training[rows[: max(len(rows) == 1, len(rows) * share.numerator // share.denominator)]] = True
     if not training.any():
         raise BadLabels(
-            f"no model has enough pictures to leave one for training at a share of {train_share}",
-            remedy="Label more pictures a model, or raise the share.",
+            f"no model has enough images for training at a share of {train_share}",
+            remedy="Label more images a model, or raise the share.",
         )
     return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
 
 
-def single_picture_models(labelled: Labelled) -> list[int]:
-    """The models with one picture: they are learnt, and no held-out picture measures how well."""
+def single_image_models(labelled: LabeledImages) -> list[int]:
+    """Return the models with one image, which have no validation image."""
     models, counts = np.unique(labelled.model_ids, return_counts=True)
     return [int(model) for model in models[counts == 1] if model != UNKNOWN_MODEL]
 
 
-def class_numbers(labelled: Labelled, classes: Sequence[int]) -> NDArray[np.int64]:
-    """(n,) the position of each picture's model in `classes`, a network's label ids in ascending order.
+def class_numbers(labelled: LabeledImages, classes: Sequence[int]) -> NDArray[np.int64]:
+    """Return the position of each image's model in `classes`, a network's label ids in ascending order: (n,).
 
-    Raises BadLabels for a model outside of them, with its first picture.
+    Raises BadLabels for a model that is not in `classes`, with its first image.
     """
     known = np.asarray(classes, dtype=np.int64)
     numbers = np.searchsorted(known, labelled.model_ids).astype(np.int64)
@@ -99,33 +133,33 @@ def class_numbers(labelled: Labelled, classes: Sequence[int]) -> NDArray[np.int6
     if len(outside):
         first = int(outside[0])
         raise BadLabels(
-            f"{len(outside):,} of {len(labelled):,} pictures have a model that is none of the {len(known)} "
+            f"{len(outside):,} of {len(labelled):,} images have a model outside the {len(known)} "
             f"classes, first {labelled.uris[first]} with {labelled.model_ids[first]}",
-            remedy="Leave them out, or train on labels that hold them.",
+            remedy="Remove them, or train on labels that include them.",
         )
     return numbers
 
 
-def read_folder(root: str) -> Labelled:
-    """Read a tree of one folder a model: `<root>/<model>/**/<picture>`, local or on S3.
+def read_folder(root: str) -> LabeledImages:
+    """Read a tree with one folder per model: `<root>/<model>/**/<image>`, local or on S3.
 
-    Folders whose names are all numbers keep them as model ids; otherwise the sorted names are numbered from 0
-    and kept as model names. Raises EmptyArchive if there is no picture, BadLabels for pictures in no folder.
+    If all folder names are numbers, they are the model ids; otherwise the sorted names are numbered from 0
+    and become model names. Raises EmptyArchive without images, BadLabels for images outside of a folder.
     """
     from infra.store import open_store
 
     store = open_store(root)
     store.ensure()
-    keys = sorted(info.key for info in store.list() if info.key.lower().endswith(_PICTURES))
+    keys = sorted(info.key for info in store.list() if info.key.lower().endswith(_IMAGE_SUFFIXES))
     if not keys:
         raise EmptyArchive(
-            f"no picture under {store.uri}", remedy=f"Endings looked for: {', '.join(_PICTURES)}."
+            f"no image under {store.uri}", remedy=f"Supported suffixes: {', '.join(_IMAGE_SUFFIXES)}."
         )
     loose = [key for key in keys if "/" not in key]
     if loose:
         raise BadLabels(
-            f"{len(loose)} pictures of {store.uri} lie in no model's folder, such as {loose[0]}",
-            remedy="Put every picture into a folder named after its model.",
+            f"{len(loose)} images of {store.uri} are outside of a model's folder, such as {loose[0]}",
+            remedy="Move every image into a folder named after its model.",
         )
     folders = [key.split("/", 1)[0] for key in keys]
     names = sorted(set(folders))
@@ -134,15 +168,15 @@ def read_folder(root: str) -> Labelled:
         numbers = {name: int(name) for name in names}
     ids = np.array([numbers[folder] for folder in folders], dtype=np.int64)
     known = {numbers[name]: name for name in names}
-    return Labelled([store.uri_of(key) for key in keys], ids, model_names=known)
+    return LabeledImages([store.uri_of(key) for key in keys], ids, model_names=known)
 
 
-def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labelled:
+def read_table(uri: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read labels from a .csv or .parquet file, local or on S3.
 
     Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id` and `model_name` where
-    known. An empty model_id means unknown. With `split`, only the rows whose column `split` says so.
-    Raises BadLabels with the line (CSV, the header is line 1) or row (Parquet, from 1) of what is wrong.
+    known. An empty model_id means unknown. With `split`, only rows with that value in the column `split`.
+    Raises BadLabels with the line (CSV, the header is line 1) or row (Parquet, from 1) of the error.
     """
     from infra.store import open_store, split_uri
 
@@ -152,50 +186,50 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labelle
     except ObjectMissing:
         raise BadLabels(f"no label file at {uri}", remedy="Check the path.") from None
     columns, rows, place = _csv_rows(uri, data) if name.lower().endswith(".csv") else _parquet_rows(uri, data)
-    where = "uri" if "uri" in columns else "key"
-    wanted = [where, "model_id", *(["split"] if split is not None else [])]
-    missing = [column for column in wanted if column not in columns]
+    key_column = "uri" if "uri" in columns else "key"
+    required = [key_column, "model_id", *(["split"] if split is not None else [])]
+    missing = [column for column in required if column not in columns]
     if missing:
         raise BadLabels(f"{uri} has no column {', '.join(missing)}", remedy=f"It has: {', '.join(columns)}.")
-    if where == "key" and not root:
-        raise BadLabels(f"{uri} gives keys, not URIs", remedy="Say below which root the keys are.")
+    if key_column == "key" and not root:
+        raise BadLabels(f"{uri} gives keys, not URIs", remedy="Give the root of the keys.")
 
-    kept: list[tuple[str, int, int, str]] = []
+    labels: list[tuple[str, int, int, str]] = []
     names: dict[int, str] = {}
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=place.first):
         if split is not None and row["split"] != split:
             continue
-        target = str(row[where] or "")
+        target = str(row[key_column] or "")
         if not target:
-            raise BadLabels(f"{uri}, {place.word} {number}: empty {where}")
+            raise BadLabels(f"{uri}, {place.word} {number}: empty {key_column}")
         if target in seen:
             raise BadLabels(
-                f"{uri}, {place.word} {number}: {target} was labelled before, in {place.word} {seen[target]}"
+                f"{uri}, {place.word} {number}: {target} is already labelled in {place.word} {seen[target]}"
             )
         seen[target] = number
-        whole = target if where == "uri" else f"{root.rstrip('/')}/{target}"
+        image_uri = target if key_column == "uri" else f"{root.rstrip('/')}/{target}"
         model = _number(row.get("model_id"), f"{uri}, {place.word} {number}: model_id", absent=UNKNOWN_MODEL)
         vehicle = -1
         if "vehicle_id" in columns:
             vehicle = _number(row.get("vehicle_id"), f"{uri}, {place.word} {number}: vehicle_id", absent=-1)
         if row.get("model_name"):
             names[model] = str(row["model_name"])
-        kept.append((whole, model, vehicle, str(row.get("camera_id") or "")))
-    if not kept:
-        raise BadLabels(f"{uri} labels no picture" + (f" of split {split!r}" if split is not None else ""))
-    return Labelled(
-        [row[0] for row in kept],
-        np.array([row[1] for row in kept], dtype=np.int64),
-        np.array([row[2] for row in kept], dtype=np.int64) if "vehicle_id" in columns else None,
-        [row[3] for row in kept] if "camera_id" in columns else None,
+        labels.append((image_uri, model, vehicle, str(row.get("camera_id") or "")))
+    if not labels:
+        raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
+    return LabeledImages(
+        [row[0] for row in labels],
+        np.array([row[1] for row in labels], dtype=np.int64),
+        np.array([row[2] for row in labels], dtype=np.int64) if "vehicle_id" in columns else None,
+        [row[3] for row in labels] if "camera_id" in columns else None,
         names,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """How an error names a row: the word, and the number of the first row."""
+    """Word for a row in errors, and the number of the first row."""
 
     word: str
     first: int
@@ -217,7 +251,7 @@ def _csv_rows(uri: str, data: bytes) -> tuple[Sequence[str], Rows, _Place]:
             for row in reader:
                 if None in row or None in row.values():
                     raise BadLabels(
-                        f"{uri}, line {reader.line_num}: another number of fields than the header"
+                        f"{uri}, line {reader.line_num}: number of fields differs from the header"
                     )
                 yield row
         except csv.Error as error:
@@ -237,15 +271,15 @@ def _parquet_rows(uri: str, data: bytes) -> tuple[Sequence[str], Rows, _Place]:
         batches = [batch.to_pylist() for batch in file.iter_batches(columns=columns)]
     except (pa.ArrowInvalid, OSError) as error:
         raise BadLabels(
-            f"{uri} is no readable Parquet file: {error}", remedy="Give .csv or .parquet."
+            f"{uri} is not a readable Parquet file: {error}", remedy="Give .csv or .parquet."
         ) from None
     return columns, (row for batch in batches for row in batch), _Place("row", 1)
 
 
-def _number(value: object, what: str, *, absent: int) -> int:
+def _number(value: object, name: str, *, absent: int) -> int:
     if value is None or value == "":
         return absent
     text = str(value).strip()
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < absent:
-        raise BadLabels(f"{what} is {text[:40]!r}, not a whole number from 0")
+        raise BadLabels(f"{name} is {text[:40]!r}, not a whole number of at least 0")
     return int(text)

@@ -1,10 +1,10 @@
 """Reader of PKU VehicleID's layout.
 
-    image/0000001.jpg                           the pictures
-    attribute/img2vid.txt                       picture, vehicle
+    image/0000001.jpg                           the images
+    attribute/img2vid.txt                       image, vehicle
     attribute/model_attr.txt                    vehicle, model (training vehicles only)
     attribute/model_names.txt                   name, model (optional)
-    train_test_split/train_list.txt             picture, vehicle
+    train_test_split/train_list.txt             image, vehicle
     train_test_split/test_list_{800,1600,2400}.txt
 
 Two fields a line, separated by a space. Source: the VehicleID V1.0 release (Liu et al., CVPR 2016).
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, Labelled
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages
 from infra.errors import BadLabels, BadSetting, ObjectMissing
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ _SPLIT: Final = re.compile(r"train|labelled|test_[0-9]{1,9}")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 
 
-def read_vehicleid(root: str, split: str = "train") -> Labelled:
+def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
     """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
 
-    - 'train': the pictures of train_list.txt whose vehicle has a model: 90,168 of 228 models
-    - 'labelled': every picture whose vehicle has a model and that is in no test list; the same pictures
-      as 'train', for releases without train_list.txt
-    - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its pictures; their models are unknown
+    - 'train': the images of train_list.txt whose vehicle has a model: 90,168 of 228 models
+    - 'labelled': all images outside of the test lists whose vehicle has a model; the same images as 'train',
+      for releases without train_list.txt
+    - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its images; their models are unknown
 
     Raises BadLabels for a missing file, a malformed or repeated line (with its number), and lists that
-    contradict img2vid.txt. That pictures exist is not checked here: see `missing_pictures`.
+    contradict img2vid.txt. Does not check that the images exist.
     """
     from infra.store import open_store
 
@@ -46,18 +46,16 @@ def read_vehicleid(root: str, split: str = "train") -> Labelled:
         raise BadSetting(f"split is {split!r}", remedy="Give train, labelled, or test_<n> such as test_800.")
     store = open_store(root)
     store.ensure()
-    if split == "labelled":
-        pictures = _labelled_pictures(store)
-    else:
-        pictures = _listed_pictures(store, _list_name(split))
+    by_model = split == "labelled"
+    images = _labelled_images(store) if by_model else _listed_images(store, _list_name(split))
     models = _attributes(store, _MODELS) if not split.startswith("test_") else _attributes_if_any(store)
     if not split.startswith("test_"):
-        pictures = {picture: vehicle for picture, vehicle in pictures.items() if vehicle in models}
-        if not pictures:
-            raise BadLabels(f"no picture of split {split!r} has a model in {store.uri_of(_MODELS)}")
-    vehicles = np.fromiter(pictures.values(), dtype=np.int64, count=len(pictures))
-    return Labelled(
-        uris=[store.uri_of(f"image/{picture}.jpg") for picture in pictures],
+        images = {image: vehicle for image, vehicle in images.items() if vehicle in models}
+        if not images:
+            raise BadLabels(f"no image of split {split!r} has a model in {store.uri_of(_MODELS)}")
+    vehicles = np.fromiter(images.values(), dtype=np.int64, count=len(images))
+    return LabeledImages(
+        uris=[store.uri_of(f"image/{image}.jpg") for image in images],
         model_ids=np.array([models.get(int(vehicle), UNKNOWN_MODEL) for vehicle in vehicles], dtype=np.int64),
         vehicle_ids=vehicles,
         model_names=_model_names(store),
@@ -65,19 +63,10 @@ def read_vehicleid(root: str, split: str = "train") -> Labelled:
 
 
 def list_test_splits(root: str) -> list[str]:
-    """The test splits whose lists are under `root`, smallest first."""
+    """List the test splits under `root`, smallest first."""
     from infra.store import open_store
 
     return _test_splits(open_store(root))
-
-
-def missing_pictures(root: str, labelled: Labelled) -> list[str]:
-    """URIs of `labelled` for which there is no object under `<root>/image/` (one listing)."""
-    from infra.store import open_store
-
-    store = open_store(root)
-    there = {store.uri_of(info.key) for info in store.list("image/")}
-    return [uri for uri in labelled.uris if uri not in there]
 
 
 def _list_name(split: str) -> str:
@@ -89,51 +78,51 @@ def _test_splits(store: "Store") -> list[str]:
     return [f"test_{size}" for size in sorted(int(name[1]) for name in names if name)]
 
 
-def _listed_pictures(store: "Store", name: str) -> dict[str, int]:
-    pictures = _attributes_of_pictures(store, name)
+def _listed_images(store: "Store", name: str) -> dict[str, int]:
+    images = _vehicles_of_images(store, name)
     if store.head(_IMAGES) is None:
-        return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
-    owners = _attributes_of_pictures(store, _IMAGES)
-    for picture, (vehicle, line) in pictures.items():
-        owner = owners.get(picture)
+        return {image: vehicle for image, (vehicle, _) in images.items()}
+    owners = _vehicles_of_images(store, _IMAGES)
+    for image, (vehicle, line) in images.items():
+        owner = owners.get(image)
         if owner is None:
-            raise BadLabels(f"{store.uri_of(name)}, line {line}: picture {picture} is not in {_IMAGES}")
+            raise BadLabels(f"{store.uri_of(name)}, line {line}: image {image} is not in {_IMAGES}")
         if owner[0] != vehicle:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: picture {picture} is of vehicle {vehicle}, "
+                f"{store.uri_of(name)}, line {line}: image {image} is of vehicle {vehicle}, "
                 f"but of {owner[0]} in {_IMAGES}, line {owner[1]}"
             )
-    return {picture: vehicle for picture, (vehicle, _) in pictures.items()}
+    return {image: vehicle for image, (vehicle, _) in images.items()}
 
 
-def _labelled_pictures(store: "Store") -> dict[str, int]:
-    held = {p for split in _test_splits(store) for p in _attributes_of_pictures(store, _list_name(split))}
-    owners = _attributes_of_pictures(store, _IMAGES)
-    return {picture: vehicle for picture, (vehicle, _) in owners.items() if picture not in held}
+def _labelled_images(store: "Store") -> dict[str, int]:
+    in_tests = {p for split in _test_splits(store) for p in _vehicles_of_images(store, _list_name(split))}
+    owners = _vehicles_of_images(store, _IMAGES)
+    return {image: vehicle for image, (vehicle, _) in owners.items() if image not in in_tests}
 
 
-def _attributes_of_pictures(store: "Store", name: str) -> dict[str, tuple[int, int]]:
-    """Picture -> (vehicle, line)."""
-    found: dict[str, tuple[int, int]] = {}
-    for line, (picture, vehicle) in _pairs(store, name):
-        if picture in found:
+def _vehicles_of_images(store: "Store", name: str) -> dict[str, tuple[int, int]]:
+    """Image -> (vehicle, line)."""
+    owners: dict[str, tuple[int, int]] = {}
+    for line, (image, vehicle) in _pairs(store, name):
+        if image in owners:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: picture {picture} was in line {found[picture][1]} before"
+                f"{store.uri_of(name)}, line {line}: image {image} is already in line {owners[image][1]}"
             )
-        found[picture] = vehicle, line
-    return found
+        owners[image] = vehicle, line
+    return owners
 
 
 def _attributes(store: "Store", name: str) -> dict[int, int]:
     """Vehicle -> model."""
-    found: dict[int, int] = {}
+    models: dict[int, int] = {}
     for line, (vehicle, model) in _pairs(store, name):
-        if found.setdefault(int(vehicle), model) != model:
+        if models.setdefault(int(vehicle), model) != model:
             raise BadLabels(
                 f"{store.uri_of(name)}, line {line}: vehicle {vehicle} has model {model}, "
-                f"but {found[int(vehicle)]} before"
+                f"but {models[int(vehicle)]} in an earlier line"
             )
-    return found
+    return models
 
 
 def _attributes_if_any(store: "Store") -> dict[int, int]:
@@ -158,7 +147,7 @@ def _pairs(store: "Store", name: str) -> list[tuple[int, tuple[str, int]]]:
 
 
 def _model_names(store: "Store") -> dict[int, str]:
-    """Model -> name; names may hold spaces, the last field of a line is the model."""
+    """Model -> name; names may contain spaces; the last field of a line is the model."""
     if store.head(_NAMES) is None:
         return {}
     names = {}
@@ -180,7 +169,7 @@ def _text(store: "Store", name: str) -> str:
     except ObjectMissing:
         remedy = "Copy it from the VehicleID release."
         if name.endswith("train_list.txt"):
-            remedy += " Without it, split 'labelled' gives the pictures whose vehicle has a model."
+            remedy += " Without it, split 'labelled' gives the images whose vehicle has a model."
         elif name.startswith(_LISTS):
             remedy += f" There are: {', '.join(_test_splits(store)) or 'no test lists'}."
         raise BadLabels(f"{store.uri_of(name)} is missing", remedy=remedy) from None

@@ -6,11 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.schema import MANIFEST_SCHEMA
+from index.schema import LABEL_COLUMNS, MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
-from infra.store import open_store, split_uri
+from infra.store import read_user_table
 
-_LABEL_COLUMNS = ("vehicle_id", "model_id", "camera_id", "captured_at", "track_id")
 _MAX_EXAMPLES = 10
 
 
@@ -35,11 +34,11 @@ def with_labels(
     """
     uris = _label_uris(labels, archive)
     columns = {"uri": uris}
-    for name in _LABEL_COLUMNS:
+    for name in LABEL_COLUMNS:
         if name in labels.schema.names:
             columns[name] = _converted(labels[name], name)
     if len(columns) == 1:
-        raise BadLabels(f"the labels have none of the columns {', '.join(_LABEL_COLUMNS)}")
+        raise BadLabels(f"the labels have none of the columns {', '.join(LABEL_COLUMNS)}")
     distinct = pa.table(columns).group_by(list(columns)).aggregate([])
     counts = pc.value_counts(distinct["uri"])
     torn = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
@@ -90,17 +89,10 @@ def read_label_table(uri: str, *, split: str | None = None) -> pa.Table:
 
     Raises BadLabels if it is missing, neither of the two, or has no such rows.
     """
-    root, key = split_uri(uri)
     try:
-        data = open_store(root).get(key)
-    except ObjectMissing as error:
-        raise BadLabels(f"no label file at {uri}", remedy="check the path") from error
-    source = pa.BufferReader(data)
-    try:
-        table = pa.csv.read_csv(source) if key.lower().endswith(".csv") else pa.parquet.read_table(source)
-    except pa.ArrowInvalid as error:
-        kind = "CSV" if key.lower().endswith(".csv") else "Parquet"
-        raise BadLabels(f"{uri} is not {kind}: {str(error).splitlines()[0]}") from error
+        table = read_user_table(uri, error=BadLabels)
+    except ObjectMissing as missing:
+        raise BadLabels(f"no label file at {uri}", remedy="check the path") from missing
     if split is None:
         return table
     rows = (

@@ -12,15 +12,14 @@ import pyarrow.fs
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.parquet import open_parquet
-from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
+from index.schema import MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
-from infra.store import Store, StoreSettings, open_store, split_uri
+from infra.store import StoreSettings, read_user_table
 
 _DIGEST_ROWS = 65_536
 _TAKEN_ROWS = 1_000_000
 _INT63_MASK = (1 << 63) - 1
-_LABELS = {"vehicle_id", "model_id"}
+_NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 
 
 def crop_id_of(uri: str) -> int:
@@ -39,7 +38,7 @@ def normalize_manifest(manifest: pa.Table) -> pa.Table:
     except (pa.ArrowException, ValueError) as failure:
         raise SchemaMismatch(f"the manifest has a column of another type: {failure}") from failure
     for name in MANIFEST_SCHEMA.names:
-        if name not in _LABELS and table[name].null_count:
+        if name not in _NULLABLE and table[name].null_count:
             raise SchemaMismatch(f"the manifest has {table[name].null_count:,} nulls in column {name}")
     uris = table["uri"]
     # S3 lists in order, so most manifests need no sort.
@@ -100,16 +99,7 @@ def _take_large(table: pa.Table, places: Any) -> pa.Table:
 
 
 BATCH_ROWS = 16_384
-_UNKNOWN: dict[str, Any] = {
-    "etag": "",
-    "size": -1,
-    "last_modified": UNKNOWN_TIME,
-    "camera_id": "",
-    "captured_at": UNKNOWN_TIME,
-    "track_id": "",
-    "vehicle_id": None,
-    "model_id": None,
-}
+_LIST_TYPES = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
 
 
 def read_manifest(
@@ -125,8 +115,7 @@ def read_manifest(
     are taken where they are, and what is missing comes from the pattern (if given) or is unknown.
     Raises BadInput for missing columns, values of another type, or crop_ids that are not those of the URIs.
     """
-    root, name = split_uri(uri)
-    table = _read_key_list(open_store(root, settings), name)
+    table = read_user_table(uri, types=_LIST_TYPES, settings=settings)
     if not table.num_rows:
         raise EmptyArchive(f"{uri} lists no crops")
     if "uri" in table.schema.names:
@@ -140,11 +129,11 @@ def read_manifest(
         )
     if uris.null_count:
         raise BadInput(f"{uri} has {uris.null_count:,} rows without a crop")
-    columns = {name: table[name] for name in _UNKNOWN if name in table.schema.names}
+    columns = {name: table[name] for name in UNKNOWN if name in table.schema.names}
     if pattern is not None:
         keys = pc.replace_substring_regex(uris.combine_chunks(), rf"\A{re.escape((archive or '') + '/')}", "")
         columns = pattern.extract(keys) | columns
-    for name, value in _UNKNOWN.items():
+    for name, value in UNKNOWN.items():
         kind = MANIFEST_SCHEMA.field(name).type
         columns.setdefault(name, pa.repeat(pa.scalar(value, kind), table.num_rows))
         if value is not None:
@@ -160,18 +149,6 @@ def read_manifest(
     return normalize_manifest(pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}))
 
 
-def _read_key_list(store: Store, name: str) -> pa.Table:
-    if name.endswith(".parquet"):
-        with open_parquet(store, name) as file:
-            return file.read()
-    types: dict[str, Any] = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
-    options = pyarrow.csv.ConvertOptions(column_types=types)
-    try:
-        return pyarrow.csv.read_csv(pa.BufferReader(store.get(name)), convert_options=options)
-    except pa.ArrowInvalid as invalid:
-        raise BadInput(f"{store.uri_of(name)} is not a usable CSV file: {invalid}") from invalid
-
-
 def manifest_batch(
     columns: dict[str, Any], keys: Any, pattern: KeyPattern | None
 ) -> tuple[pa.RecordBatch, int]:
@@ -182,7 +159,7 @@ def manifest_batch(
         facts = pattern.extract(keys)
         missed = len(keys) - pc.sum(facts.pop("matched"), min_count=0).as_py()
         columns = facts | columns
-    for name, value in _UNKNOWN.items():
+    for name, value in UNKNOWN.items():
         if name not in columns:
             columns[name] = pa.repeat(pa.scalar(value, MANIFEST_SCHEMA.field(name).type), len(keys))
     return pa.record_batch({name: columns[name] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA), missed

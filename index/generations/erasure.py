@@ -6,9 +6,6 @@
 An erasure that was cut off is finished by the next one, and by every load.
 """
 
-import getpass
-import json
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.documents import JsonDocument, current_user, utc_now
 from index.filters import Filters
 from index.generations import records
 from index.lock import ROWS, acquire
@@ -29,7 +27,7 @@ from index.runs import tombstones
 from index.runs.run import Run
 from index.runs.shards import read_shards
 from index.schema import UNKNOWN_TIME
-from infra.errors import BadSetting, ClvrError, CountMismatch, ObjectMissing, SchemaMismatch
+from infra.errors import BadSetting, ClvrError, CountMismatch, ObjectMissing
 from infra.store import Store
 
 _COLUMNS = ["crop_id", "uri", "camera_id", "captured_at", "vehicle_id"]
@@ -142,13 +140,15 @@ class GenerationErasure:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(JsonDocument):
     """What was erased, where, when, by whom and why. A dry run has no id and changes nothing.
 
     `crops` counts the crops that match in all manifests and generations; `runs` the embedded rows of them by
     run, which stay in the shards behind a tombstone. `unknown_time` counts crops that pass everything else,
     but whose time is unknown: they are not erased.
     """
+
+    NOUN = "receipt"
 
     erasure_id: str
     state: Literal["dry run", "nothing matches", "begun", "done"]
@@ -185,7 +185,7 @@ def forget(
             return replace(draft, state="nothing matches")
         receipt = replace(draft, erasure_id=tombstones.new_erasure_id(), state="begun")
         tombstones.write_tombstones(store, receipt.erasure_id, crop_ids)
-        store.create(_key(receipt.erasure_id), _encoded(receipt))
+        store.create(_key(receipt.erasure_id), receipt.to_json())
         return _finish(milvus, store, receipt, crop_ids)
 
 
@@ -203,13 +203,7 @@ def resume_erasures(milvus: Milvus, store: Store) -> list[Receipt]:
 def read_receipt(store: Store, erasure_id: str) -> Receipt:
     """Read a receipt back. Raises ObjectMissing, SchemaMismatch."""
     key = _key(erasure_id)
-    data = store.get(key)
-    try:
-        said = json.loads(data)
-        made = tuple(GenerationErasure(**one) for one in said.pop("generations"))
-        return Receipt(**said, generations=made)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaMismatch(f"{store.uri_of(key)} is no receipt: {error}") from error
+    return Receipt.read(store, key)
 
 
 def _plan_erasure(
@@ -227,8 +221,8 @@ def _plan_erasure(
         state="dry run",
         wanted=wanted.document(),
         reason=reason,
-        by=f"{_user()}@{socket.gethostname()}",
-        begun=records.utc_now(),
+        by=current_user(),
+        begun=utc_now(),
         crops=int(crop_ids.size),
         unknown_time=unknown_time,
         runs=rows_by_run(runs, crop_ids),
@@ -244,7 +238,7 @@ def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Re
         state="done",
         generations=after,
         tombstones=store.uri_of(f"erasures/{receipt.erasure_id}/crops.parquet"),
-        finished=records.utc_now(),
+        finished=utc_now(),
     )
     left = [one for one in after if one.left]
     if left:
@@ -252,7 +246,7 @@ def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Re
             f"{left[0].left:,} rows that match are still in {left[0].generation}",
             remedy="Run the same command again; the tombstones stand already.",
         )
-    store.put(_key(receipt.erasure_id), _encoded(done))
+    store.put(_key(receipt.erasure_id), done.to_json())
     return done
 
 
@@ -276,7 +270,7 @@ def _erase(
     if entry and erasure_id not in {change.get("erasure_id") for change in entry.changes}:
         # Less what was erased, not what is counted now: rows that were lost otherwise must still be noticed.
         change = {
-            "at": records.utc_now(),
+            "at": utc_now(),
             "kind": "erasure",
             "erasure_id": erasure_id,
             "rows_before": entry.rows,
@@ -310,16 +304,5 @@ def _before(milvus: Milvus, generation: Generation, crop_ids: Ids) -> Generation
     )
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"
-
-
 def _key(erasure_id: str) -> str:
     return f"erasures/{erasure_id}/receipt.json"
-
-
-def _encoded(receipt: Receipt) -> bytes:
-    return json.dumps(asdict(receipt), indent=2, sort_keys=True).encode() + b"\n"

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
+from index.documents import utc_now
 from index.generations import records
 from index.generations.load_plan import LoadPlan, plan_load
 from index.milvus import collection
@@ -198,7 +199,7 @@ def check_gate(
         recall_bar=recall_bar,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
-        checked=records.utc_now(),
+        checked=utc_now(),
         failures=(),
         golden=measure(milvus, generation, golden) if golden else None,
         live_golden=measure(milvus, current, golden) if golden and current else None,

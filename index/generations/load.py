@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
+from index.documents import utc_now
 from index.generations import records
 from index.generations.erasure import resume_erasures
 from index.generations.load_plan import LoadPlan, plan_load
@@ -18,6 +19,7 @@ from index.milvus.bulk_import import (
     MAX_CONCURRENT_IMPORTS,
     GrpcImporter,
     Importer,
+    ImportProgress,
     import_files,
 )
 from index.milvus.client import Milvus
@@ -49,8 +51,8 @@ class LoadOptions:
 
     `milvus_bucket`: 's3://name' of the server's own bucket, the only one that imports are read from; shards
     elsewhere are copied there for the import. `latest_wins`: of a crop in two runs the later run's row is
-    taken; without it such a crop is an error. `progress`: called with rows done and rows in all. `note`:
-    called with what the server says meanwhile.
+    taken; without it such a crop is an error. `progress`: called with rows done and rows in all.
+    `on_import`: called with the state of imports. `note`: called with the step that starts.
     """
 
     index_type: str = "auto"
@@ -58,6 +60,7 @@ class LoadOptions:
     milvus_bucket: str | None = None
     latest_wins: bool = False
     progress: Progress = lambda done, total: None
+    on_import: Callable[[ImportProgress], None] = lambda progress: None
     note: Callable[[str], None] = lambda text: None
 
 
@@ -80,10 +83,13 @@ class _LoadContext:
     lock: Lock
     times: LoadTimes = field(default_factory=LoadTimes)
 
-    def progress(self, done: int, note: str = "") -> None:
+    def progress(self, done: int) -> None:
         self.lock.require()
         self.options.progress(done, self.plan.rows)
-        self.options.note(note)
+
+    def on_import(self, progress: ImportProgress) -> None:
+        self.progress(progress.rows_done)
+        self.options.on_import(progress)
 
 
 def load_runs(
@@ -160,7 +166,7 @@ def build_generation(
             rows=plan.rows,
             target=chosen,
             state="loading",
-            updated=records.utc_now(),
+            updated=utc_now(),
         ),
     )
     filling = _LoadContext(milvus, generation, plan, options, lock, times)
@@ -261,7 +267,7 @@ def _insert(filling: _LoadContext) -> None:
 def _import_by(importer: Importer, filling: _LoadContext, at_once: int) -> None:
     bucket = filling.options.milvus_bucket or ""
     with import_source(filling.plan, filling.generation.name, bucket) as files:
-        import_files(importer, filling.generation.name, files, filling.progress, at_once)
+        import_files(importer, filling.generation.name, files, filling.on_import, at_once)
 
 
 def _import_grpc(filling: _LoadContext) -> None:

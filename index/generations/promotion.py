@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from index.documents import utc_now
 from index.generations import records
 from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
@@ -68,7 +69,7 @@ def _point_alias(
 ) -> None:
     entry = records.read(store, to.name)
     move: dict[str, Any] = {
-        "at": records.utc_now(),
+        "at": utc_now(),
         "kind": kind,
         "replaced": current.name if current else None,
         "force": force,

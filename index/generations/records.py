@@ -3,18 +3,18 @@
 Kept beside the runs and not in Milvus, so that it outlives the collection and tells of an interrupted load.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from index.documents import JsonDocument, utc_now
 from index.milvus.client import Milvus
 from index.milvus.collection import DROP_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
 from index.schema import SHARD_VERSION
-from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing, SchemaMismatch
+from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing
 from infra.store import Store
 
 State = Literal["loading", "ready", "dropped"]
@@ -22,7 +22,7 @@ _ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRecord:
+class GenerationRecord(JsonDocument):
     """One generation's state.
 
     `rows` is what count(*) must be. `run_ids` are the runs that it holds now, `pending` those of an increment
@@ -30,6 +30,8 @@ class GenerationRecord:
     `gate` holds the numbers of the last gate. `replaced` names what was live when this one was promoted last;
     `promotions` lists every move of the alias to this one.
     """
+
+    NOUN = "ledger entry of a generation"
 
     name: str
     alias: str
@@ -48,13 +50,13 @@ class GenerationRecord:
 
 def create(store: Store, entry: GenerationRecord) -> None:
     """Write the first entry of a generation. Raises ObjectExists if somebody took the name."""
-    store.create(_key(entry.name), _encoded(entry))
+    store.create(_key(entry.name), entry.to_json())
 
 
 def read(store: Store, name: str) -> GenerationRecord | None:
     """Return a generation's entry, or None. Raises SchemaMismatch if it cannot be read as one."""
     try:
-        return _decoded(store.get(_key(name)), store.uri_of(_key(name)))
+        return GenerationRecord.read(store, _key(name))
     except ObjectMissing:
         return None
 
@@ -65,9 +67,10 @@ def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:
         try:
             found = store.fetch(_key(name))
             changed = replace(
-                _decoded(found.data, store.uri_of(_key(name))), **{"updated": utc_now(), **changes}
+                GenerationRecord.from_json(found.data, store.uri_of(_key(name))),
+                **{"updated": utc_now(), **changes},
             )
-            store.replace(_key(name), _encoded(changed), etag=found.etag)
+            store.replace(_key(name), changed.to_json(), etag=found.etag)
             return changed
         except ObjectMissing:
             return None
@@ -81,31 +84,13 @@ def list_records(store: Store, alias: str | None = None) -> Iterator[GenerationR
     for found in store.list("generations"):
         if not found.key.endswith(".json") or found.key.count("/") != 1:
             continue  # a shard that waits for its import
-        entry = _decoded(store.get(found.key), store.uri_of(found.key))
+        entry = GenerationRecord.read(store, found.key)
         if alias in (None, entry.alias):
             yield entry
 
 
-def utc_now() -> str:
-    """Return the time now, UTC, in ISO 8601 to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _key(name: str) -> str:
     return f"generations/{name}.json"
-
-
-def _encoded(entry: GenerationRecord) -> bytes:
-    return json.dumps(asdict(entry), indent=1, sort_keys=True).encode()
-
-
-def _decoded(data: bytes, where: str) -> GenerationRecord:
-    try:
-        said: dict[str, Any] = json.loads(data)
-        lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-        return GenerationRecord(**(said | lists))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SchemaMismatch(f"{where} is no ledger entry of a generation: {error}") from error
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")

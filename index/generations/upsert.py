@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from index.documents import utc_now
 from index.generations import records
 from index.generations.erasure import resume_erasures
 from index.generations.load import LoadOptions, await_count, await_index, build_generation
@@ -107,7 +108,7 @@ def load_into_live(
 
 def _change(run_ids: Sequence[str], before: int, after: int, removed: int) -> dict[str, object]:
     return {
-        "at": records.utc_now(),
+        "at": utc_now(),
         "kind": "increment",
         "runs": list(run_ids),
         "rows_before": before,

@@ -1,6 +1,7 @@
 """Bulk imports: a file is one job of the server's; several run at once; each ends or is said to be stuck."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +43,18 @@ class JobState:
     rows: int
     progress: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far the imports of one load are: the rows of finished jobs, and the running jobs.
+
+    `jobs` counts the running ones by state, in lower case; `percent` is their mean progress.
+    """
+
+    rows_done: int
+    jobs: Counter[str]
+    percent: float = 0.0
 
 
 class Importer(Protocol):
@@ -124,13 +137,13 @@ def import_files(
     importer: Importer,
     collection: str,
     files: Iterator[ImportFile],
-    said: Callable[[int, str], None] = lambda rows, note: None,
+    on_progress: Callable[[ImportProgress], None] = lambda progress: None,
     at_once: int = MAX_CONCURRENT_IMPORTS,
 ) -> int:
     """Import files, at most `at_once` at a time, commit them all in the end, and return the rows.
 
     files: taken only when there is room for one more, so that files can be made ready one by one.
-    said: called with the rows of finished jobs and a note on those under way.
+    on_progress: called after each poll of the jobs.
     Raises ImportFailed: with the server's reason for a job that failed, as stuck for one that stands still,
     for another number of rows than the file has, and if the server is lost, for then the outcome is unknown.
     """
@@ -149,7 +162,7 @@ def import_files(
                     running.remove(one)
                     finished.append(one.job)
                     rows += state.rows
-            said(rows, _note(running))
+            on_progress(_progress(rows, running))
             if running:
                 time.sleep(_POLL)
         importer.commit(finished)
@@ -185,7 +198,7 @@ def _poll(importer: Importer, one: _Running) -> JobState:
     return state
 
 
-def _note(running: Sequence[_Running]) -> str:
-    return ", ".join(
-        f"job {one.job} {one.last.name.lower()} {one.last.progress} %" for one in running[:3] if one.last
-    )
+def _progress(rows_done: int, running: Sequence[_Running]) -> ImportProgress:
+    states = [one.last for one in running if one.last]
+    percent = sum(state.progress for state in states) / len(states) if states else 0.0
+    return ImportProgress(rows_done, Counter(state.name.lower() for state in states), percent)

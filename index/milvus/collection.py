@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from index.milvus.client import Milvus
 from index.milvus.index_types import IndexSpec
 from index.runs.shards import vectors_of
-from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA
 from infra.errors import BadInput, FingerprintMismatch, SchemaMismatch
 
 DROP_SECONDS = 180.0
@@ -40,14 +40,10 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
     from pymilvus import CollectionSchema, DataType, FieldSchema
 
     fields = [
-        FieldSchema("crop_id", DataType.INT64, is_primary=True),
-        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=EMBEDDING_DIM),
-        FieldSchema("uri", DataType.VARCHAR, max_length=MAX_URI_BYTES),
-        FieldSchema("camera_id", DataType.VARCHAR, max_length=MAX_NAME_BYTES),
-        FieldSchema("track_id", DataType.VARCHAR, max_length=MAX_NAME_BYTES),
-        FieldSchema("captured_at", DataType.INT64),
-        FieldSchema("model_id", DataType.INT32),
-        FieldSchema("model_confidence", DataType.FLOAT),
+        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=EMBEDDING_DIM)
+        if column.name == "embedding"
+        else _field(column)
+        for column in SHARD_SCHEMA
     ]
     facts = json.dumps(
         {
@@ -148,6 +144,19 @@ def row_count(milvus: Milvus, generation: Generation) -> int:
         timeout=60,
     )
     return int(answer[0]["count(*)"])
+
+
+def _field(column: pa.Field) -> Any:
+    from pymilvus import DataType, FieldSchema
+
+    types = {
+        pa.int64(): DataType.INT64,
+        pa.int32(): DataType.INT32,
+        pa.float32(): DataType.FLOAT,
+        pa.string(): DataType.VARCHAR,
+    }
+    limits = {"max_length": MAX_BYTES[column.name]} if column.type == pa.string() else {}
+    return FieldSchema(column.name, types[column.type], is_primary=column.name == "crop_id", **limits)
 
 
 def _read_description(milvus: Milvus, name: str) -> Generation | None:

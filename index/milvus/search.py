@@ -12,12 +12,12 @@ from index.filters import Filters
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, require_live
 from index.milvus.index_types import MAX_TOP, search_params
-from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SCALAR_NAMES
 from infra.errors import BadInput, BadSetting
 
-_FIELDS = ["uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
+_FIELDS = [name for name in SCALAR_NAMES if name != "crop_id"]
 _REPLY_BYTES = 64 * 1024 * 1024
-_HIT_BYTES = MAX_URI_BYTES + 2 * MAX_NAME_BYTES + 64
+_HIT_BYTES = sum(MAX_BYTES.values()) + 64
 
 
 @dataclass(frozen=True, slots=True)

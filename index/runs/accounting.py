@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 from index.runs.folder import RunFolder
 from index.runs.shards import ShardInfo, read_shards, require_unique
-from index.schema import MAX_NAME_BYTES, MAX_URI_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
+from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
 from infra.errors import CountMismatch, SchemaMismatch
-
-_LIMITS = {"uri": MAX_URI_BYTES, "camera_id": MAX_NAME_BYTES, "track_id": MAX_NAME_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ def split_usable(manifest: pa.Table) -> tuple[Any, pa.Table]:
     """
     usable = pa.repeat(True, manifest.num_rows)
     found: list[pa.Table] = []
-    for name, limit in _LIMITS.items():
+    for name, limit in MAX_BYTES.items():
         longer = pc.and_(usable, pc.greater(pc.binary_length(manifest[name]), limit))
         rows = manifest.filter(longer)
         if rows.num_rows:

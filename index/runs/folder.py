@@ -11,7 +11,7 @@ from index.parquet import open_parquet, write_table
 from index.runs.records import RunInfo
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, CountMismatch
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _PARTS_PER_FILE = 256
 
@@ -57,7 +57,7 @@ class RunFolder:
     def started(self) -> bool:
         """Return whether run.json stands."""
         head = None
-        with root_may_be_new(self.store):
+        with ignore_missing_root(self.store):
             head = self.store.head(self.key("run.json"))
         return head is not None
 

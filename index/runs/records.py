@@ -1,47 +1,20 @@
 """The two documents of a run: run.json says what it was started with, done.json what came of it."""
 
-import json
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
+from index.documents import JsonDocument
 from index.runs.shards import ShardInfo
-from infra.errors import FingerprintMismatch, Mismatch, SchemaMismatch
+from infra.errors import FingerprintMismatch, Mismatch
 
 LEDGER_VERSION = 1
-
-
-class JsonDocument:
-    """Plain JSON with sorted keys, so that equal contents are equal bytes."""
-
-    def to_json(self) -> bytes:
-        """Return the document as UTF-8 JSON."""
-        return json.dumps(_plain(self), indent=2, sort_keys=True).encode() + b"\n"
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> Self:
-        """Read the document. Raises SchemaMismatch for anything else, or another version of it."""
-        try:
-            found = json.loads(data)
-            written = found.pop("ledger_version")
-            if written == LEDGER_VERSION:
-                return cls(**cls._parsed(found))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SchemaMismatch(f"{where} is not a document of this system: {error!r}") from error
-        raise SchemaMismatch(
-            f"{where} is of version {written}, this release reads version {LEDGER_VERSION}",
-            remedy="Read it with the release that wrote it.",
-        )
-
-    @classmethod
-    def _parsed(cls, found: dict[str, Any]) -> dict[str, Any]:
-        return found
 
 
 @dataclass(frozen=True, slots=True)
 class RunInfo(JsonDocument):
     """What a run was started with."""
+
+    FORMAT = ("ledger_version", LEDGER_VERSION)
 
     run_id: str
     archive: str
@@ -62,6 +35,7 @@ class RunInfo(JsonDocument):
     created: str
     version: str
     """Release that made the run."""
+    ledger_version: int = LEDGER_VERSION
 
     @property
     def rows(self) -> int:
@@ -98,6 +72,8 @@ class RunInfo(JsonDocument):
 class RunSummary(JsonDocument):
     """What came of a run: listed = embedded + quarantined + duplicates."""
 
+    FORMAT = ("ledger_version", LEDGER_VERSION)
+
     run_id: str
     archive: str
     fingerprint: str
@@ -113,41 +89,4 @@ class RunSummary(JsonDocument):
     started: str
     finished: str
     settings: dict[str, Any]
-
-    @classmethod
-    def _parsed(cls, found: dict[str, Any]) -> dict[str, Any]:
-        return found | {"shards": tuple(ShardInfo(**shard) for shard in found["shards"])}
-
-
-def utc_now() -> str:
-    """Return the time, UTC, as it stands in a ledger."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def package_version() -> str:
-    """Return the version of this package, as it stands in a ledger."""
-    try:
-        return version("clvr-archive")
-    except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
-        return "unknown"
-
-
-def facts_to_json(facts: ShardInfo) -> bytes:
-    """Return the record of one compacted shard."""
-    return json.dumps(_facts(facts), sort_keys=True).encode()
-
-
-def facts_from_json(data: bytes) -> ShardInfo:
-    """Read the record of one compacted shard."""
-    return ShardInfo(**json.loads(data))
-
-
-def _facts(facts: ShardInfo) -> dict[str, Any]:
-    return {"key": facts.key, "rows": facts.rows, "bytes": facts.bytes, "sha256": facts.sha256}
-
-
-def _plain(document: Any) -> dict[str, Any]:
-    found = {field.name: getattr(document, field.name) for field in fields(document)}
-    if "shards" in found:
-        found["shards"] = [_facts(shard) for shard in found["shards"]]
-    return found | {"ledger_version": LEDGER_VERSION}
+    ledger_version: int = LEDGER_VERSION

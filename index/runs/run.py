@@ -24,6 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
+from index.documents import package_version, utc_now
 from index.parquet import open_parquet, write_table
 from index.runs.accounting import (
     check_quarantine,
@@ -34,7 +35,7 @@ from index.runs.accounting import (
     verify_run,
 )
 from index.runs.folder import RunFolder
-from index.runs.records import RunInfo, RunSummary, facts_from_json, facts_to_json, package_version, utc_now
+from index.runs.records import RunInfo, RunSummary
 from index.runs.shards import ShardInfo, read_shards, write_shard
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
@@ -46,7 +47,7 @@ from infra.errors import (
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -140,7 +141,7 @@ class Run:
     def open(cls, store: Store, run_id: str) -> Self:
         """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch."""
         key = f"runs/{run_id}/run.json"
-        info = RunInfo.from_json(store.get(key), store.uri_of(key))
+        info = RunInfo.read(store, key)
         if info.run_id != run_id:
             raise SchemaMismatch(
                 f"{store.uri_of(key)} is of run {info.run_id}",
@@ -158,7 +159,7 @@ class Run:
         """What done.json says. Raises CountMismatch for a run that is not finished."""
         key = self.folder.key("done.json")
         try:
-            return RunSummary.from_json(self.store.get(key), self.store.uri_of(key))
+            return RunSummary.read(self.store, key)
         except ObjectMissing as missing:
             raise CountMismatch(
                 f"run {self.run_id} is not finished", remedy="Resume it with `clvr embed`."
@@ -242,7 +243,7 @@ class Run:
         if self.finished:
             return self.summary.shards[shard]
         if self.store.head(self.folder.record_key(shard)) is not None:
-            return facts_from_json(self.store.get(self.folder.record_key(shard)))
+            return ShardInfo.read(self.store, self.folder.record_key(shard))
         first = shard * self.info.parts_per_shard
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
         self.folder.require_done(set(parts))
@@ -255,7 +256,7 @@ class Run:
             self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
         )
         facts = ShardInfo(name, written.rows, written.bytes, written.sha256)
-        self.store.put(self.folder.record_key(shard), facts_to_json(facts))
+        self.store.put(self.folder.record_key(shard), facts.to_json())
         return facts
 
     def finish(self) -> RunSummary:
@@ -292,7 +293,7 @@ class Run:
 def list_runs(store: Store) -> list[Run]:
     """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("runs")
     runs = []
     for folder in folders:

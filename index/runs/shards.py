@@ -4,15 +4,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import Field
 
+from index.documents import JsonDocument
 from index.parquet import open_parquet, temporary_parquet
-from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES, SHARD_SCHEMA, SHARD_VERSION
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA, SHARD_VERSION
 from infra.errors import (
     CorruptShard,
     DuplicateCropId,
@@ -26,8 +28,6 @@ from infra.store import Store
 REBUILD_REMEDY = (
     "Delete the file and write it again from its run; if it is copied, compare the copy with the source."
 )
-
-_LONGEST = {"uri": MAX_URI_BYTES, "camera_id": MAX_NAME_BYTES, "track_id": MAX_NAME_BYTES}
 
 
 def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
@@ -69,16 +69,16 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count:
             raise _corrupt(key, first_row, column.is_null(), name, "is null")
-        if name in _LONGEST:
+        if name in MAX_BYTES:
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid as invalid:
                 raise CorruptShard(
                     f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
                 ) from invalid
-            longer = pc.greater(pc.binary_length(column), _LONGEST[name])
+            longer = pc.greater(pc.binary_length(column), MAX_BYTES[name])
             if pc.any(longer).as_py():
-                raise _corrupt(key, first_row, longer, name, f"is longer than {_LONGEST[name]} bytes")
+                raise _corrupt(key, first_row, longer, name, f"is longer than {MAX_BYTES[name]} bytes")
     confidence = batch.column("model_confidence")
     if not pc.all(pc.is_finite(confidence), min_count=0).as_py():
         raise _corrupt(
@@ -136,7 +136,7 @@ ROW_GROUP_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInfo:
+class ShardInfo(JsonDocument):
     """What one shard holds: its key, its rows, its bytes as a file, and their SHA-256.
 
     `crop_ids`, int64 (rows,), is filled by `check_shard` only.
@@ -146,7 +146,8 @@ class ShardInfo:
     rows: int
     bytes: int
     sha256: str
-    crop_ids: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    # Any, because pydantic knows no arrays; the ids are no part of the record.
+    crop_ids: Annotated[Any, Field(exclude=True)] = field(default=None, compare=False, repr=False)
 
 
 def shard_table(

@@ -1,18 +1,17 @@
 """Where the time of a run went: one small document an attempt, beside the run's ledger."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Self
 
+from index.documents import JsonDocument
 from index.runs.folder import RunFolder
-from infra.errors import SchemaMismatch
 
 STAGES = ("waiting", "model", "writing")
 
 
 @dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(JsonDocument):
     """One attempt at a run. Wall seconds of the job first, then sums over its actors.
 
     `waiting`, `model` and `writing` add up to the actors' time; `fetch` and `decode` are seconds of the
@@ -67,18 +66,13 @@ class Timings:
 def write_timings(folder: RunFolder, timings: Timings) -> None:
     """Put one attempt's document into the run's folder."""
     name = timings.started.translate({ord(":"): None, ord("+"): None})
-    folder.store.put(
-        folder.key(f"timings/{name}.json"), json.dumps(asdict(timings), sort_keys=True, indent=2).encode()
-    )
+    folder.store.put(folder.key(f"timings/{name}.json"), timings.to_json())
 
 
 def read_timings(folder: RunFolder) -> list[Timings]:
     """Return the documents of all attempts, the earliest first. Raises SchemaMismatch."""
     keys = sorted(found.key for found in folder.store.list(folder.key("timings")))
-    try:
-        return [Timings(**json.loads(folder.store.get(key))) for key in keys]
-    except (ValueError, TypeError) as error:
-        raise SchemaMismatch(f"run {folder.info.run_id} has timings of another release: {error}") from error
+    return [Timings.read(folder.store, key) for key in keys]
 
 
 def total_of(attempts: Iterable[Timings]) -> Timings | None:

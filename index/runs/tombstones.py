@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index.parquet import open_parquet, write_table
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 _SCHEMA = pa.schema([("crop_id", pa.int64())])
 
@@ -37,7 +37,7 @@ def read_tombstones(store: Store, erasure_id: str) -> NDArray[np.int64]:
 def erasure_ids(store: Store) -> list[str]:
     """Return the names of all erasures that were begun, oldest first."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("erasures")
     return [folder.rpartition("/")[2] for folder in folders]
 

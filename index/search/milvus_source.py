@@ -10,10 +10,10 @@ from index.filters import Filters
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, ensure_loaded
 from index.milvus.search import Hit, search_generation
+from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
 _IDS_PER_CALL = 500
-_FACTS = ["crop_id", "uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
 
 
 class MilvusSource:
@@ -46,8 +46,8 @@ class MilvusSource:
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
         """Return what is known of those of the crops that are there, as hits at rank and distance 0."""
         return {
-            int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in _FACTS})
-            for row in self._rows(crop_ids, _FACTS)
+            int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in SCALAR_NAMES})
+            for row in self._rows(crop_ids, list(SCALAR_NAMES))
         }
 
     def sample(self, rows: int) -> list[dict[str, Any]]:

@@ -24,10 +24,11 @@ from index.milvus.search import Hit
 from index.parquet import open_parquet
 from index.runs.run import Run
 from index.runs.shards import vectors_of
+from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
-_FACTS = ["crop_id", "uri", "camera_id", "track_id", "captured_at", "model_id", "model_confidence"]
-_SCALARS = [name for name in _FACTS if name != "uri"]
+# No filter looks at the URI, the widest of the columns.
+_FILTERED = [name for name in SCALAR_NAMES if name != "uri"]
 _BATCH = 8192
 
 Item = TypeVar("Item")
@@ -101,7 +102,7 @@ class ScanSource:
             rows = file.metadata.row_group(group).num_rows
             kept = np.ones(rows, bool)
             if filters != Filters() or len(shard.left_out):
-                kept = _filter_rows(file.read_row_group(group, columns=_SCALARS), filters, shard.left_out)
+                kept = _filter_rows(file.read_row_group(group, columns=_FILTERED), filters, shard.left_out)
             if not kept.any():
                 continue
             start = 0
@@ -130,7 +131,7 @@ class ScanSource:
     def _facts(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
         return {
             row["crop_id"]: row
-            for batch in self._matching(crop_ids, _FACTS, filters)
+            for batch in self._matching(crop_ids, list(SCALAR_NAMES), filters)
             for row in batch.to_pylist()
         }
 

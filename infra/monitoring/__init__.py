@@ -1,1 +1,1 @@
-"""Dashboard and alerts for Prometheus and Grafana; nothing of it is imported by a verb."""
+"""Dashboard and alerts for Prometheus and Grafana. No command imports them."""

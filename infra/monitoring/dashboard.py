@@ -1,4 +1,4 @@
-"""The Grafana dashboard as code: `python -m infra.monitoring.dashboard` writes dashboard.json beside it."""
+"""The Grafana dashboard as code: `python -m infra.monitoring.dashboard` writes dashboard.json."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ _SOURCE = {"type": "prometheus", "uid": "${source}"}
 _WIDTH, _HEIGHT, _ROW = 8, 8, 24
 _ACTOR_TIME = 'rate(ray_clvr_stage_seconds_total{run=~"$run", stage=~"waiting|model|writing"}[5m])'
 
-# Title, unit, and (PromQL, legend) of each curve. `$run` and `$alias` are chosen in Grafana.
+# Title, unit, and (PromQL, legend) of each curve. Grafana fills in `$run` and `$alias`.
 PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     (
         "Crops embedded",
@@ -17,7 +17,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (('sum by (run) (rate(ray_clvr_crops_embedded_total{run=~"$run"}[5m]))', "{{run}}"),),
     ),
     (
-        "Quarantine by cause, of all crops",
+        "Quarantined share of crops, by cause",
         "percentunit",
         (
             (
@@ -29,7 +29,7 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ),
     ("Fetched", "Bps", (('sum by (run) (rate(ray_clvr_bytes_fetched_total{run=~"$run"}[5m]))', "{{run}}"),)),
     (
-        "Where the actors' time goes",
+        "Time of actors, by stage",
         "percentunit",
         (
             (
@@ -39,12 +39,12 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "Threads beside the model: fetch and decode",
+        "Threads: fetch and decode",
         "s",
         (
             (
                 'sum by (stage) (rate(ray_clvr_stage_seconds_total{run=~"$run", stage=~"fetch|decode"}[5m]))',
-                "{{stage}} seconds a second",
+                "{{stage}} seconds per second",
             ),
         ),
     ),
@@ -63,10 +63,29 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
         (('max by (quantile) (ray_clvr_gate_latency_ms{alias=~"$alias"})', "p{{quantile}}"),),
     ),
     (
-        "Rows too many or too few",
+        "Rows in excess or missing",
         "short",
         (('max by (alias) (ray_clvr_reconciliation_gap{alias=~"$alias"})', "{{alias}}"),),
     ),
+    (
+        "Training: images",
+        "ops",
+        (
+            ("sum by (stage) (rate(ray_clvr_train_pictures_total[5m]))", "{{stage}}, mean"),
+            ("sum by (stage) (ray_clvr_train_pictures_per_second)", "{{stage}}, last step"),
+        ),
+    ),
+    (
+        "Training: share of time waiting for images",
+        "percentunit",
+        (
+            (
+                "max by (stage, rank) (rate(ray_clvr_train_wait_seconds_total[5m]))",
+                "{{stage}}, worker {{rank}}",
+            ),
+        ),
+    ),
+    ("Training: loss", "short", (("avg by (stage) (ray_clvr_train_loss)", "{{stage}}"),)),
     ("CPU by node", "percent", (("avg by (instance) (ray_node_cpu_utilization)", "{{instance}}"),)),
     ("GPU by node", "percent", (("avg by (instance) (ray_node_gpus_utilization)", "{{instance}}"),)),
     (
@@ -78,9 +97,9 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard in the format that Grafana imports."""
     return {
-        "title": "CLVR Archive: the night",
+        "title": "CLVR Archive",
         "uid": "clvr-night",
         "tags": ["clvr"],
         "timezone": "utc",

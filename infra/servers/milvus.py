@@ -1,8 +1,8 @@
 """A real Milvus 2.3.5 server on this machine, from the PyPI package `milvus` (Linux, x86_64).
 
-Its binary is started directly, for the package's own wrapper ignores wrong-typed settings and cannot end it
-reliably. It listens on every interface and knows no other way, so it gets a network namespace of its own
-where root and iproute2 are at hand; elsewhere it demands a generated password, and says so.
+The binary is started directly: the package's wrapper ignores settings of a wrong type and cannot end the
+server reliably. Milvus listens on every interface and has no setting for that. With root and iproute2 it
+therefore runs in a network namespace; elsewhere a generated password protects it, with a warning.
 """
 
 import importlib.util
@@ -20,35 +20,38 @@ from typing import Any, Self
 import yaml
 
 from infra.errors import BadSetting, IndexUnreachable
-from infra.servers.network import PrivateNetwork
-from infra.servers.process import ServerProcess, answers, are_free, free_ports
+from infra.servers.netns import NetworkNamespace
+from infra.servers.process import ServerProcess, answers, are_ports_free, free_ports
 from infra.servers.seaweedfs import SeaweedFs
 
 VERSION = "2.3.5"
 
 _START_SECONDS = 90.0
 _LISTENERS = ("proxy", "rootCoord", "queryCoord", "queryNode", "indexNode", "dataCoord", "dataNode")
-_FACTORY_TOKEN = "root:Milvus"  # noqa: S105  the same on every Milvus; we change it at once
+_DEFAULT_TOKEN = "root:Milvus"  # noqa: S105  the default of every Milvus; changed at the first start
 
 
 @dataclass(frozen=True, slots=True)
-class MilvusPlace:
-    """Where a server listens: its ports, its network if it has one, and the storage's gateway into that."""
+class MilvusEndpoint:
+    """Where a server listens.
+
+    `network`: its namespace, None if it listens on the host. `gateway_port`: of the storage in the namespace.
+    """
 
     ports: dict[str, int]
-    network: PrivateNetwork | None
+    network: NetworkNamespace | None
     gateway_port: int = 0
 
     @classmethod
-    def choose(cls, *, isolate: bool = True) -> "MilvusPlace":
-        """Choose ports and, where it can be had, a network that nobody uses."""
+    def choose(cls, *, isolate: bool = True) -> "MilvusEndpoint":
+        """Choose unused ports and, if possible, an unused network namespace."""
         names = (*_LISTENERS, "proxyInternal", "indexCoord", "etcd", "etcdPeer", "metrics")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
-        return cls(ports, PrivateNetwork.choose() if isolate else None)
+        return cls(ports, NetworkNamespace.choose() if isolate else None)
 
     def is_free(self) -> bool:
-        """Whether nobody has taken this place in the meantime."""
-        return self.network.is_free() if self.network else are_free(self.ports.values())
+        """Whether these ports or this namespace are still unused."""
+        return self.network.is_free() if self.network else are_ports_free(self.ports.values())
 
     @property
     def host(self) -> str:
@@ -61,19 +64,19 @@ class MilvusPlace:
         return f"http://{self.host}:{self.ports['proxy']}"
 
     def token(self, folder: Path) -> str:
-        """The token for clients; the first call makes up the password of a server without its own network."""
+        """The token for clients, "" in a namespace; the first call generates the password."""
         return "" if self.network else f"root:{_password(folder)}"
 
     def answers(self) -> bool:
-        """Whether a server here says that it is well."""
+        """Whether a healthy server answers at this endpoint."""
         return answers(f"http://{self.host}:{self.ports['metrics']}/healthz")
 
 
 class MilvusServer:
-    """A standalone Milvus whose metadata lives in `folder` and whose data lives in a bucket of `storage`.
+    """A standalone Milvus with its metadata in `folder` and its data in a bucket of `storage`.
 
-    `uri` and `token` are what MilvusClient wants. With storage, bulk import reads keys of `bucket`.
-    Without storage everything lives in the folder.
+    MilvusClient takes `uri` and `token`. With storage, bulk import reads keys of `bucket`. Without storage
+    the data are in the folder too.
     """
 
     def __init__(
@@ -81,19 +84,19 @@ class MilvusServer:
         folder: Path,
         storage: SeaweedFs | None,
         bucket: str,
-        place: MilvusPlace,
+        endpoint: MilvusEndpoint,
         *,
-        mark: str = "",
+        owner_tag: str = "",
     ) -> None:
         self.folder = folder
         self.storage = storage
         self.bucket = bucket if storage else ""
-        self.network = place.network
-        self.host = place.host
-        self._gateway_port = place.gateway_port
-        self._ports = place.ports
-        self._mark = mark
-        self.token = place.token(folder)
+        self.network = endpoint.network
+        self.host = endpoint.host
+        self._gateway_port = endpoint.gateway_port
+        self._ports = endpoint.ports
+        self._owner_tag = owner_tag
+        self.token = endpoint.token(folder)
         self._process: ServerProcess | None = None
 
     @classmethod
@@ -104,20 +107,20 @@ class MilvusServer:
         storage: SeaweedFs | None = None,
         bucket: str = "milvus",
         isolate: bool = True,
-        place: MilvusPlace | None = None,
-        mark: str = "",
+        endpoint: MilvusEndpoint | None = None,
+        owner_tag: str = "",
     ) -> Self:
-        """Start it and wait until it serves, about 3 s; the first start on a machine unpacks it, 6 s more.
+        """Start a server and wait until it serves, about 3 s; the first start on a machine takes 6 s more.
 
-        `isolate=False` asks for the generated password even where a network of its own could be had.
-        place: where it was before; taken again if it is free. mark: see ServerProcess.
+        isolate: False uses the generated password even where a namespace is possible.
+        endpoint: that of an earlier start; used again if it is free. owner_tag: see ServerProcess.
 
         Raises BadSetting if the package is not installed, IndexUnreachable if the server does not come up.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if place is None or not place.is_free():
-            place = MilvusPlace.choose(isolate=isolate)
-        server = cls(folder.resolve(), storage, bucket, place, mark=mark)
+        if endpoint is None or not endpoint.is_free():
+            endpoint = MilvusEndpoint.choose(isolate=isolate)
+        server = cls(folder.resolve(), storage, bucket, endpoint, owner_tag=owner_tag)
         if storage is not None:
             storage.create_bucket(bucket)
         server.restart()
@@ -132,16 +135,16 @@ class MilvusServer:
     @property
     def uri(self) -> str:
         """The URL for clients, such as http://198.18.3.2:20123."""
-        return self.place.uri
+        return self.endpoint.uri
 
     @property
-    def place(self) -> MilvusPlace:
-        """Where it listens, to be found again there."""
-        return MilvusPlace(self._ports, self.network, self._gateway_port)
+    def endpoint(self) -> MilvusEndpoint:
+        """Where it listens; `start` takes it again."""
+        return MilvusEndpoint(self._ports, self.network, self._gateway_port)
 
     @property
     def pid(self) -> int:
-        """Its process id, 0 if it does not run."""
+        """The process id, 0 if the server does not run."""
         return self._process.pid if self._process else 0
 
     @property
@@ -150,7 +153,7 @@ class MilvusServer:
         return self.folder / "milvus.log"
 
     def restart(self) -> None:
-        """Start it again after `kill`, with the same data, at the same address. Loading may fail for 40 s."""
+        """Start again after `kill` with the same data and address. Collections may not load for 40 s."""
         self.stop()
         self._write_settings()
         programs = _unpacked()
@@ -169,44 +172,44 @@ class MilvusServer:
                 "MILVUSCONF": str(self.folder / "configs"),
             },
             prepare=self._connect if self.network else None,
-            mark=self._mark,
+            owner_tag=self._owner_tag,
         )
-        ready = self.place.answers
-        if not self._process.wait_until(lambda: ready() and self._serves(), seconds=_START_SECONDS):
-            words = self._process.last_words()
+        is_up = self.endpoint.answers
+        if not self._process.wait_until(lambda: is_up() and self._serves(), seconds=_START_SECONDS):
+            log_tail = self._process.log_tail()
             self.stop()
             raise IndexUnreachable(
-                f"Milvus did not start in {self.folder}: {words}", remedy=f"Read {self.log}."
+                f"Milvus did not start in {self.folder}: {log_tail}", remedy=f"Read {self.log}."
             )
 
         if self.network is None:
             warnings.warn(
                 f"Milvus at {self.uri} listens on all interfaces, protected by a generated password only: "
-                "no root or no iproute2 here to give it a network of its own",
+                "a network namespace needs root and iproute2",
                 stacklevel=2,
             )
 
     def kill(self) -> None:
-        """End it with SIGKILL, as a crash would. `restart` brings it back."""
+        """End the server with SIGKILL, like a crash. `restart` starts it again."""
         if self._process is not None:
             self._process.kill()
             self._process = None
 
     def stop(self) -> None:
-        """End it: by SIGKILL too, for SIGTERM can hang when storage is remote. The folder stays."""
+        """End the server by SIGKILL: SIGTERM can hang with remote storage. The folder remains."""
         self.kill()
 
     def _connect(self, pid: int) -> None:
         assert self.network is not None  # noqa: S101
         try:
             self.network.connect(pid)
-        except OSError as refused:
+        except OSError as error:
             raise IndexUnreachable(
-                f"no network for Milvus: {refused}", remedy="Start it with isolate=False."
-            ) from refused
+                f"no network for Milvus: {error}", remedy="Start it with isolate=False."
+            ) from error
         if self.storage is not None and not self._gateway_port:
-            # The namespace cannot see our loopback: SeaweedFS must answer at our end of the pair as well.
-            self._gateway_port = self.storage.serve_also_at(self.network.host)
+            # The namespace cannot reach the host's loopback, so SeaweedFS needs a gateway at this end.
+            self._gateway_port = self.storage.start_gateway(self.network.host)
             self._write_settings()
 
     def _serves(self) -> bool:
@@ -216,12 +219,12 @@ class MilvusServer:
         password = self.token.partition(":")[2]
         try:
             if password and not self._password_set.exists():
-                with closing(MilvusClient(self.uri, token=_FACTORY_TOKEN, timeout=5)) as client:
-                    client.update_password("root", _FACTORY_TOKEN.partition(":")[2], password)
+                with closing(MilvusClient(self.uri, token=_DEFAULT_TOKEN, timeout=5)) as client:
+                    client.update_password("root", _DEFAULT_TOKEN.partition(":")[2], password)
                 self._password_set.touch()
             with closing(MilvusClient(self.uri, token=self.token, timeout=5)) as client:
                 client.list_collections()
-        except (MilvusException, grpc.RpcError):  # a refused password comes as the latter
+        except (MilvusException, grpc.RpcError):  # a wrong password raises RpcError
             time.sleep(0.2)
             return False
         return True
@@ -233,7 +236,7 @@ class MilvusServer:
     def _write_settings(self) -> None:
         configs = self.folder / "configs"
         configs.mkdir(exist_ok=True)
-        (configs / "milvus.yaml").touch(mode=0o600)  # it holds the storage's keys
+        (configs / "milvus.yaml").touch(mode=0o600)  # it contains the storage's keys
         (configs / "milvus.yaml").write_text(yaml.safe_dump(self._settings()))
         (configs / "etcd.yaml").write_text(yaml.safe_dump(self._etcd()))
         shutil.copy(_package() / "glog.conf", configs / "glog.conf")
@@ -266,7 +269,7 @@ class MilvusServer:
         return settings
 
     def _etcd(self) -> dict[str, Any]:
-        # Left to itself the embedded etcd takes 2379 and 2380: then only one Milvus fits on a machine.
+        # By default the embedded etcd takes 2379 and 2380, which allows one Milvus on a machine.
         client, peer = (f"http://127.0.0.1:{self._ports[name]}" for name in ("etcd", "etcdPeer"))
         return {
             "name": "default",
@@ -304,14 +307,16 @@ def _password(folder: Path) -> str:
 
 
 def _package() -> Path:
-    found = importlib.util.find_spec("milvus")
-    if found is None or found.origin is None:
-        raise BadSetting("the package 'milvus' is not installed", remedy="pip install 'clvr-archive[stack]'")
-    return Path(found.origin).parent / "data"
+    spec = importlib.util.find_spec("milvus")
+    if spec is None or spec.origin is None:
+        raise BadSetting(
+            "the package 'milvus' is not installed", remedy="Run: pip install 'clvr-archive[stack]'"
+        )
+    return Path(spec.origin).parent / "data"
 
 
 def _unpacked() -> Path:
-    """Return the folder with the unpacked binary and its libraries; unpack them once per machine."""
+    """Return the folder of the unpacked binary and its libraries; unpack them once for each machine."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
     ready = cache / f"milvus-{VERSION}"
     if ready.is_dir():

@@ -1,4 +1,7 @@
-"""The head of a Ray cluster on the loopback: Ray's own program, ended by its pid and never by `ray stop`."""
+"""The head of a Ray cluster on the loopback, started by `ray start` and ended by its pid.
+
+`ray stop` is never used: it ends every Ray on the machine.
+"""
 
 import hashlib
 import os
@@ -10,11 +13,19 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import ClvrError
-from infra.servers.process import ServerProcess, answers, are_free, free_ports, program
-from infra.servers.remembered import Remembered, end_all, session_of
+from infra.servers.process import (
+    ProcessHandle,
+    ServerProcess,
+    answers,
+    are_ports_free,
+    end_all,
+    free_ports,
+    processes_in_session,
+    program,
+)
 
 _START_SECONDS = 90.0
-_ATTEMPTS = 2  # Ray itself gives up after 30 s, which a busy machine may take
+_ATTEMPTS = 2  # Ray gives up after 30 s, which a busy machine may need
 _LISTENERS = {
     "gcs": "--port",
     "dashboard": "--dashboard-port",
@@ -26,22 +37,22 @@ _LISTENERS = {
     "runtimeEnv": "--runtime-env-agent-port",
     "client": "--ray-client-server-port",
 }
-# A socket's path has at most 107 bytes, and Ray puts up to 64 behind its folder.
+# A socket's path has at most 107 bytes, and Ray appends up to 64 to its folder.
 _FOLDER_LIMIT = 40
-_SHORT = Path("/tmp")  # noqa: S108  what we put there has a name of its own and mode 0700
+_SHORT = Path("/tmp")  # noqa: S108  the folders have unique names and mode 0700
 
 
 class RayHeadFailed(ClvrError):
-    """The head of the Ray cluster did not come up."""
+    """The head of the Ray cluster did not start."""
 
 
 class RayHead:
-    """A Ray head of one node with a dashboard, which Ray Jobs need, behind a generated token."""
+    """A Ray head of one node with a dashboard, which Ray Jobs need; a generated token protects it."""
 
     def __init__(self, folder: Path, ports: dict[str, int]) -> None:
         self.folder = folder
         self.ports = ports
-        # Ray lets everybody write into its folder: so it gets one below a folder that is ours alone.
+        # Every user may write into Ray's folder, so it is below a folder that only its owner may enter.
         self.session = (folder if len(str(folder)) <= _FOLDER_LIMIT else _short_folder(folder)) / "s"
         self._process: ServerProcess | None = None
 
@@ -54,41 +65,42 @@ class RayHead:
         ports: dict[str, int] | None = None,
         cpus: int | None = None,
         object_store_bytes: int = 1 << 30,
-        mark: str = "",
+        owner_tag: str = "",
     ) -> Self:
-        """Start it and wait until it answers, about 12 s.
+        """Start a head and wait until it answers, about 12 s.
 
-        environment: what jobs shall find in theirs, such as the storage's credentials: workers inherit the
-        head's. ports: those it had before; taken if they are still free. mark: see ServerProcess.
+        environment: variables for jobs, such as the storage's credentials; workers inherit the head's
+        environment. ports: those of an earlier start; used again if they are free. owner_tag: see
+        ServerProcess.
         Raises RayHeadFailed with the end of its log.
         """
-        if ports is None or not are_free(ports.values()):
+        if ports is None or not are_ports_free(ports.values()):
             ports = dict(zip(_LISTENERS, free_ports(len(_LISTENERS)), strict=True))
         head = cls(folder.resolve(), ports)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _own_folder(folder)
-        _own_folder(head.session.parent)
+        _make_private_folder(folder)
+        _make_private_folder(head.session.parent)
         if head.session.parent != head.folder:
-            _sweep()
+            _remove_stale_sessions()
             (head.session.parent / "of").write_text(str(head.folder))
         head._write_token()
         command = head._command(cpus, object_store_bytes)
-        clients = _bare_environment() | dict(environment) | head.environment(address=False)
+        clients = _without_other_clusters() | dict(environment) | head.environment(address=False)
         for _ in range(_ATTEMPTS):
             process = head._process = ServerProcess(
-                command, log=head.log, folder=folder, environment=clients, mark=mark
+                command, log=head.log, folder=folder, environment=clients, owner_tag=owner_tag
             )
-            leader = Remembered.of(process.pid)
+            leader = ProcessHandle.of(process.pid)
             if process.wait_until(head.answers, seconds=_START_SECONDS):
                 return head
-            words = process.last_words()
+            log_tail = process.log_tail()
             process.kill()
-            end_all(session_of(leader))
-        raise RayHeadFailed(f"Ray did not start in {folder}: {words}", remedy=f"Read {head.log}.")
+            end_all(processes_in_session(leader))
+        raise RayHeadFailed(f"Ray did not start in {folder}: {log_tail}", remedy=f"Read {head.log}.")
 
     @property
     def address(self) -> str:
-        """What `ray.init` and --ray take, such as 127.0.0.1:20123."""
+        """The address for `ray.init` and --ray, such as 127.0.0.1:20123."""
         return f"127.0.0.1:{self.ports['gcs']}"
 
     @property
@@ -98,29 +110,29 @@ class RayHead:
 
     @property
     def log(self) -> Path:
-        """What the program says; Ray's many logs are in `session`."""
+        """The output of `ray start`; Ray's other logs are in `session`."""
         return self.folder / "head.log"
 
     @property
     def token_file(self) -> Path:
-        """The file that holds the token which every client must show."""
+        """The file with the token that every client must send."""
         return self.folder / "token"
 
     @property
     def pid(self) -> int:
-        """Its process id, 0 if this object did not start it."""
+        """The process id, 0 if this object did not start the process."""
         return self._process.pid if self._process else 0
 
     def answers(self) -> bool:
-        """Whether the cluster and its node say that they are well. These questions need no token."""
+        """Whether the cluster and its node report that they are healthy. No token is needed."""
         node = f"http://127.0.0.1:{self.ports['agent']}/api/local_raylet_healthz"
         cluster = f"{self.dashboard}/api/gcs_healthz"
         return answers(cluster, containing=b"success") and answers(node, containing=b"success")
 
     def environment(self, *, address: bool = True) -> dict[str, str]:
-        """The variables for clients. The token itself stays in its file."""
+        """The variables for clients. The token remains in its file."""
         values = {
-            # Without it Ray takes 127.0.0.1 for "any address" and listens on all of them.
+            # Without it Ray treats 127.0.0.1 as "any address" and listens on all interfaces.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
@@ -147,16 +159,16 @@ class RayHead:
             self.token_file.write_text(secrets.token_hex(32))
 
 
-def _bare_environment() -> dict[str, str]:
-    # What our caller has set for other clusters and other storage must not reach this one's workers.
+def _without_other_clusters() -> dict[str, str]:
+    # Variables for other clusters and other storage must not reach this cluster's workers.
     foreign = ("AWS_", "CLVR_", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH", "RAY_JOB")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
-def _own_folder(folder: Path) -> None:
+def _make_private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.geteuid():
-        raise RayHeadFailed(f"{folder} belongs to somebody else", remedy="Choose another --folder.")
+        raise RayHeadFailed(f"{folder} belongs to another user", remedy="Choose another --folder.")
 
 
 def _short_folder(folder: Path) -> Path:
@@ -164,9 +176,9 @@ def _short_folder(folder: Path) -> Path:
     return _SHORT / f"clvr-ray-{digest}"
 
 
-def _sweep() -> None:
+def _remove_stale_sessions() -> None:
     """Remove the short folders of heads whose own folder is gone."""
     for owner in _SHORT.glob("clvr-ray-*/of"):
-        with suppress(OSError):  # somebody else's, or just being removed
+        with suppress(OSError):  # owned by another user, or removed concurrently
             if owner.stat().st_uid == os.geteuid() and not Path(owner.read_text()).exists():
                 shutil.rmtree(owner.parent)

@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import Self
 
 from infra.errors import StoreUnreachable
-from infra.servers.process import GRPC_OFFSET, ServerProcess, answers, are_free, free_ports, program
+from infra.servers.process import GRPC_OFFSET, ServerProcess, answers, are_ports_free, free_ports, program
 from infra.store import open_store
-from infra.store_settings import StoreSettings
+from infra.store.settings import StoreSettings
 
 Keys = tuple[str, str]
 
 _LISTENERS = ("s3", "filer", "volume", "master")
-_ATTEMPTS = 3  # somebody else may take a port between our look and the server's
+_ATTEMPTS = 3  # another process may take a port before the server does
 _START_SECONDS = 60.0
 _SOCKET_PATH_LIMIT = 100
 
 
 class SeaweedFs:
-    """A SeaweedFS server that keeps everything in one folder and listens on 127.0.0.1 only.
+    """A SeaweedFS server with all its data in one folder, which listens on 127.0.0.1 only.
 
-    `settings` may do everything; `reader` may only list and read.
+    The keys of `settings` have all permissions; those of `reader` may only list and read.
     """
 
     def __init__(
-        self, folder: Path, writer: Keys, reader: Keys, named_ports: dict[str, int], *, mark: str = ""
+        self, folder: Path, writer: Keys, reader: Keys, named_ports: dict[str, int], *, owner_tag: str = ""
     ) -> None:
         self.folder = folder
         endpoint = f"http://127.0.0.1:{named_ports['s3']}"
@@ -39,7 +39,7 @@ class SeaweedFs:
         )
         self.named_ports = named_ports
         self.ports = list(named_ports.values())
-        self._mark = mark
+        self._owner_tag = owner_tag
         self._processes: list[ServerProcess] = []
 
     @classmethod
@@ -50,36 +50,36 @@ class SeaweedFs:
         access_key: str | None = None,
         secret_key: str | None = None,
         ports: dict[str, int] | None = None,
-        mark: str = "",
+        owner_tag: str = "",
     ) -> Self:
-        """Start it and wait until it answers, about 3 s. The keys are made up unless they are given.
+        """Start a server and wait until it answers, about 3 s. Keys are generated unless they are given.
 
-        ports: those it had before; taken if they are still free. mark: see ServerProcess.
-        Raises StoreUnreachable, with the end of the log, if it does not come up.
+        ports: those of an earlier start; used again if they are free. owner_tag: see ServerProcess.
+        Raises StoreUnreachable, with the end of the log, if the server does not start.
         """
         folder.mkdir(parents=True, exist_ok=True)
         writer_keys = access_key or secrets.token_hex(8), secret_key or secrets.token_hex(20)
         reader_keys = secrets.token_hex(8), secrets.token_hex(20)
         _write_identities(folder / "s3.json", writer_keys, reader_keys)
         for _ in range(_ATTEMPTS):
-            if ports is None or not are_free(ports.values()):
+            if ports is None or not are_ports_free(ports.values()):
                 ports = dict(zip(_LISTENERS, free_ports(len(_LISTENERS)), strict=True))
-            server = cls(folder, writer_keys, reader_keys, ports, mark=mark)
+            server = cls(folder, writer_keys, reader_keys, ports, owner_tag=owner_tag)
             endpoint = server.endpoint
             process = server._run("seaweedfs", _server_arguments(folder, ports))
             master = f"http://127.0.0.1:{ports['master']}"
-            if process.wait_until(partial(_is_whole, endpoint, master), seconds=_START_SECONDS):
+            if process.wait_until(partial(_is_complete, endpoint, master), seconds=_START_SECONDS):
                 return server
             server.stop()
             ports = None
         raise StoreUnreachable(
-            f"SeaweedFS did not start in {folder}: {process.last_words()}", remedy=f"Read {process.log}."
+            f"SeaweedFS did not start in {folder}: {process.log_tail()}", remedy=f"Read {process.log}."
         )
 
     @classmethod
-    def found(cls, folder: Path, ports: dict[str, int], *, mark: str) -> Self:
-        """Return the server that runs there since an earlier process started it with this mark."""
-        return cls(folder, *read_keys(folder), ports, mark=mark)
+    def attach(cls, folder: Path, ports: dict[str, int], *, owner_tag: str) -> Self:
+        """Return a server that an earlier process started in this folder with this tag."""
+        return cls(folder, *read_keys(folder), ports, owner_tag=owner_tag)
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +89,7 @@ class SeaweedFs:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that we started: the server, then its gateways."""
+        """The process ids of the server and, after it, of its gateways, if this object started them."""
         return [process.pid for process in self._processes]
 
     @property
@@ -99,7 +99,7 @@ class SeaweedFs:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The `AWS_*` variables for programs that shall use this server."""
+        """The `AWS_*` variables for clients of this server."""
         return self.settings.environment()
 
     def create_bucket(self, name: str) -> str:
@@ -109,11 +109,11 @@ class SeaweedFs:
         return store.uri
 
     def answers(self) -> bool:
-        """Whether it serves now."""
+        """Whether the server answers now."""
         return _is_ready(self.endpoint)
 
-    def serve_also_at(self, address: str, port: int = 0) -> int:
-        """Open a second S3 gateway to the same data at another address of this machine; return its port."""
+    def start_gateway(self, address: str, port: int = 0) -> int:
+        """Start an S3 gateway to the same data at another address of this machine; return its port."""
         port = port or free_ports(1)[0]
         self.ports.append(port)
         gateway = self._run(
@@ -132,34 +132,34 @@ class SeaweedFs:
         )
         if not gateway.wait_until(lambda: _is_ready(f"http://{address}:{port}"), seconds=_START_SECONDS):
             raise StoreUnreachable(
-                f"no S3 gateway at {address}:{port}: {gateway.last_words()}", remedy=f"Read {gateway.log}."
+                f"no S3 gateway at {address}:{port}: {gateway.log_tail()}", remedy=f"Read {gateway.log}."
             )
         return port
 
     def stop(self) -> None:
-        """End it with SIGKILL: SIGTERM takes it 15 to 25 s. The folder stays."""
+        """End the server with SIGKILL: SIGTERM takes 15 to 25 s. The folder remains."""
         while self._processes:
             self._processes.pop().kill()
         remove_sockets(self.ports)
 
     def _run(self, name: str, arguments: list[str]) -> ServerProcess:
-        # Its default, seven volumes a bucket, leaves room for some 40 buckets; then every PUT gets a 500.
+        # The default, seven volumes a bucket, suffices for about 40 buckets; then every PUT gets a 500.
         one_volume_a_bucket = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
-        # Keys are in s3.json only: neither in argv nor in the environment, which `ps` shows.
+        # `ps` shows arguments and environment, so the keys are in s3.json only.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         process = ServerProcess(
             [program("weed"), *arguments],
             log=self.folder / f"{name}.log",
             folder=self.folder,
             environment=environment | one_volume_a_bucket,
-            mark=self._mark,
+            owner_tag=self._owner_tag,
         )
         self._processes.append(process)
         return process
 
 
 def remove_sockets(ports: Iterable[int]) -> None:
-    """Remove the sockets that SeaweedFS puts into /tmp, whatever one says, and leaves there."""
+    """Remove the sockets that SeaweedFS leaves in /tmp; no option prevents them."""
     for kind, port in product(("master", "volume", "filer", "s3"), ports):
         Path(f"/tmp/seaweedfs-{kind}-grpc-{port + GRPC_OFFSET}.sock").unlink(missing_ok=True)  # noqa: S108
 
@@ -198,19 +198,19 @@ def _server_arguments(folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def _is_ready(endpoint: str) -> bool:
-    # 403: the S3 side is up, has read its keys, and refuses us because this request has none.
+    # 403: the S3 side is up, has read its keys, and rejects a request without a signature.
     return answers(endpoint, good=403)
 
 
-def _is_whole(endpoint: str, master: str) -> bool:
-    # After a restart the S3 side may be up before the master knows where the volumes are.
+def _is_complete(endpoint: str, master: str) -> bool:
+    # After a restart the S3 side may answer before the master knows the volumes.
     return _is_ready(endpoint) and answers(f"{master}/dir/status", containing=b'"DataNodes":[{')
 
 
 def _socket(folder: Path, kind: str, port: int) -> str:
-    # Left to itself SeaweedFS leaves its sockets behind in /tmp; but a socket's path has at most 108 bytes.
-    inside = str(folder / f"{kind}-{port}.sock")
-    return inside if len(inside) < _SOCKET_PATH_LIMIT else f"/tmp/seaweedfs-{kind}-{port}.sock"  # noqa: S108
+    # By default SeaweedFS leaves its sockets in /tmp. A socket's path has at most 108 bytes.
+    path = str(folder / f"{kind}-{port}.sock")
+    return path if len(path) < _SOCKET_PATH_LIMIT else f"/tmp/seaweedfs-{kind}-{port}.sock"  # noqa: S108
 
 
 def _write_identities(path: Path, writer: Keys, reader: Keys) -> None:

@@ -1,7 +1,7 @@
-"""The local stack: SeaweedFS, Milvus and a Ray head that outlive the command which starts them.
+"""The local stack: SeaweedFS, Milvus and a Ray head that outlive the command that starts them.
 
-All of it lives in one folder. `stack.json` there remembers each process by pid and start time, so that a
-later command finds them, starts only what is missing, and ends nothing that is not its own.
+Its data, logs and state are in one folder. `stack.json` records each process by pid and start time: a later
+command finds the processes, starts the missing ones, and ends only those of this stack.
 """
 
 import fcntl
@@ -18,25 +18,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.errors import BadInput, Locked
-from infra.servers.milvus import MilvusPlace, MilvusServer
-from infra.servers.network import PrivateNetwork
+from infra.servers.milvus import MilvusEndpoint, MilvusServer
+from infra.servers.netns import NetworkNamespace
+from infra.servers.process import ProcessHandle, end_all, processes_in_session, processes_with_tag
 from infra.servers.ray_head import RayHead
-from infra.servers.remembered import Remembered, end_all, marked, session_of
 from infra.servers.seaweedfs import SeaweedFs, remove_sockets
 
 BUCKETS = ("archive", "clvr")
-"""Crops are put into the first. The second holds runs and what Milvus keeps: so bulk import needs no copy."""
+"""The first is for crops. The second holds runs and the data of Milvus, so bulk import needs no copy."""
 
 PARTS = ("seaweedfs", "milvus", "ray")
 Health = Literal["serving", "not answering", "ended", "not started"]
-Say = Callable[[str], object]
+Log = Callable[[str], object]
 
 _RAY_GRACE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """One server of the stack: `since` is when it began, ISO 8601, UTC."""
+class ServerStatus:
+    """The status of one server of the stack: `since` is its start time, ISO 8601, UTC."""
 
     name: str
     health: Health
@@ -48,145 +48,158 @@ class Standing:
 
 @dataclass(slots=True)
 class _State:
-    """What stack.json says."""
+    """The contents of stack.json."""
 
-    mark: str
-    processes: dict[str, Remembered] = field(default_factory=dict)
+    owner_tag: str
+    processes: dict[str, ProcessHandle] = field(default_factory=dict)
     seaweedfs_ports: dict[str, int] | None = None
-    milvus: MilvusPlace | None = None
+    milvus: MilvusEndpoint | None = None
     ray_ports: dict[str, int] | None = None
 
 
 class Stack:
-    """The stack of one folder. Two commands at once on one folder: the second is refused."""
+    """The stack of one folder. A second concurrent command on one folder raises Locked."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
 
     @property
     def env_file(self) -> Path:
-        """Shell lines that point every verb at this stack. It holds secrets, so only its owner reads it."""
+        """Shell lines that point every command at this stack. They hold secrets: mode 600."""
         return self.folder / "env"
 
     def up(
-        self, parts: tuple[str, ...] = PARTS, *, cpus: int | None = None, say: Say = lambda line: None
-    ) -> list[Standing]:
-        """Start what is not running, wait until it serves, and write the environment file.
+        self, parts: tuple[str, ...] = PARTS, *, cpus: int | None = None, log: Log = lambda line: None
+    ) -> list[ServerStatus]:
+        """Start the servers that do not run, wait until they serve, and write the environment file.
 
-        Raises Locked if another command is at work here, BadSetting if a program is not installed,
-        StoreUnreachable, IndexUnreachable, RayHeadFailed if a server does not come up; what did stays up.
+        Raises Locked during another command on this folder, BadSetting if a program is not installed, and
+        StoreUnreachable, IndexUnreachable or RayHeadFailed if a server does not start; the others keep
+        running.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._read() or _State(secrets.token_hex(8))
-            self._save(state)  # the mark first: whatever kills us, `down` finds what we started
+            self._save(state)  # the tag first: if this command is killed, `down` finds its processes
             try:
                 if "seaweedfs" in parts or "milvus" in parts:
-                    storage = self._seaweedfs(state, say)
+                    storage = self._seaweedfs(state, log)
                     if "milvus" in parts:
-                        self._milvus(state, storage, say)
+                        self._milvus(state, storage, log)
                 if "ray" in parts:
-                    self._ray(state, cpus, say)
+                    self._ray(state, cpus, log)
             finally:
                 self._write_env(state)
         return self.status()
 
-    def status(self) -> list[Standing]:
-        """Say of each server whether it runs and answers."""
+    def status(self) -> list[ServerStatus]:
+        """Return the status of each server."""
         state = self._read() or _State("")
-        return [self._standing(state, name) for name in PARTS]
+        return [self._server_status(state, name) for name in PARTS]
 
-    def down(self, *, purge: bool = False, say: Say = lambda line: None) -> int:
-        """End every process of this stack, and none else; return how many there were. Data stays.
+    def down(self, *, purge: bool = False, log: Log = lambda line: None) -> int:
+        """End every process of this stack and no other; return their number. Data remain.
 
-        purge: remove the folder too. Raises BadInput if the folder holds no stack.
+        purge: remove the folder too. Raises BadInput for a folder without a stack.
         """
-        with self._alone():
+        with self._exclusive():
             state = self._read()
             if state is None:
-                raise BadInput(f"there is no stack in {self.folder}", remedy="start one: clvr stack up")
-            found = self._members(state)
+                raise BadInput(f"there is no stack in {self.folder}", remedy="Start one: clvr stack up")
+            members = self._members(state)
             if head := state.processes.get("ray"):
-                say("ending Ray")
+                log("ending Ray")
                 head.end(grace=_RAY_GRACE)
             for name in ("milvus", "gateway", "seaweedfs"):
                 if process := state.processes.get(name):
-                    say(f"ending {name}")
+                    log(f"ending {name}")
                     process.end()
-            end_all(found | self._members(state))  # what they left, and what a killed `up` had not noted yet
+            end_all(members | self._members(state))  # their children, and those a killed `up` did not record
             self._clean(state)
             if purge:
                 shutil.rmtree(self.folder)
-        return len(found)
+        return len(members)
 
     def environment(self) -> dict[str, str]:
-        """Return the variables for clients of what has been started here, secrets among them."""
+        """Return the variables for clients of the servers that have been started, with their secrets."""
         return self._environment(self._read() or _State(""))
 
-    def _seaweedfs(self, state: _State, say: Say) -> SeaweedFs:
+    def _seaweedfs(self, state: _State, log: Log) -> SeaweedFs:
         folder = self.folder / "seaweedfs"
         if self._runs(state, "seaweedfs") and state.seaweedfs_ports is not None:
-            storage = SeaweedFs.found(folder, state.seaweedfs_ports, mark=state.mark)
+            storage = SeaweedFs.attach(folder, state.seaweedfs_ports, owner_tag=state.owner_tag)
             if storage.answers():
-                say(f"SeaweedFS runs at {storage.endpoint}")
+                log(f"SeaweedFS runs at {storage.endpoint}")
                 return storage
-        say("starting SeaweedFS")
-        # Milvus and its gateway rest on this server: they are no use without it, and start again after it.
+        log("starting SeaweedFS")
+        # Milvus and its gateway depend on this server, so they start again after it.
         for name in ("milvus", "gateway", "seaweedfs"):
             if process := state.processes.pop(name, None):
                 process.end()
         keys = _known_keys(folder)
         storage = SeaweedFs.start(
-            folder, access_key=keys[0], secret_key=keys[1], ports=state.seaweedfs_ports, mark=state.mark
+            folder,
+            access_key=keys[0],
+            secret_key=keys[1],
+            ports=state.seaweedfs_ports,
+            owner_tag=state.owner_tag,
         )
         state.seaweedfs_ports = storage.named_ports
-        self._remember(state, "seaweedfs", storage.pids[0])
+        self._record_process(state, "seaweedfs", storage.pids[0])
         for bucket in BUCKETS:
             storage.create_bucket(bucket)
-        say(f"SeaweedFS serves at {storage.endpoint}")
+        log(f"SeaweedFS serves at {storage.endpoint}")
         return storage
 
-    def _milvus(self, state: _State, storage: SeaweedFs, say: Say) -> None:
-        place = state.milvus
-        gateway_lives = place is None or not place.gateway_port or self._runs(state, "gateway")
-        if place and self._runs(state, "milvus") and gateway_lives and place.answers():
-            say(f"Milvus runs at {place.uri}")
+    def _milvus(self, state: _State, storage: SeaweedFs, log: Log) -> None:
+        endpoint = state.milvus
+        gateway_runs = endpoint is None or not endpoint.gateway_port or self._runs(state, "gateway")
+        if endpoint and self._runs(state, "milvus") and gateway_runs and endpoint.answers():
+            log(f"Milvus runs at {endpoint.uri}")
             return
-        say("starting Milvus")
+        log("starting Milvus")
         for name in ("milvus", "gateway"):
             if process := state.processes.pop(name, None):
                 process.end()
-        if place is not None:  # a new gateway gets a new port
-            place = MilvusPlace(place.ports, place.network)
+        if endpoint is not None:  # a new gateway gets a new port
+            endpoint = MilvusEndpoint(endpoint.ports, endpoint.network)
         server = MilvusServer.start(
-            self.folder / "milvus", storage=storage, bucket=BUCKETS[1], place=place, mark=state.mark
+            self.folder / "milvus",
+            storage=storage,
+            bucket=BUCKETS[1],
+            endpoint=endpoint,
+            owner_tag=state.owner_tag,
         )
-        state.milvus = server.place
-        self._remember(state, "milvus", server.pid)
+        state.milvus = server.endpoint
+        self._record_process(state, "milvus", server.pid)
         if server.network is not None:
-            self._remember(state, "gateway", storage.pids[-1])
-        say(f"Milvus serves at {server.uri}")
+            self._record_process(state, "gateway", storage.pids[-1])
+        log(f"Milvus serves at {server.uri}")
 
-    def _ray(self, state: _State, cpus: int | None, say: Say) -> None:
+    def _ray(self, state: _State, cpus: int | None, log: Log) -> None:
         folder = self.folder / "ray"
         if state.ray_ports and self._runs(state, "ray"):
             head = RayHead(folder, state.ray_ports)
             if head.answers():
-                say(f"Ray runs at {head.address}")
+                log(f"Ray runs at {head.address}")
                 return
-        say("starting Ray")
+        log("starting Ray")
         if process := state.processes.pop("ray", None):
             process.end(grace=_RAY_GRACE)
         head = RayHead.start(
-            folder, environment=self._environment(state), ports=state.ray_ports, cpus=cpus, mark=state.mark
+            folder,
+            environment=self._environment(state),
+            ports=state.ray_ports,
+            cpus=cpus,
+            owner_tag=state.owner_tag,
         )
         state.ray_ports = head.ports
-        self._remember(state, "ray", head.pid)
-        say(f"Ray serves at {head.address}, its dashboard at {head.dashboard}")
+        self._record_process(state, "ray", head.pid)
+        log(f"Ray serves at {head.address}, its dashboard at {head.dashboard}")
 
-    def _standing(self, state: _State, name: str) -> Standing:
+    def _server_status(self, state: _State, name: str) -> ServerStatus:
         process, answers, address, log = state.processes.get(name), False, "", ""
         if name == "seaweedfs" and state.seaweedfs_ports:
-            storage = SeaweedFs.found(self.folder / name, state.seaweedfs_ports, mark=state.mark)
+            storage = SeaweedFs.attach(self.folder / name, state.seaweedfs_ports, owner_tag=state.owner_tag)
             answers, address, log = storage.answers(), storage.endpoint, str(storage.folder / "seaweedfs.log")
         elif name == "milvus" and state.milvus:
             answers, address = state.milvus.answers(), state.milvus.uri
@@ -195,16 +208,18 @@ class Stack:
             head = RayHead(self.folder / name, state.ray_ports)
             answers, address, log = head.answers(), head.address, str(head.log)
         if process is None:
-            return Standing(name, "not started", "", 0, "", log)
+            return ServerStatus(name, "not started", "", 0, "", log)
         if not process.running:
-            return Standing(name, "ended", address, process.pid, "", log)
+            return ServerStatus(name, "ended", address, process.pid, "", log)
         since = datetime.fromtimestamp(process.since, UTC).isoformat(timespec="seconds")
-        return Standing(name, "serving" if answers else "not answering", address, process.pid, since, log)
+        return ServerStatus(name, "serving" if answers else "not answering", address, process.pid, since, log)
 
     def _environment(self, state: _State) -> dict[str, str]:
         values: dict[str, str] = {}
         if state.seaweedfs_ports:
-            storage = SeaweedFs.found(self.folder / "seaweedfs", state.seaweedfs_ports, mark=state.mark)
+            storage = SeaweedFs.attach(
+                self.folder / "seaweedfs", state.seaweedfs_ports, owner_tag=state.owner_tag
+            )
             values |= storage.environment | {"CLVR_RUNS": f"s3://{BUCKETS[1]}/runs"}
         if state.milvus:
             values |= {"CLVR_MILVUS": state.milvus.uri, "CLVR_MILVUS_BUCKET": f"s3://{BUCKETS[1]}"}
@@ -218,21 +233,21 @@ class Stack:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in self._environment(state).items()]
         _write_private(self.env_file, "".join(lines))
 
-    def _members(self, state: _State) -> set[Remembered]:
-        members = set(marked(state.mark))
+    def _members(self, state: _State) -> set[ProcessHandle]:
+        members = set(processes_with_tag(state.owner_tag))
         for leader in state.processes.values():
-            members.update(session_of(leader))
+            members.update(processes_in_session(leader))
         return members
 
     def _runs(self, state: _State, name: str) -> bool:
         return name in state.processes and state.processes[name].running
 
-    def _remember(self, state: _State, name: str, pid: int) -> None:
-        state.processes[name] = Remembered.of(pid)
+    def _record_process(self, state: _State, name: str, pid: int) -> None:
+        state.processes[name] = ProcessHandle.of(pid)
         self._save(state)
 
     def _save(self, state: _State) -> None:
-        _write_private(self.folder / "stack.json", json.dumps(asdict(state), indent=2))
+        _write_private(self.folder / "stack.json", json.dumps(_document_of(state), indent=2))
 
     def _read(self) -> _State | None:
         try:
@@ -240,7 +255,10 @@ class Stack:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise BadInput(f"{self.folder / 'stack.json'} cannot be read: {error}") from error
+            raise BadInput(
+                f"{self.folder / 'stack.json'} cannot be read: {error}",
+                remedy="Remove the file; processes of the stack, if any, must be ended by hand.",
+            ) from error
         return _state_of(content)
 
     def _clean(self, state: _State) -> None:
@@ -258,15 +276,18 @@ class Stack:
         self._save(state)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        # Beside the folder's own contents, and not inherited by servers: they would hold the lock for ever.
+        # O_CLOEXEC: servers that inherit the descriptor would keep the lock while they run.
         handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Locked(f"another `clvr stack` is at work in {self.folder}") from None
+                raise Locked(
+                    f"another `clvr stack` is at work in {self.folder}",
+                    remedy="Wait until it ends: one command at a time.",
+                ) from None
             yield
         finally:
             os.close(handle)
@@ -280,18 +301,23 @@ def _known_keys(folder: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
+def _document_of(state: _State) -> dict[str, Any]:
+    document = asdict(state)
+    return {"mark": document.pop("owner_tag"), **document}
+
+
 def _state_of(content: dict[str, Any]) -> _State:
-    place = content["milvus"]
+    endpoint = content["milvus"]
     return _State(
         content["mark"],
-        {name: Remembered(**process) for name, process in content["processes"].items()},
+        {name: ProcessHandle(**process) for name, process in content["processes"].items()},
         content["seaweedfs_ports"],
-        MilvusPlace(
-            place["ports"],
-            PrivateNetwork(**place["network"]) if place["network"] else None,
-            place["gateway_port"],
+        MilvusEndpoint(
+            endpoint["ports"],
+            NetworkNamespace(**endpoint["network"]) if endpoint["network"] else None,
+            endpoint["gateway_port"],
         )
-        if place
+        if endpoint
         else None,
         content["ray_ports"],
     )

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from infra.errors import ClvrError
-from infra.logs import record, wants_json, without_secrets
+from infra.logging import logger, wants_json, without_secrets
 from jobs.cli import archive, evaluation, generations, operations, search, setup, training
 from jobs.cli.options import flag_aliases, redirect_stdout_to_stderr, set_config_file
 
@@ -49,7 +49,7 @@ def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     if wants_json():
         fields = {"error": type(error).__name__, "remedy": error.remedy, "exit_code": error.exit_code}
-        record("error", error.message, **fields)
+        logger.error(error.message, extra=fields)
     else:
         typer.echo(f"error: {without_secrets(error.message)}", err=True)
         if error.remedy:

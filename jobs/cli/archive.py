@@ -55,7 +55,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate a synthetic archive with labels. Example: clvr generate s3://archive --labels s3://labels"""
-    from clvr_model.datasets.itinerary import ArchiveSpec
+    from clvr_model.synthetic.trips import ArchiveSpec
     from jobs.generate import generate_archive
 
     spec = ArchiveSpec(
@@ -66,8 +66,8 @@ def generate(
         cameras=cameras,
         days=days,
     )
-    made = generate_archive(archive, labels, spec, settings_of(ray=ray))
-    emit(made, as_json, f"{made.pictures:,} images in {archive}, labels in {made.labels}")
+    generated = generate_archive(archive, labels, spec, settings_of(ray=ray))
+    emit(generated, as_json, f"{generated.pictures:,} images in {archive}, labels in {generated.labels}")
 
 
 def plan(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from infra.logging import logger
 from jobs.cli.archive import Archive, KeyPattern, Labels, Manifest, Workers
 from jobs.cli.options import (
     Alias,
@@ -21,7 +22,6 @@ from jobs.cli.options import (
     emit,
     settings_of,
 )
-from jobs.runtime.progress import console
 
 if TYPE_CHECKING:
     from jobs.submit.client import JobCluster
@@ -148,7 +148,7 @@ def submit(
     chosen = {row.name: row.value for row in origins(file=config_file()) if row.origin != "default"}
     cluster, name, notes = submission.submit(request, settings, chosen)
     for note in notes:
-        console.print(note)
+        logger.info(note)
     _wait_for_job(cluster, name, detach=detach, as_json=as_json)
 
 
@@ -216,14 +216,14 @@ def _wait_for_job(cluster: "JobCluster", job: str, *, detach: bool, as_json: boo
     """Print the log of a job until it ends, then exit with the exit code of its command."""
     from jobs.submit.text import follow_to_end
 
-    console.print(f"job {job} at {cluster.address}")
+    logger.info(f"job {job} at {cluster.address}")
     if detach:
         emit({"job": job}, as_json, job)
         return
     try:
         finished = follow_to_end(cluster, job)
     except KeyboardInterrupt:
-        console.print(
+        logger.info(
             f"\ndetached: job {job} continues. clvr jobs logs {job} --follow   or   clvr jobs stop {job}"
         )
         raise typer.Exit(130) from None

@@ -132,13 +132,15 @@ class Result(Protocol):
 def emit(result: Any, as_json: bool, text: str | None = None) -> None:
     """Print the result of a command on stdout: one JSON document, or text.
 
-    result: a `Result`, or a dataclass or JSON values that `text` describes.
+    result: a `Result`; with `text`, a dataclass or JSON values.
     """
-    if as_json:
-        document = result.to_json() if hasattr(result, "to_json") else result
-        if is_dataclass(document) and not isinstance(document, type):
-            document = asdict(document)
-        text = json.dumps(document, indent=2, default=str)
-    elif text is None:
-        text = result.to_text()
-    typer.echo(text, file=results())
+    if text is None:
+        typer.echo(_encode(result.to_json()) if as_json else result.to_text(), file=results())
+    else:
+        typer.echo(_encode(result) if as_json else text, file=results())
+
+
+def _encode(document: Any) -> str:
+    if is_dataclass(document) and not isinstance(document, type):
+        document = asdict(document)
+    return json.dumps(document, indent=2, default=str)

@@ -41,14 +41,19 @@ def doctor(
 
     Exits with code 1 if a required part is broken. Prints no secrets.
     """
-    from jobs.doctor.examine import Patient, examine
+    from jobs.doctor.doctor import DoctorOptions, run_doctor
 
-    report = examine(
-        Patient(
-            {"runs": runs, "milvus": milvus, "ray": ray}, archive, checkpoint, crops, config_file(), timeout
+    report = run_doctor(
+        DoctorOptions(
+            flags={"runs": runs, "milvus": milvus, "ray": ray},
+            archive=archive,
+            model=checkpoint,
+            crops=crops,
+            config=config_file(),
+            seconds=timeout,
         )
     )
-    emit(report, as_json, str(report))
+    emit(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)
 

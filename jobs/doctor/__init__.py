@@ -1,1 +1,1 @@
-"""What `clvr doctor` is made of: its checks of this machine, of Ray and of the rest of a set-up."""
+"""`clvr doctor`: checks of settings, files, object storage, Milvus, Ray and this machine."""

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from clvr_model.memory import give_back_memory, map_large_blocks
+from clvr_model.memory import malloc_trim, set_mmap_threshold
 from index.runs.run import Run
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
@@ -36,7 +36,7 @@ class PartActor:
         self.embedder: EmbedsPictures | None = None
         # The cores that Ray's books give this actor: one, or a GPU's share of its node.
         self.cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-        map_large_blocks()
+        set_mmap_threshold()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Take rows of part numbers, give rows of outcomes; see `outcome_of`."""
@@ -80,7 +80,7 @@ class PartActor:
         finally:
             # Each part has threads of its own, and malloc keeps what they freed.
             pa.default_memory_pool().release_unused()
-            give_back_memory()
+            malloc_trim()
 
 
 class _ProgressReporter:

@@ -15,6 +15,7 @@ from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, with_labels
 from index.archive.listing import Listing, list_crops
 from index.archive.manifest import read_manifest
+from index.archive.reader import ArchiveReader
 from index.runs.lineage import known_crops
 from index.runs.run import Run
 from index.schema import MANIFEST_SCHEMA
@@ -171,9 +172,9 @@ def _crops_to_retry(source: Source, archive: Store, runs: Store) -> Discovery:
 def _refresh_metadata(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:
     """Yield rows with today's etag, size and time: a crop is often requeued because it was written anew."""
     crops = rows.to_pylist()
-    root = archive.uri_of("")
+    reader = ArchiveReader(archive)
     with ThreadPoolExecutor(_MAX_CONCURRENT_HEADS) as pool:
-        heads = pool.map(lambda crop: archive.head(crop["uri"].removeprefix(root)), crops)
+        heads = pool.map(lambda crop: reader.head(crop["uri"]), crops)
         for crop, head in zip(crops, heads, strict=True):
             if head is not None:
                 crop |= {

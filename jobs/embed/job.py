@@ -17,13 +17,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GuardReport, reduced_fingerprint
+from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
+from index.documents import utc_now
 from index.runs.accounting import count_causes
-from index.runs.records import RunSummary, utc_now
+from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
 from infra.errors import BucketMissing, ObjectMissing
-from infra.logs import bind
+from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
@@ -37,7 +38,7 @@ from jobs.embed.precision import (
     open_model,
 )
 from jobs.runtime.metrics import show_phases
-from jobs.runtime.progress import ProgressState, console, progress
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
 from jobs.runtime.ray_cluster import connect, cores, cpus_for_each_gpu, gpus, root_cause, run_as_ray_task
 
@@ -106,9 +107,9 @@ def embed(
             "planning", lambda: _resume_or_create_run(request, runs, archive, fingerprint, actors)
         )
     if run.finished:
-        console.print(f"run {run.run_id} is finished already")
+        logger.info(f"run {run.run_id} is finished already")
         return run.summary
-    bind(run=run.run_id)
+    bind_context(run=run.run_id)
     open_embedder = open_embedder or partial(open_model, request.model, precision_of(run))
     board = _start_monitor(run, request)
     try:
@@ -120,7 +121,7 @@ def embed(
         timings = _timings(started, actors, clock, totals)
         write_timings(run.folder, timings)
         show_phases(run.run_id, timings)
-    console.print(
+    logger.info(
         f"run {run.run_id}: {summary.embedded:,} embedded, {summary.quarantined:,} quarantined; "
         f"most of the time went into {timings.bottleneck()}"
     )
@@ -149,13 +150,13 @@ def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint:
             known = {name: run.info.settings.get(name) for name in asked}
             if run.info.archive == archive.uri and run.fingerprint in candidates and known == asked:
                 if not run.finished:
-                    console.print(f"continuing run {run.run_id}")
+                    logger.info(f"continuing run {run.run_id}")
                 return run
         return None
     for candidate in candidates:
         found = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
         if found is not None:
-            console.print(f"continuing run {found.run_id}")
+            logger.info(f"continuing run {found.run_id}")
             return found
     return None
 
@@ -165,7 +166,7 @@ def _resume_or_create_run(
 ) -> Run:
     run, notes = run_as_ray_task(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
     for note in notes:
-        console.print(note)
+        logger.info(note)
     created: Run = run
     return created
 
@@ -235,7 +236,7 @@ def precision_of(run: Run) -> PrecisionDecision:
     known = run.info.settings
     guard = known.get("guard")
     return PrecisionDecision(
-        known.get("precision", "fp32"), run.fingerprint, "", GuardReport(**guard) if guard else None
+        known.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
     )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
+from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
@@ -28,7 +29,7 @@ class EmbedsPictures(Protocol):
     feature_dim: int
     fingerprint: str
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> Embedded:
+    def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
         """uint8 (n, 299, 299, 3) -> one row a picture."""
 
 
@@ -131,13 +132,14 @@ def _batches(
     decoders: int,
 ) -> Iterator[_Batch]:
     """Yield batches of `size` pictures, and one without any after as many failures in a row."""
-    root = archive.uri_of("")
-    keys = [uri.removeprefix(root) for uri in manifest["uri"].to_pylist()]
+    uris = manifest["uri"].to_pylist()
     etags = manifest["etag"].to_pylist()
     ahead = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
     batch: _Batch | None = None
     failed = 0
-    stream = stream_images(archive, keys, etags=etags, ahead=ahead, decoders=decoders, times=times)
+    stream = stream_images(
+        ArchiveReader(archive), uris, etags=etags, ahead=ahead, decoders=decoders, times=times
+    )
     for row, picture in stream:
         if isinstance(picture, ImageFailure):
             failures[row] = picture

@@ -13,6 +13,7 @@ import ray
 
 from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import drop_duplicates
+from index.archive.reader import ArchiveReader
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
@@ -167,7 +168,7 @@ def measure_throughput(
     """Let as many actors as there would be embed their own sample, all at the same time."""
     each = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
     stride = max(1, crops.num_rows // (each * actors))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"][::stride].to_pylist()]
+    uris = crops["uri"][::stride].to_pylist()
     begun = time.monotonic()
     try:
         # More of them than fit at once would be measured one after the other: their number is that of actors.
@@ -178,7 +179,7 @@ def measure_throughput(
         ray.get([worker.ready.remote() for worker in workers])
         startup = time.monotonic() - begun
         found = ray.get(
-            [worker.probe.remote(keys[at * each : (at + 1) * each]) for at, worker in enumerate(workers)]
+            [worker.probe.remote(uris[at * each : (at + 1) * each]) for at, worker in enumerate(workers)]
         )
     except Exception as error:
         raise root_cause(error) from error
@@ -204,11 +205,11 @@ class _ThroughputProbe:
     def ready(self) -> None:
         """Answer once the model is loaded."""
 
-    def probe(self, keys: list[str]) -> tuple[int, int, float]:
+    def probe(self, uris: list[str]) -> tuple[int, int, float]:
         """Return how many crops could be embedded, how many not, and the seconds it took."""
         begun, good, bad = time.perf_counter(), 0, 0
         waiting: list[Any] = []
-        for _, picture in stream_images(self.archive, keys):
+        for _, picture in stream_images(ArchiveReader(self.archive), uris):
             if isinstance(picture, ImageFailure):
                 bad += 1
                 continue

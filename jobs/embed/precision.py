@@ -8,13 +8,14 @@ import pyarrow as pa
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import GUARD_PICTURES, Embedder, GuardReport, precision_guard, reduced_fingerprint
+from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_precision, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
+from index.archive.reader import ArchiveReader
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
 # A few more than the guard needs, because some may be unreadable.
-SAMPLE_PICTURES = GUARD_PICTURES + 16
+SAMPLE_PICTURES = MIN_IMAGES + 16
 
 PrecisionOption = Literal["fp32", "bf16", "auto"]
 
@@ -26,7 +27,7 @@ class PrecisionDecision:
     precision: Literal["fp32", "bf16"]
     fingerprint: str
     reason: str
-    guard: GuardReport | None = None
+    guard: PrecisionCheck | None = None
 
     def as_settings(self) -> dict[str, Any]:
         """The decision as it stands in run.json."""
@@ -68,7 +69,7 @@ def choose_precision(
     """
     if asked == "fp32":
         return PrecisionDecision("fp32", fingerprint, "asked for")
-    guard: GuardReport | None = ray.get(
+    guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
             model, manifest.select(["uri", "etag"]), archive, needed=asked == "bf16"
         )
@@ -83,7 +84,7 @@ def choose_precision(
     return PrecisionDecision("fp32", fingerprint, why, guard)
 
 
-def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool) -> GuardReport | None:
+def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool) -> PrecisionCheck | None:
     """Compare bf16 with fp32 on crops spread over the manifest; None where the device has no bf16.
 
     crops: columns uri and etag. With `needed`, a device without bf16 raises BadSetting.
@@ -93,16 +94,14 @@ def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool
         return None
     sample = sample_pictures(crops, archive, SAMPLE_PICTURES)
     if len(sample) < 2:
-        return GuardReport(0.0, 0.0, len(sample))
-    return precision_guard(load_checkpoint(model), sample, device=device, cache=default_cache())
+        return PrecisionCheck(0.0, 0.0, len(sample))
+    return check_precision(load_checkpoint(model), sample, device=device, cache=default_cache())
 
 
 def sample_pictures(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly; those that cannot be read are left out."""
     rows = np.unique(np.linspace(0, crops.num_rows - 1, min(count, crops.num_rows)).astype(np.int64))
-    keys = [uri.removeprefix(archive.uri_of("")) for uri in crops["uri"].take(pa.array(rows)).to_pylist()]
-    found = sorted(
-        ((place, picture) for place, picture in stream_images(archive, keys)), key=lambda pair: pair[0]
-    )
+    uris = crops["uri"].take(pa.array(rows)).to_pylist()
+    found = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
     pictures = [picture for _, picture in found if not isinstance(picture, ImageFailure)]
     return np.stack(pictures) if pictures else np.zeros((0, 299, 299, 3), np.uint8)

@@ -1,6 +1,6 @@
 """`clvr evaluate --compare`: two runs of the same images on the same splits, with a paired bootstrap."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,10 @@ import numpy as np
 from index.evaluation.bootstrap import Difference, compare
 from index.evaluation.protocols import RULES, ProtocolResult, evaluate_protocol
 from infra.errors import BadInput, BadLabels, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.results import EvaluateRequest
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run
 
 
@@ -27,8 +27,7 @@ class Comparison:
         return {
             "runs": self.runs,
             "protocols": {
-                name: [{**asdict(row), "difference": row.difference} for row in rows]
-                for name, rows in self.differences.items()
+                name: [_difference_json(row) for row in rows] for name, rows in self.differences.items()
             },
         }
 
@@ -38,12 +37,23 @@ class Comparison:
         for name, rows in self.differences.items():
             lines.append(f"{name:18} {'A':>8} {'B':>8} {'B - A':>8}   95 % interval")
             for row in rows:
-                verdict = "" if row.certain else "   may be chance"
+                verdict = "" if row.is_significant else "   may be chance"
                 lines.append(
                     f"  {row.measure:16} {row.a:>8.1%} {row.b:>8.1%} {row.difference:>+8.1%}"
-                    f"   {row.low:+.1%} to {row.high:+.1%}{verdict}"
+                    f"   {row.ci_low:+.1%} to {row.ci_high:+.1%}{verdict}"
                 )
         return "\n".join(lines)
+
+
+def _difference_json(difference: Difference) -> dict[str, Any]:
+    return {
+        "measure": difference.measure,
+        "a": difference.a,
+        "b": difference.b,
+        "low": difference.ci_low,
+        "high": difference.ci_high,
+        "difference": difference.difference,
+    }
 
 
 def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Comparison:
@@ -62,7 +72,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         )
     a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
     rows_a, rows_b = _shared_rows(a, b)
-    console.print(
+    logger.info(
         f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
         f"{len(b.features) - len(rows_b):,} of B alone are excluded"
     )

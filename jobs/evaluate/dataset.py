@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.role_lists import RoleList
+from clvr_model.datasets.test_lists import TestList
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
@@ -21,10 +21,10 @@ from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import erased_ids
 from infra.errors import BadLabels
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.job import EmbedRequest, embed
-from jobs.runtime.progress import console
 
 
 def embed_labelled_set(
@@ -40,7 +40,7 @@ def embed_labelled_set(
     uri = open_store(archive).uri
     for old in reversed(list(list_runs(open_store(settings.runs)))):
         if old.finished and old.fingerprint == fingerprint and old.info.archive == uri:
-            console.print(f"run {old.run_id} already contains these images, embedded by this checkpoint")
+            logger.info(f"run {old.run_id} already contains these images, embedded by this checkpoint")
             return old.run_id
     return embed(
         EmbedRequest(archive=archive, model=run, max_quarantine_rate=max_quarantine_rate), settings
@@ -98,7 +98,7 @@ def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
     store = open_store(root)
     store.ensure()
     if store.head("train_test_split/vehicle_info.txt") is not None:
-        return [_with_roles(role_list, store.uri) for role_list in read_veri_wild(root)]
+        return [_with_roles(test_list, store.uri) for test_list in read_veri_wild(root)]
     if store.head("name_query.txt") is not None:
         return [_with_roles(read_veri(root), store.uri)]
     if store.head("vric_probe.txt") is not None:
@@ -118,20 +118,20 @@ def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
     return lists
 
 
-def _with_roles(role_list: RoleList, root: str) -> EvaluationList:
-    keys = [uri.removeprefix(f"{root}/") for uri in role_list.uris]
+def _with_roles(test_list: TestList, root: str) -> EvaluationList:
+    keys = [uri.removeprefix(f"{root}/") for uri in test_list.uris]
     table = pa.table(
         {
             "key": pa.array(keys, pa.string()),
-            "vehicle_id": pa.array(role_list.vehicle_ids, pa.int64()),
-            "camera_id": pa.array(role_list.camera_ids, pa.string()),
+            "vehicle_id": pa.array(test_list.vehicle_ids, pa.int64()),
+            "camera_id": pa.array(test_list.camera_ids, pa.string()),
         }
     )
     roles = {
-        role: frozenset(key for key, key_role in zip(keys, role_list.roles, strict=True) if key_role == role)
+        role: frozenset(key for key, key_role in zip(keys, test_list.roles, strict=True) if key_role == role)
         for role in ("probe", "gallery")
     }
-    return EvaluationList(role_list.name, table, root, role_list.protocol, roles["probe"], roles["gallery"])
+    return EvaluationList(test_list.name, table, root, test_list.protocol, roles["probe"], roles["gallery"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 
 from clvr_model.checkpoint import read_card
-from index.evaluation.cmc import cmc
-from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
-from index.evaluation.metrics import (
+from index.evaluation.breakdowns import (
     by_camera_pair,
     by_day_part,
     classification,
     l2_normalized,
     sample_distances,
 )
+from index.evaluation.cmc import cmc
+from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
 from index.evaluation.protocols import (
     JUNK,
     RULES,
@@ -28,12 +28,12 @@ from index.evaluation.protocols import (
 from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
 from infra.errors import BadInput, BadSetting
+from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
-from jobs.evaluate.ray_ranker import workers
+from jobs.evaluate.ray_ranker import make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
-from jobs.runtime.progress import console
 from jobs.runtime.resolve import find_run, open_milvus
 
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
@@ -52,9 +52,9 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     for chosen in evaluation_lists(request.labels, request.split):
         labelled = labelled_run(run, chosen)
         suffix = f" of {labelled.name}" if labelled.name else ""
-        console.print(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")
+        logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")
         for line in labelled.accounting():
-            console.print(f"  {line}")
+            logger.info(f"  {line}")
         lists.append(_evaluate_list(labelled, request, settings))
     evaluation = Evaluation(tuple(lists))
     if request.html:
@@ -86,7 +86,7 @@ def _check_request(request: EvaluateRequest) -> None:
 
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
-    rank = workers(request.workers, settings) if request.workers else make_ranker(request.device)
+    rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK
@@ -119,7 +119,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
             raise BadInput(
                 f"{path} has no split of {', '.join(missing)}", remedy=f"it has: {', '.join(splits)}"
             )
-        console.print(f"  splits read from {path}")
+        logger.info(f"  splits read from {path}")
     if not names:
         defaults = ("vehicleid-paper", "vehicleid-common")
         names = defaults if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
@@ -138,7 +138,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
     )
     if path is not None and not path.exists():
         write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
-        console.print(f"  splits written to {path}")
+        logger.info(f"  splits written to {path}")
     return results
 
 
@@ -151,7 +151,13 @@ def _variants(
     for result in results:
         junk = result.name in JUNK
         if "normalised" in variants:
-            ranked = rank(labelled.images(unit_length), result.splits, result.curves.shape[1], junk, True)
+            ranked = rank(
+                labelled.images(unit_length),
+                result.splits,
+                max_rank=result.curves.shape[1],
+                same_camera_is_junk=junk,
+                skip_unmatched=True,
+            )
             rankings.append(with_rankings(result, ranked, "L2-normalised"))
         first = result.splits[:1]
         if "query-expansion" in variants:

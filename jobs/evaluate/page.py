@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
+from index.archive.reader import ArchiveReader
+from index.evaluation.breakdowns import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.cmc import Split
-from index.evaluation.metrics import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.protocols import JUNK, ProtocolResult
 from index.exact.knn import NO_ID, nearest
 from index.runs.records import RunSummary
@@ -77,8 +78,8 @@ def write_page(
             note=text.note,
             counts=_counts(summary),
             results=results,
-            strips=list(_strips(labelled, first, card.label_names, _draw_probes(first.ranks[0]))),
-            hardest=list(_strips(labelled, first, card.label_names, _hardest_probes(first.ranks[0]))),
+            strips=list(_strips(labelled, first, card.label_names, _draw_probes(first.first_ranks[0]))),
+            hardest=list(_strips(labelled, first, card.label_names, _hardest_probes(first.first_ranks[0]))),
             distances=distances,
             models=models,
             model_names=[_model_name(card.label_names, row.model_id) for row in models.classes]
@@ -120,7 +121,7 @@ def _counts(summary: RunSummary) -> Counts:
 
 
 def _outcomes(result: ProtocolResult) -> Outcomes:
-    ranks = result.ranks[0][result.ranks[0] > 0]
+    ranks = result.first_ranks[0][result.first_ranks[0] > 0]
     at_1, in_5 = int((ranks == 1).sum()), int((ranks <= STRIP_RANKS).sum())
     return Outcomes(at_1, in_5 - at_1, len(ranks) - in_5, method=f"{result.name}, first repeat, exact L2")
 
@@ -142,7 +143,7 @@ def _strips(
     labelled: LabelledRun, result: ProtocolResult, names: Mapping[int, str], chosen: NDArray[np.int64]
 ) -> Iterator[Strip]:
     """Make strips of the first repeat, with the ranks as they were counted."""
-    split, ranks = result.splits[0], result.ranks[0]
+    split, ranks = result.splits[0], result.first_ranks[0]
     if not len(chosen):
         return
     probes = split.probes[chosen]
@@ -151,7 +152,7 @@ def _strips(
         labelled.features[probes],
         gallery,
         STRIP_RANKS,
-        forbidden=_excluded_rows(labelled, split, probes, result.name in JUNK),
+        exclude_ids=_excluded_rows(labelled, split, probes, result.name in JUNK),
     )
     sighting = _sighting_of_row(labelled, names)
     for probe, rank, rows, row_distances in zip(probes, ranks[chosen], nearest_rows, distances, strict=True):
@@ -186,13 +187,12 @@ def _excluded_rows(
 
 
 def _sighting_of_row(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int], Sighting]:
-    archive = open_store(labelled.run.info.archive)
-    root = archive.uri_of("")
+    reader = ArchiveReader(open_store(labelled.run.info.archive))
 
     def sighting(row: int) -> Sighting:
         crop = labelled.crops.slice(row, 1).to_pylist()[0]
         return Sighting(
-            jpeg=thumbnail_of(archive, crop["uri"].removeprefix(root)),
+            jpeg=thumbnail_of(reader, crop["uri"]),
             vehicle=str(labelled.vehicle_ids[row]),
             camera=str(labelled.camera_ids[row]),
             captured_at=int(labelled.captured_at[row]),

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at
 from index.generations.erasure import EraseSelection, Receipt, forget
 from index.runs.run import list_runs
 from infra.errors import BadSetting
 from infra.settings import Settings
-from infra.store import open_store, split_uri
+from infra.store import open_store
 from jobs.runtime.resolve import epoch_ms, open_milvus
 
 
@@ -82,5 +82,4 @@ def _named(counts: dict[str, int]) -> str:
 def _crop_id(crop: str) -> int:
     if crop.removeprefix("crop:").isdecimal():
         return int(crop.removeprefix("crop:"))
-    root, key = split_uri(crop)
-    return crop_id_of(open_store(root).uri_of(key))
+    return crop_id_at(crop)

@@ -1,7 +1,8 @@
 """`clvr load`, `promote`, `rollback`, `retire`, `verify`: runs become a generation, and one goes live."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from index.archive.labels import read_label_table
 from index.generations import records
@@ -11,13 +12,15 @@ from index.generations.promotion import Retirement, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
 from index.lock import ROWS, acquire
+from index.milvus.bulk_import import ImportProgress
 from index.milvus.collection import Generation, live_generation
 from index.runs.run import Run
 from infra.errors import BadInput
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.metrics import import_states, show_gap, show_gate, show_load
-from jobs.runtime.progress import ProgressState, console, progress
+from jobs.runtime.metrics import show_gap, show_gate, show_load
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milvus
 
 LIVE = "live"
@@ -29,6 +32,7 @@ class _LoadProgress:
     done: int = 0
     total: int = 0
     note: str = ""
+    imports: ImportProgress = field(default_factory=lambda: ImportProgress(0, Counter()))
 
     def rows(self, done: int, total: int) -> None:
         self.done, self.total = done, total
@@ -36,9 +40,12 @@ class _LoadProgress:
     def say(self, note: str) -> None:
         self.note = note
 
+    def show_imports(self, progress: ImportProgress) -> None:
+        self.imports = progress
+
     def standing(self) -> ProgressState:
-        show_load(self.alias, done=self.done, total=self.total, states=import_states(self.note))
-        return ProgressState(self.done, self.total, self.note)
+        show_load(self.alias, done=self.done, total=self.total, states=self.imports.jobs)
+        return ProgressState(self.done, self.total, imports_text(self.imports) or self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ def promote_generation(
     """
     report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
-        console.print(f"  overridden   {'; '.join(report.failures)}: {force}")
+        logger.info(f"  overridden   {'; '.join(report.failures)}: {force}")
     promote(open_milvus(settings), open_store(settings.runs), report.generation, force=force or "")
     return report
 
@@ -139,7 +146,7 @@ def gate_generation(
         new_model=new_model,
         golden=probes,
     )
-    console.print(gate_text(report))
+    logger.info(gate_text(report))
     show_gate(settings.alias, report)
     return report
 
@@ -165,6 +172,12 @@ def verify_generation(name: str, settings: Settings) -> Reconciliation:
     found = reconcile(milvus, open_store(settings.runs), current, _runs_of(current, settings))
     show_gap(settings.alias, expected=found.expected, indexed=found.indexed)
     return found
+
+
+def imports_text(progress: ImportProgress) -> str:
+    """The running imports of a load in one phrase, "" without one."""
+    states = ", ".join(f"{jobs} {state}" for state, jobs in sorted(progress.jobs.items()))
+    return f"imports: {states}, {progress.percent:.0f} % done" if states else ""
 
 
 def gate_text(report: GateReport) -> str:
@@ -223,6 +236,7 @@ def _options(request: LoadRequest, settings: Settings, count: _LoadProgress) -> 
         latest_wins=request.latest_wins,
         progress=count.rows,
         note=count.say,
+        on_import=count.show_imports,
     )
 
 

@@ -5,8 +5,8 @@ import io
 from PIL import Image, ImageOps
 
 from clvr_model.preprocessing import decode
+from index.archive.reader import ArchiveReader
 from infra.errors import ClvrError, UnreadablePicture
-from infra.store import Store
 
 SIDE = 240
 QUALITY = 85
@@ -25,10 +25,10 @@ def thumbnail(data: bytes) -> bytes:
     return _jpeg(image)
 
 
-def thumbnail_of(store: Store, key: str) -> bytes:
+def thumbnail_of(reader: ArchiveReader, uri: str) -> bytes:
     """Return the thumbnail of a crop, or a grey one if the crop cannot be read."""
     try:
-        return thumbnail(store.get(key))
+        return thumbnail(reader.fetch(uri).data)
     except ClvrError:
         return _jpeg(Image.new("RGB", (SIDE, SIDE * 3 // 4), (128, 128, 128)))
 

@@ -12,7 +12,9 @@ from typing import Any
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
+from index.documents import utc_now
 from index.lock import Lock, acquire
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
@@ -27,7 +29,6 @@ from jobs.reindex.state import (
     StepName,
     current_run_id,
     previous_summary,
-    utc_now,
 )
 from jobs.reindex.steps import (
     ReindexContext,
@@ -39,7 +40,6 @@ from jobs.reindex.steps import (
     retention_step,
 )
 from jobs.reindex.summary import headline, post, summarise
-from jobs.runtime.progress import console
 from jobs.runtime.ray_cluster import connect, nodes
 from jobs.runtime.resolve import live_name
 
@@ -126,7 +126,7 @@ def night_text(done: ReindexResult) -> str:
 def _run_attempt(at: ReindexContext, lock: Lock, page: str) -> dict[str, Any]:
     attempt = at.night.begin_attempt()
     again = f", attempt {attempt.number}" if attempt.number > 1 else ""
-    console.print(f"night {at.night.night_id}{again}")
+    logger.info(f"night {at.night.night_id}{again}")
     step: str = "start"
     try:
         connect(at.settings)
@@ -148,11 +148,11 @@ def _run_attempt(at: ReindexContext, lock: Lock, page: str) -> dict[str, Any]:
 
 
 def _run_step(at: ReindexContext, name: StepName) -> None:
-    console.print(f"{name} …")
+    logger.info(f"{name} …")
     began, clock = utc_now(), time.monotonic()
     outcome = STEP_FUNCTIONS[name](at)
     at.night.record(Step(name, began, round(time.monotonic() - clock, 3), outcome))
-    console.print(f"{name}: {outcome['said']}")
+    logger.info(f"{name}: {outcome['said']}")
 
 
 def _publish_summary(at: ReindexContext, page: str, ended: Attempt, *, quiet: bool) -> dict[str, Any]:
@@ -164,11 +164,11 @@ def _publish_summary(at: ReindexContext, page: str, ended: Attempt, *, quiet: bo
         )
         at.night.write_summary(summary, night_page(summary))
         if at.settings.webhook is not None:
-            console.print(f"webhook: {post(at.settings.webhook, summary, page)}")
+            logger.info(f"webhook: {post(at.settings.webhook, summary, page)}")
     except Exception as error:
         if not quiet:
             raise
-        console.print(f"the summary could not be written: {error}")
+        logger.info(f"the summary could not be written: {error}")
     return summary
 
 
@@ -178,16 +178,16 @@ def _nodes() -> int:
 
 def _finished_result(night: ReindexRun, page: str, settings: Settings) -> ReindexResult:
     summary = night.read_summary() or {}
-    console.print(f"night {night.night_id} is finished already: nothing to do")
+    logger.info(f"night {night.night_id} is finished already: nothing to do")
     name = (summary.get("live") or {}).get("generation")
     live = live_name(settings)
     if name is not None and live is None:
-        console.print(
+        logger.info(
             f"but {settings.alias} points to nothing: Milvus was lost? The same command with "
             f"--night {night.night_id}-again fills it from the shards"
         )
     elif name is not None and live != name:
-        console.print(
+        logger.info(
             f"but {settings.alias} points to {live} now, not to {name}; if that is not wanted: "
             "clvr rollback, or clvr promote"
         )

@@ -13,12 +13,12 @@ from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
 from index.runs.timings import Timings, read_timings, total_of
 from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
+from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.job import SHARD_ROWS, EmbedRequest, actor_resources, create_run, precision_of
 from jobs.embed.plan import SAMPLE_CROPS, exact_model, measure_throughput
 from jobs.embed.precision import PrecisionDecision, PrecisionOption
-from jobs.runtime.progress import console
 from jobs.runtime.ray_cluster import cores, gpus, nodes, run_as_ray_task
 
 
@@ -132,7 +132,7 @@ def start_run(
             )
         except NoChanges as nothing:
             assert base is not None  # noqa: S101  it was compared with something
-            console.print(nothing.message)
+            logger.info(nothing.message)
             return {
                 "said": "nothing new, nothing changed, nothing vanished",
                 "kind": "nothing",
@@ -144,7 +144,7 @@ def start_run(
                 "expected": None,
             }
         for note in notes:
-            console.print(note)
+            logger.info(note)
     # An attempt that was killed right here may have begun it since another run than would be taken now.
     since = run.info.settings.get("since_run")
     changes = run.info.settings.get("changes") or {

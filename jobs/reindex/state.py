@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self
 
+from index.documents import JsonDocument, encode_json, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
-from infra.store import Store, root_may_be_new
+from infra.store import Store, ignore_missing_root
 
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
@@ -52,7 +53,18 @@ class ReindexInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class _RunDocument(JsonDocument):
+    """`night.json`: the name of the run and what was asked for."""
+
+    NOUN = "reindex run"
+
+    night: str
+    created: str
+    inputs: ReindexInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Step(JsonDocument):
     """A finished step: when the attempt at it began that finished it, its seconds, and what came of it."""
 
     name: str
@@ -89,9 +101,9 @@ class ReindexRun:
             raise BadSetting(
                 f"'{night_id}' cannot name a night", remedy="Use letters, digits, '.', '_' and '-'."
             )
-        document = {"night": night_id, "created": utc_now(), "inputs": asdict(inputs)}
         with suppress(ObjectExists):
-            store.create(_key(night_id, "night.json"), _encoded(document))
+            document = _RunDocument(night_id, utc_now(), inputs)
+            store.create(_key(night_id, "night.json"), document.to_json())
         night = cls.open(store, night_id)
         for name, value in asdict(inputs).items():
             known = getattr(night.inputs, name)
@@ -105,11 +117,9 @@ class ReindexRun:
     @classmethod
     def open(cls, store: Store, night_id: str) -> Self:
         """Open a night. Raises ObjectMissing, SchemaMismatch."""
-        said = _read(store, _key(night_id, "night.json"))
-        try:
-            return cls(store, night_id, said["created"], ReindexInputs(**said["inputs"]))
-        except (KeyError, TypeError) as error:
-            raise SchemaMismatch(f"night {night_id} is of another release: {error}") from error
+        key = _key(night_id, "night.json")
+        document = _RunDocument.read(store, key)
+        return cls(store, night_id, document.created, document.inputs)
 
     @property
     def finished(self) -> bool:
@@ -123,7 +133,7 @@ class ReindexRun:
     def step(self, name: StepName) -> Step | None:
         """Return a finished step, or None."""
         try:
-            return Step(**_read(self.store, self.key(f"steps/{name}.json")))
+            return Step.read(self.store, self.key(f"steps/{name}.json"))
         except ObjectMissing:
             return None
 
@@ -137,7 +147,7 @@ class ReindexRun:
     def record(self, step: Step) -> None:
         """Write down a finished step. The first record of it stands."""
         with suppress(ObjectExists):
-            self.store.create(self.key(f"steps/{step.name}.json"), _encoded(asdict(step)))
+            self.store.create(self.key(f"steps/{step.name}.json"), step.to_json())
 
     def attempts(self) -> list[Attempt]:
         """Return the attempts, the first one first."""
@@ -155,7 +165,9 @@ class ReindexRun:
     def begin_attempt(self) -> Attempt:
         """Write down that a process begins to work on the night."""
         attempt = Attempt(len(self.attempts()) + 1, utc_now())
-        self.store.create(self.key(f"attempts/{attempt.number:04d}.json"), _encoded({"began": attempt.began}))
+        self.store.create(
+            self.key(f"attempts/{attempt.number:04d}.json"), encode_json({"began": attempt.began})
+        )
         return attempt
 
     def end_attempt(self, attempt: Attempt, step: str, error: BaseException | None) -> Attempt:
@@ -168,13 +180,13 @@ class ReindexRun:
                 "remedy": getattr(error, "remedy", ""),
                 "exit_code": error.exit_code if isinstance(error, ClvrError) else 1,
             }
-        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), _encoded(end))
+        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), encode_json(end))
         return Attempt(attempt.number, attempt.began, end)
 
     def write_summary(self, summary: Mapping[str, Any], page: str) -> None:
         """Write the summary, in place of an earlier attempt's."""
         self.store.put(self.key("summary.html"), page.encode())
-        self.store.put(self.key("summary.json"), _encoded(summary))
+        self.store.put(self.key("summary.json"), encode_json(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, None where the night has none yet."""
@@ -186,7 +198,7 @@ class ReindexRun:
     def finish(self) -> None:
         """Set the done-mark."""
         with suppress(ObjectExists):
-            self.store.create(self.key("done.json"), _encoded({"at": utc_now()}))
+            self.store.create(self.key("done.json"), encode_json({"at": utc_now()}))
 
 
 def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
@@ -203,7 +215,7 @@ def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None 
 def list_nights(store: Store) -> list[ReindexRun]:
     """Return all nights, the oldest first."""
     folders: list[str] = []
-    with root_may_be_new(store):
+    with ignore_missing_root(store):
         folders = store.folders("nights")
     nights = []
     for folder in folders:
@@ -221,22 +233,13 @@ def previous_summary(night: ReindexRun) -> dict[str, Any] | None:
     return None
 
 
-def utc_now() -> str:
-    """Return the time now, UTC, in ISO 8601 to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _key(night_id: str, name: str) -> str:
     return f"nights/{night_id}/{name}"
 
 
 def _read(store: Store, key: str) -> dict[str, Any]:
     try:
-        said: dict[str, Any] = json.loads(store.get(key))
+        document: dict[str, Any] = json.loads(store.get(key))
     except ValueError as error:
-        raise SchemaMismatch(f"{store.uri_of(key)} is no document of a night: {error}") from error
-    return said
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=1, sort_keys=True, default=str).encode()
+        raise SchemaMismatch(f"{store.uri_of(key)} is no JSON document: {error}") from error
+    return document

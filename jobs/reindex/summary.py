@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from index.runs.records import package_version
-from jobs.reindex.state import ReindexRun, utc_now
+from index.documents import package_version, utc_now
+from jobs.reindex.state import ReindexRun
 
 Document = dict[str, Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
-from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
-from infra.store import Store, open_store
+from index.archive.reader import ArchiveReader
+from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
@@ -45,22 +45,22 @@ class LoadTimes:
 
 
 def stream_images(
-    store: Store,
-    keys: Sequence[str],
+    reader: ArchiveReader,
+    uris: Sequence[str],
     *,
     etags: Sequence[str] | None = None,
     ahead: int = 64,
     decoders: int = 1,
     times: LoadTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
-    """Yield `(position in keys, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
+    """Yield `(position in uris, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
 
     etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
     At most `ahead` pictures (268 KB each) are on their way or waiting; `decoders` of them are decoded at a
     time: as many as the caller has cores for it. What is not one picture's fault is raised instead:
     StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
     """
-    loader = _Loader(store, keys, etags, decoders, times or LoadTimes())
+    loader = _Loader(reader, uris, etags, decoders, times or LoadTimes())
     answers = loader.run(ahead)
     denied = arrived = 0
     try:
@@ -71,7 +71,7 @@ def stream_images(
                 continue
             if isinstance(answer, StoreDenied):
                 denied += 1
-                store.ensure()
+                reader.store.ensure()
                 if not arrived and denied >= PERMANENT_ERRORS:
                     raise answer
             yield position, _failure(answer)
@@ -89,14 +89,14 @@ class _Loader:
 
     def __init__(
         self,
-        store: Store,
-        keys: Sequence[str],
+        reader: ArchiveReader,
+        uris: Sequence[str],
         etags: Sequence[str] | None,
         decoders: int,
         times: LoadTimes,
     ) -> None:
-        self.store = store
-        self.keys = keys
+        self.reader = reader
+        self.uris = uris
         self.etags = etags
         self.times = times
         self.lock = threading.Lock()
@@ -109,15 +109,15 @@ class _Loader:
     def run(self, ahead: int) -> Generator[tuple[int, Answer], None, None]:
         """Yield (position, picture or an error that concerns it alone or nobody knows)."""
         # A local read hardly waits.
-        count = min(self.decoders + 1 if self.store.local else ahead, len(self.keys))
+        count = min(self.decoders + 1 if self.reader.store.local else ahead, len(self.uris))
         threads = [threading.Thread(target=self._work, name=f"load-{n}", daemon=True) for n in range(count)]
-        positions = iter(range(len(self.keys)))
+        positions = iter(range(len(self.uris)))
         for position in islice(positions, ahead):
             self.wanted.put(position)
         for thread in threads:
             thread.start()
         try:
-            for _ in range(len(self.keys)):
+            for _ in range(len(self.uris)):
                 position, answer = self.answers.get()
                 following = next(positions, None)
                 if following is not None:
@@ -147,7 +147,7 @@ class _Loader:
 
     def _load(self, position: int) -> Answer:
         begun = time.perf_counter()
-        fetched = self.store.fetch(self.keys[position])
+        fetched = self.reader.fetch(self.uris[position])
         arrived = time.perf_counter()
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
@@ -171,15 +171,3 @@ def _failure(error: ClvrError) -> ImageFailure:
     if cause is None:
         raise error
     return ImageFailure("fetch", cause, error.message)
-
-
-def common_store(uris: Sequence[str]) -> tuple[Store, list[str]]:
-    """Open the deepest folder that holds all the URIs, and return their keys in it.
-
-    Raises BadInput where they have none in common, such as two buckets.
-    """
-    folder = os.path.commonpath([uri.rpartition("/")[0] for uri in uris]).replace("s3:/", "s3://", 1)
-    if folder in ("", "/", "s3://", "s3:"):
-        raise BadInput("the pictures lie in several buckets or disks", remedy="put them below one folder")
-    store = open_store(folder)
-    return store, [uri.removeprefix(folder).lstrip("/") for uri in uris]

@@ -1,10 +1,8 @@
-"""Every Prometheus series that this project exports, through Ray's metrics port of each node.
+"""Every Prometheus series of this project, exported by Ray on the metrics port of each node.
 
-Where no Ray is connected, as in a `clvr load` by itself, nothing is counted.
+Without a connection to Ray, as in a local `clvr load`, nothing is counted.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One metric by our name; `exported` is what Prometheus sees of it."""
+    """One metric; `exported` is its name in Prometheus."""
 
     name: str
     kind: Literal["counter", "gauge"]
-    says: str
+    description: str
     tags: tuple[str, ...]
 
     @property
     def exported(self) -> str:
-        """The name after Ray put its own to both ends."""
+        """The name with the prefix and the suffix that Ray adds."""
         return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
 
 
@@ -37,25 +35,33 @@ CROPS_EMBEDDED = Series("clvr_crops_embedded", "counter", "Crops with an embeddi
 CROPS_QUARANTINED = Series(
     "clvr_crops_quarantined", "counter", "Crops that could not be embedded.", ("run", "cause")
 )
-BYTES_FETCHED = Series("clvr_bytes_fetched", "counter", "Bytes of pictures that came.", ("run",))
+BYTES_FETCHED = Series("clvr_bytes_fetched", "counter", "Bytes of images fetched.", ("run",))
 STAGE_SECONDS = Series(
     "clvr_stage_seconds",
     "counter",
-    "Seconds of actors by stage: waiting, model and writing add up to their time; fetch, decode run beside.",
+    "Seconds of actors by stage. Waiting, model and writing add up to their time; fetch and decode overlap.",
     ("run", "stage"),
 )
 MODEL_BUSY = Series("clvr_model_busy_ratio", "gauge", "Share of the part's time in the model.", ("run",))
 PHASE_SECONDS = Series("clvr_phase_seconds", "gauge", "Wall seconds of a phase of a job.", ("run", "phase"))
-LOAD_ROWS = Series("clvr_load_rows", "gauge", "Rows of a load: done and wanted.", ("alias", "what"))
-IMPORT_JOBS = Series("clvr_import_jobs", "gauge", "Bulk imports under way by state.", ("alias", "state"))
-GATE_PASSED = Series("clvr_gate_passed", "gauge", "1 if the last gate let the generation pass.", ("alias",))
+LOAD_ROWS = Series("clvr_load_rows", "gauge", "Rows of a load: done and expected.", ("alias", "what"))
+IMPORT_JOBS = Series("clvr_import_jobs", "gauge", "Running bulk imports by state.", ("alias", "state"))
+GATE_PASSED = Series("clvr_gate_passed", "gauge", "1 if the last generation passed the gate.", ("alias",))
 GATE_RECALL = Series("clvr_gate_recall", "gauge", "Recall against exact search at the gate.", ("alias", "k"))
 GATE_LATENCY = Series(
     "clvr_gate_latency_ms", "gauge", "Latency of probes at the gate.", ("alias", "quantile")
 )
 RECONCILIATION_GAP = Series(
-    "clvr_reconciliation_gap", "gauge", "Rows that a generation has too many or too few.", ("alias",)
+    "clvr_reconciliation_gap", "gauge", "Rows that a generation has in excess or lacks.", ("alias",)
 )
+TRAIN_IMAGES = Series("clvr_train_pictures", "counter", "Images that a worker trained on.", ("stage", "rank"))
+TRAIN_WAIT_SECONDS = Series(
+    "clvr_train_wait_seconds", "counter", "Seconds that steps waited for images.", ("stage", "rank")
+)
+TRAIN_RATE = Series(
+    "clvr_train_pictures_per_second", "gauge", "Images per second of one worker.", ("stage", "rank")
+)
+TRAIN_LOSS = Series("clvr_train_loss", "gauge", "Mean loss of the epoch so far.", ("stage", "rank"))
 
 ALL = (
     CROPS_EMBEDDED,
@@ -70,13 +76,17 @@ ALL = (
     GATE_RECALL,
     GATE_LATENCY,
     RECONCILIATION_GAP,
+    TRAIN_IMAGES,
+    TRAIN_WAIT_SECONDS,
+    TRAIN_RATE,
+    TRAIN_LOSS,
 )
 _seen_states: dict[str, set[str]] = {}
 _PHASES = ("planning", "embedding", "compacting", "finishing")
 
 
 def count(series: Series, more: float, **tags: str) -> None:
-    """Add to a counter; nothing where there is nothing to add."""
+    """Add to a counter. Ray rejects an increment of 0."""
     if more > 0 and ray.is_initialized():
         _metric(series).inc(more, tags=tags)
 
@@ -88,28 +98,23 @@ def set_gauge(series: Series, value: float, **tags: str) -> None:
 
 
 def show_phases(run: str, timings: "Timings") -> None:
-    """Show how long the phases of an embedding took."""
+    """Export the durations of the phases of an embedding."""
     for phase in _PHASES:
         set_gauge(PHASE_SECONDS, getattr(timings, f"{phase}_seconds"), run=run, phase=phase)
 
 
 def show_load(alias: str, *, done: int, total: int, states: Mapping[str, int]) -> None:
-    """Show how far a load is, and how many imports stand in which state."""
+    """Export the progress of a load and its running imports by state."""
     set_gauge(LOAD_ROWS, done, alias=alias, what="done")
     set_gauge(LOAD_ROWS, total, alias=alias, what="wanted")
     seen = _seen_states.setdefault(alias, set())
     seen |= states.keys()
-    for state in seen:  # those that are over have to be told to be none
+    for state in seen:  # reset states that no longer occur to 0
         set_gauge(IMPORT_JOBS, states.get(state, 0), alias=alias, state=state)
 
 
-def import_states(note: str) -> Counter[str]:
-    """Count the imports that a load's note names (the first three under way), by state."""
-    return Counter(re.findall(r"job \S+ (\w+) \d+ %", note))
-
-
 def show_gate(alias: str, report: "GateReport") -> None:
-    """Show the figures of a gate."""
+    """Export the figures of a gate."""
     set_gauge(GATE_PASSED, float(report.passed), alias=alias)
     set_gauge(GATE_RECALL, report.recall_at_1, alias=alias, k="1")
     set_gauge(GATE_RECALL, report.recall_at_10, alias=alias, k="10")
@@ -119,11 +124,11 @@ def show_gate(alias: str, report: "GateReport") -> None:
 
 
 def show_gap(alias: str, *, expected: int, indexed: int) -> None:
-    """Show by how many rows a generation differs from its runs."""
+    """Export the number of rows by which a generation differs from its runs."""
     set_gauge(RECONCILIATION_GAP, abs(indexed - expected), alias=alias)
 
 
 @cache
 def _metric(series: Series) -> Any:
     kind = metrics.Counter if series.kind == "counter" else metrics.Gauge
-    return kind(series.name, series.says, tag_keys=series.tags)
+    return kind(series.name, series.description, tag_keys=series.tags)

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infra.logs import Talk
+from infra.logging import console, logger
 
 PLAIN_EVERY_SECONDS = 10.0
-
-# stdout is data, stderr is talk.
-console = Talk()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +76,7 @@ def _log_lines(
         rate = (now.done - first.done) / max(spoken - started, 1e-9)
         left = f", {(now.total - now.done) / rate:,.0f} s left" if rate > 0 and now.done < now.total else ""
         note = f", {now.note}" if now.note else ""
-        console.say(
-            f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}",
-            phase=title,
-            done=now.done,
-            total=now.total,
-            rate=round(rate, 1),
-        )
+        facts = {"phase": title, "done": now.done, "total": now.total, "rate": round(rate, 1)}
+        logger.info(f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}", extra=facts)
         if ended:
             return

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from index.archive.reader import open_uri, read_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -17,11 +18,10 @@ from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
-from infra.store import open_store, split_uri
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
-from jobs.search.searcher import CROP, Searcher, crop_number, read_bytes, read_image
+from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
 SIGHTING_EXAMPLE = "CAMERA@2026-11-22T18:30:05"
 
@@ -176,7 +176,7 @@ def make_rules(
     models by number, see `resolve_model_filters` for names. Raises BadSetting, BadInput.
     """
     if cameras is None and request.camera_file:
-        data = read_bytes(request.camera_file)
+        data = read_uri(request.camera_file)
         cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
     start, end = epoch_ms("from", request.since), epoch_ms("until", request.until)
     if start is not None and end is not None and start >= end:
@@ -238,10 +238,9 @@ def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: flo
     """Return the matches with their thumbnails, for a page."""
     shown = []
     for match in matches:
-        root, key = split_uri(match.hit.uri)
         name = names.get(match.hit.model_id, f"model {match.hit.model_id}")
         within = threshold is not None and match.hit.distance <= threshold
-        shown.append(PageMatch(match, thumbnail_of(open_store(root), key), name, within))
+        shown.append(PageMatch(match, thumbnail_of(*open_uri(match.hit.uri)), name, within))
     return shown
 
 
@@ -296,8 +295,8 @@ def _write_page(
     images = []
     for image in request.images:
         archived = image.startswith(CROP)
-        root, key = split_uri(searcher.crop(crop_number(image)).uri if archived else image)
-        images.append(thumbnail_of(open_store(root), key))
+        uri = searcher.crop(crop_number(image)).uri if archived else image
+        images.append(thumbnail_of(*open_uri(uri)))
     threshold = result.calibration.threshold if result.calibration else None
     strip = ProbeStrip(
         name=result.probe.name,

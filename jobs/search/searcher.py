@@ -11,7 +11,7 @@ from clvr_model.checkpoint import Checkpoint, load_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from clvr_model.preprocessing import decode
-from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
 from index.milvus.collection import live_generation, require_live
 from index.milvus.search import Hit
@@ -21,7 +21,7 @@ from index.search.probe import Probe
 from index.search.retrieval import Match, Rules, retrieve
 from infra.errors import BadInput, UnreadablePicture
 from infra.settings import Settings
-from infra.store import open_store, split_uri
+from infra.store import open_store
 from jobs.runtime.resolve import find_run, open_milvus
 
 CROP = "crop:"
@@ -81,8 +81,7 @@ class Searcher:
         """
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
-        root, key = split_uri(uri)
-        crop_id = crop_id_of(open_store(root).uri_of(key))
+        crop_id = crop_id_at(uri)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
@@ -149,13 +148,7 @@ class Searcher:
 
 def read_image(uri: str) -> NDArray[np.uint8]:
     """Read and decode an image: uint8 (299, 299, 3). Raises BadInput with the cause, StoreError."""
-    return _decode(read_bytes(uri), uri)
-
-
-def read_bytes(uri: str) -> bytes:
-    """Read the object of a URI or a path. Raises ObjectMissing, StoreError."""
-    root, key = split_uri(uri)
-    return open_store(root).get(key)
+    return _decode(read_uri(uri), uri)
 
 
 def _decode(data: bytes, name: str) -> NDArray[np.uint8]:

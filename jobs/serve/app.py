@@ -8,15 +8,16 @@ import hashlib
 import json
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
+from cachetools import LRUCache, cachedmethod
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from index.archive.reader import ArchiveReader
 from index.milvus.collection import row_count
 from index.search.probe import Probe, merge_probes
 from index.search.retrieval import Rules
@@ -32,9 +33,6 @@ ASSETS = Path(__file__).parent / "static"
 MAX_IMAGES = 5
 MAX_TOP = 1000
 CACHED_THUMBNAILS, CACHED_URIS, CACHED_PROBES = 2000, 50_000, 256
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 class WebRules(BaseModel):
@@ -61,42 +59,16 @@ class WebRules(BaseModel):
         return make_rules(RulesRequest(**fields), cameras=cameras, model_ids=self.models)
 
 
-class LruCache(Generic[Key, Value]):
-    """The values that were asked for last; safe to share by threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of a key, made if it is not there. Two threads may make it twice."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        self.put(key, value)
-        return value
-
-    def put(self, key: Key, value: Value) -> None:
-        """Keep a value, and let the one go that was not asked for longest."""
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-
-
 class SearchService:
     """The work of the routes: one searcher, and caches of thumbnails, URIs and probes."""
 
     def __init__(self, searcher: Searcher, cameras: CameraMap | None) -> None:
         self.searcher = searcher
         self.cameras = cameras
-        self._thumbnails: LruCache[int, bytes] = LruCache(CACHED_THUMBNAILS)
-        self._uris: LruCache[int, str] = LruCache(CACHED_URIS)
-        self._probes: LruCache[str, Probe] = LruCache(CACHED_PROBES)
+        self._thumbnails: LRUCache[int, bytes] = LRUCache(CACHED_THUMBNAILS)
+        self._uris: LRUCache[int, str] = LRUCache(CACHED_URIS)
+        self._probes: LRUCache[str, Probe] = LRUCache(CACHED_PROBES)
+        self._cache_lock = threading.Lock()
         # OpenVINO runs one request at a time; waiting for this lock keeps the queue in Python.
         self._model_lock = threading.Lock()
 
@@ -134,8 +106,8 @@ class SearchService:
         (matches,) = self.searcher.search([probe], rules)
         finished = time.perf_counter()
         names = self.searcher.model_names
-        for match in matches:
-            self._uris.put(match.hit.crop_id, match.hit.uri)
+        with self._cache_lock:
+            self._uris.update((match.hit.crop_id, match.hit.uri) for match in matches)
         return {
             "verdict": verdict(matches, self.searcher.calibration),
             "sightings": [
@@ -150,25 +122,28 @@ class SearchService:
             "search_ms": round(1000 * (finished - embedded), 1),
         }
 
+    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
     def thumbnail(self, crop_id: int) -> bytes:
         """Return the JPEG thumbnail of a crop. Raises BadInput for a crop outside the archive, StoreError."""
-        return self._thumbnails.get(crop_id, lambda: self._make_thumbnail(crop_id))
-
-    def _probe(self, data: bytes) -> Probe:
-        def embed() -> Probe:
-            with self._model_lock:
-                return self.searcher.probe_from_bytes(data, "the image")
-
-        return self._probes.get(hashlib.sha256(data).hexdigest(), embed)
-
-    def _make_thumbnail(self, crop_id: int) -> bytes:
-        uri = self._uris.get(crop_id, lambda: self.searcher.crop(crop_id).uri)
+        uri = self._uri(crop_id)
         for archive in self.searcher.archives:
-            store = open_store(archive)
-            root = store.uri_of("")
-            if uri.startswith(root):
-                return thumbnail(store.get(uri.removeprefix(root)))
-        raise BadInput(f"crop {crop_id} is not in an archive of this generation")
+            reader = ArchiveReader(open_store(archive))
+            if reader.holds(uri):
+                return thumbnail(reader.fetch(uri).data)
+        raise BadInput(f"crop {crop_id} is outside the archive")
+
+    @cachedmethod(lambda self: self._uris, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
+    def _uri(self, crop_id: int) -> str:
+        return self.searcher.crop(crop_id).uri
+
+    @cachedmethod(
+        lambda self: self._probes,
+        lambda self, data: hashlib.sha256(data).hexdigest(),
+        lambda self: self._cache_lock,
+    )
+    def _probe(self, data: bytes) -> Probe:
+        with self._model_lock:
+            return self.searcher.probe_from_bytes(data, "the image")
 
 
 def make_app(

@@ -5,11 +5,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
+from infra.logging import logger
 from infra.settings import Settings
-from jobs.runtime.progress import console
-from jobs.search.searcher import Searcher, read_bytes
+from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
@@ -53,7 +54,7 @@ def read_camera_positions(request: ServeRequest) -> CameraMap | None:
     """Read the positions of the cameras, if a file is given. Raises BadInput for an invalid file."""
     if not request.camera_file:
         return None
-    data = read_bytes(request.camera_file)
+    data = read_uri(request.camera_file)
     return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
 
 
@@ -63,9 +64,9 @@ def print_address(request: ServeRequest, policy: AccessPolicy) -> None:
     host = f"[{request.host}]" if ":" in request.host else request.host
     address = f"{scheme}://{host}:{request.port}/"
     # In the fragment, which browsers do not send: no server logs the token.
-    console.print(f"The page: {address}{'#token=' + policy.token if policy.token else ''}", soft_wrap=True)
+    logger.info(f"The page: {address}{'#token=' + policy.token if policy.token else ''}")
     if policy.token and scheme == "http":
-        console.print("without --certificate the token is sent unencrypted", style="yellow")
+        logger.warning("without --certificate the token is sent unencrypted")
 
 
 def make_policy(request: ServeRequest) -> AccessPolicy:

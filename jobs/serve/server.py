@@ -10,8 +10,8 @@ import uvicorn
 
 from index.search.travel_time import CameraMap
 from infra.errors import BadSetting
+from infra.logging import console
 from infra.settings import Settings
-from jobs.runtime.progress import console
 from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App

@@ -155,7 +155,6 @@ class JobCluster:
 
     @contextmanager
     def _translated(self, job: str = "") -> Iterator[None]:
-        import requests
         from ray.exceptions import AuthenticationError
 
         try:
@@ -165,7 +164,10 @@ class JobCluster:
                 f"the cluster at {self.address} does not take our token, or we showed none",
                 remedy="Set CLVR_JOBS_TOKEN, or RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on its head.",
             ) from error
-        except (ConnectionError, requests.RequestException) as error:
+        except OSError as error:
+            # Those of Ray's HTTP client name no file; an error of a local file does.
+            if error.filename is not None:
+                raise
             raise RayUnreachable(
                 f"no Ray cluster answers at {self.address} ({type(error).__name__})",
                 remedy="Look at the address (the dashboard's), at the port, and at jobs_ca if it is https.",

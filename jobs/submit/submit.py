@@ -4,12 +4,10 @@ What is sent can be read by everybody who sees the cluster's dashboard: the comm
 the runtime environment. So secrets are never sent. A job finds them on the cluster, under their names.
 """
 
-import getpass
 import os
 import re
 import secrets
 import shlex
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import SecretStr
 
+from index.documents import current_user
 from infra.errors import BadInput, BadSetting
 from infra.settings import DEFAULT_FILE, Settings
 from jobs.submit.client import JobCluster
@@ -82,7 +81,7 @@ def submit(
     job = request.job or new_name(request.command[0])
     metadata = {
         "verb": request.command[0],
-        "by": f"{_user()}@{socket.gethostname()}",
+        "by": current_user(),
         "clvr": version("clvr-archive"),
     }
     sent = cluster.submit(job, entrypoint, environment, metadata)
@@ -213,10 +212,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadSetting(f"{file} must hold `name: value` lines")
     return found
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

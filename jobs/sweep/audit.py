@@ -8,30 +8,35 @@ A sweep writes its record before it searches.
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Self
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Self
 
-from infra.errors import AccountingError, BadInput, SchemaMismatch
+from pydantic import Field
+
+from index.documents import JsonDocument, utc_now
+from infra.errors import AccountingError, BadInput
 from infra.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class AuditRecord:
-    """The user (`who`), reason (`case`), request and time of a sweep; the fields are the JSON of a record."""
+class AuditRecord(JsonDocument):
+    """The user, reason, request and time of a sweep."""
 
-    who: str
-    case: str
+    NOUN = "audit record"
+
+    user: Annotated[str, Field(alias="who")]
+    case_number: Annotated[str, Field(alias="case")]
     action: str
     generation: str
     fingerprint: str
     request: Mapping[str, Any]
-    when: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    when: str = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
-        if not self.case.strip():
+        if not self.case_number.strip():
             raise BadInput("a sweep needs a reason", remedy="give --case-number")
-        if not self.who.strip():
+        if not self.user.strip():
             raise BadInput("a sweep needs a user", remedy="give --user")
 
 
@@ -44,18 +49,13 @@ class AuditLog:
     @classmethod
     def read(cls, store: Store) -> Self:
         """Read the log below a folder of runs. Raises SchemaMismatch for an object that is not a record."""
-        records = []
-        for info in sorted(store.list("audit"), key=lambda info: info.key):
-            try:
-                records.append((info.key, AuditRecord(**json.loads(store.get(info.key)))))
-            except (ValueError, TypeError) as error:
-                raise SchemaMismatch(f"{store.uri_of(info.key)} is not an audit record: {error}") from error
-        return cls(tuple(records))
+        keys = sorted(info.key for info in store.list("audit"))
+        return cls(tuple((key, AuditRecord.read(store, key)) for key in keys))
 
     def to_text(self) -> str:
         """Return one line per record."""
         lines = [
-            f"{record.when[:19]}  {record.who}  {record.case}  {record.action}  "
+            f"{record.when[:19]}  {record.user}  {record.case_number}  {record.action}  "
             f"{record.request.get('probes', '')}  {record.generation}"
             for _, record in self.records
         ]
@@ -63,14 +63,14 @@ class AuditLog:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the records with their keys."""
-        return [{"key": key, **asdict(record)} for key, record in self.records]
+        return [{"key": key, **json.loads(record.to_json())} for key, record in self.records]
 
 
 def append_record(store: Store, record: AuditRecord) -> str:
     """Write a record and return its key. Raises StoreError; then the sweep must not start."""
     time = datetime.fromisoformat(record.when).strftime("%Y%m%dT%H%M%S%fZ")
     key = f"audit/{time}-{secrets.token_hex(4)}.json"
-    store.create(key, (json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n").encode())
+    store.create(key, record.to_json())
     return key
 
 

@@ -3,10 +3,8 @@
 Each actor searches whole parts, as in `clvr embed`: Ray transfers part numbers only.
 """
 
-import getpass
 import math
 import os
-import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,15 +14,17 @@ from ray.data import ActorPoolStrategy
 from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
+from index.documents import current_user
 from index.milvus.collection import get_generation
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from infra.errors import BadInput, FingerprintMismatch, Mismatch
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.progress import console, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, cores, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
@@ -36,7 +36,7 @@ from jobs.sweep.probe_list import read_probe_list
 from jobs.sweep.report import ReportContext, write_sweep_report
 from jobs.sweep.state import Sweep, SweepSummary
 
-PART_PROBES = (16, 1024)
+MIN_PART_PROBES, MAX_PART_PROBES = 16, 1024
 PARTS_PER_ACTOR = 8
 
 
@@ -157,7 +157,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         _search_parts(sweep, request, plan, record)
         summary = sweep.finish()
     else:
-        console.print(f"the sweep in {request.output} is already finished")
+        logger.info(f"the sweep in {request.output} is already finished")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
     context = ReportContext(
@@ -222,15 +222,15 @@ def _write_audit_record(
 ) -> str:
     """Write the audit record, which must exist before the first search, and return its key."""
     record = AuditRecord(
-        who=request.user or f"{getpass.getuser()}@{socket.gethostname()}",
-        case=request.case_number,
+        user=request.user or current_user(),
+        case_number=request.case_number,
         action=f"sweep {action}",
         generation=plan.generation,
         fingerprint=plan.fingerprint,
         request={**request_document, "probes": request.probes, "out": request.output},
     )
     key = append_record(open_store(settings.runs), record)
-    console.print(f"audit record {key}")
+    logger.info(f"audit record {key}")
     return key
 
 
@@ -271,7 +271,6 @@ def _embedder(model: str, fingerprint: str) -> Embedder:
     return Embedder(checkpoint, batch_size=8, cache=default_cache())
 
 
-def _part_size(probes: int, workers: int | None) -> int:
+def _part_size(num_probes: int, workers: int | None) -> int:
     workers = workers or os.cpu_count() or 1
-    low, high = PART_PROBES
-    return min(max(math.ceil(probes / (workers * PARTS_PER_ACTOR)), low), high)
+    return min(max(math.ceil(num_probes / (workers * PARTS_PER_ACTOR)), MIN_PART_PROBES), MAX_PART_PROBES)

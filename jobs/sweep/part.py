@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
-from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.retrieval import CropSource, Match, Rules, retrieve
@@ -78,7 +78,7 @@ class SweepWorker:
         """Take the features of probes that are crops of the archive from the source."""
         for row in rows:
             try:
-                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else _crop_id(row.uri)
+                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
             except (BadInput, BadSetting) as error:
                 row.fail("bad-uri", error.message)
         ids = sorted({row.crop_id for row in rows if row.crop_id is not None})
@@ -161,8 +161,3 @@ class SweepWorker:
             ],
             schema=PROBE_SCHEMA,
         )
-
-
-def _crop_id(uri: str) -> int:
-    root, key = split_uri(uri)
-    return crop_id_of(open_store(root).uri_of(key))

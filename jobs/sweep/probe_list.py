@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from infra.errors import BadInput
-from infra.store import open_store, split_uri
+from infra.store import open_store, read_user_table
 from jobs.sweep.state import checked_list
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -29,12 +29,7 @@ def read_probe_list(uri: str) -> pa.Table:
 
 
 def _table(uri: str) -> pa.Table:
-    root, key = split_uri(uri)
-    source = pa.BufferReader(open_store(root).get(key))
-    try:
-        table = pa.csv.read_csv(source) if key.lower().endswith(".csv") else pa.parquet.read_table(source)
-    except pa.ArrowException as error:
-        raise BadInput(f"{uri} is not a table: {str(error).splitlines()[0]}") from error
+    table = read_user_table(uri)
     if "uri" not in table.column_names:
         raise BadInput(f"{uri} has no column uri", remedy="add it: a path, s3://… or crop:ID per probe")
     return table

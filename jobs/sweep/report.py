@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index.archive.reader import open_uri
 from index.milvus.search import Hit
 from index.search.probe import Sighting
 from index.search.retrieval import Match, Rules
 from index.search.scan_source import ScanSource
-from infra.store import open_store, split_uri
 from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.search.search import page_matches
@@ -125,5 +125,4 @@ def _hit(row: dict[str, Any], crops: dict[int, Hit]) -> Hit:
 
 
 def _thumbnail(uri: str) -> bytes:
-    root, key = split_uri(uri)
-    return thumbnail_of(open_store(root), key)
+    return thumbnail_of(*open_uri(uri))

@@ -13,15 +13,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
 
+from index.documents import JsonDocument, utc_now
 from index.parquet import open_parquet, write_table
-from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists, SchemaMismatch
-from infra.store import Store, root_may_be_new
+from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
+from infra.store import Store, ignore_missing_root
 
 VERSION = 1
 LIST_SCHEMA = pa.schema([("probe_id", pa.string()), ("uri", pa.string())])
@@ -56,8 +56,11 @@ PROBE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class SweepInfo:
-    """The content of sweep.json; its fields are the JSON keys."""
+class SweepInfo(JsonDocument):
+    """The content of sweep.json."""
+
+    NOUN = "sweep"
+    FORMAT = ("version", VERSION)
 
     request: Mapping[str, Any]
     generation: str
@@ -76,7 +79,7 @@ class SweepInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSummary:
+class SweepSummary(JsonDocument):
     """The content of done.json: probes by verdict, number of matches, failures by cause."""
 
     probes: int
@@ -98,17 +101,11 @@ class Sweep:
     def open(cls, store: Store) -> Self | None:
         """Open the sweep in this folder; None if there is none. Raises SchemaMismatch."""
         head = None
-        with root_may_be_new(store):
+        with ignore_missing_root(store):
             head = store.head("sweep.json")
         if head is None:
             return None
-        try:
-            values = json.loads(store.get("sweep.json"))
-            if values["version"] != VERSION:
-                raise SchemaMismatch(f"{store.uri} is a sweep of version {values['version']}")
-            return cls(store, SweepInfo(**values))
-        except (ValueError, KeyError, TypeError) as error:
-            raise SchemaMismatch(f"{store.uri_of('sweep.json')} is not a sweep: {error}") from error
+        return cls(store, SweepInfo.read(store, "sweep.json"))
 
     @classmethod
     def create(
@@ -139,7 +136,7 @@ class Sweep:
             store, sweep._list_key, probes.cast(LIST_SCHEMA), metadata={}, row_group_rows=rows_per_part
         )
         try:
-            store.create("sweep.json", (json.dumps(asdict(info), indent=1) + "\n").encode())
+            store.create("sweep.json", info.to_json())
         except ObjectExists as error:
             raise Mismatch(
                 f"{store.uri} already contains a sweep", remedy="run the same command again to continue it"
@@ -201,7 +198,7 @@ class Sweep:
         """The content of done.json, or None for an unfinished sweep."""
         if self.store.head("done.json") is None:
             return None
-        return SweepSummary(**json.loads(self.store.get("done.json")))
+        return SweepSummary.read(self.store, "done.json")
 
     def finish(self) -> SweepSummary:
         """Count every probe once and write done.json. Raises CountMismatch for a missing part."""
@@ -224,7 +221,7 @@ class Sweep:
         summary = SweepSummary(
             self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, utc_now()
         )
-        self.store.put("done.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
+        self.store.put("done.json", summary.to_json())
         return summary
 
 
@@ -256,8 +253,3 @@ def _probe_key(part: int) -> str:
 
 def _result_key(part: int) -> str:
     return f"results/part-{part:05d}.parquet"
-
-
-def utc_now() -> str:
-    """Return the time, UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

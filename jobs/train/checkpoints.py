@@ -9,7 +9,7 @@ import torch
 from ray import train
 from ray.train import Checkpoint
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.training_state import TrainingState
 from infra.store import Store
@@ -35,7 +35,7 @@ def report_state(
     peers: DistributedContext,
     network: Clvr,
     optimizer: torch.optim.Optimizer | None,
-    average: Average | None,
+    average: ExponentialMovingAverage | None,
     seed: int,
     place: Place,
 ) -> None:
@@ -60,7 +60,11 @@ def report_state(
 
 
 def save_best(
-    folder: Store, network: Clvr, average: Average | None, history: list[dict[str, Any]], seed: int
+    folder: Store,
+    network: Clvr,
+    average: ExponentialMovingAverage | None,
+    history: list[dict[str, Any]],
+    seed: int,
 ) -> None:
     """Put the best network so far beside the last states, then remove the one that it beats."""
     name = f"{BEST}{len(history):05d}"

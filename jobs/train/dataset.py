@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import ray
 
-from clvr_model.datasets.labelled import Labelled, read_folder, read_table, single_picture_models
-from clvr_model.datasets.releases import read_release
+from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
+from clvr_model.datasets.registry import read_release
+from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
+from infra.logging import logger
 from infra.store import Store
-from jobs.runtime.image_stream import ImageFailure, common_store, stream_images
-from jobs.runtime.progress import ProgressState, console, progress
+from jobs.runtime.image_stream import ImageFailure, stream_images
+from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
 
-def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Labelled:
+def read_labelled(data: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read pictures whose vehicle model is known.
 
     data: a `.csv` or `.parquet` table (whose `key` column lies below `root`, and of which `split` picks the
@@ -38,7 +40,7 @@ def _absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
-def data_digest(labelled: Labelled) -> str:
+def data_digest(labelled: LabeledImages) -> str:
     """SHA-256 over the URIs and the model ids, in order: equal data, equal digest."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
@@ -50,7 +52,7 @@ SLICE = 1000  # pictures a task looks at
 NAMED = 10  # failures that are told one by one
 
 
-def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> tuple[Labelled, int]:
+def usable_pictures(labelled: LabeledImages, max_fraction: float, folder: Store) -> tuple[LabeledImages, int]:
     """Leave out what cannot be decoded; return the rest, and how many were left out.
 
     The finding is kept in the training's folder: a resume sees the same pictures, whatever happened to them.
@@ -62,9 +64,9 @@ def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> t
     except ObjectMissing:
         bad = _checked(labelled)
     for row, failure in list(bad.items())[:NAMED]:
-        console.print(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}", soft_wrap=True)
+        logger.info(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}")
     if len(bad) > NAMED:
-        console.print(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
+        logger.info(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
     finding = {str(row): asdict(failure) for row, failure in sorted(bad.items())}
     uris = {str(row): labelled.uris[row] for row in sorted(bad)}
     folder.put(CHECKED_FILE, json.dumps({"left_out": finding, "uris": uris}, indent=1).encode())
@@ -80,7 +82,7 @@ def usable_pictures(labelled: Labelled, max_fraction: float, folder: Store) -> t
     return labelled.take(good), len(bad)
 
 
-def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) -> list[str]:
+def say_what_is_learned(labelled: LabeledImages, training: LabeledImages, held: LabeledImages) -> list[str]:
     """Tell how much there is to learn from; return the names of models without a training picture.
 
     Raises BadLabels where there is only one model: nothing could be told apart.
@@ -91,25 +93,21 @@ def say_what_is_learned(labelled: Labelled, training: Labelled, held: Labelled) 
             f"all {len(labelled):,} pictures are of one vehicle model",
             remedy="a classifier needs two or more: check the labels, and --split",
         )
-    console.print(
+    logger.info(
         f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
     )
-    singles = _names(labelled, set(single_picture_models(training)) - set(held.classes))
+    singles = _names(labelled, set(single_image_models(training)) - set(held.classes))
     if singles:
-        console.print(
-            f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}",
-            soft_wrap=True,
-        )
+        logger.info(f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}")
     names = _names(labelled, set(classes) - set(training.classes))
     if names:
-        console.print(
-            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}",
-            soft_wrap=True,
+        logger.info(
+            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}"
         )
     return names
 
 
-def _names(labelled: Labelled, models: set[int]) -> list[str]:
+def _names(labelled: LabeledImages, models: set[int]) -> list[str]:
     return [labelled.model_names.get(model, f"model {model}") for model in sorted(models)]
 
 
@@ -117,16 +115,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
-def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
-    store, keys = common_store(labelled.uris)
+def _checked(labelled: LabeledImages) -> dict[int, ImageFailure]:
+    reader, uris = reader_of(labelled.uris), labelled.uris
     look = ray.remote(num_cpus=1)(_failures)
-    starts = range(0, len(keys), SLICE)
-    waiting = {look.remote(store, keys[start : start + SLICE]): start for start in starts}
+    starts = range(0, len(uris), SLICE)
+    waiting = {look.remote(reader, uris[start : start + SLICE]): start for start in starts}
     bad: dict[int, ImageFailure] = {}
     done = 0
 
     def standing() -> ProgressState:
-        return ProgressState(done, len(keys), f"{len(bad):,} bad" if bad else "")
+        return ProgressState(done, len(uris), f"{len(bad):,} bad" if bad else "")
 
     try:
         with progress("look", "pictures", standing):
@@ -134,12 +132,12 @@ def _checked(labelled: Labelled) -> dict[int, ImageFailure]:
                 (ready,), _ = ray.wait(list(waiting))
                 start = waiting.pop(ready)
                 bad |= {start + place: failure for place, failure in ray.get(ready).items()}
-                done += len(keys[start : start + SLICE])
+                done += len(uris[start : start + SLICE])
     except Exception as error:
         raise root_cause(error) from error
     return bad
 
 
-def _failures(store: Store, keys: list[str]) -> dict[int, ImageFailure]:
-    found = stream_images(store, keys)
+def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
+    found = stream_images(reader, uris)
     return {place: picture for place, picture in found if isinstance(picture, ImageFailure)}

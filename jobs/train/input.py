@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from clvr_model.augmentation import augment
 from clvr_model.preprocessing import IMAGE_SIZE
 from clvr_model.recipe import Recipe, Stage
-from clvr_model.training import Batch, in_whole_batches, stage_order
+from clvr_model.training import Batch, drop_last, stage_order
+from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadSetting, ObjectChanged
-from infra.store import Store
-from jobs.runtime.image_stream import ImageFailure, available_cpus, common_store, stream_images
+from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
 from jobs.train.distributed import DistributedContext
 from jobs.train.job import Pictures, TrainJob
 
@@ -101,11 +101,11 @@ def choose_input_backend(wanted: str, *, workers: int, gpu: bool, cpus: int) -> 
 def _local(
     pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None
 ) -> Iterator[Arrays]:
-    store, keys = common_store(pictures.uris)
+    reader, uris = reader_of(pictures.uris), pictures.uris
 
     def load(start: int) -> Arrays:
         part = rows[start : start + size]
-        found = decoded(store, [keys[row] for row in part], part, change, decoders=available_cpus())
+        found = decoded(reader, [uris[row] for row in part], part, change, decoders=available_cpus())
         return found, pictures.classes[part]
 
     with ThreadPoolExecutor(PREFETCH, thread_name_prefix="next-batch") as pool:
@@ -125,18 +125,18 @@ def _local(
 def _by_ray(
     pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None, workers: int
 ) -> Iterator[Arrays]:
-    store, keys = common_store(pictures.uris)
+    reader, uris = reader_of(pictures.uris), pictures.uris
     block = min(size, BLOCK)
     parts = [rows[start : start + block] for start in range(0, len(rows), block)]
     if not parts:
         return
     tables = [
-        pa.table({"key": [keys[row] for row in part], "row": part, "class": pictures.classes[part]})
+        pa.table({"uri": [uris[row] for row in part], "row": part, "class": pictures.classes[part]})
         for part in parts
     ]
 
     def decode_block(table: pa.Table) -> dict[str, NDArray[Any]]:
-        found = decoded(store, table["key"].to_pylist(), table["row"].to_numpy(), change)
+        found = decoded(reader, table["uri"].to_pylist(), table["row"].to_numpy(), change)
         return {"picture": found, "class": table["class"].to_numpy()}
 
     context = ray.data.DataContext.get_current().copy()
@@ -155,19 +155,19 @@ def _by_ray(
 
 
 def decoded(
-    store: Store,
-    keys: list[str],
+    reader: ArchiveReader,
+    uris: list[str],
     rows: NDArray[np.int64],
     change: Transform | None = None,
     *,
     decoders: int = 1,
 ) -> NDArray[np.uint8]:
-    """The pictures of those keys, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
-    found = np.empty((len(keys), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for place, picture in stream_images(store, keys, decoders=decoders):
+    """The pictures at those URIs, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
+    found = np.empty((len(uris), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for place, picture in stream_images(reader, uris, decoders=decoders):
         if isinstance(picture, ImageFailure):
             raise ObjectChanged(
-                f"{store.uri_of(keys[place])} was readable before the training: {picture.detail}",
+                f"{uris[place]} was readable before the training: {picture.detail}",
                 remedy="put it back and run the same command again, or train without it, to another --output",
             )
         found[place] = picture
@@ -202,7 +202,7 @@ class Batches:
             number=number,
             epoch=epoch,
         )
-        learned = in_whole_batches(len(order), self.share * self.peers.world)
+        learned = drop_last(len(order), self.share * self.peers.world)
         return order[: learned - learned % self.peers.world][self.peers.rank :: self.peers.world]
 
     def sample(self) -> Rows:

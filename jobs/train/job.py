@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.recipe import Recipe, Stage
-from clvr_model.training import Totals, in_whole_batches
+from clvr_model.training import Totals, drop_last
 
 # What one picture costs, in passes: 1 is once forward through the network.
 LEARN_ALL = 3.0  # forward, and back through every layer
@@ -86,7 +86,7 @@ class Work:
 
     def epoch(self, stage: Stage) -> float:
         """Passes of one epoch, with its look at the held-out pictures."""
-        learned = in_whole_batches(self.training, self.recipe.batch)
+        learned = drop_last(self.training, self.recipe.batch)
         return learned * self.picture(stage) + self.held * (CACHED if stage.cacheable else 1.0)
 
     def picture(self, stage: Stage) -> float:

@@ -10,10 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge
-
 from infra.errors import ObjectMissing
 from infra.store import Store
+from jobs.runtime.metrics import TRAIN_IMAGES, TRAIN_LOSS, TRAIN_RATE, TRAIN_WAIT_SECONDS, count, set_gauge
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +120,15 @@ class _TensorBoard:
 
 
 class TrainMetrics:
-    """One worker's figures for Ray's metrics (Prometheus): what it learned from, and what it waited for."""
+    """Exports the figures of one worker as Prometheus series."""
 
     def __init__(self, rank: int) -> None:
-        keys = ("stage", "rank")
         self.rank = str(rank)
-        self.pictures = Counter("clvr_train_pictures", "Pictures learned from.", tag_keys=keys)
-        self.waited = Counter("clvr_train_wait_seconds", "Seconds steps waited for pictures.", tag_keys=keys)
-        self.rate = Gauge("clvr_train_pictures_per_second", "Pictures a second, one worker.", tag_keys=keys)
-        self.loss = Gauge("clvr_train_loss", "Mean loss of the epoch so far.", tag_keys=keys)
 
     def step(self, stage: str, *, pictures: int, waited: float, rate: float, loss: float) -> None:
         """Count one step."""
         tags = {"stage": stage, "rank": self.rank}
-        self.pictures.inc(pictures, tags)
-        if waited > 0:  # Counter refuses zero
-            self.waited.inc(waited, tags)
-        self.rate.set(rate, tags)
-        self.loss.set(loss, tags)
+        count(TRAIN_IMAGES, pictures, **tags)
+        count(TRAIN_WAIT_SECONDS, waited, **tags)
+        set_gauge(TRAIN_RATE, rate, **tags)
+        set_gauge(TRAIN_LOSS, loss, **tags)

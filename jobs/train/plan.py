@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from clvr_model.datasets.labelled import Labelled, split_per_class
+from clvr_model.datasets.labelled import LabeledImages, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import (
     Batch,
-    in_whole_batches,
+    drop_last,
     make_optimizer,
     pooled_features,
     train_step,
     training_mode,
 )
+from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
-from jobs.runtime.image_stream import ImageFailure, available_cpus, common_store, stream_images
+from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
 from jobs.train.dataset import read_labelled
 from jobs.train.job import Work
 from jobs.train.train import TrainRequest, asked_recipe
@@ -145,7 +146,7 @@ def _stage_plan(
     workers: int,
 ) -> StagePlan:
     share = max(1, recipe.batch // workers)
-    steps = stage.epochs * math.ceil(in_whole_batches(work.training, share * workers) / (share * workers))
+    steps = stage.epochs * math.ceil(drop_last(work.training, share * workers) / (share * workers))
     if not stage.epochs:
         return StagePlan(stage.name, 0, 0, 0.0, 0.0)
     if stage.cacheable:
@@ -185,17 +186,17 @@ def _rate(act: Callable[[], Any], pictures: int) -> float:
     return done / (time.perf_counter() - begun)
 
 
-def _sample(labelled: Labelled) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
+def _sample(labelled: LabeledImages) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
     """A batch of the data's own pictures, how many of the sample failed, and pictures decoded a second."""
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_PICTURES, len(labelled))).astype(int))
-    store, keys = common_store(labelled.uris)
+    reader = reader_of(labelled.uris)
     begun = time.perf_counter()
-    stream = stream_images(store, [keys[row] for row in rows], decoders=available_cpus())
+    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus())
     found = [picture for _, picture in stream]
     seconds = time.perf_counter() - begun
     good = [picture for picture in found if not isinstance(picture, ImageFailure)]
     if not good:
-        raise BadInput(f"not one of {len(found)} sampled pictures of {store.uri} could be read")
+        raise BadInput(f"not one of {len(found)} sampled pictures of {reader.uri} could be read")
     return np.stack(good[:PROBE_BATCH]), len(found) - len(good), len(found) / seconds
 
 

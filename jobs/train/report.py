@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
-from clvr_model.datasets.labelled import Labelled
-from index.evaluation.metrics import classification
+from clvr_model.datasets.labelled import LabeledImages
+from index.archive.reader import reader_of
+from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
-from jobs.runtime.image_stream import common_store
 from jobs.train.log import Cost
 
 REPORT_FILE = "report.html"
@@ -31,8 +31,8 @@ class ReportInputs:
     """What a page needs besides the card. final: the last entry of the training's history."""
 
     data: str
-    training: Labelled
-    held: Labelled
+    training: LabeledImages
+    held: LabeledImages
     final: Mapping[str, Any]
     cost: Cost
 
@@ -104,18 +104,18 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _examples(
-    held: Labelled, names: Mapping[int, str], predicted: NDArray[np.int64], confidence: Sequence[float]
+    held: LabeledImages, names: Mapping[int, str], predicted: NDArray[np.int64], confidence: Sequence[float]
 ) -> Iterator[Example]:
     """Right and wrong ones, drawn without looking."""
     if not len(held):
         return
-    store, keys = common_store(held.uris)
+    reader = reader_of(held.uris)
     order = np.random.default_rng(1).permutation(len(held))
     right = predicted == held.model_ids
     for some in (order[right[order]], order[~right[order]]):
         for row in some[:EXAMPLES_EACH].tolist():
             yield Example(
-                jpeg=thumbnail_of(store, keys[row]),
+                jpeg=thumbnail_of(reader, held.uris[row]),
                 true=_name(names, int(held.model_ids[row])),
                 predicted=_name(names, int(predicted[row])),
                 confidence=confidence[row],

@@ -17,9 +17,10 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
 from infra.errors import BadCheckpoint, BadSetting, ObjectExists
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs.runtime.progress import console, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.ray_cluster import connect, cores, gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
 from jobs.train.dataset import data_digest, read_labelled, say_what_is_learned, usable_pictures
@@ -76,7 +77,7 @@ class Trained:
 
 def asked_recipe(request: TrainRequest) -> Recipe:
     """The recipe with all its changes. Raises BadSetting."""
-    changes = (*request.overrides, *([f"backbone={request.weights}"] if request.weights else []))
+    changes = (*request.overrides, *([f"pretrained={request.weights}"] if request.weights else []))
     return load_recipe(request.recipe, changes)
 
 
@@ -148,8 +149,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
             "picked": request.pick,
             "unlearned": unlearned,
         },
-        backbone={"source": recipe.backbone},
-        unstated=recipe.unstated(),
+        backbone={"source": recipe.pretrained},
+        unstated=recipe.undocumented_choices(),
         data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
@@ -171,7 +172,7 @@ def _already_there(request: TrainRequest, identity: str) -> Trained:
             f"{request.pick}",
             remedy="give another --output",
         )
-    console.print(f"{request.to} is trained already")
+    logger.info(f"{request.to} is trained already")
     known = {field.name: metrics[field.name] for field in fields(Trained) if field.name in metrics}
     return Trained(uri=request.to, fingerprint=checkpoint.fingerprint, **known)
 
@@ -224,10 +225,9 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     state = state_of(result.checkpoint)
     if state.stage < len(recipe.stages) and terminated.is_set():
         stage = recipe.stages[state.stage]
-        console.print(
+        logger.info(
             f"stopped by SIGTERM in stage {stage.name}, epoch {state.epoch + 1} of {stage.epochs}, after "
-            f"{state.totals.pictures:,} of its pictures; the same command continues there",
-            soft_wrap=True,
+            f"{state.totals.pictures:,} of its pictures; the same command continues there"
         )
         raise SystemExit(TERMINATED)
     remove_features(folder)
@@ -242,4 +242,4 @@ def _report(destination: Store, card: Card, told: ReportInputs, folder: Store) -
     try:
         write_report(destination, card, told, read_log(folder))
     except Exception as error:
-        console.print(f"no report: {type(error).__name__}: {error}")
+        logger.info(f"no report: {type(error).__name__}: {error}")

@@ -12,9 +12,8 @@ import torch
 from ray import train
 from ray.train.torch import get_device, prepare_model
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
-from clvr_model.predictions import Predictions, predict, score
 from clvr_model.recipe import recipe_of
 from clvr_model.training import (
     Batch,
@@ -26,6 +25,7 @@ from clvr_model.training import (
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
+from clvr_model.validation import Predictions, predict, score
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
@@ -62,7 +62,7 @@ class _Prepared:
 
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    average: Average | None
+    average: ExponentialMovingAverage | None
     batches: Callable[[int, Rows], Iterator[Batch]]
     held: Batch | None  # pooled, where the stage has kept them
 
@@ -86,7 +86,7 @@ class _Worker:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
         state = reported_state()
         if state is None:
-            load_backbone(network, self.recipe.backbone)
+            load_backbone(network, self.recipe.pretrained)
             place = Place()
         else:
             state.restore(network)
@@ -164,7 +164,7 @@ class _Worker:
             stage,
             epoch=epoch,
             precision=self.recipe.precision,
-            first_step=first,
+            start_step=first,
             totals=mine,
             on_step=told,
             average=ready.average,
@@ -189,7 +189,7 @@ class _Worker:
     def _prepare(self, network: Clvr, number: int, place: Place, resumed: TrainingState | None) -> _Prepared:
         stage = self.recipe.stages[number]
         optimizer = make_optimizer(network, stage)
-        average = Average.of(network, stage)
+        average = ExponentialMovingAverage.of(network, stage)
         if resumed:
             resumed.restore(network, optimizer)
             if average and resumed.average:
@@ -238,7 +238,9 @@ class _Worker:
             features, classes = pooled_features(network, batches, precision=self.recipe.precision)
         return self.peers.gathered(features, len(pictures)), self.peers.gathered(classes, len(pictures))
 
-    def _predictions(self, network: Clvr, held: Batch | None, average: Average | None = None) -> Predictions:
+    def _predictions(
+        self, network: Clvr, held: Batch | None, average: ExponentialMovingAverage | None = None
+    ) -> Predictions:
         """What the network says of each held-out picture, everywhere; `held` are their pooled features."""
         if average:
             with average.installed():

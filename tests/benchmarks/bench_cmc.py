@@ -1,13 +1,12 @@
-"""CPU-seconds and memory of exact CMC + mAP at the size of VehicleID's large list, and at ten times that.
+"""CPU seconds and memory of exact CMC and mAP at the size of VehicleID's large list.
 
     python tests/benchmarks/bench_cmc.py [--times 1 10] [--threads 2] [--plain] [--repeats 10]
 
-The features are clustered, so that true matches are found about as often as by a trained network; one probe a
-vehicle, as in the paper. They live in a memory-mapped file: the memory in the table is what CMC itself takes.
+The features are clustered, so rank-1 is close to that of a trained network. Each vehicle has one probe, as in
+the paper. The features are in a memory-mapped file, so the table shows the memory of CMC alone.
 """
 
 import argparse
-import platform
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import Row, add_json_option, machine, save_rows
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, cmc, cmc_of_splits
@@ -27,27 +27,28 @@ PROBES, GALLERY, DIMENSION = 2_400, 17_377, 1024
 
 
 def features_of(vehicles: NDArray[np.int64], path: Path, seed: int) -> np.memmap:
-    """Non-negative, as behind a ReLU: a model, a vehicle of it, and noise, with a falling spectrum."""
+    """Return (n, 1024) features: model, vehicle and noise, non-negative, with a falling spectrum."""
     rng = np.random.default_rng(seed)
     spectrum = (np.arange(DIMENSION, dtype=np.float32) + 4) ** -0.7
     rows = np.memmap(path, np.float32, "w+", shape=(len(vehicles), DIMENSION))
     models = np.random.default_rng(1).standard_normal((250, DIMENSION), dtype=np.float32)
     for start in range(0, len(rows), 4096):
-        some = vehicles[start : start + 4096]
-        own = np.stack(
-            [np.random.default_rng([2, v]).standard_normal(DIMENSION, dtype=np.float32) for v in some]
+        ids = vehicles[start : start + 4096]
+        offsets = np.stack(
+            [np.random.default_rng([2, v]).standard_normal(DIMENSION, dtype=np.float32) for v in ids]
         )
-        noise = rng.standard_normal(own.shape, dtype=np.float32)
-        rows[start : start + 4096] = np.maximum((models[some % 250] + 0.35 * own + 0.8 * noise) * spectrum, 0)
+        noise = rng.standard_normal(offsets.shape, dtype=np.float32)
+        block = (models[ids % 250] + 0.35 * offsets + 0.8 * noise) * spectrum
+        rows[start : start + 4096] = np.maximum(block, 0)
     rows.flush()
     return rows
 
 
 def plain(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
-    """The arithmetic of torchreid's and fast-reid's Python evaluation, written from their formulas.
+    """Rank by the formulas of torchreid's and fast-reid's Python evaluation. Return rank-1 and mAP.
 
-    The full distance matrix, a full sort, and for each probe in turn: junk by vehicle and camera (nobody's
-    here), the cumulated hits, average precision and the inverse negative penalty.
+    They keep the full distance matrix, sort each row, and then loop over the probes: remove junk (this data
+    has none), accumulate hits, and compute average precision.
     """
     x, y = torch.from_numpy(np.asarray(probes.features)), torch.from_numpy(np.asarray(gallery.features))
     distances = (x.pow(2).sum(1)[:, None] + y.pow(2).sum(1)).addmm_(x, y.T, beta=1, alpha=-2).numpy()
@@ -66,26 +67,26 @@ def plain(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, flo
 
 
 def counted(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
-    """Ours. Returns rank-1 and mAP."""
+    """Rank by counting. Return rank-1 and mAP."""
     found = cmc(probes, gallery)
-    return float(found.curve[0]), found.map
+    return float(found.curve[0]), found.mean_ap
 
 
 def repeated(repeats: int) -> Call:
-    """Ours, of `repeats` draws of vehicleid-paper from the same pictures in one pass."""
+    """Return a call that counts `repeats` draws of vehicleid-paper from the same images in one pass."""
 
     def call(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
         features = np.concatenate([probes.features, gallery.features])
         vehicles = np.concatenate([probes.vehicle_ids, gallery.vehicle_ids])
         splits = draw_splits("vehicleid-paper", vehicles, repeats=repeats)
         found = cmc_of_splits(LabeledFeatures(features, vehicles), splits)
-        return float(np.mean([one.curve[0] for one in found])), float(np.mean([one.map for one in found]))
+        return float(np.mean([one.curve[0] for one in found])), float(np.mean([one.mean_ap for one in found]))
 
     return call
 
 
 class Memory:
-    """The largest anonymous memory of this process, sampled; what it held before is subtracted."""
+    """Sample the peak of this process's anonymous memory, less its memory at the start."""
 
     def __enter__(self) -> "Memory":
         self.start = self.most = self._now()
@@ -108,29 +109,24 @@ class Memory:
         return int(status.split("RssAnon:")[1].split()[0])
 
 
-def processor() -> str:
-    """The processor's name and the number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names)} cores"
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="also run the full matrix and sort (1x only)")
-    parser.add_argument("--repeats", type=int, default=0, help="also so many repeats in one pass (1x only)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    print(f"{processor()}; torch {torch.__version__}, {asked.threads} thread(s)")
-    kernel = choose_kernel(work=1e12)
-    print(f"fastest float32 product here: {kernel.name}\n")
+    parser.add_argument("--repeats", type=int, default=0, help="also this many repeats in one pass (1x only)")
+    add_json_option(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{machine()}; torch {torch.__version__}, {args.threads} thread(s)")
+    kernel = choose_kernel(macs=1e12)
+    print(f"fastest float32 product: {kernel.name}\n")
+    results: list[Row] = []
     print(
         f"{'what':<22}{'probes':>8}{'gallery':>9}{'CPU s':>9}{'wall s':>9}{'MiB':>7}{'rank-1':>8}{'mAP':>7}"
     )
-    for times in asked.times:
+    for times in args.times:
         probe_ids = np.arange(PROBES * times)
         gallery_ids = np.random.default_rng(0).permutation(
             np.concatenate(
@@ -140,13 +136,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             probes = LabeledFeatures(features_of(probe_ids, Path(folder, "probes"), 3), probe_ids)
             gallery = LabeledFeatures(features_of(gallery_ids, Path(folder, "gallery"), 4), gallery_ids)
-            # The first call of a process loads or compiles the loops, and asks which product pays.
-            runs: dict[str, Call] = {"first call": counted} if times == asked.times[0] else {}
-            runs["counting (index.cmc)"] = counted
-            if asked.repeats and times == 1:
-                runs |= {f"one pass, {n} repeat(s)": repeated(n) for n in (1, asked.repeats)}
-            if asked.plain and times == 1:
+            # The first call of a process loads or compiles the loops and chooses the fastest product.
+            runs: dict[str, Call] = {"first call": counted} if times == args.times[0] else {}
+            runs["counting"] = counted
+            if args.repeats and times == 1:
+                runs |= {f"one pass, {n} repeat(s)": repeated(n) for n in (1, args.repeats)}
+            if args.plain and times == 1:
                 runs["matrix, sort, loop"] = plain
+            cpu_seconds: dict[str, float] = {}
+            texts: dict[str, str] = {}
             for name, call in runs.items():
                 with Memory() as memory:
                     cpu, wall = time.process_time(), time.perf_counter()
@@ -157,6 +155,35 @@ def main() -> None:
                     f"{memory.mib:>7.0f}{rank_1:>8.3f}{mean_ap:>7.3f}",
                     flush=True,
                 )
+                cpu_seconds[name], texts[name] = cpu, f"{cpu:.2f} CPU s, {memory.mib:,.0f} MiB"
+            size = f"{len(probe_ids):,} probes x {len(gallery_ids):,} gallery"
+            results += rows_of(size, cpu_seconds, texts)
+    save_rows(results, args.json)
+
+
+def rows_of(size: str, cpu_seconds: dict[str, float], texts: dict[str, str]) -> list[Row]:
+    """Return the rows of one size: counting against the matrix, many repeats against one."""
+    rows = []
+    if "first call" in texts:
+        rows.append(Row(f"CMC + mAP, {size}, first call of a process", texts["first call"]))
+    rows.append(Row(f"CMC + mAP, {size}", texts["counting"]))
+    if "matrix, sort, loop" in texts:
+        ratio = cpu_seconds["matrix, sort, loop"] / cpu_seconds["counting"]
+        baseline = f"matrix, sort, loop: {texts['matrix, sort, loop']}"
+        rows[-1] = Row(rows[-1].case, texts["counting"], baseline, ratio)
+    passes = [name for name in texts if name.startswith("one pass")]
+    if len(passes) == 2:
+        single, several = passes
+        repeats = int(several.split()[2])
+        rows.append(
+            Row(
+                f"`vehicleid-paper`, {repeats} repeats in one pass, {size}",
+                texts[several],
+                f"{repeats} times one repeat: {repeats * cpu_seconds[single]:.2f} CPU s",
+                repeats * cpu_seconds[single] / cpu_seconds[several],
+            )
+        )
+    return rows
 
 
 if __name__ == "__main__":

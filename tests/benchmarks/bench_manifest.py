@@ -1,9 +1,9 @@
-"""How long and how large: a manifest of a million crops, from the listing to the parts of a run.
+"""Time and memory of a manifest of a million crops, from the listing to the parts of a run.
 
     python tests/benchmarks/bench_manifest.py [--crops 1000000]
 
-The listing is synthetic (no object store), so the figures are our own share of the time. CPU seconds count
-all threads; the peak is that of the whole process.
+The listing is synthetic, so the figures exclude the object store. CPU seconds count all threads; the peak is
+that of the whole process.
 """
 
 import argparse
@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+
+from measure import Row, add_json_option, machine, save_rows
 
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
@@ -24,7 +26,7 @@ DAYS, CAMERAS = 10, 20
 
 
 class SyntheticArchive(Store):
-    """Lists crops that are nowhere: days, cameras in each, and as many crops as make up the number."""
+    """Lists crops that do not exist, in folders of days and cameras."""
 
     def __init__(self, folder: str, crops: int) -> None:
         super().__init__(folder, StoreSettings())
@@ -46,21 +48,28 @@ class SyntheticArchive(Store):
                 yield ObjectInfo(key, 20_000, f"{number:032x}", written)
 
 
+ROWS: list[Row] = []
+
+
 @contextmanager
-def measured(what: str) -> Iterator[None]:
-    """Print wall and CPU seconds of a step, and the peak of memory so far."""
+def measured(name: str) -> Iterator[None]:
+    """Print and record wall and CPU seconds of a step, and the peak of memory so far."""
     wall, cpu = time.perf_counter(), time.process_time()
     yield
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(f"{what:40} {wall:7.1f} s wall {cpu:7.1f} s CPU {peak:8.0f} MiB peak", flush=True)
+    print(f"{name:40} {wall:7.1f} s wall {cpu:7.1f} s CPU {peak:8.0f} MiB peak", flush=True)
+    ROWS.append(Row(name, f"{cpu:.1f} CPU s, {wall:.1f} s, peak {peak:,.0f} MiB"))
 
 
 def main() -> None:
     """Measure each step once."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--crops", type=int, default=1_000_000)
-    crops = arguments.parse_args().crops
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crops", type=int, default=1_000_000)
+    add_json_option(parser)
+    args = parser.parse_args()
+    crops = args.crops
+    print(machine())
     with tempfile.TemporaryDirectory() as archive, tempfile.TemporaryDirectory() as out:
         for day in range(DAYS):  # only the folders exist
             open_store(f"{archive}/dt=2026-11-{day + 10}").create_bucket()
@@ -80,6 +89,7 @@ def main() -> None:
                 run.part_manifest(part)
         with measured("the whole manifest, checked"):
             run.manifest()
+    save_rows(ROWS, args.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Does memory stay flat from ten thousand crops to a million? RSS by kind of process and size of archive.
+"""Peak memory of `clvr embed` by kind of process and size of the archive.
 
-    python tests/benchmarks/bench_memory.py [--sizes 10000 100000] [--actors 2]
+    python tests/benchmarks/bench_memory.py [--sizes 10000 100000 1000000] [--actors 2]
 
-The job is the real one: Ray, parts, fetch threads, decoding, shards, accounting. Two things are stubs:
-the archive's store answers every key with the same small JPEG from memory, and the network gives zeros.
-Parts have the same number of rows at each size, as they have in archives of more than 130,000 crops.
-`planner` is the process that makes the manifest and proves the accounts; it ends before and starts after the
-embedding, and is the one that grows with the archive.
+The job is real: Ray, parts, fetch threads, decoding, shards, accounting. Two things are stubs: the store
+answers each key with the same small JPEG from memory, and the network returns zeros. Parts have the same
+number of rows at each size, as in archives of more than 130,000 crops. `planner` makes the manifest before
+the embedding and verifies the accounts after it; its memory grows with the archive.
 """
 
 import argparse
@@ -24,11 +23,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from infra.settings import load_settings
-from infra.store import Fetched, Store, StoreSettings
+from infra.store import ObjectBody, Store, StoreSettings
 from jobs.embed.job import EmbedRequest, embed
 
 ROWS_PER_PART = 4096
@@ -36,7 +36,7 @@ MIB = 1 << 20
 
 
 class SameStore(Store):
-    """Every key is there and holds the same picture."""
+    """A store in which every key holds the same image."""
 
     def __init__(self, uri: str, data: bytes) -> None:
         super().__init__(uri, StoreSettings())
@@ -45,23 +45,23 @@ class SameStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         return SameStore, (self.uri, self.data)
 
-    def fetch(self, key: str) -> Fetched:
+    def fetch(self, key: str) -> ObjectBody:
         """Answer from memory."""
-        return Fetched(self.data, "e")
+        return ObjectBody(self.data, "e")
 
     def ensure(self) -> None:
-        """Nothing can be missing."""
+        """Accept the root: nothing can be missing."""
 
 
 class Zeros:
-    """A network without work."""
+    """A network that returns zeros."""
 
     batch_size, feature_dim, fingerprint = 32, 1024, "stub"
 
-    def __call__(self, pictures: Any) -> Embedded:
+    def __call__(self, pictures: Any) -> Embeddings:
         """Zeros for every picture."""
         count = len(pictures)
-        return Embedded(
+        return Embeddings(
             np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
         )
 
@@ -76,7 +76,7 @@ class Watch:
         self.session = ""
 
     def run(self) -> None:
-        """Sample until told to stop."""
+        """Sample until `stop` is set."""
         while not self.stop.wait(0.5):
             now: dict[str, float] = defaultdict(float)
             for place in Path("/proc").iterdir():
@@ -132,14 +132,14 @@ def _write_keys(folder: str, crops: int) -> None:
 
 
 def one(crops: int, actors: int) -> None:
-    """Embed so many crops that are nowhere, and print the peaks as JSON."""
+    """Embed this many crops that do not exist, and print the peaks as JSON."""
     Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     with tempfile.TemporaryDirectory() as folder:
         _write_keys(folder, crops)
         watch = Watch()
         thread = threading.Thread(target=watch.run, daemon=True)
         thread.start()
-        begun = time.monotonic()
+        started = time.monotonic()
         request = EmbedRequest(
             f"{folder}/archive",
             model="stub",
@@ -154,7 +154,7 @@ def one(crops: int, actors: int) -> None:
         watch.stop.set()
         thread.join()
         assert summary.embedded == crops, summary
-        print(json.dumps({"seconds": round(time.monotonic() - begun), **watch.peaks}))
+        print(json.dumps({"seconds": round(time.monotonic() - started), **watch.peaks}))
 
 
 def main() -> None:
@@ -163,17 +163,22 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 50_000])
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        one(given.one, given.actors)
+    add_json_option(parser)
+    args = parser.parse_args()
+    if args.one:
+        one(args.one, args.actors)
         return
-    print("peak MiB of resident memory (object store: shared memory of the raylet)")
-    for size in given.sizes:
-        command = [sys.executable, __file__, "--one", str(size), "--actors", str(given.actors)]
+    print(f"{machine()}\npeak MiB of resident memory (object store: shared memory of the raylet)")
+    rows = []
+    for size in args.sizes:
+        command = [sys.executable, __file__, "--one", str(size), "--actors", str(args.actors)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks = json.loads(done.stdout.splitlines()[-1])
-        row = ", ".join(f"{kind} {value:.0f}" for kind, value in sorted(peaks.items()))
-        print(f"{size:>9,} crops: {row}", flush=True)
+        seconds = peaks.pop("seconds")
+        text = ", ".join(f"{kind} {value:.0f}" for kind, value in sorted(peaks.items()))
+        print(f"{size:>9,} crops in {seconds} s: {text}", flush=True)
+        rows.append(Row(f"{size:,} crops, {args.actors} actors, peak MiB", text))
+    save_rows(rows, args.json)
 
 
 if __name__ == "__main__":

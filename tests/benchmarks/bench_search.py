@@ -1,15 +1,14 @@
-"""One probe from bytes to ranked answers, split into embed and search, and the page's time to its answer.
+"""Latency of one probe from bytes to ranked matches, split into embed and search, and through the page.
 
-    python tests/benchmarks/bench_search.py [--rows 10000] [--probes 40] [--folder kept]
+    python tests/benchmarks/bench_search.py [--rows 20000] [--probes 40] [--folder FOLDER]
 
-`--folder` keeps what is built, and finds it again: 100,000 rows take minutes to index. The index is a Milvus
-Lite file with made-up vectors in groups of 20; the network is the real one with random weights, which costs
-what a trained one costs. `page` is what a browser waits for: from upload to JSON.
+`--folder` keeps the index for the next call: 100,000 rows take minutes to build. The index is a Milvus Lite
+file with synthetic vectors in groups of 20. The network is Inception-V3 with random weights, which is as
+fast as a trained one. `page` is the time from upload to JSON.
 """
 
 import argparse
 import io
-import os
 import socket
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import uvicorn
+from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
 
 from clvr_model.checkpoint import Card, save_checkpoint
@@ -42,39 +42,41 @@ from jobs.serve.request import ServeRequest, guard_of
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--probes", type=int, default=40)
     parser.add_argument("--folder", type=Path)
-    asked = parser.parse_args()
+    add_json_option(parser)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        settings = searchable(asked.folder or Path(folder), asked.rows)
-        seconds, load = time.perf_counter() - begun, os.getloadavg()[0]
-        print(f"{asked.rows:,} rows ready in {seconds:.0f} s; load average {load:.1f}")
+        started = time.perf_counter()
+        settings = searchable(args.folder or Path(folder), args.rows)
+        print(f"{machine()}\n{args.rows:,} rows ready in {time.perf_counter() - started:.0f} s")
         searcher = Searcher(settings, threads=0)
         rng = np.random.default_rng(1)
-        pictures = [jpeg(rng) for _ in range(asked.probes + 3)]
+        images = [jpeg(rng) for _ in range(args.probes + 3)]
         rules = Rules(top=20)
         embed, search = [], []
-        for data in pictures:
+        for data in images:
             started = time.perf_counter()
             probe = searcher.probe_of(data, "probe")
             embedded = time.perf_counter()
             searcher.answer([probe], rules)
             embed.append(embedded - started)
             search.append(time.perf_counter() - embedded)
-        page = through_page(searcher, [jpeg(rng) for _ in range(asked.probes + 3)])
+        page = through_page(searcher, [jpeg(rng) for _ in range(args.probes + 3)])
         searcher.close()
     print(f"{'ms':<10}{'p50':>8}{'p95':>8}")
     both = np.add(embed, search)
+    rows = []
     for name, taken in (("embed", embed), ("search", search), ("together", both), ("page", page)):
-        warm = 1000 * np.asarray(taken)[3:]
-        print(f"{name:<10}{np.percentile(warm, 50):>8.1f}{np.percentile(warm, 95):>8.1f}")
-    print(f"load average {os.getloadavg()[0]:.1f}")
+        p50, p95 = np.percentile(1000 * np.asarray(taken)[3:], (50, 95))  # the first three warm up
+        print(f"{name:<10}{p50:>8.1f}{p95:>8.1f}")
+        rows.append(Row(f"{name}, {args.rows:,} rows, Milvus Lite", f"p50 {p50:.0f} ms, p95 {p95:.0f} ms"))
+    save_rows(rows, args.json)
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
-    """A picture of the usual size of a crop."""
+    """Return an image of the usual size of a crop."""
     small = rng.integers(0, 255, (16, 20, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((320, 256)).save(buffer, "JPEG", quality=88)
@@ -82,7 +84,7 @@ def jpeg(rng: np.random.Generator) -> bytes:
 
 
 def searchable(folder: Path, rows: int) -> Settings:
-    """A live generation of made-up vectors, found in the folder or built there."""
+    """Open the live generation of synthetic vectors in a folder, or build it."""
     settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
     if (folder / "ready").exists():
         if (folder / "ready").read_text() != str(rows):
@@ -133,8 +135,8 @@ def searchable(folder: Path, rows: int) -> Settings:
     return settings
 
 
-def through_page(searcher: Searcher, pictures: list[bytes]) -> list[float]:
-    """Seconds from the upload to the whole JSON answer."""
+def through_page(searcher: Searcher, images: list[bytes]) -> list[float]:
+    """Return the seconds from each upload to its whole JSON response."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -144,7 +146,7 @@ def through_page(searcher: Searcher, pictures: list[bytes]) -> list[float]:
     while not server.started:
         time.sleep(0.05)
     taken = []
-    for data in pictures:
+    for data in images:
         head = b'--X\r\nContent-Disposition: form-data; name="picture"; filename="p.jpg"\r\n\r\n'
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/search",

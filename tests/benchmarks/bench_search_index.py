@@ -1,9 +1,10 @@
-"""Searching an index: latency, probes/s, recall and memory of each type, beside faiss on the same data.
+"""Latency, throughput, recall and memory of each index type, against faiss on the same data.
 
     python tests/benchmarks/bench_search_index.py [--lite] [--rows 10000] [--types FLAT,HNSW,IVF_FLAT,IVF_SQ8]
 
-On a server, or with `--lite` in a local file. Recall is against exact search; the effort grows with k as
-`clvr search` lets it grow, and faiss gets the same. `--sweep` tries other efforts as well.
+The index is on a Milvus server or, with `--lite`, in a Milvus Lite file. Recall is against exact search.
+The search parameters grow with k as in `clvr search`, and faiss gets the same ones. `--sweep` tries other
+parameters too.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from typing import Any
 
 import faiss
 import numpy as np
-from milvus_bench import bench_server, finished_run, grouped, machine
+from measure import Row, add_json_option, machine, save_rows
+from milvus_bench import bench_server, finished_run, grouped
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
@@ -36,7 +38,7 @@ PROBES = 1000
 FOR_RECALL = 200
 TURNS = {1: 30, 10: 10, 100: 3, 1000: 2}
 HEAD = "\n".join(
-    f"| {name:<16} | {' | '.join(f'{one:>13}' for one in nq)} | {' | '.join(recalls)} |"
+    f"| {name:<16} | {' | '.join(f'{text:>13}' for text in nq)} | {' | '.join(recalls)} |"
     for name, nq, recalls in (
         ("ms, probes/s", [f"nq {nq}" for nq in TURNS], (" @10 ", "@100 ")),
         ("-" * 16, ["-" * 12 + ":"] * 4, ("----:", "----:")),
@@ -47,7 +49,7 @@ Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is searched for: probes (n, 1024), and the exact 100 nearest of the first of them."""
+    """Probes (n, 1024), and the ids of the exact 100 nearest of the first of them."""
 
     probes: NDArray[np.float32]
     exact: NDArray[np.int64]
@@ -55,7 +57,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where Milvus keeps a generation, and how much memory it takes there."""
+    """A generation on a server or in a file, and a function for its memory."""
 
     name: str
     milvus: Milvus
@@ -63,45 +65,68 @@ class Place:
     memory_mb: Callable[[Generation], float]
 
 
-def measured(name: str, search: Search, asked: Asked) -> str:
-    """One row: median latency and probes/s at top 20 by nq, recall at 10 and 100."""
-    cells = []
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Median seconds at top 20 by nq, and recall@10 and @100."""
+
+    name: str
+    seconds: dict[int, float]
+    recalls: tuple[float, float]
+
+    def line(self) -> str:
+        """Return one line of the table."""
+        cells = [f"{1000 * taken:>7,.1f} {nq / taken:>5,.0f}" for nq, taken in self.seconds.items()]
+        return f"| {self.name:<16} | {' | '.join(cells)} | {self.recalls[0]:.3f} | {self.recalls[1]:.3f} |"
+
+    def row(self, rows: int, baseline: "Measurement | None") -> Row:
+        """Return a row of the report: latency of 100 probes, and the ratio to the baseline's."""
+        case = f"{self.name}, {rows:,} rows, 100 probes at once"
+        return Row(
+            case,
+            f"{1000 * self.seconds[100]:,.0f} ms, recall@10 {self.recalls[0]:.3f}, "
+            f"@100 {self.recalls[1]:.3f}",
+            f"{baseline.name}: {1000 * baseline.seconds[100]:,.0f} ms" if baseline else "",
+            baseline.seconds[100] / self.seconds[100] if baseline else None,
+        )
+
+
+def measured(name: str, search: Search, asked: Asked) -> Measurement:
+    """Measure median latency at top 20 by nq, and recall at 10 and 100."""
+    medians = {}
     for nq, turns in TURNS.items():
         taken = []
         for turn in range(turns):
             block = asked.probes[(turn * nq) % len(asked.probes) :][:nq]
-            begun = time.perf_counter()
+            started = time.perf_counter()
             search(block, 20)
-            taken.append(time.perf_counter() - begun)
-        seconds = float(np.median(taken))
-        cells.append(f"{1000 * seconds:>7,.1f} {nq / seconds:>5,.0f}")
-    recalls = [recall(search, asked, k) for k in (10, 100)]
-    return f"| {name:<16} | {' | '.join(cells)} | {recalls[0]:.3f} | {recalls[1]:.3f} |"
+            taken.append(time.perf_counter() - started)
+        medians[nq] = float(np.median(taken))
+    return Measurement(name, medians, (recall(search, asked, 10), recall(search, asked, 100)))
 
 
 def recall(search: Search, asked: Asked, k: int) -> float:
-    """Return the mean share of the exact k nearest that were found."""
-    found = np.concatenate([search(asked.probes[i : i + 50], k) for i in range(0, len(asked.exact), 50)])
-    pairs = zip(found.tolist(), asked.exact.tolist(), strict=True)
+    """Return the mean share of the exact k nearest that the search returns."""
+    ids = np.concatenate([search(asked.probes[i : i + 50], k) for i in range(0, len(asked.exact), 50)])
+    pairs = zip(ids.tolist(), asked.exact.tolist(), strict=True)
     return float(np.mean([len(set(a[:k]) & set(b[:k])) / k for a, b in pairs]))
 
 
 def on_milvus(milvus: Milvus, generation: Generation) -> Search:
-    """Search a generation as `clvr search` does, with all that it tells of a crop."""
+    """Search a generation as `clvr search` does, with all output fields."""
 
     def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        answers = search_generation(milvus, generation, probes, k)
-        found = [[hit.crop_id for hit in hits] for batch in answers for hits in batch]
-        return np.asarray([ids + [-1] * (k - len(ids)) for ids in found])
+        batches = search_generation(milvus, generation, probes, k)
+        rows = [[hit.crop_id for hit in hits] for batch in batches for hits in batch]
+        return np.asarray([ids + [-1] * (k - len(ids)) for ids in rows])
 
     return search
 
 
 def bare(milvus: Milvus, generation: Generation, effort: dict[str, int]) -> Search:
-    """Search with a given effort, for the ids alone."""
+    """Search with these search parameters, for the ids alone."""
 
     def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        answers: Any = milvus.call(
+        results: Any = milvus.call(
             "search",
             generation.name,
             data=list(probes),
@@ -111,14 +136,14 @@ def bare(milvus: Milvus, generation: Generation, effort: dict[str, int]) -> Sear
             output_fields=["crop_id"],
             timeout=300,
         )
-        # Where too few lists are probed, fewer than k are found.
-        return np.asarray([[hit.id for hit in hits] + [-1] * (k - len(hits)) for hits in answers])
+        # A search that probes too few lists returns fewer than k hits.
+        return np.asarray([[hit.id for hit in hits] + [-1] * (k - len(hits)) for hits in results])
 
     return search
 
 
 def on_faiss(index: Any, ids: NDArray[np.int64], spec: IndexSpec) -> Search:
-    """Search a faiss index with the effort that Milvus gets."""
+    """Search a faiss index with the search parameters that Milvus gets."""
 
     def search(probes: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         effort = search_params(spec, k)
@@ -126,8 +151,8 @@ def on_faiss(index: Any, ids: NDArray[np.int64], spec: IndexSpec) -> Search:
             index.hnsw.efSearch = effort["ef"]
         if "nprobe" in effort:
             index.nprobe = effort["nprobe"]
-        found: NDArray[np.int64] = ids[index.search(probes, k)[1]]
-        return found
+        neighbours: NDArray[np.int64] = ids[index.search(probes, k)[1]]
+        return neighbours
 
     return search
 
@@ -163,7 +188,7 @@ def reindexed(milvus: Milvus, generation: Generation, spec: IndexSpec) -> Genera
 
 
 def efforts(spec: IndexSpec) -> list[dict[str, int]]:
-    """The efforts that a sweep tries."""
+    """Return the search parameters that a sweep tries."""
     if spec.type == "HNSW":
         return [{"ef": ef} for ef in (128, 256, 512, 800, 1600)]
     lists = spec.params.get("nlist", 0)
@@ -171,16 +196,16 @@ def efforts(spec: IndexSpec) -> list[dict[str, int]]:
 
 
 def sweep(place: Place, generation: Generation, asked: Asked) -> Iterator[str]:
-    """One row an effort: recall at 10 and at 100, and ms a call of 100 probes at top 100."""
+    """Yield one line for each effort: recall at 10 and 100, and ms for 100 probes at top 100."""
     for effort in efforts(generation.index):
         search = bare(place.milvus, generation, effort)
         if effort.get("ef", 100) < 100:
             continue
-        begun = time.perf_counter()
+        started = time.perf_counter()
         search(asked.probes[:100], 100)
-        spent = 1000 * (time.perf_counter() - begun)
-        found = ", ".join(f"recall@{k} {recall(search, asked, k):.3f}" for k in (10, 100))
-        yield f"  {generation.index.type} {effort}: {found}, nq 100 at top 100 {spent:,.0f} ms"
+        milliseconds = 1000 * (time.perf_counter() - started)
+        recalls = ", ".join(f"recall@{k} {recall(search, asked, k):.3f}" for k in (10, 100))
+        yield f"  {generation.index.type} {effort}: {recalls}, nq 100 at top 100 {milliseconds:,.0f} ms"
 
 
 @contextmanager
@@ -196,36 +221,36 @@ def on_a_server(vectors: NDArray[np.float32], kind: str) -> Iterator[Place]:
 
 @contextmanager
 def in_a_file(vectors: NDArray[np.float32], kind: str, folder: str | None) -> Iterator[Place]:
-    """Insert the vectors into Milvus Lite, or take those that a folder already holds."""
+    """Insert the vectors into Milvus Lite, or open the file that a folder already holds."""
     with tempfile.TemporaryDirectory(prefix="clvr-bench-") as scratch:
         path = Path(folder or scratch)
-        store = _made(path / "runs")
+        store = _open_folder(path / "runs")
         with connect(str(path / "index.db")) as milvus:
-            known = collection.list_generations(milvus)
-            if known:
-                generation = known[-1]
+            existing = collection.list_generations(milvus)
+            if existing:
+                generation = existing[-1]
                 collection.ensure_loaded(milvus, generation)
             else:
-                done = [one for one in store.folders("runs") if store.head(f"runs/{one}/done.json")]
+                done = [name for name in store.folders("runs") if store.head(f"runs/{name}/done.json")]
                 run = Run.open(store, "r") if done else finished_run(store, "r", vectors, len(vectors))
                 generation = load_runs(milvus, store, [run], alias="b", index_type=kind)
             yield Place("Lite", milvus, generation, lambda _: _resident(path / "index.db"))
 
 
-def _made(path: Path) -> Store:
+def _open_folder(path: Path) -> Store:
     path.mkdir(parents=True, exist_ok=True)
     return open_store(str(path))
 
 
 def _resident(db: Path) -> float:
-    """Resident MB of a process that opens a copy of the file, loads it and searches once."""
+    """Return the resident MB of a process that opens a copy of the file, loads it and searches once."""
     with tempfile.TemporaryDirectory(prefix="clvr-bench-", dir=db.parent) as scratch:
         copy = Path(scratch, "copy.db")
-        # Hard links: the file is locked by this process, and nothing is written by looking.
+        # Hard links suffice: this process has the lock on the file, and a search writes nothing.
         subprocess.run(["/bin/cp", "-al", db, copy], check=True)
         (copy / "LOCK").unlink(missing_ok=True)
-        said = subprocess.run([sys.executable, __file__, "--open", copy], capture_output=True, text=True)
-        return float(said.stdout.split()[-1]) if said.returncode == 0 else float("nan")
+        done = subprocess.run([sys.executable, __file__, "--open", copy], capture_output=True, text=True)
+        return float(done.stdout.split()[-1]) if done.returncode == 0 else float("nan")
 
 
 def _open_and_search(path: str) -> None:
@@ -245,52 +270,55 @@ def main() -> None:
     parser.add_argument("--lite", action="store_true")
     parser.add_argument("--no-faiss", action="store_true")
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--folder", help="Keep a local index here, or take up the one that is here.")
+    parser.add_argument("--folder", help="Keep a local index in this folder, or reuse the one in it.")
     parser.add_argument("--open", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.open:
-        _open_and_search(asked.open)
+    add_json_option(parser)
+    args = parser.parse_args()
+    if args.open:
+        _open_and_search(args.open)
         return
-    kinds = (asked.types or ("" if asked.lite else "FLAT,") + "HNSW,IVF_FLAT,IVF_SQ8").split(",")
-    vectors = grouped(asked.rows)
-    probes = vectors[: min(PROBES, asked.rows)]
+    kinds = (args.types or ("" if args.lite else "FLAT,") + "HNSW,IVF_FLAT,IVF_SQ8").split(",")
+    vectors = grouped(args.rows)
+    probes = vectors[: min(PROBES, args.rows)]
     probes = probes + 0.1 * np.random.default_rng(1).standard_normal(probes.shape, np.float32)
-    uris = [f"s3://archive/dt=2026-11-22/cam=004/{number:09d}.jpg" for number in range(asked.rows)]
+    uris = [f"s3://archive/dt=2026-11-22/cam=004/{number:09d}.jpg" for number in range(args.rows)]
     ids = np.asarray([crop_id_of(uri) for uri in uris])
     flat = built(IndexSpec("FLAT", {}), vectors)
     wanted = Asked(probes, ids[flat.search(probes[:FOR_RECALL], 100)[1]])
     del flat
-    print(f"{asked.rows:,} x 1024 in groups of 20, L2, top 20; {machine()}\n{HEAD}", flush=True)
+    print(f"{args.rows:,} x 1024 in groups of 20, L2, top 20; {machine()}\n{HEAD}", flush=True)
     notes: list[str] = []
-    begun = time.monotonic()
-    with (
-        in_a_file(vectors, kinds[0], asked.folder) if asked.lite else on_a_server(vectors, kinds[0]) as place
-    ):
-        notes.append(f"the first load took {time.monotonic() - begun:,.0f} s, index included")
+    rows: list[Row] = []
+    started = time.monotonic()
+    with in_a_file(vectors, kinds[0], args.folder) if args.lite else on_a_server(vectors, kinds[0]) as place:
+        notes.append(f"the first load took {time.monotonic() - started:,.0f} s, index included")
         generation = place.generation
         for kind in kinds:
-            spec = index_types.index_spec(place.milvus.capabilities, kind, asked.rows)
-            begun = time.monotonic()
+            spec = index_types.index_spec(place.milvus.capabilities, kind, args.rows)
+            started = time.monotonic()
             generation = reindexed(place.milvus, generation, spec)
-            served = time.monotonic() - begun
-            line = measured(f"{place.name} {kind}", on_milvus(place.milvus, generation), wanted)
-            print(line, flush=True)
-            if asked.sweep:
+            served = time.monotonic() - started
+            on_server = measured(f"{place.name} {kind}", on_milvus(place.milvus, generation), wanted)
+            print(on_server.line(), flush=True)
+            if args.sweep:
                 for line in sweep(place, generation, wanted):
                     print(line, file=sys.stderr, flush=True)
             note = (
                 f"{kind}: {served:,.0f} s to index and load, {place.memory_mb(generation):,.0f} MB resident"
             )
-            if not asked.no_faiss:
-                begun = time.monotonic()
+            by_faiss = None
+            if not args.no_faiss:
+                started = time.monotonic()
                 local = built(spec, vectors)
-                note += f"; faiss built it in {time.monotonic() - begun:,.0f} s"
-                print(measured(f"faiss {kind}", on_faiss(local, ids, spec), wanted), flush=True)
+                note += f"; faiss built it in {time.monotonic() - started:,.0f} s"
+                by_faiss = measured(f"faiss {kind}", on_faiss(local, ids, spec), wanted)
+                print(by_faiss.line(), flush=True)
                 del local
-            notes.append(f"{note}; load {machine()}")
-            print(notes[-1], file=sys.stderr, flush=True)
+            rows.append(on_server.row(args.rows, by_faiss))
+            notes.append(note)
+            print(note, file=sys.stderr, flush=True)
     print("\n".join(notes))
-    print(f"at the end: {machine()}")
+    save_rows(rows, args.json)
 
 
 if __name__ == "__main__":

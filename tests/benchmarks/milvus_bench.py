@@ -1,8 +1,7 @@
-"""What the two benchmarks of the index share: vectors in groups, a finished run, a server, its memory."""
+"""Synthetic vectors, a finished run and a Milvus server, for the benchmarks of the index."""
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ def finished_run(store: Store, run_id: str, vectors: NDArray[np.float32], rows_p
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A running server, a connection, a store in its bucket and one in another bucket."""
+    """A running server, a connection, a store in the server's bucket and one in another bucket."""
 
     server: MilvusServer
     milvus: Milvus
@@ -105,8 +104,3 @@ def bench_server() -> Iterator[Bench]:
         own = open_store(f"s3://{server.bucket}/clvr", seaweedfs.settings)
         foreign = open_store(seaweedfs.create_bucket("runs-elsewhere"), seaweedfs.settings)
         yield Bench(server, milvus, own, foreign)
-
-
-def machine() -> str:
-    """Name the machine and its load, for the table's first line."""
-    return f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}"

@@ -1,6 +1,4 @@
-"""Augmentation does what its switch says, and the same to the same picture of the same epoch, always."""
-
-from dataclasses import replace
+"""Augmentation does what its switch says, and the same to the same image of the same epoch, always."""
 
 import numpy as np
 import pytest
@@ -11,18 +9,20 @@ from numpy.typing import NDArray
 from clvr_model.augmentation import ERASED_AREA, GREY, augment
 from clvr_model.recipe import Stage
 
-PLAIN = Stage("target", epochs=1, optimizer="sgd", lr=0.1)
-ALL = replace(PLAIN, flip=True, erase=0.5, colour=0.2, blur=0.3)
-PICTURES = np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8)
+PLAIN = Stage(name="target", epochs=1, optimizer="sgd", lr=0.1)
+ALL = PLAIN.model_copy(
+    update={"horizontal_flip": True, "random_erasing": 0.5, "color_jitter": 0.2, "blur": 0.3}
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8)
 ROWS = np.arange(40)
 
 
 def draw(stage: Stage, rows: NDArray[np.int64] = ROWS, **place: int) -> NDArray[np.uint8]:
-    return augment(PICTURES[rows], rows, stage, **{"seed": 1, "number": 1, "epoch": 0, **place})
+    return augment(IMAGES[rows], rows, stage, **{"seed": 1, "number": 1, "epoch": 0, **place})
 
 
 def test_without_a_switch_nothing_happens() -> None:
-    assert augment(PICTURES, ROWS, PLAIN, seed=1, number=1, epoch=0) is PICTURES
+    assert augment(IMAGES, ROWS, PLAIN, seed=1, number=1, epoch=0) is IMAGES
 
 
 @settings(max_examples=20, deadline=None)
@@ -35,21 +35,21 @@ def test_order_batch_and_worker_make_no_difference(order: list[int], seed: int) 
 
 
 @pytest.mark.parametrize("place", [{"seed": 2}, {"number": 0}, {"epoch": 1}])
-def test_seeds_stages_and_epochs_see_different_pictures(place: dict[str, int]) -> None:
+def test_seeds_stages_and_epochs_see_different_images(place: dict[str, int]) -> None:
     assert not np.array_equal(draw(ALL), draw(ALL, **place))
 
 
 def test_flip_mirrors_about_half_and_changes_nothing_else() -> None:
-    drawn = draw(replace(PLAIN, flip=True))
-    kept = np.array([np.array_equal(a, b) for a, b in zip(drawn, PICTURES, strict=True)])
-    turned = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(drawn, PICTURES, strict=True)])
+    drawn = draw(PLAIN.model_copy(update={"horizontal_flip": True}))
+    kept = np.array([np.array_equal(a, b) for a, b in zip(drawn, IMAGES, strict=True)])
+    turned = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(drawn, IMAGES, strict=True)])
     assert (kept ^ turned).all()
     assert 8 < kept.sum() < 32
 
 
 def test_erasing_makes_one_grey_rectangle_of_the_stated_size() -> None:
-    drawn = draw(replace(PLAIN, erase=1.0))
-    for after, before in zip(drawn, PICTURES, strict=True):
+    drawn = draw(PLAIN.model_copy(update={"random_erasing": 1.0}))
+    for after, before in zip(drawn, IMAGES, strict=True):
         erased = (after == GREY).all(axis=2)
         ys, xs = np.nonzero(erased)
         box = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
@@ -59,36 +59,34 @@ def test_erasing_makes_one_grey_rectangle_of_the_stated_size() -> None:
 
 
 def test_a_probability_is_how_many_are_changed() -> None:
-    for switch in ("erase", "blur"):
-        drawn = draw(replace(PLAIN, **{switch: 0.4}))
-        changed = sum(not np.array_equal(a, b) for a, b in zip(drawn, PICTURES, strict=True))
+    for switch in ("random_erasing", "blur"):
+        drawn = draw(PLAIN.model_copy(update={switch: 0.4}))
+        changed = sum(not np.array_equal(a, b) for a, b in zip(drawn, IMAGES, strict=True))
         assert 6 < changed < 26, switch
 
 
-def test_colour_changes_every_picture_a_little_and_keeps_its_shapes() -> None:
-    drawn = draw(replace(PLAIN, colour=0.1)).astype(float)
-    difference = np.abs(drawn - PICTURES).mean(axis=(1, 2, 3))
+def test_colour_changes_every_image_a_little_and_keeps_its_shapes() -> None:
+    drawn = draw(PLAIN.model_copy(update={"color_jitter": 0.1})).astype(float)
+    difference = np.abs(drawn - IMAGES).mean(axis=(1, 2, 3))
     assert (difference > 0).all()
     assert difference.max() < 40
-    for after, before in zip(drawn, PICTURES, strict=True):
+    for after, before in zip(drawn, IMAGES, strict=True):
         assert np.corrcoef(after.ravel(), before.ravel())[0, 1] > 0.95
 
 
 def test_blur_takes_contrast_between_neighbours_away() -> None:
-    drawn = draw(replace(PLAIN, blur=1.0)).astype(float)
-    assert (
-        np.abs(np.diff(drawn, axis=2)).mean() < 0.5 * np.abs(np.diff(PICTURES.astype(float), axis=2)).mean()
-    )
+    drawn = draw(PLAIN.model_copy(update={"blur": 1.0})).astype(float)
+    assert np.abs(np.diff(drawn, axis=2)).mean() < 0.5 * np.abs(np.diff(IMAGES.astype(float), axis=2)).mean()
 
 
 def test_turning_one_switch_off_leaves_the_others_as_they_were() -> None:
-    erased = draw(replace(PLAIN, erase=0.5))
-    both = draw(replace(PLAIN, erase=0.5, blur=0.3))
-    blurred = draw(replace(PLAIN, blur=0.3))
-    for one, two, three, original in zip(erased, both, blurred, PICTURES, strict=True):
+    erased = draw(PLAIN.model_copy(update={"random_erasing": 0.5}))
+    both = draw(PLAIN.model_copy(update={"random_erasing": 0.5, "blur": 0.3}))
+    blurred = draw(PLAIN.model_copy(update={"blur": 0.3}))
+    for one, two, three, original in zip(erased, both, blurred, IMAGES, strict=True):
         if np.array_equal(three, original):
             assert np.array_equal(one, two)
 
 
-def test_no_picture_is_no_trouble() -> None:
+def test_no_image_is_no_trouble() -> None:
     assert draw(ALL, ROWS[:0]).shape == (0, 32, 48, 3)

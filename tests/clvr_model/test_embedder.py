@@ -1,4 +1,4 @@
-"""The embedder gives what the plain network gives, for any number of pictures, under a true fingerprint."""
+"""The embedder gives what the plain network gives, for any number of images, under a true fingerprint."""
 
 import subprocess
 import sys
@@ -13,10 +13,10 @@ import torch
 from clvr_model import embedder as module
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
 from clvr_model.embedder import (
-    GUARD_PICTURES,
+    MIN_IMAGES,
     Embedder,
-    GuardReport,
-    precision_guard,
+    PrecisionCheck,
+    check_precision,
     reduced_fingerprint,
 )
 from clvr_model.engines import folded_copy, has_bf16, openvino
@@ -25,8 +25,8 @@ from clvr_model.preprocessing import to_input
 from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 LABELS = (40, 7, 249)
-GOOD = GuardReport(cosine_min=0.9999, neighbour_agreement=0.99, pictures=GUARD_PICTURES)
-PICTURES = np.random.default_rng(5).integers(0, 256, (3, 299, 299, 3), np.uint8)
+GOOD = PrecisionCheck(cosine_min=0.9999, neighbour_agreement=0.99, pictures=MIN_IMAGES)
+IMAGES = np.random.default_rng(5).integers(0, 256, (3, 299, 299, 3), np.uint8)
 ENGINES = ["torch", "openvino"] if openvino() else ["torch"]
 
 
@@ -50,7 +50,7 @@ def checkpoint(folder: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def expected(checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        feature, logits = checkpoint.network(to_input(torch.from_numpy(PICTURES)))
+        feature, logits = checkpoint.network(to_input(torch.from_numpy(IMAGES)))
     return feature, logits
 
 
@@ -62,7 +62,7 @@ def embedder(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Embedder
 def test_each_engine_agrees_with_the_plain_network(
     embedder: Embedder, expected: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
-    embedded = embedder(PICTURES)
+    embedded = embedder(IMAGES)
     feature, logits = expected
     scale = float(feature.abs().max())
     assert np.abs(embedded.features - feature.numpy()).max() < 1e-4 * scale
@@ -73,42 +73,42 @@ def test_each_engine_agrees_with_the_plain_network(
     assert embedded.confidence.dtype == np.float32
 
 
-def test_a_picture_has_one_feature_whatever_comes_with_it(embedder: Embedder) -> None:
-    together = embedder(PICTURES).features
-    alone = embedder(PICTURES[2:]).features
+def test_an_image_has_one_feature_whatever_comes_with_it(embedder: Embedder) -> None:
+    together = embedder(IMAGES).features
+    alone = embedder(IMAGES[2:]).features
     assert np.allclose(alone[0], together[2], rtol=1e-4, atol=1e-5)
-    assert np.allclose(embedder(PICTURES[1:]).features, together[1:], rtol=1e-4, atol=1e-5)
+    assert np.allclose(embedder(IMAGES[1:]).features, together[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_no_picture_gives_no_row(embedder: Embedder) -> None:
-    embedded = embedder(PICTURES[:0])
+def test_no_image_gives_no_row(embedder: Embedder) -> None:
+    embedded = embedder(IMAGES[:0])
     assert embedded.features.shape == (0, 16)
     assert embedded.model_id.shape == embedded.confidence.shape == (0,)
 
 
 def test_threads_may_share_it(embedder: Embedder) -> None:
-    alone = [embedder(PICTURES[row : row + 1]).features for row in range(2)]
+    alone = [embedder(IMAGES[row : row + 1]).features for row in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        shared = list(pool.map(lambda row: embedder(PICTURES[row : row + 1]).features, range(2)))
+        shared = list(pool.map(lambda row: embedder(IMAGES[row : row + 1]).features, range(2)))
     assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 @pytest.mark.parametrize(
-    "pictures",
+    "images",
     [
-        PICTURES.astype(np.float32),
-        PICTURES[:, :298],
-        PICTURES.transpose(0, 3, 1, 2),
-        PICTURES[0],
+        IMAGES.astype(np.float32),
+        IMAGES[:, :298],
+        IMAGES.transpose(0, 3, 1, 2),
+        IMAGES[0],
     ],
 )
-def test_other_shapes_and_types_are_refused(embedder: Embedder, pictures: np.ndarray) -> None:
+def test_other_shapes_and_types_are_refused(embedder: Embedder, images: np.ndarray) -> None:
     with pytest.raises(BadInput, match="expected uint8"):
-        embedder(pictures)
+        embedder(images)
 
 
-def test_pictures_in_any_memory_order_are_taken(embedder: Embedder) -> None:
-    flipped = PICTURES[:1, :, ::-1]
+def test_images_in_any_memory_order_are_taken(embedder: Embedder) -> None:
+    flipped = IMAGES[:1, :, ::-1]
     assert np.array_equal(embedder(flipped).features, embedder(flipped.copy()).features)
 
 
@@ -118,7 +118,7 @@ def test_the_cache_is_filled_once_and_gives_equal_features(checkpoint: Checkpoin
     warm = Embedder(checkpoint, device="cpu", batch_size=1, cache=tmp_path)
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == made
     assert bool(made) == (cold.engine == "openvino")
-    assert np.array_equal(cold(PICTURES[:1]).features, warm(PICTURES[:1]).features)
+    assert np.array_equal(cold(IMAGES[:1]).features, warm(IMAGES[:1]).features)
 
 
 def test_a_uri_will_do_for_a_checkpoint(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_bf16_without_proof_bears_another_fingerprint(
 def test_auto_takes_bf16_only_with_proof_and_hardware(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def chosen(subject: Checkpoint, guard: GuardReport | None) -> str:
+    def chosen(subject: Checkpoint, guard: PrecisionCheck | None) -> str:
         return Embedder(subject, device="cpu", engine="torch", precision="auto", guard=guard).precision
 
     monkeypatch.setattr(module, "has_bf16", lambda device: True)
@@ -167,10 +167,10 @@ def test_auto_takes_bf16_only_with_proof_and_hardware(
     [
         replace(GOOD, cosine_min=0.998),
         replace(GOOD, neighbour_agreement=0.97),
-        replace(GOOD, pictures=GUARD_PICTURES - 1),
+        replace(GOOD, pictures=MIN_IMAGES - 1),
     ],
 )
-def test_each_bar_of_the_guard_counts(report: GuardReport) -> None:
+def test_each_bar_of_the_guard_counts(report: PrecisionCheck) -> None:
     assert GOOD.passed
     assert not report.passed
 
@@ -178,18 +178,18 @@ def test_each_bar_of_the_guard_counts(report: GuardReport) -> None:
 def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
     if not has_bf16("cpu"):
         with pytest.raises(BadSetting, match="bfloat16"):
-            precision_guard(checkpoint, PICTURES, device="cpu")
+            check_precision(checkpoint, IMAGES, device="cpu")
         return
-    report = precision_guard(checkpoint, PICTURES, device="cpu", engine="torch", batch_size=3)
+    report = check_precision(checkpoint, IMAGES, device="cpu", engine="torch", batch_size=3)
     assert 0.9 < report.cosine_min <= 1.0001
     assert 0 <= report.neighbour_agreement <= 1
     assert report.pictures == 3
-    assert not report.passed  # three pictures prove nothing
+    assert not report.passed  # three images prove nothing
 
 
 def test_the_guard_needs_neighbours(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="neighbours"):
-        precision_guard(checkpoint, PICTURES[:1])
+        check_precision(checkpoint, IMAGES[:1])
 
 
 @pytest.mark.parametrize(
@@ -236,12 +236,12 @@ Embedder({str(folder)!r}, batch_size=1, cache=Path({str(tmp_path / "cache")!r}))
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_gives_the_same_features_whatever_the_pieces(checkpoint: Checkpoint, compiled: bool) -> None:
-    exact = Embedder(checkpoint, device="cpu", engine="torch")(PICTURES)
+    exact = Embedder(checkpoint, device="cpu", engine="torch")(IMAGES)
     for batch_size in (2, 300):
         embedder = Embedder(checkpoint, device="cuda", batch_size=batch_size, compiled=compiled)
-        many = np.concatenate([PICTURES] * (400 // len(PICTURES)))
+        many = np.concatenate([IMAGES] * (400 // len(IMAGES)))
         for _ in range(2):  # what is left in a room must not reach the next call
             found = embedder(many)
-            for start in range(0, len(many), len(PICTURES)):
-                near = found.features[start : start + len(PICTURES)]
+            for start in range(0, len(many), len(IMAGES)):
+                near = found.features[start : start + len(IMAGES)]
                 assert np.allclose(near, exact.features, rtol=1e-3, atol=1e-4)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clvr_model.inception import InceptionV3
+from clvr_model.backbones.inception import InceptionV3
 from clvr_model.network import Architecture, Clvr
 
 

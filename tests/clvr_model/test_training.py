@@ -1,13 +1,12 @@
 """Training does what the paper says, stops when it diverges, and resumes exactly.
 
-Pictures of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
+Images of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +15,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clvr_model.averaging import Average
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     Batch,
+    EpochResult,
     cached_batches,
+    drop_last,
     epoch_order,
-    evaluate,
-    in_whole_batches,
     learning_rate,
     make_optimizer,
     pooled_features,
     reestimate_batch_statistics,
     stage_order,
     train_epoch,
-    train_stage,
     train_step,
 )
 from clvr_model.training_state import TrainingState
+from clvr_model.validation import predict, score
 from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
 
-WARMUP = Stage("warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
-TARGET = Stage("target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
-PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
+WARMUP = Stage(name="warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
+TARGET = Stage(name="target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 75, 75, 3), np.uint8))
 CLASSES = torch.tensor([0, 1, 2, 0, 1, 2])
 SEED = 11
 
@@ -49,12 +48,25 @@ def _network(seed: int = 1) -> Clvr:
     return Clvr(3, feature_dim=8, seed=seed)
 
 
-def _batches(stage: int, batch: int = 2, pictures: int = 6) -> Callable[[int], Iterable[Batch]]:
+def _batches(stage: int, batch: int = 2, images: int = 6) -> Callable[[int], Iterable[Batch]]:
     def of(epoch: int) -> Iterable[Batch]:
-        order = torch.from_numpy(epoch_order(pictures, seed=SEED, stage=stage, epoch=epoch))
-        return [(PICTURES[rows], CLASSES[rows]) for rows in order.split(batch)]
+        order = torch.from_numpy(epoch_order(images, seed=SEED, stage=stage, epoch=epoch))
+        return [(IMAGES[rows], CLASSES[rows]) for rows in order.split(batch)]
 
     return of
+
+
+def _train_stage(
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    stage: Stage,
+    batches_of: Callable[[int], Iterable[Batch]],
+    first_epoch: int = 0,
+) -> list[EpochResult]:
+    return [
+        train_epoch(module, optimizer, batches_of(epoch), stage, epoch=epoch)
+        for epoch in range(first_epoch, stage.epochs)
+    ]
 
 
 def _equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -94,7 +106,7 @@ def test_the_frozen_stage_changes_the_head_alone_and_no_batch_statistics() -> No
 def test_the_second_stage_changes_all_layers() -> None:
     network, before = _network(), _network()
     make_optimizer(network, WARMUP)  # what the first stage froze, the second frees
-    train_step(network, make_optimizer(network, TARGET), PICTURES[:2], CLASSES[:2])
+    train_step(network, make_optimizer(network, TARGET), IMAGES[:2], CLASSES[:2])
     changed = [
         name
         for (name, value), old in zip(network.named_parameters(), before.parameters(), strict=True)
@@ -105,17 +117,17 @@ def test_the_second_stage_changes_all_layers() -> None:
 
 def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
     plain = _network()
-    results = train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
+    results = _train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
 
     kept = _network()
-    cache = pooled_features(kept, [(PICTURES[:4], CLASSES[:4]), (PICTURES[4:], CLASSES[4:])])
+    cache = pooled_features(kept, [(IMAGES[:4], CLASSES[:4]), (IMAGES[4:], CLASSES[4:])])
     assert cache[0].shape == (6, 2048)
 
     def batches_of(epoch: int) -> Iterable[Batch]:
         return cached_batches(cache, epoch_order(6, seed=SEED, stage=0, epoch=epoch), 2)
 
     make_optimizer(kept, WARMUP)
-    from_cache = train_stage(kept.head, make_optimizer(kept.head, WARMUP), WARMUP, batches_of)
+    from_cache = _train_stage(kept.head, make_optimizer(kept.head, WARMUP), WARMUP, batches_of)
     for name, value in plain.head.state_dict().items():
         # RMSprop divides by the gradient's size, which enlarges rounding where a gradient is tiny.
         assert torch.allclose(value, kept.head.state_dict()[name], atol=2e-4), name
@@ -126,7 +138,7 @@ def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
 def test_portions_of_a_batch_give_the_whole_batchs_gradient() -> None:
     pooled = torch.rand(7, 2048, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    stage = replace(TARGET, lr=0.01)
+    stage = TARGET.model_copy(update={"lr": 0.01})
     whole, portions = _network().head, _network().head
     a = train_step(whole, make_optimizer(whole, stage), pooled, classes)
     b = train_step(portions, make_optimizer(portions, stage), pooled, classes, micro_batch=3)
@@ -141,64 +153,42 @@ def test_the_head_learns_what_can_be_learnt() -> None:
     pooled = torch.rand(60, 2048, generator=torch.Generator().manual_seed(0))
     pooled[torch.arange(60), classes] += 5
     head = Clvr(3, feature_dim=64, seed=1).head
-    stage = replace(WARMUP, epochs=15)
-    results = train_stage(
+    stage = WARMUP.model_copy(update={"epochs": 15})
+    results = _train_stage(
         head,
         make_optimizer(head, stage),
         stage,
         lambda epoch: cached_batches((pooled, classes), epoch_order(60, seed=SEED, stage=0, epoch=epoch), 20),
     )
     assert results[-1].loss < results[0].loss
-    assert evaluate(head, [(pooled, classes)], 3).micro > 0.9
+    assert score(predict(head, [(pooled, classes)]), classes.numpy(), 3).micro > 0.9
 
 
 def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
-    head, stage = _network().head, replace(WARMUP, epochs=3)
+    head, stage = _network().head, WARMUP.model_copy(update={"epochs": 3})
     good = torch.rand(2, 2048)
     batches = [(good, CLASSES[:2]), (good * torch.nan, CLASSES[:2])]
     with pytest.raises(TrainingDiverged, match=r"stage warmup, epoch 2, batch 2: the loss is nan"):
-        train_stage(head, make_optimizer(head, stage), stage, lambda epoch: batches[: epoch + 1])
+        _train_stage(head, make_optimizer(head, stage), stage, lambda epoch: batches[: epoch + 1])
     assert all(torch.isfinite(parameter).all() for parameter in head.parameters())
 
 
-def test_a_stage_without_pictures_is_refused() -> None:
+def test_a_stage_without_images_is_refused() -> None:
     head = _network().head
-    with pytest.raises(BadInput, match="nothing to train on"):
+    with pytest.raises(BadInput, match="no images to train on"):
         train_epoch(head, make_optimizer(head, WARMUP), [], WARMUP)
-    with pytest.raises(BadInput, match="nothing to train on"):
+    with pytest.raises(BadInput, match="no images to train on"):
         pooled_features(_network(), [])
-    with pytest.raises(BadInput, match="nothing to evaluate on"):
-        evaluate(head, [], 3)
-
-
-def test_a_stage_of_no_epochs_does_nothing() -> None:
-    head = _network().head
-    stage = replace(WARMUP, epochs=0)
-    assert train_stage(head, make_optimizer(head, stage), stage, lambda epoch: []) == []
-
-
-def test_evaluation_counts_by_class() -> None:
-    head = _network().head
-    with torch.no_grad():  # always says class 1
-        head.classifier.weight.zero_()
-        head.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    pooled = torch.rand(5, 2048)
-    result = evaluate(head, [(pooled[:2], torch.tensor([1, 0])), (pooled[2:], torch.tensor([1, 1, 0]))], 3)
-    assert result.micro == pytest.approx(0.6)
-    assert result.macro == pytest.approx(0.5)
-    assert result.per_class[:2].tolist() == [0.0, 1.0]
-    assert np.isnan(result.per_class[2])
-    assert result.pictures == 5
 
 
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     straight = _network()
     optimizer = make_optimizer(straight, TARGET)
-    train_stage(straight, optimizer, TARGET, _batches(1, batch=3, pictures=3))
+    _train_stage(straight, optimizer, TARGET, _batches(1, batch=3, images=3))
 
     killed = _network()
     optimizer = make_optimizer(killed, TARGET)
-    history = [train_epoch(killed, optimizer, _batches(1, batch=3, pictures=3)(0), TARGET)]
+    history = [train_epoch(killed, optimizer, _batches(1, batch=3, images=3)(0), TARGET)]
     TrainingState.capture(killed, optimizer, stage=1, epoch=1, seed=SEED, history=history).save(tmp_path)
 
     state = TrainingState.load(tmp_path)
@@ -207,7 +197,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     state.restore(resumed, optimizer)
     assert (state.stage, state.epoch, state.seed) == (1, 1, SEED)
     assert state.history[0]["loss"] == history[0].loss
-    train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, pictures=3), first_epoch=state.epoch)
+    _train_stage(resumed, optimizer, TARGET, _batches(1, batch=3, images=3), first_epoch=state.epoch)
     assert _equal(straight, resumed)
 
 
@@ -255,7 +245,7 @@ def test_a_damaged_state_is_refused(saved: Path, damage: str) -> None:
             stored = json.loads(values.read_text())
             del stored["seed"]
             values.write_text(json.dumps(stored))
-    with pytest.raises(BadCheckpoint, match="no whole training state"):
+    with pytest.raises(BadCheckpoint, match="no complete training state"):
         TrainingState.load(saved)
 
 
@@ -282,11 +272,11 @@ def test_a_wrapped_network_is_trained_like_a_plain_one() -> None:
     assert state.network.keys() == plain.state_dict().keys()
 
 
-def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_else() -> None:
+def test_reestimated_statistics_are_those_of_the_images_and_change_nothing_else() -> None:
     network, before = _network(), _network().state_dict()
-    reestimate_batch_statistics(network, [(PICTURES, CLASSES)])
+    reestimate_batch_statistics(network, [(IMAGES, CLASSES)])
     first = network.backbone.Conv2d_1a_3x3
-    expected = first.conv(to_input(PICTURES)).mean(dim=(0, 2, 3))
+    expected = first.conv(to_input(IMAGES)).mean(dim=(0, 2, 3))
     assert torch.allclose(first.bn.running_mean, expected, atol=1e-4)
     assert first.bn.momentum is not None
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
@@ -297,8 +287,8 @@ def test_reestimated_statistics_are_those_of_the_pictures_and_change_nothing_els
 def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    stage = replace(TARGET, epochs=1, frozen_statistics=True)
-    train_stage(network, make_optimizer(network, stage), stage, _batches(0))
+    stage = TARGET.model_copy(update={"epochs": 1, "frozen_statistics": True})
+    _train_stage(network, make_optimizer(network, stage), stage, _batches(0))
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert any(name.startswith("backbone.") for name in changed)
     assert not any("running_" in name for name in changed)
@@ -306,10 +296,10 @@ def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=120), st.integers(0, 2**40), st.integers(0, 30))
-def test_balanced_sampling_shows_every_class_and_its_pictures_equally_often(
+def test_balanced_sampling_shows_every_class_and_its_images_equally_often(
     classes: list[int], seed: int, epoch: int
 ) -> None:
-    stage = replace(WARMUP, sampling="balanced")
+    stage = WARMUP.model_copy(update={"sampling": "balanced"})
     known = np.array(classes)
     order = stage_order(stage, known, seed=seed, number=1, epoch=epoch)
     assert len(order) == len(known)
@@ -327,11 +317,11 @@ def test_plain_sampling_is_the_papers_order() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
-    plain = replace(TARGET, lr=0.1, epochs=10)
+    plain = TARGET.model_copy(update={"lr": 0.1, "epochs": 10})
     assert {learning_rate(plain, position) for position in (0.0, 3.3, 10.0)} == {0.1}
-    rising = replace(plain, warmup_epochs=2.0)
+    rising = plain.model_copy(update={"warmup_epochs": 2.0})
     assert [learning_rate(rising, position) for position in (0.0, 1.0, 2.0, 9.0)] == [0.0, 0.05, 0.1, 0.1]
-    both = replace(rising, schedule="cosine")
+    both = rising.model_copy(update={"schedule": "cosine"})
     rates = [learning_rate(both, position) for position in (0.0, 1.0, 2.0, 6.0, 10.0)]
     assert rates == pytest.approx([0.0, 0.05, 0.1, 0.05, 0.0])
 
@@ -339,7 +329,7 @@ def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
 def test_an_epoch_steps_at_the_scheduled_rates_and_a_plain_stage_leaves_them_alone() -> None:
     head = _network().head
     pooled = torch.rand(6, 2048, generator=torch.Generator().manual_seed(0))
-    stage = replace(TARGET, epochs=2, lr=0.1, schedule="cosine")
+    stage = TARGET.model_copy(update={"epochs": 2, "lr": 0.1, "schedule": "cosine"})
     seen: list[float] = []
     optimizer = make_optimizer(head, stage)
     for epoch in range(2):
@@ -373,12 +363,12 @@ def test_smoothed_labels_are_those_of_the_definition() -> None:
 
 def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
     pooled = 10 * torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
-    stage = replace(TARGET, lr=1.0, momentum=0.0)
+    stage = TARGET.model_copy(update={"lr": 1.0, "momentum": 0.0})
     steps = []
     for clip in (0.0, 0.5):
         head = _network().head
         before = torch.cat([parameter.detach().flatten().clone() for parameter in head.parameters()])
-        train_step(head, make_optimizer(head, stage), pooled, CLASSES[:3], clip=clip)
+        train_step(head, make_optimizer(head, stage), pooled, CLASSES[:3], max_grad_norm=clip)
         steps.append(before - torch.cat([parameter.detach().flatten() for parameter in head.parameters()]))
     assert float(steps[0].norm()) > 0.6
     assert float(steps[1].norm()) == pytest.approx(0.5, rel=1e-3)
@@ -404,17 +394,17 @@ def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_a
             feature, logits = self.head(x)
             return feature, Blows.apply(logits)
 
-    network, stage = Exploding(), replace(TARGET, clip=1.0)
-    with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's length is"):
+    network, stage = Exploding(), TARGET.model_copy(update={"max_grad_norm": 1.0})
+    with pytest.raises(TrainingDiverged, match=r"stage target, epoch 1, batch 1: the gradient's norm is"):
         train_epoch(network, make_optimizer(network, stage), [(torch.rand(2, 2048), CLASSES[:2])], stage)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
 def test_the_average_takes_every_step_in() -> None:
     network = _network()
-    stage = replace(WARMUP, ema=0.9)
+    stage = WARMUP.model_copy(update={"ema_decay": 0.9})
     optimizer = make_optimizer(network, stage)
-    average = Average.of(network, stage)
+    average = ExponentialMovingAverage.of(network, stage)
     assert average is not None
     pooled = torch.rand(6, 2048)
     batches = cached_batches((pooled, CLASSES), np.arange(6), 2)
@@ -426,14 +416,14 @@ def test_the_average_takes_every_step_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
+    ("images", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
 )
-def test_an_epoch_learns_from_whole_batches(pictures: int, learned: int) -> None:
-    assert in_whole_batches(pictures, 100) == learned
+def test_an_epoch_learns_from_whole_batches(images: int, learned: int) -> None:
+    assert drop_last(images, 100) == learned
 
 
 def test_portions_of_a_batch_are_of_about_one_size() -> None:
-    # The last of 16 + 16 + 2 would have the batch statistics of two pictures.
+    # The last of 16 + 16 + 2 would have the batch statistics of two images.
     seen: list[int] = []
 
     class Spy(torch.nn.Linear):
@@ -448,7 +438,7 @@ def test_portions_of_a_batch_are_of_about_one_size() -> None:
     assert seen == [12, 11, 11]
 
 
-def test_running_out_of_memory_names_the_pictures_that_fit_and_they_do() -> None:
+def test_running_out_of_memory_names_the_images_that_fit_and_they_do() -> None:
     # The only way here: a limit of the operating system on a process of its own.
     code = """
 import resource, sys
@@ -459,24 +449,23 @@ from clvr_model.network import Clvr
 from clvr_model.recipe import Stage
 from clvr_model.training import make_optimizer, train_epoch, train_step
 from infra.errors import BadSetting
-from dataclasses import replace
 network = Clvr(3, 8, seed=1)
-stage = Stage("target", epochs=1, optimizer="sgd", lr=1e-3)
-pictures = torch.zeros(40, 139, 139, 3, dtype=torch.uint8)
+stage = Stage(name="target", epochs=1, optimizer="sgd", lr=1e-3)
+images = torch.zeros(40, 139, 139, 3, dtype=torch.uint8)
 classes = torch.zeros(40, dtype=torch.int64)
-train_step(network, make_optimizer(network, stage), pictures[:1], classes[:1])
+train_step(network, make_optimizer(network, stage), images[:1], classes[:1])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 try:
-    train_epoch(network, make_optimizer(network, stage), [(pictures, classes)], stage)
+    train_epoch(network, make_optimizer(network, stage), [(images, classes)], stage)
 except BadSetting as error:
     print(error.message, "|", error.remedy)
     fits = int(error.remedy.split("micro_batch=")[1].split(",")[0])
-    smaller = replace(stage, micro_batch=fits)
-    train_epoch(network, make_optimizer(network, smaller), [(pictures, classes)], smaller)
+    smaller = stage.model_copy(update={"micro_batch": fits})
+    train_epoch(network, make_optimizer(network, smaller), [(images, classes)], smaller)
     print("fits", fits)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "stage target, epoch 1, batch 1: out of memory with 40 pictures a pass" in done.stdout, done.stderr
+    assert "stage target, epoch 1, batch 1: out of memory with 40 images a pass" in done.stdout, done.stderr
     assert "--set target.micro_batch=" in done.stdout
     assert "fits" in done.stdout.splitlines()[-1], done.stderr

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clvr_model import weights as module
-from clvr_model.inception import InceptionV3
+from clvr_model.backbones.inception import InceptionV3
 from clvr_model.network import Clvr
 from clvr_model.weights import load_backbone
 from infra.errors import BadCheckpoint, BadInput, StoreUnreachable

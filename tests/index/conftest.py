@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from index.milvus.client import Milvus, connect
 from index.runs.run import Run
-from infra.store import Store, open_store
+from infra.store import Store
 
 FINGERPRINT = "aa11bb22" * 8
 
@@ -21,12 +21,6 @@ MakeRun = Callable[..., Run]
 def milvus(tmp_path: Path) -> Iterator[Milvus]:
     with connect(str(tmp_path / "index.db")) as connection:
         yield connection
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "store").mkdir()
-    return open_store(str(tmp_path / "store"))
 
 
 @pytest.fixture

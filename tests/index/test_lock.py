@@ -15,9 +15,9 @@ from infra.store import Store, StoreSettings, open_store
 
 HOLD = """
 import sys, time
-from index.lock import held
+from index.lock import acquire
 from infra.store import open_store
-with held(open_store(sys.argv[1]), "rows", "a load of alias vehicles"):
+with acquire(open_store(sys.argv[1]), "rows", "a load of alias vehicles"):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -1,4 +1,4 @@
-"""Container files, checked as far as they can be without a container engine: none was run here."""
+"""Container files, checked without a container engine."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from infra.servers.process import program
 from infra.settings import PREFIX, Settings
@@ -26,7 +27,7 @@ def compose() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_hadolint_has_nothing_to_say(name: str) -> None:
+def test_dockerfiles_pass_hadolint(name: str) -> None:
     done = subprocess.run(
         [program("hadolint"), "--strict-labels", str(DOCKER / name)], capture_output=True, text=True
     )
@@ -56,14 +57,23 @@ def test_the_build_context_holds_the_source_and_no_secret() -> None:
     )
     assert copied == {"clvr_model", "index", "infra", "jobs"}
     assert {f"!{name}" for name in copied} <= set(rules)
-    assert "infra/docker" in rules, "secrets/ lies there"
+    assert "infra/docker" in rules, "it holds secrets/"
 
 
 def test_compose_follows_the_specification(compose: dict[str, Any]) -> None:
     from compose_spec import ComposeSpecification
 
     plain = {name: value for name, value in compose.items() if not name.startswith("x-")}
-    ComposeSpecification.model_validate(plain)
+    specification = ComposeSpecification.model_validate(plain)
+    assert specification.services is not None
+    assert specification.services.keys() == compose["services"].keys()
+    # The model ignores unknown fields, so a misspelt one must be looked for.
+    known = {field.alias or name for name, field in type(specification.services["s3"]).model_fields.items()}
+    for name, service in compose["services"].items():
+        assert service.keys() <= known, name
+    wrong = plain | {"services": {"s3": {"image": 5}}}
+    with pytest.raises(ValidationError, match=r"services\.s3\.image"):
+        ComposeSpecification.model_validate(wrong)
 
 
 def test_compose_is_pinned_on_the_loopback_and_without_secrets(compose: dict[str, Any]) -> None:
@@ -85,7 +95,7 @@ def test_compose_is_pinned_on_the_loopback_and_without_secrets(compose: dict[str
             assert service["user"].endswith(":-1000}")
 
 
-def test_our_cli_reads_the_commands_that_containers_call(compose: dict[str, Any]) -> None:
+def test_the_command_line_accepts_the_commands_of_containers(compose: dict[str, Any]) -> None:
     import typer
 
     from jobs.cli.app import app
@@ -95,17 +105,17 @@ def test_our_cli_reads_the_commands_that_containers_call(compose: dict[str, Any]
         json.loads(re.findall(r"^CMD (.*)$", (DOCKER / name).read_text(), re.MULTILINE)[0])
         for name in DOCKERFILES
     ]
-    ours = [command[1:] for command in commands if command and command[0] == "clvr"]
-    assert len(ours) == 3
+    clvr_commands = [command[1:] for command in commands if command and command[0] == "clvr"]
+    assert len(clvr_commands) == 3
     group = typer.main.get_command(app)
-    for words in ours:
+    for words in clvr_commands:
         context = group.make_context("clvr", words[:1], resilient_parsing=True)
-        verb, parser, rest = group.resolve_command(context, words)
+        name, parser, rest = group.resolve_command(context, words)
         assert parser is not None
-        parser.make_context(verb, rest, parent=context)
+        parser.make_context(name, rest, parent=context)
 
 
-def test_the_secrets_are_made_once_and_read_by_their_owner_only(tmp_path: Path) -> None:
+def test_secrets_are_generated_once_for_their_owner_only(tmp_path: Path) -> None:
     script = tmp_path / "make-secrets"
     script.write_bytes((DOCKER / "make-secrets").read_bytes())
     for _ in range(2):
@@ -121,12 +131,12 @@ def test_the_secrets_are_made_once_and_read_by_their_owner_only(tmp_path: Path) 
 
 
 @pytest.mark.integration
-def test_buckets_are_made_by_the_command_that_compose_runs(seaweedfs: Any, compose: dict[str, Any]) -> None:
+def test_the_command_of_compose_creates_buckets(seaweedfs: Any, compose: dict[str, Any]) -> None:
     command = compose["services"]["buckets"]["command"]
-    assert command[:3] == ["python", "-m", "infra.servers.buckets"]
+    assert command[:3] == ["python", "-m", "infra.store"]
     for _ in range(2):
         subprocess.run(
-            [sys.executable, *command[1:3], "compose-a", "compose-b"],
+            [sys.executable, *command[1:3], "s3://compose-a", "s3://compose-b"],
             env={**os.environ, **seaweedfs.environment},
             check=True,
             cwd=DOCKER.parents[1],

@@ -1,4 +1,4 @@
-"""The tree of errors is drawn as it is, its exit codes are documented, and it survives pickling."""
+"""The tree of errors: drawn completely, with documented exit codes, and pickled without loss."""
 
 import inspect
 import pickle
@@ -13,12 +13,12 @@ from jobs.cli.app import EXIT_CODES
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ClvrError)]
 
 
-def test_the_tree_names_every_error_below_its_parent() -> None:
+def test_the_drawn_tree_has_every_error_below_its_parent() -> None:
     drawn: dict[str, int] = {}
     for line in (errors.__doc__ or "").splitlines():
-        found = re.match(r"^    ([│├└─ ]*)(\w+) ", line)
-        if found:
-            drawn[found[2]] = len(found[1])
+        entry = re.match(r"^    ([│├└─ ]*)(\w+) ", line)
+        if entry:
+            drawn[entry[2]] = len(entry[1])
     assert set(drawn) == {kind.__name__ for kind in KINDS}
     for kind in KINDS:
         parent = kind.__bases__[0]
@@ -27,12 +27,12 @@ def test_the_tree_names_every_error_below_its_parent() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_its_exit_code_is_documented_in_the_help(kind: type[ClvrError]) -> None:
+def test_every_exit_code_is_in_the_help(kind: type[ClvrError]) -> None:
     assert re.search(rf"\b{kind.exit_code}\b", EXIT_CODES)
 
 
-def test_what_it_says_survives_pickling() -> None:
+def test_message_remedy_and_cause_survive_pickling() -> None:
     error = UnreadablePicture("it ends too soon", cause="truncated", remedy="fetch it again")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes of this test
     assert (again.message, again.cause, again.remedy) == ("it ends too soon", "truncated", "fetch it again")
     assert isinstance(again, UnreadablePicture)

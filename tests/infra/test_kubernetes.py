@@ -1,4 +1,4 @@
-"""Manifests, checked offline: built by kustomize, held against schemas, their commands read by our CLI."""
+"""Manifests, checked offline: kustomize builds them, schemas and the command line accept them."""
 
 import shlex
 import subprocess
@@ -27,7 +27,7 @@ RELEASES = ("1.30.0", "1.37.0")
 # docs/embedding.md, "Memory": the peaks of an actor, the driver, the planner; docs/kubernetes.md: Ray itself.
 ACTOR_MIB, DRIVER_MIB, PLANNER_MIB, RAY_HEAD_MIB, RAY_WORKER_MIB = 731, 408, 534, 900, 350
 SECRETS = {"clvr-object-store", "clvr-milvus", "clvr-webhook", "clvr-ray-token"}
-# Variables that other programs read; all else must be a setting of ours.
+# Variables that other programs read; the others must be settings.
 FOREIGN = {
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
@@ -82,18 +82,18 @@ def mebibytes(quantity: str) -> float:
     return float(quantity) / (1 << 20)
 
 
-def read_by_our_cli(command: str) -> dict[str, Any]:
-    """What the verb would be called with. Raises for a verb or an option that is not there."""
+def parse_command(command: str) -> dict[str, Any]:
+    """Return the command's parameters. Raises for an unknown command or option."""
     from jobs.cli.app import app
 
     name, *words = shlex.split(command)
     assert name == "clvr"
     group = typer.main.get_command(app)
     context = group.make_context("clvr", words[:1], resilient_parsing=True)
-    verb, parser, rest = group.resolve_command(context, words)
-    assert parser is not None, f"our command line does not know {words[0]}"
-    parameters: dict[str, Any] = parser.make_context(verb, rest, parent=context).params
-    return {"verb": verb, **parameters}
+    name, parser, rest = group.resolve_command(context, words)
+    assert parser is not None, f"the command line does not know {words[0]}"
+    parameters: dict[str, Any] = parser.make_context(name, rest, parent=context).params
+    return {"command": name, **parameters}
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -134,7 +134,7 @@ def test_rays_pods_follow_the_published_schema_and_its_fields_are_known(name: st
     }
 
 
-def test_the_schemas_refuse_what_is_wrong() -> None:
+def test_the_schemas_reject_an_unknown_field() -> None:
     wrong = yaml.safe_load(yaml.safe_dump(only(build("base"), "CronJob")))
     wrong["spec"]["concurencyPolicy"] = "Forbid"
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -142,25 +142,25 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_our_cli_reads_the_nights_command_and_the_cluster_can_do_it(name: str) -> None:
+def test_the_cluster_can_run_the_command_of_the_nightly_job(name: str) -> None:
     documents = build(name)
-    read = read_by_our_cli(night(documents)["spec"]["entrypoint"])
-    assert read["verb"] == "reindex"
+    read = parse_command(night(documents)["spec"]["entrypoint"])
+    assert read["command"] == "reindex"
     assert read["as_json"]
-    # One logical CPU (or GPU) an actor, and something left for joining shards: or the night waits for ever.
+    # One logical CPU or GPU per actor, and one CPU to join shards; otherwise the run would wait without end.
     gpus = cpus = 0
     for group in groups(documents)[1:]:
         gpus += group["maxReplicas"] * int(group["rayStartParams"].get("num-gpus", 0))
         cpus += group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
     assert read["actors"] <= (gpus or cpus - 1)
-    promised = only(documents, "ConfigMap", "clvr-settings")["data"].get("CLVR_GPUS", "0")
-    assert int(promised) == gpus
+    declared = only(documents, "ConfigMap", "clvr-settings")["data"].get("CLVR_GPUS", "0")
+    assert int(declared) == gpus
 
 
-def test_a_command_that_our_cli_does_not_know_is_refused() -> None:
+def test_a_wrong_command_is_rejected() -> None:
     for wrong in ("clvr reindex s3://a --modell m", "clvr reidx s3://a", "clvr reindex s3://a"):
         with pytest.raises(Exception, match=r"(?i)no such|missing|does not know"):
-            read_by_our_cli(wrong)
+            parse_command(wrong)
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -186,7 +186,7 @@ def test_every_container_is_locked_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_secrets_are_named_and_never_written_down(name: str) -> None:
+def test_manifests_name_secrets_and_contain_none(name: str) -> None:
     documents = build(name)
     assert not [document for document in documents if document["kind"] == "Secret"]
     named = {only(documents, "RayCluster")["spec"]["authOptions"]["secretName"]}
@@ -208,7 +208,7 @@ def test_secrets_are_named_and_never_written_down(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_requests_cover_what_was_measured(name: str) -> None:
+def test_requests_cover_the_measured_memory(name: str) -> None:
     for group in groups(build(name)):
         (container,) = group["template"]["spec"]["containers"]
         requested = mebibytes(container["resources"]["requests"]["memory"])
@@ -228,18 +228,20 @@ def test_requests_cover_what_was_measured(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_nights_do_not_overlap_and_the_head_stays_where_it_is(name: str) -> None:
+def test_nightly_runs_do_not_overlap_and_the_head_is_not_moved(name: str) -> None:
     documents = build(name)
     cron = only(documents, "CronJob")["spec"]
     assert cron["concurrencyPolicy"] == "Forbid"
     pod = cron["jobTemplate"]["spec"]["template"]["spec"]
-    verbs = [container["command"][1] for container in containers(pod)]
-    assert verbs == ["delete", "create", "wait", "wait"], (
-        "it lives as long as the night, or Forbid means nothing"
+    kubectl_verbs = [container["command"][1] for container in containers(pod)]
+    assert kubectl_verbs == ["delete", "create", "wait", "wait"], (
+        "it must live as long as the run, or Forbid has no effect"
     )
     rules = only(documents, "Role")["rules"]
     assert {resource for rule in rules for resource in rule["resources"]} == {"rayjobs"}
-    assert set(verbs[:2]) | {"get", "list", "watch"} == {verb for rule in rules for verb in rule["verbs"]}
+    assert set(kubectl_verbs[:2]) | {"get", "list", "watch"} == {
+        verb for rule in rules for verb in rule["verbs"]
+    }
     head = groups(documents)[0]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert only(documents, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
@@ -253,22 +255,22 @@ def test_nights_do_not_overlap_and_the_head_stays_where_it_is(name: str) -> None
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_network_policies_begin_with_nothing_and_select_pods_that_exist(name: str) -> None:
+def test_network_policies_deny_by_default_and_select_existing_pods(name: str) -> None:
     documents = build(name)
     policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
     assert policies["deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     labels = [group["template"]["metadata"]["labels"] for group in groups(documents)]
     labels.append(only(documents, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"])
     for policy, spec in policies.items():
-        wanted = spec["podSelector"].get("matchLabels", {}).items()
-        assert any(wanted <= have.items() for have in labels), policy
+        labels_of_policy = spec["podSelector"].get("matchLabels", {}).items()
+        assert any(labels_of_policy <= pod.items() for pod in labels), policy
     milvus = only(documents, "ConfigMap", "clvr-settings")["data"]["CLVR_MILVUS"]
     port = int(milvus.rpartition(":")[2])
     allowed = [p["port"] for rule in policies["ray-to-storage-and-milvus"]["egress"] for p in rule["ports"]]
     assert port in allowed
 
 
-def test_milvus_values_fit_the_settings_and_hold_no_key() -> None:
+def test_milvus_values_match_the_settings_and_contain_no_key() -> None:
     base = yaml.safe_load((KUBERNETES / "milvus" / "values.yaml").read_text())
     cluster = yaml.safe_load((KUBERNETES / "milvus" / "values-cluster.yaml").read_text())
     settings = only(build("base"), "ConfigMap", "clvr-settings")["data"]
@@ -277,7 +279,7 @@ def test_milvus_values_fit_the_settings_and_hold_no_key() -> None:
     assert not {"accessKey", "secretKey"} & base["externalS3"].keys()
     from infra.servers.milvus import VERSION
 
-    assert base["image"]["all"]["tag"] == f"v{VERSION}", "the server that our tests run"
+    assert base["image"]["all"]["tag"] == f"v{VERSION}", "the server that the tests run"
     for values in (base, cluster):
-        told = yaml.safe_load(values["extraConfigFiles"]["user.yaml"])
-        assert told["common"]["security"]["authorizationEnabled"] is True
+        user = yaml.safe_load(values["extraConfigFiles"]["user.yaml"])
+        assert user["common"]["security"]["authorizationEnabled"] is True

@@ -1,4 +1,4 @@
-"""Dashboard and alerts: every query parses, and every series that they name is one that the code exports."""
+"""Dashboard and alerts: every query parses, and names only series that the code exports."""
 
 import json
 import re
@@ -15,9 +15,10 @@ import yaml
 from infra.monitoring import dashboard
 from jobs.runtime import metrics
 
-MONITORING = Path(__file__).parents[2] / "infra" / "monitoring"
-# Ray's own (seen on its metrics port; the GPU's only where there is one) and those of kube-state-metrics.
-FOREIGN = {
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "infra" / "monitoring"
+# Series of Ray, those of GPUs only on nodes with a GPU, and of kube-state-metrics.
+OTHER_SERIES = {
     "ray_node_cpu_utilization",
     "ray_node_gpus_utilization",
     "ray_node_mem_total",
@@ -25,7 +26,7 @@ FOREIGN = {
     "kube_cronjob_status_last_successful_time",
     "kube_job_status_failed",
 }
-OURS = {series.exported: series for series in metrics.ALL}
+SERIES = {series.exported: series for series in metrics.ALL}
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -53,28 +54,28 @@ def selectors(node: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("query", list(queries()))
-def test_a_query_parses_and_names_only_series_and_labels_that_are_exported(query: str) -> None:
+def test_queries_name_only_exported_series_and_labels(query: str) -> None:
     named = list(selectors(promql_parser.parse(query)))
     assert {one.name for one in named} == set(re.findall(r"\b(?:ray|kube)_\w+", query))
     for selector in named:
-        assert selector.name in OURS.keys() | FOREIGN
-        if selector.name in OURS:
-            asked = {matcher.name for matcher in selector.matchers.matchers}
-            assert asked <= set(OURS[selector.name].tags)
+        assert selector.name in SERIES.keys() | OTHER_SERIES
+        if selector.name in SERIES:
+            labels = {matcher.name for matcher in selector.matchers.matchers}
+            assert labels <= set(SERIES[selector.name].tags)
 
 
-def test_labels_that_queries_group_by_are_tags_of_their_series() -> None:
+def test_queries_group_only_by_exported_labels() -> None:
     known = {tag for series in metrics.ALL for tag in series.tags} | {"instance"}
     for query in queries():
         for labels in re.findall(r"(?:by|on) \(([^)]*)\)", query):
             assert set(filter(None, re.split(r",\s*", labels))) <= known
 
 
-def test_every_series_is_looked_at_somewhere() -> None:
-    assert OURS.keys() <= set(re.findall(r"\bray_clvr_\w+", " ".join(queries())))
+def test_every_series_has_a_panel_or_an_alert() -> None:
+    assert SERIES.keys() <= set(re.findall(r"\bray_clvr_\w+", " ".join(queries())))
 
 
-def test_the_dashboard_file_is_what_the_code_makes() -> None:
+def test_the_dashboard_file_is_up_to_date() -> None:
     assert json.loads(dashboard.FILE.read_text()) == dashboard.dashboard()
 
 
@@ -85,10 +86,10 @@ def test_panels_do_not_overlap_and_have_a_unit() -> None:
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in panels)
 
 
-def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
-    found = alerts()
-    assert len({rule["alert"] for rule in found}) == len(found)
-    for rule in found:
+def test_alerts_have_a_summary_and_a_description() -> None:
+    rules = alerts()
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["description"]
@@ -102,8 +103,8 @@ def test_commands_that_alerts_name_exist() -> None:
     assert set(named) <= set(VERBS) | {"jobs"}
 
 
-def test_promtool_agrees_where_it_is_installed() -> None:
-    """Debian's `prometheus` has it. Without it the parser above stands alone."""
+def test_promtool_accepts_the_rules_if_it_is_installed() -> None:
+    """Debian's package `prometheus` has promtool."""
     promtool = shutil.which("promtool")
     if promtool is not None:
         for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
@@ -114,13 +115,17 @@ def test_promtool_agrees_where_it_is_installed() -> None:
     assert names <= {rule["alert"] for rule in alerts()}
 
 
-def test_the_imports_of_a_load_are_counted_by_state() -> None:
-    note = "job 12 started 40 %, job 13 started 5 %, job 14 pending 0 %"
-    assert metrics.import_states(note) == {"started": 2, "pending": 1}
-    assert metrics.import_states("building the index") == {}
+def test_every_series_that_the_code_makes_is_in_the_table() -> None:
+    makers = [path for path in (ROOT / "jobs").rglob("*.py") if "ray.util" in path.read_text()]
+    named = {name for path in makers for name in re.findall(r'"(clvr_\w+)"', path.read_text())}
+    assert named == {series.name for series in metrics.ALL}
+    importers = [
+        path.name for path in makers if re.search(r"ray\.util(\.| import )metrics", path.read_text())
+    ]
+    assert importers == ["metrics.py"]
 
 
-def test_without_ray_nothing_is_counted_and_nothing_fails() -> None:
+def test_metrics_do_nothing_without_ray() -> None:
     import ray
 
     assert not ray.is_initialized()

@@ -1,4 +1,4 @@
-"""Settings: one merge order, an origin for each value, and no secret that shows."""
+"""Settings: one order of precedence, an origin for each value, and no visible secret."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from infra.settings import load_settings, origins
 
 
 @pytest.fixture(autouse=True)
-def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import os
 
     for name in [name for name in os.environ if name.startswith("CLVR_")]:
@@ -31,14 +31,14 @@ def test_a_flag_beats_the_environment_which_beats_the_file_which_beats_the_defau
     assert settings.milvus == load_settings().milvus
 
 
-def test_every_value_says_where_it_came_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_value_has_its_origin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "clvr.yaml").write_text("alias: cars\n")
     monkeypatch.setenv("CLVR_RAY", "auto")
-    found = {row.name: row.origin for row in origins({"runs": "here"})}
-    assert found["alias"] == "clvr.yaml"
-    assert found["ray"] == "CLVR_RAY"
-    assert found["runs"] == "flag"
-    assert found["milvus"] == "default"
+    by_name = {row.name: row.origin for row in origins({"runs": "here"})}
+    assert by_name["alias"] == "clvr.yaml"
+    assert by_name["ray"] == "CLVR_RAY"
+    assert by_name["runs"] == "flag"
+    assert by_name["milvus"] == "default"
 
 
 def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("alisa: cars\n", "alisa"),
         ("alias: [1, 2]\n", "alias"),
@@ -57,13 +57,13 @@ def test_a_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["unknown name", "wrong type", "a list", "no YAML"],
 )
-def test_a_bad_file_is_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_file_is_rejected_with_the_name_of_the_fault(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(BadSetting, match=message):
         load_settings(file=file)
 
 
-def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"missing\.yaml"):
         load_settings(file=tmp_path / "missing.yaml")

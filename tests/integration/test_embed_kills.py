@@ -35,9 +35,9 @@ DRIVER = """
     import os, sys, time
     from pathlib import Path
     import numpy as np
-    from clvr_model.embedder import Embedded
+    from clvr_model.embedder import Embeddings
     from infra.settings import load_settings
-    from jobs.embed import EmbedRequest, embed
+    from jobs.embed.job import EmbedRequest, embed
 
     archive, runs, address, diary = sys.argv[1:]
 
@@ -53,7 +53,7 @@ DRIVER = """
                 file.write("x" * len(pictures))
             means = pictures.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
             count = len(pictures)
-            return Embedded(
+            return Embeddings(
                 np.repeat(means[:, None], 1024, axis=1), np.zeros(count, np.int32), np.ones(count, np.float32)
             )
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from infra.errors import BudgetExceeded, StoreDenied, StoreUnreachable
 from infra.servers import SeaweedFs
 from infra.settings import load_settings
@@ -147,7 +147,7 @@ def stub() -> Callable[[], Any]:
 
         def __call__(self, pictures: Any) -> Any:
             count = len(pictures)
-            return Embedded(
+            return Embeddings(
                 np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
             )
 

@@ -15,12 +15,12 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from clvr_model.checkpoint import Card, save_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate
 from clvr_model.network import Architecture, Clvr
+from clvr_model.synthetic.archive import generate
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.servers import MilvusServer, SeaweedFs
+from infra.servers.process import end_all, processes_with_tag
 from infra.servers.ray_head import RayHead
-from infra.servers.remembered import end_all, marked
 from infra.store import Store, open_store
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def operator(
         store_checkpoint(someone.model, seaweedfs)
         yield someone
     finally:
-        end_all(marked(mark))
+        end_all(processes_with_tag(mark))
 
 
 def store_checkpoint(uri: str, seaweedfs: SeaweedFs) -> None:

@@ -14,7 +14,7 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.generations.load import verify_generation
@@ -32,11 +32,11 @@ class Stub:
 
     batch_size, feature_dim, fingerprint = 8, 1024, "stub"
 
-    def __call__(self, pictures: np.ndarray) -> Embedded:
+    def __call__(self, pictures: np.ndarray) -> Embeddings:
         time.sleep(0.2)
         count = len(pictures)
         features = pictures[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
-        return Embedded(features, np.zeros(count, np.int32), np.ones(count, np.float32))
+        return Embeddings(features, np.zeros(count, np.int32), np.ones(count, np.float32))
 
 
 def picture(seed: int) -> bytes:

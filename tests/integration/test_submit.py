@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from ray.job_submission import JobSubmissionClient
 
+from infra.servers.process import end_all, processes_with_tag
 from infra.servers.ray_head import RayHead
-from infra.servers.remembered import end_all, marked
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -40,7 +40,7 @@ def head(server_folder: Path) -> Iterator[RayHead]:
         object_store_bytes=100 << 20,
         mark=mark,
     )
-    end_all(marked(mark))
+    end_all(processes_with_tag(mark))
 
 
 class Laptop:

@@ -87,7 +87,7 @@ def test_a_sweep_by_the_index_searches_every_probe_and_records_causes_of_failure
     assert "unknown-crop" in page
     assert page.count("data:image/jpeg") > 15
     records = AuditLog.read(open_store(searchable.settings.runs)).records
-    of_case = [record for _, record in records if record.case == "26-117"]
+    of_case = [record for _, record in records if record.case_number == "26-117"]
     assert [record.action for record in of_case] == ["sweep start"]
     assert of_case[0].generation == results[0]["generation"]
 
@@ -125,7 +125,7 @@ def test_a_killed_sweep_continues_and_searches_no_probe_twice(searchable: Any, t
     actions = [
         record.action
         for _, record in AuditLog.read(open_store(searchable.settings.runs)).records
-        if record.case == "kill"
+        if record.case_number == "kill"
     ]
     assert actions == ["sweep start", "sweep continue"]
     assert done(searchable, *command, "--top", 6)[0] == 6

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate, write_labels
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.store import open_store
 from jobs.train.log import read_log
 

@@ -12,9 +12,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from clvr_model.checkpoint import Card, save_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate, write_labels
 from clvr_model.network import Architecture, Clvr
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import open_store
 

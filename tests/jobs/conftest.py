@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from clvr_model.checkpoint import Card, save_checkpoint
-from clvr_model.datasets.itinerary import ArchiveSpec
-from clvr_model.datasets.synthetic import generate, write_labels
 from clvr_model.network import Architecture, Clvr
+from clvr_model.synthetic.archive import generate, write_labels
+from clvr_model.synthetic.trips import ArchiveSpec
 from infra.store import open_store
 
 

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from clvr_model.datasets.labelled import (
     UNKNOWN_MODEL,
-    Labelled,
+    LabeledImages,
     class_numbers,
     read_folder,
     read_table,
-    single_picture_models,
+    single_image_models,
     split_per_class,
 )
 from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
 
 
-def labelled(*model_ids: int) -> Labelled:
-    return Labelled([f"/p/{i}.jpg" for i in range(len(model_ids))], np.array(model_ids, dtype=np.int64))
+def labelled(*model_ids: int) -> LabeledImages:
+    return LabeledImages([f"/p/{i}.jpg" for i in range(len(model_ids))], np.array(model_ids, dtype=np.int64))
 
 
 def write_csv(path: Path, *rows: list[str]) -> str:
@@ -34,36 +34,36 @@ class TestSplitPerClass:
     @settings(deadline=None)
     @given(st.lists(st.integers(0, 6), min_size=2, max_size=200), st.integers(0, 100))
     def test_trains_on_the_floor_of_the_share_of_each_model(self, models: list[int], seed: int) -> None:
-        pictures = labelled(*models, *models)
-        train, held = split_per_class(pictures, 0.8, seed)
+        images = labelled(*models, *models)
+        train, held = split_per_class(images, 0.8, seed)
         for model in set(models):
             count = 2 * models.count(model)
             assert np.sum(train.model_ids == model) == count * 4 // 5
-        assert single_picture_models(pictures) == []
-        assert sorted(train.uris + held.uris) == sorted(pictures.uris)
+        assert single_image_models(images) == []
+        assert sorted(train.uris + held.uris) == sorted(images.uris)
 
     def test_is_not_led_astray_by_floating_point(self) -> None:
         train, _ = split_per_class(labelled(*[7] * 100), 0.29)
         assert len(train) == 29
 
     def test_depends_on_the_seed_alone(self) -> None:
-        pictures = labelled(*[1, 2, 3] * 20)
-        assert split_per_class(pictures, seed=4)[0].uris == split_per_class(pictures, seed=4)[0].uris
-        assert split_per_class(pictures, seed=4)[0].uris != split_per_class(pictures, seed=5)[0].uris
+        images = labelled(*[1, 2, 3] * 20)
+        assert split_per_class(images, seed=4)[0].uris == split_per_class(images, seed=4)[0].uris
+        assert split_per_class(images, seed=4)[0].uris != split_per_class(images, seed=5)[0].uris
 
-    def test_a_model_with_one_picture_is_learnt_and_never_held_out_and_can_be_named(self) -> None:
-        pictures = labelled(1, 1, 1, 1, 1, 2, UNKNOWN_MODEL)
-        train, held = split_per_class(pictures.with_known_model())
+    def test_a_model_with_one_image_is_learnt_and_never_held_out_and_can_be_named(self) -> None:
+        images = labelled(1, 1, 1, 1, 1, 2, UNKNOWN_MODEL)
+        train, held = split_per_class(images.with_known_model())
         assert train.classes == [1, 2]
         assert held.classes == [1]
-        assert single_picture_models(pictures) == [2]
+        assert single_image_models(images) == [2]
 
-    def test_refuses_pictures_without_a_model(self) -> None:
-        with pytest.raises(BadLabels, match="1 of 2 pictures have no model"):
+    def test_refuses_images_without_a_model(self) -> None:
+        with pytest.raises(BadLabels, match="1 of 2 images have no model"):
             split_per_class(labelled(3, UNKNOWN_MODEL))
 
     def test_refuses_to_train_on_nothing(self) -> None:
-        with pytest.raises(BadLabels, match="no model has enough pictures"):
+        with pytest.raises(BadLabels, match="no model has enough images"):
             split_per_class(labelled(1, 1, 2, 2), 0.4)
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
@@ -74,8 +74,8 @@ class TestSplitPerClass:
 
 class TestLabelled:
     def test_columns_must_be_of_one_length(self) -> None:
-        with pytest.raises(BadLabels, match="2 pictures, but 1 model_ids"):
-            Labelled(["a", "b"], np.array([1]))
+        with pytest.raises(BadLabels, match="2 images, but 1 model_ids"):
+            LabeledImages(["a", "b"], np.array([1]))
 
     def test_classes_are_the_known_models(self) -> None:
         assert labelled(9, UNKNOWN_MODEL, 2, 9).classes == [2, 9]
@@ -86,9 +86,11 @@ class TestClassNumbers:
     def test_are_positions_among_the_classes(self) -> None:
         assert class_numbers(labelled(9, 2, 9), (2, 5, 9)).tolist() == [2, 0, 2]
 
-    def test_a_label_outside_of_the_list_is_named_with_its_picture(self) -> None:
+    def test_a_label_outside_of_the_list_is_named_with_its_image(self) -> None:
         for model in (1, 4, 10):
-            with pytest.raises(BadLabels, match=f"1 of 3 .* of the 3 classes, first /p/1.jpg with {model}"):
+            with pytest.raises(
+                BadLabels, match=f"1 of 3 .* outside the 3 classes, first /p/1.jpg with {model}"
+            ):
                 class_numbers(labelled(9, model, 2), (2, 5, 9))
 
 
@@ -109,7 +111,7 @@ class TestReadFolder:
             (tmp_path / name / "a.jpg").write_bytes(b"x")
         assert read_folder(str(tmp_path)).classes == [9, 10]
 
-    def test_pictures_outside_any_folder_are_refused(self, tmp_path: Path) -> None:
+    def test_images_outside_any_folder_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_bytes(b"x")
         with pytest.raises(BadLabels, match=r"a\.jpg"):
             read_folder(str(tmp_path))
@@ -146,12 +148,12 @@ class TestReadTable:
         [
             ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"line 3: model_id is 'two'"),
             ([["uri", "model_id"], ["a", "-5"]], r"line 2: model_id is '-5'"),
-            ([["uri", "model_id"], ["a", "1"], ["a", "2"]], r"line 3: a was labelled before, in line 2"),
+            ([["uri", "model_id"], ["a", "1"], ["a", "2"]], r"line 3: a is already labelled in line 2"),
             ([["uri", "model_id"], ["", "1"]], r"line 2: empty uri"),
-            ([["uri", "model_id"], ["a", "1", "9"]], r"line 2: another number of fields"),
-            ([["uri", "model_id"], ["a"]], r"line 2: another number of fields"),
+            ([["uri", "model_id"], ["a", "1", "9"]], r"line 2: number of fields differs"),
+            ([["uri", "model_id"], ["a"]], r"line 2: number of fields differs"),
             ([["uri", "model"], ["a", "1"]], r"has no column model_id"),
-            ([["uri", "model_id"]], r"labels no picture"),
+            ([["uri", "model_id"]], r"labels no image"),
             ([["key", "model_id"], ["a", "1"]], r"gives keys, not URIs"),
         ],
     )
@@ -161,7 +163,7 @@ class TestReadTable:
 
     def test_refuses_what_is_no_table(self, tmp_path: Path) -> None:
         (tmp_path / "labels.parquet").write_bytes(b"PAR1 but no")
-        with pytest.raises(BadLabels, match="no readable Parquet"):
+        with pytest.raises(BadLabels, match="not a readable Parquet"):
             read_table(str(tmp_path / "labels.parquet"))
         (tmp_path / "labels.csv").write_bytes(b"uri,model_id\nok,1\n\xff\xfe,2\n")
         with pytest.raises(BadLabels, match="line 3: not UTF-8"):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from clvr_model.datasets.labelled import UNKNOWN_MODEL
-from clvr_model.datasets.vehicleid import list_test_splits, missing_pictures, read_vehicleid
+from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from infra.errors import BadLabels, BadSetting, BucketMissing
 
 # Vehicles 10 and 11 have models and are for training, 12 has no model, 20 and 21 are for testing.
@@ -35,7 +35,7 @@ def release(tmp_path: Path) -> Release:
     return write
 
 
-def test_training_pictures_are_those_whose_vehicle_has_a_model(release: Release) -> None:
+def test_training_images_are_those_whose_vehicle_has_a_model(release: Release) -> None:
     root = release()
     train = read_vehicleid(root)
     assert train.uris == [f"{root}/image/{n:07d}.jpg" for n in (1, 2, 3)]
@@ -45,12 +45,12 @@ def test_training_pictures_are_those_whose_vehicle_has_a_model(release: Release)
     assert train.model_names == {249: "Alpha One 2012", 3: "Beta"}
 
 
-def test_labelled_gives_the_same_pictures_without_the_training_list(release: Release) -> None:
+def test_labelled_gives_the_same_images_without_the_training_list(release: Release) -> None:
     root = release({"train_test_split/train_list.txt": None})
     assert read_vehicleid(root, "labelled").uris == [f"{root}/image/{n:07d}.jpg" for n in (1, 2, 3)]
 
 
-def test_test_pictures_have_vehicles_but_no_models(release: Release) -> None:
+def test_test_images_have_vehicles_but_no_models(release: Release) -> None:
     root = release()
     assert list_test_splits(root) == ["test_1", "test_2"]
     test = read_vehicleid(root, "test_2")
@@ -62,13 +62,6 @@ def test_test_pictures_have_vehicles_but_no_models(release: Release) -> None:
 def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(release: Release) -> None:
     root = release({"attribute/model_attr.txt": "\ufeff10 249\r\n11 3\r\n\r\n"})
     assert len(read_vehicleid(root)) == 3
-
-
-def test_missing_pictures_are_found_by_one_listing(release: Release) -> None:
-    root = release()
-    (Path(root) / "image").mkdir()
-    (Path(root) / "image" / "0000001.jpg").write_bytes(b"x")
-    assert missing_pictures(root, read_vehicleid(root)) == [f"{root}/image/{n:07d}.jpg" for n in (2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -104,17 +97,21 @@ def test_a_missing_file_is_named_with_what_to_do(
         (
             "attribute/img2vid.txt",
             "0000001 10\n0000001 11\n",
-            r"line 2: picture 0000001 was in line 1 before",
+            r"line 2: image 0000001 is already in line 1",
         ),
         (
             "attribute/img2vid.txt",
             "0000001 11\n",
-            r"picture 0000001 is of vehicle 10, but of 11 in .*, line 1",
+            r"image 0000001 is of vehicle 10, but of 11 in .*, line 1",
         ),
-        ("attribute/img2vid.txt", "0000001 10\n", r"line 2: picture 0000002 is not in"),
-        ("attribute/model_attr.txt", "10 1\n10 2\n", r"line 2: vehicle 10 has model 2, but 1 before"),
+        ("attribute/img2vid.txt", "0000001 10\n", r"line 2: image 0000002 is not in"),
+        (
+            "attribute/model_attr.txt",
+            "10 1\n10 2\n",
+            r"line 2: vehicle 10 has model 2, but 1 in an earlier line",
+        ),
         ("attribute/model_attr.txt", "10 -1\n", r"line 1: '10 -1' is not two numbers"),
-        ("attribute/model_attr.txt", "99 1\n", r"no picture of split 'train' has a model"),
+        ("attribute/model_attr.txt", "99 1\n", r"no image of split 'train' has a model"),
         (
             "attribute/model_names.txt",
             "Alpha\n",

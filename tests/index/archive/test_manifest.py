@@ -25,7 +25,6 @@ from infra.errors import (
     BadInput,
     BadLabels,
     BucketMissing,
-    CorruptShard,
     DuplicateCropId,
     EmptyArchive,
     ObjectMissing,
@@ -319,5 +318,5 @@ class TestKeyLists:
         with pytest.raises(ObjectMissing, match=r"none\.parquet"):
             read_manifest(str(tmp_path / "none.parquet"))
         (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
-        with pytest.raises(CorruptShard, match=r"broken\.parquet"):
+        with pytest.raises(BadInput, match=r"broken\.parquet"):
             read_manifest(str(tmp_path / "broken.parquet"))

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from index.milvus import bulk_import
-from index.milvus.bulk_import import GrpcImporter, ImportFile, import_files
+from index.milvus.bulk_import import GrpcImporter, ImportFile, ImportProgress, import_files
 from index.milvus.client import Milvus
 from index.milvus.index_types import capabilities_of
 from index.milvus.rest_import import RestImporter
@@ -132,18 +133,25 @@ def files(fake: FakeMilvus, count: int) -> Iterator[ImportFile]:
 
 
 def test_each_file_is_a_request_and_a_few_run_at_once(fake: FakeMilvus) -> None:
-    notes: list[str] = []
+    seen: list[ImportProgress] = []
     with importer(fake, database="cars") as rest:
-        said = lambda rows, note: notes.append(note)  # noqa: E731
-        assert import_files(rest, "vehicles_1", files(fake, 5), said, at_once=2) == 510
+        assert import_files(rest, "vehicles_1", files(fake, 5), seen.append, at_once=2) == 510
     created = [body for verb, body, _ in fake.requests if verb == "create"]
     assert [body["files"] for body in created] == [[[key]] for key in fake.rows]
     assert {(body["collectionName"], body["dbName"]) for body in created} == {("vehicles_1", "cars")}
     assert created[0]["options"] == {"timeout": "7200s"}
     assert fake.most_at_once == 2
-    assert any("importing 60 %" in note for note in notes)
+    assert ImportProgress(0, Counter(importing=2), 60.0) in seen
+    assert seen[-1] == ImportProgress(510, Counter())
     assert {headers["Authorization"] for _, _, headers in fake.requests} == {f"Bearer {TOKEN}"}
     assert {headers["DB-Name"] for _, _, headers in fake.requests} == {"cars"}
+
+
+def test_progress_counts_every_running_import(fake: FakeMilvus) -> None:
+    seen: list[ImportProgress] = []
+    with importer(fake) as rest:
+        import_files(rest, "c", files(fake, 6), seen.append, at_once=6)
+    assert max(progress.jobs["importing"] for progress in seen) == 6
 
 
 def test_what_became_of_jobs_that_nobody_waited_for_can_be_asked(fake: FakeMilvus) -> None:
@@ -157,7 +165,7 @@ def test_on_a_3_0_server_nothing_is_visible_before_all_files_are_in(fake: FakeMi
     fake.two_phases = True
     seen: list[int] = []
     with importer(fake, "3.0.2") as rest:
-        import_files(rest, "c", files(fake, 3), lambda rows, note: seen.append(fake.visible()))
+        import_files(rest, "c", files(fake, 3), lambda progress: seen.append(fake.visible()))
     assert set(seen) == {0}
     assert fake.visible() == 303
     verbs = [verb for verb, _, _ in fake.requests]

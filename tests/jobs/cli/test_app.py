@@ -15,6 +15,16 @@ def test_every_command_has_an_example_in_its_help() -> None:
         assert re.search(rf"Example: clvr {name}\b", command.help or ""), f"{name} shows no example"
 
 
+def test_examples_of_help_use_existing_options() -> None:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        example = re.search(rf"Example: clvr {name}\b[^\n]*", command.help or "")
+        assert example
+        submitted = group.commands["reindex"].params if name == "submit" else []
+        options = {flag for option in (*command.params, *submitted) for flag in option.opts}
+        assert set(re.findall(r"--[a-z][a-z-]*", example[0])) <= options, name
+
+
 def test_every_command_has_a_json_output() -> None:
     group = typer.main.get_command(app)
     people_only = {"demo", "serve"}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from index.runs.run import Run
 from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.store import Store, open_store
@@ -26,9 +26,9 @@ class Stub:
 
     batch_size, feature_dim, fingerprint = 2, 1024, "f"
 
-    def __call__(self, pictures: Any) -> Embedded:
+    def __call__(self, pictures: Any) -> Embeddings:
         count = len(pictures)
-        return Embedded(
+        return Embeddings(
             np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from index.archive.listing import list_archive
 from index.runs.accounting import crop_ids
 from index.runs.run import Run
@@ -25,12 +25,12 @@ class Means:
 
     batch_size, feature_dim, fingerprint = 4, 1024, "f"
 
-    def __call__(self, pictures: Any) -> Embedded:
+    def __call__(self, pictures: Any) -> Embeddings:
         means = pictures.mean(axis=(1, 2, 3)).astype(np.float32)
         means[means == 0] = np.nan
         count = len(pictures)
         features = np.repeat(means[:, None], 1024, axis=1)
-        return Embedded(features, np.full(count, 7, np.int32), np.full(count, 0.5, np.float32))
+        return Embeddings(features, np.full(count, 7, np.int32), np.full(count, 0.5, np.float32))
 
 
 @pytest.fixture

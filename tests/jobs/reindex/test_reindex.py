@@ -18,7 +18,7 @@ import ray
 from PIL import Image
 from pydantic import SecretStr
 
-from clvr_model.embedder import Embedded
+from clvr_model.embedder import Embeddings
 from index.generations import records
 from index.lock import acquire
 from index.runs.run import list_runs
@@ -46,10 +46,10 @@ class Stub:
 
     batch_size, feature_dim, fingerprint = 8, 1024, "stub-one"
 
-    def __call__(self, pictures: np.ndarray) -> Embedded:
+    def __call__(self, pictures: np.ndarray) -> Embeddings:
         count = len(pictures)
         features = pictures[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
-        return Embedded(features, np.zeros(count, np.int32), np.ones(count, np.float32))
+        return Embeddings(features, np.zeros(count, np.int32), np.ones(count, np.float32))
 
 
 class Other(Stub):

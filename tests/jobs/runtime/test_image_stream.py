@@ -3,22 +3,28 @@
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clvr_model.preprocessing import decode
+from index.archive.reader import ArchiveReader
 from infra.errors import ClvrError, StoreDenied, StoreUnreachable
-from infra.store import Fetched, Store, StoreSettings, open_store
+from infra.store import ObjectBody, Store, StoreSettings, open_store
 from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, LoadTimes, stream_images
 
 
 def jpeg(shade: int) -> bytes:
     Image.fromarray(np.full((20, 30, 3), shade, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     return buffer.getvalue()
+
+
+def stream(store: Store, keys: list[str], **options: Any) -> Iterator[tuple[int, np.ndarray | ImageFailure]]:
+    return stream_images(ArchiveReader(store), [store.uri_of(key) for key in keys], **options)
 
 
 class Refusing(Store):
@@ -29,8 +35,8 @@ class Refusing(Store):
         self.answer = answer
         self.list_denied = list_denied
 
-    def fetch(self, key: str) -> Fetched:
-        return Fetched(self.answer(key), "e")
+    def fetch(self, key: str) -> ObjectBody:
+        return ObjectBody(self.answer(key), "e")
 
     def ensure(self) -> None:
         if self.list_denied:
@@ -48,7 +54,7 @@ def archive(tmp_path: Path) -> Store:
 def test_every_position_comes_once_with_its_own_picture(archive: Store) -> None:
     keys = [info.key for info in archive.list()]
     times = LoadTimes()
-    found = dict(stream_images(archive, keys, ahead=7, times=times))
+    found = dict(stream(archive, keys, ahead=7, times=times))
     assert sorted(found) == list(range(40))
     for position, picture in found.items():
         assert isinstance(picture, np.ndarray)
@@ -62,7 +68,7 @@ def test_what_is_wrong_with_one_picture_is_a_value(archive: Store) -> None:
     archive.put("empty.jpg", b"")
     keys = ["0.jpg", "bad.jpg", "empty.jpg", "none.jpg", "1.jpg"]
     etags = ["", "", "", "", "another"]
-    found = dict(stream_images(archive, keys, etags=etags))
+    found = dict(stream(archive, keys, etags=etags))
     causes = {
         place: (value.stage, value.cause) for place, value in found.items() if isinstance(value, ImageFailure)
     }
@@ -84,7 +90,7 @@ def test_an_unreachable_store_is_an_error(archive: Store) -> None:
         raise StoreUnreachable("no answer")
 
     with pytest.raises(StoreUnreachable):
-        list(stream_images(Refusing(answer), ["a"] * 100))
+        list(stream(Refusing(answer), ["a"] * 100))
 
 
 def test_refused_credentials_stop_the_stream_at_once() -> None:
@@ -93,9 +99,9 @@ def test_refused_credentials_stop_the_stream_at_once() -> None:
             return jpeg(1)
         raise StoreDenied("no")
 
-    stream = stream_images(Refusing(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
+    images = stream(Refusing(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
     with pytest.raises(StoreDenied, match="ExpiredToken"):
-        list(stream)
+        list(images)
 
 
 def test_nothing_but_refusals_stops_the_stream_even_where_listing_is_allowed() -> None:
@@ -104,7 +110,7 @@ def test_nothing_but_refusals_stops_the_stream_even_where_listing_is_allowed() -
 
     taken = []
     with pytest.raises(StoreDenied):
-        for taken_one in stream_images(Refusing(answer), ["x"] * 100):
+        for taken_one in stream(Refusing(answer), ["x"] * 100):
             taken.append(taken_one)
     assert len(taken) < PERMANENT_ERRORS
 
@@ -115,7 +121,7 @@ def test_one_refused_object_is_its_own_fault() -> None:
             raise StoreDenied("no")
         return jpeg(1)
 
-    found = dict(stream_images(Refusing(answer), ["ok"] * 20 + ["x"], ahead=4))
+    found = dict(stream(Refusing(answer), ["ok"] * 20 + ["x"], ahead=4))
     assert isinstance(found[20], ImageFailure) and found[20].cause == "denied"
 
 
@@ -124,7 +130,7 @@ def test_a_fault_nobody_thought_of_is_raised_not_swallowed() -> None:
         raise MemoryError("none left")
 
     with pytest.raises(MemoryError):
-        list(stream_images(Refusing(answer), ["a"]))
+        list(stream(Refusing(answer), ["a"]))
 
 
 def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
@@ -135,17 +141,17 @@ def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
             asked[0] += 1
         return jpeg(1)
 
-    stream = stream_images(Refusing(answer), ["a"] * 200, ahead=10)
+    images = stream(Refusing(answer), ["a"] * 200, ahead=10)
     for _ in range(5):
-        next(stream)
+        next(images)
     assert asked[0] <= 5 + 10
 
 
 def test_a_stream_that_is_left_early_leaves_no_threads(archive: Store) -> None:
     before = threading.active_count()
-    stream = stream_images(archive, [info.key for info in archive.list()], ahead=8)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    images = stream(archive, [info.key for info in archive.list()], ahead=8)
+    next(images)
+    images.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
         if thread.name.startswith("load-"):
             thread.join(5)
@@ -156,6 +162,6 @@ def test_a_denied_local_file_is_a_value(archive: Store) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     Path(archive.uri_of("0.jpg")).chmod(0)
-    found = dict(stream_images(archive, ["0.jpg", "1.jpg"]))
+    found = dict(stream(archive, ["0.jpg", "1.jpg"]))
     assert isinstance(found[0], ImageFailure) and isinstance(found[0].cause, str)
     assert not isinstance(found[1], ClvrError)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from infra.errors import BadSetting, Mismatch
+from infra.errors import BadSetting, Mismatch, RayUnreachable
 from infra.settings import Settings
 from jobs.cli.entrypoint import require_secrets, require_versions
 from jobs.submit.client import Job, JobCluster, exit_code_of
@@ -139,3 +139,8 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(clvr, arguments, code
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_that_does_not_answer_is_unreachable() -> None:
+    with pytest.raises(RayUnreachable, match=r"127\.0\.0\.1:9 \(ConnectionError\)"):
+        JobCluster(Settings(jobs_url="http://127.0.0.1:9")).list()

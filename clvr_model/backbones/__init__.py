@@ -1,0 +1,78 @@
+"""The registry of backbones, by name.
+
+A new backbone is a module with a subclass of `Backbone`, which has its facts, and a line in `BACKBONES`.
+"""
+
+from clvr_model.backbones.base import Backbone
+from clvr_model.backbones.inception import InceptionV3
+from clvr_model.backbones.resnet import ResNet50
+from clvr_model.backbones.timm import TIMM_PREFIX, TimmBackbone
+from clvr_model.backbones.vgg import Vgg16
+from clvr_model.layers import Pooling
+from infra.errors import BadSetting
+
+BACKBONES: dict[str, type[Backbone]] = {
+    InceptionV3.name: InceptionV3,
+    ResNet50.name: ResNet50,
+    Vgg16.name: Vgg16,
+}
+DEFAULT_BACKBONE = InceptionV3.name  # the paper's
+
+
+def build_backbone(
+    name: str, *, pooling: Pooling, last_stride: int, pool_counts_padding: bool, seed: int
+) -> Backbone:
+    """Build the backbone with random weights from `seed`.
+
+    `pool_counts_padding` has an effect on Inception-V3 only. Raises BadSetting as `check_last_stride` and
+    TimmBackbone do.
+    """
+    check_last_stride(name, last_stride)
+    if is_timm(name):
+        return TimmBackbone(name, pooling=pooling, seed=seed)
+    backbone = BACKBONES[name]
+    options = {"pool_counts_padding": pool_counts_padding} if backbone.takes_pool_counts_padding else {}
+    return backbone(pooling=pooling, last_stride=last_stride, seed=seed, **options)
+
+
+def is_timm(name: str) -> bool:
+    """Whether the name is timm:NAME, a model of the timm package."""
+    return name.startswith(TIMM_PREFIX)
+
+
+def check_backbone(name: str) -> None:
+    """Raise BadSetting unless the name is registered or timm:NAME."""
+    if name not in BACKBONES and (not is_timm(name) or name == TIMM_PREFIX):
+        known = ", ".join(BACKBONES)
+        raise BadSetting(f"there is no backbone {name!r}", remedy=f"choose {known}, or {TIMM_PREFIX}NAME")
+
+
+def check_last_stride(name: str, last_stride: int) -> None:
+    """Raise BadSetting for an unknown backbone, or a stride that the backbone cannot have."""
+    check_backbone(name)
+    if is_timm(name) and last_stride != 2:
+        raise BadSetting(
+            f"last_stride is {last_stride}, which {name} cannot take",
+            remedy=f"leave last_stride at 2, or use {', '.join(BACKBONES)}",
+        )
+
+
+def input_size(name: str) -> int:
+    """Return the height and width of the backbone's input, in pixels."""
+    return TimmBackbone.input_size if is_timm(name) else BACKBONES[name].input_size
+
+
+def imagenet_weights(name: str) -> str:
+    """Return the address of the backbone's ImageNet weights, as `weights.load_backbone` takes it.
+
+    Raises BadSetting for a timm model without the tag that names its weights.
+    """
+    check_backbone(name)
+    if name in BACKBONES:
+        return BACKBONES[name].imagenet_weights
+    model = name.removeprefix(TIMM_PREFIX)
+    if "." not in model:
+        raise BadSetting(
+            f"{name} does not name its weights", remedy="add timm's tag, such as timm:resnet18.a1_in1k"
+        )
+    return f"hf:timm/{model}"

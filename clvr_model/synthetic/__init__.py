@@ -1,0 +1,1 @@
+"""A synthetic archive of drawn, labelled vehicle crops, determined by its spec."""

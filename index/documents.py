@@ -1,0 +1,103 @@
+"""Records on disk: one JSON object each, made from a dataclass and checked when it is read."""
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from infra.errors import SchemaMismatch
+from infra.store import Store
+
+# A class is turned into a validator once.
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
+class JsonDocument:
+    """A dataclass that is stored as one JSON object. Keys are sorted: equal contents are equal bytes.
+
+    A field whose name differs from its key on disk declares `Annotated[..., Field(alias="key")]`. A field of
+    another release, a missing one, or a value of another type is an error that names the field.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    NOUN: ClassVar[str] = "document of this system"
+    """What an error calls the record."""
+    REMEDY: ClassVar[str] = ""
+    """What to do about a record that cannot be read."""
+    FORMAT: ClassVar[tuple[str, int] | None] = None
+    """The key that holds the version of the format, and the version that this release reads."""
+
+    def to_json(self) -> bytes:
+        """Return the record as UTF-8 JSON. Raises ValueError for a number that is not finite."""
+        values = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
+        return encode_json(values)
+
+    @classmethod
+    def read(cls, store: Store, key: str) -> Self:
+        """Read the record at a key. Raises ObjectMissing, SchemaMismatch."""
+        return cls.from_json(store.get(key), store.uri_of(key))
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Self:
+        """Read a record; `where` is its URI, for errors. Raises SchemaMismatch that names the field."""
+        try:
+            values = json.loads(data)
+            if cls.FORMAT and isinstance(values, dict):
+                key, readable = cls.FORMAT
+                if key in values and values[key] != readable:
+                    raise SchemaMismatch(
+                        f"{where} is of version {values[key]}, this release reads version {readable}",
+                        remedy="Read it with the release that wrote it.",
+                    )
+            document: Self = _adapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise SchemaMismatch(f"{where} is no {cls.NOUN}: {_first(error)}", remedy=cls.REMEDY) from error
+        except ValueError as error:
+            raise SchemaMismatch(f"{where} is no {cls.NOUN}: {error}", remedy=cls.REMEDY) from error
+        return document
+
+
+def encode_json(values: Any) -> bytes:
+    """Return plain values as the JSON of a record: UTF-8, sorted keys, a newline at the end."""
+    return (
+        json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    ).encode()
+
+
+def utc_now() -> str:
+    """Return the time, UTC, in ISO 8601 to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def user_name() -> str:
+    """Return the name of the user of this process, or the number where a container gives it no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def current_user() -> str:
+    """Return `user@host` of this process, for records of who did something."""
+    return f"{user_name()}@{socket.gethostname()}"
+
+
+def package_version() -> str:
+    """Return the version of this package, for records of what wrote them."""
+    try:
+        return version("clvr-archive")
+    except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
+        return "unknown"
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(map(str, first["loc"]))
+    return f"{path}: {first['msg']}" if path else first["msg"]

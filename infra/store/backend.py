@@ -1,0 +1,80 @@
+"""What a store asks of the storage behind it: see `LocalBackend` and `S3Backend`."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from obstore.store import LocalStore, S3Store
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One listed object; `key` is relative to the store's root, `size` in bytes, `etag` without quotes."""
+
+    key: str
+    size: int
+    etag: str
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectBody:
+    """The bytes of one whole object and the etag that they belong to."""
+
+    data: bytes
+    etag: str
+
+
+class Backend(Protocol):
+    """The operations on which a local folder and a bucket differ. All keys are checked by the caller.
+
+    Methods raise the errors of obstore, boto3 and the operating system, which `Store` translates.
+    """
+
+    max_keys_per_delete: int
+
+    @property
+    def client(self) -> LocalStore | S3Store:
+        """obstore's client for the root. Raises BucketMissing for a missing local root."""
+
+    @property
+    def writable_client(self) -> LocalStore | S3Store:
+        """The same client; a missing local root is created first."""
+
+    def fetch(self, key: str) -> ObjectBody:
+        """Read a whole object."""
+
+    def replace(self, key: str, data: bytes, etag: str) -> None:
+        """Write an object that still has this etag. Raises PreconditionError."""
+
+    def check_root(self) -> None:
+        """Raise an error if the root is missing or unreadable."""
+
+    def create_root(self) -> None:
+        """Create the bucket or the folder, if it does not exist."""
+
+    def require_space(self, bytes_needed: int) -> None:
+        """Raise DiskFull if fewer bytes are free, where that is known."""
+
+    def arrow(self) -> tuple[Any, str]:
+        """Return a pyarrow file system and the root's path on it."""
+
+    def upload_of(self, key: str) -> bytes | Path:
+        """Return an object in a form that another store can write."""
+
+    def copy_on_server(self, source: "Backend", key: str, target_key: str) -> bool:
+        """Copy an object of `source` without a download; False if the two share no server."""
+
+
+def object_info(meta: "ObjectMeta") -> ObjectInfo:
+    """Return our description of obstore's metadata of one object."""
+    return ObjectInfo(meta["path"], meta["size"], unquoted_etag(meta["e_tag"]), meta["last_modified"])
+
+
+def unquoted_etag(etag: str | None) -> str:
+    """Return an etag without the quotes that HTTP puts around it; S3 Inventory writes it so too."""
+    return (etag or "").strip('"')

@@ -1,0 +1,87 @@
+"""Translation of the errors of obstore, boto3 and the operating system into `infra.errors`."""
+
+import re
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from infra.errors import (
+    BadInput,
+    BucketMissing,
+    DiskFull,
+    ObjectChanged,
+    ObjectExists,
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+    StoreUnreachable,
+)
+
+# obstore raises ValueError for a key that it cannot parse, and FileNotFoundError for 404.
+STORE_FAILURES = (BaseError, OSError, ValueError, NotImplementedError, BotoCoreError, ClientError)
+
+_DENIED = re.compile(
+    r"(status(?: code)?:? |\()(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
+    r"|ExpiredToken|InvalidToken|credentials|os error 13\b"
+)
+# A key may hold any word and an address any number, so neither is searched for the cause.
+_ADDRESS = re.compile(r"(https?|s3|file)://\S+")
+_DENIED_REMEDY = "Check the access key, the secret key and their permissions (AWS_ACCESS_KEY_ID and so on)."
+_REDIRECT = "Received redirect without LOCATION"
+
+
+def store_error(failure: Exception, where: str) -> StoreError | BadInput:
+    """Return the ClvrError for a failure at `where`, the URI of an object or of a root."""
+    text = str(failure)
+    # Only the first line, and no XML: dozens of lines of Rust's debug output follow it.
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    brief = text.partition("\n")[0].partition(": <?xml")[0][:300] + (f" ({code[1]})" if code else "")
+    # A HEAD has no body, so boto3 reports the status as the code.
+    if isinstance(failure, FileNotFoundError) or "NoSuchBucket" in text or "(404) when calling" in text:
+        if "NoSuchBucket" in text:
+            return bucket_missing(where)
+        return ObjectMissing(f"no object {where}", remedy="List the prefix: it may have been deleted.")
+    if isinstance(failure, AlreadyExistsError):
+        return ObjectExists(f"{where} exists already", remedy="Another process wrote it: read it again.")
+    if isinstance(failure, PreconditionError):
+        return ObjectChanged(f"{where} changed meanwhile", remedy="Read it again and repeat the change.")
+    if isinstance(
+        failure, (PermissionDeniedError, UnauthenticatedError, NoCredentialsError, PermissionError)
+    ):
+        return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
+    if "os error 28" in text or "No space left on device" in text:
+        return DiskFull(f"no space left on the disk for {where}", remedy="Free some space and run it again.")
+    if isinstance(failure, ValueError) and "arse path" in text:
+        return BadInput(f"{where} is not a usable key: {brief}", remedy="Rename the object.")
+    if _DENIED.search(_ADDRESS.sub("", brief)):
+        return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
+    if _REDIRECT in text:
+        return StoreUnreachable(
+            f"{where} is in another region", remedy="Set AWS_REGION to the bucket's region."
+        )
+    if re.search(r"os error (20|21)\b", text):
+        return StoreError(
+            f"{where} is both a file and a folder",
+            remedy="Rename one of the two keys, or use a bucket.",
+        )
+    return StoreUnreachable(
+        f"no good answer about {where}: {brief}",
+        remedy="Check that the server runs and that the endpoint is right (AWS_ENDPOINT_URL).",
+    )
+
+
+def bucket_missing(root: str) -> BucketMissing:
+    """Return the error for a store whose bucket or local folder does not exist."""
+    if root.startswith("s3://"):
+        bucket = root.removeprefix("s3://").partition("/")[0]
+        return BucketMissing(
+            f"the bucket s3://{bucket} does not exist",
+            remedy="Create it, or correct the name or the endpoint.",
+        )
+    return BucketMissing(f"the folder {root} does not exist", remedy="Create it, or correct the path.")

@@ -1,0 +1,185 @@
+"""A bucket as object storage, and the three clients of its server.
+
+obstore reads and writes objects, several times faster than boto3 for small ones; boto3 creates buckets and
+copies objects on the server; pyarrow streams Parquet.
+"""
+
+import time
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.store import S3Store
+
+from infra.errors import StoreUnreachable
+from infra.store.backend import Backend, ObjectBody, unquoted_etag
+from infra.store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef
+    from obstore import PutMode
+
+_BODY_ATTEMPTS = 4
+
+
+def object_client(bucket: str, prefix: str, use: StoreSettings) -> S3Store:
+    """Return obstore's client for one prefix of a bucket; keys are relative to it. No I/O.
+
+    Without an access key boto3's chain supplies the credentials; raises ValueError or BotoCoreError if it
+    has none.
+    """
+    options: dict[str, Any] = {"region": use.region}
+    if use.endpoint is not None:
+        options["endpoint"] = use.endpoint
+    if use.access_key is not None:
+        options |= {"access_key_id": use.access_key, "secret_access_key": use.secret_key}
+        if use.session_token is not None:
+            options["session_token"] = use.session_token
+    else:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        options["credential_provider"] = Boto3CredentialProvider()
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options={
+            "allow_http": use.allow_http,
+            "connect_timeout": timedelta(seconds=use.connect_seconds),
+            "read_timeout": timedelta(seconds=use.read_seconds),
+            "timeout": timedelta(seconds=use.request_seconds),
+        },
+        retry_config={
+            "max_retries": use.retries,
+            "retry_timeout": timedelta(seconds=use.retry_seconds),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=10),
+                "base": 2,
+            },
+        },
+        **options,
+    )
+
+
+def admin_client(use: StoreSettings) -> "S3Client":
+    """Return boto3's client, for buckets and for copies on the server."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=use.endpoint,
+        region_name=use.region,
+        aws_access_key_id=use.access_key,
+        aws_secret_access_key=use.secret_key,
+        aws_session_token=use.session_token,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=use.connect_seconds,
+            read_timeout=use.read_seconds,
+            retries={"total_max_attempts": use.retries + 1, "mode": "standard"},
+            # A private endpoint seldom resolves bucket.host.
+            s3={"addressing_style": "path"} if use.endpoint else {},
+        ),
+    )
+
+
+def arrow_file_system(use: StoreSettings) -> Any:
+    """Return pyarrow's S3FileSystem; its paths are 'bucket/key'."""
+    import pyarrow.fs
+
+    return pyarrow.fs.S3FileSystem(
+        access_key=use.access_key,
+        secret_key=use.secret_key,
+        session_token=use.session_token,
+        region=use.region,
+        endpoint_override=use.endpoint,
+        connect_timeout=use.connect_seconds,
+        request_timeout=use.read_seconds,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=use.retries + 1),
+    )
+
+
+class S3Backend:
+    """The objects below one prefix of a bucket."""
+
+    max_keys_per_delete = 1000  # the limit of one S3 request
+
+    def __init__(self, root: str, settings: StoreSettings) -> None:
+        self.root = root
+        self.settings = settings
+        self.bucket, _, self.prefix = root.removeprefix("s3://").partition("/")
+
+    @cached_property
+    def client(self) -> S3Store:
+        """obstore's client for the prefix."""
+        return object_client(self.bucket, self.prefix, self.settings)
+
+    @property
+    def writable_client(self) -> S3Store:
+        """The same client: a prefix needs no creation."""
+        return self.client
+
+    def fetch(self, key: str) -> ObjectBody:
+        """Read a whole object; a body that is cut short is read again."""
+        for attempt in range(_BODY_ATTEMPTS):
+            response = obstore.get(self.client, key)
+            data = response.bytes().to_bytes()
+            size = response.meta["size"]
+            if len(data) == size:
+                return ObjectBody(data, unquoted_etag(response.meta["e_tag"]))
+            time.sleep(0.1 * 2**attempt)
+        raise StoreUnreachable(
+            f"{self.root}/{key} arrived with {len(data)} of {size} bytes in {_BODY_ATTEMPTS} attempts",
+            remedy="Check the server and the network between.",
+        )
+
+    def replace(self, key: str, data: bytes, etag: str) -> None:
+        """Write an object that still has this etag. Raises PreconditionError."""
+        mode: PutMode = {"e_tag": f'"{etag}"'}
+        obstore.put(self.client, key, data, mode=mode, use_multipart=False)
+
+    def check_root(self) -> None:
+        """Raise an error if the bucket cannot be listed."""
+        next(iter(obstore.list(self.client, chunk_size=1)), None)
+
+    def create_root(self) -> None:
+        """Create the bucket; one that we own already is fine."""
+        admin, region = self._admin_client, self.settings.region
+        try:
+            if region == "us-east-1":  # S3 rejects a request that names this region
+                admin.create_bucket(Bucket=self.bucket)
+            else:
+                location: Any = {"LocationConstraint": region}
+                admin.create_bucket(Bucket=self.bucket, CreateBucketConfiguration=location)
+        except admin.exceptions.BucketAlreadyOwnedByYou:
+            return
+
+    def require_space(self, bytes_needed: int) -> None:
+        """Do nothing: S3 reports no free space."""
+
+    def arrow(self) -> tuple[Any, str]:
+        """Return pyarrow's S3 file system and the path 'bucket/prefix'."""
+        return arrow_file_system(self.settings), self.root.removeprefix("s3://")
+
+    def upload_of(self, key: str) -> bytes:
+        """Return the bytes of an object."""
+        return self.fetch(key).data
+
+    def copy_on_server(self, source: Backend, key: str, target_key: str) -> bool:
+        """Copy an object of another bucket or prefix of this server; False if it is on another server."""
+        if not isinstance(source, S3Backend) or source.settings.endpoint != self.settings.endpoint:
+            return False
+        # boto3 splits a copy that exceeds the limit of one request.
+        copy_source: CopySourceTypeDef = {"Bucket": source.bucket, "Key": source._full_key(key)}
+        self._admin_client.copy(copy_source, self.bucket, self._full_key(target_key))
+        return True
+
+    @cached_property
+    def _admin_client(self) -> "S3Client":
+        return admin_client(self.settings)
+
+    def _full_key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key

