@@ -67,7 +67,7 @@ def generate(
         days=days,
     )
     generated = generate_archive(archive, labels, spec, settings_of(ray=ray))
-    emit(generated, as_json, f"{generated.pictures:,} images in {archive}, labels in {generated.labels}")
+    emit(generated, as_json)
 
 
 def plan(
@@ -92,27 +92,27 @@ def plan(
 
     Writes nothing.
     """
-    from jobs.embed.discovery import Source
+    from jobs.embed.discovery import CropSelection
     from jobs.embed.plan import plan as plan_archive
 
-    source = Source(
+    selection = CropSelection(
         archive,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
         since_run=since_run,
         lookback_days=lookback_days,
-        requeue=requeue,
+        retry_quarantined=requeue,
         causes=tuple(cause or ()),
     )
     planned = plan_archive(
-        source,
+        selection,
         settings_of(runs=runs, ray=ray),
         model=checkpoint,
         actors=workers,
         price_per_node_hour=price_per_node_hour,
     )
-    emit(planned, as_json, str(planned))
+    emit(planned, as_json)
 
 
 def embed(
@@ -152,7 +152,7 @@ def embed(
         labels=labels,
         since_run=since_run,
         lookback_days=lookback_days,
-        requeue=requeue,
+        retry_quarantined=requeue,
         causes=tuple(cause or ()),
         run_id=run_id,
         actors=workers,
@@ -173,4 +173,4 @@ def status(
     from jobs.embed.status import run_status
 
     report = run_status(run, settings_of(runs=runs))
-    emit(report, as_json, str(report))
+    emit(report, as_json)

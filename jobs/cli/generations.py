@@ -34,11 +34,9 @@ def load(
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     request = loading.LoadRequest(tuple(run), index_type, target, latest_wins)
     if into_live:
-        done = loading.load_increment(request, settings)
-        emit(done, as_json, loading.increment_text(done))
+        emit(loading.IncrementResult(loading.load_increment(request, settings)), as_json)
     else:
-        loaded = loading.load(request, settings)
-        emit(loaded, as_json, str(loaded))
+        emit(loading.load(request, settings), as_json)
 
 
 def promote(
@@ -71,10 +69,9 @@ def rollback(
 
 def generations(runs: Runs = None, milvus: Milvus = None, alias: Alias = None, as_json: Json = False) -> None:
     """List the generations and their states. Example: clvr generations"""
-    from jobs.generations.listing import as_documents, generation_rows, rows_text
+    from jobs.generations.listing import list_alias_generations
 
-    rows = generation_rows(settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(as_documents(rows), as_json, rows_text(rows))
+    emit(list_alias_generations(settings_of(runs=runs, milvus=milvus, alias=alias)), as_json)
 
 
 def retire(
@@ -99,10 +96,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that a generation contains each row of its runs once. Example: clvr verify live"""
-    from jobs.generations.load import verify_generation, verify_text
+    from jobs.generations.load import VerifyResult, verify_generation
 
     report = verify_generation(generation, settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(report, as_json, verify_text(report))
+    emit(VerifyResult(report), as_json)
     if report.differences:
         raise CountMismatch(
             f"{report.generation}: {'; '.join(report.differences)}", remedy="Load its runs again: clvr load"
@@ -126,7 +123,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Erase crops. Example: clvr forget --camera c4 --until 2026-01-01 --reason case-17"""
-    from jobs.generations.erase import ForgetRequest, forget_crops, receipt_text
+    from jobs.generations.erase import EraseResult, ForgetRequest, forget_crops
 
     request = ForgetRequest(
         reason=reason,
@@ -138,7 +135,7 @@ def forget(
         dry_run=not yes,
     )
     receipt = forget_crops(request, settings_of(runs=runs, milvus=milvus))
-    emit(receipt, as_json, receipt_text(receipt))
+    emit(EraseResult(receipt), as_json)
 
 
 def retain(
@@ -150,7 +147,7 @@ def retain(
     as_json: Json = False,
 ) -> None:
     """Erase by age. Example: clvr retain --days 90 --camera c4 --yes"""
-    from jobs.generations.erase import receipt_text, retain_days
+    from jobs.generations.erase import EraseResult, retain_days
 
     receipt = retain_days(days, camera or [], settings_of(runs=runs, milvus=milvus), dry_run=not yes)
-    emit(receipt, as_json, receipt_text(receipt))
+    emit(EraseResult(receipt), as_json)

@@ -70,24 +70,27 @@ def reindex(
 
     Run the same command again to continue an unfinished reindex run; a finished one is not repeated.
     """
-    from jobs.reindex.job import night_text
+    from jobs.embed.job import EmbedRequest
     from jobs.reindex.job import reindex as run_reindex
-    from jobs.reindex.plan import NightRequest
+    from jobs.reindex.plan import ReindexRequest
 
-    request = NightRequest(
-        archive=archive,
+    embedding = EmbedRequest(
+        archive,
         model=checkpoint,
-        night=night,
-        full=full,
-        beside=rebuild,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
-        lookback_days=lookback_days,
         precision=precision,
         actors=workers,
         rows_per_shard=rows_per_shard,
         max_quarantine_rate=max_quarantine_rate,
+    )
+    request = ReindexRequest(
+        embed=embedding,
+        reindex_id=night,
+        full=full,
+        rebuild=rebuild,
+        lookback_days=lookback_days,
         max_vanished_rate=max_vanished_rate,
         index_type=index_type,
         golden=golden,
@@ -95,8 +98,7 @@ def reindex(
         price_per_node_hour=price_per_node_hour,
     )
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
-    result = run_reindex(request, settings)
-    emit(result.document(), as_json, night_text(result))
+    emit(run_reindex(request, settings), as_json)
 
 
 JobsUrl = Annotated[

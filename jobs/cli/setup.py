@@ -81,6 +81,6 @@ def stack(
         emit({"ended": stopped, "purged": purge}, as_json, f"{stopped} processes stopped")
         return
     report = stack_up(folder, without=without or (), cpus=cpus) if action == "up" else stack_status(folder)
-    emit(report, as_json, str(report))
-    if not report.whole:
+    emit(report, as_json)
+    if not report.healthy:
         raise typer.Exit(1)

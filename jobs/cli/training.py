@@ -47,7 +47,7 @@ def train(
 
     request = TrainRequest(
         data=data,
-        to=output,
+        output=output,
         recipe=recipe,
         overrides=tuple(override or ()),
         weights=weights,
@@ -58,15 +58,14 @@ def train(
         max_bad_fraction=max_bad_fraction,
         input=input,
         keep=keep,
-        pick=select_epoch,
+        select_epoch=select_epoch,
         log_every=log_every,
         price_per_node_hour=price_per_node_hour,
     )
     if plan:
         from jobs.train.plan import plan_training
 
-        planned = plan_training(request)
-        emit(planned, as_json, planned.text)
+        emit(plan_training(request), as_json)
         return
     result = train_checkpoint(request, settings_of(ray=ray))
     emit(

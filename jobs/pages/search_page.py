@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from index.schema import UNKNOWN_TIME
 from index.search.retrieval import Match
-from jobs.pages.html import moment, render
+from jobs.pages.html import render
+from jobs.runtime.format import capture_time
 
 MAX_LANES = 12
 WIDTH, LANE_HEIGHT, LEFT = 640.0, 18.0, 120.0
@@ -108,14 +109,14 @@ def timeline(matches: Sequence[Match]) -> Drawing | None:
             ),
             y=lanes[match.hit.camera_id or "unknown"],
             radius=5.0,
-            label=f"rank {match.rank}, {match.hit.camera_id}, {moment(match.hit.captured_at)}",
+            label=f"rank {match.rank}, {match.hit.camera_id}, {capture_time(match.hit.captured_at)}",
             strong=match.rank <= 3,
         )
         for match in reversed(timed)
         if (match.hit.camera_id or "unknown") in lanes
     ]
     height = 14 + LANE_HEIGHT * len(lanes) + 16
-    return Drawing(WIDTH, height, dots, list(lanes.items()), moment(first), moment(last))
+    return Drawing(WIDTH, height, dots, list(lanes.items()), capture_time(first), capture_time(last))
 
 
 def camera_map(matches: Sequence[Match], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:

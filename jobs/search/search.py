@@ -191,11 +191,11 @@ def make_rules(
             model_ids=tuple(model_ids),
         ),
         same_camera=request.same_camera,
-        one_a_pass=not request.every_crop,
+        group_by_track=not request.every_crop,
         max_distance=request.max_distance,
         cameras=cameras,
         drop_impossible=request.drop_impossible,
-        head=max(RERANK_HEAD, request.top) if request.rerank else 0,
+        rerank_depth=max(RERANK_HEAD, request.top) if request.rerank else 0,
     )
 
 
@@ -224,13 +224,13 @@ def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
 def match_to_json(match: Match, model: str) -> dict[str, Any]:
     """Return one match as JSON values. `model`: the name of the predicted vehicle model."""
     hit = asdict(match.hit) | {"rank": match.rank, "vehicle_model": model}
-    journey = match.journey
+    travel = match.travel
     return hit | {
         # A string, because JavaScript rounds integers of this size.
         "crop": f"{CROP}{match.hit.crop_id}",
         "likelihood": match.likelihood,
         "crops_of_pass": match.crops,
-        "journey": asdict(journey) if journey else None,
+        "journey": asdict(travel) if travel else None,
     }
 
 
@@ -282,10 +282,10 @@ def _predicted_model(image: str, searcher: Searcher) -> int:
 
 
 def _notes(match: Match) -> str:
-    journey = match.journey
+    travel = match.travel
     parts = [f"{match.crops} crops" if match.crops > 1 else ""]
-    if journey and not journey.possible:
-        parts.append(f"IMPOSSIBLE: {journey.km:.1f} km in {journey.seconds:.0f} s")
+    if travel and not travel.possible:
+        parts.append(f"IMPOSSIBLE: {travel.km:.1f} km in {travel.seconds:.0f} s")
     return ", ".join(filter(None, parts))
 
 

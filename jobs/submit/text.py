@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from jobs.submit.client import Job, JobCluster, LogPrinter, exit_code_of, format_log_lines
+from jobs.runtime.format import iso_timestamp
+from jobs.submit.client import Job, JobCluster, LogPrinter, exit_code_of, format_log_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,11 @@ class JobReport:
         return {
             "job": job.job,
             "status": job.status,
-            "exit_code": exit_code_of(job) if job.over else None,
+            "exit_code": exit_code_of(job) if job.is_finished else None,
             "command": job.entrypoint,
             "message": job.message,
-            "started": _iso(job.started),
-            "ended": _iso(job.ended),
+            "started": iso_timestamp(job.started),
+            "ended": iso_timestamp(job.finished),
             **{name: job.metadata.get(name) for name in ("verb", "by", "clvr", "retry_of")},
         }
 
@@ -37,7 +37,7 @@ class JobReport:
     def to_row(self) -> tuple[str, ...]:
         """Return the columns of `JobTable` for this job."""
         job, fields = self.job, self.to_json()
-        took = f"{(job.ended - job.started) / 1000:,.0f} s" if job.started and job.ended else ""
+        took = f"{(job.finished - job.started) / 1000:,.0f} s" if job.started and job.finished else ""
         code = "" if fields["exit_code"] is None else str(fields["exit_code"])
         return (job.job, job.status.lower(), code, fields["started"] or "", took, fields["by"] or "")
 
@@ -98,7 +98,7 @@ class JobLog:
 
     def to_text(self) -> str:
         """Return the log; structured lines are shown as their messages."""
-        return "\n".join(map(format_log_lines, self.log.splitlines()))
+        return "\n".join(map(format_log_line, self.log.splitlines()))
 
 
 def follow_to_end(cluster: JobCluster, job: str) -> FinishedJob:
@@ -107,7 +107,3 @@ def follow_to_end(cluster: JobCluster, job: str) -> FinishedJob:
     finished = cluster.follow(job, printer)
     printer.end()
     return FinishedJob(finished)
-
-
-def _iso(ms: int | None) -> str | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

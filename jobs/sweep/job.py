@@ -26,7 +26,7 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
-from jobs.runtime.ray_cluster import connect, cores, root_cause
+from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
 from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
 from jobs.search.searcher import Searcher
@@ -239,7 +239,7 @@ def _search_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, record: str)
     if not pending:
         return
     connect(plan.settings)
-    workers = 1 if plan.one_process else request.workers or cores()
+    workers = 1 if plan.one_process else request.workers or num_cpus()
     total = sweep.info.probes
     progress_actor = start_progress_actor(
         total, done=total - min(total, len(pending) * sweep.info.rows_per_part)

@@ -90,7 +90,7 @@ def _strips(
             matches = [
                 replace(
                     match,
-                    journey=rules.cameras.journey(
+                    travel=rules.cameras.travel(
                         start, Sighting(match.hit.camera_id, match.hit.track_id, match.hit.captured_at)
                     ),
                 )

@@ -38,7 +38,7 @@ def page(*matches: Match, name: str = "probe", image: bytes | None = None, **mor
 
 def test_each_match_shows_its_facts() -> None:
     text = page(
-        make_match(1, likelihood=0.93, crops=3), make_match(2, journey=TravelCheck(12.0, 60, possible=False))
+        make_match(1, likelihood=0.93, crops=3), make_match(2, travel=TravelCheck(12.0, 60, possible=False))
     )
     for text_part in (
         "Rank 1",

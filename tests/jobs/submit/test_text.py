@@ -10,7 +10,7 @@ JOB = Job(
     exit_code=5,
     message="",
     started=1_763_800_000_000,
-    ended=1_763_800_090_000,
+    finished=1_763_800_090_000,
     metadata={"verb": "load", "by": "ann@desk", "clvr": "0.1.0"},
     runtime_env={"env_vars": {"CLVR_RUNS": "s3://data"}},
 )
