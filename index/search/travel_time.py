@@ -1,7 +1,5 @@
 """Travel time: whether one vehicle can have been at two cameras at two times."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from dataclasses import dataclass
 from index.schema import UNKNOWN_TIME
 from index.search.probe import Sighting
 from infra.errors import BadInput, BadSetting
+from infra.store import read_user_table
 
 EARTH_KM = 6371.0088  # mean radius, IUGG
 MAX_SPEED_KMH = 150.0
@@ -72,32 +71,29 @@ class CameraMap:
         return max(known, key=lambda journey: (not journey.possible, journey.kmh), default=None)
 
 
-def read_cameras(data: bytes, where: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
-    """Read a CSV with the columns camera_id, lat, lon. Raises BadInput with the line that is wrong."""
-    try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise BadInput(
-                f"{where} has no column {', '.join(missing)}", remedy="a header line: camera_id,lat,lon"
-            )
-        positions: dict[str, tuple[float, float]] = {}
-        for row in rows:
-            name, place = row["camera_id"], _place(row["lat"], row["lon"])
-            if not name or place is None:
-                raise BadInput(f"{where}, line {rows.line_num}: no camera with a latitude and a longitude")
-            if positions.setdefault(name, place) != place:
-                raise BadInput(f"{where}, line {rows.line_num}: camera {name} stands at two places")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{where} is not a CSV file in UTF-8: {error}") from error
+def read_cameras(uri: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
+    """Read a table with the columns camera_id, lat, lon. Raises BadInput, with the data row of the error."""
+    table = read_user_table(uri, text=True)
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise BadInput(
+            f"{uri} has no column {', '.join(missing)}", remedy="Add a header line: camera_id,lat,lon"
+        )
+    positions: dict[str, tuple[float, float]] = {}
+    for row, record in enumerate(table.select(_COLUMNS).to_pylist(), start=1):
+        name, place = str(record["camera_id"] or ""), _place(record["lat"], record["lon"])
+        if not name or place is None:
+            raise BadInput(f"{uri}, data row {row}: no camera with a latitude and a longitude")
+        if positions.setdefault(name, place) != place:
+            raise BadInput(f"{uri}, data row {row}: camera {name} has two positions")
     if not positions:
-        raise BadInput(f"{where} names no camera")
+        raise BadInput(f"{uri} names no camera")
     return CameraMap(positions, max_speed_kmh)
 
 
-def _place(lat: str | None, lon: str | None) -> tuple[float, float] | None:
+def _place(lat: object, lon: object) -> tuple[float, float] | None:
     try:
-        place = float(lat or ""), float(lon or "")
+        place = float(str(lat)), float(str(lon))
     except ValueError:
         return None
     return place if abs(place[0]) <= 90 and abs(place[1]) <= 180 else None
