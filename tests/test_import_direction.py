@@ -34,7 +34,7 @@ SIBLINGS = {
         "exact": set(),
         "milvus": {"filters", "runs", "schema"},
         "generations": {"archive", "documents", "exact", "filters", "lock", "milvus", "runs", "schema"},
-        "evaluation": {"exact", "milvus"},
+        "evaluation": {"exact", "milvus", "schema"},
         "search": {
             "documents",
             "exact",

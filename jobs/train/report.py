@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clvr_model.checkpoint import Card
 from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
-from index.evaluation.metrics import classification
+from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
