@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from index.archive.reader import open_uri, read_uri
+from index.archive.reader import open_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -168,8 +168,7 @@ def rules_of(request: RulesRequest) -> Rules:
     """The rules that were typed. Raises BadSetting, and BadInput for a camera file that is none."""
     cameras = None
     if request.camera_file:
-        data = read_uri(request.camera_file)
-        cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+        cameras = read_cameras(request.camera_file, max_speed_kmh=request.max_speed)
     start, end = epoch_ms("--from", request.since), epoch_ms("--to", request.until)
     if start is not None and end is not None and start >= end:
         raise BadSetting(f"nothing lies between --from {request.since} and --to {request.until}")
