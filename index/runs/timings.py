@@ -114,7 +114,7 @@ def read_timings(folder: RunFolder) -> list[Timings]:
     return [Timings.read(folder.store, key) for key in keys]
 
 
-def total_of(attempts: Iterable[Timings]) -> Timings | None:
+def sum_timings(attempts: Iterable[Timings]) -> Timings | None:
     """Add up attempts; None for none."""
     total: Timings | None = None
     for attempt in attempts:

@@ -19,7 +19,7 @@ class Sighting:
     crop_id: int | None = None
 
     @property
-    def pass_key(self) -> tuple[str, str] | None:
+    def track_key(self) -> tuple[str, str] | None:
         """One pass of a vehicle: the track on its camera, or None where no tracker said so."""
         return (self.camera_id, self.track_id) if self.track_id else None
 
@@ -38,9 +38,9 @@ class Probe:
         return tuple(sorted({sighting.camera_id for sighting in self.sightings if sighting.camera_id}))
 
     @property
-    def passes(self) -> frozenset[tuple[str, str]]:
+    def tracks(self) -> frozenset[tuple[str, str]]:
         """The passes that its pictures belong to."""
-        return frozenset(sighting.pass_key for sighting in self.sightings if sighting.pass_key)
+        return frozenset(sighting.track_key for sighting in self.sightings if sighting.track_key)
 
     @property
     def crop_ids(self) -> frozenset[int]:

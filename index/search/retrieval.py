@@ -50,11 +50,11 @@ class Rules:
     filters: Filters = field(default_factory=Filters)
     same_camera: bool = False
     same_track: bool = False
-    one_a_pass: bool = True
+    group_by_track: bool = True
     max_distance: float | None = None
     cameras: CameraMap | None = None
     drop_impossible: bool = False
-    head: int = 0
+    rerank_depth: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= MAX_TOP:
@@ -81,7 +81,7 @@ class Match:
     hit: Hit
     crops: int = 1
     likelihood: float | None = None
-    journey: TravelCheck | None = None
+    travel: TravelCheck | None = None
 
 
 def retrieve(
@@ -94,10 +94,10 @@ def retrieve(
     itself. So an answer is missing only where the archive (or the first 16,384 crops) holds no other.
     Raises what the source's `nearest` raises.
     """
-    wanted = replace(rules, top=max(rules.top, rules.head)) if rules.head else rules
+    wanted = replace(rules, top=max(rules.top, rules.rerank_depth)) if rules.rerank_depth else rules
     found: list[list[Match]] = [[] for _ in probes]
     alike = len({probe.cameras for probe in probes}) == 1
-    depth = min(MAX_TOP, wanted.top * (1 if not rules.one_a_pass else _OVERFETCH) + 16)
+    depth = min(MAX_TOP, wanted.top * (1 if not rules.group_by_track else _OVERFETCH) + 16)
     waiting = list(range(len(probes)))
     narrow = alike
     while waiting:
@@ -113,7 +113,7 @@ def retrieve(
         if depth >= MAX_TOP and narrow:
             break
         waiting, narrow, depth = unsatisfied, True, min(MAX_TOP, depth * _OVERFETCH)
-    if rules.head:
+    if rules.rerank_depth:
         found = [_reranked(source, probe, answers) for probe, answers in zip(probes, found, strict=True)]
     return [_with_likelihood(answers[: rules.top], calibration) for answers in found]
 
@@ -121,25 +121,25 @@ def retrieve(
 def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Match]:
     """Apply the rules to hits, nearest first: what is left, at most `rules.top`, ranked from 1."""
     own_cameras = set() if rules.same_camera else set(probe.cameras)
-    own_passes = frozenset() if rules.same_track else probe.passes
+    own_passes = frozenset() if rules.same_track else probe.tracks
     chosen: dict[object, Match] = {}
     for hit in hits:
         if rules.max_distance is not None and hit.distance > rules.max_distance:
             break
         seen = Sighting(hit.camera_id, hit.track_id, hit.captured_at, hit.crop_id)
-        if hit.crop_id in probe.crop_ids or hit.camera_id in own_cameras or seen.pass_key in own_passes:
+        if hit.crop_id in probe.crop_ids or hit.camera_id in own_cameras or seen.track_key in own_passes:
             continue
-        key: object = (seen.pass_key if rules.one_a_pass else None) or hit.crop_id
+        key: object = (seen.track_key if rules.group_by_track else None) or hit.crop_id
         if key in chosen:
-            if rules.one_a_pass:
+            if rules.group_by_track:
                 chosen[key] = replace(chosen[key], crops=chosen[key].crops + 1)
             continue
         if len(chosen) == rules.top:
             continue
-        journey = rules.cameras.hardest(probe.sightings, seen) if rules.cameras else None
+        journey = rules.cameras.least_feasible(probe.sightings, seen) if rules.cameras else None
         if journey and not journey.possible and rules.drop_impossible:
             continue
-        chosen[key] = Match(len(chosen) + 1, hit, journey=journey)
+        chosen[key] = Match(len(chosen) + 1, hit, travel=journey)
     return list(chosen.values())
 
 

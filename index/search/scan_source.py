@@ -39,9 +39,9 @@ class ScanStats:
     """How much of the shards was looked at: row groups in all and left unread, rows in all and compared."""
 
     groups: int = 0
-    unread: int = 0
+    groups_skipped: int = 0
     rows: int = 0
-    compared: int = 0
+    rows_compared: int = 0
 
 
 class ScanSource:
@@ -57,12 +57,12 @@ class ScanSource:
         self.fingerprint = plan.fingerprint
         self.name = "exact:" + "+".join(plan.run_ids)
         self.device = device
-        self.reading = ScanStats()
+        self.stats = ScanStats()
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         """Return the exact nearest crops of each row of features, by L2."""
         # One pass decides who is near, a second one, over the narrow columns only, says who they are.
-        self.reading = ScanStats()
+        self.stats = ScanStats()
         with prefetch(self._blocks(filters)) as blocks:
             ids, distances = nearest(features, blocks, top, device=self.device)
         facts = self._facts(np.unique(ids[ids != NO_ID]), filters)
@@ -101,8 +101,10 @@ class ScanSource:
         for shard, file, group in self._groups(filters):
             rows = file.metadata.row_group(group).num_rows
             kept = np.ones(rows, bool)
-            if filters != Filters() or len(shard.left_out):
-                kept = _filter_rows(file.read_row_group(group, columns=_FILTERED), filters, shard.left_out)
+            if filters != Filters() or len(shard.excluded_ids):
+                kept = _filter_rows(
+                    file.read_row_group(group, columns=_FILTERED), filters, shard.excluded_ids
+                )
             if not kept.any():
                 continue
             start = 0
@@ -111,22 +113,22 @@ class ScanSource:
                 start += batch.num_rows
                 if not mask.all():
                     batch = batch.filter(pa.array(mask))
-                self.reading.compared += batch.num_rows
+                self.stats.rows_compared += batch.num_rows
                 if batch.num_rows:
                     yield batch.column("crop_id").to_numpy(), vectors_of(batch)
             assert start == rows  # noqa: S101 (pyarrow's contract, on which the mask rests)
 
     def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, pq.ParquetFile, int]]:
         for shard in self.shards:
-            with open_parquet(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.info.key) as file:
                 for group in range(file.metadata.num_row_groups):
                     ranges = _ranges(file.metadata.row_group(group))
-                    self.reading.groups += 1
-                    self.reading.rows += file.metadata.row_group(group).num_rows
+                    self.stats.groups += 1
+                    self.stats.rows += file.metadata.row_group(group).num_rows
                     if _statistics_match(ranges, filters):
                         yield shard, file, group
                     else:
-                        self.reading.unread += 1
+                        self.stats.groups_skipped += 1
 
     def _facts(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
         return {
@@ -141,12 +143,12 @@ class ScanSource:
         if not len(crop_ids):
             return
         for shard in self.shards:
-            with open_parquet(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.info.key) as file:
                 for group in range(file.metadata.num_row_groups):
                     if filters and not _statistics_match(_ranges(file.metadata.row_group(group)), filters):
                         continue
                     ids = file.read_row_group(group, columns=["crop_id"])["crop_id"].to_numpy()
-                    rows = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.left_out))
+                    rows = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.excluded_ids))
                     if len(rows):
                         yield file.read_row_group(group, columns=columns).take(pa.array(rows))
 

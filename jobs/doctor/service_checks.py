@@ -66,7 +66,7 @@ def check_milvus(settings: Settings) -> list[CheckResult]:
             f"{', '.join(sorted(capabilities.index_types))}; rows by {capabilities.import_interface}",
         ),
     ]
-    if not capabilities.lite and capabilities.number < (2, 5, 5):
+    if not capabilities.lite and capabilities.version_tuple < (2, 5, 5):
         results.append(
             warning(
                 "milvus guard",

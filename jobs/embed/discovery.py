@@ -118,14 +118,14 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store) -> Disc
     note = f"archive {archive.uri}: {listing.manifest.num_rows:,} crops"
     if since is not None:
         note += f" since {since}"
-    note += f", {listing.ignored:,} other objects ignored"
+    note += f", {listing.num_not_images:,} other objects ignored"
     if listing.unmatched:
         note += f", {listing.unmatched:,} keys do not match the pattern"
     if before is None:
-        return Discovery(listing.manifest, [note], listing.ignored, listing.unmatched)
+        return Discovery(listing.manifest, [note], listing.num_not_images, listing.unmatched)
     listed_before = None if since is None else in_lookback(before["uri"], archive.uri, since)
-    changes = diff_manifests(listing.manifest, before, shown=listed_before)
-    if not changes.fresh.num_rows and not len(changes.vanished):
+    changes = diff_manifests(listing.manifest, before, listed_mask=listed_before)
+    if not changes.to_embed.num_rows and not len(changes.vanished):
         error = NoChanges(
             f"{archive.uri} has no new, changed or vanished crop since run {selection.since_run} ({changes})",
             remedy="There is nothing to embed.",
@@ -133,7 +133,7 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store) -> Disc
         error.unchanged = changes.unchanged
         raise error
     notes = [note, f"since run {selection.since_run}: {changes}"]
-    return Discovery(changes.fresh, notes, listing.ignored, listing.unmatched, changes)
+    return Discovery(changes.to_embed, notes, listing.num_not_images, listing.unmatched, changes)
 
 
 def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:

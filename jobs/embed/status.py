@@ -6,7 +6,7 @@ from typing import Any
 from index.runs.accounting import count_causes
 from index.runs.run import Run
 from index.runs.shards import check_shard
-from index.runs.timings import Timings, read_timings, total_of
+from index.runs.timings import Timings, read_timings, sum_timings
 from infra.settings import Settings
 from jobs.runtime.resolve import find_run
 
@@ -65,7 +65,7 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
     quarantine = run.quarantine()
     pending = run.pending_rows()
     written = run.info.rows - pending - quarantine.num_rows
-    timings = total_of(read_timings(run.folder))
+    timings = sum_timings(read_timings(run.folder))
     return RunStatus(
         run_id=run.run_id,
         finished=run.finished,

@@ -7,11 +7,10 @@ from typing import Any
 from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
-from index.generations.load import LoadOptions, LoadTimes, Target, build_generation
+from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
 from index.generations.promotion import Retirement, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
-from index.lock import ROWS, acquire
 from index.milvus.bulk_import import ImportProgress
 from index.milvus.collection import Generation, live_generation
 from index.runs.run import Run
@@ -143,21 +142,16 @@ def imports_text(progress: ImportProgress) -> str:
 
 
 def load(request: LoadRequest, settings: Settings) -> LoadResult:
-    """Build a generation of finished runs beside the live one. Raises the errors of `build_generation`."""
+    """Build a generation of finished runs beside the live one. Raises the errors of `load_runs`."""
     runs = find_runs(request.run_ids, settings)
     state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
-    with (
-        progress("load", "rows", state.read),
-        acquire(store, ROWS, f"a load of alias {settings.alias}") as lock,
-    ):
+    with progress("load", "rows", state.read):
         options = _options(request, settings, state)
-        generation = build_generation(
-            milvus, store, runs, lock, alias=settings.alias, options=options, times=times
-        )
+        generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
     record = records.read(store, generation.name)
-    assert record is not None  # noqa: S101  build_generation wrote it
+    assert record is not None  # noqa: S101  load_runs wrote it
     return LoadResult(generation, record.rows, record.target, times)
 
 

@@ -11,7 +11,7 @@ from clvr_model.embedder import reduced_fingerprint
 from index.generations.promotion import KEEP
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
-from index.runs.timings import Timings, read_timings, total_of
+from index.runs.timings import Timings, read_timings, sum_timings
 from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import Store
@@ -234,7 +234,7 @@ def _expected_duration(
     # The largest run predicts best: a run of a few crops spends most of its time on its start.
     largest = sorted(earlier[-MAX_EARLIER_RUNS:], key=lambda other: other.info.rows, reverse=True)[:3]
     for other in largest:
-        timings = total_of(read_timings(other.folder))
+        timings = sum_timings(read_timings(other.folder))
         seconds = expected_seconds(crops, timings, actors) if timings else None
         if seconds is not None:
             return _expectation(seconds, actors, f"run {other.run_id}")

@@ -11,7 +11,7 @@ from index.milvus.collection import Generation, list_generations, live_generatio
 from index.runs.lineage import lineage
 from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
-from index.runs.timings import read_timings, total_of
+from index.runs.timings import read_timings, sum_timings
 from infra.errors import BadInput, FingerprintMismatch, GateFailed
 from infra.settings import Settings
 from infra.store import Store
@@ -76,7 +76,7 @@ def embed_step(context: ReindexContext) -> Outcome:
         return {"said": "nothing to embed", "embedded": 0, "listed": 0, "quarantined": 0, "duplicates": 0}
     run = Run.open(context.store, plan["run_id"])
     summary = run.summary if run.finished else _embed(context, plan)
-    timings = total_of(read_timings(run.folder))
+    timings = sum_timings(read_timings(run.folder))
     return {
         "said": f"{summary.embedded:,} embedded, {summary.quarantined:,} quarantined, "
         f"{summary.duplicates:,} duplicates",

@@ -182,11 +182,11 @@ def rules_of(request: RulesRequest) -> Rules:
             captured_to=end,
         ),
         same_camera=request.same_camera,
-        one_a_pass=not request.every_crop,
+        group_by_track=not request.every_crop,
         max_distance=request.max_distance,
         cameras=cameras,
         drop_impossible=request.drop_impossible,
-        head=max(RERANK_HEAD, request.top) if request.rerank else 0,
+        rerank_depth=max(RERANK_HEAD, request.top) if request.rerank else 0,
     )
 
 
@@ -215,13 +215,13 @@ def verdict(answers: Sequence[Match], calibration: Calibration | None) -> str:
 def answer_document(answer: Match, model: str) -> dict[str, Any]:
     """One answer as a machine reads it."""
     hit = asdict(answer.hit) | {"rank": answer.rank, "vehicle_model": model}
-    journey = answer.journey
+    travel = answer.travel
     return hit | {
         # JavaScript rounds integers of this size.
         "crop": f"{CROP}{answer.hit.crop_id}",
         "likelihood": answer.likelihood,
         "crops_of_pass": answer.crops,
-        "journey": asdict(journey) if journey else None,
+        "journey": asdict(travel) if travel else None,
     }
 
 
@@ -275,10 +275,10 @@ def _predicted(picture: str, searcher: Searcher) -> int:
 
 
 def _notes(answer: Match) -> str:
-    journey = answer.journey
+    travel = answer.travel
     parts = [f"{answer.crops} crops" if answer.crops > 1 else ""]
-    if journey and not journey.possible:
-        parts.append(f"IMPOSSIBLE: {journey.km:.1f} km in {journey.seconds:.0f} s")
+    if travel and not travel.possible:
+        parts.append(f"IMPOSSIBLE: {travel.km:.1f} km in {travel.seconds:.0f} s")
     return ", ".join(filter(None, parts))
 
 

@@ -69,11 +69,11 @@ class WebRules(BaseModel):
                 model_ids=tuple(self.models),
             ),
             same_camera=self.same_camera,
-            one_a_pass=not self.every_crop,
+            group_by_track=not self.every_crop,
             max_distance=self.max_distance,
             cameras=cameras,
             drop_impossible=self.drop_impossible,
-            head=max(RERANK_HEAD, self.top) if self.rerank else 0,
+            rerank_depth=max(RERANK_HEAD, self.top) if self.rerank else 0,
         )
 
 

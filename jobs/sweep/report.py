@@ -87,7 +87,7 @@ def _strips(
             answers = [
                 replace(
                     each,
-                    journey=rules.cameras.journey(
+                    travel=rules.cameras.travel(
                         start, Sighting(each.hit.camera_id, each.hit.track_id, each.hit.captured_at)
                     ),
                 )

@@ -34,7 +34,7 @@ from index.runs.accounting import count_causes
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs, vanished_uris
 from index.runs.shards import read_shards, vectors_of
-from index.runs.timings import read_timings, total_of
+from index.runs.timings import read_timings, sum_timings
 from index.runs.tombstones import erased_ids, erasure_ids, read_tombstones
 from index.search.calibration import calibration_of
 from index.search.scan_source import ScanSource
@@ -272,7 +272,7 @@ def test_a_finished_run_proves_its_counts(clvr: Clvr, home: Store) -> None:
     }
     assert clvr("status")["run_id"] == "unfinished"
     assert [run.run_id for run in list_runs(home)] == ["first", "night-one", "unfinished"]
-    times = total_of(read_timings(Run.open(home, "first").folder))
+    times = sum_timings(read_timings(Run.open(home, "first").folder))
     assert times is not None
     assert (times.rows, times.actors) == (27, 1)
 

@@ -6,7 +6,7 @@ import pytest
 
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo
-from index.runs.timings import Timings, read_timings, total_of, write_timings
+from index.runs.timings import Timings, read_timings, sum_timings, write_timings
 from infra.errors import SchemaMismatch
 from infra.store import open_store
 
@@ -21,10 +21,10 @@ def test_attempts_are_kept_and_add_up(folder: RunFolder) -> None:
     for minute, rows in ((1, 10), (2, 30)):
         started = f"2026-11-22T10:0{minute}:00.000+00:00"
         write_timings(folder, Timings(started, actors=minute, rows=rows, model_seconds=2.0))
-    total = total_of(read_timings(folder))
+    total = sum_timings(read_timings(folder))
     assert total is not None
     assert (total.rows, total.model_seconds, total.actors) == (40, 4.0, 2)
-    assert total_of([]) is None
+    assert sum_timings([]) is None
 
 
 @pytest.mark.parametrize(

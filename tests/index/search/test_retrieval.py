@@ -69,7 +69,7 @@ def test_a_track_is_one_pass_on_one_camera_only() -> None:
     hits = [hit(1, 1, "a", "7"), hit(2, 2, "a", "7"), hit(3, 3, "b", "7"), hit(4, 4, "a"), hit(5, 5, "a")]
     answers = select(probe(0), hits, Rules())
     assert [(each.hit.crop_id, each.crops) for each in answers] == [(1, 2), (3, 1), (4, 1), (5, 1)]
-    assert ids(select(probe(0), hits, Rules(one_a_pass=False))) == [1, 2, 3, 4, 5]
+    assert ids(select(probe(0), hits, Rules(group_by_track=False))) == [1, 2, 3, 4, 5]
 
 
 def test_unknown_cameras_and_tracks_are_nobodys_own() -> None:
@@ -85,7 +85,7 @@ def test_impossible_journeys_are_marked_or_dropped() -> None:
     start = probe(0, Sighting("a", "", 0))
     hits = [hit(1, 1, "b", at=60_000), hit(2, 2, "b", at=2 * 3_600_000)]
     marked = select(start, hits, Rules(cameras=cameras))
-    assert [each.journey.possible for each in marked if each.journey] == [False, True]
+    assert [each.travel.possible for each in marked if each.travel] == [False, True]
     assert ids(select(start, hits, Rules(cameras=cameras, drop_impossible=True))) == [2]
 
 
@@ -132,7 +132,7 @@ def test_probes_asked_together_get_what_they_get_alone() -> None:
 
 def test_re_ranking_looks_deeper_than_it_answers() -> None:
     line = Line([hit(number, number, "b") for number in range(300)])
-    (answers,) = retrieve(line, [probe(0)], Rules(top=3, head=50))
+    (answers,) = retrieve(line, [probe(0)], Rules(top=3, rerank_depth=50))
     assert [each.rank for each in answers] == [1, 2, 3]
     assert line.calls[0][1] >= 50
 

@@ -55,10 +55,10 @@ def test_a_window_of_time_leaves_row_groups_unread(run: Run) -> None:
     probe = np.zeros((1, 1024), np.float32)
     hits = source.nearest(probe, 300, Filters(cameras=("cam-0",)))[0]
     assert len(hits) == 60
-    assert source.reading.groups == 10
+    assert source.stats.groups == 10
     # 300 crops sorted by camera in groups of 32: the 60 of one camera lie in two of them.
-    assert source.reading.unread == 8
-    assert source.reading.compared == 60
+    assert source.stats.groups_skipped == 8
+    assert source.stats.rows_compared == 60
 
 
 def test_crops_are_looked_up_by_their_ids(run: Run) -> None:

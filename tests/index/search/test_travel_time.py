@@ -22,33 +22,33 @@ def test_the_distance_is_that_of_the_great_circle() -> None:
 
 @pytest.mark.parametrize(("minutes", "possible"), [(10, False), (16, False), (17, True), (60, True)])
 def test_a_journey_is_possible_from_the_time_that_the_top_speed_needs(minutes: int, possible: bool) -> None:
-    journey = BERLIN_POTSDAM.journey(seen("berlin", HOUR), seen("potsdam", HOUR + minutes * 60_000))
+    journey = BERLIN_POTSDAM.travel(seen("berlin", HOUR), seen("potsdam", HOUR + minutes * 60_000))
     assert journey is not None
     assert journey.possible is possible
 
 
 def test_the_direction_of_time_does_not_matter() -> None:
-    there = BERLIN_POTSDAM.journey(seen("berlin", 0), seen("potsdam", HOUR))
-    assert there == BERLIN_POTSDAM.journey(seen("potsdam", HOUR), seen("berlin", 0))
+    there = BERLIN_POTSDAM.travel(seen("berlin", 0), seen("potsdam", HOUR))
+    assert there == BERLIN_POTSDAM.travel(seen("potsdam", HOUR), seen("berlin", 0))
 
 
 @pytest.mark.parametrize(
     "end", [seen("elsewhere", HOUR), seen("", HOUR), seen("potsdam", -1)], ids=["place", "none", "time"]
 )
 def test_what_is_unknown_is_not_judged(end: Sighting) -> None:
-    assert BERLIN_POTSDAM.journey(seen("berlin", 0), end) is None
+    assert BERLIN_POTSDAM.travel(seen("berlin", 0), end) is None
 
 
 def test_clocks_that_differ_a_little_do_not_make_a_liar_of_a_neighbouring_camera() -> None:
     near = CameraMap({"a": (0.0, 0.0), "b": (0.0, 0.001)}, max_speed_kmh=100)
-    journey = near.journey(seen("a", 0), seen("b", 0))
+    journey = near.travel(seen("a", 0), seen("b", 0))
     assert journey is not None
     assert journey.possible
 
 
 def test_of_several_sightings_the_impossible_one_decides() -> None:
     starts = [seen("potsdam", 0), seen("berlin", HOUR)]
-    journey = BERLIN_POTSDAM.hardest(starts, seen("potsdam", HOUR))
+    journey = BERLIN_POTSDAM.least_feasible(starts, seen("potsdam", HOUR))
     assert journey is not None
     assert not journey.possible
 
@@ -74,7 +74,7 @@ def test_a_camera_file_is_read_with_its_byte_order_mark_and_further_columns() ->
         ("camera_id,lat,lon\nc,1,2\nd,x,2\n", "line 3"),
         ("camera_id,lat,lon\nc,91,2\n", "line 2"),
         ("camera_id,lat,lon\nc,nan,2\n", "line 2"),
-        ("camera_id,lat,lon\nc,1,2\nc,1,3\n", "two places"),
+        ("camera_id,lat,lon\nc,1,2\nc,1,3\n", "two positions"),
         ("camera_id,lat,lon\n", "names no camera"),
         ("", "no column"),
     ],

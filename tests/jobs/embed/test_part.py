@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clvr_model.embedder import Embeddings
-from index.archive.listing import list_archive
+from index.archive.listing import list_crops
 from index.runs.accounting import crop_ids
 from index.runs.run import Run
 from index.runs.shards import read_shards, vectors_of
@@ -46,7 +46,7 @@ def run_of(archive: Store, tmp_path: Path) -> Run:
     return Run.create(
         open_store(str(tmp_path / "runs")),
         "r",
-        manifest=list_archive(archive),
+        manifest=list_crops(archive).manifest,
         archive=archive.uri,
         fingerprint="f",
         model="m",

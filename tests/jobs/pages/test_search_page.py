@@ -37,7 +37,7 @@ def page(*answers: Match, name: str = "probe", picture: bytes | None = None, **m
 
 
 def test_each_answer_stands_with_what_is_known_of_it() -> None:
-    text = page(answer(1, likelihood=0.93, crops=3), answer(2, journey=TravelCheck(12.0, 60, possible=False)))
+    text = page(answer(1, likelihood=0.93, crops=3), answer(2, travel=TravelCheck(12.0, 60, possible=False)))
     for said in ("Rank 1", "93 % likely", "3 crops of this pass", "impossible: 12.0 km in 60 s", "crop:2"):
         assert said in text
     assert text.count("data:image/jpeg") == 3
