@@ -22,7 +22,7 @@ from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
-from jobs.generations.load import load_generation, promote_generation
+from jobs.generations.load import LoadRequest, load, promote_generation
 from jobs.pages.evaluation_page import Timing
 from jobs.search.search import RulesRequest, SearchRequest, search_archive
 from jobs.train.train import TrainRequest, TrainResult, train_checkpoint
@@ -90,7 +90,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
             settings,
         )
     with stages.stage(4, "index", "building a generation, checking it, making it live"):
-        load_generation([summary.run_id], settings)
+        load(LoadRequest((summary.run_id,)), settings)
         gate = promote_generation("latest", settings, new_model=False, force=None)
     with stages.stage(5, "evaluate", "ranking vehicles that are not in the training split"):
         evaluation = evaluate_run(

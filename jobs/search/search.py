@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from index.archive.reader import open_uri, read_uri
+from index.archive.reader import open_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -176,8 +176,7 @@ def make_rules(
     models by number, see `resolve_model_filters` for names. Raises BadSetting, BadInput.
     """
     if cameras is None and request.camera_file:
-        data = read_uri(request.camera_file)
-        cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+        cameras = read_cameras(request.camera_file, max_speed_kmh=request.max_speed)
     start, end = epoch_ms("from", request.since), epoch_ms("until", request.until)
     if start is not None and end is not None and start >= end:
         raise BadSetting(f"the time window is empty: from {request.since} until {request.until}")

@@ -5,7 +5,6 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
 from infra.logging import logger
@@ -54,8 +53,7 @@ def read_camera_positions(request: ServeRequest) -> CameraMap | None:
     """Read the positions of the cameras, if a file is given. Raises BadInput for an invalid file."""
     if not request.camera_file:
         return None
-    data = read_uri(request.camera_file)
-    return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+    return read_cameras(request.camera_file, max_speed_kmh=request.max_speed)
 
 
 def print_address(request: ServeRequest, policy: AccessPolicy) -> None:

@@ -116,7 +116,7 @@ def test_a_calibrated_model_reports_a_vehicle_that_is_not_in_the_archive(clvr: C
         (["IMAGE", "--vehicle-model", "Tank"], 3, "vehicle models: Hatch, Van"),
         (["IMAGE", "--drop-impossible"], 3, "--camera-positions"),
         (["IMAGE", "--sighting", "000"], 3, "has no time"),
-        (["IMAGE", "--max-distance", "-1"], 3, "lets nothing through"),
+        (["IMAGE", "--max-distance", "-1"], 3, "is not positive"),
         (["IMAGE", "--alias", "other"], 3, "points to nothing"),
         (["README"], 3, "not-a-picture"),
     ],
