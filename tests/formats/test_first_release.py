@@ -168,7 +168,7 @@ def test_the_recipe_of_a_card_is_the_same_training(home: Store, folder: str, nam
     recipe = recipe_of(card.recipe)
     assert recipe.name == name
     assert json.loads(json.dumps(recipe.as_dict())) == card.recipe
-    assert json.loads(json.dumps(recipe.unstated())) == card.unstated
+    assert json.loads(json.dumps(recipe.undocumented_choices())) == card.unstated
     assert recipe.architecture(4).as_dict() == card.architecture
 
 
@@ -191,8 +191,13 @@ def test_the_other_checkpoint_has_all_that_a_recipe_can_change(home: Store) -> N
     warmup, target = recipe_of(checkpoint.card.recipe).stages
     assert (warmup.label_smoothing, warmup.sampling, warmup.schedule) == (0.1, "balanced", "cosine")
     assert (warmup.warmup_epochs, warmup.cache_features, target.frozen_statistics) == (0.5, False, True)
-    assert (target.epochs, target.micro_batch, target.flip, target.erase) == (4, 2, True, 0.5)
-    assert (target.colour, target.blur, target.ema, target.clip) == (0.2, 0.1, 0.99, 5.0)
+    assert (target.epochs, target.micro_batch, target.horizontal_flip, target.random_erasing) == (
+        4,
+        2,
+        True,
+        0.5,
+    )
+    assert (target.color_jitter, target.blur, target.ema_decay, target.max_grad_norm) == (0.2, 0.1, 0.99, 5.0)
 
 
 def test_a_training_that_is_done_is_known_by_data_and_recipe(clvr: Clvr) -> None:
