@@ -24,7 +24,7 @@ from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import LoadRequest, load, promote_generation
 from jobs.pages.evaluation_page import Timing
-from jobs.search.search import RulesRequest, SearchRequest, search_pictures
+from jobs.search.search import RulesRequest, SearchRequest, search_archive
 from jobs.train.train import TrainRequest, TrainResult, train_checkpoint
 
 REQUIRED_BYTES = 300_000_000
@@ -98,8 +98,8 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         )
     with stages.stage(6, "search", "finding the sightings of one vehicle"):
         probe = evaluation.labelled.crops["uri"][0].as_py()
-        found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
-    for text in (found.table(), evaluation.table()):
+        result = search_archive(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
+    for text in (result.to_text(), evaluation.to_text()):
         logger.info(text)
 
     page = folder / "index.html"
@@ -142,7 +142,7 @@ def _report_text(
     }
     return ReportText(
         title="Where else was this vehicle seen?",
-        lead="A synthetic archive, from images to ranks on this machine.",
+        summary="A synthetic archive, from images to ranks on this machine.",
         dataset="synthetic archive, vehicles that are not in the training split",
         note=(
             "These figures show that every part works, not how well CLVR re-identifies vehicles: the network "

@@ -19,9 +19,10 @@ _MAX_EXAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """listed = embedded + quarantined + duplicates, and embedded - superseded - vanished - erased = indexed.
+    """The balance of a generation and its runs, and the rows that differ.
 
-    Sums over the runs of the generation. `missing` are crop_ids that should be in the generation, `foreign`
+    listed = embedded + quarantined + duplicates, and embedded - superseded - vanished - erased = indexed, as
+    sums over the runs of the generation. `missing` are crop_ids that should be in the generation, `foreign`
     those that should not, up to ten of each; `repeated` counts further rows of a primary key. `ledger_rows`
     is the number of rows in the record of the generation.
     """

@@ -1,4 +1,4 @@
-"""Generation records, `generations/<name>.json`: the state, the gate and the promotions of each generation.
+"""Generation records, `generations/<name>.json`: the state, gate and promotions of each generation.
 
 They are stored with the runs and not in Milvus, because they outlive a collection and show interrupted loads.
 """

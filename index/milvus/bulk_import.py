@@ -1,4 +1,4 @@
-"""Bulk imports: each file is a job of the server; several run at a time, and a stalled job is an error."""
+"""Bulk imports: each file is a job of the server, several run at a time, and a stalled job fails."""
 
 import time
 from collections import Counter
@@ -116,7 +116,7 @@ def import_files(
     on_progress: Callable[[ImportProgress], None] = lambda progress: None,
     max_concurrent: int = MAX_CONCURRENT_IMPORTS,
 ) -> int:
-    """Import files, at most `max_concurrent` at a time, commit all of them at the end, and return the rows.
+    """Import files, at most `max_concurrent` at a time, commit them at the end, and return the rows.
 
     files: consumed only when another job may start, so the caller can prepare files one by one.
     on_progress: called after each poll of the jobs.

@@ -103,19 +103,19 @@ class Timings(StageSeconds, JsonDocument):
 
 
 def write_timings(folder: RunFolder, timings: Timings) -> None:
-    """Put one attempt's document into the run's folder."""
+    """Write the timings of one attempt into the folder of its run."""
     name = timings.started.translate({ord(":"): None, ord("+"): None})
     folder.store.put(folder.key(f"timings/{name}.json"), timings.to_json())
 
 
 def read_timings(folder: RunFolder) -> list[Timings]:
-    """Return the documents of all attempts, the earliest first. Raises SchemaMismatch."""
-    keys = sorted(found.key for found in folder.store.list(folder.key("timings")))
+    """Return the timings of all attempts, the earliest first. Raises SchemaMismatch."""
+    keys = sorted(info.key for info in folder.store.list(folder.key("timings")))
     return [Timings.read(folder.store, key) for key in keys]
 
 
 def sum_timings(attempts: Iterable[Timings]) -> Timings | None:
-    """Add up attempts; None for none."""
+    """Add the timings of attempts; None if there are none."""
     total: Timings | None = None
     for attempt in attempts:
         total = attempt if total is None else total + attempt

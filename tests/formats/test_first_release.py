@@ -42,8 +42,8 @@ from infra.store import Store, open_store
 from jobs.cli.app import app
 from jobs.embed.discovery import CropSelection, discover
 from jobs.reindex.state import ReindexRun, list_reindex_runs
-from jobs.search.search import RulesRequest, rules_of
-from jobs.sweep.audit import entries
+from jobs.search.search import RulesRequest, make_rules
+from jobs.sweep.audit import AuditLog
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.state import Sweep
 from jobs.train.log import cost_of, read_log
@@ -560,8 +560,8 @@ def test_a_sweep_that_was_cut_off_is_continued(clvr: Clvr, home: Store) -> None:
     def no_embedder() -> Any:
         raise AssertionError("a probe is not in the archive")
 
-    worker = SweepWorker(sweep, source, rules_of(RulesRequest(top=3)), no_embedder, calibration)
-    assert worker.do(1) == (4, 0)
+    worker = SweepWorker(sweep, source, make_rules(RulesRequest(top=3)), no_embedder, calibration)
+    assert worker.search_part(1) == (4, 0)
     summary = sweep.finish()
     assert (summary.probes, summary.answers, summary.generation) == (20, 60, "exact:first")
     assert (dict(summary.verdicts), summary.causes) == ({"found": 18, "not found": 2}, {})
@@ -579,7 +579,7 @@ def test_the_audit_log_tells_who_swept_and_why(clvr: Clvr, home: Store) -> None:
     assert cut_off["request"]["probes"] == f"{ROOT}/labels/list.csv"
     sweep = Sweep.open(open_store(f"{ROOT}/sweeps/open"))
     assert sweep is not None
-    assert sweep.info.audit == cut_off["key"] == entries(home)[1][0]
+    assert sweep.info.audit == cut_off["key"] == AuditLog.read(home).records[1][0]
 
 
 def test_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:

@@ -1,4 +1,4 @@
-"""An S3 Inventory, Parquet or CSV, gives the same manifest as a listing, or is refused with the reason."""
+"""An S3 Inventory, Parquet or CSV, gives the same manifest as a listing, or is refused."""
 
 import gzip
 import hashlib

@@ -40,11 +40,11 @@ def test_a_dry_run_counts_and_changes_nothing(milvus: Milvus, store: Store, make
     receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)), dry_run=True)
     assert (receipt.state, receipt.erasure_id, receipt.crops) == ("dry run", "", ON_CAMERA_3)
     assert receipt.runs == {"r1": ON_CAMERA_3}
-    assert [(one.generation, one.live, one.matching) for one in receipt.generations] == [
+    assert [(erased.generation, erased.live, erased.matching) for erased in receipt.generations] == [
         (retained.name, False, ON_CAMERA_3),
         (live.name, True, ON_CAMERA_3),
     ]
-    assert [collection.row_count(milvus, one) for one in (retained, live)] == [100, 100]
+    assert [collection.row_count(milvus, generation) for generation in (retained, live)] == [100, 100]
     assert erasure_ids(store) == []
 
 
@@ -54,13 +54,14 @@ def test_rows_leave_the_live_and_the_retained_generation_by_the_receipt(
     retained, live, _ = two_generations(milvus, store, make_run)
     receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     assert receipt.state == "done"
-    assert [(one.rows_before, one.matching, one.rows_after, one.left) for one in receipt.generations] == [
-        (100, 20, 80, 0),
-        (100, 20, 80, 0),
-    ]
-    kept = json.loads(store.get(f"erasures/{receipt.erasure_id}/receipt.json"))
-    assert (kept["reason"], kept["wanted"], kept["crops"]) == ("case 17", {"cameras": ["cam-3"]}, 20)
-    assert kept["finished"] >= kept["begun"]
+    assert len(receipt.generations) == 2
+    for erased in receipt.generations:
+        assert (erased.rows_before, erased.matching) == (100, 20)
+        assert (erased.rows_after, erased.left) == (80, 0)
+    document = json.loads(store.get(f"erasures/{receipt.erasure_id}/receipt.json"))
+    assert document["reason"] == "case 17"
+    assert (document["wanted"], document["crops"]) == ({"cameras": ["cam-3"]}, 20)
+    assert document["finished"] >= document["begun"]
     assert read_receipt(store, receipt.erasure_id) == receipt
     for generation in (retained, live):
         assert collection.fetch_ids(milvus, generation.name, 'camera_id == "cam-3"').size == 0
@@ -77,8 +78,8 @@ def test_a_later_rebuild_leaves_erased_crops_out(milvus: Milvus, store: Store, m
     assert collection.row_count(milvus, rebuilt) == 80
     assert collection.fetch_ids(milvus, rebuilt.name, 'camera_id == "cam-3"').size == 0
     assert check_gate(milvus, store, rebuilt, [run]).passed
-    found = reconcile(milvus, store, rebuilt, [run])
-    assert (found.embedded, found.erased, found.expected, found.differences) == (100, 20, 80, ())
+    result = reconcile(milvus, store, rebuilt, [run])
+    assert (result.embedded, result.erased, result.expected, result.differences) == (100, 20, 80, ())
 
 
 def test_a_new_run_over_the_same_images_leaves_erased_crops_out(
@@ -102,7 +103,7 @@ def test_a_generation_that_was_gated_before_may_still_be_promoted(
 
 def test_rows_of_deleted_runs_are_erased_too(milvus: Milvus, store: Store, make_run) -> None:
     _, live, run = two_generations(milvus, store, make_run)
-    store.delete(*(found.key for found in store.list(f"runs/{run.run_id}")))
+    store.delete(*(info.key for info in store.list(f"runs/{run.run_id}")))
     receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
     assert receipt.crops == 20
     assert collection.row_count(milvus, live) == 80
@@ -151,12 +152,12 @@ def test_an_interrupted_erasure_is_finished_by_the_next_load(
         cut.setattr(Milvus, "call", lost)
         with pytest.raises(IndexUnreachable):
             erase(milvus, store, EraseSelection(cameras=("cam-3",)))
-    assert [collection.row_count(milvus, one) for one in (retained, live)] == [80, 100]
+    assert [collection.row_count(milvus, generation) for generation in (retained, live)] == [80, 100]
     assert erased_ids(store).size == 20
 
     load_runs(milvus, store, [run], alias="clvr")
 
-    assert [collection.row_count(milvus, one) for one in (retained, live)] == [80, 80]
+    assert [collection.row_count(milvus, generation) for generation in (retained, live)] == [80, 80]
     (erasure_id,) = erasure_ids(store)
     assert read_receipt(store, erasure_id).state == "done"
     for generation in (retained, live):

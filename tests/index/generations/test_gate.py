@@ -51,7 +51,7 @@ def test_a_generation_with_fewer_than_ten_rows_can_pass(milvus: Milvus, store: S
 
 
 def test_recall_treats_crops_at_the_same_distance_as_equal(milvus: Milvus, store: Store, make_run) -> None:
-    # 60 crops of two pictures: which ten of thirty twins come first is arbitrary.
+    # 60 crops of two images: which ten of thirty twins come first is arbitrary.
     two = np.random.default_rng(0).normal(size=(2, 1024)).astype(np.float32)
     _, report = gated(milvus, store, [make_run("r1", 60, look=lambda numbers, seed: two[numbers % 2])])
     assert report.recall_at_10 == report.recall_at_1 == 1.0

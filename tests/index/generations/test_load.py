@@ -1,4 +1,4 @@
-"""Loading: shards are checked before Milvus sees them, each row arrives once, an interrupted load resumes."""
+"""Loading checks shards first, imports each row once, and resumes an interrupted load."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Increments go into the live generation if they are small, may be repeated, and never replace newer rows."""
+"""Small increments go into the live generation, may be repeated, and never replace newer rows."""
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +41,8 @@ def increment(milvus: Milvus, store: Store, runs: list[Run], **options) -> Incre
 
 
 def vectors(milvus: Milvus, name: str) -> dict[int, np.ndarray]:
-    found = milvus.call("query", name, filter="crop_id >= 0", output_fields=["embedding"], limit=10_000)
-    return {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in found}
+    rows = milvus.call("query", name, filter="crop_id >= 0", output_fields=["embedding"], limit=10_000)
+    return {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in rows}
 
 
 def lists_vanished(run: Run, uris: list[str]) -> None:
@@ -106,8 +106,8 @@ def test_vanished_crops_are_removed_from_the_live_generation_and_every_rebuild(
     done = increment(milvus, store, [night2])
     assert (done.removed, done.rows_after) == (3, 107)
     runs = plan_runs(store, live)
-    found = reconcile(milvus, store, live, runs)
-    assert (found.vanished, found.expected, found.differences) == (3, 107, ())
+    result = reconcile(milvus, store, live, runs)
+    assert (result.vanished, result.expected, result.differences) == (3, 107, ())
     rebuilt = load_runs(milvus, store, runs, alias="clvr")
     assert collection.row_count(milvus, rebuilt) == 107
 
@@ -170,9 +170,9 @@ def test_an_interrupted_increment_is_pending_until_it_is_repeated(
         cut.setattr(Milvus, "call", lost)
         with pytest.raises(IndexUnreachable):
             increment(milvus, store, [night2])
-    found = reconcile(milvus, store, live, plan_runs(store, live))
-    assert "repeat `clvr load night2 --into-live`" in found.differences[0]
-    assert found.foreign_count == 10
+    result = reconcile(milvus, store, live, plan_runs(store, live))
+    assert "repeat `clvr load night2 --into-live`" in result.differences[0]
+    assert result.foreign_count == 10
     increment(milvus, store, [night2])
     assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
 
