@@ -1,4 +1,4 @@
-"""Typed search filters and the Milvus expression that they become; no value can break out of it."""
+"""Typed search filters and their Milvus expression, in which no value can become syntax."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from infra.errors import BadSetting
 _MAX_ID = 2**63 - 1
 
 Track = str | tuple[str, str]
-"""A track_id on whichever camera, or (camera_id, track_id): many trackers count anew on each camera."""
+"""A track_id on any camera, or (camera_id, track_id): many trackers number their tracks per camera."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which crops may be found; everything given must hold.
+    """Criteria of the crops to search; a crop must match all of them.
 
-    Times are ms since the epoch, UTC, from inclusive, to exclusive; once either is given, crops of unknown
-    time are left out. In the `not_…` fields an empty string, "unknown", leaves out nothing: a probe whose
-    own camera is unknown must not hide all others whose camera is unknown.
+    Times are ms since the epoch, UTC, from inclusive, to exclusive; either one excludes crops of unknown
+    time. In the `not_…` fields an empty string, "unknown", excludes nothing: the unknown camera of a probe
+    must not exclude all crops of unknown camera.
     """
 
     cameras: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Filters:
     not_crop_ids: tuple[int, ...] = ()
 
     def expression(self) -> str:
-        """Return the Milvus expression, '' for no filter. Raises BadSetting for a value that has none."""
+        """Return the Milvus expression, '' for no filter. Raises BadSetting for an invalid value."""
         parts = [
             _any_of("camera_id", self.cameras),
             _none_of("camera_id", [name for name in self.not_cameras if name]),
@@ -64,22 +64,22 @@ class Filters:
 def quoted(text: str) -> str:
     """Return a Milvus string literal for any text.
 
-    Only the quote, the backslash and line ends need an escape, and these five are all that Milvus Lite
-    knows; everything else stands for itself. Raises BadSetting for text that is not valid Unicode.
+    Milvus Lite knows only the five escapes below, and no other character needs one. Raises BadSetting for
+    text that is not valid Unicode.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise BadSetting(f"{text!r} is not valid Unicode") from error
-    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-        text = text.replace(plain, escaped)
+    for character, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(character, escape)
     return f'"{text}"'
 
 
 def _integer(name: str, value: int) -> str:
-    # The server cannot parse -2**63, and no field of ours holds a negative value that anyone asks for.
+    # The server cannot parse -2**63, and the only negative value of a column is -1, for unknown.
     if isinstance(value, bool) or not -1 <= int(value) <= _MAX_ID:
-        raise BadSetting(f"{name} {value} is not a whole number from 0 to 2**63 - 1")
+        raise BadSetting(f"{name} {value} is not a whole number from -1 to 2**63 - 1")
     return str(int(value))
 
 
@@ -93,8 +93,8 @@ def _any_of(field: str, values: Iterable[str | int]) -> str:
 
 
 def _none_of(field: str, values: Iterable[str | int]) -> str:
-    inner = _any_of(field, values)
-    return f"not ({inner})" if inner else ""
+    expression = _any_of(field, values)
+    return f"not ({expression})" if expression else ""
 
 
 def _track(track: Track) -> str:

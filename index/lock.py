@@ -1,7 +1,7 @@
-"""A lock on one kind of work, kept in object storage: one owner at a time, and never for ever.
+"""Locks in object storage: one owner at a time, and each lock ends by itself.
 
-Taken and renewed by conditional writes only, so of many who try one wins. It ends with its owner: by release,
-by expiry, or at once where the next one can see that the owner's process is dead.
+A lock is taken and renewed by conditional writes only, so one of several competitors wins. It ends when its
+owner releases it, when it expires, or as soon as a competitor can see that the owner's process is dead.
 """
 
 import os
@@ -13,32 +13,35 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from index.documents import JsonDocument, current_user, utc_now
 from infra.errors import ClvrError, Locked, ObjectChanged, ObjectExists, ObjectMissing
 from infra.store import Store
 
 LOCK_TTL_SECONDS = 60.0
-"""How long a lock outlives an owner that cannot be asked. Clocks of different hosts may differ by less."""
+"""How long a lock outlives an owner on another machine. The clocks of two hosts must differ by less."""
 
 ROWS = "rows"
-"""Held by everything that adds or removes rows of generations: loads, erasures, retirement."""
+"""Lock of all operations that add or remove rows of generations: loads, erasures, retirement."""
 
 
 def alias_lock(alias: str) -> str:
-    """Return the name of the lock that is held by everything that moves this alias."""
+    """Return the name of the lock of all operations that move this alias."""
     return f"alias-{alias}"
 
 
 @dataclass(frozen=True, slots=True)
 class LockRecord(JsonDocument):
-    """Who holds a lock: `process` names one process of one machine since its boot; `expires` in s, epoch."""
+    """The owner of a lock. `process` identifies a process of a machine and boot; `expires` in s, epoch."""
 
     NOUN = "lock"
     REMEDY = "Delete it if nothing is running."
 
     owner: str
-    doing: str
+    purpose: Annotated[str, Field(alias="doing")]
     process: str
     since: str
     expires: float
@@ -47,70 +50,70 @@ class LockRecord(JsonDocument):
 
 
 class Lock:
-    """A lock in our hands, renewed in the background."""
+    """A lock that this process holds; a thread renews it in the background."""
 
-    def __init__(self, store: Store, key: str, holder: LockRecord, etag: str, seconds: float) -> None:
+    def __init__(self, store: Store, key: str, record: LockRecord, etag: str, seconds: float) -> None:
         self._store = store
         self._key = key
-        self._holder = holder
+        self._record = record
         self._etag = etag
         self._seconds = seconds
         self._lost = threading.Event()
-        self._done = threading.Event()
+        self._stopped = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name=f"lock {key}", daemon=True)
         self._renewer.start()
 
     def require(self) -> None:
-        """Raise Locked if the lock is not ours any more: storage was away for longer than it lasts."""
-        if self._lost.is_set() or time.time() > self._holder.expires:
+        """Raise Locked if this process lost the lock, because storage was unreachable for too long."""
+        if self._lost.is_set() or time.time() > self._record.expires:
             raise Locked(
-                f"the lock on {self._holder.doing} ran out while object storage was away",
-                remedy="Run the same command again: what is half done is found and cleared.",
+                f"the lock on {self._record.purpose} ran out while object storage was unreachable",
+                remedy="Run the same command again; it finds and clears incomplete work.",
             )
 
     def release(self) -> None:
-        """Give it back. What cannot be told to object storage ends by expiry."""
-        self._done.set()
+        """Release the lock. If storage is unreachable, it ends by expiry."""
+        self._stopped.set()
         self._renewer.join()
         if not self._lost.is_set():
             with suppress(ClvrError):
-                self._write(replace(self._holder, released=True))
+                self._write(replace(self._record, released=True))
 
     def _renew(self) -> None:
-        while not self._done.wait(self._seconds / 4):
+        while not self._stopped.wait(self._seconds / 4):
             try:
-                self._write(replace(self._holder, expires=time.time() + self._seconds))
+                self._write(replace(self._record, expires=time.time() + self._seconds))
             except (ObjectChanged, ObjectMissing):
                 self._lost.set()
                 return
             except ClvrError:
-                continue  # storage is away: `require` notices when it was too long
+                continue  # storage is unreachable; `require` fails if that lasts too long
 
-    def _write(self, holder: LockRecord) -> None:
-        self._store.replace(self._key, holder.to_json(), etag=self._etag)
-        self._holder = holder
-        # Nobody else may write it while it is ours, so what stands there now is what we wrote.
+    def _write(self, record: LockRecord) -> None:
+        self._store.replace(self._key, record.to_json(), etag=self._etag)
+        self._record = record
+        # Only the owner may write the object, so its etag is that of the write above.
         self._etag = self._store.fetch(self._key).etag
 
 
 @contextmanager
-def acquire(store: Store, name: str, doing: str, *, seconds: float = LOCK_TTL_SECONDS) -> Iterator[Lock]:
-    """Hold a lock for the block. `doing` is said to others, such as 'a load of alias vehicles'.
+def acquire(store: Store, name: str, purpose: str, *, seconds: float = LOCK_TTL_SECONDS) -> Iterator[Lock]:
+    """Hold a lock for the block. Competitors see its `purpose`, such as 'a load of alias vehicles'.
 
-    Raises Locked at once, with who holds it and what for, if somebody else does.
+    Raises Locked at once, with owner and purpose, if another process holds it.
     """
-    lock = _taken(store, f"locks/{name}.json", doing, seconds)
+    lock = _acquire(store, f"locks/{name}.json", purpose, seconds)
     try:
         yield lock
     finally:
         lock.release()
 
 
-def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
+def _acquire(store: Store, key: str, purpose: str, seconds: float) -> Lock:
     now = time.time()
-    mine = LockRecord(
+    record = LockRecord(
         owner=f"{current_user()}, process {os.getpid()}",
-        doing=doing,
+        purpose=purpose,
         process=_process_identity(os.getpid()),
         since=utc_now(),
         expires=now + seconds,
@@ -118,44 +121,48 @@ def _taken(store: Store, key: str, doing: str, seconds: float) -> Lock:
     )
     try:
         try:
-            store.create(key, mine.to_json())
+            store.create(key, record.to_json())
         except ObjectExists:
-            found = store.fetch(key)
-            other = LockRecord.from_json(found.data, store.uri_of(key))
-            if not (other.released or other.expires < now or _is_dead(other.process)):
-                raise _refusal(other) from None
-            store.replace(key, mine.to_json(), etag=found.etag)
-        found = store.fetch(key)
+            body = store.fetch(key)
+            holder = LockRecord.from_json(body.data, store.uri_of(key))
+            if not (holder.released or holder.expires < now or _is_dead(holder.process)):
+                raise _refusal(holder) from None
+            store.replace(key, record.to_json(), etag=body.etag)
+        body = store.fetch(key)
     except (ObjectChanged, ObjectMissing):
-        raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.") from None
-    if LockRecord.from_json(found.data, store.uri_of(key)).nonce != mine.nonce:
-        raise Locked(f"somebody else began {doing} at the same moment", remedy="Try again.")
-    return Lock(store, key, mine, found.etag, seconds)
+        raise _lost_race(purpose) from None
+    if LockRecord.from_json(body.data, store.uri_of(key)).nonce != record.nonce:
+        raise _lost_race(purpose)
+    return Lock(store, key, record, body.etag, seconds)
 
 
-def _refusal(other: LockRecord) -> Locked:
-    until = datetime.fromtimestamp(other.expires, UTC).isoformat(timespec="seconds")
+def _refusal(holder: LockRecord) -> Locked:
+    until = datetime.fromtimestamp(holder.expires, UTC).isoformat(timespec="seconds")
     return Locked(
-        f"{other.doing} is under way: {other.owner}, since {other.since}",
+        f"{holder.purpose} is under way: {holder.owner}, since {holder.since}",
         remedy=f"Wait for it. If it died, its lock ends by itself at {until}.",
     )
 
 
+def _lost_race(purpose: str) -> Locked:
+    return Locked(f"another process started {purpose} at the same moment", remedy="Try again.")
+
+
 def _process_identity(pid: int) -> str:
-    """Name a process such that no other one, on any machine, at any time, has the name; '' if unknown."""
+    """Return a name that no other process has, on any machine, at any time; '' if it cannot be read."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  it is no path
-        # The name in parentheses may hold spaces; the 20th field behind it is the start time.
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  it is no path
+        # The process name in parentheses may contain spaces; the 20th field after it is the start time.
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return ""
-    return f"{boot} {space} {pid} {started}"
+    return f"{boot} {namespace} {pid} {started}"
 
 
 def _is_dead(process: str) -> bool:
-    """Whether a process of this machine and container is surely gone."""
-    parts, ours = process.split(), _process_identity(os.getpid()).split()
-    if len(parts) != 4 or len(ours) != 4 or parts[:2] != ours[:2]:
+    """Return whether a process is known to be dead; only this machine and container can tell."""
+    fields, current = process.split(), _process_identity(os.getpid()).split()
+    if len(fields) != 4 or len(current) != 4 or fields[:2] != current[:2]:
         return False
-    return _process_identity(int(parts[2])) != process
+    return _process_identity(int(fields[2])) != process

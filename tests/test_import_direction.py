@@ -48,7 +48,7 @@ SIBLINGS = {
     },
     "jobs": {
         "runtime": set(),
-        "pages": set(),
+        "pages": {"runtime"},
         "embed": {"runtime"},
         "train": {"pages", "runtime"},
         "search": {"pages", "runtime"},

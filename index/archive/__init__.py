@@ -1,1 +1,1 @@
-"""Crops as they lie in the object store: listed, described, labelled and compared."""
+"""The crops of an archive in object storage: listed, described, labelled and compared."""

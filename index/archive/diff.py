@@ -1,4 +1,4 @@
-"""What changed in an archive since a run: new, changed and vanished crops."""
+"""Compare an archive with an earlier run: new, changed and vanished crops."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -10,22 +10,22 @@ import pyarrow.compute as pc
 from index.archive.listing import day_of
 from index.schema import MANIFEST_SCHEMA
 
-EXAMPLES = 10
-
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """`fresh` (manifest rows) is what is new or changed; `vanished` are the URIs that are gone."""
+    """What changed since a run.
 
-    fresh: pa.Table
+    `to_embed`: manifest rows that are new or changed. `vanished`: string Array of URIs that are gone.
+    """
+
+    to_embed: pa.Table
     new: int
     changed: int
     unchanged: int
     vanished: Any
-    """string Array"""
 
     def counts(self) -> dict[str, int]:
-        """The figures, as they stand in run.json."""
+        """Return the counts as run.json records them."""
         return {
             "new": self.new,
             "changed": self.changed,
@@ -41,42 +41,44 @@ class Changes:
         )
 
 
-def diff_manifests(listed: pa.Table, before: pa.Table, *, shown: Any = None) -> Changes:
-    """Compare a manifest with what was committed: a crop is changed if its etag is another.
+def diff_manifests(listed: pa.Table, before: pa.Table, *, listed_mask: Any = None) -> Changes:
+    """Compare a manifest with the crops of earlier runs; a crop with another etag is changed.
 
-    shown: bool Array over `before`, the rows that the listing would have shown if they were still there;
-    without it all of them. A row without an etag, on either side, counts as unchanged.
+    before: columns `uri` and `etag`. listed_mask: bool Array over `before`, true for the rows that the
+    listing covers; without it the listing covers all of them. A row without an etag, on either side, counts
+    as unchanged.
     """
-    places = pc.index_in(listed["uri"], value_set=before["uri"].combine_chunks())
-    known = places.is_valid()
-    etags = before["etag"].combine_chunks().take(places.combine_chunks())
-    both = pc.and_(pc.not_equal(etags, ""), pc.not_equal(listed["etag"].combine_chunks(), ""))
-    changed = pc.fill_null(pc.and_(both, pc.not_equal(etags, listed["etag"].combine_chunks())), False)
-    fresh = listed.filter(pc.or_(pc.invert(known.combine_chunks()), changed)).select(MANIFEST_SCHEMA.names)
-    there = pc.is_in(before["uri"].combine_chunks(), value_set=listed["uri"].combine_chunks())
-    gone = pc.invert(there) if shown is None else pc.and_not(shown, there)
-    count_changed = pc.sum(changed, min_count=0).as_py()
-    count_known = pc.sum(known, min_count=0).as_py()
+    uris, etags = listed["uri"].combine_chunks(), listed["etag"].combine_chunks()
+    uris_before = before["uri"].combine_chunks()
+    positions = pc.index_in(uris, value_set=uris_before)
+    is_known = positions.is_valid()
+    etags_before = before["etag"].combine_chunks().take(positions)
+    have_etags = pc.and_(pc.not_equal(etags_before, ""), pc.not_equal(etags, ""))
+    is_changed = pc.fill_null(pc.and_(have_etags, pc.not_equal(etags_before, etags)), False)
+    still_listed = pc.is_in(uris_before, value_set=uris)
+    is_gone = pc.invert(still_listed) if listed_mask is None else pc.and_not(listed_mask, still_listed)
+    num_changed = pc.sum(is_changed, min_count=0).as_py()
+    num_known = pc.sum(is_known, min_count=0).as_py()
     return Changes(
-        fresh,
-        new=listed.num_rows - count_known,
-        changed=count_changed,
-        unchanged=count_known - count_changed,
-        vanished=before["uri"].combine_chunks().filter(gone),
+        to_embed=listed.filter(pc.or_(pc.invert(is_known), is_changed)).select(MANIFEST_SCHEMA.names),
+        new=listed.num_rows - num_known,
+        changed=num_changed,
+        unchanged=num_known - num_changed,
+        vanished=uris_before.filter(is_gone),
     )
 
 
 def days_of(uris: Any, archive: str) -> dict[str, date]:
-    """Return the folders dt=… that occur in URIs of an archive, as they are written, with their days."""
-    texts = pc.unique(_first_folder(uris, archive)).to_pylist()
-    days = {text: day_of(f"{text}/") for text in texts if text is not None}
-    return {text: day for text, day in days.items() if day is not None}
+    """Return the day of each folder dt=… that occurs in URIs of an archive, by the folder's name."""
+    folders = pc.unique(_first_folder(uris, archive)).to_pylist()
+    days = {folder: day_of(f"{folder}/") for folder in folders if folder is not None}
+    return {folder: day for folder, day in days.items() if day is not None}
 
 
 def in_lookback(uris: Any, archive: str, since: date) -> Any:
-    """Return a bool Array: which URIs lie in a folder dt=… of a day or later."""
-    wanted = sorted(text for text, day in days_of(uris, archive).items() if day >= since)
-    return pc.is_in(_first_folder(uris, archive), value_set=pa.array(wanted, pa.string()))
+    """Return a bool Array: which URIs are in a folder dt=… of `since` or a later day."""
+    folders = sorted(folder for folder, day in days_of(uris, archive).items() if day >= since)
+    return pc.is_in(_first_folder(uris, archive), value_set=pa.array(folders, pa.string()))
 
 
 def _first_folder(uris: Any, archive: str) -> Any:

@@ -1,9 +1,9 @@
-"""Filling a generation from the shards of finished runs, and proving that every row arrived."""
+"""Build a generation from the shards of finished runs, and verify that every row arrived."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from index.documents import utc_now
@@ -13,9 +13,9 @@ from index.generations.load_plan import LoadPlan, plan_load
 from index.generations.resume import drop_partial, resume_load, verify_primary_keys
 from index.generations.staging import import_source, is_in_bucket
 from index.lock import ROWS, Lock, acquire
-from index.milvus import collection, index_types
+from index.milvus import collection
 from index.milvus.bulk_import import (
-    GRPC_AT_ONCE,
+    MAX_CONCURRENT_GRPC_IMPORTS,
     MAX_CONCURRENT_IMPORTS,
     GrpcImporter,
     Importer,
@@ -24,8 +24,9 @@ from index.milvus.bulk_import import (
 )
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
-from index.milvus.index_types import ImportInterface
+from index.milvus.index_types import ImportInterface, index_spec
 from index.milvus.rest_import import RestImporter
+from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run
 from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, BadSetting, ClvrError, CountMismatch, IndexRefused
@@ -34,25 +35,21 @@ from infra.store import Store
 Progress = Callable[[int, int], None]
 Target = Literal["auto"] | ImportInterface
 
-_MIN_ROWS_FOR_IMPORT = 20_000  # rows a shard: an import takes 2 s a file before its first row
-_PATIENCE = 180.0  # seconds that a count may stand still
-# A server reports rows as indexed by whole segments, of up to 250,000 rows: on two busy cores a graph over
-# 100,000 took longer than three minutes without a word.
-_INDEX_PATIENCE = 3600.0
-_POLL = 0.5
-_LOCAL_BYTES = (
-    14_000  # a row in a local file: vector and index take 8.5 KB, and the log of inserts 4.5 KB more
-)
+MIN_ROWS_FOR_IMPORT = 20_000
+"""Rows per shard from which 'auto' imports: an import takes 2 s per file before its first row."""
+
+_LOCAL_ROW_BYTES = 14_000
+"""Disk space of a row in a local file: 8.5 KB for vector and index, 4.5 KB for the log of inserts."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a generation is filled.
 
-    `milvus_bucket`: 's3://name' of the server's own bucket, the only one that imports are read from; shards
-    elsewhere are copied there for the import. `latest_wins`: of a crop in two runs the later run's row is
-    taken; without it such a crop is an error. `progress`: called with rows done and rows in all.
-    `on_import`: called with the state of imports. `note`: called with the step that starts.
+    `milvus_bucket`: 's3://name' of the server's own bucket, from which alone it imports; shards elsewhere are
+    copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
+    otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
+    imports. `note`: called with the step that starts.
     """
 
     index_type: str = "auto"
@@ -81,7 +78,7 @@ class _LoadContext:
     plan: LoadPlan
     options: LoadOptions
     lock: Lock
-    times: LoadTimes = field(default_factory=LoadTimes)
+    times: LoadTimes
 
     def progress(self, done: int) -> None:
         self.lock.require()
@@ -98,26 +95,22 @@ def load_runs(
     runs: Sequence[Run],
     *,
     alias: str,
-    index_type: str = "auto",
-    target: Target = "auto",
-    milvus_bucket: str | None = None,
-    latest_wins: bool = False,
-    progress: Progress = lambda done, total: None,
+    options: LoadOptions | None = None,
+    times: LoadTimes | None = None,
 ) -> Generation:
     """Build a new generation of the runs, given oldest first: validate, fill, index, load, count.
 
-    store: where the ledger, the locks and the tombstones live: the root store of the runs. Erased crops are
-    left out. The other arguments are those of LoadOptions.
+    store: the root store of the runs, which also has the records, locks and tombstones. Erased crops are
+    left out. times: filled in with the seconds of each step.
 
-    The alias does not move: see promote. A load of this alias that was cut off is finished if all its rows
-    can be proven to be there, and dropped if not: Milvus cannot tell a lost import from one that is running.
-    A load that fails is dropped too.
-    Raises Locked if anything else changes rows right now; what `plan_load` raises; IndexRefused,
-    IndexUnreachable, ImportFailed, and CountMismatch if count(*) does not come to the number of rows.
+    The alias does not move: see promote. An interrupted load of this alias is finished if all its rows are
+    verifiably in Milvus, and dropped otherwise, because Milvus cannot distinguish a lost import from one that
+    is running. A load that fails is dropped too.
+    Raises Locked if another operation changes rows; what `plan_load` raises; IndexRefused, IndexUnreachable,
+    ImportFailed, and CountMismatch if count(*) does not reach the number of rows.
     """
-    options = LoadOptions(index_type, target, milvus_bucket, latest_wins, progress)
     with acquire(store, ROWS, f"a load of alias {alias}") as lock:
-        return build_generation(milvus, store, runs, lock, alias=alias, options=options)
+        return build_generation(milvus, store, runs, lock, alias=alias, options=options, times=times)
 
 
 def build_generation(
@@ -127,35 +120,35 @@ def build_generation(
     lock: Lock,
     *,
     alias: str,
-    options: LoadOptions,
+    options: LoadOptions | None = None,
     times: LoadTimes | None = None,
 ) -> Generation:
-    """Do what `load_runs` does, for a caller that holds the lock on rows. Fills in `times`."""
+    """Build a generation like `load_runs`, for a caller that holds the lock on rows."""
+    options = options or LoadOptions()
     times = times or LoadTimes()
     with _timed(times, "check"):
-        collection.live_generation(milvus, alias)  # an alias that belongs to somebody else is found out first
+        collection.live_generation(milvus, alias)  # fails early if the alias belongs to another program
         plan = plan_load(runs, latest_wins=options.latest_wins, erased=erased_ids(store))
     if not plan.rows:
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
-    index = index_types.index_spec(milvus.capabilities, options.index_type, plan.rows)
-    chosen = choose_target(milvus, plan, options.target, options.milvus_bucket)
-    generation = resume_load(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
+    index = index_spec(milvus.capabilities, options.index_type, plan.rows)
+    target = choose_target(milvus, plan, options.target, options.milvus_bucket)
+    resumed = resume_load(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
     resume_erasures(milvus, store)
-    if generation is not None:
-        # What is wrong with it after all is dropped, and then it is built anew.
+    if resumed is not None:
+        # If it turns out to be incomplete, it is dropped and a new one is built below.
         with suppress(CountMismatch, IndexRefused):
-            options.note(f"finishing {generation.name}, which was cut off")
-            filling = _LoadContext(milvus, generation, plan, options, lock, times)
-            with _dropped_on_failure(milvus, store, generation):
-                _finish(filling)
-                verify_primary_keys(milvus, generation, plan)
-            records.update(store, generation.name, state="ready")
-            return generation
-    milvus.require_space(plan.rows * _LOCAL_BYTES)
+            options.note(f"finishing {resumed.name}, whose load was interrupted")
+            with _dropped_on_failure(milvus, store, resumed):
+                _finish(_LoadContext(milvus, resumed, plan, options, lock, times))
+                verify_primary_keys(milvus, resumed, plan)
+            records.update(store, resumed.name, state="ready")
+            return resumed
+    milvus.require_space(plan.rows * _LOCAL_ROW_BYTES)
     generation = records.new_generation(
         milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
     )
-    # The ledger comes before the collection: a collection that nobody remembers would stay for ever.
+    # The record comes before the collection: no later load would drop a collection without a record.
     records.create(
         store,
         records.GenerationRecord(
@@ -164,119 +157,70 @@ def build_generation(
             fingerprint=plan.fingerprint,
             run_ids=plan.run_ids,
             rows=plan.rows,
-            target=chosen,
+            target=target,
             state="loading",
             updated=utc_now(),
         ),
     )
-    filling = _LoadContext(milvus, generation, plan, options, lock, times)
+    context = _LoadContext(milvus, generation, plan, options, lock, times)
     with _dropped_on_failure(milvus, store, generation):
         collection.create_collection(milvus, generation)
         with _timed(times, "fill"):
-            _LOADERS[chosen](filling)
-        _finish(filling)
+            _LOADERS[target](context)
+        _finish(context)
     records.update(store, generation.name, state="ready")
     return generation
 
 
 def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | None) -> ImportInterface:
-    """Return how the shards get into Milvus.
+    """Return the interface by which shards get into Milvus.
 
-    'auto' imports on a server whose bucket is named, if the shards are large enough to be worth it.
-    Raises IndexRefused for a way that this server has not, BadSetting for an import without a bucket.
+    'auto' imports on a server whose bucket is known, if the shards are large enough.
+    Raises IndexRefused for an interface that this server does not have, BadSetting for an import without a
+    bucket.
     """
     offered = milvus.capabilities.import_interface
     if target == "auto":
-        s3 = bucket is not None and all(
-            not one.store.local or is_in_bucket(one, bucket) for one in plan.shards
+        importable = bucket is not None and all(
+            not shard.store.local or is_in_bucket(shard, bucket) for shard in plan.shards
         )
-        large = plan.rows >= _MIN_ROWS_FOR_IMPORT * len(plan.shards)
-        return offered if s3 and large else "stream_insert"
+        is_large = plan.rows >= MIN_ROWS_FOR_IMPORT * len(plan.shards)
+        return offered if importable and is_large else "stream_insert"
     if target == "stream_insert":
         return target
     if target != offered:
         raise IndexRefused(
             f"Milvus {milvus.capabilities.version} cannot be filled by {target}",
-            remedy="Leave the target to 'auto', or choose stream_insert.",
+            remedy="Leave --target at 'auto', or choose stream_insert.",
         )
     if bucket is None:
         raise BadSetting(
-            "an import needs the server's own bucket, and it is not named",
-            remedy="Name it (CLVR_MILVUS_BUCKET=s3://…), or choose stream_insert.",
+            "an import needs the server's own bucket, which is not set",
+            remedy="Set it (CLVR_MILVUS_BUCKET=s3://…), or choose --target stream_insert.",
         )
     return target
 
 
-def await_index(milvus: Milvus, generation: Generation) -> None:
-    """Wait until the index holds all flushed rows. Raises IndexRefused if it fails or stands still."""
-    waiting = StallDetector(f"the index of {generation.name}", _INDEX_PATIENCE)
-    while True:
-        said = milvus.call("describe_index", generation.name, "embedding")
-        if str(said["state"]) == "Finished" and not int(said["pending_index_rows"]):
-            return
-        if str(said["state"]) == "Failed":
-            raise IndexRefused(f"the index of {generation.name} could not be built")
-        try:
-            waiting.for_change(said["indexed_rows"])
-        except TimeoutError as stuck:
-            raise IndexRefused(
-                f"{stuck}: {said['indexed_rows']} of {said['total_rows']} rows",
-                remedy="Look at the server's log; an index type that it cannot build can hang like this.",
-            ) from stuck
+def _insert(context: _LoadContext) -> None:
+    milvus, name = context.milvus, context.generation.name
+    for done in collection.insert_rows(milvus, "insert", name, context.plan.batches(collection.INSERT_ROWS)):
+        context.progress(done)
+    milvus.call("flush", name, timeout=600)
 
 
-def await_count(milvus: Milvus, generation: Generation, expected: int) -> None:
-    """Wait until count(*) is as expected. Raises CountMismatch if it is higher, or stands still."""
-    # "Completed" is not yet searchable: it took up to 18 s more on Milvus 2.3.5.
-    waiting = StallDetector(f"count(*) of {generation.name}", _PATIENCE)
-    while (found := collection.row_count(milvus, generation)) != expected:
-        try:
-            if found > expected:
-                raise TimeoutError(f"count(*) of {generation.name} is too high")
-            waiting.for_change(found)
-        except TimeoutError as stuck:
-            raise CountMismatch(
-                f"{stuck}: {found:,} rows in the index, {expected:,} in the shards", remedy="Load again."
-            ) from stuck
+def _import_by(importer: Importer, context: _LoadContext, max_concurrent: int) -> None:
+    bucket = context.options.milvus_bucket or ""
+    with import_source(context.plan, context.generation.name, bucket) as files:
+        import_files(importer, context.generation.name, files, context.on_import, max_concurrent)
 
 
-def _finish(filling: _LoadContext) -> None:
-    milvus, generation = filling.milvus, filling.generation
-    # This order: an index of rows that are not flushed is none, and Milvus Lite searches such rows by brute
-    # force; loading without an index makes it use cosine.
-    with _timed(filling.times, "index"):
-        filling.options.note("building the index")
-        if not milvus.call("list_indexes", generation.name):
-            collection.create_index(milvus, generation)
-        await_index(milvus, generation)
-    with _timed(filling.times, "ready"):
-        filling.options.note("loading")
-        collection.ensure_loaded(milvus, generation)
-        await_count(milvus, generation, filling.plan.rows)
-    filling.lock.require()
+def _import_grpc(context: _LoadContext) -> None:
+    _import_by(GrpcImporter(context.milvus), context, MAX_CONCURRENT_GRPC_IMPORTS)
 
 
-def _insert(filling: _LoadContext) -> None:
-    for done in collection.insert_rows(
-        filling.milvus, "insert", filling.generation.name, filling.plan.batches(collection.INSERT_ROWS)
-    ):
-        filling.progress(done)
-    filling.milvus.call("flush", filling.generation.name, timeout=600)
-
-
-def _import_by(importer: Importer, filling: _LoadContext, at_once: int) -> None:
-    bucket = filling.options.milvus_bucket or ""
-    with import_source(filling.plan, filling.generation.name, bucket) as files:
-        import_files(importer, filling.generation.name, files, filling.on_import, at_once)
-
-
-def _import_grpc(filling: _LoadContext) -> None:
-    _import_by(GrpcImporter(filling.milvus), filling, GRPC_AT_ONCE)
-
-
-def _import_rest(filling: _LoadContext) -> None:
-    with RestImporter(filling.milvus) as importer:
-        _import_by(importer, filling, MAX_CONCURRENT_IMPORTS)
+def _import_rest(context: _LoadContext) -> None:
+    with RestImporter(context.milvus) as importer:
+        _import_by(importer, context, MAX_CONCURRENT_IMPORTS)
 
 
 _LOADERS: dict[ImportInterface, Callable[[_LoadContext], None]] = {
@@ -286,29 +230,27 @@ _LOADERS: dict[ImportInterface, Callable[[_LoadContext], None]] = {
 }
 
 
-class StallDetector:
-    """Ends a wait when the figure that is waited for has not changed for a while."""
-
-    def __init__(self, what: str, seconds: float) -> None:
-        self._what = what
-        self._seconds = seconds
-        self._figure: object = None
-        self._since = time.monotonic()
-
-    def for_change(self, figure: object) -> None:
-        """Sleep a moment. Raises TimeoutError if the figure stands still for too long."""
-        if figure != self._figure:
-            self._figure, self._since = figure, time.monotonic()
-        if time.monotonic() - self._since > self._seconds:
-            raise TimeoutError(f"{self._what} stands still")
-        time.sleep(_POLL)
+def _finish(context: _LoadContext) -> None:
+    milvus, generation = context.milvus, context.generation
+    # The order matters: an index must come after the flush, because Milvus Lite searches unflushed rows by
+    # brute force, and before the load, which would use the cosine metric without an index.
+    with _timed(context.times, "index"):
+        context.options.note("building the index")
+        if not milvus.call("list_indexes", generation.name):
+            collection.create_index(milvus, generation)
+        wait_for_index(milvus, generation)
+    with _timed(context.times, "ready"):
+        context.options.note("loading")
+        collection.ensure_loaded(milvus, generation)
+        wait_for_row_count(milvus, generation, context.plan.rows)
+    context.lock.require()
 
 
 @contextmanager
 def _timed(times: LoadTimes, step: str) -> Iterator[None]:
-    begun = time.monotonic()
+    started = time.monotonic()
     yield
-    setattr(times, step, time.monotonic() - begun)
+    setattr(times, step, time.monotonic() - started)
 
 
 @contextmanager
@@ -316,7 +258,7 @@ def _dropped_on_failure(milvus: Milvus, store: Store, generation: Generation) ->
     try:
         yield
     except BaseException:
-        # If this fails as well, the ledger still says 'loading', and the next load drops it.
+        # If the drop fails too, the record stays at 'loading', and the next load drops the generation.
         with suppress(ClvrError):
             drop_partial(milvus, store, generation.name)
         raise

@@ -1,4 +1,4 @@
-"""What a generation will be filled with: which shards, and which of their rows."""
+"""Plan a generation: which shards it takes, and which of their rows it leaves out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,30 +18,31 @@ NO_IDS: Ids = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class PlannedShard:
-    """One shard and the crop_ids, int64 (m,), of its rows that do not go into the generation."""
+    """One shard, and the crop_ids, int64 (m,), of its rows that are not loaded."""
 
     store: Store
     run_id: str
-    facts: ShardInfo
-    left_out: Ids = field(repr=False, compare=False)
+    info: ShardInfo
+    excluded_ids: Ids = field(repr=False, compare=False)
 
     @property
     def rows(self) -> int:
-        """Rows that go into the generation."""
-        return self.facts.rows - int(self.left_out.size)
+        """Number of rows that are loaded."""
+        return self.info.rows - int(self.excluded_ids.size)
 
     def batches(self, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield the rows that go into the generation, at most `batch_rows` at a time."""
-        for batch in read_shards(self.store, [self.facts.key], columns=columns, batch_rows=batch_rows):
-            if self.left_out.size:
-                batch = batch.filter(pa.array(~np.isin(batch.column("crop_id").to_numpy(), self.left_out)))
+        """Yield the rows that are loaded, at most `batch_rows` at a time."""
+        for batch in read_shards(self.store, [self.info.key], columns=columns, batch_rows=batch_rows):
+            if self.excluded_ids.size:
+                crop_ids = batch.column("crop_id").to_numpy()
+                batch = batch.filter(pa.array(~np.isin(crop_ids, self.excluded_ids)))
             if batch.num_rows:
                 yield batch
 
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """The shards of some runs of one model; each crop_id comes once.
+    """The shards of some runs of one model, with each crop_id once.
 
     `superseded`, `vanished` and `erased` count the rows that are left out because a later run has the crop
     again, lists it as vanished, or because it was erased; a row counts once, for the last of these.
@@ -56,26 +57,26 @@ class LoadPlan:
 
     @property
     def rows(self) -> int:
-        """Rows that count(*) of the generation must give."""
+        """Number of rows of the generation, that is, its count(*)."""
         return sum(shard.rows for shard in self.shards)
 
     def batches(self, batch_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield all rows, at most `batch_rows` at a time, in one fixed order."""
+        """Yield all rows, at most `batch_rows` at a time, in a fixed order."""
         for shard in self.shards:
             yield from shard.batches(batch_rows)
 
     def blocks(self, batch_rows: int = 8192) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-        """Yield (crop_ids (n,), vectors (n, 1024)) of all rows, in one fixed order."""
+        """Yield (crop_ids (n,), vectors (n, 1024)) of all rows, in a fixed order."""
         for shard in self.shards:
             for batch in shard.batches(batch_rows, ["crop_id", "embedding"]):
                 yield batch.column("crop_id").to_numpy(), vectors_of(batch)
 
     def crop_ids(self) -> Ids:
         """Return the crop_ids (rows,) of all rows, ascending."""
-        found = [
+        columns = [
             batch.column("crop_id") for shard in self.shards for batch in shard.batches(65_536, ["crop_id"])
         ]
-        return np.sort(np.concatenate([NO_IDS, *(column.to_numpy() for column in found)]))
+        return np.sort(np.concatenate([NO_IDS, *(column.to_numpy() for column in columns)]))
 
 
 def plan_load(
@@ -83,11 +84,11 @@ def plan_load(
 ) -> LoadPlan:
     """Plan a generation of finished runs of one model, given oldest first.
 
-    `erased`: crop_ids that must not come back, see tombstones. Crops that a later run lists as vanished are
-    left out as well. `verify` reads every shard whole and holds it to done.json and to the contract, because
-    Milvus imports NaN, nulls, flipped bytes and duplicate keys without a word; else only crop_ids are read.
-    Raises BadInput for no runs or runs that bring and remove nothing, CountMismatch for a run that is not
-    finished, FingerprintMismatch, CorruptShard, and DuplicateCropId if two runs hold the same crop, unless
+    erased: crop_ids to leave out, see tombstones. Crops that a later run lists as vanished are left out too.
+    verify: read every shard whole and check it against done.json and the contract, because Milvus silently
+    imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the crop_ids are read.
+    Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
+    run, FingerprintMismatch, CorruptShard, and DuplicateCropId if two runs have the same crop, unless
     `latest_wins`.
     """
     if not runs:
@@ -100,43 +101,45 @@ def plan_load(
                 remedy="Load the runs of one model only; embed the others again with it.",
             )
     planned: list[PlannedShard] = []
-    newer, gone = NO_IDS, NO_IDS
-    counts = np.zeros(3, np.int64)
+    newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
+    superseded = vanished = num_erased = 0
     for run in reversed(runs):
-        shards = [(facts, _ids(run, facts, verify=verify)) for facts in run.shards()]
-        own = np.concatenate([NO_IDS, *(ids for _, ids in shards)])
-        require_unique(own, f"run {run.run_id}")
-        again = np.intersect1d(own, newer)
-        if again.size and not latest_wins:
+        shards = [(info, _crop_ids(run, info, verify=verify)) for info in run.shards()]
+        run_ids = np.concatenate([NO_IDS, *(ids for _, ids in shards)])
+        require_unique(run_ids, f"run {run.run_id}")
+        repeated = np.intersect1d(run_ids, newer_ids)
+        if repeated.size and not latest_wins:
             raise DuplicateCropId(
-                f"{again.size:,} crops of run {run.run_id} are in a later run too, such as {again[0]}",
+                f"{repeated.size:,} crops of run {run.run_id} are in a later run too, such as {repeated[0]}",
                 remedy="Load one of the runs, or let the later run win (--latest-wins).",
             )
-        out = np.union1d(np.union1d(newer, gone), erased)
+        excluded = np.union1d(np.union1d(newer_ids, gone_ids), erased)
         planned[:0] = [
-            PlannedShard(run.store, run.run_id, facts, np.intersect1d(ids, out)) for facts, ids in shards
+            PlannedShard(run.store, run.run_id, info, np.intersect1d(ids, excluded)) for info, ids in shards
         ]
-        by_erasure, by_vanishing = np.isin(own, erased), np.isin(own, gone)
-        counts += (
-            int((np.isin(own, newer) & ~by_vanishing & ~by_erasure).sum()),
-            int((by_vanishing & ~by_erasure).sum()),
-            int(by_erasure.sum()),
-        )
-        newer = np.union1d(newer, own)
-        # A crop that vanished and came back is in the later run, and stays.
-        gone = np.union1d(gone, vanished_ids(run))
-    if not newer.size and not gone.size:
+        is_erased, is_gone = np.isin(run_ids, erased), np.isin(run_ids, gone_ids)
+        superseded += int((np.isin(run_ids, newer_ids) & ~is_gone & ~is_erased).sum())
+        vanished += int((is_gone & ~is_erased).sum())
+        num_erased += int(is_erased.sum())
+        newer_ids = np.union1d(newer_ids, run_ids)
+        # A crop that vanished and returned is in the run after that, so it stays.
+        gone_ids = np.union1d(gone_ids, vanished_ids(run))
+    if not newer_ids.size and not gone_ids.size:
         raise BadInput(f"the runs {', '.join(run.run_id for run in runs)} hold no embedded crop")
     return LoadPlan(
-        fingerprint, tuple(run.run_id for run in runs), tuple(planned), *(int(count) for count in counts)
+        fingerprint=fingerprint,
+        run_ids=tuple(run.run_id for run in runs),
+        shards=tuple(planned),
+        superseded=superseded,
+        vanished=vanished,
+        erased=num_erased,
     )
 
 
-def _ids(run: Run, facts: ShardInfo, *, verify: bool) -> Ids:
-    ids = None
+def _crop_ids(run: Run, info: ShardInfo, *, verify: bool) -> Ids:
     if verify:
-        ids = check_shard(run.store, facts.key, fingerprint=run.fingerprint, expected=facts).crop_ids
-    if ids is None:
-        batches = read_shards(run.store, [facts.key], columns=["crop_id"], fingerprint=run.fingerprint)
-        ids = np.concatenate([NO_IDS, *(batch.column("crop_id").to_numpy() for batch in batches)])
-    return ids
+        checked = check_shard(run.store, info.key, fingerprint=run.fingerprint, expected=info)
+        crop_ids: Ids = checked.crop_ids
+        return crop_ids
+    batches = read_shards(run.store, [info.key], columns=["crop_id"], fingerprint=run.fingerprint)
+    return np.concatenate([NO_IDS, *(batch.column("crop_id").to_numpy() for batch in batches)])

@@ -1,4 +1,4 @@
-"""The proof that a generation holds what its runs brought, no row more and no row less."""
+"""Reconciliation: whether a generation holds exactly the rows of its runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,12 @@ _MAX_EXAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """listed = embedded + quarantined + duplicates, and embedded - superseded - vanished - erased = indexed.
+    """The balance of a generation and its runs, and the rows that differ.
 
-    Sums over the runs of the generation. `missing` are crop_ids that the generation should hold and does not,
-    `foreign` those that it should not hold, up to ten of each; `repeated` counts rows whose key came before.
+    listed = embedded + quarantined + duplicates, and embedded - superseded - vanished - erased = indexed, as
+    sums over the runs of the generation. `missing` are crop_ids that should be in the generation, `foreign`
+    those that should not, up to ten of each; `repeated` counts further rows of a primary key. `ledger_rows`
+    is the number of rows in the record of the generation.
     """
 
     generation: str
@@ -47,45 +49,46 @@ class Reconciliation:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What does not add up, in words; nothing if all does."""
-        found = []
-        listed = self.embedded + self.quarantined + self.duplicates
-        if self.listed != listed:
-            found.append(f"{self.listed:,} crops were listed, {listed:,} are accounted for")
+        """The sums and rows that do not match, in words."""
+        differences = []
+        accounted = self.embedded + self.quarantined + self.duplicates
+        if self.listed != accounted:
+            differences.append(f"{self.listed:,} crops were listed, {accounted:,} are accounted for")
         if self.pending:
-            found.append(f"an increment was cut off: repeat `clvr load {' '.join(self.pending)} --into-live`")
-        for count, ids, what in (
+            runs = " ".join(self.pending)
+            differences.append(f"an increment was interrupted: repeat `clvr load {runs} --into-live`")
+        for count, ids, problem in (
             (self.missing_count, self.missing, "missing"),
             (self.foreign_count, self.foreign, "not of its runs, or erased"),
         ):
             if count:
-                found.append(f"{count:,} rows are {what}: {', '.join(map(str, ids))}")
+                differences.append(f"{count:,} rows are {problem}: {', '.join(map(str, ids))}")
         if self.repeated:
-            found.append(f"{self.repeated:,} rows have a primary key that another row has")
+            differences.append(f"{self.repeated:,} rows have the primary key of another row")
         if self.indexed != self.expected:
-            found.append(f"count(*) is {self.indexed:,}, the runs give {self.expected:,}")
+            differences.append(f"count(*) is {self.indexed:,}, the runs have {self.expected:,}")
         if self.ledger_rows not in (None, self.indexed):
-            found.append(f"count(*) is {self.indexed:,}, by the ledger it is {self.ledger_rows:,}")
-        return tuple(found)
+            differences.append(f"count(*) is {self.indexed:,}, by its record it is {self.ledger_rows:,}")
+        return tuple(differences)
 
 
 def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequence[Run]) -> Reconciliation:
-    """Hold every primary key of a generation against the crop_ids of its runs' shards.
+    """Compare every primary key of a generation with the crop_ids in the shards of its runs.
 
-    runs: those of the generation's ledger entry, oldest first. Raises CountMismatch for an unfinished run.
+    runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run.
     """
-    entry = records.read(store, generation.name)
+    record = records.read(store, generation.name)
     plan = plan_load(runs, latest_wins=True, verify=False, erased=erased_ids(store))
     collection.ensure_loaded(milvus, generation)
-    wanted = plan.crop_ids()
-    held = collection.fetch_ids(milvus, generation.name)
-    different = np.unique(held)
-    missing = np.setdiff1d(wanted, different, assume_unique=True)
-    foreign = np.setdiff1d(different, wanted, assume_unique=True)
+    expected = plan.crop_ids()
+    indexed = collection.fetch_ids(milvus, generation.name)
+    distinct = np.unique(indexed)
+    missing = np.setdiff1d(expected, distinct, assume_unique=True)
+    unexpected = np.setdiff1d(distinct, expected, assume_unique=True)
     summaries = [run.summary for run in runs]
     return Reconciliation(
         generation=generation.name,
-        state=entry.state if entry else "not in the ledger",
+        state=record.state if record else "not in the ledger",
         runs=plan.run_ids,
         listed=sum(summary.listed for summary in summaries),
         embedded=sum(summary.embedded for summary in summaries),
@@ -96,11 +99,11 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
         erased=plan.erased,
         expected=plan.rows,
         indexed=collection.row_count(milvus, generation),
-        ledger_rows=entry.rows if entry else None,
+        ledger_rows=record.rows if record else None,
         missing_count=int(missing.size),
         missing=tuple(missing[:_MAX_EXAMPLES].tolist()),
-        foreign_count=int(foreign.size),
-        foreign=tuple(foreign[:_MAX_EXAMPLES].tolist()),
-        repeated=int(held.size - different.size),
-        pending=entry.pending if entry else (),
+        foreign_count=int(unexpected.size),
+        foreign=tuple(unexpected[:_MAX_EXAMPLES].tolist()),
+        repeated=int(indexed.size - distinct.size),
+        pending=record.pending if record else (),
     )

@@ -1,17 +1,19 @@
-"""The mutable part of a generation, `generations/<name>.json`: its state, its gate and its promotions.
+"""Generation records, `generations/<name>.json`: the state, gate and promotions of each generation.
 
-Kept beside the runs and not in Milvus, so that it outlives the collection and tells of an interrupted load.
+They are stored with the runs and not in Milvus, because they outlive a collection and show interrupted loads.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from index.documents import JsonDocument, utc_now
 from index.milvus.client import Milvus
-from index.milvus.collection import DROP_SECONDS, Generation, get_generation, live_generation
+from index.milvus.collection import DROP_TIMEOUT_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
 from index.schema import SHARD_VERSION
 from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing
@@ -19,19 +21,20 @@ from infra.store import Store
 
 State = Literal["loading", "ready", "dropped"]
 _ATTEMPTS = 20
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRecord(JsonDocument):
-    """One generation's state.
+    """The state of one generation.
 
-    `rows` is what count(*) must be. `run_ids` are the runs that it holds now, `pending` those of an increment
-    that was begun and not finished. `changes` lists what came to it or was erased from it since it was built.
-    `gate` holds the numbers of the last gate. `replaced` names what was live when this one was promoted last;
-    `promotions` lists every move of the alias to this one.
+    `rows` is the expected count(*). `run_ids` are the runs that it holds, `pending` those of an increment
+    that was started and not finished. `changes` lists the increments and erasures since it was built. `gate`
+    has the results of the last gate. `previous` names the generation that was live before the last promotion
+    of this one; `promotions` lists every move of the alias to this one.
     """
 
-    NOUN = "ledger entry of a generation"
+    NOUN = "generation record"
 
     name: str
     alias: str
@@ -42,19 +45,19 @@ class GenerationRecord(JsonDocument):
     state: State
     updated: str
     gate: dict[str, Any] | None = None
-    replaced: str | None = None
+    previous: Annotated[str | None, Field(alias="replaced")] = None
     promotions: tuple[dict[str, Any], ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     pending: tuple[str, ...] = ()
 
 
-def create(store: Store, entry: GenerationRecord) -> None:
-    """Write the first entry of a generation. Raises ObjectExists if somebody took the name."""
-    store.create(_key(entry.name), entry.to_json())
+def create(store: Store, record: GenerationRecord) -> None:
+    """Write the first record of a generation. Raises ObjectExists if the name is taken."""
+    store.create(_key(record.name), record.to_json())
 
 
 def read(store: Store, name: str) -> GenerationRecord | None:
-    """Return a generation's entry, or None. Raises SchemaMismatch if it cannot be read as one."""
+    """Return the record of a generation, or None. Raises SchemaMismatch if it is damaged."""
     try:
         return GenerationRecord.read(store, _key(name))
     except ObjectMissing:
@@ -62,38 +65,31 @@ def read(store: Store, name: str) -> GenerationRecord | None:
 
 
 def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:
-    """Change fields of an entry, atomically against other writers; None if there is no entry."""
+    """Change fields of a record, atomically; return the new record, or None if there is no record."""
+    key = _key(name)
     for _ in range(_ATTEMPTS):
         try:
-            found = store.fetch(_key(name))
-            changed = replace(
-                GenerationRecord.from_json(found.data, store.uri_of(_key(name))),
-                **{"updated": utc_now(), **changes},
+            body = store.fetch(key)
+            record = replace(
+                GenerationRecord.from_json(body.data, store.uri_of(key)), **{"updated": utc_now(), **changes}
             )
-            store.replace(_key(name), changed.to_json(), etag=found.etag)
-            return changed
+            store.replace(key, record.to_json(), etag=body.etag)
+            return record
         except ObjectMissing:
             return None
         except ObjectChanged:
             continue
-    raise ObjectChanged(f"{store.uri_of(_key(name))} changes all the time", remedy="Try again later.")
+    raise ObjectChanged(f"{store.uri_of(key)} is changed by others all the time", remedy="Try again later.")
 
 
 def list_records(store: Store, alias: str | None = None) -> Iterator[GenerationRecord]:
-    """Yield the entries of an alias, or of all, in no order."""
-    for found in store.list("generations"):
-        if not found.key.endswith(".json") or found.key.count("/") != 1:
-            continue  # a shard that waits for its import
-        entry = GenerationRecord.read(store, found.key)
-        if alias in (None, entry.alias):
-            yield entry
-
-
-def _key(name: str) -> str:
-    return f"generations/{name}.json"
-
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+    """Yield the records of an alias, or of all, in no particular order."""
+    for info in store.list("generations"):
+        if not info.key.endswith(".json") or info.key.count("/") != 1:
+            continue
+        record = GenerationRecord.read(store, info.key)
+        if alias in (None, record.alias):
+            yield record
 
 
 def new_generation(
@@ -106,38 +102,53 @@ def new_generation(
         )
     short = re.sub(r"[^A-Za-z0-9]", "", fingerprint)[:8]
     now = datetime.now(UTC)
-    # A name of the ledger stays taken after its collection is dropped: the entry tells what became of it.
+    # The name of a dropped generation stays taken, because its record stays.
     while (
         milvus.call("has_collection", name := f"{alias}_{short}_{now:%Y%m%dT%H%M%S}")
         or read(store, name) is not None
     ):
         now += timedelta(seconds=1)
-    created = now.isoformat(timespec="seconds")
-    return Generation(name, alias, fingerprint, SHARD_VERSION, tuple(run_ids), index, created)
+    return Generation(
+        name=name,
+        alias=alias,
+        fingerprint=fingerprint,
+        schema_version=SHARD_VERSION,
+        run_ids=tuple(run_ids),
+        index=index,
+        created=now.isoformat(timespec="seconds"),
+    )
 
 
 def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:
-    """Return the generation that was live before the live one, if it is still on the server."""
+    """Return the generation that was live before the live one, if its collection still exists."""
     current = live_generation(milvus, alias)
-    entry = read(store, current.name) if current else None
-    if entry is None or entry.replaced is None or not milvus.call("has_collection", entry.replaced):
+    record = read(store, current.name) if current else None
+    if record is None or record.previous is None or not milvus.call("has_collection", record.previous):
         return None
-    return get_generation(milvus, entry.replaced)
+    return get_generation(milvus, record.previous)
 
 
 def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> None:
-    """Drop a generation; the ledger remembers it. The live and the previous one only if forced.
+    """Drop a generation; its record stays. The live and the previous one only with `force`.
 
-    Raises BadInput if it is no generation, or one of those two.
+    Raises BadInput if there is no such generation, or if it is the live or the previous one.
     """
-    doomed = get_generation(milvus, name)
-    # Asked of the collection itself: an alias of any name makes it live. Before 2.5.5 no server minds.
+    generation = get_generation(milvus, name)
+    # Asked of the collection itself, because any alias makes it live. Servers before 2.5.5 drop it anyway.
     aliases = list(milvus.call("list_aliases", name)["aliases"])
-    before = previous(milvus, store, doomed.alias)
+    before = previous(milvus, store, generation.alias)
     if not force and (aliases or (before is not None and before.name == name)):
-        role = f"live as {', '.join(aliases)}" if aliases else f"what a rollback of {doomed.alias} returns to"
-        raise BadInput(f"{name} is {role}", remedy="Promote another one first, or force it.")
+        role = (
+            f"live as {', '.join(aliases)}"
+            if aliases
+            else f"the generation to which a rollback of {generation.alias} returns"
+        )
+        raise BadInput(f"{name} is {role}", remedy="Promote another generation first: `clvr promote`.")
     for alias in aliases:
         milvus.call("drop_alias", alias)
-    milvus.call("drop_collection", name, timeout=DROP_SECONDS)
+    milvus.call("drop_collection", name, timeout=DROP_TIMEOUT_SECONDS)
     update(store, name, state="dropped")
+
+
+def _key(name: str) -> str:
+    return f"generations/{name}.json"

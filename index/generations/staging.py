@@ -1,4 +1,4 @@
-"""Bringing shards to where the Milvus server reads: its own bucket."""
+"""Stage shards for an import: a Milvus server reads only its own bucket."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,49 +10,48 @@ from infra.store import Store, open_store
 
 
 def is_in_bucket(shard: PlannedShard, bucket: str) -> bool:
-    """Return whether a shard lies in the server's bucket ('s3://name')."""
-    return shard.store.uri_of(shard.facts.key).startswith(bucket.rstrip("/") + "/")
+    """Return whether a shard is in the server's bucket ('s3://name')."""
+    return shard.store.uri_of(shard.info.key).startswith(bucket.rstrip("/") + "/")
 
 
 @contextmanager
 def import_source(plan: LoadPlan, generation: str, bucket: str) -> Iterator[Iterator[ImportFile]]:
-    """Give the files of a plan for import, made ready one by one; what was made is deleted at the end.
+    """Yield the files of a plan for import, each staged when it is needed; copies are deleted at the end.
 
-    A shard in the server's bucket is imported as it lies there. One elsewhere is copied, inside the object
-    store where that can do it. One with rows that are left out is rewritten without them, for Milvus imports
-    whole files.
+    A shard in the server's bucket is imported as it is, and one elsewhere is copied, within the object store
+    if possible. A shard with excluded rows is rewritten without them, because Milvus imports whole files.
     """
-    folder = _copies(plan, generation, bucket)
-    made: list[str] = []
+    folder = _staging_folder(plan, generation, bucket)
+    copied: list[str] = []
     try:
-        yield _files(plan, folder, bucket.rstrip("/") + "/", made)
+        yield _stage(plan, folder, bucket.rstrip("/") + "/", copied)
     finally:
-        folder.delete(*made)
+        folder.delete(*copied)
 
 
 def delete_copies(plan: LoadPlan, generation: str, bucket: str) -> None:
-    """Delete what a load that was killed had made ready; its server settings are those of the plan's runs."""
-    folder = _copies(plan, generation, bucket)
-    folder.delete(*(found.key for found in folder.list()))
+    """Delete the copies of a load that was killed, with the store settings of the plan's runs."""
+    folder = _staging_folder(plan, generation, bucket)
+    folder.delete(*(info.key for info in folder.list()))
 
 
-def _copies(plan: LoadPlan, generation: str, bucket: str) -> Store:
-    of_runs = plan.shards[0].store
-    settings = None if of_runs.local else of_runs.settings
+def _staging_folder(plan: LoadPlan, generation: str, bucket: str) -> Store:
+    runs_store = plan.shards[0].store
+    settings = None if runs_store.local else runs_store.settings
     return open_store(f"{bucket.rstrip('/')}/clvr-import/{generation}", settings)
 
 
-def _files(plan: LoadPlan, folder: Store, bucket: str, made: list[str]) -> Iterator[ImportFile]:
+def _stage(plan: LoadPlan, folder: Store, bucket: str, copied: list[str]) -> Iterator[ImportFile]:
     for number, shard in enumerate(plan.shards):
         if not shard.rows:
             continue
-        if is_in_bucket(shard, bucket) and not shard.left_out.size:
-            yield ImportFile(shard.store.uri_of(shard.facts.key).removeprefix(bucket), shard.rows)
+        if is_in_bucket(shard, bucket) and not shard.excluded_ids.size:
+            yield ImportFile(shard.store.uri_of(shard.info.key).removeprefix(bucket), shard.rows)
             continue
         key = f"shard-{number:05d}.parquet"
-        made.append(key)
-        if shard.left_out.size:
+        copied.append(key)
+        if shard.excluded_ids.size:
             write_shard(folder, key, shard.batches(8192), fingerprint=plan.fingerprint, run_id=shard.run_id)
         else:
-            folder.copy_from(shard.store, shard.facts.key, key)
+            folder.copy_from(shard.store, shard.info.key, key)
         yield ImportFile(folder.uri_of(key).removeprefix(bucket), shard.rows)

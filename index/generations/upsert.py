@@ -1,4 +1,4 @@
-"""A night's increment into the live generation, or, where it is large, a new generation of all runs."""
+"""Increments: new runs go into the live generation, or into a new generation if they are large."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,25 +8,26 @@ import numpy as np
 from index.documents import utc_now
 from index.generations import records
 from index.generations.erasure import resume_erasures
-from index.generations.load import LoadOptions, await_count, await_index, build_generation
+from index.generations.load import LoadOptions, build_generation
 from index.generations.load_plan import plan_load
 from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
+from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run, vanished_ids
 from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, FingerprintMismatch
 from infra.store import Store
 
 LARGE_INCREMENT = 0.2
-"""Share of the live rows above which an increment makes a new generation: upserted rows sit in small segments
-until Milvus compacts them, and a new generation passes the gate before anybody searches it."""
+"""Share of the live rows above which an increment builds a new generation, because upserted rows stay in
+small segments until Milvus compacts them, and because a new generation passes the gate before it is live."""
 
 
 @dataclass(frozen=True, slots=True)
 class Increment:
-    """What came of it: rows upserted and removed, or a new generation that waits for its promotion."""
+    """The result: rows upserted and removed, or a new generation that waits for its promotion."""
 
     generation: Generation
     upserted: int
@@ -40,26 +41,26 @@ def load_into_live(
     milvus: Milvus,
     store: Store,
     runs: Sequence[Run],
-    earlier: Callable[[Sequence[str]], Sequence[Run]],
+    open_runs: Callable[[Sequence[str]], Sequence[Run]],
     *,
     alias: str,
     options: LoadOptions,
-    large: float = LARGE_INCREMENT,
+    max_share: float = LARGE_INCREMENT,
 ) -> Increment:
-    """Bring runs, oldest first, into the live generation; crops that they list as vanished are removed.
+    """Load runs, oldest first, into the live generation, and remove the crops that they list as vanished.
 
-    earlier: opens the runs of the live generation by their ids. May be repeated: a row has one crop_id, and
-    an increment that was cut off is in the ledger as pending until it is whole.
+    open_runs: opens the runs of the live generation by their ids. May be repeated: crop_ids are primary keys,
+    and an interrupted increment stays pending in the record until it is complete.
     Raises BadInput if nothing is live, FingerprintMismatch, Locked, CountMismatch, what `plan_load` raises.
     """
-    doing = f"an increment into alias {alias}"
-    # Both: a promotion in the middle would leave the increment in a generation that nobody searches.
-    with acquire(store, ROWS, doing) as lock, acquire(store, alias_lock(alias), doing) as moving:
+    purpose = f"an increment into alias {alias}"
+    # Both locks: after a promotion meanwhile, the increment would be in a generation that is not live.
+    with acquire(store, ROWS, purpose) as rows_lock, acquire(store, alias_lock(alias), purpose) as live_lock:
         live = collection.live_generation(milvus, alias)
-        entry = records.read(store, live.name) if live else None
-        if live is None or entry is None:
+        record = records.read(store, live.name) if live else None
+        if live is None or record is None:
             raise BadInput(
-                f"alias {alias} points to no generation of this ledger",
+                f"alias {alias} points to no generation with a record",
                 remedy="Build the first one: `clvr load`, then `clvr promote`.",
             )
         resume_erasures(milvus, store)
@@ -70,48 +71,69 @@ def load_into_live(
                 f"{live.name} is of model {live.fingerprint}, the runs are of {checked.fingerprint}",
                 remedy="Build a new generation with `clvr load`, and promote it with --new-model.",
             )
-        ours = checked.run_ids
-        known = earlier([run_id for run_id in entry.run_ids if run_id not in ours])
-        # By time: a run that is repeated must not overwrite what a later one brought.
-        united = sorted([*known, *runs], key=lambda run: run.info.created)
-        whole = plan_load(united, latest_wins=True, verify=False, erased=erased)
-        new = replace(whole, run_ids=ours, shards=tuple(one for one in whole.shards if one.run_id in ours))
+        new_ids = checked.run_ids
+        live_runs = open_runs([run_id for run_id in record.run_ids if run_id not in new_ids])
+        # Sorted by time: a repeated run must not overwrite the rows of a later one.
+        all_runs = sorted([*live_runs, *runs], key=lambda run: run.info.created)
+        plan = plan_load(all_runs, latest_wins=True, verify=False, erased=erased)
+        increment = replace(
+            plan, run_ids=new_ids, shards=tuple(shard for shard in plan.shards if shard.run_id in new_ids)
+        )
         collection.ensure_loaded(milvus, live)
-        before = collection.row_count(milvus, live)
-        if new.rows > large * max(entry.rows, 1) and not set(ours) <= {*entry.run_ids, *entry.pending}:
-            built = build_generation(
-                milvus, store, united, lock, alias=alias, options=replace(options, latest_wins=True)
+        rows_before = collection.row_count(milvus, live)
+        is_known = set(new_ids) <= {*record.run_ids, *record.pending}
+        if increment.rows > max_share * max(record.rows, 1) and not is_known:
+            generation = build_generation(
+                milvus,
+                store,
+                all_runs,
+                rows_lock,
+                alias=alias,
+                options=replace(options, latest_wins=True),
             )
-            return Increment(built, 0, 0, before, whole.rows, promote_next=True)
+            return Increment(
+                generation=generation,
+                upserted=0,
+                removed=0,
+                rows_before=rows_before,
+                rows_after=plan.rows,
+                promote_next=True,
+            )
 
-        records.update(store, live.name, pending=ours)
-        for done in collection.insert_rows(milvus, "upsert", live.name, new.batches(collection.INSERT_ROWS)):
-            lock.require()
-            moving.require()
-            options.progress(done, new.rows)
+        records.update(store, live.name, pending=new_ids)
+        batches = increment.batches(collection.INSERT_ROWS)
+        for rows_sent in collection.insert_rows(milvus, "upsert", live.name, batches):
+            rows_lock.require()
+            live_lock.require()
+            options.progress(rows_sent, increment.rows)
         milvus.call("flush", live.name, timeout=600)
-        gone = np.setdiff1d(np.concatenate([vanished_ids(run) for run in runs]), whole.crop_ids())
+        vanished = np.concatenate([vanished_ids(run) for run in runs])
+        gone = np.setdiff1d(vanished, plan.crop_ids())
         removed = collection.count_of(milvus, live.name, gone)
         collection.delete(milvus, live.name, gone)
-        await_index(milvus, live)
-        await_count(milvus, live, whole.rows)
+        wait_for_index(milvus, live)
+        wait_for_row_count(milvus, live, plan.rows)
+        change = {
+            "at": utc_now(),
+            "kind": "increment",
+            "runs": list(new_ids),
+            "rows_before": rows_before,
+            "rows_after": plan.rows,
+            "removed": removed,
+        }
         records.update(
             store,
             live.name,
-            rows=whole.rows,
-            run_ids=whole.run_ids,
+            rows=plan.rows,
+            run_ids=plan.run_ids,
             pending=(),
-            changes=(*entry.changes, _change(ours, before, whole.rows, removed)),
+            changes=(*record.changes, change),
         )
-        return Increment(live, new.rows, removed, before, whole.rows, promote_next=False)
-
-
-def _change(run_ids: Sequence[str], before: int, after: int, removed: int) -> dict[str, object]:
-    return {
-        "at": utc_now(),
-        "kind": "increment",
-        "runs": list(run_ids),
-        "rows_before": before,
-        "rows_after": after,
-        "removed": removed,
-    }
+        return Increment(
+            generation=live,
+            upserted=increment.rows,
+            removed=removed,
+            rows_before=rows_before,
+            rows_after=plan.rows,
+            promote_next=False,
+        )

@@ -1,1 +1,1 @@
-"""What a Milvus server can do, and one collection on it."""
+"""One Milvus server: its capabilities, its collections, and search in one of them."""

@@ -1,4 +1,4 @@
-"""A connection to Milvus, a local file (Milvus Lite) or a server, and what its version can do."""
+"""A connection to Milvus: a server, or a local file (Milvus Lite)."""
 
 import fcntl
 import logging
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 _UNREACHABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _MIN_VERSION = (2, 3, 0)
 _DISK_FULL_MESSAGES = ("No space left on device", "disk quota exceeded", "XMinioStorageFull")
-_CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it tries to connect again
-_NOT_GRPC = "Received http2 header with status"  # a web server or a proxy where Milvus should be
+_CONNECT_FAILED = 2  # pymilvus.client.types.Status, while it reconnects
+_NOT_GRPC = "Received http2 header with status"  # a web server or a proxy answers instead of Milvus
 _DENIED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
-# Milvus Lite hangs up on who pings it every 10 s, as pymilvus does, in the middle of an index build.
+# pymilvus pings every 10 s, and Milvus Lite closes a connection that pings it during an index build.
 _NO_TIMEOUT_MS = 2**31 - 1
-_START_REMEDY = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` tries each part."
+_START_REMEDY = "Start Milvus, or correct its address (--milvus, CLVR_MILVUS); `clvr doctor` checks both."
 
 
 class Milvus:
-    """An open connection. `call` is the one door to the server: it bounds the wait and names the error."""
+    """An open connection. Every request goes through `call`, which bounds the wait and maps the errors."""
 
     def __init__(
         self,
@@ -58,38 +58,39 @@ class Milvus:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def call(self, method: str, *args: Any, timeout: float | None = None, **named: Any) -> Any:
-        """Call a method of pymilvus' MilvusClient; `timeout` in seconds also bounds its retries.
+    def call(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+        """Call a method of pymilvus' MilvusClient; `timeout`, in seconds, includes its retries.
 
-        Raises IndexUnreachable if the server does not answer in time, IndexRefused for any other error.
+        Raises IndexUnreachable if the server does not answer in time, DiskFull, IndexRefused for any other
+        error.
         """
         try:
-            return getattr(self._client, method)(*args, timeout=timeout or self._timeout, **named)
+            return getattr(self._client, method)(*args, timeout=timeout or self._timeout, **kwargs)
         except Exception as error:
             raise _as_clvr_error(error, f"{method} at {self.uri}") from error
 
     def bulk_insert(self, collection: str, key: str) -> int:
-        """Start the import of one Parquet file from the server's own bucket and return the task's number."""
+        """Start the import of one Parquet file in the server's bucket and return the task's number."""
         return int(self._handler("do_bulk_insert", collection, "", [key]))
 
     def bulk_insert_state(self, task: int) -> Any:
         """Return pymilvus' BulkInsertState of an import: `state_name`, `row_count`, `failed_reason`."""
         return self._handler("get_bulk_insert_state", task)
 
+    def bulk_inserts(self, collection: str) -> list[Any]:
+        """Return pymilvus' BulkInsertState of each import into a collection that the server remembers."""
+        return list(self._handler("list_bulk_insert_tasks", 0, collection))
+
     def require_space(self, bytes_needed: int) -> None:
-        """Raise DiskFull if a local file's disk has fewer bytes free. A server does not tell."""
+        """Raise DiskFull if the disk of a local file has fewer bytes free. A server does not report it."""
         if not self.capabilities.lite:
             return
         free = shutil.disk_usage(Path(self.uri).parent).free
         if free < bytes_needed:
             raise DiskFull(
                 f"{self.uri} needs about {bytes_needed:,} bytes more, and {free:,} are free",
-                remedy="Free some space (`clvr retire` drops old generations), or choose another disk.",
+                remedy="Free disk space (`clvr retire` drops old generations), or use another disk.",
             )
-
-    def bulk_inserts(self, collection: str) -> list[Any]:
-        """Return pymilvus' BulkInsertState of each import into a collection that the server remembers."""
-        return list(self._handler("list_bulk_insert_tasks", 0, collection))
 
     def rest_client(self) -> "httpx2.Client":
         """Return an HTTP client for the REST interface of the same server, with the same token."""
@@ -97,17 +98,17 @@ class Milvus:
 
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         if self.database:
-            headers["DB-Name"] = self.database  # calls that name a job only are permitted by this one
+            headers["DB-Name"] = self.database  # decides the permission of requests that name only a job
         return httpx2.Client(
             base_url=self.uri,
             headers=headers,
             verify=ssl.create_default_context(cafile=self._ca_file),
             timeout=self._timeout,
-            trust_env=False,  # the gRPC connection takes no proxy either
+            trust_env=False,  # the gRPC connection uses no proxy either
         )
 
     def close(self) -> None:
-        """Close the connection. A local file is closed for the whole process, so that another may open it."""
+        """Close the connection. Another process can open a local file only after this."""
         self._client.close()
         if self.capabilities.lite:
             from milvus_lite.server_manager import (  # type: ignore[import-untyped]
@@ -117,8 +118,8 @@ class Milvus:
             server_manager_instance.release_server(self.uri)
 
     def _handler(self, method: str, *args: Any) -> Any:
-        # Only the ORM names these calls, over a second connection of its own; the handler has them too. The
-        # context carries the database: without it they mean the default one.
+        # MilvusClient lacks these calls, and the ORM would open a second connection. The context carries the
+        # name of the database; without it the calls use the default one.
         context = self._client._generate_call_context()
         try:
             handler = self._client._get_connection()
@@ -136,42 +137,42 @@ def connect(
 ) -> Milvus:
     """Connect to `http(s)://host:port`, or open a local path that ends in '.db' (Milvus Lite).
 
-    timeout: seconds, for connecting (at most 5) and for each short call. Raises IndexUnreachable within a
-    few seconds if nothing answers, IndexRefused for a wrong token, Locked for a file that another process
-    holds, BadSetting for an address that cannot be one.
+    timeout: seconds for connecting (at most 5) and for each short call.
+    Raises IndexUnreachable within a few seconds if nothing answers, IndexRefused for a wrong token or an old
+    server, Locked for a file that another process has open, BadSetting for an invalid address.
     """
     from pymilvus import MilvusClient
 
-    _silence_traces()
-    named: dict[str, Any] = {"timeout": min(timeout, 5.0)}
+    _silence_tracebacks()
+    kwargs: dict[str, Any] = {"timeout": min(timeout, 5.0)}
     if token:
-        named["token"] = token
+        kwargs["token"] = token
     if database:
-        named["db_name"] = database
+        kwargs["db_name"] = database
     lite = not re.match(r"[a-z]+://", uri)
     if lite:
         uri = _validate_lite_path(uri)
-        named["grpc_options"] = {"grpc.keepalive_time_ms": _NO_TIMEOUT_MS}
+        kwargs["grpc_options"] = {"grpc.keepalive_time_ms": _NO_TIMEOUT_MS}
     else:
-        _probe_address(uri, named["timeout"])
+        _probe_address(uri, kwargs["timeout"])
         if ca_file:
-            named["server_pem_path"] = ca_file
+            kwargs["server_pem_path"] = ca_file
     try:
-        client = MilvusClient(uri=uri, **named)
-        version = str(client.get_server_version(timeout=named["timeout"]))
+        client = MilvusClient(uri=uri, **kwargs)
+        version = str(client.get_server_version(timeout=kwargs["timeout"]))
     except Exception as error:
-        raise _not_connected(error, uri, lite=lite) from None  # the cause's text may hold the token
-    can = capabilities_of(version, lite=lite)
-    if not lite and can.number < _MIN_VERSION:
+        raise _not_connected(error, uri, lite=lite) from None  # the cause may contain the token
+    capabilities = capabilities_of(version, lite=lite)
+    if not lite and capabilities.version_tuple < _MIN_VERSION:
         client.close()
         raise too_old(version, uri)
-    return Milvus(uri, client, can, timeout, token=token, database=database, ca_file=ca_file)
+    return Milvus(uri, client, capabilities, timeout, token=token, database=database, ca_file=ca_file)
 
 
 def too_old(version: str, uri: str) -> IndexRefused:
-    """Return the error for a server that lacks what we rest on."""
+    """Return the error for a server that is older than 2.3."""
     return IndexRefused(
-        f"Milvus {version} at {_without_credentials(uri)} is too old: what we rest on is there from 2.3 on",
+        f"Milvus {version} at {_without_credentials(uri)} is too old: at least 2.3 is required",
         remedy="Upgrade the server.",
     )
 
@@ -181,21 +182,21 @@ def _validate_lite_path(uri: str) -> str:
     if path.suffix != ".db":
         raise BadSetting(
             f"{uri} is neither http(s)://host:port nor a path that ends in '.db'",
-            remedy="A local index is a path such as ./clvr.db.",
+            remedy="Use a path such as ./clvr.db for a local index.",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     return str(path)
 
 
 def _probe_address(uri: str, timeout: float) -> None:
-    # pymilvus gives one and the same error for "nothing there" and "wrong token".
+    # pymilvus reports a closed port and a wrong token by the same error.
     address = urlsplit(uri)
     if address.scheme not in ("http", "https") or not address.hostname:
         raise BadSetting(f"{_without_credentials(uri)} is not http(s)://host:port", remedy=_START_REMEDY)
     if address.username or address.password:
         raise BadSetting(
-            f"the address of Milvus at {address.hostname} carries credentials",
-            remedy="Give the token by CLVR_MILVUS_TOKEN: addresses end up in logs.",
+            f"the address of Milvus at {address.hostname} contains credentials",
+            remedy="Set the token by CLVR_MILVUS_TOKEN: addresses appear in logs.",
         )
     port = address.port or (443 if address.scheme == "https" else 19530)
     try:
@@ -214,12 +215,12 @@ def _not_connected(error: Exception, uri: str, *, lite: bool) -> ClvrError:
     if lite and _is_locked(Path(uri)):
         return Locked(
             f"{uri} is open in another process",
-            remedy="A local index serves one process at a time: end the other one, or run a Milvus server.",
+            remedy="End the other process, or run a Milvus server: a local index serves one process.",
         )
     if lite:
         return IndexUnreachable(
             f"{uri} cannot be opened as a local index",
-            remedy="Name a new file: a Milvus Lite 3 index is a folder, and older ones cannot be read.",
+            remedy="Use a new file: Milvus Lite 3 cannot read the files of older versions.",
         )
     status = _status_of(error)
     if status in _DENIED:
@@ -250,7 +251,7 @@ def _as_clvr_error(error: Exception, where: str) -> ClvrError:
     if status in _DENIED:
         return IndexRefused(f"{where}: not permitted", remedy="Ask for a token with this privilege.")
     if any(words in str(error) for words in _DISK_FULL_MESSAGES):
-        return DiskFull(f"{where}: the disk of Milvus is full", remedy="Free some space, then run it again.")
+        return DiskFull(f"{where}: the disk of Milvus is full", remedy="Free disk space, then try again.")
     lost = (
         status in _UNREACHABLE or _NOT_GRPC in str(error) or getattr(error, "code", None) == _CONNECT_FAILED
     )
@@ -261,9 +262,9 @@ def _as_clvr_error(error: Exception, where: str) -> ClvrError:
 
 def _status_of(error: BaseException | None) -> str:
     # pymilvus wraps the gRPC error, sometimes twice, and sometimes leaves its status in `code`.
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         code: Any = getattr(error, "code", None)
         if callable(code):
             code = code()
@@ -273,7 +274,7 @@ def _status_of(error: BaseException | None) -> str:
     return ""
 
 
-def _silence_traces() -> None:
-    # Both log a whole traceback for each error that they also raise.
+def _silence_tracebacks() -> None:
+    # Both log a traceback for each error that they also raise.
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

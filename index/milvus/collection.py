@@ -1,4 +1,7 @@
-"""Generations: one Milvus collection each, of runs of one fingerprint; an alias names the live one."""
+"""Generations as Milvus collections: created, described, counted, filled and read.
+
+A generation is one collection of embeddings of one model. An alias points to the live one.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,16 +18,21 @@ from index.runs.shards import vectors_of
 from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA
 from infra.errors import BadInput, FingerprintMismatch, SchemaMismatch
 
-DROP_SECONDS = 180.0
-"""How long a drop may take: for a minute after a crash, 2.3.5 waits for the sessions of its dead self."""
+INSERT_ROWS = 1000
+"""Rows per request: 4 MB of vectors. A request may have 64 MB, but larger batches were not faster."""
 
-_FACTS = "clvr.generation"
+DROP_TIMEOUT_SECONDS = 180.0
+"""Time limit of a drop: after a crash, 2.3.5 waits a minute for the sessions of its former process."""
+
+_IDS_PER_FILTER = 5000
+_IDS_PER_FETCH = 500  # 2 MB of vectors
+_PROPERTY = "clvr.generation"
 _LOAD_REMEDY = "Build one with `clvr load`, then make it live with `clvr promote`."
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What a collection says of itself. Its state and its gate are in the ledger: see generation_ledger."""
+    """The immutable facts of a generation, stored in its collection. Its state is in generations.records."""
 
     name: str
     alias: str
@@ -36,7 +44,7 @@ class Generation:
 
 
 def create_collection(milvus: Milvus, generation: Generation) -> None:
-    """Create the empty collection of a generation: the shards' columns exactly, `crop_id` as primary key."""
+    """Create the empty collection of a generation: the columns of a shard, `crop_id` as primary key."""
     from pymilvus import CollectionSchema, DataType, FieldSchema
 
     fields = [
@@ -45,7 +53,7 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
         else _field(column)
         for column in SHARD_SCHEMA
     ]
-    facts = json.dumps(
+    description = json.dumps(
         {
             "alias": generation.alias,
             "fingerprint": generation.fingerprint,
@@ -55,40 +63,40 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
             "created": generation.created,
         }
     )
-    # Milvus Lite drops the description; servers of all versions keep it, but not all keep foreign properties.
+    # Milvus Lite drops the description, and some server versions drop unknown properties.
     lite = milvus.capabilities.lite
     schema = CollectionSchema(
-        fields, description="" if lite else facts, auto_id=False, enable_dynamic_field=False
+        fields, description="" if lite else description, auto_id=False, enable_dynamic_field=False
     )
-    properties = {_FACTS: facts} if lite else {}
+    properties = {_PROPERTY: description} if lite else {}
     milvus.call("create_collection", generation.name, schema=schema, properties=properties)
 
 
 def create_index(milvus: Milvus, generation: Generation) -> None:
-    """Start building the vector index, metric L2. A server returns at once, Milvus Lite when it is built."""
+    """Start to build the vector index, metric L2. Milvus Lite returns when it is built, a server at once."""
     from pymilvus import MilvusClient
 
     spec = generation.index
-    # pymilvus spreads the parameters out, and Milvus Lite reads only those that lie together in `params`.
+    # pymilvus sends the parameters one by one; Milvus Lite reads only those inside `params`.
     params: dict[str, Any] = {"params": spec.params} if milvus.capabilities.lite else dict(spec.params)
-    wanted = MilvusClient.prepare_index_params()
-    wanted.add_index("embedding", index_type=spec.type, metric_type="L2", params=params)
-    milvus.call("create_index", generation.name, wanted, sync=False, timeout=3600)
+    index_params = MilvusClient.prepare_index_params()
+    index_params.add_index("embedding", index_type=spec.type, metric_type="L2", params=params)
+    milvus.call("create_index", generation.name, index_params, sync=False, timeout=3600)
 
 
 def list_generations(milvus: Milvus, alias: str | None = None) -> list[Generation]:
     """Return the generations on the server, oldest first; collections of other programs are left out."""
-    found = [_read_description(milvus, name) for name in milvus.call("list_collections")]
-    ours = [one for one in found if one is not None and alias in (None, one.alias)]
-    return sorted(ours, key=lambda one: (one.created, one.name))
+    collections = [_read_description(milvus, name) for name in milvus.call("list_collections")]
+    generations = [item for item in collections if item is not None and alias in (None, item.alias)]
+    return sorted(generations, key=lambda generation: (generation.created, generation.name))
 
 
 def get_generation(milvus: Milvus, name: str) -> Generation:
-    """Return the generation of this name. Raises BadInput if there is none, or if it is an alias."""
-    found = _read_description(milvus, name) if milvus.call("has_collection", name) else None
-    if found is None or found.name != name:
-        raise BadInput(f"{name} is no generation at {milvus.uri}", remedy="`clvr status` lists them.")
-    return found
+    """Return the generation of this name. Raises BadInput if it does not exist or is an alias."""
+    generation = _read_description(milvus, name) if milvus.call("has_collection", name) else None
+    if generation is None or generation.name != name:
+        raise BadInput(f"{name} is no generation at {milvus.uri}", remedy="List them: `clvr generations`.")
+    return generation
 
 
 def live_generation(milvus: Milvus, alias: str) -> Generation | None:
@@ -98,44 +106,44 @@ def live_generation(milvus: Milvus, alias: str) -> Generation | None:
     target = _read_description(milvus, alias)
     if target is None or target.name == alias:
         raise SchemaMismatch(
-            f"{alias} at {milvus.uri} is a collection of another program, or names one",
+            f"{alias} at {milvus.uri} is, or points to, a collection of another program",
             remedy="Choose another alias.",
         )
     return target
 
 
 def require_live(milvus: Milvus, alias: str, fingerprint: str) -> Generation:
-    """Return the live generation, loaded, if it holds embeddings of this model.
+    """Return the live generation, loaded, with embeddings of the model of `fingerprint`.
 
-    Raises BadInput if nothing is live, FingerprintMismatch with both fingerprints.
+    Raises BadInput if no generation is live, FingerprintMismatch with both fingerprints.
     """
     target = live_generation(milvus, alias)
     if target is None:
-        waiting = [one.name for one in list_generations(milvus, alias)]
+        candidates = [generation.name for generation in list_generations(milvus, alias)]
         raise BadInput(
             f"alias {alias} at {milvus.uri} points to nothing"
-            + (f"; {waiting[-1]} waits for promotion" if waiting else ", and nothing is indexed"),
-            remedy=f"Run `clvr promote {waiting[-1]}`." if waiting else _LOAD_REMEDY,
+            + (f"; {candidates[-1]} waits for promotion" if candidates else ", and nothing is indexed"),
+            remedy=f"Run `clvr promote {candidates[-1]}`." if candidates else _LOAD_REMEDY,
         )
     if target.fingerprint != fingerprint:
         raise FingerprintMismatch(
             f"{target.name} holds embeddings of model {target.fingerprint}, the probes are of {fingerprint}",
-            remedy="Embed the probes with the live generation's model, or promote one of the probes' model.",
+            remedy="Embed the probes with the model of the live generation, or promote one of their model.",
         )
     ensure_loaded(milvus, target)
     return target
 
 
 def ensure_loaded(milvus: Milvus, generation: Generation) -> None:
-    """Load a generation for searching if it is not: after a restart Milvus Lite has none loaded."""
+    """Load a generation for searching unless it is loaded: after a restart Milvus Lite has none loaded."""
     state = milvus.call("get_load_state", generation.name)["state"]
     if state.name != "Loaded":
         milvus.call("load_collection", generation.name, timeout=600)
 
 
 def row_count(milvus: Milvus, generation: Generation) -> int:
-    """Return count(*) of a loaded generation, with everything written before."""
-    answer = milvus.call(
+    """Return count(*) of a loaded generation, including all earlier writes."""
+    result = milvus.call(
         "query",
         generation.name,
         filter="",
@@ -143,7 +151,93 @@ def row_count(milvus: Milvus, generation: Generation) -> int:
         consistency_level="Strong",
         timeout=60,
     )
-    return int(answer[0]["count(*)"])
+    return int(result[0]["count(*)"])
+
+
+def insert_rows(
+    milvus: Milvus, method: Literal["insert", "upsert"], name: str, batches: Iterable[pa.RecordBatch]
+) -> Iterator[int]:
+    """Send batches of at most INSERT_ROWS rows; yield the rows sent after each batch. Does not flush."""
+    sent = 0
+    for batch in batches:
+        milvus.call(method, name, list(_as_rows(batch)), timeout=120)
+        sent += batch.num_rows
+        yield sent
+
+
+def delete(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> None:
+    """Delete the rows of the crop_ids (n,) and flush; unknown ids are ignored."""
+    for filter_ in _id_filters(crop_ids, _IDS_PER_FILTER):
+        milvus.call("delete", name, filter=filter_, timeout=120)
+    if crop_ids.size:
+        milvus.call("flush", name, timeout=600)
+
+
+def count_of(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> int:
+    """Return how many of the crop_ids (n,) are in a loaded generation."""
+    count = 0
+    for filter_ in _id_filters(crop_ids, _IDS_PER_FILTER):
+        result = milvus.call(
+            "query",
+            name,
+            filter=filter_,
+            output_fields=["count(*)"],
+            consistency_level="Strong",
+            timeout=60,
+        )
+        count += int(result[0]["count(*)"])
+    return count
+
+
+def fetch_ids(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]:
+    """Return the crop_ids (n,) of a loaded generation, ascending: all, or those that pass a filter."""
+    pages = milvus.call(
+        "query_iterator",
+        name,
+        batch_size=10_000,
+        filter=expression,
+        output_fields=["crop_id"],
+        consistency_level="Strong",
+        timeout=120,
+    )
+    crop_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    try:
+        while page := pages.next():
+            crop_ids.append(np.fromiter((row["crop_id"] for row in page), np.int64, len(page)))
+    finally:
+        pages.close()
+    return np.sort(np.concatenate(crop_ids))
+
+
+def fetch_rows(
+    milvus: Milvus, name: str, crop_ids: Sequence[int], columns: Sequence[str], **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Yield columns of the rows of a loaded generation with these crop_ids, in no particular order.
+
+    options: further arguments of pymilvus' `query`, such as consistency_level.
+    """
+    for filter_ in _id_filters(crop_ids, _IDS_PER_FETCH):
+        yield from milvus.call(
+            "query", name, filter=filter_, output_fields=list(columns), timeout=60, **options
+        )
+
+
+def _read_description(milvus: Milvus, name: str) -> Generation | None:
+    document: dict[str, Any] = milvus.call("describe_collection", name)
+    try:
+        text = document.get("properties", {}).get(_PROPERTY) or document.get("description") or ""
+        fields = json.loads(text)
+        return Generation(
+            name=document["collection_name"],
+            alias=fields["alias"],
+            fingerprint=fields["fingerprint"],
+            schema_version=fields["schema_version"],
+            run_ids=tuple(fields["run_ids"]),
+            index=IndexSpec(fields["index"]["type"], fields["index"]["params"]),
+            created=fields["created"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _field(column: pa.Field) -> Any:
@@ -159,87 +253,9 @@ def _field(column: pa.Field) -> Any:
     return FieldSchema(column.name, types[column.type], is_primary=column.name == "crop_id", **limits)
 
 
-def _read_description(milvus: Milvus, name: str) -> Generation | None:
-    said: dict[str, Any] = milvus.call("describe_collection", name)
-    try:
-        facts = json.loads(said.get("properties", {}).get(_FACTS) or said.get("description") or "")
-        return Generation(
-            name=said["collection_name"],
-            alias=facts["alias"],
-            fingerprint=facts["fingerprint"],
-            schema_version=facts["schema_version"],
-            run_ids=tuple(facts["run_ids"]),
-            index=IndexSpec(facts["index"]["type"], facts["index"]["params"]),
-            created=facts["created"],
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-INSERT_ROWS = 1000
-"""4 MB of vectors; a request may have 64 MB, and larger batches were not faster."""
-
-_IDS_PER_CALL = 5000
-
-
-def insert_rows(
-    milvus: Milvus, how: Literal["insert", "upsert"], name: str, batches: Iterable[pa.RecordBatch]
-) -> Iterator[int]:
-    """Send batches of at most INSERT_ROWS rows; yield the rows sent after each batch. Does not flush."""
-    sent = 0
-    for batch in batches:
-        milvus.call(how, name, list(_as_rows(batch)), timeout=120)
-        sent += batch.num_rows
-        yield sent
-
-
-def count_of(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> int:
-    """Return how many of the crop_ids (n,) a loaded generation holds."""
-    found = 0
-    for filter_ in _filters(crop_ids):
-        answer = milvus.call(
-            "query",
-            name,
-            filter=filter_,
-            output_fields=["count(*)"],
-            consistency_level="Strong",
-            timeout=60,
-        )
-        found += int(answer[0]["count(*)"])
-    return found
-
-
-def delete(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> None:
-    """Delete the rows of the crop_ids (n,) and flush; ids that are not there are fine."""
-    for filter_ in _filters(crop_ids):
-        milvus.call("delete", name, filter=filter_, timeout=120)
-    if crop_ids.size:
-        milvus.call("flush", name, timeout=600)
-
-
-def fetch_ids(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]:
-    """Return the crop_ids (n,) of a loaded generation, ascending: all, or those that pass a filter."""
-    pages = milvus.call(
-        "query_iterator",
-        name,
-        batch_size=10_000,
-        filter=expression,
-        output_fields=["crop_id"],
-        consistency_level="Strong",
-        timeout=120,
-    )
-    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    try:
-        while page := pages.next():
-            found.append(np.fromiter((row["crop_id"] for row in page), np.int64, len(page)))
-    finally:
-        pages.close()
-    return np.sort(np.concatenate(found))
-
-
-def _filters(crop_ids: Sequence[int] | NDArray[np.int64]) -> Iterator[str]:
-    for first in range(0, len(crop_ids), _IDS_PER_CALL):
-        yield f"crop_id in [{', '.join(str(int(one)) for one in crop_ids[first : first + _IDS_PER_CALL])}]"
+def _id_filters(crop_ids: Sequence[int] | NDArray[np.int64], size: int) -> Iterator[str]:
+    for first in range(0, len(crop_ids), size):
+        yield f"crop_id in [{', '.join(str(int(crop_id)) for crop_id in crop_ids[first : first + size])}]"
 
 
 def _as_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The index types: since which server version we use one, how it is built, and how it is searched."""
+"""Index types: the server versions that may use them, and their build and search parameters."""
 
 import math
 import re
@@ -11,20 +11,20 @@ from infra.errors import IndexRefused
 ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
 
 MAX_TOP = 16_384
-"""The most hits that Milvus returns for one probe."""
+"""Maximum number of hits that Milvus returns for one probe."""
 
 GRAPH_ROWS = 5_000_000
-"""Up to this many rows 'auto' chooses HNSW: at 4.3 KB a row they take 22 GB, and a quarter with IVF_SQ8."""
+"""Up to this many rows 'auto' chooses HNSW: 22 GB of memory at 4.3 KB per row; IVF_SQ8 needs a quarter."""
 
 LITE_GRAPH_ROWS = 20_000
-"""The same in a local file: beyond it a graph takes minutes to build, and IVF_FLAT has the same recall."""
+"""The same for a local file: above it, HNSW takes minutes to build, and IVF_FLAT has the same recall."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexType:
     """One type of vector index: where it is allowed, and its parameters for building and searching.
 
-    since: first server version on which we use it. lite: whether we use it on Milvus Lite as well.
+    since: first server version that may use it. lite: whether Milvus Lite may use it too.
     build: rows -> build parameters. search: (build parameters, top) -> search parameters.
     """
 
@@ -36,19 +36,19 @@ class IndexType:
 
 
 def _nlist(rows: int) -> dict[str, int]:
-    # About the square root of the rows, as a power of two.
+    # About the square root of the number of rows, as a power of two.
     return {"nlist": min(65_536, max(16, 2 ** round(max(rows, 1).bit_length() / 2)))}
 
 
 def _nprobe(built: dict[str, int], top: int) -> dict[str, int]:
-    # A fixed nprobe has full recall at 20 and loses half of the first 100. On 20,000 vectors in groups of 20,
-    # recall@100 is .62 at 16 of 256 lists and .999 at 128.
-    lists = built["nlist"]
-    return {"nprobe": min(lists, max(16, lists // 16, math.ceil(1.28 * top)))}
+    # A fixed nprobe has full recall at k=20 and loses half of it at k=100: on 20,000 vectors in groups of
+    # 20, recall@100 is .62 with 16 of 256 lists and .999 with 128.
+    nlist = built["nlist"]
+    return {"nprobe": min(nlist, max(16, nlist // 16, math.ceil(1.28 * top)))}
 
 
 def _ef(built: dict[str, int], top: int) -> dict[str, int]:
-    # As for nprobe: recall@100 is .92 at ef 128 and .998 at ef 800.
+    # As for nprobe: recall@100 is .92 with ef 128 and .998 with ef 800.
     return {"ef": min(32_768, max(128, 8 * top))}
 
 
@@ -60,9 +60,9 @@ def _no_search(built: dict[str, int], top: int) -> dict[str, int]:
     return {}
 
 
-# An allow-list, not what a server says it takes: a 2.3.5 server accepts DISKANN and the GPU types and then
-# hangs; FLAT on Milvus Lite allocates probes x rows x 4 KiB. Measured on milvus-lite 3.2.2 and Milvus 2.3.5;
-# later versions follow their documentation.
+# An allow-list, because a server accepts types that it cannot build: 2.3.5 takes DISKANN and the GPU types
+# and then hangs, and FLAT on Milvus Lite allocates probes x rows x 4 KiB. Tested on milvus-lite 3.2.2 and
+# Milvus 2.3.5; later versions follow their documentation.
 INDEX_TYPES = {
     index_type.name: index_type
     for index_type in (
@@ -80,10 +80,10 @@ INDEX_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What one version of Milvus supports without hanging, and how shards are imported into it."""
+    """The index types, the import interface and the batch size of one version of Milvus."""
 
     version: str
-    number: tuple[int, int, int]
+    version_tuple: tuple[int, int, int]
     lite: bool
     index_types: frozenset[str]
     import_interface: ImportInterface
@@ -92,48 +92,62 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """The vector index of a generation: a type that the server's version allows, and its build parameters."""
+    """The vector index of a generation: its type and build parameters."""
 
     type: str
     params: dict[str, int]
 
 
 def capabilities_of(version: str, *, lite: bool) -> Capabilities:
-    """Return what a version of Milvus, or of Milvus Lite, supports."""
+    """Return the capabilities of a version of Milvus, or of Milvus Lite."""
     match = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
-    number = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
+    version_tuple = (int(match[1]), int(match[2]), int(match[3] or 0)) if match else (0, 0, 0)
     if lite:
         allowed = frozenset(name for name, index_type in INDEX_TYPES.items() if index_type.lite)
-        return Capabilities(version, number, True, allowed, "stream_insert", 1000)
+        return Capabilities(
+            version=version,
+            version_tuple=version_tuple,
+            lite=True,
+            index_types=allowed,
+            import_interface="stream_insert",
+            probes_per_call=1000,
+        )
     # `connect` refuses servers that are older than every entry of the table.
     oldest = min(index_type.since for index_type in INDEX_TYPES.values())
     allowed = frozenset(
-        name for name, index_type in INDEX_TYPES.items() if index_type.since <= max(number, oldest)
+        name for name, index_type in INDEX_TYPES.items() if index_type.since <= max(version_tuple, oldest)
     )
     interface: ImportInterface = "stream_insert"
-    if number[:2] == (2, 3):
+    if version_tuple[:2] == (2, 3):
         interface = "grpc_v1"
-    elif number >= (2, 4, 0):
+    elif version_tuple >= (2, 4, 0):
         interface = "rest_v2"
-    return Capabilities(version, number, False, allowed, interface, 4096)
+    return Capabilities(
+        version=version,
+        version_tuple=version_tuple,
+        lite=False,
+        index_types=allowed,
+        import_interface=interface,
+        probes_per_call=4096,
+    )
 
 
 def index_spec(capabilities: Capabilities, name: str, rows: int) -> IndexSpec:
-    """Choose the index of a collection of `rows` rows; 'auto' chooses the type by rows and server.
+    """Return the index of a collection of `rows` rows; 'auto' chooses the type by rows and server.
 
-    Raises IndexRefused for a type that this server does not allow.
+    Raises IndexRefused for a type that this server may not use.
     """
     index_type = _automatic(capabilities, rows) if name == "auto" else name.upper()
     if index_type not in capabilities.index_types:
         raise IndexRefused(
-            f"index type {index_type} is not used on Milvus {capabilities.version}",
+            f"index type {index_type} is not allowed on Milvus {capabilities.version}",
             remedy=f"Choose one of {', '.join(sorted(capabilities.index_types))}.",
         )
     return IndexSpec(index_type, INDEX_TYPES[index_type].build(rows))
 
 
 def search_params(index: IndexSpec, top: int) -> dict[str, int]:
-    """Return the search parameters that find the nearest `top` of one probe with full recall."""
+    """Return the search parameters for full recall of the nearest `top` crops of a probe."""
     return INDEX_TYPES[index.type].search(index.params, top)
 
 

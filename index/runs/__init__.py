@@ -1,1 +1,1 @@
-"""One embedding of one manifest by one model: an immutable folder of shards and quarantine."""
+"""Runs: the embedding of one manifest by one model, as an immutable folder of shards and quarantine."""

@@ -1,4 +1,4 @@
-"""Quarantine: the crops of a run that have no embedding, each with stage, cause and detail."""
+"""Accounting: each listed crop is embedded or quarantined, and a quarantined crop has stage and cause."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -15,12 +15,15 @@ from index.runs.shards import ShardInfo, read_shards, require_unique
 from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
 from infra.errors import CountMismatch, SchemaMismatch
 
+Ids = NDArray[np.int64]
+_MAX_EXAMPLES = 10
+
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedCrop:
     """One crop without an embedding.
 
-    `stage` is one of QUARANTINE_STAGES, `cause` one short word ('truncated'), `detail` a sentence.
+    `stage` is one of QUARANTINE_STAGES, `cause` a short word ('truncated'), `detail` a sentence.
     """
 
     crop_id: int
@@ -35,7 +38,7 @@ def quarantine_table(crops: Iterable[QuarantinedCrop] = ()) -> pa.Table:
     rows = [astuple(crop) for crop in crops]
     columns = list(zip(*rows, strict=True)) or [()] * len(QUARANTINE_SCHEMA)
     return pa.table(
-        [pa.array(column, kind.type) for column, kind in zip(columns, QUARANTINE_SCHEMA, strict=True)],
+        [pa.array(column, field.type) for column, field in zip(columns, QUARANTINE_SCHEMA, strict=True)],
         schema=QUARANTINE_SCHEMA,
     )
 
@@ -43,14 +46,16 @@ def quarantine_table(crops: Iterable[QuarantinedCrop] = ()) -> pa.Table:
 def check_quarantine(table: pa.Table, where: str) -> None:
     """Raise SchemaMismatch for other columns, a null, or a stage that does not exist."""
     if not table.schema.equals(QUARANTINE_SCHEMA):
-        raise SchemaMismatch(f"{where} has not the columns of a quarantine: {', '.join(table.schema.names)}")
+        raise SchemaMismatch(
+            f"{where} does not have the columns of a quarantine: {', '.join(table.schema.names)}"
+        )
     for name in table.schema.names:
         if table[name].null_count:
             raise SchemaMismatch(f"{where} has a null in column {name}")
-    strange = set(pc.unique(table["stage"]).to_pylist()) - set(QUARANTINE_STAGES)
-    if strange:
+    unknown_stages = set(pc.unique(table["stage"]).to_pylist()) - set(QUARANTINE_STAGES)
+    if unknown_stages:
         raise SchemaMismatch(
-            f"{where} names the stage '{min(strange)}', which is none of {QUARANTINE_STAGES}"
+            f"{where} names the stage '{min(unknown_stages)}', which is not one of {QUARANTINE_STAGES}"
         )
 
 
@@ -61,54 +66,55 @@ def count_causes(table: pa.Table) -> Counter[str]:
 
 
 def split_usable(manifest: pa.Table) -> tuple[Any, pa.Table]:
-    """Find rows (n) that no shard can hold, because a string is too long for the index.
+    """Find rows (n) that no shard can hold, because a string is too long for Milvus.
 
-    Returns a bool Array (n,), true where usable, and the others as a quarantine table.
+    Returns a bool Array (n,), true where usable, and the other rows as a quarantine table.
     """
-    usable = pa.repeat(True, manifest.num_rows)
-    found: list[pa.Table] = []
+    is_usable = pa.repeat(True, manifest.num_rows)
+    tables: list[pa.Table] = []
     for name, limit in MAX_BYTES.items():
-        longer = pc.and_(usable, pc.greater(pc.binary_length(manifest[name]), limit))
-        rows = manifest.filter(longer)
+        is_too_long = pc.and_(is_usable, pc.greater(pc.binary_length(manifest[name]), limit))
+        rows = manifest.filter(is_too_long)
         if rows.num_rows:
-            words = {
+            values = {
                 "stage": "manifest",
                 "cause": f"{name.removesuffix('_id')}-too-long",
                 "detail": f"{name} is longer than {limit} bytes",
             }
-            for word, text in words.items():
-                rows = rows.append_column(word, pa.repeat(text, rows.num_rows))
-            found.append(rows.select(QUARANTINE_SCHEMA.names))
-            usable = pc.and_not(usable, longer)
-    return usable, pa.concat_tables([quarantine_table(), *found]).combine_chunks()
-
-
-Ids = NDArray[np.int64]
+            for column, value in values.items():
+                rows = rows.append_column(column, pa.repeat(value, rows.num_rows))
+            tables.append(rows.select(QUARANTINE_SCHEMA.names))
+            is_usable = pc.and_not(is_usable, is_too_long)
+    return is_usable, pa.concat_tables([quarantine_table(), *tables]).combine_chunks()
 
 
 def verify_partition(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids) -> None:
-    """Check crop_ids, (n,) each: each listed crop is embedded once or quarantined once, and nothing else is.
+    """Check that each listed crop_id, (n,) each, is embedded or quarantined exactly once, and no other is.
 
     Raises DuplicateCropId and CountMismatch, with up to ten ids.
     """
     require_unique(embedded, where)
     require_unique(quarantined, f"{where} (quarantine)")
     both = np.intersect1d(embedded, quarantined, assume_unique=True)
-    found = np.concatenate([embedded, quarantined])
-    lost = np.setdiff1d(listed, found)
-    foreign = np.setdiff1d(found, listed)
-    for ids, what in ((lost, "lost"), (foreign, "not in the manifest"), (both, "embedded and quarantined")):
+    accounted = np.concatenate([embedded, quarantined])
+    lost = np.setdiff1d(listed, accounted)
+    unexpected = np.setdiff1d(accounted, listed)
+    for ids, problem in (
+        (lost, "lost"),
+        (unexpected, "not in the manifest"),
+        (both, "embedded and quarantined"),
+    ):
         if ids.size:
             raise CountMismatch(
                 f"{where}: {listed.size:,} crops, {embedded.size:,} embedded, "
                 f"{quarantined.size:,} quarantined; "
-                f"{ids.size:,} {what}: {', '.join(map(str, ids[:10]))}",
-                remedy="Embed the archive again as a new run, and report how this one came about.",
+                f"{ids.size:,} {problem}: {', '.join(map(str, ids[:_MAX_EXAMPLES]))}",
+                remedy="Embed the archive again as a new run, and report this as a bug.",
             )
 
 
 def verify_run(folder: RunFolder, shards: Iterable[ShardInfo]) -> Counter[str]:
-    """Check that the crop_ids of a compacted run balance, and count its quarantine by 'stage/cause'.
+    """Check the crop_ids of a compacted run, and count its quarantine by 'stage/cause'.
 
     Raises DuplicateCropId and CountMismatch, with up to ten ids.
     """
@@ -132,6 +138,6 @@ def crop_ids(table: Any) -> Ids:
 
 
 def sort_like(table: pa.Table, like: pa.Table) -> pa.Table:
-    """Sort a table's rows by the place of their crop_id in another table, which has each of them once."""
-    places = pc.index_in(like["crop_id"], value_set=table["crop_id"].combine_chunks()).drop_null()
-    return table.take(places)
+    """Sort rows by the position of their crop_id in another table, which has each of them once."""
+    positions = pc.index_in(like["crop_id"], value_set=table["crop_id"].combine_chunks()).drop_null()
+    return table.take(positions)

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its objects, and how they are read and written."""
+"""The folder of a run: the keys of its objects, and how they are read and written."""
 
 import re
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class RunFolder:
 
     @property
     def footer(self) -> dict[str, str]:
-        """What every Parquet file of the run says in its footer."""
+        """Metadata in the footer of every Parquet file of the run."""
         return {"clvr.run_id": self.info.run_id}
 
     def key(self, name: str = "") -> str:
@@ -34,12 +34,12 @@ class RunFolder:
 
     def manifest_key(self, number: int) -> str:
         """Return the key of one file of the manifest."""
-        # Named by contents and layout: the loser of two racing creators must not overwrite the winner's rows.
+        # Named by contents and layout: of two racing creators, the loser must not overwrite the other's rows.
         stem = f"{self.info.manifest[:16]}-{self.info.rows_per_part}"
         return self.key(f"manifest/{stem}-{number:05d}.parquet")
 
     def manifest_keys(self) -> list[str]:
-        """Return the keys of the manifest's files, in order."""
+        """Return the keys of all files of the manifest, in order."""
         return [self.manifest_key(number) for number in range(-(-self.info.parts // _PARTS_PER_FILE))]
 
     def part_keys(self, part: int) -> tuple[str, str]:
@@ -54,27 +54,31 @@ class RunFolder:
         """Return the key of the done-mark of one compacted shard."""
         return self.key(f"parts/shard-{shard:05d}.json")
 
+    def vanished_key(self) -> str:
+        """Return the key of the list of vanished crops."""
+        return self.key("vanished.parquet")
+
     def started(self) -> bool:
-        """Return whether run.json stands."""
+        """Return whether run.json exists."""
         head = None
         with ignore_missing_root(self.store):
             head = self.store.head(self.key("run.json"))
         return head is not None
 
     def write_manifest(self, crops: pa.Table) -> None:
-        """Write the manifest: a row group a part, so that a part is read without the rest."""
+        """Write the manifest with one row group per part, so each part can be read alone."""
         per_file = _PARTS_PER_FILE * self.info.rows_per_part
         for number, key in enumerate(self.manifest_keys()):
             rows = crops.slice(number * per_file, per_file)
             write_table(self.store, key, rows, metadata=self.footer, row_group_rows=self.info.rows_per_part)
 
     def write_vanished(self, uris: Any) -> None:
-        """Write down the crops (string Array) that were in the run before and are gone from the archive."""
+        """Write the URIs (string Array) of crops that an earlier run has and the archive has no longer."""
         rows = pa.table({"uri": pc.cast(uris, pa.string())})
-        write_table(self.store, self.key("vanished.parquet"), rows, metadata=self.footer)
+        write_table(self.store, self.vanished_key(), rows, metadata=self.footer)
 
     def part_rows(self, part: int) -> pa.Table:
-        """Return all rows of one part. Raises BadSetting for a part that the run has not."""
+        """Return all rows of one part. Raises BadSetting for a part that does not exist."""
         if not 0 <= part < self.info.parts:
             raise BadSetting(f"run {self.info.run_id} has {self.info.parts} parts, not one of number {part}")
         file_number, row_group = divmod(part, _PARTS_PER_FILE)
@@ -82,8 +86,8 @@ class RunFolder:
             return file.read_row_group(row_group).cast(MANIFEST_SCHEMA)
 
     def done_parts(self) -> set[int]:
-        """Return the numbers of the parts whose shard rows stand."""
-        names = (found.key.rpartition("/")[2] for found in self.store.list(self.key("parts")))
+        """Return the numbers of the parts whose shard rows are written."""
+        names = (info.key.rpartition("/")[2] for info in self.store.list(self.key("parts")))
         matches = (re.fullmatch(r"part-(\d{5,})\.parquet", name) for name in names)
         return {int(match[1]) for match in matches if match}
 
@@ -94,7 +98,7 @@ class RunFolder:
             raise CountMismatch(
                 f"run {self.info.run_id} has {len(pending)} of {self.info.parts} parts pending: "
                 f"{', '.join(map(str, pending[:10]))}",
-                remedy="Resume the run with `clvr embed`, then finish it.",
+                remedy="Resume the run: `clvr embed`.",
             )
 
     def read(self, key: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""The runs of one archive and model in the order of their creation, and the crops they know."""
+"""The chain of runs that continue each other, and the crops that they know."""
 
 from collections.abc import Mapping
 
@@ -10,44 +10,44 @@ from infra.store import Store
 
 
 def known_crops(store: Store, run_id: str) -> pa.Table:
-    """Return uri and etag of all crops that a run and the runs which it continues were made of.
+    """Return uri and etag of all crops of a run and of the runs which it continues.
 
-    A run that was made with --since-run holds only what was new then, so its chain is followed. Of a crop
-    that several have, the latest counts; one that vanished since is not there any more, so that it is new
-    when it comes back. Raises ObjectMissing, BadInput for a chain that ends in itself.
+    A run that was started with --since-run has only the changes, so its chain is followed. Of a crop in
+    several runs the latest etag counts; a crop that vanished is left out, so it is new when it returns.
+    Raises ObjectMissing, BadInput for a chain that leads back to itself.
     """
     tables, chain = [], lineage(store, run_id)
     for age, run in enumerate(reversed(chain)):
-        rows = run.manifest().select(["uri", "etag"])
-        gone = vanished_uris(run)
-        for part, there in ((rows, True), (gone.append_column("etag", pa.repeat("", gone.num_rows)), False)):
-            part = part.append_column("age", pa.repeat(age, part.num_rows))
-            tables.append(part.append_column("there", pa.repeat(there, part.num_rows)))
-    rows = pa.concat_tables(tables)
+        crops, vanished = run.manifest().select(["uri", "etag"]), vanished_uris(run)
+        vanished = vanished.append_column("etag", pa.repeat("", vanished.num_rows))
+        for rows, exists in ((crops, True), (vanished, False)):
+            rows = rows.append_column("age", pa.repeat(age, rows.num_rows))
+            tables.append(rows.append_column("exists", pa.repeat(exists, rows.num_rows)))
+    all_rows = pa.concat_tables(tables)
     if len(chain) == 1:
-        return rows.filter(rows["there"]).select(["uri", "etag"])
-    # Threads would lose the order that "first" rests on.
+        return all_rows.filter(all_rows["exists"]).select(["uri", "etag"])
+    # "first" depends on the order, which threads would not keep.
     latest = (
-        rows.sort_by("age")
+        all_rows.sort_by("age")
         .group_by("uri", use_threads=False)
-        .aggregate([("etag", "first"), ("there", "first")])
+        .aggregate([("etag", "first"), ("exists", "first")])
     )
-    latest = latest.filter(latest["there_first"]).select(["uri", "etag_first"])
+    latest = latest.filter(latest["exists_first"]).select(["uri", "etag_first"])
     return latest.rename_columns({"etag_first": "etag"})
 
 
 def lineage(store: Store, run_id: str, *, known: Mapping[str, Run] | None = None) -> list[Run]:
     """Return a run and those that it continues, by --since-run or --requeue, the oldest first.
 
-    known: runs that are open already, by id; only others are read.
-    Raises ObjectMissing, BadInput for a chain that ends in itself.
+    known: runs that are already open, by id; others are read.
+    Raises ObjectMissing, BadInput for a chain that leads back to itself.
     """
     chain: list[Run] = []
-    link: str | None = run_id
-    while link is not None:
-        if any(run.run_id == link for run in chain):
-            raise BadInput(f"the runs before {run_id} lead back to {link}")
-        run = (known or {}).get(link) or Run.open(store, link)
+    next_id: str | None = run_id
+    while next_id is not None:
+        if any(run.run_id == next_id for run in chain):
+            raise BadInput(f"the runs before {run_id} lead back to {next_id}")
+        run = (known or {}).get(next_id) or Run.open(store, next_id)
         chain.append(run)
-        link = run.info.settings.get("since_run") or run.info.settings.get("requeue")
+        next_id = run.info.settings.get("since_run") or run.info.settings.get("requeue")
     return chain[::-1]

@@ -1,4 +1,4 @@
-"""The two documents of a run: run.json says what it was started with, done.json what came of it."""
+"""The two records of a run: run.json, its input, and done.json, its result."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ LEDGER_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class RunInfo(JsonDocument):
-    """What a run was started with."""
+    """run.json: the input of a run."""
 
     FORMAT = ("ledger_version", LEDGER_VERSION)
 
@@ -23,28 +23,28 @@ class RunInfo(JsonDocument):
     model: str
     """URI of the checkpoint."""
     settings: dict[str, Any]
-    """Settings of the job: what decided the crops and the precision, so that it can continue."""
+    """Settings of the job that decide the crops and the precision; a resumed job uses them again."""
     manifest: str
-    """SHA-256 over the manifest's rows; the manifest's files carry it in their names."""
+    """SHA-256 over the rows of the manifest; the names of its files contain it."""
     listed: int
-    """Rows of the manifest as it was given."""
+    """Rows of the manifest, duplicates included."""
     duplicates: int
-    """Rows that named a URI once more; they are left out of the run."""
+    """Further rows of the same URI, which are left out of the run."""
     rows_per_part: int
     parts_per_shard: int
     created: str
     version: str
-    """Release that made the run."""
+    """Release that started the run."""
     ledger_version: int = LEDGER_VERSION
 
     @property
     def rows(self) -> int:
-        """Crops of the run: each ends in a shard or in the quarantine."""
+        """Number of crops: each ends in a shard or in the quarantine."""
         return self.listed - self.duplicates
 
     @property
     def parts(self) -> int:
-        """Number of parts; the last may be shorter."""
+        """Number of parts; the last one may be shorter."""
         return -(-self.rows // self.rows_per_part)
 
     @property
@@ -52,25 +52,25 @@ class RunInfo(JsonDocument):
         """Number of shards that the parts are compacted into."""
         return -(-self.parts // self.parts_per_shard)
 
-    def require_same(self, asked: "RunInfo") -> None:
+    def require_same(self, requested: "RunInfo") -> None:
         """Raise FingerprintMismatch or Mismatch, with both values, unless both have the same input."""
-        if self.fingerprint != asked.fingerprint:
+        if self.fingerprint != requested.fingerprint:
             raise FingerprintMismatch(
-                f"run {self.run_id} was started with model {self.fingerprint}, not {asked.fingerprint}",
-                remedy="Choose another run_id.",
+                f"run {self.run_id} was started with model {self.fingerprint}, not {requested.fingerprint}",
+                remedy="Choose another run id.",
             )
         for name in ("archive", "manifest", "listed"):
-            was, now_asked = getattr(self, name), getattr(asked, name)
-            if was != now_asked:
+            value, requested_value = getattr(self, name), getattr(requested, name)
+            if value != requested_value:
                 raise Mismatch(
-                    f"run {self.run_id} was started with {name} {was}, not {now_asked}",
-                    remedy="Choose another run_id, or resume with the manifest of this run.",
+                    f"run {self.run_id} was started with {name} {value}, not {requested_value}",
+                    remedy="Choose another run id, or resume with the manifest of this run.",
                 )
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary(JsonDocument):
-    """What came of a run: listed = embedded + quarantined + duplicates."""
+    """done.json: the result of a run; listed = embedded + quarantined + duplicates."""
 
     FORMAT = ("ledger_version", LEDGER_VERSION)
 
@@ -85,7 +85,7 @@ class RunSummary(JsonDocument):
     causes: dict[str, int]
     """Quarantined crops by 'stage/cause'."""
     shards: tuple[ShardInfo, ...]
-    """Keys are relative to the run's folder, so that a run may be copied elsewhere."""
+    """With keys relative to the run's folder, so a run may be copied elsewhere."""
     started: str
     finished: str
     settings: dict[str, Any]

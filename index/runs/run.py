@@ -1,21 +1,22 @@
-"""Runs: one embedding of one manifest by one model, in an immutable folder that may be killed at any point.
+"""Runs: one embedding of one manifest by one model, in a folder that survives a kill at any point.
 
-    runs/<run_id>/run.json                          first, once (If-None-Match)
-                  manifest/<digest>-00000.parquet   one row group a part
-                  vanished.parquet                  of an incremental run: crops that are gone since
+    runs/<run_id>/run.json                          first, written once (If-None-Match)
+                  manifest/<digest>-00000.parquet   one row group per part
+                  vanished.parquet                  of an incremental run: crops that are gone
                   parts/…                           work in progress, removed at the end
                   shards/shard-00000.parquet
                   quarantine/quarantine-00000.parquet
                   done.json                         last: counts and digests
-                  timings/<time>.json               where the time went, an attempt each; nothing rests on it
+                  timings/<time>.json               one per attempt, for information only
 
-Each step writes whole objects under fixed names, and its done-mark after everything else, so a step that
-was cut off is simply repeated.
+Each step writes whole objects under fixed names, and its done-mark last, so an interrupted step is simply
+repeated.
 """
 
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -49,11 +50,12 @@ from infra.errors import (
 )
 from infra.store import Store, ignore_missing_root
 
+_VANISHED_SCHEMA = pa.schema([("uri", pa.string())])
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Run:
-    """One run. Pickles as its store and run.json; every method may be repeated."""
+    """One run. It is pickled as its store and run.json; every method may be repeated."""
 
     def __init__(self, store: Store, info: RunInfo) -> None:
         self.store = store
@@ -93,16 +95,16 @@ class Run:
     ) -> Self:
         """Start a run, or return the one that was started with the same archive, manifest and model.
 
-        The manifest is sorted and rid of duplicates, which are counted. A shard is made of whole parts: at
-        most `rows_per_shard` rows, or one part. Sizes of a run that exists stay as they are. `vanished`: URIs
-        (string Array) of crops that are gone from the archive; a run may consist of nothing else.
+        The manifest is sorted; duplicates are dropped and counted. A shard consists of whole parts: at most
+        `rows_per_shard` rows, or one part. An existing run keeps its sizes. `vanished`: URIs (string Array)
+        of crops that are gone from the archive; a run may have no other crops.
         Raises FingerprintMismatch or Mismatch if the run_id is taken by another input, DuplicateCropId,
         EmptyArchive, BadSetting, SchemaMismatch.
         """
         if not _RUN_ID.fullmatch(run_id):
             raise BadSetting(f"'{run_id}' cannot name a run", remedy="Use letters, digits, '.', '_' and '-'.")
         if rows_per_part < 1 or rows_per_shard < 1:
-            raise BadSetting(f"{rows_per_part} rows a part and {rows_per_shard} a shard cannot be")
+            raise BadSetting(f"{rows_per_part} rows per part and {rows_per_shard} per shard are not positive")
         crops, duplicates = drop_duplicates(normalize_manifest(manifest))
         if not crops.num_rows and not len(vanished):
             raise EmptyArchive(f"the manifest of run {run_id} has no rows")
@@ -128,14 +130,14 @@ class Run:
             try:
                 store.create(run.folder.key("run.json"), info.to_json())
             except ObjectExists:
-                pass  # another one was faster, or our own answer was lost: the comparison below tells
+                pass  # another process was faster, or the response was lost: compared below
             else:
                 return run
-        there = cls.open(store, run_id)
-        if there.folder.manifest_key(0) != run.folder.manifest_key(0):
+        existing = cls.open(store, run_id)
+        if existing.folder.manifest_key(0) != run.folder.manifest_key(0):
             store.delete(*run.folder.manifest_keys())
-        there.info.require_same(info)
-        return there
+        existing.info.require_same(info)
+        return existing
 
     @classmethod
     def open(cls, store: Store, run_id: str) -> Self:
@@ -151,12 +153,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether done.json stands."""
+        """Whether done.json exists."""
         return "summary" in self.__dict__ or self.store.head(self.folder.key("done.json")) is not None
 
     @cached_property
     def summary(self) -> RunSummary:
-        """What done.json says. Raises CountMismatch for a run that is not finished."""
+        """The contents of done.json. Raises CountMismatch for a run that is not finished."""
         key = self.folder.key("done.json")
         try:
             return RunSummary.read(self.store, key)
@@ -166,26 +168,24 @@ class Run:
             ) from missing
 
     def shard_keys(self) -> list[str]:
-        """Keys, in the store, of the shards that have rows. Raises CountMismatch if not finished."""
-        return [facts.key for facts in self.shards()]
+        """Return the keys, in the store, of shards that have rows. Raises CountMismatch if not finished."""
+        return [info.key for info in self.shards()]
 
     def shards(self) -> list[ShardInfo]:
-        """Return the shards that have rows, as done.json states them, with keys in the store."""
-        return [
-            ShardInfo(self.folder.key(facts.key), facts.rows, facts.bytes, facts.sha256)
-            for facts in self.summary.shards
-            if facts.rows
-        ]
+        """Return the shards in done.json that have rows, with keys in the store."""
+        return [replace(info, key=self.folder.key(info.key)) for info in self.summary.shards if info.rows]
 
     def manifest(self) -> pa.Table:
-        """Return the whole manifest. Raises CorruptShard if it is not the one that the run was made of."""
+        """Return the whole manifest. Raises CorruptShard if it was altered."""
         table = self.folder.read_tables(MANIFEST_SCHEMA, self.folder.manifest_keys())
         if manifest_digest(table) != self.info.manifest:
-            raise CorruptShard(f"the manifest of run {self.run_id} was altered", remedy="Make a new run.")
+            raise CorruptShard(
+                f"the manifest of run {self.run_id} was altered", remedy="Start a new run: `clvr embed`."
+            )
         return table
 
     def quarantine(self) -> pa.Table:
-        """Return the quarantine; of a run that is not finished, that of the parts done so far."""
+        """Return the quarantine; of an unfinished run, that of the parts written so far."""
         if self.finished:
             keys = [self.folder.quarantine_key(number) for number in range(self.info.shards)]
         else:
@@ -193,52 +193,53 @@ class Run:
         return self.folder.read_tables(QUARANTINE_SCHEMA, keys)
 
     def pending_parts(self) -> list[int]:
-        """Numbers of the parts whose shard rows are not written, ascending."""
+        """Return the numbers of the parts whose shard rows are not written, ascending."""
         if self.finished:
             return []
         return sorted(set(range(self.info.parts)) - self.folder.done_parts())
 
     def pending_rows(self) -> int:
-        """Count the crops of the parts that are not written yet."""
+        """Return the number of crops in the pending parts."""
         pending = self.pending_parts()
-        short = self.info.parts * self.info.rows_per_part - self.info.rows
-        return len(pending) * self.info.rows_per_part - (short if self.info.parts - 1 in pending else 0)
+        missing_in_last = self.info.parts * self.info.rows_per_part - self.info.rows
+        rows = len(pending) * self.info.rows_per_part
+        return rows - (missing_in_last if self.info.parts - 1 in pending else 0)
 
     def part_manifest(self, part: int) -> pa.Table:
-        """Return the crops of one part that are to be embedded.
+        """Return the crops of one part to embed.
 
-        Crops with a URI, camera or track too long for the index are left out; `write_part` quarantines them.
+        Crops whose URI, camera or track is too long for Milvus are left out; `write_part` quarantines them.
         """
         rows = self.folder.part_rows(part)
         return rows.filter(split_usable(rows)[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
-        """Write the outcome of one part; the order of rows does not matter, a repetition overwrites.
+        """Write the result of one part, with rows in any order; a repeated write overwrites it.
 
         Raises CountMismatch unless each crop of `part_manifest(part)` is in exactly one of the two tables,
-        CorruptShard and SchemaMismatch for what they must not hold.
+        CorruptShard and SchemaMismatch for invalid values and columns.
         """
         rows = self.folder.part_rows(part)
-        usable, refused = split_usable(rows)
+        is_usable, unusable = split_usable(rows)
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
         verify_partition(
             f"part {part} of run {self.run_id}",
-            listed=crop_ids(rows.filter(usable)),
+            listed=crop_ids(rows.filter(is_usable)),
             embedded=crop_ids(shard),
             quarantined=crop_ids(quarantine),
         )
         shard_key, quarantine_key = self.folder.part_keys(part)
-        left_out = sort_like(pa.concat_tables([quarantine, refused]), rows)
-        write_table(self.store, quarantine_key, left_out, metadata=self.folder.footer)
+        quarantined = sort_like(pa.concat_tables([quarantine, unusable]), rows)
+        write_table(self.store, quarantine_key, quarantined, metadata=self.folder.footer)
         # The shard is the done-mark of the part, so it comes last.
         write_shard(
             self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
         )
 
     def compact(self, shard: int) -> ShardInfo:
-        """Stream the parts of one shard into shards/ and quarantine/. Raises CountMismatch if any is pending.
+        """Join the parts of one shard in shards/ and quarantine/. Raises CountMismatch if any is pending.
 
-        Independent of other shards, so many may be compacted at once.
+        Shards may be compacted in parallel.
         """
         if self.finished:
             return self.summary.shards[shard]
@@ -248,21 +249,22 @@ class Run:
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
         self.folder.require_done(set(parts))
         keys = [self.folder.part_keys(part) for part in parts]
-        left_out = self.folder.read_tables(QUARANTINE_SCHEMA, [quarantine for _, quarantine in keys])
-        write_table(self.store, self.folder.quarantine_key(shard), left_out, metadata=self.folder.footer)
+        quarantined = self.folder.read_tables(QUARANTINE_SCHEMA, [quarantine for _, quarantine in keys])
+        write_table(self.store, self.folder.quarantine_key(shard), quarantined, metadata=self.folder.footer)
         rows = read_shards(self.store, [rows for rows, _ in keys], fingerprint=self.fingerprint)
         name = f"shards/shard-{shard:05d}.parquet"
         written = write_shard(
             self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
         )
-        facts = ShardInfo(name, written.rows, written.bytes, written.sha256)
-        self.store.put(self.folder.record_key(shard), facts.to_json())
-        return facts
+        info = replace(written, key=name)
+        self.store.put(self.folder.record_key(shard), info.to_json())
+        return info
 
     def finish(self) -> RunSummary:
-        """Compact what is not compacted, prove the accounting, write done.json, remove the parts.
+        """Compact the remaining shards, verify the accounting, write done.json, remove the parts.
 
-        Raises CountMismatch (parts pending, or crops lost or foreign, with up to ten ids), DuplicateCropId.
+        Raises CountMismatch if parts are pending, or crops are missing or unexpected, with up to ten ids;
+        DuplicateCropId.
         """
         if not self.finished:
             self.folder.require_done(set(range(self.info.parts)))
@@ -284,14 +286,14 @@ class Run:
                 finished=utc_now(),
                 settings=self.info.settings,
             )
-            with suppress(ObjectExists):  # a second finisher came to the same result; its times stand
+            with suppress(ObjectExists):  # another process finished the run with the same result
                 self.store.create(self.folder.key("done.json"), summary.to_json())
-        self.store.delete(*(found.key for found in self.store.list(self.folder.key("parts"))))
+        self.store.delete(*(info.key for info in self.store.list(self.folder.key("parts"))))
         return self.summary
 
 
 def list_runs(store: Store) -> list[Run]:
-    """Return the runs below a store's root, the oldest first. One that was killed before run.json is none."""
+    """Return the runs below the root of a store, the oldest first, without those that have no run.json."""
     folders: list[str] = []
     with ignore_missing_root(store):
         folders = store.folders("runs")
@@ -305,25 +307,20 @@ def list_runs(store: Store) -> list[Run]:
 def find_unfinished(
     store: Store, *, archive: str, fingerprint: str, origin: Mapping[str, Any] | None = None
 ) -> Run | None:
-    """Return the newest run of this archive by this model that has no done.json.
+    """Return the newest unfinished run of this archive by this model.
 
-    origin: settings that the run must have been started with, such as where its manifest came from; one
-    that it does not name counts as None.
+    origin: settings that the run must have, such as the source of its manifest; a missing one counts as None.
     """
     for run in reversed(list_runs(store)):
-        known = run.info.settings
-        same = all(known.get(name) == value for name, value in (origin or {}).items())
-        if same and (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
+        settings = run.info.settings
+        has_origin = all(settings.get(name) == value for name, value in (origin or {}).items())
+        if has_origin and (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
             return run
     return None
 
 
-NAME = "vanished.parquet"
-_SCHEMA = pa.schema([("uri", pa.string())])
-
-
 def vanished_ids(run: Run) -> NDArray[np.int64]:
-    """Return the crop_ids (n,) that the run lists as vanished, ascending; none if it lists none.
+    """Return the crop_ids (n,) that a run lists as vanished, ascending.
 
     Raises SchemaMismatch for a file without URIs, CorruptShard.
     """
@@ -332,12 +329,12 @@ def vanished_ids(run: Run) -> NDArray[np.int64]:
 
 
 def vanished_uris(run: Run) -> pa.Table:
-    """Return what the run lists as vanished, one column `uri`. Raises what `vanished_ids` raises."""
-    key = run.folder.key(NAME)
+    """Return the URIs that a run lists as vanished, in the column `uri`. Raises as `vanished_ids` does."""
+    key = run.folder.vanished_key()
     try:
         with open_parquet(run.store, key) as file:
             if "uri" not in file.schema_arrow.names:
                 raise SchemaMismatch(f"{run.store.uri_of(key)} has no column uri")
-            return file.read(columns=["uri"]).cast(_SCHEMA)
+            return file.read(columns=["uri"]).cast(_VANISHED_SCHEMA)
     except ObjectMissing:
-        return _SCHEMA.empty_table()
+        return _VANISHED_SCHEMA.empty_table()

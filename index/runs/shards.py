@@ -1,4 +1,4 @@
-"""Shards: Parquet files of embeddings that say in their footer which model and run made them."""
+"""Shards: Parquet files of embeddings, with model and run in the footer, and their checks."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,121 +25,17 @@ from infra.errors import (
 )
 from infra.store import Store
 
-REBUILD_REMEDY = (
-    "Delete the file and write it again from its run; if it is copied, compare the copy with the source."
-)
-
-
-def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
-    """Hold a footer to the contract. Raises SchemaMismatch, and FingerprintMismatch with both names."""
-    metadata = {
-        name.decode(): value.decode()
-        for name, value in (schema.metadata or {}).items()
-        if name.startswith(b"clvr.")
-    }
-    version = metadata.get("clvr.schema")
-    if version is None or "clvr.fingerprint" not in metadata:
-        raise SchemaMismatch(f"{key} is a Parquet file, but no shard of this system")
-    if version != str(SHARD_VERSION):
-        raise SchemaMismatch(
-            f"{key} is a shard of version {version}, this release reads version {SHARD_VERSION}",
-            remedy="Read it with the release that wrote it, or embed the archive again.",
-        )
-    check_columns(schema, key)
-    if fingerprint not in (None, metadata["clvr.fingerprint"]):
-        raise FingerprintMismatch(
-            f"{key} was made by model {metadata['clvr.fingerprint']}, but model {fingerprint} is asked for",
-            remedy="Embed the archive with the model you search with, or choose the model that made the run.",
-        )
-
-
-def check_columns(schema: pa.Schema, key: str) -> None:
-    """Raise SchemaMismatch, naming the columns, unless they are those of SHARD_SCHEMA."""
-    if schema.remove_metadata().equals(SHARD_SCHEMA):
-        return
-    found = {column.name: column.type for column in schema}
-    wanted = {column.name: column.type for column in SHARD_SCHEMA}
-    differing = sorted(name for name in found | wanted if found.get(name) != wanted.get(name))
-    raise SchemaMismatch(f"{key} has other columns than a shard: {', '.join(differing) or 'their order'}")
-
-
-def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
-    """Raise CorruptShard, naming row and column, for a null, an over-long or non-UTF-8 string, a vector
-    that is not of 1024 finite numbers, or a confidence that is not finite."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        if column.null_count:
-            raise _corrupt(key, first_row, column.is_null(), name, "is null")
-        if name in MAX_BYTES:
-            try:
-                column.validate(full=True)
-            except pa.ArrowInvalid as invalid:
-                raise CorruptShard(
-                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
-                ) from invalid
-            longer = pc.greater(pc.binary_length(column), MAX_BYTES[name])
-            if pc.any(longer).as_py():
-                raise _corrupt(key, first_row, longer, name, f"is longer than {MAX_BYTES[name]} bytes")
-    confidence = batch.column("model_confidence")
-    if not pc.all(pc.is_finite(confidence), min_count=0).as_py():
-        raise _corrupt(
-            key, first_row, pc.invert(pc.is_finite(confidence)), "model_confidence", "is not finite"
-        )
-    embedding = batch.column("embedding")
-    check_vectors(embedding, key, first_row=first_row)
-    finite = np.isfinite(embedding.flatten().to_numpy(zero_copy_only=True))
-    if not finite.all():
-        bad = ~finite.reshape(-1, EMBEDDING_DIM).all(axis=1)
-        raise _corrupt(key, first_row, bad, "embedding", "holds a number that is not finite")
-
-
-def check_vectors(column: Any, key: str, *, first_row: int) -> None:
-    """Raise CorruptShard unless a list<float32> Array (n,) holds n vectors of 1024 numbers, without nulls."""
-    other = pc.not_equal(pc.fill_null(pc.list_value_length(column), -1), EMBEDDING_DIM)
-    if pc.any(other, min_count=0).as_py():
-        raise _corrupt(key, first_row, other, "embedding", f"is not of {EMBEDDING_DIM} numbers")
-    flat = column.flatten()
-    if flat.null_count:
-        missing = np.asarray(flat.is_null()).reshape(-1, EMBEDDING_DIM).any(axis=1)
-        raise _corrupt(key, first_row, missing, "embedding", "holds a null")
-
-
-def require_unique(crop_ids: NDArray[np.int64], where: str) -> None:
-    """Raise DuplicateCropId, with up to ten ids, if a crop_id (n,) occurs twice."""
-    ordered = np.sort(crop_ids)
-    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if twice.size:
-        shown = ", ".join(map(str, twice[:10]))
-        raise DuplicateCropId(
-            f"{where} holds {twice.size:,} crop_ids more than once: {shown}",
-            remedy="Embed the archive again as a new run.",
-        )
-
-
-def _corrupt(key: str, first_row: int, bad: Any, column: str, what: str) -> CorruptShard:
-    row = first_row + int(np.flatnonzero(np.asarray(bad))[0])
-    return CorruptShard(f"{key}, row {row}, column {column} {what}", remedy=REBUILD_REMEDY)
-
-
-__all__ = [
-    "ROW_GROUP_ROWS",
-    "SHARD_SCHEMA",
-    "SHARD_VERSION",
-    "ShardInfo",
-    "check_shard",
-    "read_shards",
-    "shard_table",
-    "vectors_of",
-    "write_shard",
-]
-
 ROW_GROUP_ROWS = 8192
+REBUILD_REMEDY = (
+    "Delete the file and write it again from its run; if it is a copy, compare it with the original."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo(JsonDocument):
-    """What one shard holds: its key, its rows, its bytes as a file, and their SHA-256.
+    """One shard: its key, its rows, its size in bytes, and their SHA-256.
 
-    `crop_ids`, int64 (rows,), is filled by `check_shard` only.
+    `crop_ids`, int64 (rows,), is set by `check_shard` only.
     """
 
     key: str
@@ -156,17 +52,17 @@ def shard_table(
     model_ids: NDArray[np.int32],
     model_confidences: NDArray[np.float32],
 ) -> pa.Table:
-    """Join manifest rows (n) with what the network said of them: (n, 1024), (n,) and (n,). No copy."""
+    """Join manifest rows (n) with the outputs of the network, (n, 1024), (n,) and (n,), without a copy."""
     if embeddings.shape != (crops.num_rows, EMBEDDING_DIM):
         raise ValueError(f"embeddings are {embeddings.shape}, expected {(crops.num_rows, EMBEDDING_DIM)}")
     flat = np.ascontiguousarray(embeddings, np.float32).reshape(-1)
     offsets = np.arange(0, flat.size + 1, EMBEDDING_DIM, dtype=np.int32)
-    made = {
+    outputs = {
         "embedding": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
         "model_id": pa.array(model_ids, pa.int32()),
         "model_confidence": pa.array(model_confidences, pa.float32()),
     }
-    columns = [made[name] if name in made else crops[name] for name in SHARD_SCHEMA.names]
+    columns = [outputs[name] if name in outputs else crops[name] for name in SHARD_SCHEMA.names]
     return pa.table(columns, schema=SHARD_SCHEMA)
 
 
@@ -178,9 +74,9 @@ def write_shard(
     fingerprint: str,
     run_id: str,
 ) -> ShardInfo:
-    """Write one shard in bounded memory; it appears whole or not at all, and equal rows give equal bytes.
+    """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
-    Raises CorruptShard for values that no shard may hold, SchemaMismatch for other columns, DiskFull.
+    Raises CorruptShard for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
     written = 0
@@ -194,9 +90,9 @@ def write_shard(
             writer.write_table(pa.Table.from_batches([group.cast(SHARD_SCHEMA)]), ROW_GROUP_ROWS)
             written += group.num_rows
         writer.close()
-        facts = ShardInfo(key, written, path.stat().st_size, _sha256(path))
+        info = ShardInfo(key, written, path.stat().st_size, _sha256(path))
         store.put(key, path)
-    return facts
+    return info
 
 
 def read_shards(
@@ -207,21 +103,23 @@ def read_shards(
     fingerprint: str | None = None,
     batch_rows: int = ROW_GROUP_ROWS,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of shards in order, at most `batch_rows` at a time; footers are checked before data.
+    """Yield the rows of shards in order, at most `batch_rows` at a time; each footer is checked first.
 
-    Raises ObjectMissing, SchemaMismatch, FingerprintMismatch (if one is asked for) and CorruptShard.
+    Raises ObjectMissing, SchemaMismatch, FingerprintMismatch for another model than `fingerprint`,
+    CorruptShard.
     """
     for key in keys:
         with open_parquet(store, key) as file:
             check_footer(file.schema_arrow, key, fingerprint=fingerprint)
-            chosen = None if columns is None else list(columns)
-            yield from file.iter_batches(batch_size=batch_rows, columns=chosen)
+            names = None if columns is None else list(columns)
+            yield from file.iter_batches(batch_size=batch_rows, columns=names)
 
 
 def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
     """Return the embeddings of a batch as a read-only (n, 1024) view, without a copy.
 
-    A table of several chunks is copied once. Raises CorruptShard if a vector is missing or of another length.
+    A table of several chunks is copied once. Raises CorruptShard for a missing vector or one of another
+    length.
     """
     column = rows.column("embedding")
     if isinstance(column, pa.ChunkedArray):
@@ -232,10 +130,10 @@ def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
 
 
 def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:
-    """Read a whole shard and hold it to the contract: bytes, footer, columns, values, one row a crop_id.
+    """Read a whole shard and check its bytes, footer, columns, values and unique crop_ids.
 
-    `expected` is the entry of done.json. Raises what `read_shards` raises, CorruptShard with row and column,
-    or for another digest or number of rows, and DuplicateCropId.
+    expected: its entry in done.json. Raises what `read_shards` raises, DuplicateCropId, CorruptShard with row
+    and column, or for another digest or number of rows.
     """
     if expected is not None:
         size, digest = _stored_digest(store, key)
@@ -245,12 +143,12 @@ def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo
                 f"but its run wrote {expected.bytes:,} bytes with {expected.sha256[:12]}…",
                 remedy=REBUILD_REMEDY,
             )
-    seen, rows = [np.empty(0, np.int64)], 0
+    columns, rows = [np.empty(0, np.int64)], 0
     for batch in read_shards(store, [key], fingerprint=fingerprint):
         check_values(batch, store.uri_of(key), first_row=rows)
         rows += batch.num_rows
-        seen.append(batch.column("crop_id").to_numpy())
-    crop_ids = np.concatenate(seen)
+        columns.append(batch.column("crop_id").to_numpy())
+    crop_ids = np.concatenate(columns)
     require_unique(crop_ids, store.uri_of(key))
     if expected is None:
         size, digest = _stored_digest(store, key)
@@ -259,21 +157,114 @@ def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo
     return ShardInfo(key, rows, size, digest, crop_ids)
 
 
+def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
+    """Check the footer of a shard. Raises SchemaMismatch, and FingerprintMismatch with both fingerprints."""
+    metadata = {
+        name.decode(): value.decode()
+        for name, value in (schema.metadata or {}).items()
+        if name.startswith(b"clvr.")
+    }
+    version = metadata.get("clvr.schema")
+    if version is None or "clvr.fingerprint" not in metadata:
+        raise SchemaMismatch(f"{key} is a Parquet file, but no shard of this system")
+    if version != str(SHARD_VERSION):
+        raise SchemaMismatch(
+            f"{key} is a shard of version {version}, this release reads version {SHARD_VERSION}",
+            remedy="Read it with the release that wrote it, or embed the archive again.",
+        )
+    check_columns(schema, key)
+    if fingerprint not in (None, metadata["clvr.fingerprint"]):
+        raise FingerprintMismatch(
+            f"{key} was made by model {metadata['clvr.fingerprint']}, not by model {fingerprint}",
+            remedy="Embed the archive with the model of the search, or search with the model of the run.",
+        )
+
+
+def check_columns(schema: pa.Schema, key: str) -> None:
+    """Raise SchemaMismatch, naming the columns, unless they are those of SHARD_SCHEMA."""
+    if schema.remove_metadata().equals(SHARD_SCHEMA):
+        return
+    types = {column.name: column.type for column in schema}
+    expected = {column.name: column.type for column in SHARD_SCHEMA}
+    differing = sorted(name for name in types | expected if types.get(name) != expected.get(name))
+    raise SchemaMismatch(f"{key} has other columns than a shard: {', '.join(differing) or 'their order'}")
+
+
+def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
+    """Check the values of a batch.
+
+    Raises CorruptShard, with row and column, for a null, an over-long or non-UTF-8 string, a vector that is
+    not of 1024 finite numbers, or a confidence that is not finite.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count:
+            raise _corrupt(key, first_row, column.is_null(), name, "is null")
+        if name in MAX_BYTES:
+            try:
+                column.validate(full=True)
+            except pa.ArrowInvalid as invalid:
+                raise CorruptShard(
+                    f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
+                ) from invalid
+            is_too_long = pc.greater(pc.binary_length(column), MAX_BYTES[name])
+            if pc.any(is_too_long).as_py():
+                raise _corrupt(key, first_row, is_too_long, name, f"is longer than {MAX_BYTES[name]} bytes")
+    confidence = batch.column("model_confidence")
+    if not pc.all(pc.is_finite(confidence), min_count=0).as_py():
+        raise _corrupt(
+            key, first_row, pc.invert(pc.is_finite(confidence)), "model_confidence", "is not finite"
+        )
+    embedding = batch.column("embedding")
+    check_vectors(embedding, key, first_row=first_row)
+    finite = np.isfinite(embedding.flatten().to_numpy(zero_copy_only=True))
+    if not finite.all():
+        bad = ~finite.reshape(-1, EMBEDDING_DIM).all(axis=1)
+        raise _corrupt(key, first_row, bad, "embedding", "holds a number that is not finite")
+
+
+def check_vectors(column: Any, key: str, *, first_row: int) -> None:
+    """Raise CorruptShard unless a list<float32> Array (n,) holds n vectors of 1024 numbers, without nulls."""
+    is_other_length = pc.not_equal(pc.fill_null(pc.list_value_length(column), -1), EMBEDDING_DIM)
+    if pc.any(is_other_length, min_count=0).as_py():
+        raise _corrupt(key, first_row, is_other_length, "embedding", f"is not of {EMBEDDING_DIM} numbers")
+    flat = column.flatten()
+    if flat.null_count:
+        missing = np.asarray(flat.is_null()).reshape(-1, EMBEDDING_DIM).any(axis=1)
+        raise _corrupt(key, first_row, missing, "embedding", "holds a null")
+
+
+def require_unique(crop_ids: NDArray[np.int64], where: str) -> None:
+    """Raise DuplicateCropId, with up to ten ids, if a crop_id (n,) occurs twice."""
+    ordered = np.sort(crop_ids)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if repeated.size:
+        examples = ", ".join(map(str, repeated[:10]))
+        raise DuplicateCropId(
+            f"{where} holds {repeated.size:,} crop_ids more than once: {examples}",
+            remedy="Embed the archive again as a new run.",
+        )
+
+
+def _corrupt(key: str, first_row: int, bad: Any, column: str, problem: str) -> CorruptShard:
+    row = first_row + int(np.flatnonzero(np.asarray(bad))[0])
+    return CorruptShard(f"{key}, row {row}, column {column} {problem}", remedy=REBUILD_REMEDY)
+
+
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    # Row groups must not depend on how the rows came, or a repeated write would give other bytes.
-    waiting: list[Any] = []
+    # Row groups must not depend on the batches, or a repeated write would give other bytes.
+    pending: list[Any] = []
     rows = 0
     for batch in batches:
         while batch.num_rows:
-            taken = batch.slice(0, ROW_GROUP_ROWS - rows)
-            batch = batch.slice(taken.num_rows)
-            waiting.append(taken)
-            rows += taken.num_rows
+            head = batch.slice(0, ROW_GROUP_ROWS - rows)
+            batch = batch.slice(head.num_rows)
+            pending.append(head)
+            rows += head.num_rows
             if rows == ROW_GROUP_ROWS:
-                yield pa.concat_batches(waiting)
-                waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_batches(waiting)
+                yield pa.concat_batches(pending)
+                pending, rows = [], 0
+    if pending:
+        yield pa.concat_batches(pending)
 
 
 def _sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
-"""Tombstones: the crop_ids that were erased, kept so that no later load can bring their rows back.
+"""Tombstones: the crop_ids of erased crops, which no later load may index again.
 
 erasures/<erasure_id>/crops.parquet     one column, crop_id
-                      receipt.json      see forget
+                      receipt.json      see generations.erasure
 """
 
 import secrets
@@ -18,7 +18,7 @@ _SCHEMA = pa.schema([("crop_id", pa.int64())])
 
 
 def new_erasure_id() -> str:
-    """Return a name for an erasure; names sort by time."""
+    """Return a new name for an erasure; names sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -35,7 +35,7 @@ def read_tombstones(store: Store, erasure_id: str) -> NDArray[np.int64]:
 
 
 def erasure_ids(store: Store) -> list[str]:
-    """Return the names of all erasures that were begun, oldest first."""
+    """Return the names of all erasures, finished or not, oldest first."""
     folders: list[str] = []
     with ignore_missing_root(store):
         folders = store.folders("erasures")
@@ -44,8 +44,8 @@ def erasure_ids(store: Store) -> list[str]:
 
 def erased_ids(store: Store) -> NDArray[np.int64]:
     """Return the crop_ids (n,) of all erasures, ascending, each once."""
-    found = [np.empty(0, np.int64), *(read_tombstones(store, name) for name in erasure_ids(store))]
-    return np.unique(np.concatenate(found))
+    arrays = [np.empty(0, np.int64), *(read_tombstones(store, name) for name in erasure_ids(store))]
+    return np.unique(np.concatenate(arrays))
 
 
 def _key(erasure_id: str) -> str:

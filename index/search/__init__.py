@@ -1,1 +1,1 @@
-"""Probes in, matches out; from Milvus or by an exact scan of shards."""
+"""Search: probes in, matches out; from Milvus or by an exact scan of shards."""

@@ -1,6 +1,6 @@
-"""A live generation as a source of answers: nearest crops, and crops by their ids."""
+"""Search in a generation: nearest crops, and crops by their ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,16 +8,14 @@ from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.milvus.client import Milvus
-from index.milvus.collection import Generation, ensure_loaded
+from index.milvus.collection import Generation, ensure_loaded, fetch_rows
 from index.milvus.search import Hit, search_generation
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
-_IDS_PER_CALL = 500
-
 
 class MilvusSource:
-    """A generation that is loaded; see `index.answers.Source`."""
+    """A loaded generation as a `CropSource`."""
 
     def __init__(self, milvus: Milvus, generation: Generation) -> None:
         ensure_loaded(milvus, generation)
@@ -27,31 +25,31 @@ class MilvusSource:
         self.fingerprint = generation.fingerprint
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
-        """Return the nearest crops of each row of features."""
+        """Return the nearest crops of each row of features (q, 1024), nearest first."""
         batches = search_generation(self.milvus, self.generation, features, top, filters)
         return [hits for batch in batches for hits in batch]
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those of the crops that are in the generation."""
-        rows = self._rows(crop_ids, ["crop_id", "embedding"])
+        """Return the features (1024,) of those crops that are in the generation."""
+        rows = fetch_rows(self.milvus, self.name, crop_ids, ["crop_id", "embedding"])
         return {int(row["crop_id"]): np.asarray(row["embedding"], np.float32) for row in rows}
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
-        """Return where and when those of the crops that are in the generation were seen."""
+        """Return the sightings of those crops that are in the generation."""
         return {
             crop_id: Sighting(hit.camera_id, hit.track_id, hit.captured_at, crop_id)
             for crop_id, hit in self.crops(crop_ids).items()
         }
 
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
-        """Return what is known of those of the crops that are there, as hits at rank and distance 0."""
+        """Return the fields of those crops that are in the generation, as hits at rank and distance 0."""
         return {
             int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in SCALAR_NAMES})
-            for row in self._rows(crop_ids, list(SCALAR_NAMES))
+            for row in fetch_rows(self.milvus, self.name, crop_ids, SCALAR_NAMES)
         }
 
     def sample(self, rows: int) -> list[dict[str, Any]]:
-        """Return camera and time of some crops: at most `rows`, in no particular order."""
+        """Return camera and time of at most `rows` crops, in no particular order."""
         return list(
             self.milvus.call(
                 "query",
@@ -62,14 +60,3 @@ class MilvusSource:
                 timeout=60,
             )
         )
-
-    def _rows(self, crop_ids: Sequence[int], fields: list[str]) -> Iterator[Any]:
-        for start in range(0, len(crop_ids), _IDS_PER_CALL):
-            some = tuple(int(crop_id) for crop_id in crop_ids[start : start + _IDS_PER_CALL])
-            yield from self.milvus.call(
-                "query",
-                self.name,
-                filter=Filters(crop_ids=some).expression(),
-                output_fields=fields,
-                timeout=60,
-            )

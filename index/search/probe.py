@@ -1,4 +1,4 @@
-"""Probes and what is known of them: where and when a picture was taken decides what may be its answer."""
+"""Probes and sightings: the camera, track and time of an image decide which crops may match it."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from infra.errors import BadInput
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """Where and when a vehicle was seen; the empty string and UNKNOWN_TIME stand for "unknown"."""
+    """Where and when a vehicle was seen; the empty string and UNKNOWN_TIME mean "unknown"."""
 
     camera_id: str = ""
     track_id: str = ""
@@ -19,14 +19,14 @@ class Sighting:
     crop_id: int | None = None
 
     @property
-    def pass_key(self) -> tuple[str, str] | None:
-        """One pass of a vehicle: the track on its camera, or None where no tracker said so."""
+    def track_key(self) -> tuple[str, str] | None:
+        """The camera and its track, which is one pass of a vehicle; None if the track is unknown."""
         return (self.camera_id, self.track_id) if self.track_id else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One question: a feature (1024,) float32 and the sightings that its pictures are known to be."""
+    """One search: a feature (1024,) float32 and the known sightings of its images."""
 
     name: str
     features: NDArray[np.float32]
@@ -34,27 +34,28 @@ class Probe:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The known cameras of its pictures, sorted."""
+        """The known cameras of its images, sorted."""
         return tuple(sorted({sighting.camera_id for sighting in self.sightings if sighting.camera_id}))
 
     @property
-    def passes(self) -> frozenset[tuple[str, str]]:
-        """The passes that its pictures belong to."""
-        return frozenset(sighting.pass_key for sighting in self.sightings if sighting.pass_key)
+    def tracks(self) -> frozenset[tuple[str, str]]:
+        """The tracks of its images."""
+        return frozenset(sighting.track_key for sighting in self.sightings if sighting.track_key)
 
     @property
     def crop_ids(self) -> frozenset[int]:
-        """The archived crops that it is made of."""
-        return frozenset(s.crop_id for s in self.sightings if s.crop_id is not None)
+        """The archived crops among its images."""
+        return frozenset(sighting.crop_id for sighting in self.sightings if sighting.crop_id is not None)
 
 
 def merge_probes(name: str, probes: list[Probe]) -> Probe:
-    """One probe of several pictures of the same vehicle: the mean of their features, all their sightings.
+    """Merge probes of the same vehicle: the mean of their features, and all their sightings.
 
-    Source: average query expansion, Chum et al., "Total Recall", ICCV 2007. Raises BadInput for none.
+    Raises BadInput if there are none.
+    Source: average query expansion, Chum et al., "Total Recall", ICCV 2007.
     """
     if not probes:
-        raise BadInput("no picture to search with")
+        raise BadInput("no image to search with")
     mean = np.stack([probe.features for probe in probes]).astype(np.float64).mean(axis=0)
     return Probe(
         name,

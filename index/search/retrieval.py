@@ -1,6 +1,6 @@
-"""What answers a probe: re-identification's rules on top of nearest neighbours, from an index or a scan.
+"""Retrieval: the rules of re-identification on top of nearest neighbours, from an index or a scan.
 
-A crop of the probe's own camera or own pass is no news, and ten crops of one pass are one answer.
+A crop of the probe's own camera or track is no match, and all crops of one track are one match.
 """
 
 from collections import defaultdict
@@ -20,11 +20,13 @@ from index.search.travel_time import CameraMap, TravelCheck
 from infra.errors import BadSetting
 
 RERANK_HEAD = 100
+"""Number of matches that are re-ranked at least."""
+
 _OVERFETCH = 4
 
 
 class CropSource(Protocol):
-    """Whatever can say which crops are nearest: a live generation, or shards that are read through."""
+    """A source of nearest crops: a generation, or an exact scan of shards."""
 
     name: str
     fingerprint: str
@@ -34,46 +36,51 @@ class CropSource(Protocol):
         ...
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those of the crops that are there."""
+        """Return the features (1024,) of those crops that are in the source."""
         ...
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
-        """Return where and when those of the crops that are there were seen."""
+        """Return the sightings of those crops that are in the source."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which crops may answer. `head`: how many answers are re-ranked by their neighbourhood, 0 for none."""
+    """Which crops may match, and how they are ranked.
+
+    `group_by_track`: make one match of all crops of a track. `drop_impossible`: leave out crops at a camera
+    that the vehicle cannot have reached in time, by the positions of `cameras`. `rerank_depth`: the number of
+    matches that are re-ranked by k-reciprocal neighbours, 0 for none.
+    """
 
     top: int = 20
     filters: Filters = field(default_factory=Filters)
     same_camera: bool = False
     same_track: bool = False
-    one_a_pass: bool = True
+    group_by_track: bool = True
     max_distance: float | None = None
     cameras: CameraMap | None = None
     drop_impossible: bool = False
-    head: int = 0
+    rerank_depth: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= MAX_TOP:
             raise BadSetting(f"top {self.top} is not between 1 and {MAX_TOP:,}")
         if self.max_distance is not None and not self.max_distance > 0:
-            raise BadSetting(f"a maximum distance of {self.max_distance} lets nothing through")
+            raise BadSetting(f"a maximum distance of {self.max_distance} is not positive")
         if self.drop_impossible and self.cameras is None:
             raise BadSetting(
-                "nothing says how far apart the cameras are", remedy="give --cameras cameras.csv"
+                "the positions of the cameras are not known", remedy="Give --camera-positions cameras.csv."
             )
         self.filters.expression()
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One hit at its rank among the answers.
+    """One hit at its rank among the matches of a probe.
 
-    crops: how many crops of the same pass were seen at least. likelihood: that it is the same vehicle,
-    where the model is calibrated. journey: the hardest way from the probe's sightings, where cameras and
+    crops: the number of crops of the same track that were retrieved. likelihood: that it is the same vehicle,
+    if the model is calibrated. travel: the least feasible way from a sighting of the probe, if cameras and
     times are known.
     """
 
@@ -81,98 +88,105 @@ class Match:
     hit: Hit
     crops: int = 1
     likelihood: float | None = None
-    journey: TravelCheck | None = None
+    travel: TravelCheck | None = None
 
 
 def retrieve(
     source: CropSource, probes: Sequence[Probe], rules: Rules, calibration: Calibration | None = None
 ) -> list[list[Match]]:
-    """Answer each probe, best first, at most `rules.top` answers.
+    """Return the matches of each probe, best first, at most `rules.top`.
 
-    Probes are asked together with what their filters share, deeper than needed; whoever is left with too
-    few answers after the rules is asked again, deeper and with its own cameras left out by the index
-    itself. So an answer is missing only where the archive (or the first 16,384 crops) holds no other.
+    Probes with the same filters are searched together and deeper than needed. Those with too few matches
+    after the rules are searched again, deeper and with their own cameras excluded by the source. So a match
+    is missing only if the archive (or the nearest 16,384 crops) has no other.
     Raises what the source's `nearest` raises.
     """
-    wanted = replace(rules, top=max(rules.top, rules.head)) if rules.head else rules
-    found: list[list[Match]] = [[] for _ in probes]
-    alike = len({probe.cameras for probe in probes}) == 1
-    depth = min(MAX_TOP, wanted.top * (1 if not rules.one_a_pass else _OVERFETCH) + 16)
-    waiting = list(range(len(probes)))
-    narrow = alike
-    while waiting:
-        unsatisfied = []
-        for group in _groups(probes, waiting, narrow=narrow and not rules.same_camera):
-            filters = _filters(rules, probes[group[0]], narrow=narrow)
-            hits = source.nearest(np.stack([probes[row].features for row in group]), depth, filters)
-            for row, each in zip(group, hits, strict=True):
-                found[row] = select(probes[row], each, wanted)
-                beyond = rules.max_distance is not None and each and each[-1].distance > rules.max_distance
-                if len(found[row]) < wanted.top and len(each) >= depth and not beyond:
-                    unsatisfied.append(row)
-        if depth >= MAX_TOP and narrow:
+    depth_rules = replace(rules, top=max(rules.top, rules.rerank_depth)) if rules.rerank_depth else rules
+    top = depth_rules.top
+    matches: list[list[Match]] = [[] for _ in probes]
+    depth = min(MAX_TOP, top * (_OVERFETCH if rules.group_by_track else 1) + 16)
+    pending = list(range(len(probes)))
+    # Prefilter: exclude the probe's own cameras in the source. That costs one search per set of cameras.
+    prefilter = len({probe.cameras for probe in probes}) == 1
+    while pending:
+        incomplete = []
+        for group in _groups(probes, pending, by_camera=prefilter and not rules.same_camera):
+            filters = _filters(rules, probes[group[0]], prefilter=prefilter)
+            results = source.nearest(np.stack([probes[row].features for row in group]), depth, filters)
+            for row, hits in zip(group, results, strict=True):
+                matches[row] = select(probes[row], hits, depth_rules)
+                is_too_far = (
+                    rules.max_distance is not None and hits and hits[-1].distance > rules.max_distance
+                )
+                if len(matches[row]) < top and len(hits) >= depth and not is_too_far:
+                    incomplete.append(row)
+        if depth >= MAX_TOP and prefilter:
             break
-        waiting, narrow, depth = unsatisfied, True, min(MAX_TOP, depth * _OVERFETCH)
-    if rules.head:
-        found = [_reranked(source, probe, answers) for probe, answers in zip(probes, found, strict=True)]
-    return [_with_likelihood(answers[: rules.top], calibration) for answers in found]
+        pending, prefilter, depth = incomplete, True, min(MAX_TOP, depth * _OVERFETCH)
+    if rules.rerank_depth:
+        matches = [
+            _rerank(source, probe, candidates) for probe, candidates in zip(probes, matches, strict=True)
+        ]
+    return [_with_likelihood(candidates[: rules.top], calibration) for candidates in matches]
 
 
 def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Match]:
-    """Apply the rules to hits, nearest first: what is left, at most `rules.top`, ranked from 1."""
-    own_cameras = set() if rules.same_camera else set(probe.cameras)
-    own_passes = frozenset() if rules.same_track else probe.passes
-    chosen: dict[object, Match] = {}
+    """Apply the rules to hits, nearest first; return at most `rules.top` matches, ranked from 1."""
+    probe_cameras = set() if rules.same_camera else set(probe.cameras)
+    probe_tracks = frozenset() if rules.same_track else probe.tracks
+    matches: dict[object, Match] = {}
     for hit in hits:
         if rules.max_distance is not None and hit.distance > rules.max_distance:
             break
-        seen = Sighting(hit.camera_id, hit.track_id, hit.captured_at, hit.crop_id)
-        if hit.crop_id in probe.crop_ids or hit.camera_id in own_cameras or seen.pass_key in own_passes:
+        sighting = Sighting(hit.camera_id, hit.track_id, hit.captured_at, hit.crop_id)
+        if hit.crop_id in probe.crop_ids or hit.camera_id in probe_cameras:
             continue
-        key: object = (seen.pass_key if rules.one_a_pass else None) or hit.crop_id
-        if key in chosen:
-            if rules.one_a_pass:
-                chosen[key] = replace(chosen[key], crops=chosen[key].crops + 1)
+        if sighting.track_key in probe_tracks:
             continue
-        if len(chosen) == rules.top:
+        key: object = (sighting.track_key if rules.group_by_track else None) or hit.crop_id
+        if key in matches:
+            if rules.group_by_track:
+                matches[key] = replace(matches[key], crops=matches[key].crops + 1)
             continue
-        journey = rules.cameras.hardest(probe.sightings, seen) if rules.cameras else None
-        if journey and not journey.possible and rules.drop_impossible:
+        if len(matches) == rules.top:
             continue
-        chosen[key] = Match(len(chosen) + 1, hit, journey=journey)
-    return list(chosen.values())
+        travel = rules.cameras.least_feasible(probe.sightings, sighting) if rules.cameras else None
+        if travel and not travel.possible and rules.drop_impossible:
+            continue
+        matches[key] = Match(len(matches) + 1, hit, travel=travel)
+    return list(matches.values())
 
 
-def _groups(probes: Sequence[Probe], rows: Sequence[int], *, narrow: bool) -> list[list[int]]:
+def _groups(probes: Sequence[Probe], rows: Sequence[int], *, by_camera: bool) -> list[list[int]]:
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row in rows:
-        groups[probes[row].cameras if narrow else ()].append(row)
+        groups[probes[row].cameras if by_camera else ()].append(row)
     return list(groups.values())
 
 
-def _filters(rules: Rules, probe: Probe, *, narrow: bool) -> Filters:
-    if rules.same_camera or not narrow:
+def _filters(rules: Rules, probe: Probe, *, prefilter: bool) -> Filters:
+    if rules.same_camera or not prefilter:
         return rules.filters
     return replace(rules.filters, not_cameras=(*rules.filters.not_cameras, *probe.cameras))
 
 
-def _reranked(source: CropSource, probe: Probe, answers: list[Match]) -> list[Match]:
+def _rerank(source: CropSource, probe: Probe, matches: list[Match]) -> list[Match]:
+    """Sort matches by k-reciprocal distance; only the matches themselves are neighbours of each other."""
     from index.exact.k_reciprocal import k_reciprocal
 
-    vectors = source.vectors([each.hit.crop_id for each in answers])
-    known = [each for each in answers if each.hit.crop_id in vectors]
-    if not known:
-        return answers
-    features = np.stack([probe.features, *(vectors[each.hit.crop_id] for each in known)])
-    # Only the head takes part, so neighbourhoods are those in the head.
+    vectors = source.vectors([match.hit.crop_id for match in matches])
+    with_vector = [match for match in matches if match.hit.crop_id in vectors]
+    if not with_vector:
+        return matches
+    features = np.stack([probe.features, *(vectors[match.hit.crop_id] for match in with_vector)])
     order = np.argsort(k_reciprocal(features, 1)[0], kind="stable")
-    return [known[place] for place in order]
+    return [with_vector[position] for position in order]
 
 
-def _with_likelihood(answers: list[Match], calibration: Calibration | None) -> list[Match]:
-    distances = np.array([each.hit.distance for each in answers])
-    likelihoods = calibration.likelihood(distances).tolist() if calibration else [None] * len(answers)
+def _with_likelihood(matches: list[Match], calibration: Calibration | None) -> list[Match]:
+    distances = np.array([match.hit.distance for match in matches])
+    likelihoods = calibration.likelihood(distances).tolist() if calibration else [None] * len(matches)
     return [
-        replace(each, rank=rank, likelihood=likelihood)
-        for rank, (each, likelihood) in enumerate(zip(answers, likelihoods, strict=True), start=1)
+        replace(match, rank=rank, likelihood=likelihood)
+        for rank, (match, likelihood) in enumerate(zip(matches, likelihoods, strict=True), start=1)
     ]

@@ -1,7 +1,7 @@
-"""Exact search straight over the shards: no index, whole row groups left out by what their statistics say.
+"""Exact search by a scan of shards, without an index; statistics rule out row groups.
 
-Memory is that of a few batches, whatever the archive's size. Manifests are sorted by URI, and URIs begin with
-date and camera, so a window of time or a few cameras leave most row groups unread.
+Memory does not depend on the size of the archive. Manifests are sorted by URI, and URIs begin with date and
+camera, so a filter by time or camera skips most row groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,27 +27,27 @@ from index.runs.shards import vectors_of
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
-# No filter looks at the URI, the widest of the columns.
-_FILTERED = [name for name in SCALAR_NAMES if name != "uri"]
-_BATCH = 8192
+# No filter reads the URI, which is the widest column.
+_FILTER_COLUMNS = [name for name in SCALAR_NAMES if name != "uri"]
+_BATCH_ROWS = 8192
 
 Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
 class ScanStats:
-    """How much of the shards was looked at: row groups in all and left unread, rows in all and compared."""
+    """How much of the shards a scan read: all row groups and skipped ones, all rows and compared ones."""
 
     groups: int = 0
-    unread: int = 0
+    groups_skipped: int = 0
     rows: int = 0
-    compared: int = 0
+    rows_compared: int = 0
 
 
 class ScanSource:
-    """Finished runs of one model as a source of answers; see `index.answers.Source`.
+    """Finished runs of one model as a `CropSource`.
 
-    Crops that were erased or that a later run has again are left out. device: where the product is computed.
+    Crops that a later run has again or lists as vanished are left out. device: where distances are computed.
     Raises what `plan_load` raises.
     """
 
@@ -57,143 +57,147 @@ class ScanSource:
         self.fingerprint = plan.fingerprint
         self.name = "exact:" + "+".join(plan.run_ids)
         self.device = device
-        self.reading = ScanStats()
+        self.stats = ScanStats()
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
-        """Return the exact nearest crops of each row of features, by L2."""
-        # One pass decides who is near, a second one, over the narrow columns only, says who they are.
-        self.reading = ScanStats()
+        """Return the exact nearest crops, by L2, of each row of features (q, 1024), nearest first."""
+        # The first pass reads the vectors, the second one only the other columns of the nearest crops.
+        self.stats = ScanStats()
         with prefetch(self._blocks(filters)) as blocks:
             ids, distances = nearest(features, blocks, top, device=self.device)
-        facts = self._facts(np.unique(ids[ids != NO_ID]), filters)
+        fields = self._fields(np.unique(ids[ids != NO_ID]), filters)
         return [
             [
-                Hit(rank=rank, distance=float(distance), **facts[int(crop_id)])
-                for rank, (crop_id, distance) in enumerate(zip(row, away, strict=True), start=1)
+                Hit(rank=rank, distance=float(distance), **fields[int(crop_id)])
+                for rank, (crop_id, distance) in enumerate(zip(row_ids, row_distances, strict=True), start=1)
                 if crop_id != NO_ID
             ]
-            for row, away in zip(ids, distances, strict=True)
+            for row_ids, row_distances in zip(ids, distances, strict=True)
         ]
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those of the crops that are in the shards."""
+        """Return the features (1024,) of those crops that are in the shards."""
         return {
             int(crop_id): vector.copy()
-            for batch in self._matching(np.asarray(crop_ids, np.int64), ["crop_id", "embedding"])
-            for crop_id, vector in zip(batch.column("crop_id").to_pylist(), vectors_of(batch), strict=True)
+            for rows in self._rows(np.asarray(crop_ids, np.int64), ["crop_id", "embedding"])
+            for crop_id, vector in zip(rows.column("crop_id").to_pylist(), vectors_of(rows), strict=True)
         }
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
-        """Return where and when those of the crops that are in the shards were seen."""
+        """Return the sightings of those crops that are in the shards."""
         columns = ["crop_id", "camera_id", "track_id", "captured_at"]
         return {
             row["crop_id"]: Sighting(row["camera_id"], row["track_id"], row["captured_at"], row["crop_id"])
-            for batch in self._matching(np.asarray(crop_ids, np.int64), columns)
-            for row in batch.to_pylist()
+            for rows in self._rows(np.asarray(crop_ids, np.int64), columns)
+            for row in rows.to_pylist()
         }
 
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
-        """Return what is known of those of the crops that are there, as hits at rank and distance 0."""
-        facts = self._facts(np.asarray(crop_ids, np.int64), None)
-        return {crop_id: Hit(rank=0, distance=0.0, **row) for crop_id, row in facts.items()}
+        """Return the fields of those crops that are in the shards, as hits at rank and distance 0."""
+        fields = self._fields(np.asarray(crop_ids, np.int64), None)
+        return {crop_id: Hit(rank=0, distance=0.0, **row) for crop_id, row in fields.items()}
 
     def _blocks(self, filters: Filters) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for shard, file, group in self._groups(filters):
-            rows = file.metadata.row_group(group).num_rows
-            kept = np.ones(rows, bool)
-            if filters != Filters() or len(shard.left_out):
-                kept = _filter_rows(file.read_row_group(group, columns=_FILTERED), filters, shard.left_out)
-            if not kept.any():
+            num_rows = file.metadata.row_group(group).num_rows
+            mask = np.ones(num_rows, bool)
+            if filters != Filters() or len(shard.excluded_ids):
+                columns = file.read_row_group(group, columns=_FILTER_COLUMNS)
+                mask = _filter_rows(columns, filters, shard.excluded_ids)
+            if not mask.any():
                 continue
             start = 0
-            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=["crop_id", "embedding"]):
-                mask = kept[start : start + batch.num_rows]
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["crop_id", "embedding"]):
+                batch_mask = mask[start : start + batch.num_rows]
                 start += batch.num_rows
-                if not mask.all():
-                    batch = batch.filter(pa.array(mask))
-                self.reading.compared += batch.num_rows
+                if not batch_mask.all():
+                    batch = batch.filter(pa.array(batch_mask))
+                self.stats.rows_compared += batch.num_rows
                 if batch.num_rows:
                     yield batch.column("crop_id").to_numpy(), vectors_of(batch)
-            assert start == rows  # noqa: S101 (pyarrow's contract, on which the mask rests)
+            assert start == num_rows  # noqa: S101 (the mask relies on this contract of pyarrow)
 
     def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, pq.ParquetFile, int]]:
+        """Yield the row groups that may have rows which pass the filters."""
         for shard in self.shards:
-            with open_parquet(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.info.key) as file:
                 for group in range(file.metadata.num_row_groups):
                     ranges = _ranges(file.metadata.row_group(group))
-                    self.reading.groups += 1
-                    self.reading.rows += file.metadata.row_group(group).num_rows
+                    self.stats.groups += 1
+                    self.stats.rows += file.metadata.row_group(group).num_rows
                     if _statistics_match(ranges, filters):
                         yield shard, file, group
                     else:
-                        self.reading.unread += 1
+                        self.stats.groups_skipped += 1
 
-    def _facts(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
+    def _fields(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
         return {
             row["crop_id"]: row
-            for batch in self._matching(crop_ids, list(SCALAR_NAMES), filters)
-            for row in batch.to_pylist()
+            for rows in self._rows(crop_ids, list(SCALAR_NAMES), filters)
+            for row in rows.to_pylist()
         }
 
-    def _matching(
+    def _rows(
         self, crop_ids: NDArray[np.int64], columns: list[str], filters: Filters | None = None
     ) -> Iterator[pa.Table]:
+        """Yield columns of the rows with these crop_ids; `filters` only rule out row groups."""
         if not len(crop_ids):
             return
         for shard in self.shards:
-            with open_parquet(shard.store, shard.facts.key) as file:
+            with open_parquet(shard.store, shard.info.key) as file:
                 for group in range(file.metadata.num_row_groups):
                     if filters and not _statistics_match(_ranges(file.metadata.row_group(group)), filters):
                         continue
                     ids = file.read_row_group(group, columns=["crop_id"])["crop_id"].to_numpy()
-                    rows = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.left_out))
-                    if len(rows):
-                        yield file.read_row_group(group, columns=columns).take(pa.array(rows))
+                    positions = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.excluded_ids))
+                    if len(positions):
+                        yield file.read_row_group(group, columns=columns).take(pa.array(positions))
 
 
 @contextmanager
 def prefetch(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
-    """Make the next item in a thread while this one is worked on: reading overlaps with comparing.
+    """Produce the next item in a thread while the current one is used, so reading overlaps with computing.
 
-    One item waits at most, so memory is that of three. What `items` raises is raised where it is taken.
+    At most one item waits, so up to three exist at a time. An error of `items` is raised where its item would
+    be taken.
     """
-    waiting: SimpleQueue[tuple[Item | None, BaseException | None]] = SimpleQueue()
-    room = Semaphore(0)
-    left = False
+    queue: SimpleQueue[tuple[Item | None, BaseException | None]] = SimpleQueue()
+    free_slots = Semaphore(0)
+    stopped = False
 
     def read() -> None:
         try:
             for item in items:
-                waiting.put((item, None))
-                room.acquire()
-                if left:
+                queue.put((item, None))
+                free_slots.acquire()
+                if stopped:
                     return
-            waiting.put((None, None))
+            queue.put((None, None))
         except BaseException as error:
-            waiting.put((None, error))
+            queue.put((None, error))
 
-    def taken() -> Iterator[Item]:
+    def take() -> Iterator[Item]:
         while True:
-            item, error = waiting.get()
-            room.release()
+            item, error = queue.get()
+            free_slots.release()
             if error is not None:
                 raise error
             if item is None:
                 return
             yield item
 
-    reader = Thread(target=read, name="read ahead", daemon=True)
+    reader = Thread(target=read, name="prefetch", daemon=True)
     reader.start()
     try:
-        yield taken()
+        yield take()
     finally:
-        left = True
-        room.release()
+        stopped = True
+        free_slots.release()
         reader.join()
 
 
 def _ranges(group: Any) -> dict[str, tuple[Any, Any]]:
-    """Least and greatest value of each column of a row group that has statistics."""
+    """Return the minimum and maximum of each column of a row group that has statistics."""
     columns = (group.column(number) for number in range(group.num_columns))
     return {
         column.path_in_schema: (column.statistics.min, column.statistics.max)
@@ -203,8 +207,8 @@ def _ranges(group: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _statistics_match(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> bool:
-    """Whether any row of a row group can pass; True where nothing rules it out."""
-    everywhere: dict[str, Callable[[Any, Any], bool]] = {
+    """Return False if no row of a row group can pass the filters."""
+    checks: dict[str, Callable[[Any, Any], bool]] = {
         "camera_id": lambda low, high: (
             (not filters.cameras or any(low <= name <= high for name in filters.cameras))
             and not (low == high and low and low in filters.not_cameras)
@@ -221,49 +225,49 @@ def _statistics_match(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> b
             not filters.crop_ids or any(low <= number <= high for number in filters.crop_ids)
         ),
     }
-    return all(check(*ranges[name]) for name, check in everywhere.items() if name in ranges)
+    return all(check(*ranges[name]) for name, check in checks.items() if name in ranges)
 
 
-def _filter_rows(rows: pa.Table, filters: Filters, left_out: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows pass, bool (n,): what `Filters.expression` says, for a table."""
-    kept = np.ones(rows.num_rows, bool)
+def _filter_rows(rows: pa.Table, filters: Filters, excluded_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return a mask (n,) of the rows that pass: the same as `Filters.expression`, for a table."""
+    mask = np.ones(rows.num_rows, bool)
 
     def column(name: str) -> NDArray[Any]:
         return np.asarray(rows[name])
 
-    def among(name: str, values: Sequence[Any], kind: pa.DataType) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = pc.is_in(rows[name], value_set=pa.array(values, kind)).to_numpy()
-        return found
+    def is_in(name: str, values: Sequence[Any], data_type: pa.DataType) -> NDArray[np.bool_]:
+        result: NDArray[np.bool_] = pc.is_in(rows[name], value_set=pa.array(values, data_type)).to_numpy()
+        return result
 
     if filters.cameras:
-        kept &= among("camera_id", filters.cameras, pa.string())
+        mask &= is_in("camera_id", filters.cameras, pa.string())
     if names := [name for name in filters.not_cameras if name]:
-        kept &= ~among("camera_id", names, pa.string())
+        mask &= ~is_in("camera_id", names, pa.string())
     if (filters.captured_from, filters.captured_to) != (None, None):
-        kept &= column("captured_at") >= (filters.captured_from or 0)
+        mask &= column("captured_at") >= (filters.captured_from or 0)
     if filters.captured_to is not None:
-        kept &= column("captured_at") < filters.captured_to
+        mask &= column("captured_at") < filters.captured_to
     if filters.model_ids:
-        kept &= np.isin(column("model_id"), filters.model_ids)
+        mask &= np.isin(column("model_id"), filters.model_ids)
     if filters.not_model_ids:
-        kept &= ~np.isin(column("model_id"), filters.not_model_ids)
+        mask &= ~np.isin(column("model_id"), filters.not_model_ids)
     if filters.min_model_confidence is not None:
-        kept &= column("model_confidence") >= filters.min_model_confidence
+        mask &= column("model_confidence") >= filters.min_model_confidence
     if filters.crop_ids:
-        kept &= np.isin(column("crop_id"), filters.crop_ids)
-    if len(drop := np.union1d(left_out, np.asarray(filters.not_crop_ids, np.int64))):
-        kept &= ~np.isin(column("crop_id"), drop)
+        mask &= np.isin(column("crop_id"), filters.crop_ids)
+    if len(excluded := np.union1d(excluded_ids, np.asarray(filters.not_crop_ids, np.int64))):
+        mask &= ~np.isin(column("crop_id"), excluded)
     if filters.tracks:
-        kept &= np.logical_or.reduce([_on_track(rows, track) for track in filters.tracks])
+        mask &= np.logical_or.reduce([_is_on_track(rows, track) for track in filters.tracks])
     for track in filters.not_tracks:
         if track and track[-1]:
-            kept &= ~_on_track(rows, track)
-    return kept
+            mask &= ~_is_on_track(rows, track)
+    return mask
 
 
-def _on_track(rows: pa.Table, track: str | tuple[str, str]) -> NDArray[np.bool_]:
+def _is_on_track(rows: pa.Table, track: str | tuple[str, str]) -> NDArray[np.bool_]:
     camera, name = (None, track) if isinstance(track, str) else track
-    found: NDArray[np.bool_] = pc.equal(rows["track_id"], name).to_numpy()
+    mask: NDArray[np.bool_] = pc.equal(rows["track_id"], name).to_numpy()
     if camera is None:
-        return found
-    return np.asarray(found & pc.equal(rows["camera_id"], camera).to_numpy(), np.bool_)
+        return mask
+    return np.asarray(mask & pc.equal(rows["camera_id"], camera).to_numpy(), np.bool_)

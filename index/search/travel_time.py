@@ -12,14 +12,14 @@ from infra.store import read_user_table
 EARTH_KM = 6371.0088  # mean radius, IUGG
 MAX_SPEED_KMH = 150.0
 CLOCK_TOLERANCE_SECONDS = 10.0
-"""What two cameras' clocks may differ by, given to the vehicle."""
+"""How far the clocks of two cameras may differ; added to the time that the vehicle had."""
 
 _COLUMNS = ("camera_id", "lat", "lon")
 
 
 @dataclass(frozen=True, slots=True)
 class TravelCheck:
-    """From a probe's sighting to a hit: kilometres in a straight line, seconds between, and the verdict."""
+    """Straight-line distance and time between two sightings, and whether one vehicle can have made both."""
 
     km: float
     seconds: float
@@ -27,7 +27,7 @@ class TravelCheck:
 
     @property
     def kmh(self) -> float:
-        """The speed that it takes at least; infinite for two places at one time."""
+        """The lowest speed that suffices; infinite for two places at the same time."""
         if self.km == 0:
             return 0.0
         return self.km / self.seconds * 3600 if self.seconds else math.inf
@@ -35,7 +35,7 @@ class TravelCheck:
 
 @dataclass(frozen=True, slots=True)
 class CameraMap:
-    """Positions of cameras, (latitude, longitude) in degrees, and the speed that nobody drives above."""
+    """Positions of cameras, (latitude, longitude) in degrees, and the maximum plausible speed."""
 
     positions: Mapping[str, tuple[float, float]]
     max_speed_kmh: float = MAX_SPEED_KMH
@@ -43,10 +43,13 @@ class CameraMap:
 
     def __post_init__(self) -> None:
         if not (0 < self.max_speed_kmh < math.inf):
-            raise BadSetting(f"a maximum speed of {self.max_speed_kmh} km/h leads nowhere")
+            raise BadSetting(f"a maximum speed of {self.max_speed_kmh} km/h is not positive and finite")
 
     def km(self, a: str, b: str) -> float | None:
-        """Great-circle distance: the road is never shorter, so an "impossible" is never too strict."""
+        """Return the great-circle distance of two cameras; None if a position is unknown.
+
+        No road is shorter, so a vehicle that needs too much time for this distance needs it for any road.
+        """
         if a not in self.positions or b not in self.positions:
             return None
         (lat1, lon1), (lat2, lon2) = (tuple(map(math.radians, self.positions[name])) for name in (a, b))
@@ -56,19 +59,19 @@ class CameraMap:
         )
         return 2 * EARTH_KM * math.asin(math.sqrt(min(1.0, h)))
 
-    def journey(self, start: Sighting, end: Sighting) -> TravelCheck | None:
-        """How one vehicle would have got from one to the other; None where a place or a time is unknown."""
+    def travel(self, start: Sighting, end: Sighting) -> TravelCheck | None:
+        """Check the way between two sightings, in either order; None if a position or time is unknown."""
         km = self.km(start.camera_id, end.camera_id)
         if km is None or UNKNOWN_TIME in (start.captured_at, end.captured_at):
             return None
         seconds = abs(end.captured_at - start.captured_at) / 1000
-        reach = (seconds + self.clock_seconds) / 3600 * self.max_speed_kmh
-        return TravelCheck(km, seconds, km <= reach)
+        reachable_km = (seconds + self.clock_seconds) / 3600 * self.max_speed_kmh
+        return TravelCheck(km, seconds, km <= reachable_km)
 
-    def hardest(self, starts: Iterable[Sighting], end: Sighting) -> TravelCheck | None:
-        """Of the journeys from each sighting of a probe, the one that decides: all must be possible."""
-        known = [journey for start in starts if (journey := self.journey(start, end))]
-        return max(known, key=lambda journey: (not journey.possible, journey.kmh), default=None)
+    def least_feasible(self, starts: Iterable[Sighting], end: Sighting) -> TravelCheck | None:
+        """Return the check that needs the highest speed, an impossible one first: all must be possible."""
+        checks = [check for start in starts if (check := self.travel(start, end))]
+        return max(checks, key=lambda check: (not check.possible, check.kmh), default=None)
 
 
 def read_cameras(uri: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
@@ -81,19 +84,19 @@ def read_cameras(uri: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap
         )
     positions: dict[str, tuple[float, float]] = {}
     for row, record in enumerate(table.select(_COLUMNS).to_pylist(), start=1):
-        name, place = str(record["camera_id"] or ""), _place(record["lat"], record["lon"])
-        if not name or place is None:
+        name, position = str(record["camera_id"] or ""), _position(record["lat"], record["lon"])
+        if not name or position is None:
             raise BadInput(f"{uri}, data row {row}: no camera with a latitude and a longitude")
-        if positions.setdefault(name, place) != place:
+        if positions.setdefault(name, position) != position:
             raise BadInput(f"{uri}, data row {row}: camera {name} has two positions")
     if not positions:
         raise BadInput(f"{uri} names no camera")
     return CameraMap(positions, max_speed_kmh)
 
 
-def _place(lat: object, lon: object) -> tuple[float, float] | None:
+def _position(lat: object, lon: object) -> tuple[float, float] | None:
     try:
-        place = float(str(lat)), float(str(lon))
+        position = float(str(lat)), float(str(lon))
     except ValueError:
         return None
-    return place if abs(place[0]) <= 90 and abs(place[1]) <= 180 else None
+    return position if abs(position[0]) <= 90 and abs(position[1]) <= 180 else None

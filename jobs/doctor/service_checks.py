@@ -66,7 +66,7 @@ def check_milvus(settings: Settings) -> list[CheckResult]:
             f"{', '.join(sorted(capabilities.index_types))}; rows by {capabilities.import_interface}",
         ),
     ]
-    if not capabilities.lite and capabilities.number < (2, 5, 5):
+    if not capabilities.lite and capabilities.version_tuple < (2, 5, 5):
         results.append(
             warning(
                 "milvus guard",
@@ -106,7 +106,7 @@ def check_milvus_bucket(settings: Settings, storage: StoreSettings) -> CheckResu
 def check_model(uri: str | None) -> CheckResult:
     """Check that a checkpoint is complete."""
     if uri is None:
-        return skipped("model", "not requested: --model URI")
+        return skipped("model", "not requested: --checkpoint URI")
     from clvr_model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(uri)

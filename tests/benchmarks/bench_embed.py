@@ -27,7 +27,7 @@ from clvr_model.checkpoint import Card, Checkpoint, load_checkpoint, save_checkp
 from clvr_model.embedder import Embedder
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
-from index.archive.listing import list_archive
+from index.archive.listing import list_crops
 from index.archive.reader import ArchiveReader
 from index.runs.run import Run
 from infra.store import Store, open_store
@@ -108,7 +108,7 @@ def bench_decode(archive: Store, source: str) -> None:
     etags = [info.etag for info in infos]
 
     def load(decoders: int) -> None:
-        for _ in stream_images(reader, uris, etags=etags, ahead=64, decoders=decoders):
+        for _ in stream_images(reader, uris, etags=etags, prefetch=64, decoders=decoders):
             pass
 
     for decoders in sorted({1, os.cpu_count() or 1}):
@@ -121,7 +121,7 @@ def bench_decode(archive: Store, source: str) -> None:
 def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: Any, cache: Path) -> None:
     """Compare a whole part (fetch, decode, embed, write) with the embedder on arrays in memory."""
     embedder = Embedder(checkpoint, device="cpu", precision=precision, cache=cache)
-    manifest = list_archive(archive)
+    manifest = list_crops(archive).manifest
     rows = manifest.num_rows
     run = Run.create(
         open_store(str(folder)),
@@ -153,7 +153,7 @@ def worker(arguments: tuple[str, str, str, str, Any, int, bool]) -> tuple[float,
     os.sched_setaffinity(0, {number})
     embedder = Embedder(model_uri, device="cpu", precision=precision, cache=Path(cache))
     store = open_store(archive)
-    manifest = list_archive(store)
+    manifest = list_crops(store).manifest
     run = Run.create(
         open_store(f"{folder}/{number}"),
         "bench",

@@ -25,12 +25,13 @@ from milvus_bench import bench_server, finished_run, grouped
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
-from index.generations.load import await_index, load_runs
+from index.generations.load import LoadOptions, load_runs
 from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation
 from index.milvus.index_types import IndexSpec, search_params
 from index.milvus.search import search_generation
+from index.milvus.waiting import wait_for_index
 from index.runs.run import Run
 from infra.store import Store, open_store
 
@@ -182,7 +183,7 @@ def reindexed(milvus: Milvus, generation: Generation, spec: IndexSpec) -> Genera
     milvus.call("release_collection", generation.name)
     milvus.call("drop_index", generation.name, "embedding")
     collection.create_index(milvus, other)
-    await_index(milvus, other)
+    wait_for_index(milvus, other)
     collection.ensure_loaded(milvus, other)
     return other
 
@@ -214,7 +215,11 @@ def on_a_server(vectors: NDArray[np.float32], kind: str) -> Iterator[Place]:
     with bench_server() as bench:
         run = finished_run(bench.own, "r", vectors, len(vectors))
         generation = load_runs(
-            bench.milvus, bench.own, [run], alias="b", index_type=kind, milvus_bucket=bench.bucket
+            bench.milvus,
+            bench.own,
+            [run],
+            alias="b",
+            options=LoadOptions(index_type=kind, milvus_bucket=bench.bucket),
         )
         yield Place("Milvus", bench.milvus, generation, lambda _: bench.memory_mb())
 
@@ -233,7 +238,7 @@ def in_a_file(vectors: NDArray[np.float32], kind: str, folder: str | None) -> It
             else:
                 done = [name for name in store.folders("runs") if store.head(f"runs/{name}/done.json")]
                 run = Run.open(store, "r") if done else finished_run(store, "r", vectors, len(vectors))
-                generation = load_runs(milvus, store, [run], alias="b", index_type=kind)
+                generation = load_runs(milvus, store, [run], alias="b", options=LoadOptions(index_type=kind))
             yield Place("Lite", milvus, generation, lambda _: _resident(path / "index.db"))
 
 

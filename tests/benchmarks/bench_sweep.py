@@ -65,8 +65,8 @@ def main() -> None:
         window = Filters(captured_to=args.rows * 1000 // 10)
         narrow = scan.nearest(np.stack([probe.features for probe in probes[:64]]), 20, window)
         print(
-            f"a tenth of the time: {scan.reading.unread} of {scan.reading.groups} row groups unread, "
-            f"{scan.reading.compared:,} of {scan.reading.rows:,} rows compared ({len(narrow)} probes)"
+            f"a tenth of the time: {scan.stats.groups_skipped} of {scan.stats.groups} row groups unread, "
+            f"{scan.stats.rows_compared:,} of {scan.stats.rows:,} rows compared ({len(narrow)} probes)"
         )
     save_rows(results, args.json)
 

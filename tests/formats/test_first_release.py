@@ -34,16 +34,16 @@ from index.runs.accounting import count_causes
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs, vanished_uris
 from index.runs.shards import read_shards, vectors_of
-from index.runs.timings import read_timings, total_of
+from index.runs.timings import read_timings, sum_timings
 from index.runs.tombstones import erased_ids, erasure_ids, read_tombstones
 from index.search.calibration import calibration_of
 from index.search.scan_source import ScanSource
 from infra.store import Store, open_store
 from jobs.cli.app import app
-from jobs.embed.discovery import Source, discover
-from jobs.reindex.state import ReindexRun, list_nights
-from jobs.search.search import RulesRequest, rules_of
-from jobs.sweep.audit import entries
+from jobs.embed.discovery import CropSelection, discover
+from jobs.reindex.state import ReindexRun, list_reindex_runs
+from jobs.search.search import RulesRequest, make_rules
+from jobs.sweep.audit import AuditLog
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.state import Sweep
 from jobs.train.log import cost_of, read_log
@@ -277,7 +277,7 @@ def test_a_finished_run_proves_its_counts(clvr: Clvr, home: Store) -> None:
     }
     assert clvr("status")["run_id"] == "unfinished"
     assert [run.run_id for run in list_runs(home)] == ["first", "night-one", "unfinished"]
-    times = total_of(read_timings(Run.open(home, "first").folder))
+    times = sum_timings(read_timings(Run.open(home, "first").folder))
     assert times is not None
     assert (times.rows, times.actors) == (27, 1)
 
@@ -362,7 +362,7 @@ def test_an_unfinished_run_is_continued_to_the_same_rows(clvr: Clvr, home: Store
 
 
 def test_the_same_lists_give_the_same_run(home: Store) -> None:
-    source = Source(
+    source = CropSelection(
         ARCHIVE,
         key_pattern=PATTERN,
         manifest=f"{ROOT}/labels/manifest.csv",
@@ -402,7 +402,7 @@ def test_an_increment_continues_its_lineage(home: Store) -> None:
     summary = run.summary
     assert (summary.listed, summary.embedded, summary.quarantined, summary.duplicates) == (4, 3, 1, 0)
     # Unpacked files differ from those that the run listed, and a list of keys has no etags.
-    changes = discover(Source(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
+    changes = discover(CropSelection(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
     assert changes is not None
     assert changes.counts() == {"new": 0, "changed": 4, "unchanged": 25, "vanished": 0}
 
@@ -560,8 +560,8 @@ def test_an_interrupted_sweep_is_continued(clvr: Clvr, home: Store) -> None:
     def no_embedder() -> Any:
         raise AssertionError("a probe is not in the archive")
 
-    worker = SweepWorker(sweep, source, rules_of(RulesRequest(top=3)), no_embedder, calibration)
-    assert worker.do(1) == (4, 0)
+    worker = SweepWorker(sweep, source, make_rules(RulesRequest(top=3)), no_embedder, calibration)
+    assert worker.search_part(1) == (4, 0)
     summary = sweep.finish()
     assert (summary.probes, summary.answers, summary.generation) == (20, 60, "exact:first")
     assert (dict(summary.verdicts), summary.causes) == ({"found": 18, "not found": 2}, {})
@@ -579,19 +579,19 @@ def test_the_audit_log_names_user_and_case_of_each_sweep(clvr: Clvr, home: Store
     assert cut_off["request"]["probes"] == f"{ROOT}/labels/list.csv"
     sweep = Sweep.open(open_store(f"{ROOT}/sweeps/open"))
     assert sweep is not None
-    assert sweep.info.audit == cut_off["key"] == entries(home)[1][0]
+    assert sweep.info.audit == cut_off["key"] == AuditLog.read(home).records[1][0]
 
 
 def test_a_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:
-    (run,) = list_nights(home)
-    assert (run.night_id, run.finished) == ("night-one", True)
+    (run,) = list_reindex_runs(home)
+    assert (run.reindex_id, run.finished) == ("night-one", True)
     assert run.inputs.key_pattern == PATTERN
     assert [step.name for step in run.steps()] == ["plan", "embed", "load", "gate", "promote", "retention"]
     refused, finished = ReindexRun.open(home, "night-one").attempts()
-    assert refused.ended is not None
-    assert (refused.ended["error"], refused.ended["step"]) == ("BudgetExceeded", "plan")
-    assert finished.ended is not None
-    assert finished.ended["step"] == ""
+    assert refused.outcome is not None
+    assert (refused.outcome["error"], refused.outcome["step"]) == ("BudgetExceeded", "plan")
+    assert finished.outcome is not None
+    assert finished.outcome["step"] == ""
     command = ["reindex", ARCHIVE, "--model", f"{ROOT}/model", "--night", "night-one", "--beside"]
     command += ["--key-pattern", PATTERN, "--labels", f"{ROOT}/labels/labels.parquet"]
     summary = clvr(*command)
@@ -615,7 +615,7 @@ def test_a_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store
     assert summary["live"] == {"generation": LIVE, "replaced": OLDER, "rows": 23, "rows_before": 21}
     assert summary["quarantine"] == {"decode/not-a-picture": 1}
     assert summary["cost"]["price_per_node_hour"] == 2.0
-    clvr(*command, "--lookback-days", "1", exit_code=6)  # another job than the reindex run of this name
+    clvr(*command, "--lookback-days", "1", exit_code=6)  # other inputs than the run of this name
 
 
 def test_splits_are_the_same_probes_and_gallery(clvr: Clvr, home: Store) -> None:

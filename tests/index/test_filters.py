@@ -1,4 +1,4 @@
-"""Filters: each means what it says, and no value can become part of the expression."""
+"""Filters select the crops that they describe, and no value can become syntax."""
 
 from collections.abc import Iterator
 
@@ -68,7 +68,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Milvus]:
         yield milvus
 
 
-def found(milvus: Milvus, filters: Filters) -> set[int]:
+def select(milvus: Milvus, filters: Filters) -> set[int]:
     rows = milvus.call("query", "t", filter=filters.expression(), output_fields=["crop_id"], limit=1000)
     return {row["crop_id"] for row in rows}
 
@@ -103,20 +103,20 @@ def test_no_filter_is_no_expression() -> None:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_a_filter_finds_what_it_says(table: Milvus, filters: Filters, expected: set[int]) -> None:
-    assert {crop_id for crop_id in found(table, filters) if crop_id < 100} == expected
+def test_a_filter_selects_matching_crops(table: Milvus, filters: Filters, expected: set[int]) -> None:
+    assert {crop_id for crop_id in select(table, filters) if crop_id < 100} == expected
 
 
 @pytest.mark.parametrize("text", [text for text in NASTY if text], ids=ascii)
-def test_a_nasty_name_finds_exactly_itself(table: Milvus, text: str) -> None:
+def test_a_nasty_name_matches_only_itself(table: Milvus, text: str) -> None:
     expected = {100 + NASTY.index(text)}
-    assert found(table, Filters(cameras=(text,))) == expected
-    assert found(table, Filters(tracks=((text, text),))) == expected
+    assert select(table, Filters(cameras=(text,))) == expected
+    assert select(table, Filters(tracks=((text, text),))) == expected
 
 
 @given(ANY_TEXT)
 @settings(max_examples=500)
-def test_the_real_parser_reads_back_any_text_as_one_literal(text: str) -> None:
+def test_the_parser_of_milvus_lite_reads_any_text_as_one_literal(text: str) -> None:
     parsed = parse_expr(f"camera_id == {quoted(text)}")
     assert type(parsed).__name__ == "CmpOp"
     assert parsed.right.value == text
@@ -124,11 +124,11 @@ def test_the_real_parser_reads_back_any_text_as_one_literal(text: str) -> None:
 
 @given(ANY_TEXT, st.tuples(ANY_TEXT, ANY_TEXT))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_text_lets_other_crops_in(table: Milvus, camera: str, track: tuple[str, str]) -> None:
+def test_no_text_selects_other_crops(table: Milvus, camera: str, track: tuple[str, str]) -> None:
     named = {100 + NASTY.index(camera)} if camera in NASTY and camera else set()
     named |= {int(str(row["crop_id"])) for row in ROWS if row["camera_id"] == camera}
-    assert found(table, Filters(cameras=(camera,))) == named
-    assert found(table, Filters(cameras=("a",), not_tracks=(track,))) <= {1, 2}
+    assert select(table, Filters(cameras=(camera,))) == named
+    assert select(table, Filters(cameras=("a",), not_tracks=(track,))) <= {1, 2}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,6 @@ def test_no_text_lets_other_crops_in(table: Milvus, camera: str, track: tuple[st
     ],
     ids=str,
 )
-def test_a_value_without_meaning_is_refused(filters: Filters) -> None:
+def test_an_invalid_value_is_refused(filters: Filters) -> None:
     with pytest.raises(BadSetting):
         filters.expression()

@@ -1,4 +1,4 @@
-"""The lock: one owner, a clear refusal, an end by release, by expiry and by death."""
+"""A lock has one owner, refuses others, and ends by release, by expiry and by the death of its owner."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from index.lock import acquire
+from index.lock import LockRecord, acquire
 from infra.errors import Locked, SchemaMismatch
 from infra.store import Store, StoreSettings, open_store
 
@@ -24,23 +24,23 @@ with acquire(open_store(sys.argv[1]), "rows", "a load of alias vehicles"):
 
 
 @pytest.fixture(params=["local", "s3"])
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "local":
         return open_store(str(tmp_path))
     return open_store(request.getfixturevalue("bucket"), request.getfixturevalue("seaweedfs").settings)
 
 
 @pytest.mark.integration
-def test_one_of_many_gets_it_and_the_others_are_told_who(places: Store) -> None:
-    start, all_told = threading.Barrier(8), threading.Barrier(8)
+def test_one_of_several_competitors_gets_the_lock(shared_store: Store) -> None:
+    start, all_tried = threading.Barrier(8), threading.Barrier(8)
 
     def attempt(number: int) -> str:
         start.wait()
         try:
-            with acquire(places, "rows", "a load"):
-                all_told.wait(30)  # so nobody comes after its end
+            with acquire(shared_store, "rows", "a load"):
+                all_tried.wait(30)  # holds the lock until all others were refused
         except Locked as refused:
-            all_told.wait(30)
+            all_tried.wait(30)
             return refused.message
         return "held"
 
@@ -51,19 +51,23 @@ def test_one_of_many_gets_it_and_the_others_are_told_who(places: Store) -> None:
 
 
 @pytest.mark.integration
-def test_it_is_given_back_also_after_an_error(places: Store) -> None:
-    with pytest.raises(RuntimeError), acquire(places, "rows", "a load"):
+def test_a_lock_is_released_after_an_error(shared_store: Store) -> None:
+    with pytest.raises(RuntimeError), acquire(shared_store, "rows", "a load"):
         raise RuntimeError
-    with acquire(places, "rows", "a load"):
+    with acquire(shared_store, "rows", "a load"):
         pass
 
 
-def test_locks_of_two_names_do_not_meet(store: Store) -> None:
-    with acquire(store, "rows", "a load"), acquire(store, "alias-a", "a promotion"):
-        pass
+def test_locks_of_two_names_are_held_independently(store: Store) -> None:
+    with acquire(store, "rows", "a load") as rows, acquire(store, "alias-a", "a promotion") as alias:
+        rows.require()
+        alias.require()
+        for name in ("rows", "alias-a"):
+            with pytest.raises(Locked), acquire(store, name, "another operation"):
+                pass
 
 
-def test_the_refusal_says_what_is_under_way_who_does_it_and_when_it_ends(store: Store) -> None:
+def test_the_refusal_names_purpose_owner_and_end(store: Store) -> None:
     with (
         acquire(store, "rows", "a load of alias vehicles"),
         pytest.raises(Locked) as refused,
@@ -75,7 +79,7 @@ def test_the_refusal_says_what_is_under_way_who_does_it_and_when_it_ends(store: 
     assert "ends by itself at 20" in refused.value.remedy
 
 
-def test_it_is_renewed_for_as_long_as_it_is_held(store: Store) -> None:
+def test_a_lock_is_renewed_while_it_is_held(store: Store) -> None:
     with acquire(store, "rows", "a load", seconds=0.6) as lock:
         time.sleep(1.5)
         lock.require()
@@ -83,16 +87,16 @@ def test_it_is_renewed_for_as_long_as_it_is_held(store: Store) -> None:
             pass
 
 
-def test_a_lock_that_ran_out_is_taken_over_and_its_late_owner_notices(store: Store) -> None:
-    with acquire(store, "rows", "a load") as mine:
-        expired = store.get("locks/rows.json").replace(b'"expires": ', b'"expires": -')
-        store.put("locks/rows.json", expired)
-        with acquire(store, "rows", "another load") as theirs:
-            mine._done.set()
-            mine._done.clear()
-            with pytest.raises(Exception, match="changed"):
-                mine._write(mine._holder)
-            theirs.require()
+def test_an_expired_lock_is_taken_over_and_its_former_owner_notices(store: Store) -> None:
+    with acquire(store, "rows", "a load", seconds=0.6) as expired:
+        record = store.get("locks/rows.json").replace(b'"expires": ', b'"expires": -')
+        store.put("locks/rows.json", record)
+        with acquire(store, "rows", "another load") as current:
+            time.sleep(0.4)  # longer than the former owner waits before it renews its lock
+            with pytest.raises(Locked, match="ran out"):
+                expired.require()
+            current.require()
+        assert LockRecord.read(store, "locks/rows.json").purpose == "another load"
 
 
 def test_the_lock_of_a_killed_process_is_taken_over_at_once(store: Store) -> None:
@@ -107,7 +111,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_at_once(store: Store) -> Non
             pass
 
 
-def test_storage_that_is_away_for_too_long_costs_the_lock(tmp_path: Path) -> None:
+def test_a_lock_is_lost_while_storage_is_unreachable(tmp_path: Path) -> None:
     store = Store(str(tmp_path), StoreSettings())
     with acquire(store, "rows", "a load", seconds=0.4) as lock:
         (tmp_path / "locks").rename(tmp_path / "away")
@@ -116,7 +120,7 @@ def test_storage_that_is_away_for_too_long_costs_the_lock(tmp_path: Path) -> Non
             lock.require()
 
 
-def test_something_else_in_its_place_is_named(store: Store) -> None:
+def test_a_damaged_lock_is_named(store: Store) -> None:
     store.put("locks/rows.json", b"[]")
     with (
         pytest.raises(SchemaMismatch, match=r"locks/rows\.json is no lock"),

@@ -309,5 +309,5 @@ def test_retention_and_retirement_drop_rows_and_a_tampered_shard_is_refused(
 
 def test_an_erasure_needs_a_reason_and_a_selection(laptop: User) -> None:
     assert "needs a reason" in laptop.runs("forget", "--camera", "c", "--reason", " ", expect=3)
-    assert "nothing says" in laptop.runs("forget", "--reason", "r", expect=3)
+    assert "nothing selects" in laptop.runs("forget", "--reason", "r", expect=3)
     assert "would erase everything" in laptop.runs("retain", "--days", "0", expect=3)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from index.generations.load import load_runs
+from index.generations.load import LoadOptions, load_runs
 from index.generations.reconcile import reconcile
 from index.milvus import collection
 from index.milvus.client import Milvus, connect
@@ -135,7 +135,11 @@ def test_a_generation_is_imported_and_verified_in_another_database(
     run = make_finished_run(store, "r", range(60), rows_per_shard=30)
     with guarded.connect(database=DATABASE) as milvus:
         generation = load_runs(
-            milvus, store, [run], alias="clvr", target="grpc_v1", milvus_bucket=bucket, index_type="IVF_FLAT"
+            milvus,
+            store,
+            [run],
+            alias="clvr",
+            options=LoadOptions(target="grpc_v1", milvus_bucket=bucket, index_type="IVF_FLAT"),
         )
         assert not reconcile(milvus, store, generation, [run]).differences
     with guarded.connect() as default_database:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.generations import records
@@ -21,8 +22,8 @@ from index.generations.reconcile import reconcile
 from index.generations.upsert import load_into_live
 from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
-from index.milvus.collection import Generation, fetch_ids
-from index.milvus.search import search
+from index.milvus.collection import Generation, fetch_ids, require_live
+from index.milvus.search import Hit, search_generation
 from index.runs.run import Run
 from infra.errors import BadInput, FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
@@ -46,6 +47,14 @@ DEADLINE = 240.0
 
 
 MakeRun = Callable[..., Run]
+
+
+def search(
+    milvus: Milvus, alias: str, probes: NDArray[np.float32], fingerprint: str = PRINT
+) -> list[list[Hit]]:
+    """Return the ten nearest crops of each probe in the live generation."""
+    generation = require_live(milvus, alias, fingerprint)
+    return [hits for batch in search_generation(milvus, generation, probes, 10) for hits in batch]
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +117,7 @@ def imported(
         own_store,
         imported_runs,
         alias="swapped",
-        target="grpc_v1",
-        milvus_bucket=f"s3://{milvus_server.bucket}",
-        latest_wins=True,
+        options=LoadOptions(target="grpc_v1", milvus_bucket=f"s3://{milvus_server.bucket}", latest_wins=True),
     )
 
 
@@ -171,9 +178,7 @@ def test_shards_in_another_bucket_are_copied_for_a_requested_import(
         foreign_store,
         runs,
         alias="copied",
-        target="grpc_v1",
-        milvus_bucket=f"s3://{milvus_server.bucket}",
-        latest_wins=True,
+        options=LoadOptions(target="grpc_v1", milvus_bucket=f"s3://{milvus_server.bucket}", latest_wins=True),
     )
     result = reconcile(milvus, foreign_store, generation, runs)
     assert (result.expected, result.indexed, result.differences) == (70, 70, ())
@@ -207,7 +212,9 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
     result = reconcile(milvus, foreign_store, live, [first, second])
     assert result.differences == ()
 
-    rebuilt = load_runs(milvus, foreign_store, [first, second], alias="nightly", latest_wins=True)
+    rebuilt = load_runs(
+        milvus, foreign_store, [first, second], alias="nightly", options=LoadOptions(latest_wins=True)
+    )
     assert collection.row_count(milvus, rebuilt) == erased.rows_after
     assert fetch_ids(milvus, rebuilt.name, wanted.expression()).size == 0
 
@@ -236,7 +243,7 @@ def test_the_alias_moves_under_constant_searches_without_an_error_or_a_mixed_res
         with connect(milvus_server.uri, milvus_server.token) as connection:
             while not stop.is_set():
                 try:
-                    results = search(connection, "swapped", probes, fingerprint=PRINT, top=10)
+                    results = search(connection, "swapped", probes)
                 except Exception as error:
                     errors.append(error)
                     return
@@ -288,7 +295,7 @@ def test_an_alias_of_a_dropped_generation_is_refused_and_can_be_set_again(
     promote(milvus, own_store, first.name, force="test")
     milvus.call("drop_collection", first.name, timeout=60)  # by hand: this server lets you
     with pytest.raises(BadInput, match=r"alias nowhere at .* points to nothing"):
-        search(milvus, "nowhere", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
+        search(milvus, "nowhere", np.zeros((1, 1024), np.float32))
     promote(milvus, own_store, second.name, force="test")
     assert collection.live_generation(milvus, "nowhere") == second
 
@@ -308,9 +315,9 @@ class KilledLoad:
             self.store,
             [self.run],
             alias="clvr",
-            target="grpc_v1",
-            milvus_bucket=f"s3://{self.server.bucket}",
-            progress=progress,
+            options=LoadOptions(
+                target="grpc_v1", milvus_bucket=f"s3://{self.server.bucket}", progress=progress
+            ),
         )
 
     def kill(self, done: int, total: int) -> None:
@@ -324,7 +331,7 @@ class KilledLoad:
                 self.load(milvus, self.kill)
             assert time.monotonic() - self.died < 25
             with pytest.raises(IndexUnreachable, match="does not answer"):
-                search(milvus, "clvr", np.zeros((1, 1024), np.float32), fingerprint=PRINT)
+                search(milvus, "clvr", np.zeros((1, 1024), np.float32))
         (half,) = records.list_records(self.store, "clvr")
         assert half.state == "loading"
         return half.name

@@ -1,6 +1,7 @@
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,17 +32,13 @@ def tracks_of(spec: ArchiveSpec) -> dict[str, list[SyntheticCrop]]:
 @given(SPECS)
 def test_keys_are_unique_and_agree_with_the_labels(spec: ArchiveSpec) -> None:
     pattern = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
-    keys = set()
-    for crop in synthetic_crops(spec):
-        facts = pattern.match(crop.key)
-        assert facts is not None
-        assert (facts.camera_id, facts.captured_at, facts.track_id) == (
-            crop.camera_id,
-            crop.captured_at,
-            crop.track_id,
-        )
-        keys.add(crop.key)
-    assert len(keys) == spec.images
+    expected = list(synthetic_crops(spec))
+    keys = [crop.key for crop in expected]
+    columns = pattern.extract(pa.array(keys, pa.string()))
+    assert all(columns["matched"].to_pylist())
+    for name in ("camera_id", "captured_at", "track_id"):
+        assert columns[name].to_pylist() == [getattr(crop, name) for crop in expected]
+    assert len(set(keys)) == spec.images
 
 
 @settings(deadline=None)

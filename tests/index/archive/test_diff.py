@@ -1,18 +1,15 @@
-"""What is new, changed and gone since a run, over a chain of runs and within a window of days."""
+"""New, changed and vanished crops since a run, over a chain of runs and within a lookback window."""
 
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from index.archive.diff import days_of, diff_manifests, in_lookback
-from index.archive.listing import days_since, list_crops
 from index.archive.manifest import crop_id_of
 from index.runs.lineage import known_crops, lineage
 from index.runs.run import Run
 from index.schema import MANIFEST_SCHEMA
-from infra.errors import BadSetting
 from infra.store import Store, open_store
 
 ARCHIVE = "/archive"
@@ -54,17 +51,17 @@ def keys(uris: pa.Array) -> list[str]:
     return sorted(uri.removeprefix(f"{ARCHIVE}/") for uri in uris.to_pylist())
 
 
-def test_new_changed_and_vanished_crops_are_told_apart(tmp_path: Path) -> None:
+def test_new_changed_and_vanished_crops_are_distinguished(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     run_of(store, "base", {"a.jpg": "1", "b.jpg": "1", "gone.jpg": "1", "d.jpg": ""})
     now = manifest({"a.jpg": "1", "b.jpg": "2", "c.jpg": "1", "d.jpg": "7"})
     changes = diff_manifests(now, known_crops(store, "base"))
-    assert keys(changes.fresh["uri"]) == ["b.jpg", "c.jpg"]
+    assert keys(changes.to_embed["uri"]) == ["b.jpg", "c.jpg"]
     assert (changes.new, changes.changed, changes.unchanged) == (1, 1, 2)
     assert keys(changes.vanished) == ["gone.jpg"]
 
 
-def test_a_chain_of_runs_is_one_state_and_the_latest_counts(tmp_path: Path) -> None:
+def test_of_a_chain_of_runs_the_latest_etag_counts(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     run_of(store, "1", {"a.jpg": "old", "b.jpg": "1"})
     run_of(store, "2", {"a.jpg": "new", "c.jpg": "1"}, since_run="1")
@@ -78,42 +75,27 @@ def test_a_chain_of_runs_is_one_state_and_the_latest_counts(tmp_path: Path) -> N
     assert (changes.new, changes.changed, len(changes.vanished)) == (0, 0, 0)
 
 
-def test_what_lies_before_the_window_has_not_vanished(tmp_path: Path) -> None:
+def test_crops_before_the_lookback_window_have_not_vanished(tmp_path: Path) -> None:
     before = manifest({"dt=2026-11-01/a.jpg": "1", "dt=20261120/b.jpg": "1", "loose.jpg": "1"})
     assert sorted(days_of(before["uri"], ARCHIVE).values()) == [date(2026, 11, 1), date(2026, 11, 20)]
-    shown = in_lookback(before["uri"], ARCHIVE, date(2026, 11, 19))
-    assert shown.to_pylist() == [False, True, False]
-    changes = diff_manifests(manifest({"dt=2026-11-21/c.jpg": "1"}), before, shown=shown)
+    listed_mask = in_lookback(before["uri"], ARCHIVE, date(2026, 11, 19))
+    assert listed_mask.to_pylist() == [False, True, False]
+    changes = diff_manifests(manifest({"dt=2026-11-21/c.jpg": "1"}), before, listed_mask=listed_mask)
     assert keys(changes.vanished) == ["dt=20261120/b.jpg"]
 
 
-def test_a_window_lists_only_its_days(tmp_path: Path) -> None:
-    archive = open_store(str(tmp_path))
-    for key in ("dt=2026-11-01/cam=1/a.jpg", "dt=2026-11-20/cam=1/b.jpg", "dt=2026-11-21/c.jpg"):
-        archive.put(key, b"x")
-    found = list_crops(archive, since=date(2026, 11, 20)).manifest["uri"].to_pylist()
-    assert [uri.rpartition("/")[2] for uri in found] == ["b.jpg", "c.jpg"]
-
-
-def test_an_archive_without_days_has_no_window(tmp_path: Path) -> None:
-    archive = open_store(str(tmp_path))
-    archive.put("cam=1/a.jpg", b"x")
-    with pytest.raises(BadSetting, match="no folders dt="):
-        days_since(archive, date(2026, 11, 20))
-
-
-def test_a_crop_that_vanished_is_said_once_and_is_new_when_it_comes_back(tmp_path: Path) -> None:
+def test_a_vanished_crop_is_reported_once_and_is_new_when_it_returns(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     run_of(store, "night1", {"a.jpg": "1", "b.jpg": "1"})
     run_of(store, "night2", {"c.jpg": "1"}, gone=("b.jpg",), since_run="night1")
     still_gone = diff_manifests(manifest({"a.jpg": "1", "c.jpg": "1"}), known_crops(store, "night2"))
     assert (still_gone.new, still_gone.unchanged, len(still_gone.vanished)) == (0, 2, 0)
     back = diff_manifests(manifest({"a.jpg": "1", "b.jpg": "1", "c.jpg": "1"}), known_crops(store, "night2"))
-    assert keys(back.fresh["uri"]) == ["b.jpg"]
+    assert keys(back.to_embed["uri"]) == ["b.jpg"]
     assert (back.new, back.unchanged) == (1, 2)
 
 
-def test_a_run_may_consist_of_nothing_but_vanished_crops(tmp_path: Path) -> None:
+def test_a_run_may_consist_of_vanished_crops_only(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     run_of(store, "night1", {"a.jpg": "1", "b.jpg": "1"})
     run_of(store, "night2", {}, gone=("b.jpg",), since_run="night1")

@@ -1,4 +1,4 @@
-"""An S3 Inventory says the same as a listing, in Parquet and in CSV, or is refused with the reason."""
+"""An S3 Inventory, Parquet or CSV, gives the same manifest as a listing, or is refused."""
 
 import gzip
 import hashlib
@@ -43,10 +43,10 @@ def write(archive: Store, kind: str, **changes: Any) -> str:
     """Write an inventory of the archive's bucket into the same bucket, the way S3 does; return its URI."""
     bucket = archive.uri.removeprefix("s3://").partition("/")[0]
     store = open_store(f"s3://{bucket}", archive.settings)
-    found = [info for info in store.list() if not info.key.startswith("inventory/")]
+    infos = [info for info in store.list() if not info.key.startswith("inventory/")]
     rows = [
         (bucket, info.key, info.size, info.last_modified, info.etag, latest, deleted)
-        for info in found
+        for info in infos
         for latest, deleted in ((True, False), (False, False), (True, True))
         if (latest and not deleted) or info.key.endswith("t1.jpg")
     ]
@@ -80,43 +80,43 @@ def _word(value: bool) -> str:
 
 
 @pytest.mark.parametrize("kind", ["Parquet", "CSV"])
-def test_it_says_what_a_listing_says(archive: Store, kind: str) -> None:
+def test_an_inventory_gives_the_same_manifest_as_a_listing(archive: Store, kind: str) -> None:
     read = read_inventory(write(archive, kind), archive=archive, pattern=PATTERN, settings=archive.settings)
     listed = list_crops(archive, pattern=PATTERN)
     names = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "track_id"]
     assert read.manifest.select(names).equals(listed.manifest.select(names))
-    assert (read.ignored, read.unmatched) == (listed.ignored, listed.unmatched) == (1, 1)
+    assert (read.num_not_images, read.unmatched) == (listed.num_not_images, listed.unmatched) == (1, 1)
     seconds = [round(value / 1000) for value in read.manifest["last_modified"].to_pylist()]
     assert all(abs(second - datetime.now(UTC).timestamp()) < 600 for second in seconds)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"sourceBucket": "another"}, "inventory of the bucket another"),
         ({"fileFormat": "ORC"}, "format ORC"),
         ({"files": 3}, "not the manifest of an S3 Inventory"),
     ],
 )
-def test_what_cannot_be_trusted_is_refused(archive: Store, changes: dict[str, Any], said: str) -> None:
+def test_another_bucket_or_format_is_refused(archive: Store, changes: dict[str, Any], message: str) -> None:
     uri = write(archive, "CSV", **changes)
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         read_inventory(uri, archive=archive, settings=archive.settings)
 
 
-def test_a_data_file_that_is_another_is_noticed(archive: Store) -> None:
+def test_a_data_file_with_another_md5_is_refused(archive: Store) -> None:
     uri = write(archive, "CSV")
     open_store(uri.rpartition("/")[0], archive.settings).put("data/1.csv.gz", gzip.compress(b"a,b"))
     with pytest.raises(BadInput, match="MD5"):
         read_inventory(uri, archive=archive, settings=archive.settings)
 
 
-def test_a_prefix_without_pictures_is_an_empty_archive(archive: Store) -> None:
+def test_a_prefix_without_images_is_an_empty_archive(archive: Store) -> None:
     elsewhere = open_store(f"{archive.uri}-none", archive.settings)
     with pytest.raises(EmptyArchive):
         read_inventory(write(archive, "Parquet"), archive=elsewhere, settings=archive.settings)
 
 
-def test_the_name_tells_an_inventory_from_a_key_list() -> None:
+def test_an_inventory_is_recognised_by_its_name() -> None:
     assert is_inventory("s3://b/inv/2026-11-22T01-00Z/manifest.json")
     assert not is_inventory("s3://b/keys.parquet")

@@ -1,4 +1,4 @@
-"""Increments: into the live generation where they are small, repeatable, and never over newer rows."""
+"""Small increments go into the live generation, may be repeated, and never replace newer rows."""
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ def live_with(milvus: Milvus, store: Store, runs: list[Run]) -> Generation:
     return generation
 
 
-def bring(milvus: Milvus, store: Store, runs: list[Run], **options) -> Increment:
+def increment(milvus: Milvus, store: Store, runs: list[Run], **options) -> Increment:
     return load_into_live(
         milvus,
         store,
@@ -41,8 +41,8 @@ def bring(milvus: Milvus, store: Store, runs: list[Run], **options) -> Increment
 
 
 def vectors(milvus: Milvus, name: str) -> dict[int, np.ndarray]:
-    found = milvus.call("query", name, filter="crop_id >= 0", output_fields=["embedding"], limit=10_000)
-    return {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in found}
+    rows = milvus.call("query", name, filter="crop_id >= 0", output_fields=["embedding"], limit=10_000)
+    return {row["crop_id"]: np.asarray(row["embedding"], np.float32) for row in rows}
 
 
 def lists_vanished(run: Run, uris: list[str]) -> None:
@@ -50,35 +50,35 @@ def lists_vanished(run: Run, uris: list[str]) -> None:
     pq.write_table(pa.table({"uri": uris}), path)
 
 
-def test_new_rows_come_and_changed_rows_are_replaced(milvus: Milvus, store: Store, make_run) -> None:
+def test_an_increment_adds_new_rows_and_replaces_changed_ones(milvus: Milvus, store: Store, make_run) -> None:
     live = live_with(milvus, store, [make_run("night1", 100)])
     night2 = make_run("night2", 15, first=95, seed=9)
-    done = bring(milvus, store, [night2])
+    done = increment(milvus, store, [night2])
     assert (done.generation, done.upserted, done.removed) == (live, 15, 0)
     assert (done.rows_before, done.rows_after, done.promote_next) == (100, 110, False)
     stored = vectors(milvus, live.name)
     for ids, block in plan_load([night2]).blocks():
         for crop_id, vector in zip(ids.tolist(), block, strict=True):
             assert np.array_equal(stored[crop_id], vector)
-    entry = records.read(store, live.name)
-    assert entry is not None
-    assert (entry.rows, entry.run_ids, entry.pending) == (110, ("night1", "night2"), ())
-    assert entry.changes[-1]["kind"] == "increment"
+    record = records.read(store, live.name)
+    assert record is not None
+    assert (record.rows, record.run_ids, record.pending) == (110, ("night1", "night2"), ())
+    assert record.changes[-1]["kind"] == "increment"
 
 
 def test_a_repeated_increment_changes_nothing(milvus: Milvus, store: Store, make_run) -> None:
     live = live_with(milvus, store, [make_run("night1", 100)])
     night2 = make_run("night2", 15, first=95)
-    bring(milvus, store, [night2])
-    again = bring(milvus, store, [night2])
+    increment(milvus, store, [night2])
+    again = increment(milvus, store, [night2])
     assert (again.generation, again.rows_before, again.rows_after) == (live, 110, 110)
     assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
 
 
 def plan_runs(store: Store, generation: Generation) -> list[Run]:
-    entry = records.read(store, generation.name)
-    assert entry is not None
-    return [Run.open(store, run_id) for run_id in entry.run_ids]
+    record = records.read(store, generation.name)
+    assert record is not None
+    return [Run.open(store, run_id) for run_id in record.run_ids]
 
 
 def test_an_older_run_that_is_repeated_does_not_overwrite_a_newer_one(
@@ -87,15 +87,15 @@ def test_an_older_run_that_is_repeated_does_not_overwrite_a_newer_one(
     live = live_with(milvus, store, [make_run("night1", 100)])
     night2 = make_run("night2", 10, first=90, seed=1)
     night3 = make_run("night3", 5, first=95, seed=2)
-    bring(milvus, store, [night2])
-    bring(milvus, store, [night3])
+    increment(milvus, store, [night2])
+    increment(milvus, store, [night3])
     before = vectors(milvus, live.name)
-    bring(milvus, store, [night2])
+    increment(milvus, store, [night2])
     after = vectors(milvus, live.name)
     assert all(np.array_equal(before[crop_id], after[crop_id]) for crop_id in before)
 
 
-def test_crops_that_vanished_from_the_archive_are_removed_here_and_in_every_rebuild(
+def test_vanished_crops_are_removed_from_the_live_generation_and_every_rebuild(
     milvus: Milvus, store: Store, make_run
 ) -> None:
     live = live_with(milvus, store, [make_run("night1", 100)])
@@ -103,18 +103,16 @@ def test_crops_that_vanished_from_the_archive_are_removed_here_and_in_every_rebu
     lists_vanished(
         night2, [f"s3://archive/cam-{n % 5}/{n:06d}.jpg" for n in (3, 4, 5)] + ["s3://archive/never"]
     )
-    done = bring(milvus, store, [night2])
+    done = increment(milvus, store, [night2])
     assert (done.removed, done.rows_after) == (3, 107)
     runs = plan_runs(store, live)
-    found = reconcile(milvus, store, live, runs)
-    assert (found.vanished, found.expected, found.differences) == (3, 107, ())
+    result = reconcile(milvus, store, live, runs)
+    assert (result.vanished, result.expected, result.differences) == (3, 107, ())
     rebuilt = load_runs(milvus, store, runs, alias="clvr")
     assert collection.row_count(milvus, rebuilt) == 107
 
 
-def test_a_night_in_which_crops_only_vanished_is_an_increment_as_well(
-    milvus: Milvus, store: Store, make_run
-) -> None:
+def test_a_run_of_vanished_crops_only_is_an_increment(milvus: Milvus, store: Store, make_run) -> None:
     night1 = make_run("night1", 100)
     live = live_with(milvus, store, [night1])
     night2 = Run.create(
@@ -128,19 +126,19 @@ def test_a_night_in_which_crops_only_vanished_is_an_increment_as_well(
         vanished=pa.array(["s3://archive/cam-3/000003.jpg"]),
     )
     night2.finish()
-    done = bring(milvus, store, [night2])
+    done = increment(milvus, store, [night2])
     assert (done.upserted, done.removed, done.rows_after) == (0, 1, 99)
     assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
     with pytest.raises(BadInput, match="no row to index"):
         load_runs(milvus, store, [night2], alias="other")
 
 
-def test_a_crop_that_vanished_and_came_back_stays(milvus: Milvus, store: Store, make_run) -> None:
+def test_a_crop_that_vanished_and_returned_stays(milvus: Milvus, store: Store, make_run) -> None:
     live_with(milvus, store, [make_run("night1", 50)])
     night2 = make_run("night2", 5, first=50)
     lists_vanished(night2, ["s3://archive/cam-3/000003.jpg"])
-    bring(milvus, store, [night2])
-    done = bring(milvus, store, [make_run("night3", 1, first=3)])
+    increment(milvus, store, [night2])
+    done = increment(milvus, store, [make_run("night3", 1, first=3)])
     assert done.rows_after == 55
 
 
@@ -148,7 +146,7 @@ def test_a_large_increment_builds_a_new_generation_of_all_runs_and_leaves_the_li
     milvus: Milvus, store: Store, make_run
 ) -> None:
     live = live_with(milvus, store, [make_run("night1", 100)])
-    done = bring(milvus, store, [make_run("night2", 60, first=90)])
+    done = increment(milvus, store, [make_run("night2", 60, first=90)])
     assert done.promote_next
     assert done.generation.run_ids == ("night1", "night2")
     assert collection.row_count(milvus, done.generation) == 150
@@ -156,7 +154,7 @@ def test_a_large_increment_builds_a_new_generation_of_all_runs_and_leaves_the_li
     assert collection.row_count(milvus, live) == 100
 
 
-def test_a_cut_leaves_a_note_and_the_same_call_makes_it_whole(
+def test_an_interrupted_increment_is_pending_until_it_is_repeated(
     milvus: Milvus, store: Store, make_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = live_with(milvus, store, [make_run("night1", 100)])
@@ -171,31 +169,31 @@ def test_a_cut_leaves_a_note_and_the_same_call_makes_it_whole(
     with monkeypatch.context() as cut:
         cut.setattr(Milvus, "call", lost)
         with pytest.raises(IndexUnreachable):
-            bring(milvus, store, [night2])
-    found = reconcile(milvus, store, live, plan_runs(store, live))
-    assert "repeat `clvr load night2 --into-live`" in found.differences[0]
-    assert found.foreign_count == 10
-    bring(milvus, store, [night2])
+            increment(milvus, store, [night2])
+    result = reconcile(milvus, store, live, plan_runs(store, live))
+    assert "repeat `clvr load night2 --into-live`" in result.differences[0]
+    assert result.foreign_count == 10
+    increment(milvus, store, [night2])
     assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
 
 
-def test_the_gate_and_a_promotion_back_know_of_the_increment(milvus: Milvus, store: Store, make_run) -> None:
+def test_the_gate_counts_the_rows_of_an_increment(milvus: Milvus, store: Store, make_run) -> None:
     first = live_with(milvus, store, [make_run("night1", 100)])
-    bring(milvus, store, [make_run("night2", 10, first=100)])
+    increment(milvus, store, [make_run("night2", 10, first=100)])
     report = check_gate(milvus, store, first, plan_runs(store, first))
     assert report.passed, report.failures
     assert report.rows_expected == 110
 
 
-def test_without_a_live_generation_there_is_nothing_to_add_to(milvus: Milvus, store: Store, make_run) -> None:
+def test_an_increment_needs_a_live_generation(milvus: Milvus, store: Store, make_run) -> None:
     with pytest.raises(BadInput, match="points to no generation"):
-        bring(milvus, store, [make_run("night1", 10)])
+        increment(milvus, store, [make_run("night1", 10)])
 
 
 def test_another_model_is_refused(milvus: Milvus, store: Store, make_run) -> None:
     live_with(milvus, store, [make_run("night1", 50)])
     with pytest.raises(FingerprintMismatch, match="is of model"):
-        bring(milvus, store, [make_run("other", 5, first=50, fingerprint="other" * 8)])
+        increment(milvus, store, [make_run("other", 5, first=50, fingerprint="other" * 8)])
 
 
 def test_a_promotion_or_a_load_meanwhile_is_refused(milvus: Milvus, store: Store, make_run) -> None:
@@ -203,7 +201,7 @@ def test_a_promotion_or_a_load_meanwhile_is_refused(milvus: Milvus, store: Store
     night2 = make_run("night2", 5, first=50)
     for name in (ROWS, alias_lock("clvr")):
         with acquire(store, name, "something else"), pytest.raises(Locked, match="something else"):
-            bring(milvus, store, [night2])
+            increment(milvus, store, [night2])
     assert (
         collection.count_of(
             milvus, collection.live_generation(milvus, "clvr").name, night2.manifest()["crop_id"].to_numpy()

@@ -1,4 +1,4 @@
-"""Generations: their names, what they say of themselves, which is live, and which may be dropped."""
+"""Generations as collections and records: names, descriptions, the live one, and drops."""
 
 import re
 from copy import copy
@@ -20,7 +20,9 @@ from infra.store import Store
 PRINT = "f00dcafe" * 8
 
 
-def made(milvus: Milvus, store: Store, alias: str = "clvr", fingerprint: str = PRINT) -> Generation:
+def create_generation(
+    milvus: Milvus, store: Store, alias: str = "clvr", fingerprint: str = PRINT
+) -> Generation:
     index = index_types.index_spec(milvus.capabilities, "auto", 100)
     generation = records.new_generation(
         milvus, store, alias=alias, fingerprint=fingerprint, run_ids=["r1", "r2"], index=index
@@ -29,30 +31,30 @@ def made(milvus: Milvus, store: Store, alias: str = "clvr", fingerprint: str = P
     return generation
 
 
-def test_the_name_tells_alias_model_and_time(milvus: Milvus, store: Store) -> None:
-    assert re.fullmatch(r"clvr_f00dcafe_\d{8}T\d{6}", made(milvus, store).name)
+def test_the_name_has_alias_model_and_time(milvus: Milvus, store: Store) -> None:
+    assert re.fullmatch(r"clvr_f00dcafe_\d{8}T\d{6}", create_generation(milvus, store).name)
 
 
-def test_two_in_one_second_get_two_names(milvus: Milvus, store: Store) -> None:
-    assert made(milvus, store).name != made(milvus, store).name
+def test_two_generations_of_one_second_have_two_names(milvus: Milvus, store: Store) -> None:
+    assert create_generation(milvus, store).name != create_generation(milvus, store).name
 
 
-def test_a_generation_tells_its_facts_to_everybody_who_finds_it(milvus: Milvus, store: Store) -> None:
-    generation = made(milvus, store)
+def test_a_generation_is_described_by_its_collection(milvus: Milvus, store: Store) -> None:
+    generation = create_generation(milvus, store)
     assert collection.list_generations(milvus, "clvr") == [generation]
     assert collection.get_generation(milvus, generation.name) == generation
     assert generation.run_ids == ("r1", "r2")
     assert generation.index == IndexSpec("HNSW", {"M": 16, "efConstruction": 200})
 
 
-def test_its_columns_are_those_of_a_shard(milvus: Milvus, store: Store) -> None:
-    said = milvus.call("describe_collection", made(milvus, store).name)
-    assert [field["name"] for field in said["fields"]] == SHARD_SCHEMA.names
-    assert not said["auto_id"]
-    assert not said["enable_dynamic_field"]
+def test_a_collection_has_the_columns_of_a_shard(milvus: Milvus, store: Store) -> None:
+    description = milvus.call("describe_collection", create_generation(milvus, store).name)
+    assert [field["name"] for field in description["fields"]] == SHARD_SCHEMA.names
+    assert not description["auto_id"]
+    assert not description["enable_dynamic_field"]
 
 
-def test_collections_of_other_programs_are_left_alone(milvus: Milvus) -> None:
+def test_collections_of_other_programs_are_no_generations(milvus: Milvus) -> None:
     milvus.call("create_collection", "theirs", dimension=4)
     assert collection.list_generations(milvus) == []
     with pytest.raises(BadInput, match="theirs is no generation"):
@@ -62,28 +64,26 @@ def test_collections_of_other_programs_are_left_alone(milvus: Milvus) -> None:
 
 
 @pytest.mark.parametrize("alias", ["", "9lives", "a b", "a-b", "x" * 129, 'a"'])
-def test_an_alias_that_milvus_would_refuse_is_refused_first(milvus: Milvus, store: Store, alias: str) -> None:
+def test_an_invalid_alias_is_refused(milvus: Milvus, store: Store, alias: str) -> None:
     with pytest.raises(BadSetting, match="cannot be an alias"):
-        made(milvus, store, alias)
+        create_generation(milvus, store, alias)
 
 
-@pytest.mark.parametrize("kind", ["DISKANN", "GPU_CAGRA", "FLAT", "NONSENSE"])
-def test_an_index_type_that_hangs_or_explodes_is_refused_before_anything_is_built(
-    milvus: Milvus, kind: str
-) -> None:
-    with pytest.raises(IndexRefused, match=kind) as caught:
-        index_types.index_spec(milvus.capabilities, kind, 100)
+@pytest.mark.parametrize("index_type", ["DISKANN", "GPU_CAGRA", "FLAT", "NONSENSE"])
+def test_an_index_type_that_the_server_cannot_build_is_refused(milvus: Milvus, index_type: str) -> None:
+    with pytest.raises(IndexRefused, match=index_type) as caught:
+        index_types.index_spec(milvus.capabilities, index_type, 100)
     assert "HNSW" in caught.value.remedy
 
 
-def test_in_a_local_file_the_index_is_a_graph_until_its_building_takes_minutes(milvus: Milvus) -> None:
+def test_the_index_of_a_small_local_file_is_hnsw_and_of_a_large_one_ivf(milvus: Milvus) -> None:
     assert index_types.index_spec(milvus.capabilities, "auto", 19_999).type == "HNSW"
     assert index_types.index_spec(milvus.capabilities, "auto", 20_000) == IndexSpec(
         "IVF_FLAT", {"nlist": 256}
     )
 
 
-def test_on_a_server_the_index_is_a_graph_until_its_memory_is_too_much(milvus: Milvus) -> None:
+def test_the_index_on_a_server_is_hnsw_up_to_five_million_rows(milvus: Milvus) -> None:
     server = copy(milvus)
     server.capabilities = capabilities_of("2.3.5", lite=False)
     assert index_types.index_spec(server.capabilities, "auto", 5_000_000).type == "HNSW"
@@ -97,23 +97,23 @@ def test_the_lists_of_an_ivf_index_grow_with_the_root_of_the_rows(
     assert index_types.index_spec(milvus.capabilities, "ivf_flat", rows).params == {"nlist": lists}
 
 
-def test_nothing_is_live_at_first(milvus: Milvus) -> None:
+def test_no_generation_is_live_at_first(milvus: Milvus) -> None:
     assert collection.live_generation(milvus, "clvr") is None
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_searching_without_a_live_generation_says_what_to_run(
+def test_search_without_a_live_generation_names_the_command_to_run(
     milvus: Milvus, store: Store, indexed: bool
 ) -> None:
     expected = "clvr load"
     if indexed:
-        expected = f"clvr promote {made(milvus, store).name}"
+        expected = f"clvr promote {create_generation(milvus, store).name}"
     with pytest.raises(BadInput, match="points to nothing") as caught:
         collection.require_live(milvus, "clvr", PRINT)
     assert expected in caught.value.remedy
 
 
-def test_the_live_and_the_previous_one_are_dropped_only_by_force(
+def test_the_live_and_the_previous_generation_are_dropped_only_by_force(
     milvus: Milvus, store: Store, make_run
 ) -> None:
     runs = [make_run("r1", 60)]
@@ -123,7 +123,7 @@ def test_the_live_and_the_previous_one_are_dropped_only_by_force(
 
     with pytest.raises(BadInput, match="is live as clvr"):
         records.drop(milvus, store, second.name)
-    with pytest.raises(BadInput, match="what a rollback of clvr returns to"):
+    with pytest.raises(BadInput, match="to which a rollback of clvr returns"):
         records.drop(milvus, store, first.name)
     records.drop(milvus, store, third.name)
     records.drop(milvus, store, first.name, force=True)
@@ -132,42 +132,42 @@ def test_the_live_and_the_previous_one_are_dropped_only_by_force(
 
     records.drop(milvus, store, second.name, force=True)
     assert collection.live_generation(milvus, "clvr") is None
-    assert {entry.state for entry in records.list_records(store, "clvr")} == {"dropped"}
+    assert {record.state for record in records.list_records(store, "clvr")} == {"dropped"}
 
 
-def test_an_alias_is_never_dropped_as_if_it_were_a_generation(milvus: Milvus, store: Store) -> None:
-    generation = made(milvus, store)
+def test_an_alias_is_never_dropped_as_a_generation(milvus: Milvus, store: Store) -> None:
+    generation = create_generation(milvus, store)
     milvus.call("create_alias", generation.name, "clvr")
     with pytest.raises(BadInput, match="clvr is no generation"):
         records.drop(milvus, store, "clvr", force=True)
     assert collection.live_generation(milvus, "clvr") == generation
 
 
-ENTRY = records.GenerationRecord(
+RECORD = records.GenerationRecord(
     name="g", alias="a", fingerprint=PRINT, run_ids=("r",), rows=1, target="t", state="loading", updated="now"
 )
 
 
-def test_the_ledger_gives_back_what_was_written(store: Store) -> None:
-    records.create(store, ENTRY)
-    assert records.read(store, "g") == ENTRY
+def test_a_record_is_read_back_as_it_was_written(store: Store) -> None:
+    records.create(store, RECORD)
+    assert records.read(store, "g") == RECORD
     changed = records.update(store, "g", state="ready", gate={"recall": 0.99})
     assert changed == records.read(store, "g")
     assert changed == replace(
-        ENTRY, state="ready", gate={"recall": 0.99}, updated=changed.updated if changed else ""
+        RECORD, state="ready", gate={"recall": 0.99}, updated=changed.updated if changed else ""
     )
 
 
-def test_the_ledger_knows_a_name_once_and_forgets_nothing_it_never_knew(store: Store) -> None:
-    records.create(store, ENTRY)
+def test_a_record_is_created_once_and_only_updated_if_it_exists(store: Store) -> None:
+    records.create(store, RECORD)
     with pytest.raises(ObjectExists):
-        records.create(store, ENTRY)
+        records.create(store, RECORD)
     assert records.read(store, "other") is None
     assert records.update(store, "other", state="ready") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"name": "g"}', b"\xff"])
-def test_a_damaged_ledger_entry_is_named(store: Store, content: bytes) -> None:
+def test_a_damaged_record_is_named(store: Store, content: bytes) -> None:
     store.put("generations/g.json", content)
-    with pytest.raises(SchemaMismatch, match=r"generations/g\.json is no ledger entry"):
+    with pytest.raises(SchemaMismatch, match=r"generations/g\.json is no generation record"):
         records.read(store, "g")

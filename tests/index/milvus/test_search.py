@@ -1,4 +1,4 @@
-"""Search: exact distances, whole facts, one generation an answer, and nonsense is refused."""
+"""Search returns exact distances and all fields from one generation, and refuses invalid probes."""
 
 from collections.abc import Callable
 
@@ -12,9 +12,9 @@ from index.generations.load_plan import plan_load
 from index.generations.promotion import promote
 from index.milvus import collection
 from index.milvus.client import Milvus
-from index.milvus.collection import Generation
+from index.milvus.collection import Generation, require_live
 from index.milvus.index_types import IndexSpec, capabilities_of, search_params
-from index.milvus.search import Hit, search, search_generation
+from index.milvus.search import Hit, search_generation
 from infra.errors import BadInput, BadSetting, FingerprintMismatch
 from infra.store import Store
 
@@ -31,9 +31,12 @@ class Live:
         self.ids = np.concatenate([ids for ids, _ in blocks])
         self.vectors = np.concatenate([vectors for _, vectors in blocks])
 
-    def search(self, probes: NDArray[np.float32], **options) -> list[list[Hit]]:
-        options.setdefault("fingerprint", self.run.fingerprint)
-        return search(self.milvus, "clvr", probes, **options)
+    def search(
+        self, probes: NDArray[np.float32], top: int = 20, filters: Filters | None = None
+    ) -> list[list[Hit]]:
+        generation = require_live(self.milvus, "clvr", self.run.fingerprint)
+        batches = search_generation(self.milvus, generation, probes, top, filters)
+        return [hits for batch in batches for hits in batch]
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def live(milvus: Milvus, store: Store, make_run) -> Live:
 
 
 def test_hits_are_the_nearest_crops_by_plain_l2_in_order(live: Live) -> None:
-    answers = live.search(live.vectors[:20], top=10)
-    for probe, hits in zip(live.vectors[:20], answers, strict=True):
+    results = live.search(live.vectors[:20], top=10)
+    for probe, hits in zip(live.vectors[:20], results, strict=True):
         distances = np.linalg.norm(live.vectors - probe, axis=1)
         nearest = np.argsort(distances)[:10]
         assert [hit.crop_id for hit in hits] == live.ids[nearest].tolist()
@@ -51,7 +54,7 @@ def test_hits_are_the_nearest_crops_by_plain_l2_in_order(live: Live) -> None:
         assert [hit.rank for hit in hits] == list(range(1, 11))
 
 
-def test_a_hit_carries_every_fact_of_its_crop(live: Live) -> None:
+def test_a_hit_has_every_field_of_its_crop(live: Live) -> None:
     manifest = {row["crop_id"]: row for row in live.run.manifest().to_pylist()}
     for hit in live.search(live.vectors[:1], top=50)[0]:
         row = manifest[hit.crop_id]
@@ -60,22 +63,22 @@ def test_a_hit_carries_every_fact_of_its_crop(live: Live) -> None:
         assert (hit.model_id, hit.model_confidence) == (row["size"] % 7, 0.5)
 
 
-def test_filters_leave_out_the_probes_own_camera(live: Live) -> None:
-    own = live.search(live.vectors[:1], top=1)[0][0].camera_id
-    hits = live.search(live.vectors[:1], top=200, filters=Filters(not_cameras=(own,)))[0]
+def test_filters_exclude_the_camera_of_the_probe(live: Live) -> None:
+    camera = live.search(live.vectors[:1], top=1)[0][0].camera_id
+    hits = live.search(live.vectors[:1], top=200, filters=Filters(not_cameras=(camera,)))[0]
     assert len(hits) == 160
-    assert own not in {hit.camera_id for hit in hits}
+    assert camera not in {hit.camera_id for hit in hits}
 
 
 def test_a_filter_that_nothing_passes_gives_no_hits(live: Live) -> None:
     assert live.search(live.vectors[:2], filters=Filters(cameras=("nowhere",))) == [[], []]
 
 
-def test_no_probes_give_no_answers(live: Live) -> None:
+def test_no_probes_give_no_results(live: Live) -> None:
     assert live.search(np.empty((0, 1024), np.float32)) == []
 
 
-def test_many_probes_go_in_several_calls_and_keep_their_order(
+def test_many_probes_are_sent_in_several_calls_and_keep_their_order(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -88,19 +91,19 @@ def test_many_probes_go_in_several_calls_and_keep_their_order(
 
     monkeypatch.setattr(Milvus, "call", counted)
     probes = np.tile(live.vectors, (11, 1))
-    answers = live.search(probes, top=1)
-    assert [hits[0].crop_id for hits in answers] == live.ids.tolist() * 11
+    results = live.search(probes, top=1)
+    assert [hits[0].crop_id for hits in results] == live.ids.tolist() * 11
     assert calls == [1000, 1000, 200]
 
 
-def test_the_index_is_opened_again_after_a_restart(live: Live) -> None:
+def test_a_generation_is_loaded_again_after_a_restart(live: Live) -> None:
     live.milvus.call("release_collection", live.generation.name)
     assert live.search(live.vectors[:1], top=1)[0][0].rank == 1
 
 
 def test_probes_of_another_model_are_refused_with_both_fingerprints(live: Live) -> None:
     with pytest.raises(FingerprintMismatch, match=rf"{live.run.fingerprint}.*other-model"):
-        live.search(live.vectors[:1], fingerprint="other-model")
+        require_live(live.milvus, "clvr", "other-model")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -123,17 +126,17 @@ def test_a_top_that_milvus_cannot_answer_is_refused(live: Live, top: int) -> Non
         live.search(live.vectors[:1], top=top)
 
 
-def test_an_alias_that_points_nowhere_says_what_to_do(milvus: Milvus) -> None:
+def test_an_alias_that_points_to_nothing_is_an_error_with_a_remedy(milvus: Milvus) -> None:
     with pytest.raises(BadInput, match="points to nothing, and nothing is indexed") as caught:
-        search(milvus, "clvr", np.zeros((1, 1024), np.float32), fingerprint="f")
+        require_live(milvus, "clvr", "f")
     assert "clvr load" in caught.value.remedy
 
 
-def test_a_generation_is_searched_before_it_is_live(milvus: Milvus, store: Store, make_run) -> None:
+def test_a_generation_can_be_searched_before_it_is_live(milvus: Milvus, store: Store, make_run) -> None:
     generation = load_runs(milvus, store, [make_run("r1", 30)], alias="clvr")
     assert collection.live_generation(milvus, "clvr") is None
-    (answers,) = search_generation(milvus, generation, np.zeros((2, 1024), np.float32), 5)
-    assert [len(hits) for hits in answers] == [5, 5]
+    (results,) = search_generation(milvus, generation, np.zeros((2, 1024), np.float32), 5)
+    assert [len(hits) for hits in results] == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_a_generation_is_searched_before_it_is_live(milvus: Milvus, store: Store
     ],
     ids=str,
 )
-def test_the_effort_grows_with_the_depth(index: IndexSpec, top: int, params: dict[str, int]) -> None:
+def test_search_parameters_grow_with_top(index: IndexSpec, top: int, params: dict[str, int]) -> None:
     assert search_params(index, top) == params
 
 

@@ -44,13 +44,13 @@ ARCHIVE, MODEL = "s3://archive", "f00d"
 CROPS, ROWS_PER_PART, ROWS_PER_SHARD = 11, 3, 6
 
 
-def manifest(count: int = CROPS, **given: Any) -> pa.Table:
+def manifest(count: int = CROPS, **values: Any) -> pa.Table:
     rows = []
     for number in range(count):
         uri = f"{ARCHIVE}/{number:03d}.jpg"
         known = {"crop_id": crop_id_of(uri), "uri": uri, "etag": "e", "size": 1, "last_modified": 5}
         unknown = {"camera_id": "", "captured_at": UNKNOWN_TIME, "track_id": ""}
-        rows.append(known | unknown | given)
+        rows.append(known | unknown | values)
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
@@ -84,7 +84,7 @@ def embed(run: Run, part: int) -> None:
 
 
 def scenario(store: Store) -> Run:
-    """What `clvr embed` does, from the first call to the last."""
+    """Make the calls of `clvr embed`, from the first to the last."""
     run = create(store)
     for part in run.pending_parts():
         embed(run, part)
@@ -107,16 +107,16 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop the clock, so that whole documents can be compared."""
+    """Stop the clock, so whole records can be compared."""
     monkeypatch.setattr(index.runs.run, "utc_now", lambda: "2026-11-22T00:00:00.000+00:00")
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: no `except Exception` sees it."""
+    """Stands for SIGKILL: no `except Exception` catches it."""
 
 
 class MortalStore(Store):
-    """A store that dies when it is about to change something for the n-th time."""
+    """A store whose n-th write kills the process."""
 
     def __init__(self, uri: str, lives: int) -> None:
         super().__init__(uri, StoreSettings())
@@ -142,7 +142,7 @@ class MortalStore(Store):
 
 
 class TestLife:
-    def test_ends_with_shards_quarantine_and_proof(self, store: Store) -> None:
+    def test_ends_with_shards_quarantine_and_verified_counts(self, store: Store) -> None:
         run = scenario(store)
         summary = run.summary
         assert run.finished
@@ -158,12 +158,12 @@ class TestLife:
         embedded = pa.Table.from_batches(read_shards(store, run.shard_keys(), fingerprint=MODEL))
         order = [uri for uri in run.manifest()["uri"].to_pylist() if uri in set(embedded["uri"].to_pylist())]
         assert embedded["uri"].to_pylist() == order
-        for facts in run.shards():
-            assert check_shard(store, facts.key, fingerprint=MODEL, expected=facts) == facts
+        for info in run.shards():
+            assert check_shard(store, info.key, fingerprint=MODEL, expected=info) == info
 
-    def test_leaves_nothing_but_the_contract(self, store: Store) -> None:
+    def test_leaves_only_the_files_of_a_finished_run(self, store: Store) -> None:
         run = scenario(store)
-        names = sorted(found.key.removeprefix("runs/r/") for found in store.list())
+        names = sorted(info.key.removeprefix("runs/r/") for info in store.list())
         assert names == [
             "done.json",
             f"manifest/{run.info.manifest[:16]}-3-00000.parquet",
@@ -174,7 +174,7 @@ class TestLife:
             "shards/shard-00001.parquet",
         ]
 
-    def test_reads_its_own_documents_back(self, store: Store) -> None:
+    def test_reads_its_records_back(self, store: Store) -> None:
         run = scenario(store)
         again = Run.open(store, "r")
         assert (again.info, again.summary) == (run.info, run.summary)
@@ -199,7 +199,7 @@ class TestLife:
         assert run.part_manifest(599)["uri"].to_pylist() == [f"{ARCHIVE}/599.jpg"]
         assert run.manifest().equals(manifest(600))
 
-    def test_shards_without_rows_are_not_shown(self, store: Store) -> None:
+    def test_leaves_out_shards_without_rows(self, store: Store) -> None:
         run = create(store)
         for part in run.pending_parts():
             rows = run.part_manifest(part).select(["crop_id", "uri"]).to_pylist()
@@ -208,7 +208,7 @@ class TestLife:
         summary = run.finish()
         assert (summary.embedded, summary.quarantined, run.shard_keys()) == (0, CROPS, [])
 
-    def test_quarantines_by_itself_what_no_shard_can_hold(self, store: Store) -> None:
+    def test_quarantines_crops_that_no_shard_can_hold(self, store: Store) -> None:
         crops = pa.concat_tables(
             [manifest(), manifest(1, uri="s3://a/" + "x" * 1100, crop_id=2, track_id="t" * 200)]
         )
@@ -243,7 +243,7 @@ class TestStarting:
         assert (summary.listed, summary.duplicates) == (CROPS + 4, 4)
         assert summary.listed == summary.embedded + summary.quarantined + summary.duplicates
 
-    def test_refuses_a_name_that_is_taken_by_another_model_and_names_both(self, store: Store) -> None:
+    def test_refuses_a_run_id_of_another_model_with_both_fingerprints(self, store: Store) -> None:
         create(store)
         with pytest.raises(FingerprintMismatch, match="f00d, not beef"):
             create(store, fingerprint="beef")
@@ -255,7 +255,7 @@ class TestStarting:
             ({"archive": "s3://other"}, "s3://archive, not s3://other"),
         ],
     )
-    def test_refuses_a_name_that_is_taken_by_another_input(
+    def test_refuses_a_run_id_of_another_input(
         self, store: Store, change: dict[str, Any], named: str
     ) -> None:
         run = create(store)
@@ -267,13 +267,13 @@ class TestStarting:
         with pytest.raises(DuplicateCropId):
             create(store, manifest=manifest(2, crop_id=7))
 
-    def test_refuses_what_cannot_be_a_run(self, store: Store) -> None:
+    def test_refuses_an_empty_manifest_an_invalid_id_and_no_rows_per_part(self, store: Store) -> None:
         with pytest.raises(EmptyArchive):
             create(store, manifest=MANIFEST_SCHEMA.empty_table())
         for name in ("", "../x", "a/b", ".hidden", "x" * 200):
             with pytest.raises(BadSetting, match="cannot name a run"):
                 create(store, name)
-        with pytest.raises(BadSetting, match="0 rows a part"):
+        with pytest.raises(BadSetting, match="0 rows per part"):
             create(store, rows_per_part=0)
 
     @pytest.mark.parametrize("same", [True, False])
@@ -290,7 +290,7 @@ class TestStarting:
 
 
 class TestParts:
-    def test_do_not_care_for_the_order_of_rows(self, store: Store) -> None:
+    def test_have_the_same_bytes_for_rows_in_any_order(self, store: Store) -> None:
         run = create(store)
         shard, bad = outcome(run.part_manifest(0))
         written = [run.folder.part_keys(0)[0], run.folder.part_keys(0)[1]]
@@ -299,7 +299,7 @@ class TestParts:
         run.write_part(0, shard.take(list(range(shard.num_rows))[::-1]), bad)
         assert [store.get(key) for key in written] == before
 
-    def test_overwrite_the_quarantine_of_an_attempt_that_was_cut_off(self, store: Store) -> None:
+    def test_overwrite_the_quarantine_of_an_interrupted_attempt(self, store: Store) -> None:
         run = create(store)
         rows = run.part_manifest(0).select(["crop_id", "uri"]).to_pylist()
         all_bad = quarantine_table(QuarantinedCrop(**row, stage="fetch", cause="unreachable") for row in rows)
@@ -307,7 +307,7 @@ class TestParts:
         embed(run, 0)
         assert "fetch" not in run.quarantine()["stage"].to_pylist()
 
-    def test_that_lose_or_invent_or_repeat_crops_are_refused(self, store: Store) -> None:
+    def test_with_lost_unexpected_or_repeated_crops_are_refused(self, store: Store) -> None:
         run = create(store, manifest=manifest(CROPS))
         shard, bad = outcome(run.part_manifest(0))
         other, _ = outcome(run.part_manifest(1))
@@ -323,7 +323,7 @@ class TestParts:
             run.write_part(0, shard, pa.concat_tables([bad, both]))
         assert run.pending_parts() == [0, 1, 2, 3]
 
-    def test_with_a_quarantine_that_nobody_could_read_are_refused(self, store: Store) -> None:
+    def test_with_an_invalid_quarantine_are_refused(self, store: Store) -> None:
         run = create(store)
         shard, bad = outcome(run.part_manifest(0))
         with pytest.raises(SchemaMismatch, match="'guess'"):
@@ -373,31 +373,31 @@ class TestFinishing:
         with pytest.raises(FingerprintMismatch, match=r"beef.*f00d"):
             run.finish()
 
-    def test_may_be_done_by_many_at_once(self, store: Store) -> None:
+    def test_may_run_in_parallel(self, store: Store) -> None:
         run = create(store)
         for part in run.pending_parts():
             embed(run, part)
         with ThreadPoolExecutor(2) as pool:
-            facts = list(pool.map(lambda shard: Run.open(store, "r").compact(shard), [0, 1, 0, 1]))
-        assert facts[:2] == facts[2:]
-        assert run.finish().shards == tuple(facts[:2])
-        assert run.compact(1) == facts[1]
+            infos = list(pool.map(lambda shard: Run.open(store, "r").compact(shard), [0, 1, 0, 1]))
+        assert infos[:2] == infos[2:]
+        assert run.finish().shards == tuple(infos[:2])
+        assert run.compact(1) == infos[1]
         assert run.pending_parts() == []
 
 
 class TestOpening:
-    def test_a_run_that_is_not_there_is_named(self, store: Store) -> None:
+    def test_a_missing_run_is_named(self, store: Store) -> None:
         scenario(store)
         with pytest.raises(ObjectMissing, match=r"runs/q/run\.json"):
             Run.open(store, "q")
 
     @pytest.mark.parametrize("document", [b"", b"[]", b"{}", b'{"ledger_version": 1}', b"\xff"])
-    def test_a_foreign_document_is_refused(self, store: Store, document: bytes) -> None:
+    def test_a_damaged_record_is_refused(self, store: Store, document: bytes) -> None:
         store.put("runs/r/run.json", document)
         with pytest.raises(SchemaMismatch, match=r"runs/r/run\.json"):
             Run.open(store, "r")
 
-    def test_a_run_under_another_name_is_refused(self, store: Store) -> None:
+    def test_a_run_in_a_folder_of_another_name_is_refused(self, store: Store) -> None:
         create(store)
         store.put("runs/q/run.json", store.get("runs/r/run.json"))
         with pytest.raises(SchemaMismatch, match=r"runs/q/run\.json is of run r"):
@@ -408,13 +408,13 @@ class TestOpening:
         with pytest.raises(SchemaMismatch, match="version 9, this release reads version 1"):
             Run.open(store, "r")
 
-    def test_an_altered_manifest_is_found(self, store: Store) -> None:
+    def test_an_altered_manifest_is_refused(self, store: Store) -> None:
         run, other = create(store), create(store, "other", manifest=manifest(CROPS, etag="f"))
         store.put(run.folder.manifest_key(0), store.get(other.folder.manifest_key(0)))
         with pytest.raises(CorruptShard, match="manifest of run r was altered"):
             run.manifest()
 
-    def test_runs_are_listed_by_age_and_the_newest_unfinished_is_found(self, store: Store) -> None:
+    def test_the_newest_unfinished_run_is_found(self, store: Store) -> None:
         assert list_runs(store) == []
         scenario(store)
         for name in ("b", "a"):
@@ -422,8 +422,8 @@ class TestOpening:
             create(store, name)
         store.put("runs/killed-early/manifest/x.parquet", b"")
         assert [run.run_id for run in list_runs(store)] == ["r", "b", "a"]
-        found = find_unfinished(store, archive=ARCHIVE, fingerprint=MODEL)
-        assert found is not None and found.run_id == "a"
+        run = find_unfinished(store, archive=ARCHIVE, fingerprint=MODEL)
+        assert run is not None and run.run_id == "a"
         assert find_unfinished(store, archive=ARCHIVE, fingerprint="beef") is None
         assert find_unfinished(store, archive="s3://other", fingerprint=MODEL) is None
 
@@ -435,9 +435,9 @@ class TestOpening:
             create(nowhere)
 
 
-class TestBeingKilled:
+class TestKills:
     @pytest.mark.usefixtures("still")
-    def test_before_any_change_leads_to_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_before_any_write_do_not_change_the_result(self, tmp_path: Path) -> None:
         scenario(open_store(str(tmp_path / "whole")))
         expected = contents(tmp_path / "whole")
         for lives in range(1000):
@@ -453,7 +453,7 @@ class TestBeingKilled:
         assert lives > 20
 
     @pytest.mark.usefixtures("still")
-    def test_again_and_again_leads_to_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_at_every_step_do_not_change_the_result(self, tmp_path: Path) -> None:
         scenario(open_store(str(tmp_path / "whole")))
         deaths = 0
         while deaths < 1000:
@@ -467,17 +467,17 @@ class TestBeingKilled:
         assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
     @pytest.mark.usefixtures("still")
-    def test_by_the_kernel_leads_to_the_same_bytes(self, tmp_path: Path) -> None:
+    def test_by_sigkill_do_not_change_the_result(self, tmp_path: Path) -> None:
         scenario(open_store(str(tmp_path / "whole")))
         program = textwrap.dedent(
             f"""
             import importlib.util, sys
             spec = importlib.util.spec_from_file_location("scenario", {__file__!r})
-            told = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(told)
-            told.index.runs.run.utc_now = lambda: "2026-11-22T00:00:00.000+00:00"
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            module.index.runs.run.utc_now = lambda: "2026-11-22T00:00:00.000+00:00"
             print("ready", flush=True)
-            told.scenario(told.open_store({str(tmp_path / "killed")!r}))
+            module.scenario(module.open_store({str(tmp_path / "killed")!r}))
             """
         )
         chance = random.Random(7)
@@ -489,6 +489,8 @@ class TestBeingKilled:
                 os.kill(child.pid, signal.SIGKILL)
             if child.wait() == 0:
                 break
-        # A write that SIGKILL cuts off leaves its temporary file, which no listing of a store shows.
-        left = {name: digest for name, digest in contents(tmp_path / "killed").items() if "#" not in name}
-        assert left == contents(tmp_path / "whole")
+        # An interrupted write leaves a temporary file, which no listing of a store includes.
+        killed = contents(tmp_path / "killed")
+        assert {name: digest for name, digest in killed.items() if "#" not in name} == contents(
+            tmp_path / "whole"
+        )

@@ -1,4 +1,4 @@
-"""A shard says who made it, holds only what the index can take, and shows every change."""
+"""A shard names its model and run, holds only valid values, and every change is detected."""
 
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,13 @@ def changed(table: pa.Table, row: int, **values: Any) -> pa.Table:
     return pa.Table.from_pylist(lines, SHARD_SCHEMA)
 
 
-def smuggle(store: Store, table: pa.Table, **footer: str) -> None:
-    """Write what `write_shard` would refuse."""
-    said = {"clvr.fingerprint": MODEL, "clvr.schema": "1", "clvr.run_id": RUN} | {
+def write_unchecked(store: Store, table: pa.Table, **footer: str) -> None:
+    """Write a shard that `write_shard` would refuse."""
+    metadata = {"clvr.fingerprint": MODEL, "clvr.schema": "1", "clvr.run_id": RUN} | {
         f"clvr.{name}": value for name, value in footer.items()
     }
     Path(store.uri_of(KEY)).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata(said), store.uri_of(KEY))
+    pq.write_table(table.replace_schema_metadata(metadata), store.uri_of(KEY))
 
 
 @pytest.fixture
@@ -56,15 +56,19 @@ def store(tmp_path: Path) -> Store:
 
 
 class TestWriting:
-    def test_rows_come_back_as_they_were_with_what_the_footer_says(self, store: Store) -> None:
-        facts = write_shard(store, KEY, rows(10), fingerprint=MODEL, run_id=RUN)
+    def test_rows_are_read_back_and_the_footer_names_model_and_run(self, store: Store) -> None:
+        info = write_shard(store, KEY, rows(10), fingerprint=MODEL, run_id=RUN)
         file = pq.ParquetFile(store.uri_of(KEY))
         assert pa.Table.from_batches(read_shards(store, [KEY], fingerprint=MODEL)).equals(rows(10))
-        said = {key: value for key, value in file.schema_arrow.metadata.items() if key.startswith(b"clvr.")}
-        assert said == {b"clvr.fingerprint": b"f00d", b"clvr.schema": b"1", b"clvr.run_id": b"run-1"}
-        assert check_shard(store, KEY, fingerprint=MODEL, expected=facts) == facts
+        metadata = file.schema_arrow.metadata
+        assert {key: value for key, value in metadata.items() if key.startswith(b"clvr.")} == {
+            b"clvr.fingerprint": b"f00d",
+            b"clvr.schema": b"1",
+            b"clvr.run_id": b"run-1",
+        }
+        assert check_shard(store, KEY, fingerprint=MODEL, expected=info) == info
 
-    def test_columns_are_of_the_kinds_that_milvus_takes(self, store: Store) -> None:
+    def test_columns_have_types_that_milvus_accepts(self, store: Store) -> None:
         write_shard(store, KEY, rows(1), fingerprint=MODEL, run_id=RUN)
         schema = pq.ParquetFile(store.uri_of(KEY)).schema_arrow
         assert {field.name: str(field.type) for field in schema} == {
@@ -78,21 +82,21 @@ class TestWriting:
             "model_confidence": "float",
         }
 
-    def test_bytes_do_not_depend_on_how_the_rows_came(self, store: Store) -> None:
+    def test_bytes_do_not_depend_on_the_batches(self, store: Store) -> None:
         table = rows(ROW_GROUP_ROWS + 100)
         whole = write_shard(store, KEY, table, fingerprint=MODEL, run_id=RUN)
-        torn = write_shard(store, KEY, iter(table.to_batches(777)), fingerprint=MODEL, run_id=RUN)
-        assert whole == torn
+        chunked = write_shard(store, KEY, iter(table.to_batches(777)), fingerprint=MODEL, run_id=RUN)
+        assert whole == chunked
         metadata = pq.ParquetFile(store.uri_of(KEY)).metadata
         assert [metadata.row_group(n).num_rows for n in range(2)] == [ROW_GROUP_ROWS, 100]
         assert metadata.row_group(0).column(1).compression == "ZSTD"
 
-    def test_no_rows_are_a_shard_too(self, store: Store) -> None:
-        facts = write_shard(store, KEY, SHARD_SCHEMA.empty_table(), fingerprint=MODEL, run_id=RUN)
-        assert facts.rows == 0
-        assert check_shard(store, KEY, fingerprint=MODEL) == facts
+    def test_a_shard_may_have_no_rows(self, store: Store) -> None:
+        info = write_shard(store, KEY, SHARD_SCHEMA.empty_table(), fingerprint=MODEL, run_id=RUN)
+        assert info.rows == 0
+        assert check_shard(store, KEY, fingerprint=MODEL) == info
 
-    def test_what_must_not_be_stored_is_refused_and_leaves_nothing(self, store: Store) -> None:
+    def test_invalid_rows_are_refused_and_nothing_is_written(self, store: Store) -> None:
         poisoned = changed(rows(3), 2, embedding=[float("nan")] * EMBEDDING_DIM)
         with pytest.raises(CorruptShard, match="row 2, column embedding"):
             write_shard(store, KEY, poisoned, fingerprint=MODEL, run_id=RUN)
@@ -100,13 +104,13 @@ class TestWriting:
             write_shard(store, KEY, rows(3).drop_columns("track_id"), fingerprint=MODEL, run_id=RUN)
         assert list(store.list()) == []
 
-    def test_vectors_of_another_shape_are_a_mistake_of_the_caller(self) -> None:
+    def test_vectors_of_another_shape_are_a_value_error(self) -> None:
         with pytest.raises(ValueError, match=r"\(2, 3\)"):
             shard_table(rows(2), np.zeros((2, 3), np.float32), np.zeros(2, np.int32), np.zeros(2, np.float32))
 
 
 class TestReading:
-    def test_streams_many_shards_in_order_in_batches(self, store: Store) -> None:
+    def test_yields_shards_in_order_in_batches(self, store: Store) -> None:
         for number in range(3):
             write_shard(store, f"{number}", rows(10, first=number * 10), fingerprint=MODEL, run_id=RUN)
         batches = list(read_shards(store, ["2", "0", "1"], columns=["crop_id"], batch_rows=4))
@@ -114,38 +118,38 @@ class TestReading:
         assert batches[0].schema.names == ["crop_id"]
         assert [batch["crop_id"][0].as_py() for batch in batches[::3]] == [20, 0, 10]
 
-    def test_refuses_another_model_before_any_row_and_names_both(self, store: Store) -> None:
+    def test_refuses_another_model_before_any_row_with_both_fingerprints(self, store: Store) -> None:
         write_shard(store, KEY, rows(1), fingerprint=MODEL, run_id=RUN)
         with pytest.raises(FingerprintMismatch, match=r"model f00d.*model beef"):
             next(read_shards(store, [KEY], fingerprint="beef"))
 
-    def test_refuses_foreign_files_and_other_versions(self, store: Store) -> None:
-        pq.write_table(pa.table({"a": [1]}), store.uri_of("foreign.parquet"))
-        with pytest.raises(SchemaMismatch, match=r"foreign\.parquet is a Parquet file, but no shard"):
-            list(read_shards(store, ["foreign.parquet"]))
-        smuggle(store, rows(1), schema="2")
+    def test_refuses_other_files_versions_and_columns(self, store: Store) -> None:
+        pq.write_table(pa.table({"a": [1]}), store.uri_of("other.parquet"))
+        with pytest.raises(SchemaMismatch, match=r"other\.parquet is a Parquet file, but no shard"):
+            list(read_shards(store, ["other.parquet"]))
+        write_unchecked(store, rows(1), schema="2")
         with pytest.raises(SchemaMismatch, match="version 2, this release reads version 1"):
             list(read_shards(store, [KEY]))
-        smuggle(store, rows(1).rename_columns(["id", *SHARD_SCHEMA.names[1:]]))
+        write_unchecked(store, rows(1).rename_columns(["id", *SHARD_SCHEMA.names[1:]]))
         with pytest.raises(SchemaMismatch, match="other columns than a shard: crop_id, id"):
             list(read_shards(store, [KEY]))
 
-    def test_of_a_missing_shard_names_it(self, store: Store) -> None:
+    def test_of_a_missing_shard_names_its_key(self, store: Store) -> None:
         with pytest.raises(ObjectMissing, match=r"shard-00000\.parquet"):
             list(read_shards(store, [KEY]))
 
-    @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.999])
-    def test_of_a_truncated_shard_says_so(self, store: Store, kept: float) -> None:
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+    def test_refuses_a_truncated_shard(self, store: Store, share: float) -> None:
         write_shard(store, KEY, rows(100), fingerprint=MODEL, run_id=RUN)
         whole = store.get(KEY)
-        store.put(KEY, whole[: int(len(whole) * kept)])
+        store.put(KEY, whole[: int(len(whole) * share)])
         with pytest.raises(CorruptShard, match=r"shard-00000\.parquet is truncated"):
             list(read_shards(store, [KEY]))
 
     def test_over_s3_is_the_same(self, seaweedfs: SeaweedFs, bucket: str) -> None:
         store = open_store(f"{bucket}/out", seaweedfs.settings)
-        facts = write_shard(store, KEY, rows(100), fingerprint=MODEL, run_id=RUN)
-        assert check_shard(store, KEY, fingerprint=MODEL, expected=facts) == facts
+        info = write_shard(store, KEY, rows(100), fingerprint=MODEL, run_id=RUN)
+        assert check_shard(store, KEY, fingerprint=MODEL, expected=info) == info
         store.put(KEY, store.get(KEY)[:1000])
         with pytest.raises(CorruptShard, match="truncated"):
             list(read_shards(store, [KEY]))
@@ -165,19 +169,19 @@ class TestVectors:
         batch = rows(5).to_batches()[0].slice(3)
         assert vectors_of(batch)[:, 0].tolist() == [3.0, 4.0]
 
-    def test_of_a_torn_table_are_joined(self) -> None:
+    def test_of_a_table_of_two_chunks_are_joined(self) -> None:
         assert vectors_of(pa.concat_tables([rows(2), rows(2)]))[:, 7].tolist() == [0.0, 1.0, 0.0, 1.0]
 
     def test_of_another_length_are_refused_even_if_the_sum_is_right(self) -> None:
-        torn = changed(rows(2), 0, embedding=[0.0] * 1000)
-        torn = changed(torn, 1, embedding=[0.0] * 1048)
+        chunked = changed(rows(2), 0, embedding=[0.0] * 1000)
+        chunked = changed(chunked, 1, embedding=[0.0] * 1048)
         with pytest.raises(CorruptShard, match="row 0, column embedding is not of 1024 numbers"):
-            vectors_of(torn.to_batches()[0])
+            vectors_of(chunked.to_batches()[0])
 
 
 class TestChecking:
     @pytest.mark.parametrize(
-        ("column", "value", "what"),
+        ("column", "value", "problem"),
         [
             ("embedding", [float("nan")] + [0.0] * 1023, "holds a number that is not finite"),
             ("embedding", [0.0] * 1023 + [float("-inf")], "holds a number that is not finite"),
@@ -193,25 +197,25 @@ class TestChecking:
             ("model_confidence", float("nan"), "is not finite"),
         ],
     )
-    def test_finds_what_milvus_would_take_without_a_word(
-        self, store: Store, column: str, value: object, what: str
+    def test_finds_values_that_milvus_would_import_silently(
+        self, store: Store, column: str, value: object, problem: str
     ) -> None:
-        smuggle(store, changed(rows(20), 17, **{column: value}))
-        with pytest.raises(CorruptShard, match=f"row 17, column {column} {what}"):
+        write_unchecked(store, changed(rows(20), 17, **{column: value}))
+        with pytest.raises(CorruptShard, match=f"row 17, column {column} {problem}"):
             check_shard(store, KEY, fingerprint=MODEL)
 
-    def test_finds_bytes_that_are_no_text(self, store: Store) -> None:
+    def test_finds_bytes_that_are_not_utf_8(self, store: Store) -> None:
         broken = pa.array([b"ok", b"\xff\xfe"], pa.binary()).view(pa.string())
-        smuggle(store, rows(2).set_column(4, "track_id", broken))
+        write_unchecked(store, rows(2).set_column(4, "track_id", broken))
         with pytest.raises(CorruptShard, match="column track_id"):
             check_shard(store, KEY, fingerprint=MODEL)
 
-    def test_finds_a_crop_that_is_there_twice(self, store: Store) -> None:
-        smuggle(store, changed(rows(20), 17, crop_id=3))
+    def test_finds_a_crop_id_that_occurs_twice(self, store: Store) -> None:
+        write_unchecked(store, changed(rows(20), 17, crop_id=3))
         with pytest.raises(DuplicateCropId, match="1 crop_ids more than once: 3"):
             check_shard(store, KEY, fingerprint=MODEL)
 
-    def test_takes_the_longest_names_that_are_allowed(self, store: Store) -> None:
+    def test_accepts_the_longest_names(self, store: Store) -> None:
         longest = changed(rows(2), 1, uri="é" * (MAX_URI_BYTES // 2), camera_id="c" * MAX_NAME_BYTES)
         write_shard(store, KEY, longest, fingerprint=MODEL, run_id=RUN)
         crop_ids = check_shard(store, KEY, fingerprint=MODEL).crop_ids
@@ -223,14 +227,14 @@ class TestChecking:
         self, tmp_path_factory: pytest.TempPathFactory, place: float, flip: int
     ) -> None:
         store = open_store(str(tmp_path_factory.mktemp("flipped")))
-        facts = write_shard(store, KEY, rows(20), fingerprint=MODEL, run_id=RUN)
+        info = write_shard(store, KEY, rows(20), fingerprint=MODEL, run_id=RUN)
         altered = bytearray(store.get(KEY))
         altered[int(place * len(altered))] ^= flip
         store.put(KEY, bytes(altered))
         with pytest.raises(CorruptShard, match="was altered"):
-            check_shard(store, KEY, fingerprint=MODEL, expected=facts)
+            check_shard(store, KEY, fingerprint=MODEL, expected=info)
 
-    def test_of_a_missing_shard_names_it(self, store: Store) -> None:
+    def test_of_a_missing_shard_names_its_key(self, store: Store) -> None:
         written = write_shard(store, KEY, rows(1), fingerprint=MODEL, run_id=RUN)
         store.delete(KEY)
         for expected in (None, written):

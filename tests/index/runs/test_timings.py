@@ -1,4 +1,4 @@
-"""The time split of a run: attempts add up, and the bottleneck has a name."""
+"""Timings of attempts add up, and name the bottleneck of a run."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo
-from index.runs.timings import Timings, read_timings, total_of, write_timings
+from index.runs.timings import Timings, read_timings, sum_timings, write_timings
 from infra.errors import SchemaMismatch
 from infra.store import open_store
 
@@ -17,18 +17,18 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(open_store(str(tmp_path)), RunInfo(**known | {"run_id": "r"}))  # type: ignore[arg-type]
 
 
-def test_attempts_are_kept_and_add_up(folder: RunFolder) -> None:
+def test_timings_of_attempts_are_stored_and_add_up(folder: RunFolder) -> None:
     for minute, rows in ((1, 10), (2, 30)):
         started = f"2026-11-22T10:0{minute}:00.000+00:00"
         write_timings(folder, Timings(started, actors=minute, rows=rows, model_seconds=2.0))
-    total = total_of(read_timings(folder))
+    total = sum_timings(read_timings(folder))
     assert total is not None
     assert (total.rows, total.model_seconds, total.actors) == (40, 4.0, 2)
-    assert total_of([]) is None
+    assert sum_timings([]) is None
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "start"),
     [
         ({"model": 8, "waiting": 1, "writing": 1}, "the model (80%"),
         ({"model": 1, "waiting": 1, "writing": 8}, "writing (80%"),
@@ -40,12 +40,12 @@ def test_attempts_are_kept_and_add_up(folder: RunFolder) -> None:
         ({}, "nothing"),
     ],
 )
-def test_the_bottleneck_is_what_actors_spent_most_time_on(seconds: dict[str, float], said: str) -> None:
+def test_the_bottleneck_is_the_stage_that_took_most_time(seconds: dict[str, float], start: str) -> None:
     timings = Timings("t", 1, 1, **{f"{name}_seconds": float(value) for name, value in seconds.items()})  # type: ignore[arg-type]
-    assert timings.bottleneck().startswith(said)
+    assert timings.bottleneck().startswith(start)
 
 
-def test_foreign_timings_are_refused(folder: RunFolder) -> None:
+def test_timings_with_unknown_fields_are_refused(folder: RunFolder) -> None:
     folder.store.put(folder.key("timings/1.json"), b'{"other": 1}')
     with pytest.raises(SchemaMismatch):
         read_timings(folder)

@@ -1,4 +1,4 @@
-"""The exact scan: the neighbours of brute force, what filters say, and row groups left unread."""
+"""The exact scan finds the same crops as the index under every filter, and skips row groups."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -38,27 +38,27 @@ def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
     return make_run("r1", 300)
 
 
-def test_every_filter_means_the_same_as_in_the_index(run: Run, milvus: Milvus, store: Store) -> None:
+def test_every_filter_gives_the_same_crops_as_in_the_index(run: Run, milvus: Milvus, store: Store) -> None:
     source = ScanSource([run])
     index = MilvusSource(milvus, load_runs(milvus, store, [run], alias="clvr"))
     probes = np.stack(list(source.vectors(run.manifest()["crop_id"].to_pylist()[:5]).values()))
     for filters in FILTERS:
-        exact, indexed = (each.nearest(probes, 40, filters) for each in (source, index))
-        for one, other in zip(exact, indexed, strict=True):
-            assert [hit.crop_id for hit in one] == [hit.crop_id for hit in other], filters
-            assert [hit.uri for hit in one] == [hit.uri for hit in other]
-            assert np.allclose([h.distance for h in one], [h.distance for h in other], atol=0.02)
+        exact, indexed = (origin.nearest(probes, 40, filters) for origin in (source, index))
+        for scanned, other in zip(exact, indexed, strict=True):
+            assert [hit.crop_id for hit in scanned] == [hit.crop_id for hit in other], filters
+            assert [hit.uri for hit in scanned] == [hit.uri for hit in other]
+            assert np.allclose([h.distance for h in scanned], [h.distance for h in other], atol=0.02)
 
 
-def test_a_window_of_time_leaves_row_groups_unread(run: Run) -> None:
+def test_a_filter_skips_row_groups(run: Run) -> None:
     source = ScanSource([run])
     probe = np.zeros((1, 1024), np.float32)
     hits = source.nearest(probe, 300, Filters(cameras=("cam-0",)))[0]
     assert len(hits) == 60
-    assert source.reading.groups == 10
+    assert source.stats.groups == 10
     # 300 crops sorted by camera in groups of 32: the 60 of one camera lie in two of them.
-    assert source.reading.unread == 8
-    assert source.reading.compared == 60
+    assert source.stats.groups_skipped == 8
+    assert source.stats.rows_compared == 60
 
 
 def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
@@ -71,31 +71,31 @@ def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
     assert source.crops([]) == {}
 
 
-def test_what_is_read_ahead_comes_whole_and_in_order_and_waits_for_its_turn() -> None:
-    made = []
+def test_prefetch_yields_all_items_in_order_and_at_most_three_ahead() -> None:
+    produced = []
 
     def items() -> Iterator[int]:
         for number in range(20):
-            made.append(number)
+            produced.append(number)
             yield number
 
-    with prefetch(items()) as found:
-        for number in found:
-            assert len(made) <= number + 3
-    assert made == list(range(20))
+    with prefetch(items()) as taken:
+        for number in taken:
+            assert len(produced) <= number + 3
+    assert produced == list(range(20))
 
 
-def test_a_fault_of_the_reader_is_raised_where_its_item_is_taken() -> None:
+def test_prefetch_raises_an_error_where_its_item_is_taken() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"), prefetch(items()) as found:
-        assert list(found) == [1]
+    with pytest.raises(OSError, match="the disk is gone"), prefetch(items()) as taken:
+        assert list(taken) == [1]
 
 
-def test_the_reader_stops_where_nobody_takes_its_items() -> None:
+def test_prefetch_stops_its_thread_at_the_end_of_the_block() -> None:
     before = threading.active_count()
-    with prefetch(iter(range(10**9))) as found:
-        assert next(found) == 0
+    with prefetch(iter(range(10**9))) as taken:
+        assert next(taken) == 0
     assert threading.active_count() == before

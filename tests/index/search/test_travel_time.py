@@ -1,4 +1,4 @@
-"""Travel time: what a straight line and a top speed rule out, and what they leave open."""
+"""Travel time: a straight line and a maximum speed rule out some pairs of sightings."""
 
 from pathlib import Path
 
@@ -16,45 +16,47 @@ HOUR = 3_600_000
 BERLIN_POTSDAM = CameraMap({"berlin": (52.52, 13.405), "potsdam": (52.3906, 13.0645)}, max_speed_kmh=100)
 
 
-def seen(camera: str, at: int) -> Sighting:
-    return Sighting(camera, "", at)
+def sighting(camera: str, captured_at: int) -> Sighting:
+    return Sighting(camera, "", captured_at)
 
 
-def test_the_distance_is_that_of_the_great_circle() -> None:
+def test_the_distance_is_the_great_circle() -> None:
     assert BERLIN_POTSDAM.km("berlin", "potsdam") == pytest.approx(27.2, abs=0.3)
 
 
 @pytest.mark.parametrize(("minutes", "possible"), [(10, False), (16, False), (17, True), (60, True)])
-def test_a_journey_is_possible_from_the_time_that_the_top_speed_needs(minutes: int, possible: bool) -> None:
-    journey = BERLIN_POTSDAM.journey(seen("berlin", HOUR), seen("potsdam", HOUR + minutes * 60_000))
-    assert journey is not None
-    assert journey.possible is possible
+def test_travel_is_possible_from_the_time_that_the_maximum_speed_needs(minutes: int, possible: bool) -> None:
+    check = BERLIN_POTSDAM.travel(sighting("berlin", HOUR), sighting("potsdam", HOUR + minutes * 60_000))
+    assert check is not None
+    assert check.possible is possible
 
 
 def test_the_direction_of_time_does_not_matter() -> None:
-    there = BERLIN_POTSDAM.journey(seen("berlin", 0), seen("potsdam", HOUR))
-    assert there == BERLIN_POTSDAM.journey(seen("potsdam", HOUR), seen("berlin", 0))
+    outward = BERLIN_POTSDAM.travel(sighting("berlin", 0), sighting("potsdam", HOUR))
+    assert outward == BERLIN_POTSDAM.travel(sighting("potsdam", HOUR), sighting("berlin", 0))
 
 
 @pytest.mark.parametrize(
-    "end", [seen("elsewhere", HOUR), seen("", HOUR), seen("potsdam", -1)], ids=["place", "none", "time"]
+    "end",
+    [sighting("elsewhere", HOUR), sighting("", HOUR), sighting("potsdam", -1)],
+    ids=["place", "none", "time"],
 )
-def test_what_is_unknown_is_not_judged(end: Sighting) -> None:
-    assert BERLIN_POTSDAM.journey(seen("berlin", 0), end) is None
+def test_an_unknown_place_or_time_is_not_checked(end: Sighting) -> None:
+    assert BERLIN_POTSDAM.travel(sighting("berlin", 0), end) is None
 
 
-def test_clocks_that_differ_a_little_do_not_make_a_liar_of_a_neighbouring_camera() -> None:
+def test_a_small_difference_of_clocks_is_tolerated() -> None:
     near = CameraMap({"a": (0.0, 0.0), "b": (0.0, 0.001)}, max_speed_kmh=100)
-    journey = near.journey(seen("a", 0), seen("b", 0))
-    assert journey is not None
-    assert journey.possible
+    check = near.travel(sighting("a", 0), sighting("b", 0))
+    assert check is not None
+    assert check.possible
 
 
-def test_of_several_sightings_the_impossible_one_decides() -> None:
-    starts = [seen("potsdam", 0), seen("berlin", HOUR)]
-    journey = BERLIN_POTSDAM.hardest(starts, seen("potsdam", HOUR))
-    assert journey is not None
-    assert not journey.possible
+def test_of_several_sightings_the_least_feasible_one_decides() -> None:
+    starts = [sighting("potsdam", 0), sighting("berlin", HOUR)]
+    check = BERLIN_POTSDAM.least_feasible(starts, sighting("potsdam", HOUR))
+    assert check is not None
+    assert not check.possible
 
 
 @given(st.floats(-90, 90), st.floats(-180, 180), st.floats(-90, 90), st.floats(-180, 180))
@@ -96,6 +98,6 @@ def test_a_wrong_camera_file_is_refused_with_the_data_row(tmp_path: Path, text: 
 
 
 @pytest.mark.parametrize("speed", [0, -1, float("inf"), float("nan")])
-def test_a_speed_that_is_none_is_refused(speed: float) -> None:
+def test_a_maximum_speed_must_be_positive_and_finite(speed: float) -> None:
     with pytest.raises(BadSetting, match="speed"):
         CameraMap({}, max_speed_kmh=speed)

@@ -1,0 +1,72 @@
+"""Labels are joined to a manifest by URI or key, and refused if they contradict themselves."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from index.archive.labels import with_labels
+from index.archive.manifest import crop_id_of
+from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
+from infra.errors import BadLabels
+
+
+def crop(uri: str, camera_id: str = "") -> dict[str, Any]:
+    known = {"crop_id": crop_id_of(uri), "uri": uri, "etag": "e", "size": 1, "last_modified": 5}
+    return known | {"camera_id": camera_id, "captured_at": UNKNOWN_TIME, "track_id": ""}
+
+
+class TestLabels:
+    crops = pa.Table.from_pylist(
+        [crop("s3://a/x.jpg"), crop("s3://a/y.jpg", camera_id="004"), crop("s3://a/z.jpg")], MANIFEST_SCHEMA
+    )
+
+    def test_are_joined_by_uri_and_counted(self) -> None:
+        labels = pa.table({"uri": ["s3://a/y.jpg", "s3://a/q.jpg"], "vehicle_id": [7, 8], "model_id": [3, 4]})
+        joined, report = with_labels(self.crops, labels)
+        assert joined.schema.equals(MANIFEST_SCHEMA)
+        assert joined["vehicle_id"].to_pylist() == [None, 7, None]
+        assert joined["model_id"].to_pylist() == [None, 3, None]
+        assert (report.labelled, report.unlabelled, report.unmatched) == (1, 2, 1)
+        assert report.examples == ("s3://a/q.jpg",)
+
+    def test_are_joined_by_key_below_the_archive(self) -> None:
+        labels = pa.table({"key": ["x.jpg"], "vehicle_id": [7]})
+        joined, report = with_labels(self.crops, labels, archive="s3://a/")
+        assert (joined["vehicle_id"].to_pylist(), report.labelled) == ([7, None, None], 1)
+
+    def test_replace_the_manifest_only_with_values_that_are_not_null(self) -> None:
+        labels = pa.table(
+            {"uri": ["s3://a/x.jpg", "s3://a/y.jpg"], "camera_id": ["001", None], "captured_at": [5, 6]}
+        )
+        joined, _ = with_labels(self.crops, labels)
+        assert joined["camera_id"].to_pylist() == ["001", "004", ""]
+        assert joined["captured_at"].to_pylist() == [5, 6, UNKNOWN_TIME]
+
+    def test_may_repeat_but_not_contradict_themselves(self) -> None:
+        twice = pa.table({"uri": ["s3://a/x.jpg"] * 2, "vehicle_id": [7, 7]})
+        assert with_labels(self.crops, twice)[1].labelled == 1
+        contradicting = pa.table({"uri": ["s3://a/x.jpg"] * 2, "vehicle_id": [7, 8]})
+        with pytest.raises(BadLabels, match=r"1 crops have two labels that differ: s3://a/x\.jpg"):
+            with_labels(self.crops, contradicting)
+
+    @pytest.mark.parametrize(
+        ("labels", "reason"),
+        [
+            ({"vehicle_id": [7]}, "neither a column 'uri'"),
+            ({"key": ["x.jpg"], "vehicle_id": [7]}, "neither a column 'uri'"),
+            ({"uri": ["s3://a/x.jpg"]}, "none of the columns"),
+            ({"uri": ["s3://a/x.jpg", None], "vehicle_id": [7, 8]}, "row 1 of the labels names no crop"),
+            ({"uri": ["s3://a/x.jpg"], "model_id": ["Golf"]}, "column model_id of the labels is not int32"),
+            ({"uri": ["s3://a/x.jpg"], "model_id": [2**31]}, "column model_id of the labels is not int32"),
+        ],
+    )
+    def test_that_are_unusable_are_refused_with_the_reason(self, labels: dict[str, Any], reason: str) -> None:
+        with pytest.raises(BadLabels, match=reason):
+            with_labels(self.crops, pa.table(labels))
+
+    def test_without_rows_change_nothing(self) -> None:
+        labels = pa.table({"uri": pa.array([], pa.string()), "vehicle_id": pa.array([], pa.int64())})
+        joined, report = with_labels(self.crops, labels)
+        assert joined.equals(self.crops)
+        assert (report.labelled, report.unlabelled, report.unmatched) == (0, 3, 0)
