@@ -1,4 +1,4 @@
-"""`clvr demo`: the whole way on a small made-up archive, with embedded defaults, and a page to look at."""
+"""`clvr demo`: all steps on a small synthetic archive, with fixed settings, and a report page."""
 
 import os
 import platform
@@ -25,75 +25,78 @@ from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
 from jobs.generations.load import load_generation, promote_generation
 from jobs.pages.evaluation_page import Timing
 from jobs.search.search import RulesRequest, SearchRequest, search_pictures
-from jobs.train.train import Trained, TrainRequest, train_checkpoint
+from jobs.train.train import TrainRequest, TrainResult, train_checkpoint
 
-SPACE_NEEDED = 300_000_000
-# A few bad pictures, so that the quarantine has something to show.
+REQUIRED_BYTES = 300_000_000
+# A few unreadable images, for the quarantine.
 SPOILED_SHARE = 0.005
-ANY_SHARE = 1.0  # the demo is too small for a failure budget to mean anything
-MARK = ".clvr-demo"
+MAX_FAILURE_RATE = 1.0  # the archive is too small for a meaningful limit
+MARKER_FILE = ".clvr-demo"
 
 
 @dataclass(slots=True)
-class _Stages:
+class _StageTimer:
+    """Announces the stages of the demo and measures them."""
+
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, number: int, name: str, saying: str) -> Iterator[None]:
-        logger.info(f"[bold]{number}/6 {name}[/bold]  {saying}", extra={"markup": True})
-        begun = time.monotonic()
+    def stage(self, number: int, name: str, description: str) -> Iterator[None]:
+        logger.info(f"[bold]{number}/6 {name}[/bold]  {description}", extra={"markup": True})
+        started = time.monotonic()
         yield
-        self.seconds[name] = time.monotonic() - begun
+        self.seconds[name] = time.monotonic() - started
 
 
 def run_demo(folder: Path, *, seed: int) -> Path:
-    """Make an archive, train, embed, load, promote, search, evaluate; return the page's path.
+    """Generate an archive, train, embed, load, promote, evaluate and search; return the path of the page.
 
-    Everything goes below `folder`, of which what an earlier demo left there is replaced. Raises DiskFull.
+    All files are written to `folder`; those of an earlier demo are replaced. Raises BadInput for a folder
+    with other files, DiskFull.
     """
     folder = folder.resolve()
     settings = load_settings(
         {"runs": str(folder / "data"), "milvus": str(folder / "milvus.db"), "alias": "vehicles"}
     )
-    _make_room(folder)
-    stages = _Stages()
+    _prepare_folder(folder)
+    stages = _StageTimer()
     archive, model = str(folder / "archive"), str(folder / "model")
 
-    with stages.stage(1, "archive", "drawing vehicles as many cameras would see them"):
-        drawn = generate_archive(archive, str(folder / "labels"), _spec(seed), settings)
-    with stages.stage(2, "train", "fitting the CLVR classifier to vehicle models (a very short schedule)"):
+    with stages.stage(1, "archive", "rendering vehicles as seen by several cameras"):
+        generated = generate_archive(archive, str(folder / "labels"), _spec(seed), settings)
+    with stages.stage(2, "train", "training the CLVR classifier of vehicle models, on a very short schedule"):
         trained = train_checkpoint(
             TrainRequest(
-                data=drawn.labels,
-                to=model,
+                data=generated.labels,
+                output=model,
                 recipe="demo",
                 weights="random",
                 root=archive,
                 split="train",
                 workers=2,
-                max_bad_fraction=ANY_SHARE,
+                max_bad_fraction=MAX_FAILURE_RATE,
             ),
             settings,
         )
-    with stages.stage(3, "embed", "turning every crop of the archive into 1024 numbers"):
+    with stages.stage(3, "embed", "computing a 1024-dimensional embedding of each crop"):
         summary = embed(
             EmbedRequest(
                 archive,
                 model=model,
                 key_pattern=KEY_PATTERN,
-                labels=drawn.labels,
-                max_quarantine_rate=ANY_SHARE,
+                labels=generated.labels,
+                max_quarantine_rate=MAX_FAILURE_RATE,
             ),
             settings,
         )
     with stages.stage(4, "index", "building a generation, checking it, making it live"):
         load_generation([summary.run_id], settings)
         gate = promote_generation("latest", settings, new_model=False, force=None)
-    with stages.stage(5, "evaluate", "ranking vehicles that the training never saw"):
+    with stages.stage(5, "evaluate", "ranking vehicles that are not in the training split"):
         evaluation = evaluate_run(
-            EvaluateRequest(summary.run_id, labels=drawn.labels, split="test", seed=seed), settings
+            EvaluateRequest(summary.run_id, labels=generated.labels, split="test", seed=seed), settings
         )
-    with stages.stage(6, "search", "asking where one vehicle was seen"):
+    with stages.stage(6, "search", "finding the sightings of one vehicle"):
         probe = evaluation.labelled.crops["uri"][0].as_py()
         found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
     for text in (found.table(), evaluation.table()):
@@ -102,7 +105,11 @@ def run_demo(folder: Path, *, seed: int) -> Path:
     page = folder / "index.html"
     card = load_checkpoint(model).card
     write_page(
-        page, evaluation.labelled, evaluation.results, card, _story(stages, drawn, trained, summary, gate)
+        page,
+        evaluation.labelled,
+        evaluation.results,
+        card,
+        _report_text(stages, generated, trained, summary, gate),
     )
     logger.info(f"The page: [bold]{page.as_uri()}[/bold]", extra={"markup": True})
     logger.info(f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}")
@@ -120,23 +127,27 @@ def _spec(seed: int) -> ArchiveSpec:
     )
 
 
-def _story(
-    stages: _Stages, drawn: GeneratedArchive, trained: Trained, summary: RunSummary, gate: GateReport
+def _report_text(
+    stages: _StageTimer,
+    generated: GeneratedArchive,
+    trained: TrainResult,
+    summary: RunSummary,
+    gate: GateReport,
 ) -> ReportText:
     amounts = {
-        "archive": (drawn.pictures, "pictures"),
-        "train": (trained.pictures, "pictures"),
+        "archive": (generated.pictures, "images"),
+        "train": (trained.pictures, "images"),
         "embed": (summary.listed, "crops"),
         "index": (gate.rows_indexed, "rows"),
     }
     return ReportText(
         title="Where else was this vehicle seen?",
-        lead="A made-up archive, travelled from pictures to ranks on this machine.",
-        dataset="synthetic archive, vehicles that the training never saw",
+        lead="A synthetic archive, from images to ranks on this machine.",
+        dataset="synthetic archive, vehicles that are not in the training split",
         note=(
-            "Read these figures with care. The network started from random weights and was trained for a few "
-            "minutes on drawings of vehicles; the paper starts from ImageNet weights and trains 40 epochs on "
-            "90,168 photographs. What you see shows that every part works, not how well CLVR re-identifies."
+            "These figures show that every part works, not how well CLVR re-identifies vehicles: the network "
+            "started from random weights and was trained for a few minutes on synthetic images. The paper "
+            "starts from ImageNet weights and trains 40 epochs on 90,168 photographs."
         ),
         timings=tuple(
             Timing(name, seconds, *amounts.get(name, (0, ""))) for name, seconds in stages.seconds.items()
@@ -151,12 +162,14 @@ def _story(
     )
 
 
-def _make_room(folder: Path) -> None:
-    """Empty what an earlier demo left; a folder that no demo made is never touched."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
-        raise BadInput(f"{folder} holds other things than a demo", remedy="give --folder a new folder")
-    open_store(str(folder)).require_space(SPACE_NEEDED)
+def _prepare_folder(folder: Path) -> None:
+    """Empty the folder of an earlier demo. Raises BadInput for a folder with other files."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER_FILE).exists():
+        raise BadInput(
+            f"{folder} holds other files than those of a demo", remedy="give --folder a new folder"
+        )
+    open_store(str(folder)).require_space(REQUIRED_BYTES)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    (folder / MARK).touch()
+    (folder / MARKER_FILE).touch()

@@ -1,6 +1,7 @@
-"""`clvr generate`: a made-up archive of any size, drawn on all cores of the cluster."""
+"""`clvr generate`: a synthetic archive of any size, rendered on all CPUs of the cluster."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import ray
 
@@ -11,14 +12,17 @@ from infra.store import open_store
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import connect
 
-PICTURES_A_TASK = 500
-# Each draws its range again from the seed alone, so a lost task is simply drawn anew.
+# A task renders its range from the seed alone, so a lost task is simply repeated.
+TASK_IMAGES = 500
 KEY_PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedArchive:
-    """What was drawn; `labels` is a table for `clvr train` and `clvr embed --labels`."""
+    """The result of `clvr generate`; `labels` is a table for `clvr train` and `clvr embed --labels`.
+
+    The names of the fields are keys of the command's JSON.
+    """
 
     archive: str
     labels: str
@@ -26,24 +30,30 @@ class GeneratedArchive:
     spoiled: int
     bytes: int
 
+    def to_text(self) -> str:
+        """Return the number of images and the folders as one line."""
+        return f"{self.pictures:,} images in {self.archive}, labels in {self.labels}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON object."""
+        return asdict(self)
+
 
 def generate_archive(archive: str, labels: str, spec: ArchiveSpec, settings: Settings) -> GeneratedArchive:
-    """Draw a whole archive and its labels; the same spec gives the same bytes, so a repetition is harmless.
+    """Render an archive and write its labels; equal specs give equal bytes, so it can be repeated.
 
-    archive, labels: URIs of the folders for the crops and for the label files, of which neither may hold
-    the other: an archive holds crops only. Raises StoreError.
+    archive, labels: URIs of the folders of crops and of label files. The label folder must be outside of the
+    archive, which contains crops only. Raises StoreError.
     """
     open_store(archive).create_bucket()
     connect(settings)
-    draw = ray.remote(_draw)
-    starts = range(0, spec.images, PICTURES_A_TASK)
-    waiting = [
-        draw.remote(archive, spec, start, min(start + PICTURES_A_TASK, spec.images)) for start in starts
-    ]
+    render = ray.remote(_render)
+    starts = range(0, spec.images, TASK_IMAGES)
+    pending = [render.remote(archive, spec, start, min(start + TASK_IMAGES, spec.images)) for start in starts]
     done = spoiled = size = 0
-    with progress("generate", "pictures", lambda: ProgressState(done, spec.images)):
-        while waiting:
-            ready, waiting = ray.wait(waiting)
+    with progress("generate", "images", lambda: ProgressState(done, spec.images)):
+        while pending:
+            ready, pending = ray.wait(pending)
             for summary in ray.get(ready):
                 done += summary.images
                 spoiled += summary.spoiled
@@ -53,5 +63,5 @@ def generate_archive(archive: str, labels: str, spec: ArchiveSpec, settings: Set
     return GeneratedArchive(archive, label_store.uri_of("labels.parquet"), done, spoiled, size)
 
 
-def _draw(archive: str, spec: ArchiveSpec, start: int, stop: int) -> object:
+def _render(archive: str, spec: ArchiveSpec, start: int, stop: int) -> object:
     return generate(open_store(archive), spec, start=start, stop=stop)

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.errors import BadInput
 from infra.logging import logger
@@ -21,25 +22,29 @@ class StackReport:
     servers: list[ServerStatus]
 
     @property
-    def whole(self) -> bool:
+    def healthy(self) -> bool:
         """Whether every server that was started still serves."""
         started = [server for server in self.servers if server.health != "not started"]
         return bool(started) and all(server.health == "serving" for server in started)
 
-    def __str__(self) -> str:
-        """A line a server, and what to do next."""
+    def to_text(self) -> str:
+        """Return one line per server, and the next command."""
         lines = [
             f"{server.name:10} {server.health:14} {server.address:28} "
             + (f"pid {server.pid}, since {server.since}" if server.since else "")
             for server in self.servers
         ]
-        if self.whole:
+        if self.healthy:
             lines.append(
                 f"to use it:  . {self.env}        to end it:  clvr stack down --folder {self.folder}"
             )
         elif self.env:
             lines.append(f"to start what is missing:  clvr stack up --folder {self.folder}")
         return "\n".join(line.rstrip() for line in lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as a JSON object."""
+        return asdict(self)
 
 
 def stack_up(folder: Path, *, without: Sequence[str] = (), cpus: int | None = None) -> StackReport:

@@ -34,7 +34,7 @@ SIBLINGS = {
         "exact": set(),
         "milvus": {"filters", "runs", "schema"},
         "generations": {"archive", "documents", "exact", "filters", "lock", "milvus", "runs", "schema"},
-        "evaluation": {"exact", "milvus"},
+        "evaluation": {"exact", "milvus", "schema"},
         "search": {
             "documents",
             "exact",
@@ -48,7 +48,7 @@ SIBLINGS = {
     },
     "jobs": {
         "runtime": set(),
-        "pages": set(),
+        "pages": {"runtime"},
         "embed": {"runtime"},
         "train": {"pages", "runtime"},
         "search": {"pages", "runtime"},

@@ -1,33 +1,34 @@
-"""Two models on the same splits: how sure is it that one is better? A paired bootstrap over vehicles."""
+"""Compare two models on the same splits by a paired bootstrap over vehicles."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from index.evaluation.metrics import METRICS, rank_k
 from index.evaluation.protocols import ProtocolResult
 from infra.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """B less A in one measure, with the interval that holds 95 % of the resampled differences."""
+    """B minus A in one metric, with the interval that holds 95 % of the resampled differences."""
 
-    measure: str
+    measure: str  # title of the metric
     a: float
     b: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
 
     @property
     def difference(self) -> float:
-        """B less A."""
+        """B minus A."""
         return self.b - self.a
 
     @property
-    def certain(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+    def is_significant(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.ci_low > 0 or self.ci_high < 0
 
 
 def compare(
@@ -38,10 +39,10 @@ def compare(
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[Difference]:
-    """Rank-1, rank-5, mAP and mINP of `a` and `b`, which must come from the same splits of the same pictures.
+    """Compare rank-1, rank-5 and each of `METRICS` of two results on the same splits of the same images.
 
-    Vehicles are drawn with replacement, with all their probes of all repeats: pictures of one vehicle are not
-    independent, and neither are repeats. vehicle_ids: int64 (n,) of the pictures. Raises BadInput otherwise.
+    Vehicles are drawn with replacement, with all their probes of all repeats: neither images of one vehicle
+    nor repeats are independent. vehicle_ids: int64 (n,) of the images. Raises BadInput for other splits.
     """
     if len(a.splits) != len(b.splits) or any(
         not np.array_equal(x.probes, y.probes) or not np.array_equal(x.gallery, y.gallery)
@@ -50,26 +51,23 @@ def compare(
         raise BadInput("a paired comparison needs the same probes and gallery on both sides")
     vehicle = np.concatenate([vehicle_ids[split.probes] for split in a.splits])
     _, group = np.unique(vehicle, return_inverse=True)
-    counted = np.concatenate([ranking.matches > 0 for ranking in a.rankings])
-    many = np.bincount(group, counted)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(many), np.full(len(many), 1 / len(many)), size=resamples
+    is_ranked = np.concatenate([ranking.has_positive for ranking in a.rankings])
+    probes_per_vehicle = np.bincount(group, is_ranked)
+    num_vehicles = len(probes_per_vehicle)
+    draws = np.random.default_rng(seed).multinomial(
+        num_vehicles, np.full(num_vehicles, 1 / num_vehicles), size=resamples
     )
-    weight = drawn @ many
+    num_drawn = draws @ probes_per_vehicle
     differences = []
-    for measure in ("rank-1", "rank-5", "mAP", "mINP"):
-        sums = [np.bincount(group, _per_probe_values(result, measure) * counted) for result in (a, b)]
-        resampled = drawn @ (sums[1] - sums[0]) / np.maximum(weight, 1)
-        low, high = np.quantile(resampled[weight > 0], [0.025, 0.975])
-        mean_a, mean_b = (float(total.sum() / many.sum()) for total in sums)
-        differences.append(Difference(measure, mean_a, mean_b, float(low), float(high)))
+    for metric in (rank_k(1), rank_k(5), *METRICS):
+        sums = []
+        for result in (a, b):
+            values = np.concatenate([metric.per_probe(ranking) for ranking in result.rankings])
+            sums.append(np.bincount(group, values * is_ranked))
+        resampled = draws @ (sums[1] - sums[0]) / np.maximum(num_drawn, 1)
+        low, high = np.quantile(resampled[num_drawn > 0], [0.025, 0.975])
+        mean_a, mean_b = (float(total.sum() / probes_per_vehicle.sum()) for total in sums)
+        differences.append(
+            Difference(measure=metric.title, a=mean_a, b=mean_b, ci_low=float(low), ci_high=float(high))
+        )
     return differences
-
-
-def _per_probe_values(result: ProtocolResult, measure: str) -> NDArray[np.float64]:
-    if measure == "mAP":
-        return np.concatenate([ranking.precision for ranking in result.rankings])
-    if measure == "mINP":
-        return np.concatenate([ranking.penalty for ranking in result.rankings])
-    ranks = np.concatenate(result.ranks)
-    return np.asarray((ranks > 0) & (ranks <= int(measure.removeprefix("rank-"))), dtype=np.float64)

@@ -1,74 +1,78 @@
-"""Named evaluation protocols: who is the probe, who the gallery, how often that is drawn; all seeded.
+"""Named evaluation protocols: the probes, the gallery and the number of repeats; all seeded.
 
     name              probes                             gallery                       repeats
-    vehicleid-paper   one random picture a vehicle       all its other pictures        10
-    vehicleid-common  all other pictures                 one random picture a vehicle  10
-    veri              one picture a vehicle and camera   all pictures, less junk       10 (lists: 1)
-    veri-wild         one random picture a vehicle       all other pictures, less junk 10 (lists: 1)
-    vric              one random picture a vehicle       one of it by another camera   10 (lists: 1)
-    leave-one-out     every picture                      all other pictures            1 (nothing is random)
+    vehicleid-paper   one random image per vehicle       all its other images          10
+    vehicleid-common  all other images                   one random image per vehicle  10
+    veri              one image per vehicle and camera   all images, without junk      10 (lists: 1)
+    veri-wild         one random image per vehicle       all other images without junk 10 (lists: 1)
+    vric              one random image per vehicle       one of it by another camera   10 (lists: 1)
+    leave-one-out     every image                        all other images              1 (nothing is random)
 
-The first is what the paper's text describes, the second what nearly every public code does. They give very
-different figures on the same features, so no figure goes without its protocol's name. Junk is what VeRi-776
-calls the probe's own vehicle seen by the probe's own camera: it is no match and no miss, it is not there.
-The datasets of the same names come with lists of probes and gallery; where those are at hand, they are taken
-(`role`), and otherwise the same rule draws from any labelled pictures. Vehicles that can have no true match
-are left out, and counted.
+The first is the text of the paper, the second the rule of nearly all public code. They give very different
+figures on the same features, so every figure names its protocol. Junk (VeRi-776) is an image of the probe's
+vehicle by the probe's camera: it is not ranked, and counts neither as a match nor as a miss.
+The datasets of the same names publish lists of probes and gallery; if available, these are used.
+Otherwise the same rule draws from any labelled images. Vehicles that cannot have a positive are excluded and
+counted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Cmc, LabeledFeatures, Ranking, Split, cmc_of_splits
+from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc_of_splits
+from index.evaluation.metrics import METRICS, Ranking
+from index.exact.numba_kernels import TIE_RULE
 from infra.errors import BadLabels, BadSetting
 
 RULES = {
-    "vehicleid-paper": "one random picture of each vehicle is the probe, all other pictures are the gallery",
-    "vehicleid-common": "one random picture of each vehicle is the gallery, all other pictures are probes",
-    "veri": "one picture of each vehicle and camera is the probe, all pictures are the gallery, "
+    "vehicleid-paper": "one random image of each vehicle is the probe, all other images are the gallery",
+    "vehicleid-common": "one random image of each vehicle is the gallery, all other images are probes",
+    "veri": "one image of each vehicle and camera is the probe, all images are the gallery, "
     "without those of the probe's vehicle by the probe's camera",
-    "veri-wild": "one random picture of each vehicle is the probe, all other pictures are the gallery, "
+    "veri-wild": "one random image of each vehicle is the probe, all other images are the gallery, "
     "without those of the probe's vehicle by the probe's camera",
-    "vric": "one random picture of each vehicle is the probe, one of it by another camera is in the gallery",
-    "leave-one-out": "each picture is the probe once, all other pictures are the gallery",
+    "vric": "one random image of each vehicle is the probe, one of it by another camera is in the gallery",
+    "leave-one-out": "each image is the probe once, all other images are the gallery",
 }
-EXCLUSION = "vehicles with a single picture are left out: they can have no true match"
+EXCLUSION = "vehicles with a single image are left out: they can have no true match"
 CAMERA_EXCLUSION = "vehicles seen by a single camera are left out: they can have no true match"
 BY_CAMERA = ("veri", "veri-wild", "vric")
 JUNK = ("veri", "veri-wild")
+AS_EMBEDDED = "as embedded"
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolResult:
-    """One protocol's figures: every repeat's curve, and mean and sample standard deviation over repeats."""
+    """The figures of one protocol: each repeat, and mean and sample standard deviation over repeats."""
 
     name: str
     rule: str
     seed: int
     curves: NDArray[np.float64]  # (repeats, max_rank)
-    maps: NDArray[np.float64]  # (repeats,)
-    minps: NDArray[np.float64]  # (repeats,)
+    means: Mapping[str, NDArray[np.float64]]  # each of `METRICS` by its name: (repeats,)
     chance: NDArray[np.float64]  # (max_rank,) mean over repeats
-    rankings: list[Ranking]  # for each repeat, of each probe in the split's order
+    rankings: list[Ranking]  # for each repeat, of each probe in the order of the split
     splits: list[Split]
     vehicles: int  # that take part
-    pictures: int  # that take part
-    excluded_vehicles: int  # that can have no true match
-    unmatched: int = 0  # probes of given lists without a true match, over all repeats; they are not counted
-    given: bool = False  # the splits were given, not drawn
-    features: str = "as embedded"  # or 'L2-normalised', 're-ranked', …
+    images: int  # that take part
+    excluded_vehicles: int  # that cannot have a positive
+    without_positive: int = 0  # probes of user splits, over all repeats; they are not counted
+    has_user_splits: bool = False  # the splits are given and not drawn
+    features: str = AS_EMBEDDED  # or 'L2-normalised', 're-ranked', …
 
     @property
-    def ranks(self) -> list[NDArray[np.int64]]:
-        """For each repeat, the rank of each probe's first true match."""
-        return [ranking.ranks for ranking in self.rankings]
+    def first_ranks(self) -> list[NDArray[np.int64]]:
+        """For each repeat, the rank of each probe's first positive; 0 for none."""
+        return [ranking.first_ranks for ranking in self.rankings]
 
     @property
     def repeats(self) -> int:
-        """How often the protocol was drawn."""
+        """Number of repeats."""
         return len(self.curves)
 
     @property
@@ -81,15 +85,10 @@ class ProtocolResult:
         """(max_rank,) sample standard deviation of the curve; 0 for a single repeat."""
         return _std(self.curves)
 
-    @property
-    def map(self) -> tuple[float, float]:
-        """Mean average precision: mean and sample standard deviation over repeats."""
-        return float(self.maps.mean()), float(_std(self.maps))
-
-    @property
-    def minp(self) -> tuple[float, float]:
-        """Mean inverse negative penalty: mean and sample standard deviation over repeats."""
-        return float(self.minps.mean()), float(_std(self.minps))
+    def figure(self, metric: str) -> tuple[float, float]:
+        """Mean and sample standard deviation over repeats of one of `METRICS`, by its name."""
+        values = self.means[metric]
+        return float(values.mean()), float(_std(values))
 
     @property
     def probes(self) -> int:
@@ -98,82 +97,87 @@ class ProtocolResult:
 
     @property
     def gallery(self) -> int:
-        """Gallery entries in each repeat (for leave-one-out the probe itself is not counted)."""
+        """Gallery entries in each repeat (for leave-one-out without the probe itself)."""
         return len(self.splits[0].gallery) - (self.name == "leave-one-out")
 
     @property
     def title(self) -> str:
-        """The protocol, and what was done to the features where anything was."""
-        return self.name if self.features == "as embedded" else f"{self.name}, {self.features}"
+        """The protocol, and how the features were changed."""
+        return self.name if self.features == AS_EMBEDDED else f"{self.name}, {self.features}"
 
     def summary(self) -> str:
-        """What was done, in one line."""
+        """The protocol and its numbers in one line."""
         times = "once" if self.repeats == 1 else f"{self.repeats} times"
-        drawn = "from given lists" if self.given else f"seed {self.seed}"
-        alone = self.excluded_vehicles
-        why = CAMERA_EXCLUSION if self.name in BY_CAMERA else EXCLUSION
-        left_out = f"{alone:,} left out ({why})" if alone else "no vehicle left out"
-        unmatched = f"; {self.unmatched:,} probes without a true match not counted" if self.unmatched else ""
+        source = "from given lists" if self.has_user_splits else f"seed {self.seed}"
+        reason = CAMERA_EXCLUSION if self.name in BY_CAMERA else EXCLUSION
+        excluded = (
+            f"{self.excluded_vehicles:,} left out ({reason})"
+            if self.excluded_vehicles
+            else "no vehicle left out"
+        )
+        skipped = (
+            f"; {self.without_positive:,} probes without a true match not counted"
+            if self.without_positive
+            else ""
+        )
         return (
-            f"{self.title}: {self.rule}; {self.probes:,} probes against {self.gallery:,} pictures of "
-            f"{self.vehicles:,} vehicles, {times}, {drawn}; {left_out}{unmatched}; equal distances rank by "
-            f"the order of the shards"
+            f"{self.title}: {self.rule}; {self.probes:,} probes against {self.gallery:,} images of "
+            f"{self.vehicles:,} vehicles, {times}, {source}; {excluded}{skipped}; {TIE_RULE}"
         )
 
 
 def vehicleid_paper(vehicle_ids: NDArray[np.int64], seed: int, repeat: int = 0) -> Split:
-    """One random picture a vehicle is the probe. Source: the paper, section 4, "Evaluation Protocol"."""
-    chosen = _sample_one_per_vehicle(vehicle_ids, seed, repeat)
-    return Split(np.flatnonzero(chosen), np.flatnonzero(~chosen & _has_partner(vehicle_ids)))
+    """One random image per vehicle is the probe. Source: the paper, section 4, "Evaluation Protocol"."""
+    is_probe = _sample_one_per_vehicle(vehicle_ids, seed, repeat)
+    return Split(np.flatnonzero(is_probe), np.flatnonzero(~is_probe & _has_partner(vehicle_ids)))
 
 
 def vehicleid_common(vehicle_ids: NDArray[np.int64], seed: int, repeat: int = 0) -> Split:
-    """One random picture a vehicle is the gallery: the reverse, as in most public code."""
+    """One random image per vehicle is the gallery: the reverse, as in most public code."""
     split = vehicleid_paper(vehicle_ids, seed, repeat)
     return Split(probes=split.gallery, gallery=split.probes)
 
 
 def leave_one_out(vehicle_ids: NDArray[np.int64]) -> Split:
-    """Every picture against all others."""
+    """Every image is a probe against all others."""
     rows = np.flatnonzero(_has_partner(vehicle_ids))
     return Split(rows, rows)
 
 
 def veri(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, repeat: int = 0) -> Split:
-    """One picture a vehicle and camera is the probe, all pictures are the gallery.
+    """One image per vehicle and camera is the probe, all images are the gallery.
 
     Source: Liu et al., "A deep learning-based approach to progressive vehicle re-identification", ECCV 2016.
     """
     usable = _seen_by_two(vehicle_ids, cameras)
-    _, sighting = np.unique(np.stack([vehicle_ids, cameras]), axis=1, return_inverse=True)
-    return Split(
-        np.flatnonzero(_sample_one_per_group(sighting, seed, repeat) & usable), np.flatnonzero(usable)
-    )
+    _, group = np.unique(np.stack([vehicle_ids, cameras]), axis=1, return_inverse=True)
+    is_probe = _sample_one_per_group(group, seed, repeat) & usable
+    return Split(np.flatnonzero(is_probe), np.flatnonzero(usable))
 
 
 def veri_wild(
     vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, repeat: int = 0
 ) -> Split:
-    """One picture a vehicle is the probe. Source: Lou et al., "VERI-Wild", CVPR 2019."""
+    """One image per vehicle is the probe. Source: Lou et al., "VERI-Wild", CVPR 2019."""
     usable = _seen_by_two(vehicle_ids, cameras)
-    chosen = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
-    return Split(np.flatnonzero(chosen), np.flatnonzero(~chosen & usable))
+    is_probe = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
+    return Split(np.flatnonzero(is_probe), np.flatnonzero(~is_probe & usable))
 
 
 def vric(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, repeat: int = 0) -> Split:
-    """One picture a vehicle is the probe, one by another camera the gallery.
+    """One image per vehicle is the probe, one by another camera the gallery.
 
     Source: Kanaci et al., "Vehicle Re-Identification in Context", GCPR 2018.
     """
     usable = _seen_by_two(vehicle_ids, cameras)
-    probe = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
-    own_camera = dict(zip(vehicle_ids[probe].tolist(), cameras[probe].tolist(), strict=True))
-    elsewhere = usable & np.array(
-        [own_camera.get(v) != c for v, c in zip(vehicle_ids.tolist(), cameras.tolist(), strict=True)]
+    is_probe = _sample_one_per_group(vehicle_ids, seed, repeat) & usable
+    probe_camera = dict(zip(vehicle_ids[is_probe].tolist(), cameras[is_probe].tolist(), strict=True))
+    is_other_camera = usable & np.array(
+        [probe_camera.get(v) != c for v, c in zip(vehicle_ids.tolist(), cameras.tolist(), strict=True)]
     )
-    rows = np.flatnonzero(elsewhere)
-    second = rows[_sample_one_per_group(vehicle_ids[rows], seed, repeat)]
-    return Split(np.flatnonzero(probe), second)
+    rows = np.flatnonzero(is_other_camera)
+    gallery = rows[_sample_one_per_group(vehicle_ids[rows], seed, repeat)]
+    return Split(np.flatnonzero(is_probe), gallery)
 
 
 _CAMERA_PROTOCOLS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64], int, int], Split]] = {
@@ -191,7 +195,7 @@ def draw_splits(
     repeats: int = 10,
     seed: int = 0,
 ) -> list[Split]:
-    """All repeats of a protocol.
+    """Draw all repeats of a protocol.
 
     Raises BadSetting for an unknown name, BadLabels if no vehicle is usable or a camera is unknown.
     """
@@ -201,8 +205,8 @@ def draw_splits(
         raise BadSetting(f"repeats is {repeats}", remedy="give at least 1")
     if not _has_partner(vehicle_ids).any():
         raise BadLabels(
-            f"none of {len(np.unique(vehicle_ids)):,} vehicles has two pictures",
-            remedy="label at least two pictures of some vehicles",
+            f"none of {len(np.unique(vehicle_ids)):,} vehicles has two images",
+            remedy="label at least two images of some vehicles",
         )
     if name in _CAMERA_PROTOCOLS:
         cameras = _camera_numbers(name, camera_ids)
@@ -215,26 +219,25 @@ def draw_splits(
     return [split(vehicle_ids, seed, repeat) for repeat in range(repeats)]
 
 
-Ranker = Callable[[LabeledFeatures, Sequence[Split], int, bool, bool], list[Cmc]]
-"""Ranks splits: pictures, splits, max_rank, same_camera_is_junk, skip_unmatched."""
+class Ranker(Protocol):
+    """Ranks splits of images, as `cmc_of_splits` does."""
+
+    def __call__(
+        self,
+        images: LabeledFeatures,
+        splits: Sequence[Split],
+        *,
+        max_rank: int,
+        same_camera_is_junk: bool,
+        skip_unmatched: bool,
+    ) -> list[Cmc]:
+        """Return the figures of each split."""
+        ...
 
 
 def make_ranker(device: str) -> Ranker:
-    """The ranker that works in this process, on any device that torch knows."""
-
-    def rank(
-        pictures: LabeledFeatures, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
-    ) -> list[Cmc]:
-        return cmc_of_splits(
-            pictures,
-            splits,
-            max_rank=max_rank,
-            same_camera_is_junk=junk,
-            skip_unmatched=skip_unmatched,
-            device=device,
-        )
-
-    return rank
+    """Return a ranker that works in this process, on any device that torch knows."""
+    return partial(cmc_of_splits, device=device)
 
 
 cpu_ranker = make_ranker("cpu")
@@ -251,60 +254,66 @@ def evaluate_protocol(
     max_rank: int = 50,
     splits: Sequence[Split] | None = None,
     rank: Ranker = cpu_ranker,
-    label: str = "as embedded",
+    label: str = AS_EMBEDDED,
 ) -> ProtocolResult:
-    """Draw a protocol (or take `splits` that were drawn before) and rank every repeat.
+    """Draw a protocol, or take the splits of the user, and rank every repeat.
 
     features: float32 (n, d); vehicle_ids: int64 (n,); camera_ids: (n,), needed by veri, veri-wild and vric.
-    Probes of given splits that have no true match are skipped and counted.
-    Raises what `draw` and `cmc_of_splits` raise.
+    Probes of user splits without a positive are skipped and counted.
+    Raises the errors of `draw_splits` and `cmc_of_splits`.
     """
     vehicle_ids = np.asarray(vehicle_ids, dtype=np.int64)
-    pictures = LabeledFeatures(features, vehicle_ids, camera_ids, np.arange(len(features)))
-    chosen = (
+    images = LabeledFeatures(features, vehicle_ids, camera_ids, np.arange(len(features)))
+    used_splits = (
         draw_splits(name, vehicle_ids, camera_ids, repeats=repeats, seed=seed)
         if splits is None
         else list(splits)
     )
-    results = rank(pictures, chosen, max_rank, name in JUNK, splits is not None)
+    results = rank(
+        images,
+        used_splits,
+        max_rank=max_rank,
+        same_camera_is_junk=name in JUNK,
+        skip_unmatched=splits is not None,
+    )
     if name in BY_CAMERA and splits is None:
         usable = _seen_by_two(vehicle_ids, _camera_numbers(name, camera_ids))
     elif splits is None:
         usable = _has_partner(vehicle_ids)
     else:
         usable = np.zeros(len(vehicle_ids), dtype=np.bool_)
-        usable[np.concatenate([rows for split in chosen for rows in (split.probes, split.gallery)])] = True
-    excluded = len(np.unique(vehicle_ids)) - len(np.unique(vehicle_ids[usable]))
+        rows = [rows for split in used_splits for rows in (split.probes, split.gallery)]
+        usable[np.concatenate(rows)] = True
+    num_vehicles = len(np.unique(vehicle_ids[usable]))
     return ProtocolResult(
         name=name,
         rule=RULES[name],
         seed=seed,
-        curves=np.stack([result.curve for result in results]),
-        maps=np.array([result.map for result in results]),
-        minps=np.array([result.minp for result in results]),
+        **_figures(results),
         chance=np.mean([result.chance for result in results], axis=0),
-        rankings=[result.ranking for result in results],
-        splits=chosen,
-        vehicles=len(np.unique(vehicle_ids[usable])),
-        pictures=int(usable.sum()),
-        excluded_vehicles=excluded,
-        unmatched=sum(result.skipped for result in results),
-        given=splits is not None,
+        splits=used_splits,
+        vehicles=num_vehicles,
+        images=int(usable.sum()),
+        excluded_vehicles=len(np.unique(vehicle_ids)) - num_vehicles,
+        without_positive=sum(result.skipped for result in results),
+        has_user_splits=splits is not None,
         features=label,
     )
 
 
 def with_rankings(result: ProtocolResult, ranked: Sequence[Cmc], features: str) -> ProtocolResult:
-    """The protocol's figures when its first splits were ranked again in another way."""
-    return replace(
-        result,
-        curves=np.stack([one.curve for one in ranked]),
-        maps=np.array([one.map for one in ranked]),
-        minps=np.array([one.minp for one in ranked]),
-        rankings=[one.ranking for one in ranked],
-        splits=result.splits[: len(ranked)],
-        features=features,
-    )
+    """Return the protocol with the figures of its first splits, ranked again in another way."""
+    return replace(result, **_figures(ranked), splits=result.splits[: len(ranked)], features=features)
+
+
+def _figures(results: Sequence[Cmc]) -> dict[str, Any]:
+    return {
+        "curves": np.stack([result.curve for result in results]),
+        "means": {
+            metric.name: np.array([result.means[metric.name] for result in results]) for metric in METRICS
+        },
+        "rankings": [result.ranking for result in results],
+    }
 
 
 def _has_partner(vehicle_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -314,16 +323,16 @@ def _has_partner(vehicle_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _seen_by_two(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64]) -> NDArray[np.bool_]:
     pairs = np.unique(np.stack([vehicle_ids, cameras]), axis=1)
-    vehicles, many = np.unique(pairs[0], return_counts=True)
-    return np.isin(vehicle_ids, vehicles[many > 1])
+    vehicles, num_cameras = np.unique(pairs[0], return_counts=True)
+    return np.isin(vehicle_ids, vehicles[num_cameras > 1])
 
 
 def _camera_numbers(name: str, camera_ids: NDArray[np.str_] | None) -> NDArray[np.int64]:
-    unknown = 0 if camera_ids is None else int((np.asarray(camera_ids) == "").sum())
-    if camera_ids is None or unknown:
-        many = f"{unknown:,}" if unknown else "all"
+    num_unknown = 0 if camera_ids is None else int((np.asarray(camera_ids) == "").sum())
+    if camera_ids is None or num_unknown:
         raise BadLabels(
-            f"protocol {name} needs the camera of every picture, {many} are unknown",
+            f"protocol {name} needs the camera of every image, "
+            f"{f'{num_unknown:,}' if num_unknown else 'all'} are unknown",
             remedy="embed with a --key-pattern that has {camera_id}, or give labels with camera_id",
         )
     return np.unique(camera_ids, return_inverse=True)[1]
@@ -334,13 +343,13 @@ def _sample_one_per_vehicle(vehicle_ids: NDArray[np.int64], seed: int, repeat: i
 
 
 def _sample_one_per_group(groups: NDArray[np.int64], seed: int, repeat: int) -> NDArray[np.bool_]:
-    """Each repeat has a stream of its own, so that repeat 7 is the same whether ten are drawn or twenty."""
+    """Mark one random row of each group. Each repeat has its own stream, whatever the number of repeats."""
     key = np.random.default_rng([seed, repeat]).random(len(groups))
     order = np.lexsort((key, groups))
     _, first = np.unique(groups[order], return_index=True)
-    chosen = np.zeros(len(groups), dtype=np.bool_)
-    chosen[order[first]] = True
-    return chosen
+    is_sampled = np.zeros(len(groups), dtype=np.bool_)
+    is_sampled[order[first]] = True
+    return is_sampled
 
 
 def _std(values: NDArray[np.float64]) -> NDArray[np.float64]:

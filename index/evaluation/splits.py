@@ -1,4 +1,4 @@
-"""Split files: who was probe and who gallery in each repeat, by crop_id, for other toolboxes to follow."""
+"""Split files: the probes and the gallery of each repeat by crop_id, for use by other toolboxes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ SPLIT_SCHEMA = pa.schema(
 
 
 def write_splits(path: Path, splits: Mapping[str, list[Split]], crop_ids: NDArray[np.int64]) -> None:
-    """Write the splits of each protocol as Parquet, of the crops with these ids (n,)."""
+    """Write the splits of each protocol as Parquet; `crop_ids` (n,) are those of the rows."""
     tables = [
         pa.table(
             {
@@ -38,41 +38,40 @@ def write_splits(path: Path, splits: Mapping[str, list[Split]], crop_ids: NDArra
 
 
 def read_splits(path: Path, crop_ids: NDArray[np.int64]) -> dict[str, list[Split]]:
-    """Read splits back as rows of `crop_ids`, in the order they were written.
+    """Read splits as rows of `crop_ids` (n,), in the order of the file.
 
-    Raises BadInput for a file that is no split file, that names crops which are not at hand, or whose repeats
-    lack probes or a gallery.
+    Raises BadInput for a file that is not a split file, that names other crops, or that has a repeat without
+    probes or without gallery.
     """
     try:
         table = pq.read_table(path, schema=SPLIT_SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"{path} is not a split file: {str(error).splitlines()[0]}") from error
     order = np.argsort(crop_ids, kind="stable")
-    wanted = table["crop_id"].to_numpy()
-    place = np.minimum(np.searchsorted(crop_ids, wanted, sorter=order), len(crop_ids) - 1)
-    rows = order[place] if len(crop_ids) else place
-    missing = np.flatnonzero(crop_ids[rows] != wanted) if len(crop_ids) else np.arange(len(wanted))
+    split_ids = table["crop_id"].to_numpy()
+    position = np.minimum(np.searchsorted(crop_ids, split_ids, sorter=order), len(crop_ids) - 1)
+    rows = order[position] if len(crop_ids) else position
+    missing = np.flatnonzero(crop_ids[rows] != split_ids) if len(crop_ids) else np.arange(len(split_ids))
     if len(missing):
         raise BadInput(
-            f"{path} names {len(missing)} crops that have no embedding here, the first {wanted[missing[0]]}",
+            f"{path} names {len(missing)} crops without an embedding in this run, "
+            f"the first is {split_ids[missing[0]]}",
             remedy="evaluate the run that the splits were written for",
         )
     repeat = table["repeat"].to_numpy()
     names = np.asarray(table["protocol"].to_pylist())
     roles = np.asarray(table["role"].to_pylist())
-    strange = set(roles.tolist()) - {"probe", "gallery"}
-    if strange or not len(rows):
-        raise BadInput(
-            f"{path} has roles other than probe and gallery: {sorted(strange)}"
-            if strange
-            else f"{path} is empty"
-        )
+    unknown_roles = set(roles.tolist()) - {"probe", "gallery"}
+    if unknown_roles:
+        raise BadInput(f"{path} has roles other than probe and gallery: {sorted(unknown_roles)}")
+    if not len(rows):
+        raise BadInput(f"{path} is empty")
     splits: dict[str, list[Split]] = {}
     for name in dict.fromkeys(names.tolist()):
         for number in np.unique(repeat[names == name]):
-            here = (names == name) & (repeat == number)
-            split = Split(rows[here & (roles == "probe")], rows[here & (roles == "gallery")])
+            in_repeat = (names == name) & (repeat == number)
+            split = Split(rows[in_repeat & (roles == "probe")], rows[in_repeat & (roles == "gallery")])
             if not len(split.probes) or not len(split.gallery):
-                raise BadInput(f"{path}: repeat {number} of {name} lacks probes or a gallery")
+                raise BadInput(f"{path}: repeat {number} of {name} has no probes or no gallery")
             splits.setdefault(name, []).append(split)
     return splits

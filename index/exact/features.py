@@ -1,4 +1,4 @@
-"""What CMC counts over: the pictures of an evaluation as numbered rows, and the trials of its repeats."""
+"""The input of exact counting: features as one table of rows, and the trials of a protocol's repeats."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -11,55 +11,60 @@ from index.exact.numba_kernels import pair_sq_distances
 
 @dataclass(frozen=True, slots=True)
 class FeatureTable:
-    """All pictures of an evaluation as one numbered list of rows, in one or several arrays or memory maps."""
+    """The features of all images of an evaluation, numbered through one or several arrays or memory maps."""
 
-    parts: tuple[NDArray[np.float32], ...]
+    arrays: tuple[NDArray[np.float32], ...]  # each (n, d)
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return sum(len(array) for array in self.arrays)
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows (n,) as float32 (n, d), C-contiguous; a run of rows in one part is a view."""
-        owner, within = self._located(rows)
-        if not len(rows) or owner.min() == owner.max():
-            part = np.asarray(self.parts[int(owner[0]) if len(rows) else 0])
-            if len(rows) and within[-1] - within[0] == len(rows) - 1 and (np.diff(within) == 1).all():
-                return _contiguous(part[within[0] : within[-1] + 1])
-            return _contiguous(part[within])
-        taken = np.empty((len(rows), self.parts[0].shape[1]), dtype=np.float32)
-        for number, part in enumerate(self.parts):
-            taken[owner == number] = np.asarray(part)[within[owner == number]]
-        return taken
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return rows (n,) as C-contiguous float32 (n, d); consecutive rows of one array are a view."""
+        array_index, offset = self._array_and_offset(rows)
+        if not len(rows) or array_index.min() == array_index.max():
+            array = np.asarray(self.arrays[int(array_index[0]) if len(rows) else 0])
+            if len(rows) and offset[-1] - offset[0] == len(rows) - 1 and (np.diff(offset) == 1).all():
+                return _contiguous(array[offset[0] : offset[-1] + 1])
+            return _contiguous(array[offset])
+        gathered = np.empty((len(rows), self.arrays[0].shape[1]), dtype=np.float32)
+        for number, array in enumerate(self.arrays):
+            gathered[array_index == number] = np.asarray(array)[offset[array_index == number]]
+        return gathered
 
-    def squared(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Exact squared distances between the rows of pairs, two arrays (m,)."""
-        squared = np.empty(len(left))
-        of_left, x = self._located(left)
-        of_right, y = self._located(right)
-        parts = [_contiguous(part) for part in self.parts]
-        for first, second in product(range(len(parts)), repeat=2):
-            some = np.flatnonzero((of_left == first) & (of_right == second))
-            squared[some] = pair_sq_distances(parts[first], parts[second], x[some], y[some])
-        return squared
+    def pair_sq_distances(
+        self, left_row: NDArray[np.int64], right_row: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return the exact squared distances (m,) between the rows of pairs, two arrays (m,)."""
+        sq_dist = np.empty(len(left_row))
+        left_array, left_offset = self._array_and_offset(left_row)
+        right_array, right_offset = self._array_and_offset(right_row)
+        arrays = [_contiguous(array) for array in self.arrays]
+        for i, j in product(range(len(arrays)), repeat=2):
+            pairs = np.flatnonzero((left_array == i) & (right_array == j))
+            sq_dist[pairs] = pair_sq_distances(arrays[i], arrays[j], left_offset[pairs], right_offset[pairs])
+        return sq_dist
 
-    def _located(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each row the number of its part, and its place there."""
-        starts = np.cumsum([0, *(len(part) for part in self.parts)])
-        owner = np.searchsorted(starts, rows, side="right") - 1
-        return owner, rows - starts[owner]
+    def _array_and_offset(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each row, the number of its array and its row within that array."""
+        starts = np.cumsum([0, *(len(array) for array in self.arrays)])
+        array_index = np.searchsorted(starts, rows, side="right") - 1
+        return array_index, rows - starts[array_index]
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeTrials:
-    """Trials (v,), and flat over their true matches (m,), by trial and nearest first."""
+    """Trials (v,), each one probe in one repeat, and their targets (m,): by trial, nearest first.
 
-    probe: NDArray[np.int64]  # (v,) row in the pool
+    A target is a positive of the trial's probe: an image of its vehicle whose rank is counted.
+    """
+
+    probe_row: NDArray[np.int64]  # (v,) row in the feature table
     repeat: NDArray[np.int64]  # (v,)
-    matches: NDArray[np.int64]  # (v,) how many true matches
-    entry: NDArray[np.int64]  # (m,) row of each
-    limit: NDArray[np.float64]  # (m,) its exact squared distance
+    num_targets: NDArray[np.int64]  # (v,)
+    target_row: NDArray[np.int64]  # (m,) row in the feature table
+    target_sq_dist: NDArray[np.float64]  # (m,) exact squared distance
 
 
 def _contiguous(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows as the compiled loops take them: not copied if they are so already."""
+    """Return rows in the layout of the compiled loops; copies only where the layout differs."""
     return np.ascontiguousarray(rows, dtype=np.float32)

@@ -1,20 +1,17 @@
-"""Coarse scores of blocks: one fast product that says, with a proven bound, which rows cannot be near.
+"""Lower bounds of scores: one fast product per block that rules out the rows that cannot be near.
 
-Features are moved by one origin. For a probe x and a row y the score is
+The score s(x, y) of a probe x and a row y is that of `products`. For a block, a filter computes
+`lower_bounds`, which do not exceed the scores, and for each probe a threshold: a row whose lower bound
+exceeds the threshold is farther than a given distance for certain. The caller measures the other rows.
 
-    s(x, y) = |y|²/2 - x·y        so that        |x - y|² = |x|² + 2 s(x, y)
-
-A screen gives for a whole block `low(x, y)`, which lies below the score, and for each probe a limit: a row
-whose `low` is over the limit is farther than a given distance, for certain. Whoever passes is measured.
-
-`Float32Screen` rounds only as a float32 product does. `Int8Screen` rounds the features themselves, to t times
-an integer of 8 bits, because processors multiply these three to four times as fast. With x = t a + dx and
-y = t b + dy the product is x·y = t² a·b + dx·y + (t a)·dy, where a·b is exact in integers, and Cauchy and
-Schwarz bound the rest by the lengths of what was rounded off: |dx| |y| + |t a| |dy|. These are measured, not
-assumed, so no scale and no data can make the bound wrong, only wide.
+`Float32Filter` has the rounding error of a float32 product only. `Int8Filter` rounds the features to t times
+an 8-bit integer, because processors multiply these three to four times as fast. With x = t a + dx and
+y = t b + dy the product is x·y = t² a·b + dx·y + (t a)·dy. The integer product a·b is exact, and the
+Cauchy-Schwarz inequality bounds the rest by the norms of the rounding errors: |dx| |y| + |t a| |dy|. These
+norms are measured and not assumed, so no scale and no data can make the bound wrong, only wide.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -22,92 +19,199 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index.exact.products import Normalization, min_cpu_seconds
-from infra.errors import BadInput
-
-Floats = NDArray[np.float32]
-Wide = NDArray[np.float64]
-
-_UNIT = 2.0**-24  # unit roundoff of float32
-_CHUNK_ROWS = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
-_INT8_MAX = 127
-PAD_ROWS = 16  # blocks are filled up to a multiple of this with rows that are nowhere near
-_FEW = 32  # probes, below which preparing a row for the integer product costs more than the product saves
-_NARROW = (
-    64  # dimensions, below which nothing is gained; torch 2.13 multiplies wrongly where there is but one
+from index.exact.products import (
+    FP32_UNIT_ROUNDOFF,
+    Normalization,
+    check_sq_norms,
+    min_cpu_seconds,
+    rel_error_bound,
 )
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+PAD_ROWS = 16  # blocks are padded to a multiple of this with rows at infinite distance
+_CHUNK_ROWS = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
+_SAMPLE_ROWS = 256  # of the probes and of the first block, to choose the step of 8-bit integers
+_INT8_MAX = 127
+_MIN_PROBES_FOR_INT8 = 32  # below, preparing a row costs more than the integer product saves
+_MIN_DIMENSION_FOR_INT8 = 64  # below, nothing is gained; torch 2.13 multiplies wrongly in one dimension
+_MIN_SPEEDUP = 0.6  # of the time of a float32 product
 
 
 class LowerBoundFilter(Protocol):
-    """Loads one block at a time; then every part of the probes is held against it."""
+    """Loads one block at a time and compares it with ranges of the probes."""
 
-    def load(self, vectors: Floats) -> None:
-        """Prepare a block of at most `rows` rows. Raises BadInput for values that are not finite."""
+    def load(self, vectors: Float32Array) -> None:
+        """Prepare a block of at most `max_rows` rows. Raises BadInput for values that are not finite."""
         ...
 
-    def low(self, part: slice) -> torch.Tensor:
-        """(p, n) float32, in units of the screen, of the rows loaded, n filled up to a multiple of GROUP.
+    def lower_bounds(self, probes: slice) -> torch.Tensor:
+        """Lower bounds (p, n) of the scores of the block, float32 in the filter's unit.
 
-        What stands for no row is infinite. The tensor is used again by the next call.
+        n is the number of rows padded to a multiple of `PAD_ROWS`; padding is infinite. The next call
+        overwrites the tensor.
         """
         ...
 
-    def limits(self, part: slice, squared: Wide) -> Floats:
-        """The limit (p,) of each probe, finite, in units of the screen, for squared distances (p,)."""
+    def thresholds(self, probes: slice, sq_dist: Float64Array) -> Float32Array:
+        """Finite thresholds (p,) in the filter's unit, for squared distances (p,)."""
         ...
 
 
-def screen_for(queries: Floats, first: Floats, *, rows: int, device: str = "cpu") -> LowerBoundFilter:
-    """The fastest screen for these probes (q, d); `first` is the first block, `rows` the most of any."""
-    wide = len(queries) >= _FEW and queries.shape[1] >= _NARROW
-    if device == "cpu" and wide and _integers_are_faster():
-        return Int8Screen(queries, first, rows)
-    return Float32Screen(queries, first, rows, device)
+def choose_filter(
+    probes: Float32Array, first_block: Float32Array, *, max_rows: int, device: str = "cpu"
+) -> LowerBoundFilter:
+    """The fastest filter for these probes (q, d) and blocks of at most `max_rows` rows."""
+    is_large = len(probes) >= _MIN_PROBES_FOR_INT8 and probes.shape[1] >= _MIN_DIMENSION_FOR_INT8
+    if device == "cpu" and is_large and _int8_is_faster():
+        return Int8Filter(probes, first_block, max_rows)
+    return Float32Filter(probes, first_block, max_rows, device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Moved:
-    """Origin and scale of all features, and the probes there. The scale is 1 for features of usual size."""
+class _NormalizedProbes:
+    """The probes, normalized, and the thresholds of an exact float32 product."""
 
-    origin: Floats  # (d,)
-    scale: np.float32
-    probes: Floats  # (q, d)
-    squares: Wide  # (q,) of the probes
-    slack: float  # relative rounding of a float32 product, of sums of squares and of the move
+    def __init__(self, probes: Float32Array, first_block: Float32Array) -> None:
+        normalization = Normalization.fit(probes, first_block)
+        if 2.0**-30 < float(normalization.scale) < 2.0**30:
+            # Features of usual size need no scaling, which saves a pass over each block.
+            normalization = replace(normalization, scale=np.float32(1))
+        self.normalization = normalization
+        self.values = normalization.move(probes)  # (q, d)
+        self.rel_error = rel_error_bound(probes.shape[1])
+        self._sq_norms = np.einsum("ij,ij->i", self.values, self.values, dtype=np.float64)  # (q,)
 
-    @classmethod
-    def around(cls, queries: Floats, first: Floats) -> "_Moved":
-        frame = Normalization.around(queries, first)
-        usual = 2.0**-30 < float(frame.scale) < 2.0**30
-        scale = np.float32(1) if usual else frame.scale
-        probes = (queries - frame.origin) * scale
-        squares = np.einsum("ij,ij->i", probes, probes, dtype=np.float64)
-        # The worst case over all orders of summation (Higham, "Accuracy and Stability of Numerical
-        # Algorithms", 3.1): d roundings of the product, d of |y|²/2, two of each moved feature.
-        return cls(frame.origin, scale, probes, squares, 1.01 * _UNIT * (queries.shape[1] + 32))
-
-    def move(self, vectors: Floats, out: Floats) -> None:
-        np.subtract(vectors, self.origin, out=out)
-        if self.scale != 1:
-            out *= self.scale
-
-    def limits(self, part: slice, squared: Wide) -> Wide:
-        away = squared * float(self.scale) ** 2
-        own = self.squares[part]
-        return np.asarray((away - own) / 2 + self.slack * (own + away) + 1e-30)
+    def thresholds(self, probes: slice, sq_dist: Float64Array) -> Float64Array:
+        """Upper bounds (p,) of the scores of rows within these squared distances (p,)."""
+        scaled = sq_dist * float(self.normalization.scale) ** 2
+        sq_norms = self._sq_norms[probes]
+        return np.asarray((scaled - sq_norms) / 2 + self.rel_error * (sq_norms + scaled) + 1e-30)
 
 
-def _checked(squares: torch.Tensor) -> None:
-    # NaN fails the comparison too, and up to 2^80 no float32 score can overflow.
-    bad = int((~(squares < 2.0**80)).sum())
-    if bad:
-        raise BadInput(
-            f"{bad} of {len(squares)} features hold NaN, infinity or values out of all proportion",
-            remedy="embed again, or check the shards",
+class Float32Filter:
+    """Scores by `torch.addmm`, on any device."""
+
+    def __init__(
+        self, probes: Float32Array, first_block: Float32Array, max_rows: int, device: str = "cpu"
+    ) -> None:
+        self._normalized = _NormalizedProbes(probes, first_block)
+        self._negated_probes = torch.from_numpy(-self._normalized.values).to(device)
+        self._host = np.zeros((_round_up(max_rows), probes.shape[1]), np.float32)
+        self._rows = torch.from_numpy(self._host)
+        self._half_sq_norms = torch.empty(_round_up(max_rows))
+        self._device = torch.device(device)
+        self._loaded = (self._rows, self._half_sq_norms)
+
+    def load(self, vectors: Float32Array) -> None:
+        """See LowerBoundFilter."""
+        for start in range(0, len(vectors), _CHUNK_ROWS):
+            chunk = slice(start, min(start + _CHUNK_ROWS, len(vectors)))
+            self._normalized.normalization.move(vectors[chunk], out=self._host[chunk])
+            sq_norms = torch.linalg.vector_norm(self._rows[chunk], dim=1).square_()
+            check_sq_norms(sq_norms)
+            self._half_sq_norms[chunk] = sq_norms * (0.5 - self._normalized.rel_error)
+        padded = _round_up(len(vectors))
+        self._half_sq_norms[len(vectors) : padded] = torch.inf
+        self._loaded = (
+            self._rows[:padded].to(self._device),
+            self._half_sq_norms[:padded].to(self._device),
         )
 
+    def lower_bounds(self, probes: slice) -> torch.Tensor:
+        """See LowerBoundFilter."""
+        rows, half_sq_norms = self._loaded
+        return torch.addmm(half_sq_norms, self._negated_probes[probes], rows.T)
 
-def _round_outward(values: Wide) -> Floats:
+    def thresholds(self, probes: slice, sq_dist: Float64Array) -> Float32Array:
+        """See LowerBoundFilter."""
+        return _round_outward(self._normalized.thresholds(probes, sq_dist))
+
+
+class Int8Filter:
+    """Scores by products of 8-bit integers, in units of t², so the product needs no scaling."""
+
+    def __init__(self, probes: Float32Array, first_block: Float32Array, max_rows: int) -> None:
+        self._normalized = normalized = _NormalizedProbes(probes, first_block)
+        dimension = probes.shape[1]
+        self._workspace = np.zeros((2, _CHUNK_ROWS, dimension), np.float32)
+        probe_sample = normalized.values[:: max(1, len(probes) // _SAMPLE_ROWS)]
+        row_sample = first_block[:: max(1, len(first_block) // _SAMPLE_ROWS)][:_SAMPLE_ROWS]
+        self._step = _best_scale(np.concatenate([probe_sample, normalized.normalization.move(row_sample)]))
+        integers = np.clip(np.rint(normalized.values / self._step), -_INT8_MAX, _INT8_MAX)
+        # In float64, where these roundings are negligible beside the relative error.
+        residuals = normalized.values - integers * np.float64(self._step)
+        self._probe_residuals = np.sqrt(np.einsum("ij,ij->i", residuals, residuals))
+        self._usual_probe_residual = float(np.quantile(self._probe_residuals, 0.9))
+        self._probe_norms = np.sqrt(np.einsum("ij,ij->i", integers, integers, dtype=np.float64)) * float(
+            self._step
+        )
+        self._probes = torch.from_numpy(integers.astype(np.int8))
+        self._rows = torch.zeros((_round_up(max_rows), dimension), dtype=torch.int8)
+        self._half_sq_norms = torch.empty(_round_up(max_rows))
+        self._row_norms = torch.empty(max_rows)
+        self._row_residuals = torch.empty(max_rows)
+        self._padded_rows, self._usual_row_residual, self._max_row_norm = 0, 0.0, 0.0
+        self._product, self._lower_bounds = torch.empty(0, dtype=torch.int32), torch.empty(0)
+
+    def load(self, vectors: Float32Array) -> None:
+        """See LowerBoundFilter."""
+        rel_error, step, count = self._normalized.rel_error, float(self._step), len(vectors)
+        for start in range(0, count, _CHUNK_ROWS):
+            chunk = slice(start, min(start + _CHUNK_ROWS, count))
+            rows, integers = (torch.from_numpy(array[: chunk.stop - start]) for array in self._workspace)
+            self._normalized.normalization.move(vectors[chunk], out=self._workspace[0][: chunk.stop - start])
+            torch.linalg.vector_norm(rows, dim=1, out=self._row_norms[chunk])
+            rows *= 1 / step
+            torch.round(rows, out=integers).clamp_(-_INT8_MAX, _INT8_MAX)
+            self._rows[chunk] = integers
+            rows -= integers
+            torch.linalg.vector_norm(rows, dim=1, out=self._row_residuals[chunk])
+        norms = self._row_norms[:count].double()
+        check_sq_norms(norms.square())
+        residuals = (
+            self._row_residuals[:count].double() * step * (1 + rel_error) + 4 * FP32_UNIT_ROUNDOFF * norms
+        )
+        # The bound of a pair has two factors of the probe and two of the row. Here it becomes one number per
+        # row, and one per probe in `thresholds`: a usual or a maximum value replaces the pair's own one, so
+        # the block needs a single subtraction.
+        self._max_row_norm = float(norms.max()) * (1 + rel_error)
+        self._usual_row_residual = float(torch.quantile(residuals, 0.9))
+        max_probe_norm = float(self._probe_norms.max())
+        lower = (
+            norms.square() * (0.5 - rel_error)
+            - self._usual_probe_residual * norms * (1 + rel_error)
+            - max_probe_norm * (residuals - self._usual_row_residual).clamp_(min=0)
+        )
+        self._half_sq_norms[:count] = (lower / step**2 * (1 - 4 * FP32_UNIT_ROUNDOFF * lower.sign())).float()
+        self._padded_rows = _round_up(count)
+        self._half_sq_norms[count : self._padded_rows] = torch.inf
+
+    def lower_bounds(self, probes: slice) -> torch.Tensor:
+        """See LowerBoundFilter."""
+        probe_rows = self._probes[probes]
+        shape, size = (len(probe_rows), self._padded_rows), len(probe_rows) * self._padded_rows
+        if len(self._product) < size:
+            # Reused: new pages for every block would cost half as much as the product.
+            self._product, self._lower_bounds = torch.empty(size, dtype=torch.int32), torch.empty(size)
+        product, lower_bounds = self._product[:size].view(shape), self._lower_bounds[:size].view(shape)
+        torch._int_mm(probe_rows, self._rows[: self._padded_rows].T, out=product)
+        return torch.sub(self._half_sq_norms[: self._padded_rows], product, out=lower_bounds)
+
+    def thresholds(self, probes: slice, sq_dist: Float64Array) -> Float32Array:
+        """See LowerBoundFilter."""
+        excess = np.maximum(self._probe_residuals[probes] - self._usual_probe_residual, 0)
+        thresholds = (
+            self._normalized.thresholds(probes, sq_dist)
+            + self._probe_norms[probes] * self._usual_row_residual
+            + excess * self._max_row_norm
+        )
+        # The subtraction of `lower_bounds` rounds once more, relative to the larger of its operands.
+        widened = thresholds + self._normalized.rel_error * np.abs(thresholds)
+        return _round_outward(widened / float(self._step) ** 2)
+
+
+def _round_outward(values: Float64Array) -> Float32Array:
     return np.minimum(np.nextafter(values.astype(np.float32), np.float32(np.inf)), np.finfo(np.float32).max)
 
 
@@ -115,134 +219,26 @@ def _round_up(count: int) -> int:
     return -(-count // PAD_ROWS) * PAD_ROWS
 
 
-class Float32Screen:
-    """Scores by `torch.addmm`, on any device."""
-
-    def __init__(self, queries: Floats, first: Floats, rows: int, device: str) -> None:
-        self._moved = _Moved.around(queries, first)
-        self._probes = torch.from_numpy(-self._moved.probes).to(device)
-        self._host = np.zeros((_round_up(rows), queries.shape[1]), np.float32)
-        self._rows = torch.from_numpy(self._host)
-        self._halves = torch.empty(_round_up(rows))
-        self._device = torch.device(device)
-        self._loaded = (self._rows, self._halves)
-
-    def load(self, vectors: Floats) -> None:
-        """See LowerBoundFilter."""
-        for start in range(0, len(vectors), _CHUNK_ROWS):
-            piece = slice(start, min(start + _CHUNK_ROWS, len(vectors)))
-            self._moved.move(vectors[piece], self._host[piece])
-            squares = torch.linalg.vector_norm(self._rows[piece], dim=1).square_()
-            _checked(squares)
-            self._halves[piece] = squares * (0.5 - self._moved.slack)
-        full = _round_up(len(vectors))
-        self._halves[len(vectors) : full] = torch.inf
-        self._loaded = (self._rows[:full].to(self._device), self._halves[:full].to(self._device))
-
-    def low(self, part: slice) -> torch.Tensor:
-        """See LowerBoundFilter."""
-        rows, halves = self._loaded
-        return torch.addmm(halves, self._probes[part], rows.T)
-
-    def limits(self, part: slice, squared: Wide) -> Floats:
-        """See LowerBoundFilter."""
-        return _round_outward(self._moved.limits(part, squared))
-
-
-class Int8Screen:
-    """Scores from integers of 8 bits; units are t², so that the integer product stands in them as it is."""
-
-    def __init__(self, queries: Floats, first: Floats, rows: int) -> None:
-        self._moved = moved = _Moved.around(queries, first)
-        dimension = queries.shape[1]
-        self._room = np.zeros((2, _CHUNK_ROWS, dimension), np.float32)
-        sample = moved.probes[:: max(1, len(queries) // 256)]
-        some = np.empty((min(len(first), 256), dimension), np.float32)
-        moved.move(first[:: max(1, len(first) // 256)][: len(some)], some)
-        self._step = _best_scale(np.concatenate([sample, some]))
-        whole = np.clip(np.rint(moved.probes / self._step), -_INT8_MAX, _INT8_MAX)
-        # In float64, where these roundings vanish beside the slack.
-        off = moved.probes - whole * np.float64(self._step)
-        self._rest = np.sqrt(np.einsum("ij,ij->i", off, off))
-        self._usual_rest = float(np.quantile(self._rest, 0.9))
-        self._lengths = np.sqrt(np.einsum("ij,ij->i", whole, whole, dtype=np.float64)) * float(self._step)
-        self._probes = torch.from_numpy(whole.astype(np.int8))
-        self._rows = torch.zeros((_round_up(rows), dimension), dtype=torch.int8)
-        self._halves = torch.empty(_round_up(rows))
-        self._row_lengths = torch.empty(rows)
-        self._row_rest = torch.empty(rows)
-        self._count, self._spread, self._longest = 0, 0.0, 0.0
-        self._product, self._low = torch.empty(0, dtype=torch.int32), torch.empty(0)
-
-    def load(self, vectors: Floats) -> None:
-        """See LowerBoundFilter."""
-        slack, step, count = self._moved.slack, float(self._step), len(vectors)
-        for start in range(0, count, _CHUNK_ROWS):
-            piece = slice(start, min(start + _CHUNK_ROWS, count))
-            moved, whole = (torch.from_numpy(room[: piece.stop - start]) for room in self._room)
-            self._moved.move(vectors[piece], self._room[0][: piece.stop - start])
-            torch.linalg.vector_norm(moved, dim=1, out=self._row_lengths[piece])
-            moved *= 1 / step
-            torch.round(moved, out=whole).clamp_(-_INT8_MAX, _INT8_MAX)
-            self._rows[piece] = whole
-            moved -= whole
-            torch.linalg.vector_norm(moved, dim=1, out=self._row_rest[piece])
-        lengths = self._row_lengths[:count].double()
-        _checked(lengths.square())
-        rest = self._row_rest[:count].double() * step * (1 + slack) + 4 * _UNIT * lengths
-        # One number a row and one a probe: what the bound says of a pair, with the usual and the largest
-        # of either standing for the pair's own, so that the block needs a single subtraction.
-        self._longest = float(lengths.max()) * (1 + slack)
-        self._spread = float(torch.quantile(rest, 0.9))
-        longest_probe = float(self._lengths.max())
-        low = (
-            lengths.square() * (0.5 - slack)
-            - self._usual_rest * lengths * (1 + slack)
-            - longest_probe * (rest - self._spread).clamp_(min=0)
-        )
-        self._halves[:count] = (low / step**2 * (1 - 4 * _UNIT * low.sign())).float()
-        self._count = _round_up(count)
-        self._halves[count : self._count] = torch.inf
-
-    def low(self, part: slice) -> torch.Tensor:
-        """See LowerBoundFilter."""
-        probes = self._probes[part]
-        shape, size = (len(probes), self._count), len(probes) * self._count
-        if len(self._product) < size:
-            # Fresh pages for every block would cost as much as half the product.
-            self._product, self._low = torch.empty(size, dtype=torch.int32), torch.empty(size)
-        product, low = self._product[:size].view(shape), self._low[:size].view(shape)
-        torch._int_mm(probes, self._rows[: self._count].T, out=product)
-        return torch.sub(self._halves[: self._count], product, out=low)
-
-    def limits(self, part: slice, squared: Wide) -> Floats:
-        """See LowerBoundFilter."""
-        more = np.maximum(self._rest[part] - self._usual_rest, 0) * self._longest
-        limits = self._moved.limits(part, squared) + self._lengths[part] * self._spread + more
-        # The subtraction of `low` rounds once more, by a part of whichever of the two is the larger.
-        return _round_outward((limits + self._moved.slack * np.abs(limits)) / float(self._step) ** 2)
-
-
-def _best_scale(sample: Floats) -> np.float32:
-    """The step that rounds off least of a sample (n, d): rare large values are better clipped."""
+def _best_scale(sample: Float32Array) -> np.float32:
+    """The step of integers with the least rounding error over a sample (n, d); it may clip rare values."""
     largest = float(np.abs(sample).max(initial=0.0))
     if not largest:
         return np.float32(1)
     steps = [largest / _INT8_MAX * share for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.18)]
 
-    def lost(step: float) -> float:
-        off = sample - np.clip(np.rint(sample / step), -_INT8_MAX, _INT8_MAX) * step
-        return float(np.sqrt(np.einsum("ij,ij->i", off, off, dtype=np.float64)).mean())
+    def mean_residual(step: float) -> float:
+        residuals = sample - np.clip(np.rint(sample / step), -_INT8_MAX, _INT8_MAX) * step
+        return float(np.sqrt(np.einsum("ij,ij->i", residuals, residuals, dtype=np.float64)).mean())
 
-    return np.float32(min(steps, key=lost))
+    return np.float32(min(steps, key=mean_residual))
 
 
 @lru_cache(maxsize=1)
-def _integers_are_faster() -> bool:
-    """Whether this processor multiplies integers of 8 bits much faster than float32, measured once."""
-    whole = torch.randint(-_INT8_MAX, _INT8_MAX, (256, 1024), dtype=torch.int8)
-    wide = whole.float()
+def _int8_is_faster() -> bool:
+    """Whether this processor multiplies 8-bit integers much faster than float32; benchmarked once."""
+    int8 = torch.randint(-_INT8_MAX, _INT8_MAX, (256, 1024), dtype=torch.int8)
+    fp32 = int8.float()
     seconds = min_cpu_seconds(
-        {"int8": lambda: torch._int_mm(whole, whole.T), "float32": lambda: torch.mm(wide, wide.T)}, turns=3
+        {"int8": lambda: torch._int_mm(int8, int8.T), "float32": lambda: torch.mm(fp32, fp32.T)}, rounds=3
     )
-    return seconds["int8"] < 0.6 * seconds["float32"]
+    return seconds["int8"] < _MIN_SPEEDUP * seconds["float32"]

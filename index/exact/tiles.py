@@ -1,4 +1,4 @@
-"""Which rows meet in a block, and what is counted there: the trials of a block of probes."""
+"""Blocks of rows, the tile of scores between two blocks, and counting within one tile."""
 
 import threading
 from collections.abc import Callable
@@ -9,283 +9,300 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from index.exact.bf16 import BF16_UNIT_ROUNDOFF, BF16Rows, bf16_error_bound
 from index.exact.features import ProbeTrials
 from index.exact.numba_kernels import (
     Bounds,
     GalleryColumns,
     Targets,
-    count_closer,
-    count_closer_rounded,
+    count_ahead,
+    count_ahead_bf16,
     pair_sq_distances,
     resolve_ambiguous,
     score_intervals,
 )
-from index.exact.products import (
-    BF16_UNIT_ROUNDOFF,
-    BF16Rows,
-    Kernel,
-    Normalization,
-    NormalizedRows,
-    bf16_error_bound,
-    error_bound,
-)
+from index.exact.products import Kernel, Normalization, NormalizedRows, error_bound
 
-_MIN_SCORED = 1 << 16  # scores, before it is said what share of them is near
+_MIN_SCORED = 1 << 16  # scores, before the ambiguous share is trusted
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of the pool that are scored together; they are probes, gallery, or both."""
+    """Rows of the feature table that are scored together: probes, gallery images, or both."""
 
     rows: NDArray[np.int64]  # (n,)
-    probes: bool
-    gallery: bool
+    has_probes: bool
+    has_gallery: bool
 
 
-def blocks_of(
+def make_blocks(
     is_probe: NDArray[np.bool_],
     is_gallery: NDArray[np.bool_],
-    lengths: NDArray[np.float32],
-    block: int,
+    norms: NDArray[np.float32],
+    block_size: int,
 ) -> list[Block]:
-    """Rows of one role and of about equal length side by side, blocks of probes first.
+    """Cut the rows (n,) into blocks of one role and similar norms, blocks with probes first.
 
-    Of equal length because a block's bound is that of its longest row.
+    Similar norms keep error bounds tight: the bound of a block is that of its longest row.
     """
     blocks = []
-    for probes, gallery in ((True, False), (True, True), (False, True)):
-        rows = np.flatnonzero((is_probe == probes) & (is_gallery == gallery))
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        blocks += [Block(rows[at : at + block], probes, gallery) for at in range(0, len(rows), block)]
+    for has_probes, has_gallery in ((True, False), (True, True), (False, True)):
+        rows = np.flatnonzero((is_probe == has_probes) & (is_gallery == has_gallery))
+        rows = rows[np.argsort(norms[rows], kind="stable")]
+        blocks += [
+            Block(rows[start : start + block_size], has_probes, has_gallery)
+            for start in range(0, len(rows), block_size)
+        ]
     return blocks
 
 
-class ProbeBlock:
-    """The trials of one block of probes, by repeat, and what was counted for them by any thread."""
+def block_positions(blocks: list[Block], table_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row of the feature table, its block (-1 for none) and its position in that block."""
+    block_of, position = np.full(table_rows, -1), np.zeros(table_rows, dtype=np.int64)
+    for number, block in enumerate(blocks):
+        block_of[block.rows], position[block.rows] = number, np.arange(len(block.rows))
+    return block_of, position
 
-    def __init__(self, sought: Targets, flat: NDArray[np.int64]) -> None:
-        self.sought = sought
-        self.flat = flat  # (v, t) place in the flat list, -1 for none
-        self.closer = np.zeros(flat.shape, dtype=np.int64)
-        self._scored = self._near = 0
+
+class ProbeBlock:
+    """The trials of one block's probes, by repeat, and the counts of all threads."""
+
+    def __init__(self, targets: Targets, flat_index: NDArray[np.int64]) -> None:
+        self.targets = targets
+        self.flat_index = flat_index  # (v, t) index of the target in ProbeTrials, -1 for padding
+        self.num_ahead = np.zeros(flat_index.shape, dtype=np.int64)
+        self._num_scored = self._num_ambiguous = 0
         self._lock = threading.Lock()
 
-    def add(self, counted: NDArray[np.int64]) -> None:
-        """Take in what one block of the gallery holds (v, t)."""
+    def add_counts(self, num_ahead: NDArray[np.int64]) -> None:
+        """Add the counts (v, t) of one gallery block."""
         with self._lock:
-            self.closer += counted
+            self.num_ahead += num_ahead
 
-    def note(self, *, scored: int, near: int) -> None:
-        """Remember how many of so many scores by bfloat16 were too close to call."""
+    def record_ambiguous(self, *, scored: int, ambiguous: int) -> None:
+        """Record how many of the bfloat16 scores of a tile were ambiguous."""
         with self._lock:
-            self._scored, self._near = self._scored + scored, self._near + near
+            self._num_scored += scored
+            self._num_ambiguous += ambiguous
 
     @property
-    def near_share(self) -> float:
-        """About what share of the scores by bfloat16 was too close to call so far; 0 at first."""
-        return self._near / max(self._scored, _MIN_SCORED)
+    def ambiguous_share(self) -> float:
+        """Estimated share of bfloat16 scores that are ambiguous; 0 at first."""
+        return self._num_ambiguous / max(self._num_scored, _MIN_SCORED)
 
 
 class ProbeBlocks:
-    """All panels, by block."""
+    """The trials of all blocks with probes, by the number of the block."""
 
-    def __init__(self, blocks: list[Block], trials: ProbeTrials, rows: int) -> None:
-        block_of, place = block_positions(blocks, rows)
-        start = np.cumsum(trials.matches) - trials.matches
-        block = block_of[trials.probe]
-        order = np.lexsort((place[trials.probe], trials.repeat, block))
-        order = order[trials.matches[order] > 0]
+    def __init__(self, blocks: list[Block], trials: ProbeTrials, table_rows: int) -> None:
+        block_of, position = block_positions(blocks, table_rows)
+        start = np.cumsum(trials.num_targets) - trials.num_targets
+        block = block_of[trials.probe_row]
+        order = np.lexsort((position[trials.probe_row], trials.repeat, block))
+        order = order[trials.num_targets[order] > 0]
         edges = np.searchsorted(block[order], np.arange(len(blocks) + 1))
-        self._panels: dict[int, ProbeBlock] = {}
+        self._by_block: dict[int, ProbeBlock] = {}
         for number in np.flatnonzero(np.diff(edges)).tolist():
-            some = order[edges[number] : edges[number + 1]]
-            matches = trials.matches[some]
-            nth = np.arange(int(matches.max()))
-            has = nth < matches[:, None]
-            flat = np.where(has, start[some][:, None] + nth, -1)
-            sought = Targets(
-                at=place[trials.probe[some]],
-                repeat=trials.repeat[some],
-                matches=matches,
-                limit=np.where(has, trials.limit[flat], np.inf),
-                match=np.where(has, trials.entry[flat], -1),
+            part = order[edges[number] : edges[number + 1]]  # (v,) trials of this block
+            num_targets = trials.num_targets[part]
+            column = np.arange(int(num_targets.max()))
+            is_target = column < num_targets[:, None]  # (v, t)
+            flat_index = np.where(is_target, start[part][:, None] + column, -1)
+            targets = Targets(
+                probe_row=position[trials.probe_row[part]],
+                repeat=trials.repeat[part],
+                num_targets=num_targets,
+                sq_dist=np.where(is_target, trials.target_sq_dist[flat_index], np.inf),
+                target_row=np.where(is_target, trials.target_row[flat_index], -1),
             )
-            self._panels[number] = ProbeBlock(sought, flat)
+            self._by_block[number] = ProbeBlock(targets, flat_index)
 
-    def of(self, block: int) -> ProbeBlock | None:
-        """The block's panel, if any of its probes has a match."""
-        return self._panels.get(block)
+    def get(self, block: int) -> ProbeBlock | None:
+        """Return the trials of a block; None if no probe of the block has a target."""
+        return self._by_block.get(block)
 
-    def collect(self, matches: int) -> NDArray[np.int64]:
-        """What was counted for each true match of the flat list (m,)."""
-        closer = np.zeros(matches, dtype=np.int64)
-        for panel in self._panels.values():
-            has = panel.flat >= 0
-            closer[panel.flat[has]] = panel.closer[has]
-        return closer
+    def gather_counts(self, total_targets: int) -> NDArray[np.int64]:
+        """Return the count of each target in the order of ProbeTrials: (m,)."""
+        num_ahead = np.zeros(total_targets, dtype=np.int64)
+        for probe_block in self._by_block.values():
+            is_target = probe_block.flat_index >= 0
+            num_ahead[probe_block.flat_index[is_target]] = probe_block.num_ahead[is_target]
+        return num_ahead
 
 
 class PositivePairs:
-    """Pairs of one vehicle, looked up by their two blocks."""
+    """Pairs of images of one vehicle, looked up by tile."""
 
     def __init__(
-        self, pairs: tuple[NDArray[np.int64], NDArray[np.int64]], blocks: list[Block], rows: int
+        self, pairs: tuple[NDArray[np.int64], NDArray[np.int64]], blocks: list[Block], table_rows: int
     ) -> None:
-        block_of, place = block_positions(blocks, rows)
+        block_of, position = block_positions(blocks, table_rows)
         key = block_of[pairs[0]] * len(blocks) + block_of[pairs[1]]
         order = np.argsort(key, kind="stable")
         self._edges = np.searchsorted(key[order], np.arange(len(blocks) ** 2 + 1))
-        self._places = place[pairs[0]][order], place[pairs[1]][order]
-        self._blocks = len(blocks)
+        self._positions = position[pairs[0]][order], position[pairs[1]][order]
+        self._num_blocks = len(blocks)
 
-    def between(self, probes: int, gallery: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places in the block of probes and in the gallery's of the pairs between these two."""
-        number = probes * self._blocks + gallery
-        part = slice(self._edges[number], self._edges[number + 1])
-        return self._places[0][part], self._places[1][part]
-
-
-def block_positions(blocks: list[Block], rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each of the pool's rows its block, -1 for none, and its place in there."""
-    block_of, place = np.full(rows, -1), np.zeros(rows, dtype=np.int64)
-    for number, block in enumerate(blocks):
-        block_of[block.rows], place[block.rows] = number, np.arange(len(block.rows))
-    return block_of, place
+    def for_tile(self, probe_block: int, gallery_block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return row and column indices of the positives of a tile."""
+        key = probe_block * self._num_blocks + gallery_block
+        part = slice(self._edges[key], self._edges[key + 1])
+        return self._positions[0][part], self._positions[1][part]
 
 
 class PreparedBlock:
-    """Rows of the pool in the frame; the form for either product is made when it is first asked for."""
+    """Normalized rows of a block; the operands of each product are made on first use and cached."""
 
     def __init__(
-        self, rows: NDArray[np.int64], features: NDArray[np.float32], frame: Normalization, kernel: Kernel
+        self,
+        rows: NDArray[np.int64],
+        features: NDArray[np.float32],
+        normalization: Normalization,
+        kernel: Kernel,
     ) -> None:
-        self.rows = rows  # (n,) in the pool
-        self.features = features  # (n, d) as they were given
-        self._placed: NormalizedRows | None = frame.place(features)  # until it has a form
-        self.squares = self._placed.squares  # (n,)
-        self.halves = (self.squares / 2).astype(np.float32)
-        self._frame, self._kernel = frame, kernel
-        self._forms: dict[str, Any] = {}
+        self.rows = rows  # (n,) in the feature table
+        self.features = features  # (n, d) not normalized
+        # Kept until the first operand is made: most blocks need one kind only.
+        self._normalized: NormalizedRows | None = normalization.apply(features)
+        self.sq_norms = self._normalized.sq_norms  # (n,)
+        self.half_sq_norms = (self.sq_norms / 2).astype(np.float32)
+        self._normalization, self._kernel = normalization, kernel
+        self._cache: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     @property
     def probes(self) -> Any:
-        """The rows as the kernel takes probes."""
-        return self._form("probes", self._kernel.probes)
+        """The rows as the kernel's probes."""
+        return self._cached("probes", self._kernel.probes)
 
     @property
     def gallery(self) -> Any:
-        """The rows as the kernel takes the gallery."""
-        return self._form("gallery", self._kernel.gallery)
+        """The rows as the kernel's gallery."""
+        return self._cached("gallery", self._kernel.gallery)
 
     @property
-    def rounded(self) -> BF16Rows:
+    def bf16(self) -> BF16Rows:
         """The rows rounded to bfloat16."""
-        form: BF16Rows = self._form("rounded", BF16Rows.of)
-        return form
+        rows: BF16Rows = self._cached("bf16", BF16Rows.of)
+        return rows
 
-    def _form(self, name: str, make: Callable[[Any], Any]) -> Any:
+    def _cached(self, name: str, make: Callable[[NormalizedRows], Any]) -> Any:
         with self._lock:
-            if name not in self._forms:
-                self._forms[name] = make(self._placed or self._frame.place(self.features))
-                self._placed = None
-            return self._forms[name]
+            if name not in self._cache:
+                self._cache[name] = make(self._normalized or self._normalization.apply(self.features))
+                self._normalized = None
+            return self._cache[name]
 
 
 class ScoreTile:
-    """Two blocks and their product (p, n) of float32 or bfloat16, on any device; own pairs are -inf."""
+    """Two blocks and their product (p, n), float32 or bfloat16, on any device; positives are -inf."""
 
     def __init__(
-        self, probes: PreparedBlock, gallery: PreparedBlock, product: torch.Tensor, frame: Normalization
+        self,
+        probes: PreparedBlock,
+        gallery: PreparedBlock,
+        product: torch.Tensor,
+        normalization: Normalization,
     ) -> None:
         self.probes, self.gallery, self.product = probes, gallery, product
-        self.rough = product.dtype == torch.bfloat16
+        self.is_bf16 = product.dtype == torch.bfloat16
         dimension = probes.features.shape[1]
-        if self.rough:
-            inner = bf16_error_bound(probes.rounded, gallery.rounded, dimension)
+        if self.is_bf16:
+            abs_error = bf16_error_bound(probes.bf16, gallery.bf16, dimension)
         else:
-            inner = error_bound(probes.squares, gallery.squares, dimension)
-        halves = gallery.squares / 2
+            abs_error = error_bound(probes.sq_norms, gallery.sq_norms, dimension)
+        half_sq_norms = gallery.sq_norms / 2
         self.bounds = Bounds(
-            squares=probes.squares,
-            inner=inner,
-            relative=BF16_UNIT_ROUNDOFF if self.rough else 0.0,
-            scale=float(frame.scale) ** 2,
-            least=float(halves.min()),
-            most=float(halves.max()),
+            sq_norms=probes.sq_norms,
+            abs_error=abs_error,
+            rel_error=BF16_UNIT_ROUNDOFF if self.is_bf16 else 0.0,
+            scale=float(normalization.scale) ** 2,
+            min_half_sq_norm=float(half_sq_norms.min()),
+            max_half_sq_norm=float(half_sq_norms.max()),
         )
 
 
-def count_tile(meeting: ScoreTile, panel: ProbeBlock, there: NDArray[np.bool_]) -> int:
-    """Add to `panel.closer` the entries that are `there` (repeats, n) and precede each match of a trial.
+def count_tile(tile: ScoreTile, probe_block: ProbeBlock, in_gallery: NDArray[np.bool_]) -> int:
+    """Count, in one score tile, how many gallery images rank ahead of each target.
 
-    Returns how many were too close to call by their score and were decided by their float64 distance.
+    in_gallery: bool (repeats, n) for the columns of the tile. Adds to `probe_block.num_ahead`. Returns how
+    many entries were ambiguous by their score and were decided by their float64 distance.
     """
-    if meeting.product.device.type == "cpu":
-        return _count_cpu(meeting, panel, there)
-    return _count_torch(meeting, panel, there)
+    if tile.product.device.type == "cpu":
+        return count_tile_cpu(tile, probe_block, in_gallery)
+    return count_tile_torch(tile, probe_block, in_gallery)
 
 
-def _count_cpu(meeting: ScoreTile, panel: ProbeBlock, there: NDArray[np.bool_]) -> int:
-    """On the processor: by compiled loops."""
-    probes, gallery, product = meeting.probes, meeting.gallery, meeting.product
-    entries = GalleryColumns(np.nonzero(there)[1].copy(), np.cumsum([0, *there.sum(axis=1)]))
-    values = product.view(torch.uint16).numpy() if meeting.rough else product.numpy()
-    count = count_closer_rounded if meeting.rough else count_closer
-    counted = np.zeros_like(panel.closer)
-    near = count(
-        values,
-        gallery.halves,
-        entries,
-        panel.sought,
-        meeting.bounds,
-        probes.features,
-        gallery.features,
-        gallery.rows,
-        counted,
+def count_tile_cpu(tile: ScoreTile, probe_block: ProbeBlock, in_gallery: NDArray[np.bool_]) -> int:
+    """`count_tile` by compiled loops."""
+    gallery_columns = GalleryColumns(
+        np.nonzero(in_gallery)[1].copy(), np.cumsum([0, *in_gallery.sum(axis=1)])
     )
-    panel.add(counted)
-    return near
+    product = tile.product.view(torch.uint16).numpy() if tile.is_bf16 else tile.product.numpy()
+    count = count_ahead_bf16 if tile.is_bf16 else count_ahead
+    num_ahead = np.zeros_like(probe_block.num_ahead)
+    num_ambiguous = count(
+        product,
+        tile.gallery.half_sq_norms,
+        gallery_columns,
+        probe_block.targets,
+        tile.bounds,
+        tile.probes.features,
+        tile.gallery.features,
+        tile.gallery.rows,
+        num_ahead,
+    )
+    probe_block.add_counts(num_ahead)
+    return num_ambiguous
 
 
-def _count_torch(meeting: ScoreTile, panel: ProbeBlock, there: NDArray[np.bool_]) -> int:
-    """On another device, repeat by repeat; what is too close to call comes back to the processor."""
-    near, counted = 0, np.zeros_like(panel.closer)
-    for repeat in np.unique(panel.sought.repeat):
-        first, end = np.searchsorted(panel.sought.repeat, [repeat, repeat + 1])
-        some = slice(int(first), int(end))
-        near += _count_torch_repeat(
-            meeting, panel.sought.part(some), np.flatnonzero(there[repeat]), counted[some]
-        )
-    panel.add(counted)
-    return near
+def count_tile_torch(tile: ScoreTile, probe_block: ProbeBlock, in_gallery: NDArray[np.bool_]) -> int:
+    """`count_tile` by torch operations on the device of the product, one repeat at a time.
+
+    Ambiguous pairs return to the CPU.
+    """
+    num_ambiguous, num_ahead = 0, np.zeros_like(probe_block.num_ahead)
+    targets = probe_block.targets
+    for repeat in np.unique(targets.repeat):
+        first, end = np.searchsorted(targets.repeat, [repeat, repeat + 1])
+        part = slice(int(first), int(end))
+        columns = np.flatnonzero(in_gallery[repeat])
+        num_ambiguous += _count_torch_repeat(tile, targets.part(part), columns, num_ahead[part])
+    probe_block.add_counts(num_ahead)
+    return num_ambiguous
 
 
 def _count_torch_repeat(
-    meeting: ScoreTile, sought: Targets, columns: NDArray[np.int64], closer: NDArray[np.int64]
+    tile: ScoreTile, targets: Targets, columns: NDArray[np.int64], num_ahead: NDArray[np.int64]
 ) -> int:
-    device, gallery = meeting.product.device, meeting.gallery
-    low, high = score_intervals(sought, meeting.bounds)
-    at, those, halves, lows, highs = (
-        torch.from_numpy(some).to(device) for some in (sought.at, columns, gallery.halves[columns], low, high)
+    device, gallery = tile.product.device, tile.gallery
+    low, high = score_intervals(targets, tile.bounds)  # (v, t)
+    probe_row, column_index, half_sq_norms, low_d, high_d = (
+        torch.from_numpy(array).to(device)
+        for array in (targets.probe_row, columns, gallery.half_sq_norms[columns], low, high)
     )
-    scores = halves - meeting.product.index_select(0, at).index_select(1, those)
-    counts, row, place = _count_by_searchsorted(scores, lows, highs)
-    closer += counts.cpu().numpy()
-    score, trial = scores[row, place].cpu().numpy(), row.cpu().numpy()
-    column = columns[place.cpu().numpy()]
-    squared = pair_sq_distances(meeting.probes.features, gallery.features, sought.at[trial], column)
-    resolve_ambiguous(trial, score, squared, gallery.rows[column], sought, low, high, closer)
-    return len(trial)
+    # (v, n): score = |y|²/2 - x·y
+    scores = half_sq_norms - tile.product.index_select(0, probe_row).index_select(1, column_index)
+    counts, trial, column = _count_by_searchsorted(scores, low_d, high_d)
+    num_ahead += counts.cpu().numpy()
+    ambiguous_scores = scores[trial, column].cpu().numpy()
+    trial_index, gallery_index = trial.cpu().numpy(), columns[column.cpu().numpy()]
+    sq_dist = pair_sq_distances(
+        tile.probes.features, gallery.features, targets.probe_row[trial_index], gallery_index
+    )
+    resolve_ambiguous(
+        trial_index, ambiguous_scores, sq_dist, gallery.rows[gallery_index], targets, low, high, num_ahead
+    )
+    return len(trial_index)
 
 
 def _count_by_searchsorted(
     scores: torch.Tensor, low: torch.Tensor, high: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many scores (p, n) of a row lie under each `low` (p, t); row and column of those near a limit."""
-    reached = torch.searchsorted(low, scores, right=True)  # so many `low` are not above the score
+    """Counts (v, t) of scores (v, n) below each `low`; row and column of each score in an interval."""
+    num_reached = torch.searchsorted(low, scores, right=True)  # (v, n) number of `low` <= score
     counts = torch.zeros(len(low), low.shape[1] + 1, dtype=torch.int64, device=low.device)
-    counts.scatter_add_(1, reached, torch.ones_like(reached))
-    last = high.gather(1, (reached - 1).clamp_min(0))
-    row, column = ((reached > 0) & (scores <= last)).nonzero(as_tuple=True)
+    counts.scatter_add_(1, num_reached, torch.ones_like(num_reached))
+    last_high = high.gather(1, (num_reached - 1).clamp_min(0))
+    row, column = ((num_reached > 0) & (scores <= last_high)).nonzero(as_tuple=True)
     return counts.cumsum(1)[:, :-1], row, column

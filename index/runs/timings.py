@@ -1,21 +1,61 @@
-"""Timings of a run: one small record per attempt, which tells where the time went."""
+"""Times of a run by phase and stage: one record per attempt, in the run's folder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Self
 
 from index.documents import JsonDocument
 from index.runs.folder import RunFolder
 
 STAGES = ("waiting", "model", "writing")
+"""Stages that follow each other in an actor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """Seconds of the stages of embedding, summed over actors.
+
+    `waiting` (for images), `model` and `writing` add up to the actors' time; `fetch` and `decode` are seconds
+    of the loading threads that run beside them.
+    """
+
+    waiting_seconds: float = 0.0
+    model_seconds: float = 0.0
+    writing_seconds: float = 0.0
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def __add__(self, other: "StageSeconds") -> "StageSeconds":
+        return StageSeconds(
+            **{
+                stage.name: getattr(self, stage.name) + getattr(other, stage.name)
+                for stage in fields(StageSeconds)
+            }
+        )
+
+    def __sub__(self, other: "StageSeconds") -> "StageSeconds":
+        return StageSeconds(
+            **{
+                stage.name: getattr(self, stage.name) - getattr(other, stage.name)
+                for stage in fields(StageSeconds)
+            }
+        )
+
+    @property
+    def actor_seconds(self) -> float:
+        """Wall seconds of all actors together."""
+        return self.waiting_seconds + self.model_seconds + self.writing_seconds
+
+    @property
+    def model_busy_share(self) -> float:
+        """Share of the actors' time that they spent in the model."""
+        return self.model_seconds / self.actor_seconds if self.actor_seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Timings(JsonDocument):
-    """The timings of one attempt: wall seconds of the job, then sums over its actors.
+class Timings(StageSeconds, JsonDocument):
+    """One attempt at a run: wall seconds of the job's phases, then the stages of its actors.
 
-    `waiting`, `model` and `writing` add up to the time of the actors; `fetch` and `decode` are seconds of
-    their loading threads. An attempt whose driver was killed leaves no record.
+    An attempt whose driver was killed leaves no record.
     """
 
     started: str
@@ -28,39 +68,38 @@ class Timings(JsonDocument):
     embedding_seconds: float = 0.0
     compacting_seconds: float = 0.0
     finishing_seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    model_seconds: float = 0.0
-    writing_seconds: float = 0.0
-    fetch_seconds: float = 0.0
-    decode_seconds: float = 0.0
 
-    def __add__(self, other: Self) -> "Timings":
+    def __add__(self, other: StageSeconds) -> "Timings":
         """Add two attempts: the start of the first, the actors of the second."""
+        if not isinstance(other, Timings):
+            return NotImplemented
         sums = {
             name: getattr(self, name) + getattr(other, name)
             for name in (field.name for field in fields(self))
             if name not in ("started", "actors")
         }
-        return Timings(self.started, other.actors, **sums)
+        return Timings(started=self.started, actors=other.actors, **sums)
 
     def shares(self) -> dict[str, float]:
         """Return the share of the actors' time by stage; empty if nothing was embedded."""
-        total = sum(getattr(self, f"{stage}_seconds") for stage in STAGES)
+        total = self.actor_seconds
         return {stage: getattr(self, f"{stage}_seconds") / total for stage in STAGES} if total else {}
 
     def bottleneck(self) -> str:
-        """Name the stage that took most of the actors' time, and a remedy."""
+        """Name the stage that took most of the actors' time, and what makes it faster."""
         shares = self.shares()
         if not shares:
             return "nothing was embedded"
-        stage = max(shares, key=lambda name: shares[name])
-        if stage == "model":
-            return f"the model ({shares[stage]:.0%} of the actors' time): more cores or GPUs make it faster"
-        if stage == "writing":
-            return f"writing ({shares[stage]:.0%} of the actors' time): the store of the runs is slow"
+        slowest = max(shares, key=lambda stage: shares[stage])
+        if slowest == "model":
+            return f"the model ({shares[slowest]:.0%} of the actors' time): more cores or GPUs make it faster"
+        if slowest == "writing":
+            return f"writing ({shares[slowest]:.0%} of the actors' time): the store of the runs is slow"
         if self.fetch_seconds > 4 * self.decode_seconds:
-            return f"fetching (the model waited {shares[stage]:.0%} of the time): the archive's store is slow"
-        return f"decoding (the model waited {shares[stage]:.0%} of the time): give each actor more cores"
+            return (
+                f"fetching (the model waited {shares[slowest]:.0%} of the time): the archive's store is slow"
+            )
+        return f"decoding (the model waited {shares[slowest]:.0%} of the time): give each actor more cores"
 
 
 def write_timings(folder: RunFolder, timings: Timings) -> None:

@@ -32,7 +32,7 @@ def generate(
         days=days,
     )
     made = generate_archive(archive, labels, spec, settings_of(ray=ray))
-    emit(made, as_json, f"{made.pictures:,} pictures in {archive}, labels in {made.labels}")
+    emit(made, as_json)
 
 
 ARCHIVE = typer.Argument(help="The archive: s3://bucket/prefix or a folder.")
@@ -89,27 +89,27 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what embedding would do and cost; changes nothing. Example: clvr plan s3://archive --model m"""
-    from jobs.embed.discovery import Source
+    from jobs.embed.discovery import CropSelection
     from jobs.embed.plan import plan as plan_archive
 
-    source = Source(
+    selection = CropSelection(
         archive,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
         since_run=since_run,
         lookback_days=lookback_days,
-        requeue=requeue,
+        retry_quarantined=requeue,
         causes=tuple(cause or ()),
     )
     planned = plan_archive(
-        source,
+        selection,
         settings_of(runs=runs, ray=ray),
         model=model,
         actors=actors,
         price_per_node_hour=price_per_node_hour,
     )
-    emit(planned, as_json, str(planned))
+    emit(planned, as_json)
 
 
 def embed(
@@ -149,7 +149,7 @@ def embed(
         labels=labels,
         since_run=since_run,
         lookback_days=lookback_days,
-        requeue=requeue,
+        retry_quarantined=requeue,
         causes=tuple(cause or ()),
         run_id=run_id,
         actors=actors,
@@ -170,4 +170,4 @@ def status(
     from jobs.embed.status import run_status
 
     report = run_status(run, settings_of(runs=runs))
-    emit(report, as_json, str(report))
+    emit(report, as_json)

@@ -25,16 +25,16 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Build a generation from runs, beside the live one. Example: clvr load latest"""
-    from jobs.generations import load as verbs
+    from jobs.generations import load as loading
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
-    request = verbs.LoadRequest(tuple(run), index_type, target, latest_wins)
+    request = loading.LoadRequest(tuple(run), index_type, target, latest_wins)
     if into_live:
-        done = verbs.load_increment(request, settings)
-        emit(done, as_json, verbs.increment_text(done))
+        done = loading.load_increment(request, settings)
+        emit(loading.IncrementResult(done), as_json)
     else:
-        loaded = verbs.load(request, settings)
-        emit(loaded, as_json, str(loaded))
+        loaded = loading.load(request, settings)
+        emit(loaded, as_json)
 
 
 def promote(
@@ -69,10 +69,9 @@ def rollback(
 
 def generations(runs: Runs = None, milvus: Milvus = None, alias: Alias = None, as_json: Json = False) -> None:
     """List the generations and who is live. Example: clvr generations"""
-    from jobs.generations.listing import as_documents, generation_rows, rows_text
+    from jobs.generations.listing import list_alias_generations
 
-    rows = generation_rows(settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(as_documents(rows), as_json, rows_text(rows))
+    emit(list_alias_generations(settings_of(runs=runs, milvus=milvus, alias=alias)), as_json)
 
 
 def retire(
@@ -97,10 +96,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a generation holds each row of its runs once. Example: clvr verify live"""
-    from jobs.generations.load import verify_generation, verify_text
+    from jobs.generations.load import VerifyResult, verify_generation
 
     found = verify_generation(generation, settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(found, as_json, verify_text(found))
+    emit(VerifyResult(found), as_json)
     if found.differences:
         raise CountMismatch(f"{found.generation}: {'; '.join(found.differences)}", remedy="Load it again.")
 
@@ -118,7 +117,7 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Erase crops everywhere, for good. Example: clvr forget --camera c4 --to 2026-01-01 --reason case-17"""
-    from jobs.generations.erase import ForgetRequest, forget_crops, receipt_text
+    from jobs.generations.erase import EraseResult, ForgetRequest, forget_crops
 
     request = ForgetRequest(
         reason=reason,
@@ -130,7 +129,7 @@ def forget(
         dry_run=not yes,
     )
     receipt = forget_crops(request, settings_of(runs=runs, milvus=milvus))
-    emit(receipt, as_json, receipt_text(receipt))
+    emit(EraseResult(receipt), as_json)
 
 
 def retain(
@@ -142,7 +141,7 @@ def retain(
     as_json: Json = False,
 ) -> None:
     """Erase by age. Example: clvr retain --days 90 --camera c4 --yes"""
-    from jobs.generations.erase import receipt_text, retain_days
+    from jobs.generations.erase import EraseResult, retain_days
 
     receipt = retain_days(days, camera or [], settings_of(runs=runs, milvus=milvus), dry_run=not yes)
-    emit(receipt, as_json, receipt_text(receipt))
+    emit(EraseResult(receipt), as_json)

@@ -1,7 +1,6 @@
 """Verbs of every night and of the cluster: reindex, submit, jobs."""
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,8 @@ import typer
 from infra.logging import logger
 from jobs.cli.archive import Actors, Archive, Labels, Manifest, Pattern
 from jobs.cli.options import Alias, Json, Milvus, Ray, config_file, emit, settings_of
-from jobs.submit.client import LogPrinter, format_log_lines
+from jobs.runtime.format import iso_timestamp
+from jobs.submit.client import LogPrinter, format_log_line
 
 
 def reindex(
@@ -57,24 +57,27 @@ def reindex(
 
     The same command again continues an unfinished night; of a finished one it does nothing.
     """
-    from jobs.reindex.job import night_text
-    from jobs.reindex.job import reindex as do_night
-    from jobs.reindex.plan import NightRequest
+    from jobs.embed.job import EmbedRequest
+    from jobs.reindex.job import reindex as run_reindex
+    from jobs.reindex.plan import ReindexRequest
 
-    request = NightRequest(
-        archive=archive,
+    embedding = EmbedRequest(
+        archive,
         model=model,
-        night=night,
-        full=full,
-        beside=beside,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
-        lookback_days=lookback_days,
         precision=precision,
         actors=actors,
         rows_per_shard=rows_per_shard,
         max_quarantine_rate=max_quarantine_rate,
+    )
+    request = ReindexRequest(
+        embed=embedding,
+        reindex_id=night,
+        full=full,
+        rebuild=beside,
+        lookback_days=lookback_days,
         max_vanished_rate=max_vanished_rate,
         index_type=index_type,
         golden=golden,
@@ -82,8 +85,7 @@ def reindex(
         price_per_node_hour=price_per_node_hour,
     )
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
-    done = do_night(request, settings)
-    emit(done.document(), as_json, night_text(done))
+    emit(run_reindex(request, settings), as_json)
 
 
 JobsUrl = Annotated[
@@ -118,11 +120,11 @@ def submit(
     Options of submit stand before the verb. The exit code is the verb's; Ctrl-C leaves the job running.
     """
     from infra.settings import origins
-    from jobs.submit import submit as jobs
+    from jobs.submit import submit as submission
 
     check_command(context, command)
     settings = settings_of(jobs_url=jobs_url)
-    request = jobs.SubmitRequest(
+    request = submission.SubmitRequest(
         tuple(command),
         job=job,
         working_dir=working_dir,
@@ -132,7 +134,7 @@ def submit(
         python=python,
     )
     chosen = {one.name: one.value for one in origins(file=config_file()) if one.origin != "default"}
-    cluster, name, notes = jobs.submit(request, settings, chosen)
+    cluster, name, notes = submission.submit(request, settings, chosen)
     for note in notes:
         logger.info(note)
     _follow_job(cluster, name, detach=detach, as_json=as_json)
@@ -150,7 +152,7 @@ def jobs(
 
     list them; show one; its logs; stop it; retry it as it was sent, under a new name.
     """
-    from jobs.submit import submit as verbs
+    from jobs.submit import submit as submission
     from jobs.submit.client import JobCluster
 
     settings = settings_of(jobs_url=jobs_url)
@@ -164,13 +166,13 @@ def jobs(
     if job == "latest":
         job = next((one.job for one in cluster.list()), job)
     if action == "retry":
-        cluster, name = verbs.retry(job, settings)
+        cluster, name = submission.retry(job, settings)
         _follow_job(cluster, name, detach=detach, as_json=as_json)
     elif action == "logs" and follow:
         _follow_job(cluster, job, detach=False, as_json=as_json)
     elif action == "logs":
         text = cluster.logs(job)
-        emit({"job": job, "logs": text}, as_json, "\n".join(map(format_log_lines, text.splitlines())))
+        emit({"job": job, "logs": text}, as_json, "\n".join(map(format_log_line, text.splitlines())))
     elif action == "stop":
         stopping = cluster.stop(job)
         emit(
@@ -230,11 +232,11 @@ def job_document(found: Any) -> dict[str, Any]:
     return {
         "job": found.job,
         "status": found.status,
-        "exit_code": exit_code_of(found) if found.over else None,
+        "exit_code": exit_code_of(found) if found.is_finished else None,
         "command": found.entrypoint,
         "message": found.message,
-        "started": _moment(found.started),
-        "ended": _moment(found.ended),
+        "started": iso_timestamp(found.started),
+        "ended": iso_timestamp(found.finished),
         **{name: found.metadata.get(name) for name in ("verb", "by", "clvr", "retry_of")},
     }
 
@@ -244,7 +246,7 @@ def jobs_text(found: list[Any]) -> str:
     rows = [("job", "status", "code", "started", "took", "by")]
     for one in found:
         said = job_document(one)
-        took = f"{(one.ended - one.started) / 1000:,.0f} s" if one.started and one.ended else ""
+        took = f"{(one.finished - one.started) / 1000:,.0f} s" if one.started and one.finished else ""
         code = "" if said["exit_code"] is None else str(said["exit_code"])
         rows.append((one.job, one.status.lower(), code, said["started"] or "", took, said["by"] or ""))
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
@@ -257,7 +259,3 @@ def job_text(found: Any) -> str:
     """One job in some lines."""
     said = {name: value for name, value in job_document(found).items() if value is not None}
     return "\n".join(f"{name:10} {value}" for name, value in said.items())
-
-
-def _moment(ms: int | None) -> str | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 
@@ -60,9 +60,26 @@ def results() -> TextIO:
     return _results or sys.stdout
 
 
-def emit(result: Any, as_json: bool, text: str) -> None:
-    """Print a verb's result on stdout: one JSON document for machines, or text for people."""
-    if as_json:
-        data = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-        text = json.dumps(data, indent=2, default=str)
-    typer.echo(text, file=results())
+class Result(Protocol):
+    """The result of a command, a frozen dataclass."""
+
+    def to_text(self) -> str:
+        """Return the result for people."""
+
+    def to_json(self) -> Any:
+        """Return the result as plain JSON values."""
+
+
+def emit(result: Any, as_json: bool, text: str | None = None) -> None:
+    """Print a result on stdout: one JSON document for machines, or text for people.
+
+    result: a `Result`; with `text`, plain values or a record on disk, which `text` describes for people.
+    """
+    if not as_json:
+        typer.echo(result.to_text() if text is None else text, file=results())
+        return
+    if text is None:
+        values = result.to_json()
+    else:
+        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    typer.echo(json.dumps(values, indent=2, default=str), file=results())

@@ -81,6 +81,6 @@ def stack(
         emit({"ended": ended, "purged": purge}, as_json, f"{ended} processes ended")
         return
     report = stack_up(folder, without=without or (), cpus=cpus) if action == "up" else stack_status(folder)
-    emit(report, as_json, str(report))
-    if not report.whole:
+    emit(report, as_json)
+    if not report.healthy:
         raise typer.Exit(1)

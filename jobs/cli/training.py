@@ -43,7 +43,7 @@ def train(
 
     request = TrainRequest(
         data=data,
-        to=to,
+        output=to,
         recipe=recipe,
         overrides=tuple(override or ()),
         weights=weights,
@@ -54,17 +54,13 @@ def train(
         max_bad_fraction=max_bad_fraction,
         input=input,
         keep=keep,
-        pick=pick,
+        select_epoch=pick,
         log_every=log_every,
         price_per_node_hour=price_per_node_hour,
     )
     if plan:
         from jobs.train.plan import plan_training
 
-        planned = plan_training(request)
-        emit(planned, as_json, planned.text)
+        emit(plan_training(request), as_json)
         return
-    result = train_checkpoint(request, settings_of(ray=ray))
-    emit(
-        result, as_json, f"checkpoint {to}: accuracy {result.accuracy:.1%}, fingerprint {result.fingerprint}"
-    )
+    emit(train_checkpoint(request, settings_of(ray=ray)), as_json)

@@ -1,4 +1,4 @@
-"""Which crops a command means: the first phase of `embed`, and all that `plan` looks at. Writes nothing."""
+"""The crops that a command embeds: the first phase of `embed`, and all that `plan` reads. Writes nothing."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,22 +26,24 @@ _MAX_CONCURRENT_HEADS = 32
 
 
 class NoChanges(EmptyArchive):
-    """No crop that is new, changed or vanished since the run that the archive is compared with.
+    """The archive has no new, changed or vanished crop since the run that it is compared with.
 
-    `unchanged` counts those that are as they were.
+    `unchanged` counts the crops that are the same as in that run.
     """
 
     unchanged = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Which crops of an archive are meant. Without more than `archive`: all of them.
+class CropSelection:
+    """The crops of an archive to embed; with `archive` alone, all of them.
 
     manifest: an S3 Inventory's manifest.json, or a Parquet or CSV list of keys, instead of a listing.
-    labels: the side table, for camera, time, track and labels. since_run: only what is new or changed since
-    that run, listing no further back than lookback_days before its newest day. requeue: the quarantine of
-    that run alone, of it only `causes` ('truncated' or 'decode/truncated') if there are any.
+    labels: the side table, for camera, time, track and labels.
+    since_run: select crops that are new or changed since this run; with lookback_days, list no further back
+    than so many days before its newest day.
+    retry_quarantined: select the quarantined crops of this run, with `causes` ('truncated' or
+    'decode/truncated') only those.
     """
 
     archive: str
@@ -50,13 +52,13 @@ class Source:
     labels: str | None = None
     since_run: str | None = None
     lookback_days: int | None = None
-    requeue: str | None = None
+    retry_quarantined: str | None = None
     causes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.requeue and (self.manifest or self.since_run):
+        if self.retry_quarantined and (self.manifest or self.since_run):
             raise BadSetting("--requeue takes its crops from a run, not from --manifest or --since-run")
-        if self.causes and not self.requeue:
+        if self.causes and not self.retry_quarantined:
             raise BadSetting("--cause needs --requeue RUN")
         if self.lookback_days is not None and (not self.since_run or self.manifest):
             raise BadSetting("--lookback-days needs --since-run RUN and a listing, not --manifest")
@@ -64,19 +66,19 @@ class Source:
             raise BadSetting(f"--lookback-days is {self.lookback_days}")
 
     def origin(self) -> dict[str, Any]:
-        """What decides which crops a run is made of, as it stands in run.json beside the archive."""
+        """Return the settings that decide the crops of a run, as run.json keeps them beside the archive."""
         return {
             "manifest": self.manifest,
             "since_run": self.since_run,
             "lookback_days": self.lookback_days,
-            "requeue": self.requeue,
+            "requeue": self.retry_quarantined,
             "causes": list(self.causes),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The crops that were found, and what is to be said of how."""
+    """The selected crops, notes for the user, and how they differ from an earlier run."""
 
     manifest: pa.Table
     notes: list[str] = field(default_factory=list)
@@ -85,84 +87,92 @@ class Discovery:
     changes: Changes | None = None
 
 
-def discover(source: Source, archive: Store, runs: Store) -> Discovery:
-    """Find the crops that are meant; `archive` is the store at `source.archive`.
+def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+    """Find the selected crops; `archive` is the store at `selection.archive`.
 
-    Raises EmptyArchive where there are none, StoreError, BadInput for lists and labels that cannot be
-    trusted, BadSetting for a key pattern.
+    Raises EmptyArchive without crops, StoreError, BadInput for lists and labels that are not valid,
+    BadSetting for a key pattern.
     """
     archive.ensure()
-    found = _crops_to_retry(source, archive, runs) if source.requeue else _found(source, archive, runs)
-    if source.labels is None:
-        return found
-    labels = read_label_table(source.labels)
-    manifest, joined = with_labels(found.manifest, labels, archive=archive.uri)
+    find = _quarantined_crops if selection.retry_quarantined else _listed_crops
+    discovery = find(selection, archive, runs)
+    if selection.labels is None:
+        return discovery
+    labels = read_label_table(selection.labels)
+    manifest, joined = with_labels(discovery.manifest, labels, archive=archive.uri)
     note = (
         f"labels: {joined.labelled:,} crops labelled, {joined.unlabelled:,} not, "
-        f"{joined.unmatched:,} labels of no crop here"
+        f"{joined.unmatched:,} labels without a crop"
     )
-    return replace(found, manifest=manifest, notes=[*found.notes, note])
+    return replace(discovery, manifest=manifest, notes=[*discovery.notes, note])
 
 
-def _found(source: Source, archive: Store, runs: Store) -> Discovery:
-    before = known_crops(runs, source.since_run) if source.since_run else None
+def _listed_crops(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+    """List the archive, and compare it with an earlier run if one is given."""
+    before = known_crops(runs, selection.since_run) if selection.since_run else None
     since = None
-    if before is not None and source.lookback_days is not None:
+    if before is not None and selection.lookback_days is not None:
         days = days_of(before["uri"], archive.uri).values()
-        since = max(days) - timedelta(source.lookback_days) if days else None
-    listing = _listing(source, archive, since)
+        since = max(days) - timedelta(selection.lookback_days) if days else None
+    listing = _list(selection, archive, since)
     note = f"archive {archive.uri}: {listing.manifest.num_rows:,} crops"
     if since is not None:
         note += f" since {since}"
     note += f", {listing.num_not_images:,} other objects ignored"
     if listing.unmatched:
-        note += f", {listing.unmatched:,} keys not written like the pattern"
+        note += f", {listing.unmatched:,} keys do not match the pattern"
     if before is None:
         return Discovery(listing.manifest, [note], listing.num_not_images, listing.unmatched)
-    listed_mask = None if since is None else in_lookback(before["uri"], archive.uri, since)
-    changes = diff_manifests(listing.manifest, before, listed_mask=listed_mask)
-    notes = [note, f"since run {source.since_run}: {changes}"]
+    listed_before = None if since is None else in_lookback(before["uri"], archive.uri, since)
+    changes = diff_manifests(listing.manifest, before, listed_mask=listed_before)
     if not changes.to_embed.num_rows and not len(changes.vanished):
-        nothing = NoChanges(
-            f"{archive.uri} has no new, changed or vanished crop since run {source.since_run} ({changes})",
+        error = NoChanges(
+            f"{archive.uri} has no new, changed or vanished crop since run {selection.since_run} ({changes})",
             remedy="There is nothing to embed.",
         )
-        nothing.unchanged = changes.unchanged
-        raise nothing
+        error.unchanged = changes.unchanged
+        raise error
+    notes = [note, f"since run {selection.since_run}: {changes}"]
     return Discovery(changes.to_embed, notes, listing.num_not_images, listing.unmatched, changes)
 
 
-def _listing(source: Source, archive: Store, since: Any) -> Listing:
-    pattern = KeyPattern(source.key_pattern) if source.key_pattern else None
-    if source.manifest is None:
+def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
+    """List the archive itself, or read the list of keys that stands in for it."""
+    pattern = KeyPattern(selection.key_pattern) if selection.key_pattern else None
+    if selection.manifest is None:
         return list_crops(archive, pattern=pattern, since=since)
-    if is_inventory(source.manifest):
-        return read_inventory(source.manifest, archive=archive, pattern=pattern, settings=archive.settings)
-    manifest = read_manifest(source.manifest, archive=archive.uri, pattern=pattern, settings=archive.settings)
+    if is_inventory(selection.manifest):
+        return read_inventory(selection.manifest, archive=archive, pattern=pattern, settings=archive.settings)
+    manifest = read_manifest(
+        selection.manifest, archive=archive.uri, pattern=pattern, settings=archive.settings
+    )
     foreign = manifest.filter(pc.invert(pc.starts_with(manifest["uri"], archive.uri_of(""))))
     if foreign.num_rows:
         raise BadInput(
-            f"{source.manifest} names {foreign.num_rows:,} crops outside of {archive.uri}, "
+            f"{selection.manifest} names {foreign.num_rows:,} crops outside of {archive.uri}, "
             f"such as {foreign['uri'][0]}",
-            remedy="Name the archive's root that all of them lie below.",
+            remedy="Give a folder that contains all of them as the archive.",
         )
     return Listing(manifest, 0, 0)
 
 
-def _crops_to_retry(source: Source, archive: Store, runs: Store) -> Discovery:
-    assert source.requeue is not None  # noqa: S101  # for the type checker; the caller looked
-    run = Run.open(runs, source.requeue)
+def _quarantined_crops(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+    """Select the quarantine of a run, with the present metadata of its crops."""
+    assert selection.retry_quarantined is not None  # noqa: S101  # for the type checker
+    run = Run.open(runs, selection.retry_quarantined)
     if run.info.archive != archive.uri:
         raise BadInput(f"run {run.run_id} is of the archive {run.info.archive}, not of {archive.uri}")
     quarantine = run.quarantine()
-    if source.causes:
-        whole = pc.binary_join_element_wise(quarantine["stage"], quarantine["cause"], "/")
-        asked = pa.array(source.causes)
-        chosen = pc.or_(pc.is_in(whole, value_set=asked), pc.is_in(quarantine["cause"], value_set=asked))
-        quarantine = quarantine.filter(chosen)
+    if selection.causes:
+        qualified = pc.binary_join_element_wise(quarantine["stage"], quarantine["cause"], "/")
+        causes = pa.array(selection.causes)
+        is_selected = pc.or_(
+            pc.is_in(qualified, value_set=causes), pc.is_in(quarantine["cause"], value_set=causes)
+        )
+        quarantine = quarantine.filter(is_selected)
     if not quarantine.num_rows:
-        causes = f" with cause {', '.join(source.causes)}" if source.causes else ""
-        raise EmptyArchive(f"the quarantine of run {run.run_id} has no crop{causes}")
+        with_causes = f" with cause {', '.join(selection.causes)}" if selection.causes else ""
+        raise EmptyArchive(f"the quarantine of run {run.run_id} has no crop{with_causes}")
     manifest = run.manifest()
     rows = manifest.filter(pc.is_in(manifest["crop_id"], value_set=quarantine["crop_id"].combine_chunks()))
     manifest = pa.Table.from_pylist(list(_refresh_metadata(rows, archive)), MANIFEST_SCHEMA)
@@ -170,7 +180,7 @@ def _crops_to_retry(source: Source, archive: Store, runs: Store) -> Discovery:
 
 
 def _refresh_metadata(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:
-    """Yield rows with today's etag, size and time: a crop is often requeued because it was written anew."""
+    """Yield rows with the present etag, size and time: many crops are retried because they were rewritten."""
     crops = rows.to_pylist()
     reader = ArchiveReader(archive)
     with ThreadPoolExecutor(_MAX_CONCURRENT_HEADS) as pool:

@@ -1,15 +1,15 @@
-"""`clvr embed`: an archive into a run of shards, on Ray Data.
+"""`clvr embed`: embed an archive into a run of shards, on Ray Data.
 
-One *part* (a fixed slice of the manifest) is the unit of work. An actor fetches, decodes, embeds and writes a
-whole part by itself, under a name that depends only on the part's number: nothing but part numbers and
-counters passes through Ray, and a part that is done twice overwrites itself with the same rows.
+The unit of work is a *part*, a fixed slice of the manifest. An actor fetches, decodes, embeds and writes a
+whole part, under a name that depends only on the part's number. Only part numbers and counters pass through
+Ray, and a part that is embedded twice overwrites itself with the same rows.
 """
 
 import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,8 @@ from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
-from jobs.embed.discovery import Discovery, Source, discover
-from jobs.embed.monitor import EmbedBoard, Totals
+from jobs.embed.discovery import CropSelection, Discovery, discover
+from jobs.embed.monitor import EmbedMonitor, Totals
 from jobs.embed.precision import (
     PrecisionDecision,
     PrecisionOption,
@@ -40,7 +40,7 @@ from jobs.embed.precision import (
 from jobs.runtime.metrics import show_phases
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
-from jobs.runtime.ray_cluster import connect, cores, cpus_for_each_gpu, gpus, root_cause, run_as_ray_task
+from jobs.runtime.ray_cluster import connect, cpus_per_gpu, num_cpus, num_gpus, root_cause, run_as_ray_task
 
 ROW_BYTES = 4400  # 1024 float32 and the scalar columns, before compression
 PARTS_PER_ACTOR = 16
@@ -49,8 +49,8 @@ SHARD_ROWS = 122_880
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedRequest(Source):
-    """What `clvr embed` was asked for: which crops (see Source), by which model, and how."""
+class EmbedRequest(CropSelection):
+    """The request of `clvr embed`: a selection of crops, a model, and how to embed."""
 
     model: str
     """URI of the checkpoint."""
@@ -64,19 +64,19 @@ class EmbedRequest(Source):
 
 @dataclass(slots=True)
 class _PhaseTimer:
-    """Wall seconds of the job so far, and of its phases."""
+    """Wall seconds of a job's phases, and until its first embedded rows."""
 
-    begun: float
+    started: float
     startup: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
-    def timed(self, phase: str, work: Callable[[], Any]) -> Any:
-        """Do some work and note how long it took."""
-        begun = time.monotonic()
+    def time(self, phase: str, work: Callable[[], Any]) -> Any:
+        """Do the work of a phase and record its duration."""
+        started = time.monotonic()
         try:
             return work()
         finally:
-            self.phases[phase] = time.monotonic() - begun
+            self.phases[phase] = time.monotonic() - started
 
 
 def embed(
@@ -88,37 +88,35 @@ def embed(
 ) -> RunSummary:
     """Embed an archive into `settings.runs`, or continue the unfinished run of the same archive and model.
 
-    open_embedder, archive: what stands for the checkpoint's model and for the store at `request.archive`; for
-    benchmarks and tests.
+    open_embedder, archive: replace the checkpoint's model and the store at `request.archive`, for benchmarks
+    and tests.
     Returns the summary of the finished run. Raises EmptyArchive, StoreError, BadCheckpoint, BudgetExceeded,
-    CountMismatch; after any of them the run is unfinished, invisible to `load`, and the same call continues.
+    CountMismatch; the run then is unfinished and invisible to `load`, and the same call continues it.
     """
-    clock, started = _PhaseTimer(time.monotonic()), utc_now()
+    timer, started = _PhaseTimer(time.monotonic()), utc_now()
     runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)
-    actors = request.actors or gpus() or cores()
-    run = _unfinished(request, runs, archive, fingerprint)
+    actors = request.actors or num_gpus() or num_cpus()
+    run = _find_resumable_run(request, runs, archive, fingerprint)
     if run is None:
-        if not (open_embedder or gpus()):
+        if not (open_embedder or num_gpus()):
             _precompile_model(request.model)
-        run = clock.timed(
-            "planning", lambda: _resume_or_create_run(request, runs, archive, fingerprint, actors)
-        )
+        run = timer.time("planning", lambda: _new_run(request, runs, archive, fingerprint, actors))
     if run.finished:
         logger.info(f"run {run.run_id} is finished already")
         return run.summary
     bind_context(run=run.run_id)
     open_embedder = open_embedder or partial(open_model, request.model, precision_of(run))
-    board = _start_monitor(run, request)
+    monitor = _start_monitor(run, request.max_quarantine_rate)
     try:
-        clock.timed("embedding", lambda: _embed_parts(run, archive, open_embedder, board, actors, clock))
-        clock.timed("compacting", lambda: _compact(run))
-        summary: RunSummary = clock.timed("finishing", lambda: run_as_ray_task(_finish, run))
+        timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors, timer))
+        timer.time("compacting", lambda: _compact(run))
+        summary: RunSummary = timer.time("finishing", lambda: run_as_ray_task(_finish, run))
     finally:
-        totals: Totals = ray.get(board.sum.remote())
-        timings = _timings(started, actors, clock, totals)
+        totals: Totals = ray.get(monitor.sum.remote())
+        timings = _timings(started, actors, timer, totals)
         write_timings(run.folder, timings)
         show_phases(run.run_id, timings)
     logger.info(
@@ -128,50 +126,50 @@ def embed(
     return summary
 
 
+def actor_resources() -> dict[str, float]:
+    """Return the Ray resources of one model actor: a GPU and its share of CPUs, or one CPU."""
+    if not num_gpus():
+        return {"num_cpus": 1}
+    return {"num_gpus": 1, "num_cpus": max(1, cpus_per_gpu() - 1)}
+
+
 def _precompile_model(model: str) -> None:
-    """Fill the cache of compiled models while crops are listed and actors start; nobody waits for it."""
+    """Fill the cache of compiled models while crops are listed and actors start, without waiting."""
     ray.remote(num_cpus=0, max_calls=1, max_retries=0)(compile_model).remote(model)
 
 
-def actor_resources() -> dict[str, float]:
-    """What one model actor asks of Ray: a GPU where the cluster has any, and its share of that node."""
-    if not gpus():
-        return {"num_cpus": 1}
-    return {"num_gpus": 1, "num_cpus": max(1, cpus_for_each_gpu() - 1)}
-
-
-def _unfinished(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:
-    asked = request.origin() | {"precision_asked": request.precision}
-    candidates = (fingerprint, reduced_fingerprint(fingerprint, "bf16"))
+def _find_resumable_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:
+    origin = request.origin() | {"precision_asked": request.precision}
+    fingerprints = (fingerprint, reduced_fingerprint(fingerprint, "bf16"))
     if request.run_id is not None:
-        # By its name a finished run is found as well: asked for again, it has nothing left to do.
+        # A finished run is found by its id too: a repeated request has no work left.
         with suppress(ObjectMissing, BucketMissing):
             run = Run.open(runs, request.run_id)
-            known = {name: run.info.settings.get(name) for name in asked}
-            if run.info.archive == archive.uri and run.fingerprint in candidates and known == asked:
+            recorded = {name: run.info.settings.get(name) for name in origin}
+            if run.info.archive == archive.uri and run.fingerprint in fingerprints and recorded == origin:
                 if not run.finished:
                     logger.info(f"continuing run {run.run_id}")
                 return run
         return None
-    for candidate in candidates:
-        found = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=asked)
-        if found is not None:
-            logger.info(f"continuing run {found.run_id}")
-            return found
+    for candidate in fingerprints:
+        unfinished = find_unfinished(runs, archive=archive.uri, fingerprint=candidate, origin=origin)
+        if unfinished is not None:
+            logger.info(f"continuing run {unfinished.run_id}")
+            return unfinished
     return None
 
 
-def _resume_or_create_run(
-    request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int
-) -> Run:
-    run, notes = run_as_ray_task(_create_run, request, runs, archive, fingerprint, actors, actor_resources())
+def _new_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int) -> Run:
+    run, notes = run_as_ray_task(
+        _discover_and_create, request, runs, archive, fingerprint, actors, actor_resources()
+    )
     for note in notes:
         logger.info(note)
     created: Run = run
     return created
 
 
-def _create_run(
+def _discover_and_create(
     request: EmbedRequest,
     runs: Store,
     archive: Store,
@@ -179,13 +177,12 @@ def _create_run(
     actors: int,
     resources: dict[str, float],
 ) -> tuple[Run, list[str]]:
-    return create_run(
-        discover(request, archive, runs), request, runs, archive, fingerprint, actors, resources
-    )
+    discovery = discover(request, archive, runs)
+    return create_run(discovery, request, runs, archive, fingerprint, actors, resources)
 
 
 def create_run(
-    found: Discovery,
+    discovery: Discovery,
     request: EmbedRequest,
     runs: Store,
     archive: Store,
@@ -194,63 +191,62 @@ def create_run(
     resources: dict[str, float],
     decision: PrecisionDecision | None = None,
 ) -> tuple[Run, list[str]]:
-    """Start a run of the crops that were found; returns it with what is to be said of how.
+    """Create a run of the discovered crops, and return it with notes for the user.
 
-    fingerprint: the checkpoint's. resources: what a model actor asks of Ray. decision: on the precision,
-    where the run continues another one and must be comparable with it.
+    fingerprint: that of the checkpoint. resources: those of a model actor. decision: the precision, where the
+    run continues another one and must be comparable with it.
     """
-    rows = found.manifest.num_rows
+    rows = discovery.manifest.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
     decision = decision or choose_precision(
-        request.precision, request.model, fingerprint, found.manifest, archive, resources
+        request.precision, request.model, fingerprint, discovery.manifest, archive, resources
     )
-    notes = list(found.notes)
+    notes = list(discovery.notes)
     if request.precision != "fp32":
         notes.append(f"precision {decision.precision}: {decision.reason}")
+    changes = discovery.changes
     run = Run.create(
         runs,
         request.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        manifest=found.manifest,
+        manifest=discovery.manifest,
         archive=archive.uri,
         fingerprint=decision.fingerprint,
         model=request.model,
         settings=request.origin()
         | decision.as_settings()
         | {"precision_asked": request.precision, "key_pattern": request.key_pattern}
-        | ({"changes": found.changes.counts()} if found.changes else {}),
+        | ({"changes": changes.counts()} if changes else {}),
         rows_per_part=request.rows_per_part or rows_per_part(rows, actors),
         rows_per_shard=request.rows_per_shard,
-        vanished=found.changes.vanished if found.changes else (),
+        vanished=changes.vanished if changes else (),
     )
     return run, notes
 
 
 def rows_per_part(rows: int, actors: int) -> int:
-    """Choose parts so small that actors end together, and so large that their edges cost nothing."""
-    low, high = PART_ROWS
-    return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), low), high)
+    """Return a size of parts that is small enough for actors to finish together, within PART_ROWS."""
+    smallest, largest = PART_ROWS
+    return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), smallest), largest)
 
 
 def precision_of(run: Run) -> PrecisionDecision:
-    """Return what was decided on a run's precision."""
-    known = run.info.settings
-    guard = known.get("guard")
+    """Return the precision that was decided for a run."""
+    recorded = run.info.settings
+    guard = recorded.get("guard")
     return PrecisionDecision(
-        known.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
+        recorded.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
     )
 
 
-def _start_monitor(run: Run, request: EmbedRequest) -> Any:
+def _start_monitor(run: Run, max_quarantine_rate: float) -> Any:
     pending = run.pending_parts()
     causes = dict(count_causes(run.quarantine())) if len(pending) < run.info.parts else {}
     embedded = run.info.rows - run.pending_rows() - sum(causes.values())
-    return actor_on_driver_node(EmbedBoard).remote(
-        run.info.rows, (embedded, causes), request.max_quarantine_rate
-    )
+    return actor_on_driver_node(EmbedMonitor).remote(run.info.rows, (embedded, causes), max_quarantine_rate)
 
 
 def _embed_parts(
-    run: Run, archive: Store, open_embedder: OpenEmbedder, board: Any, actors: int, clock: _PhaseTimer
+    run: Run, archive: Store, open_embedder: OpenEmbedder, monitor: Any, actors: int, timer: _PhaseTimer
 ) -> None:
     pending = run.pending_parts()
     if not pending:
@@ -265,21 +261,20 @@ def _embed_parts(
             "run": run,
             "archive": archive,
             "open_embedder": open_embedder,
-            "board": board,
+            "monitor": monitor,
         },
         **actor_resources(),
     )
+    done_before = read_progress(monitor).done
 
-    before = read_progress(board).done
-
-    def standing() -> ProgressState:
-        at = read_progress(board)
-        if not clock.startup and at.done > before:
-            clock.startup = time.monotonic() - clock.begun
-        return at
+    def read() -> ProgressState:
+        state = read_progress(monitor)
+        if not timer.startup and state.done > done_before:
+            timer.startup = time.monotonic() - timer.started
+        return state
 
     try:
-        with progress("embed", "crops", standing):
+        with progress("embed", "crops", read):
             for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
                 for row in batch["outcome"]:
                     outcome_of(row)
@@ -289,15 +284,11 @@ def _embed_parts(
 
 def _compact(run: Run) -> None:
     compact = ray.remote(_compact_shard)
-    waiting = [compact.remote(run, shard) for shard in range(run.info.shards)]
-    total = len(waiting)
-
-    def standing() -> ProgressState:
-        return ProgressState(total - len(waiting), total)
-
-    with progress("shards", "written", standing):
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=1.0)
+    pending = [compact.remote(run, shard) for shard in range(run.info.shards)]
+    total = len(pending)
+    with progress("shards", "written", lambda: ProgressState(total - len(pending), total)):
+        while pending:
+            done, pending = ray.wait(pending, timeout=1.0)
             try:
                 ray.get(done)
             except Exception as error:
@@ -312,20 +303,14 @@ def _finish(run: Run) -> RunSummary:
     return run.finish()
 
 
-def _timings(started: str, actors: int, clock: _PhaseTimer, totals: Totals) -> Timings:
+def _timings(started: str, actors: int, timer: _PhaseTimer, totals: Totals) -> Timings:
+    phases = ("planning", "embedding", "compacting", "finishing")
     return Timings(
         started=started,
         actors=actors,
         rows=totals.embedded + totals.quarantined,
         bytes=totals.bytes,
-        startup_seconds=clock.startup,
-        waiting_seconds=totals.waiting_seconds,
-        model_seconds=totals.model_seconds,
-        writing_seconds=totals.writing_seconds,
-        fetch_seconds=totals.fetch_seconds,
-        decode_seconds=totals.decode_seconds,
-        planning_seconds=clock.phases.get("planning", 0.0),
-        embedding_seconds=clock.phases.get("embedding", 0.0),
-        compacting_seconds=clock.phases.get("compacting", 0.0),
-        finishing_seconds=clock.phases.get("finishing", 0.0),
+        startup_seconds=timer.startup,
+        **{f"{phase}_seconds": timer.phases.get(phase, 0.0) for phase in phases},
+        **asdict(totals.seconds),
     )

@@ -1,102 +1,92 @@
-"""The account of a run while it is embedded: rows, causes and seconds by part, and when to stop."""
+"""Totals of a run while it is embedded: crops, causes and seconds by part, and when to stop the run."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from index.runs.timings import StageSeconds
 from infra.errors import BudgetExceeded, ClvrError
 from jobs.embed.part import PartReport
 from jobs.runtime.progress import ProgressState
 
-# The rate is taken of at least so many rows: bad pictures come in clusters, and ten of them are no bad night.
-BUDGET_ROWS = 1000
+# The rate is taken over at least so many rows: bad images come in clusters, and ten of them mean nothing.
+MIN_BUDGET_ROWS = 1000
 MAX_ATTEMPTS = 5
 
 
 class PartRetriesExhausted(ClvrError):
-    """A part whose worker died again and again: a crash of a decoder, or no memory."""
+    """The worker of a part died in every attempt: a decoder that crashes, or too little memory."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over parts; see PartReport for the seconds."""
+    """Sums over parts."""
 
     embedded: int = 0
     quarantined: int = 0
     bytes: int = 0
-    waiting_seconds: float = 0.0
-    model_seconds: float = 0.0
-    writing_seconds: float = 0.0
-    fetch_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    seconds: StageSeconds = field(default_factory=StageSeconds)
     causes: Counter[str] = field(default_factory=Counter)
 
-    def add(self, report: PartReport, *, times: int = 1) -> None:
-        """Count one part in, or out again with `times=-1`."""
-        for name in self.__slots__:
-            if name != "causes":
-                setattr(self, name, getattr(self, name) + times * getattr(report, name))
-        self.causes.update({cause: times * count for cause, count in report.causes.items()})
-
-    @property
-    def seconds(self) -> float:
-        """Wall seconds of all actors together."""
-        return self.waiting_seconds + self.model_seconds + self.writing_seconds
-
-    @property
-    def model_share(self) -> float:
-        """Share of their time in which actors were in the model."""
-        return self.model_seconds / self.seconds if self.seconds else 0.0
+    def replace(self, before: PartReport, report: PartReport) -> None:
+        """Count a report in, and the earlier report of the same part out."""
+        self.embedded += report.embedded - before.embedded
+        self.quarantined += report.quarantined - before.quarantined
+        self.bytes += report.bytes - before.bytes
+        self.seconds = self.seconds + report.seconds - before.seconds
+        self.causes.update(report.causes)
+        self.causes.subtract(before.causes)
 
 
-class EmbedBoard:
-    """What actors report, by part: an actor that died and was replaced does not count twice.
+class EmbedMonitor:
+    """The reports of all actors by part: a part whose actor died and was replaced counts once.
 
-    before: rows of an interrupted run that stand already, embedded and quarantined by cause.
+    done_before: crops of earlier attempts at the run, embedded and quarantined by cause.
     """
 
-    def __init__(self, total: int, before: tuple[int, dict[str, int]], max_quarantine_rate: float) -> None:
+    def __init__(
+        self, total: int, done_before: tuple[int, dict[str, int]], max_quarantine_rate: float
+    ) -> None:
         self.total = total
-        self.before, self.before_causes = before[0], Counter(before[1])
+        self.embedded_before, self.causes_before = done_before[0], Counter(done_before[1])
         self.max_quarantine_rate = max_quarantine_rate
-        self.parts: dict[int, PartReport] = {}
+        self.reports: dict[int, PartReport] = {}
         self.totals = Totals()
         self.attempts: Counter[int] = Counter()
 
-    def begin(self, part: int) -> None:
-        """Note that an actor starts a part. Raises PartRetriesExhausted after MAX_ATTEMPTS of them."""
+    def start_attempt(self, part: int) -> None:
+        """Count an actor that starts a part. Raises PartRetriesExhausted after MAX_ATTEMPTS."""
         self.attempts[part] += 1
         if self.attempts[part] > MAX_ATTEMPTS:
             raise PartRetriesExhausted(
                 f"part {part} was started {MAX_ATTEMPTS} times, and each time its worker died",
-                remedy="look at the memory of the nodes and at Ray's worker logs; the same command continues",
+                remedy="check the memory of the nodes and Ray's worker logs; the same command continues",
             )
 
     def report(self, report: PartReport) -> None:
-        """Take how far a part is. Raises BudgetExceeded where too many crops failed; that stops the actor."""
-        if (earlier := self.parts.get(report.part)) is not None:
-            self.totals.add(earlier, times=-1)
-        self.parts[report.part] = report
-        self.totals.add(report)
+        """Replace the report of a part. Raises BudgetExceeded for too many failures; that stops the actor."""
+        before = self.reports.get(report.part, PartReport(report.part))
+        self.reports[report.part] = report
+        self.totals.replace(before, report)
         totals = self.totals
-        bad = totals.quarantined + self.before_causes.total()
-        seen = totals.embedded + totals.quarantined + self.before + self.before_causes.total()
-        if bad > self.max_quarantine_rate * max(seen, BUDGET_ROWS):
-            most = (totals.causes + self.before_causes).most_common(5)
-            causes = ", ".join(f"{cause} {count:,}" for cause, count in most)
+        quarantined = totals.quarantined + self.causes_before.total()
+        processed = totals.embedded + self.embedded_before + quarantined
+        if quarantined > self.max_quarantine_rate * max(processed, MIN_BUDGET_ROWS):
+            common = (totals.causes + self.causes_before).most_common(5)
+            causes = ", ".join(f"{cause} {count:,}" for cause, count in common)
             raise BudgetExceeded(
-                f"{bad:,} of {seen:,} crops could not be embedded ({causes}), "
+                f"{quarantined:,} of {processed:,} crops could not be embedded ({causes}), "
                 f"more than the {self.max_quarantine_rate:.1%} that --max-quarantine-rate allows",
-                remedy="look at the causes; the same command with a higher rate continues where this stopped",
+                remedy="look at the causes; the same command with a higher rate continues this run",
             )
 
     def sum(self) -> Totals:
-        """Return what this attempt at the run did."""
+        """Return the sums over the parts of this attempt at the run."""
         return self.totals
 
     def read(self) -> ProgressState:
-        """Answer for a progress display."""
+        """Return the state for a progress display."""
         totals = self.totals
-        bad = totals.quarantined + self.before_causes.total()
-        done = totals.embedded + self.before + bad
-        notes = [f"model busy {totals.model_share:.0%}"] if totals.seconds else []
-        return ProgressState(done, self.total, ", ".join([*notes, f"{bad:,} quarantined"]))
+        quarantined = totals.quarantined + self.causes_before.total()
+        done = totals.embedded + self.embedded_before + quarantined
+        busy = [f"model busy {totals.seconds.model_busy_share:.0%}"] if totals.seconds.actor_seconds else []
+        return ProgressState(done, self.total, ", ".join([*busy, f"{quarantined:,} quarantined"]))

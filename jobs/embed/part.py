@@ -1,9 +1,9 @@
-"""One part of a run: fetch, decode, embed, write. Without Ray, so that it can be measured alone."""
+"""Embedding of one part of a run: fetch, decode, embed, write; it runs without Ray."""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,112 +15,123 @@ from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
+from index.runs.timings import STAGES, StageSeconds
 from infra.store import Store
-from jobs.runtime.image_stream import ImageFailure, LoadTimes, stream_images
+from jobs.runtime.image_stream import ImageFailure, StreamTimes, stream_images
 
 PREFETCH_BATCHES = 3
 MIN_PREFETCH = 64
 
 
-class EmbedsPictures(Protocol):
-    """What a part needs of `clvr_model.embedder.Embedder`; benchmarks give a stub instead."""
+class ImageEmbedder(Protocol):
+    """The interface of `clvr_model.embedder.Embedder` that a part uses; benchmarks give a stub instead."""
 
     batch_size: int
     feature_dim: int
     fingerprint: str
 
-    def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
-        """uint8 (n, 299, 299, 3) -> one row a picture."""
+    def __call__(self, images: NDArray[np.uint8], /) -> Embeddings:
+        """uint8 (n, 299, 299, 3) -> one row per image."""
 
 
 @dataclass(slots=True)
 class PartReport:
-    """What became of one part so far.
-
-    waiting, model and writing seconds add up to the wall time of the part; fetch and decode seconds are
-    those of the threads beside it, so they may add up to more.
-    """
+    """Counts and times of one part so far."""
 
     part: int
     embedded: int = 0
     quarantined: int = 0
     bytes: int = 0
-    waiting_seconds: float = 0.0
-    model_seconds: float = 0.0
-    writing_seconds: float = 0.0
-    fetch_seconds: float = 0.0
-    decode_seconds: float = 0.0
+    seconds: StageSeconds = field(default_factory=StageSeconds)
     causes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Pictures in one array, and the row of the part that each belongs to."""
+    """Images in one array, and the row of the part that each belongs to."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     rows: list[int] = field(default_factory=list)
+
+
+class _StageTimer:
+    """Measures stages that follow each other: each call ends a stage, and the next one starts."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.last = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
 
 
 def embed_part(
     run: Run,
     part: int,
-    embedder: EmbedsPictures,
+    embedder: ImageEmbedder,
     archive: Store,
     *,
     decoders: int = 1,
     on_progress: Callable[[PartReport], object] = lambda report: None,
 ) -> PartReport:
-    """Embed the crops of one part and write its shard and quarantine rows; repeatable, same result each time.
+    """Embed the crops of one part and write its shard and quarantine rows; repeatable with the same result.
 
-    archive: the store that the manifest's URIs lie under. decoders: how many pictures are decoded at a time.
-    on_progress is told now and then how far the part is, and may raise to stop it. Raises StoreUnreachable
-    when the archive or the run folder is out of reach for longer than all retries, StoreDenied when the
-    archive refuses us.
+    archive: the store that contains the manifest's URIs. decoders: images that are decoded at the same time.
+    on_progress is called with the report so far after each batch, and may raise to stop the part.
+    Raises StoreUnreachable if the archive or the run folder does not answer within all retries, and
+    StoreDenied if the archive refuses this client.
     """
     manifest = run.part_manifest(part)
-    report, times = PartReport(part), LoadTimes()
-    features = np.zeros((manifest.num_rows, embedder.feature_dim), np.float32)
-    model_ids = np.zeros(manifest.num_rows, np.int32)
-    confidences = np.zeros(manifest.num_rows, np.float32)
+    num_rows = manifest.num_rows
+    features = np.zeros((num_rows, embedder.feature_dim), np.float32)
+    model_ids = np.zeros(num_rows, np.int32)
+    confidences = np.zeros(num_rows, np.float32)
     failures: dict[int, ImageFailure] = {}
-    clock = time.perf_counter()
-    for batch in _batches(manifest, archive, embedder.batch_size, failures, times, decoders):
-        report.waiting_seconds += (ready := time.perf_counter()) - clock
-        if batch.rows:
-            embedded = embedder(batch.pictures[: len(batch.rows)])
-            features[batch.rows] = embedded.features
-            model_ids[batch.rows] = embedded.model_id
-            confidences[batch.rows] = embedded.confidence
-            strange = np.flatnonzero(~np.isfinite(embedded.features).all(axis=1))
-            for row in strange:
-                failures[batch.rows[row]] = ImageFailure(
-                    "embed", "not-finite", "a feature of it is not a finite number"
-                )
-            report.embedded += len(batch.rows) - len(strange)
-        report.model_seconds += (clock := time.perf_counter()) - ready
-        on_progress(_snapshot(report, failures, times))
-    report.waiting_seconds += (ready := time.perf_counter()) - clock
+    embedded = 0
+    stream_times, timer = StreamTimes(), _StageTimer()
 
-    good = np.array([row for row in range(manifest.num_rows) if row not in failures], np.int64)
+    def snapshot() -> PartReport:
+        return PartReport(
+            part,
+            embedded=embedded,
+            quarantined=len(failures),
+            bytes=stream_times.bytes,
+            seconds=StageSeconds(
+                **{f"{stage}_seconds": seconds for stage, seconds in timer.seconds.items()},
+                fetch_seconds=stream_times.fetch_seconds,
+                decode_seconds=stream_times.decode_seconds,
+            ),
+            causes=dict(Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values())),
+        )
+
+    for batch in _batches(manifest, archive, embedder.batch_size, failures, stream_times, decoders):
+        timer.end("waiting")
+        if batch.rows:
+            output = embedder(batch.images[: len(batch.rows)])
+            features[batch.rows] = output.features
+            model_ids[batch.rows] = output.model_id
+            confidences[batch.rows] = output.confidence
+            non_finite = np.flatnonzero(~np.isfinite(output.features).all(axis=1))
+            for row in non_finite:
+                failures[batch.rows[row]] = ImageFailure(
+                    "embed", "not-finite", "a feature of the crop is not a finite number"
+                )
+            embedded += len(batch.rows) - len(non_finite)
+        timer.end("model")
+        on_progress(snapshot())
+    timer.end("waiting")
+
+    good = np.array([row for row in range(num_rows) if row not in failures], np.int64)
     run.write_part(
         part,
         shard_table(manifest.take(good), features[good], model_ids[good], confidences[good]),
         _quarantine(manifest, failures),
     )
-    report.writing_seconds = time.perf_counter() - ready
-    on_progress(report := _snapshot(report, failures, times))
+    timer.end("writing")
+    on_progress(report := snapshot())
     return report
-
-
-def _snapshot(report: PartReport, failures: dict[int, ImageFailure], times: LoadTimes) -> PartReport:
-    return replace(
-        report,
-        quarantined=len(failures),
-        bytes=times.bytes,
-        fetch_seconds=times.fetch_seconds,
-        decode_seconds=times.decode_seconds,
-        causes=dict(Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values())),
-    )
 
 
 def _batches(
@@ -128,25 +139,24 @@ def _batches(
     archive: Store,
     size: int,
     failures: dict[int, ImageFailure],
-    times: LoadTimes,
+    times: StreamTimes,
     decoders: int,
 ) -> Iterator[_Batch]:
-    """Yield batches of `size` pictures, and one without any after as many failures in a row."""
+    """Yield batches of `size` images, and an empty batch after `size` failures, to report progress."""
     uris = manifest["uri"].to_pylist()
     etags = manifest["etag"].to_pylist()
-    ahead = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
+    prefetch = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
     batch: _Batch | None = None
     failed = 0
-    stream = stream_images(
-        ArchiveReader(archive), uris, etags=etags, ahead=ahead, decoders=decoders, times=times
-    )
-    for row, picture in stream:
-        if isinstance(picture, ImageFailure):
-            failures[row] = picture
+    reader = ArchiveReader(archive)
+    stream = stream_images(reader, uris, etags=etags, prefetch=prefetch, decoders=decoders, times=times)
+    for row, image in stream:
+        if isinstance(image, ImageFailure):
+            failures[row] = image
             failed += 1
         else:
-            batch = batch or _Batch(np.empty((size, *picture.shape), np.uint8))
-            batch.pictures[len(batch.rows)] = picture
+            batch = batch or _Batch(np.empty((size, *image.shape), np.uint8))
+            batch.images[len(batch.rows)] = image
             batch.rows.append(row)
         if batch and len(batch.rows) == size:
             yield batch
@@ -160,12 +170,12 @@ def _batches(
 
 def _quarantine(manifest: pa.Table, failures: dict[int, ImageFailure]) -> pa.Table:
     rows = sorted(failures)
-    taken = manifest.take(pa.array(rows, pa.int64()))
+    crops = manifest.take(pa.array(rows, pa.int64()))
     return quarantine_table(
         QuarantinedCrop(crop_id, uri, failure.stage, failure.cause, failure.detail)
         for crop_id, uri, failure in zip(
-            taken["crop_id"].to_pylist(),
-            taken["uri"].to_pylist(),
+            crops["crop_id"].to_pylist(),
+            crops["uri"].to_pylist(),
             (failures[row] for row in rows),
             strict=True,
         )

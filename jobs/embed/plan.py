@@ -1,8 +1,8 @@
-"""`clvr plan`: what `clvr embed` would do, how long it would take and what it would cost. Writes nothing."""
+"""`clvr plan`: the work, duration and cost of an embedding, measured on a sample. Writes nothing."""
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import drop_duplicates
@@ -19,19 +20,19 @@ from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder
-from jobs.embed.discovery import Source, discover
+from jobs.embed.discovery import CropSelection, discover
 from jobs.embed.job import ROW_BYTES, SHARD_ROWS, actor_resources, rows_per_part
 from jobs.embed.precision import PrecisionDecision, open_model
 from jobs.runtime.image_stream import ImageFailure, stream_images
-from jobs.runtime.ray_cluster import connect, cores, gpus, nodes, root_cause
+from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, num_nodes, root_cause
 
 SAMPLE_CROPS = 48
-EXAMPLES = 10
+MAX_VANISHED_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class ThroughputSample:
-    """A short measurement on this cluster, every actor at once: crops a second of all, and what was bad."""
+    """A short measurement on this cluster, with all actors at the same time."""
 
     crops: int
     failed: int
@@ -42,7 +43,7 @@ class ThroughputSample:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an embedding would be. `hours` and `cost` are None without a probe, `cost` without a price."""
+    """The plan of an embedding. `hours` and `cost` are None without a measurement, `cost` without a price."""
 
     archive: str
     crops: int
@@ -64,8 +65,8 @@ class Plan:
     notes: list[str]
     vanished: list[str]
 
-    def __str__(self) -> str:
-        """Several lines for a person."""
+    def to_text(self) -> str:
+        """Return the plan as several lines."""
         largest = ", ".join(f"{name} {count:,}" for name, count in self.largest_partitions.items())
         lines = [
             *self.notes,
@@ -90,9 +91,13 @@ class Plan:
             lines.append(f"vanished    {', '.join(self.vanished)}")
         return "\n".join(lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as a JSON object."""
+        return asdict(self)
+
 
 def plan(
-    source: Source,
+    selection: CropSelection,
     settings: Settings,
     *,
     model: str | None = None,
@@ -100,124 +105,133 @@ def plan(
     price_per_node_hour: float | None = None,
     open_embedder: OpenEmbedder | None = None,
 ) -> Plan:
-    """Look at an archive and measure this cluster on a few of its crops.
+    """List the crops of an archive, and measure this cluster on a sample of them.
 
-    Without a model nothing is measured, and no Ray is started. Raises what `discover` raises.
+    Without a model, no Ray is started and nothing is measured. Raises BadInput for a price without a model,
+    and the errors of `discover`.
     """
     if price_per_node_hour is not None and model is None and open_embedder is None:
-        raise BadInput("a price says nothing without a speed", remedy="give --model, to measure with")
-    archive = open_store(source.archive)
-    found = discover(source, archive, open_store(settings.runs))
-    crops, duplicates = drop_duplicates(found.manifest)
-    probe, alive = None, 0
+        raise BadInput("a price needs a measured speed", remedy="give --model, to measure with")
+    archive = open_store(selection.archive)
+    discovery = discover(selection, archive, open_store(settings.runs))
+    crops, duplicates = drop_duplicates(discovery.manifest)
+    sample, nodes = None, 0
     if crops.num_rows and (model is not None or open_embedder is not None):
         connect(settings)
-        open_embedder = open_embedder or partial(exact_model, str(model))
-        probe = measure_throughput(crops, archive, open_embedder, actors or gpus() or cores())
-        alive = nodes()
+        open_embedder = open_embedder or partial(open_exact_model, str(model))
+        sample = measure_throughput(crops, archive, open_embedder, actors or num_gpus() or num_cpus())
+        nodes = num_nodes()
     hours = None
-    if probe is not None:
-        hours = (crops.num_rows / probe.crops_per_second + probe.startup_seconds) / 3600
-    per_part = rows_per_part(crops.num_rows, actors or (probe.actors if probe else 1))
-    parts = math.ceil(crops.num_rows / per_part)
-    folders = _partitions(crops, archive.uri)
-    changes = found.changes
+    if sample is not None:
+        hours = (crops.num_rows / sample.crops_per_second + sample.startup_seconds) / 3600
+    part_rows = rows_per_part(crops.num_rows, actors or (sample.actors if sample else 1))
+    parts = math.ceil(crops.num_rows / part_rows)
+    partitions = _partitions(crops, archive.uri)
+    changes = discovery.changes
     return Plan(
         archive=archive.uri,
         crops=crops.num_rows,
         duplicates=duplicates,
         bytes=pc.sum(pc.max_element_wise(crops["size"], 0), min_count=0).as_py(),
-        other_objects=found.ignored,
-        unmatched_keys=found.unmatched,
-        without_camera=_count(pc.equal(crops["camera_id"], "")),
-        without_time=_count(pc.equal(crops["captured_at"], UNKNOWN_TIME)),
-        partitions=len(folders),
-        largest_partitions=dict(sorted(folders.items(), key=lambda item: (-item[1], item[0]))[:3]),
+        other_objects=discovery.ignored,
+        unmatched_keys=discovery.unmatched,
+        without_camera=_count_true(pc.equal(crops["camera_id"], "")),
+        without_time=_count_true(pc.equal(crops["captured_at"], UNKNOWN_TIME)),
+        partitions=len(partitions),
+        largest_partitions=dict(sorted(partitions.items(), key=lambda item: (-item[1], item[0]))[:3]),
         parts=parts,
-        shards=math.ceil(parts / max(1, SHARD_ROWS // per_part)),
+        shards=math.ceil(parts / max(1, SHARD_ROWS // part_rows)),
         shard_bytes=ROW_BYTES * crops.num_rows,
-        nodes=alive,
-        probe=probe,
+        nodes=nodes,
+        probe=sample,
         hours=hours,
-        cost=None if hours is None or price_per_node_hour is None else hours * alive * price_per_node_hour,
-        notes=found.notes,
-        vanished=[] if changes is None else changes.vanished[:EXAMPLES].to_pylist(),
+        cost=None if hours is None or price_per_node_hour is None else hours * nodes * price_per_node_hour,
+        notes=discovery.notes,
+        vanished=[] if changes is None else changes.vanished[:MAX_VANISHED_SHOWN].to_pylist(),
     )
 
 
-def exact_model(model: str) -> Any:
-    """Load a model unreduced, to measure with."""
-    return open_model(model, PrecisionDecision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
-
-
 def _partitions(crops: pa.Table, archive: str) -> dict[str, int]:
-    cut = len(archive.rstrip("/")) + 1
-    folders = pc.replace_substring_regex(pc.utf8_slice_codeunits(crops["uri"], cut), r"/?[^/]*$", "")
+    """Count the crops of each folder below the archive."""
+    prefix = len(archive.rstrip("/")) + 1
+    folders = pc.replace_substring_regex(pc.utf8_slice_codeunits(crops["uri"], prefix), r"/?[^/]*$", "")
     counts = pc.value_counts(folders.combine_chunks())
     return {entry["values"].as_py() or ".": entry["counts"].as_py() for entry in counts}
 
 
-def _count(mask: Any) -> int:
-    counted: int = pc.sum(mask, min_count=0).as_py()
-    return counted
+def _count_true(mask: Any) -> int:
+    total: int = pc.sum(mask, min_count=0).as_py()
+    return total
+
+
+def open_exact_model(model: str) -> Any:
+    """Load a model at full precision, to measure with."""
+    return open_model(model, PrecisionDecision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
 
 
 def measure_throughput(
     crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int
 ) -> ThroughputSample:
-    """Let as many actors as there would be embed their own sample, all at the same time."""
-    each = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
-    stride = max(1, crops.num_rows // (each * actors))
+    """Start the actors of an embedding, and let each embed its own sample at the same time.
+
+    Raises BadInput if no sampled crop can be read.
+    """
+    crops_per_actor = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
+    stride = max(1, crops.num_rows // (crops_per_actor * actors))
     uris = crops["uri"][::stride].to_pylist()
-    begun = time.monotonic()
+    started = time.monotonic()
     try:
-        # More of them than fit at once would be measured one after the other: their number is that of actors.
+        # Actors that do not fit at once would be measured one after the other, so start exactly so many.
         workers = [
             ray.remote(**actor_resources())(_ThroughputProbe).remote(archive, open_embedder)
             for _ in range(actors)
         ]
         ray.get([worker.ready.remote() for worker in workers])
-        startup = time.monotonic() - begun
-        found = ray.get(
-            [worker.probe.remote(uris[at * each : (at + 1) * each]) for at, worker in enumerate(workers)]
+        startup_seconds = time.monotonic() - started
+        samples = ray.get(
+            [
+                worker.probe.remote(uris[number * crops_per_actor : (number + 1) * crops_per_actor])
+                for number, worker in enumerate(workers)
+            ]
         )
     except Exception as error:
         raise root_cause(error) from error
     for worker in workers:
         ray.kill(worker)
-    done = sum(good for good, _, _ in found)
-    if not done:
+    embedded = sum(good for good, _, _ in samples)
+    failed = sum(bad for _, bad, _ in samples)
+    if not embedded:
         raise BadInput(
-            f"not one of {sum(bad for _, bad, _ in found)} sampled crops of {archive.uri} could be read",
-            remedy="Look at a few of them; `clvr embed` names the cause of each in its quarantine.",
+            f"none of {failed} sampled crops of {archive.uri} could be read",
+            remedy="Open a few of them; `clvr embed` records the cause of each in its quarantine.",
         )
-    rate = sum((good + bad) / seconds for good, bad, seconds in found if seconds)
-    return ThroughputSample(done, sum(bad for _, bad, _ in found), actors, rate, startup)
+    rate = sum((good + bad) / seconds for good, bad, seconds in samples if seconds)
+    return ThroughputSample(embedded, failed, actors, rate, startup_seconds)
 
 
 class _ThroughputProbe:
-    """An actor that embeds a sample and keeps nothing."""
+    """An actor that embeds a sample and drops the result."""
 
     def __init__(self, archive: Store, open_embedder: OpenEmbedder) -> None:
         self.archive = archive
         self.embedder = open_embedder()
 
     def ready(self) -> None:
-        """Answer once the model is loaded."""
+        """Return once the model is loaded."""
 
     def probe(self, uris: list[str]) -> tuple[int, int, float]:
-        """Return how many crops could be embedded, how many not, and the seconds it took."""
-        begun, good, bad = time.perf_counter(), 0, 0
-        waiting: list[Any] = []
-        for _, picture in stream_images(ArchiveReader(self.archive), uris):
-            if isinstance(picture, ImageFailure):
+        """Return the numbers of embedded and of failed crops, and the seconds."""
+        started, good, bad = time.perf_counter(), 0, 0
+        batch: list[NDArray[np.uint8]] = []
+        for _, image in stream_images(ArchiveReader(self.archive), uris):
+            if isinstance(image, ImageFailure):
                 bad += 1
                 continue
-            waiting.append(picture)
+            batch.append(image)
             good += 1
-            if len(waiting) == self.embedder.batch_size:
-                self.embedder(np.stack(waiting))
-                waiting = []
-        if waiting:
-            self.embedder(np.stack(waiting))
-        return good, bad, time.perf_counter() - begun
+            if len(batch) == self.embedder.batch_size:
+                self.embedder(np.stack(batch))
+                batch = []
+        if batch:
+            self.embedder(np.stack(batch))
+        return good, bad, time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The precision of a run: decided once, on a sample of the archive itself, and written into the run."""
+"""The precision of a run: decided once, on a sample of the archive, and recorded in the run."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,15 +14,15 @@ from index.archive.reader import ArchiveReader
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
-# A few more than the guard needs, because some may be unreadable.
-SAMPLE_PICTURES = MIN_IMAGES + 16
+# More than the guard needs, because some may be unreadable.
+SAMPLE_IMAGES = MIN_IMAGES + 16
 
 PrecisionOption = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionDecision:
-    """What precision a run has, why, and the fingerprint that its embeddings bear."""
+    """The precision of a run, the reason, and the fingerprint of its embeddings."""
 
     precision: Literal["fp32", "bf16"]
     fingerprint: str
@@ -30,7 +30,7 @@ class PrecisionDecision:
     guard: PrecisionCheck | None = None
 
     def as_settings(self) -> dict[str, Any]:
-        """The decision as it stands in run.json."""
+        """Return the decision as run.json keeps it."""
         return {
             "precision": self.precision,
             "precision_reason": self.reason,
@@ -39,7 +39,7 @@ class PrecisionDecision:
 
 
 def open_model(model: str, decision: PrecisionDecision) -> Embedder:
-    """Load the model of a run on the device that Ray gave this actor, at the run's precision."""
+    """Load the model of a run on the device that Ray assigned to this actor, at the run's precision."""
     return Embedder(
         model,
         device="cuda" if ray.get_gpu_ids() else "cpu",
@@ -50,58 +50,58 @@ def open_model(model: str, decision: PrecisionDecision) -> Embedder:
 
 
 def compile_model(model: str) -> None:
-    """Leave a checkpoint compiled for this node's CPU in the cache, at the exact precision."""
+    """Compile a checkpoint for this node's CPU at full precision, and leave it in the cache."""
     Embedder(model, device="cpu", cache=default_cache())
 
 
 def choose_precision(
-    asked: PrecisionOption,
+    option: PrecisionOption,
     model: str,
     fingerprint: str,
     manifest: pa.Table,
     archive: Store,
     resources: dict[str, float],
 ) -> PrecisionDecision:
-    """Decide, where bf16 is asked for or possible, by a guard on a device of the cluster.
+    """Choose the precision of a run; unless the option is fp32, a guard compares both on the cluster.
 
-    fingerprint: the checkpoint's. resources: what a model actor asks of Ray. Without bf16 in hardware 'auto'
+    fingerprint: that of the checkpoint. resources: those of a model actor. Without bf16 in hardware, 'auto'
     means fp32, and 'bf16' raises BadSetting.
     """
-    if asked == "fp32":
+    if option == "fp32":
         return PrecisionDecision("fp32", fingerprint, "asked for")
     guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
-            model, manifest.select(["uri", "etag"]), archive, needed=asked == "bf16"
+            model, manifest.select(["uri", "etag"]), archive, required=option == "bf16"
         )
     )
     if guard is not None and guard.passed:
         return PrecisionDecision("bf16", fingerprint, "the guard passed on this archive", guard)
-    if asked == "bf16":
+    if option == "bf16":
         return PrecisionDecision(
             "bf16", reduced_fingerprint(fingerprint, "bf16"), "asked for, not guarded", guard
         )
-    why = "no bf16 in hardware" if guard is None else "the guard failed on this archive"
-    return PrecisionDecision("fp32", fingerprint, why, guard)
+    reason = "no bf16 in hardware" if guard is None else "the guard failed on this archive"
+    return PrecisionDecision("fp32", fingerprint, reason, guard)
 
 
-def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, needed: bool) -> PrecisionCheck | None:
-    """Compare bf16 with fp32 on crops spread over the manifest; None where the device has no bf16.
+def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bool) -> PrecisionCheck | None:
+    """Compare bf16 with fp32 on crops spread over the manifest; None if the device has no bf16.
 
-    crops: columns uri and etag. With `needed`, a device without bf16 raises BadSetting.
+    crops: columns uri and etag. With `required`, a device without bf16 raises BadSetting.
     """
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    if not has_bf16(device) and not needed:
+    if not has_bf16(device) and not required:
         return None
-    sample = sample_pictures(crops, archive, SAMPLE_PICTURES)
+    sample = sample_images(crops, archive, SAMPLE_IMAGES)
     if len(sample) < 2:
         return PrecisionCheck(0.0, 0.0, len(sample))
     return check_precision(load_checkpoint(model), sample, device=device, cache=default_cache())
 
 
-def sample_pictures(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly; those that cannot be read are left out."""
+def sample_images(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly, without those that cannot be read."""
     rows = np.unique(np.linspace(0, crops.num_rows - 1, min(count, crops.num_rows)).astype(np.int64))
     uris = crops["uri"].take(pa.array(rows)).to_pylist()
-    found = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
-    pictures = [picture for _, picture in found if not isinstance(picture, ImageFailure)]
-    return np.stack(pictures) if pictures else np.zeros((0, 299, 299, 3), np.uint8)
+    loaded = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
+    images = [image for _, image in loaded if not isinstance(image, ImageFailure)]
+    return np.stack(images) if images else np.zeros((0, 299, 299, 3), np.uint8)

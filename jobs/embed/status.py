@@ -1,6 +1,7 @@
-"""`clvr status`: the accounting of a run, proven from what lies in the object store."""
+"""`clvr status`: the counts of a run, checked against the objects in its folder."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from index.runs.accounting import count_causes
 from index.runs.run import Run
@@ -12,7 +13,7 @@ from jobs.runtime.resolve import find_run
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """Where a run stands; every count of a finished run was read back from its shards."""
+    """The state of a run; the counts of a finished run were read back from its shards."""
 
     run_id: str
     finished: bool
@@ -23,17 +24,17 @@ class RunStatus:
     quarantined: int
     duplicates: int
     pending: int
-    """Crops of parts that are not written yet: 0 of a finished run."""
+    """Crops of parts that are not written yet: 0 in a finished run."""
     parts_pending: int
     shards: int
     causes: dict[str, int]
     precision: str
     seconds: dict[str, float]
-    """Where the time went, over all attempts that ended by themselves; empty without any."""
+    """Seconds by phase and stage, over all attempts that were not killed; empty without any."""
     bottleneck: str
 
-    def __str__(self) -> str:
-        """Several lines for a person."""
+    def to_text(self) -> str:
+        """Return the status as several lines."""
         state = "finished" if self.finished else f"unfinished, {self.parts_pending:,} parts pending"
         causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(self.causes.items()))
         lines = [
@@ -50,24 +51,28 @@ class RunStatus:
             lines += [f"  time         {split}", f"  bottleneck   {self.bottleneck}"]
         return "\n".join(lines)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as a JSON object."""
+        return asdict(self)
+
 
 def run_status(run_id: str, settings: Settings) -> RunStatus:
-    """Read a run back: every shard of a finished one is checked whole.
+    """Read the state of a run; every shard of a finished run is read in full.
 
-    Raises CorruptShard for a shard that is not what the run wrote.
+    Raises CorruptShard for a shard whose contents differ from its record.
     """
     run = find_run(run_id, settings, finished=False)
     quarantine = run.quarantine()
     pending = run.pending_rows()
-    done = run.info.rows - pending - quarantine.num_rows
-    times = sum_timings(read_timings(run.folder))
+    written = run.info.rows - pending - quarantine.num_rows
+    timings = sum_timings(read_timings(run.folder))
     return RunStatus(
         run_id=run.run_id,
         finished=run.finished,
         archive=run.info.archive,
         fingerprint=run.fingerprint,
         listed=run.info.listed,
-        embedded=_checked_rows(run) if run.finished else done,
+        embedded=_checked_rows(run) if run.finished else written,
         quarantined=quarantine.num_rows,
         duplicates=run.info.duplicates,
         pending=pending,
@@ -75,29 +80,29 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
         shards=run.info.shards,
         causes=dict(count_causes(quarantine)),
         precision=run.info.settings.get("precision", "fp32"),
-        seconds=_seconds(times) if times else {},
-        bottleneck=times.bottleneck() if times else "",
+        seconds=_seconds(timings) if timings else {},
+        bottleneck=timings.bottleneck() if timings else "",
     )
 
 
-def _seconds(times: Timings) -> dict[str, float]:
+def _seconds(timings: Timings) -> dict[str, float]:
     """Wall seconds of the job's phases, then seconds of all actors together."""
     return {
-        "plan": times.planning_seconds,
-        "to first row": times.startup_seconds,
-        "embed": times.embedding_seconds,
-        "compact": times.compacting_seconds,
-        "finish": times.finishing_seconds,
-        "actors in model": times.model_seconds,
-        "actors waiting for pictures": times.waiting_seconds,
-        "actors writing": times.writing_seconds,
-        "threads fetching": times.fetch_seconds,
-        "threads decoding": times.decode_seconds,
+        "plan": timings.planning_seconds,
+        "to first row": timings.startup_seconds,
+        "embed": timings.embedding_seconds,
+        "compact": timings.compacting_seconds,
+        "finish": timings.finishing_seconds,
+        "actors in model": timings.model_seconds,
+        "actors waiting for pictures": timings.waiting_seconds,
+        "actors writing": timings.writing_seconds,
+        "threads fetching": timings.fetch_seconds,
+        "threads decoding": timings.decode_seconds,
     }
 
 
 def _checked_rows(run: Run) -> int:
     return sum(
-        check_shard(run.store, facts.key, fingerprint=run.fingerprint, expected=facts).rows
-        for facts in run.shards()
+        check_shard(run.store, shard.key, fingerprint=run.fingerprint, expected=shard).rows
+        for shard in run.shards()
     )

@@ -1,6 +1,6 @@
 """`clvr evaluate --compare`: two runs of the same pictures on the same splits, with a paired bootstrap."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,7 @@ class Comparison:
         return {
             "runs": self.runs,
             "protocols": {
-                name: [{**asdict(one), "difference": one.difference} for one in found]
-                for name, found in self.differences.items()
+                name: [_difference_json(one) for one in found] for name, found in self.differences.items()
             },
         }
 
@@ -38,12 +37,23 @@ class Comparison:
         for name, found in self.differences.items():
             lines.append(f"{name:18} {'A':>8} {'B':>8} {'B - A':>8}   95 % interval")
             for one in found:
-                verdict = "" if one.certain else "   may be chance"
+                verdict = "" if one.is_significant else "   may be chance"
                 lines.append(
                     f"  {one.measure:16} {one.a:>8.1%} {one.b:>8.1%} {one.difference:>+8.1%}"
-                    f"   {one.low:+.1%} to {one.high:+.1%}{verdict}"
+                    f"   {one.ci_low:+.1%} to {one.ci_high:+.1%}{verdict}"
                 )
         return "\n".join(lines)
+
+
+def _difference_json(difference: Difference) -> dict[str, Any]:
+    return {
+        "measure": difference.measure,
+        "a": difference.a,
+        "b": difference.b,
+        "low": difference.ci_low,
+        "high": difference.ci_high,
+        "difference": difference.difference,
+    }
 
 
 def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Comparison:

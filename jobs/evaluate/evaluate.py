@@ -7,15 +7,15 @@ import numpy as np
 import torch
 
 from clvr_model.checkpoint import read_card
-from index.evaluation.cmc import cmc
-from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
-from index.evaluation.metrics import (
+from index.evaluation.breakdowns import (
     by_camera_pair,
     by_day_part,
     classification,
     l2_normalized,
     sample_distances,
 )
+from index.evaluation.cmc import cmc
+from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
 from index.evaluation.protocols import (
     JUNK,
     RULES,
@@ -32,7 +32,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
-from jobs.evaluate.ray_ranker import workers
+from jobs.evaluate.ray_ranker import make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
 from jobs.runtime.resolve import find_run, open_milvus
 
@@ -83,7 +83,7 @@ def _check(request: EvaluateRequest) -> None:
 
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
-    rank = workers(request.workers, settings) if request.workers else make_ranker(request.device)
+    rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK
@@ -148,7 +148,13 @@ def _variants(
     for result in results:
         junk = result.name in JUNK
         if "normalised" in also:
-            ranked = rank(labelled.pictures(length_one), result.splits, result.curves.shape[1], junk, True)
+            ranked = rank(
+                labelled.pictures(length_one),
+                result.splits,
+                max_rank=result.curves.shape[1],
+                same_camera_is_junk=junk,
+                skip_unmatched=True,
+            )
             found.append(with_rankings(result, ranked, "L2-normalised"))
         first = result.splits[:1]
         if "query-expansion" in also:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
 from index.archive.reader import ArchiveReader
+from index.evaluation.breakdowns import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.cmc import Split
-from index.evaluation.metrics import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.protocols import JUNK, ProtocolResult
 from index.exact.knn import NO_ID, nearest
 from index.runs.records import RunSummary
@@ -78,8 +78,8 @@ def write_page(
             note=story.note,
             counts=_counts(summary),
             results=results,
-            strips=list(_strips(labelled, first, card.label_names, _chosen(first.ranks[0]))),
-            hardest=list(_strips(labelled, first, card.label_names, _hardest(first.ranks[0]))),
+            strips=list(_strips(labelled, first, card.label_names, _chosen(first.first_ranks[0]))),
+            hardest=list(_strips(labelled, first, card.label_names, _hardest(first.first_ranks[0]))),
             distances=distances,
             models=models,
             model_names=[_model_name(card.label_names, one.model_id) for one in models.classes]
@@ -121,7 +121,7 @@ def _counts(summary: RunSummary) -> Counts:
 
 
 def _outcomes(result: ProtocolResult) -> Outcomes:
-    ranks = result.ranks[0][result.ranks[0] > 0]
+    ranks = result.first_ranks[0][result.first_ranks[0] > 0]
     at_1, in_5 = int((ranks == 1).sum()), int((ranks <= STRIP_RANKS).sum())
     return Outcomes(at_1, in_5 - at_1, len(ranks) - in_5, how=f"{result.name}, first repeat, exact L2")
 
@@ -143,7 +143,7 @@ def _strips(
     labelled: LabelledRun, result: ProtocolResult, names: Mapping[int, str], chosen: NDArray[np.int64]
 ) -> Iterator[Strip]:
     """Strips of the first repeat, with exactly the ranks that were counted."""
-    split, ranks = result.splits[0], result.ranks[0]
+    split, ranks = result.splits[0], result.first_ranks[0]
     if not len(chosen):
         return
     probes = split.probes[chosen]
@@ -152,7 +152,7 @@ def _strips(
         labelled.features[probes],
         gallery,
         STRIP_RANKS,
-        forbidden=_not_ranked(labelled, split, probes, result.name in JUNK),
+        exclude_ids=_not_ranked(labelled, split, probes, result.name in JUNK),
     )
     sighting = _sightings(labelled, names)
     for probe, rank, rows, away in zip(probes, ranks[chosen], found, distances, strict=True):

@@ -1,75 +1,80 @@
-"""Ranking spread over Ray workers: each takes a part of every repeat's probes against the whole gallery."""
+"""Ranking on Ray workers: each ranks a part of every repeat's probes against the whole gallery."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import ray
 
-from index.evaluation.cmc import Cmc, LabeledFeatures, Ranking, Split, cmc_from_ranking, cmc_of_splits
+from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc_from_ranking, cmc_of_splits
+from index.evaluation.metrics import Ranking
 from index.evaluation.protocols import Ranker
 from infra.errors import UnmatchedProbe
 from infra.settings import Settings
 from jobs.runtime.ray_cluster import connect, root_cause
 
 
-def workers(many: int, settings: Settings) -> Ranker:
-    """A ranker that splits probes into `many` Ray tasks; the features travel once, as one object."""
+def make_ray_ranker(num_parts: int, settings: Settings) -> Ranker:
+    """Return a ranker that splits the probes into Ray tasks; the features travel once, as one object."""
 
     def rank(
-        pictures: LabeledFeatures, splits: Sequence[Split], max_rank: int, junk: bool, skip_unmatched: bool
+        images: LabeledFeatures,
+        splits: Sequence[Split],
+        *,
+        max_rank: int,
+        same_camera_is_junk: bool,
+        skip_unmatched: bool,
     ) -> list[Cmc]:
         connect(settings)
-        stored = ray.put(pictures)
+        images_ref = ray.put(images)
         task = ray.remote(_rank_part)
-        waiting = [task.remote(stored, _part(splits, part, many), junk) for part in range(many)]
+        tasks = [
+            task.remote(images_ref, _part_of(splits, part, num_parts), same_camera_is_junk)
+            for part in range(num_parts)
+        ]
         try:
-            answers = ray.get(waiting)
+            parts: list[list[Ranking]] = ray.get(tasks)
         except Exception as error:
             raise root_cause(error) from error
         results = []
-        for repeat, split in enumerate(splits):
-            ranking = _merge_rankings([answer[repeat] for answer in answers], len(split.probes))
-            unmatched = int((ranking.matches == 0).sum())
-            if unmatched and (not skip_unmatched or unmatched == len(ranking.matches)):
-                raise UnmatchedProbe(f"{unmatched} of {len(ranking.matches)} probes have no true match")
+        for rankings in zip(*parts, strict=True):
+            ranking = _merge_rankings(rankings)
+            num_probes, num_unmatched = len(ranking.num_positives), int((~ranking.has_positive).sum())
+            if num_unmatched and (not skip_unmatched or num_unmatched == num_probes):
+                raise UnmatchedProbe(f"{num_unmatched} of {num_probes} probes have no true match")
             results.append(cmc_from_ranking(ranking, max_rank))
         return results
 
     return rank
 
 
-def _part(splits: Sequence[Split], part: int, many: int) -> list[Split]:
-    return [Split(split.probes[part::many], split.gallery) for split in splits]
+def _part_of(splits: Sequence[Split], part: int, num_parts: int) -> list[Split]:
+    return [Split(split.probes[part::num_parts], split.gallery) for split in splits]
 
 
-def _rank_part(pictures: LabeledFeatures, splits: Sequence[Split], junk: bool) -> list[Ranking | None]:
-    """The rankings of the splits that have probes here; probes without a true match are judged later."""
-    answers: list[Ranking | None] = [None] * len(splits)
-    vehicles = pictures.vehicle_ids
-    some = [
+def _rank_part(images: LabeledFeatures, splits: Sequence[Split], junk: bool) -> list[Ranking]:
+    """Rank one part of the probes of each split. The caller checks for probes without a positive."""
+    rankings = [Ranking.empty(len(split.probes)) for split in splits]
+    vehicles = images.vehicle_ids
+    rankable = [
         number
         for number, split in enumerate(splits)
         if len(split.probes) and np.isin(vehicles[split.probes], vehicles[split.gallery]).any()
     ]
-    if some:
-        found = cmc_of_splits(
-            pictures, [splits[n] for n in some], same_camera_is_junk=junk, skip_unmatched=True
+    if rankable:
+        results = cmc_of_splits(
+            images,
+            [splits[number] for number in rankable],
+            same_camera_is_junk=junk,
+            skip_unmatched=True,
         )
-        for number, result in zip(some, found, strict=True):
-            answers[number] = result.ranking
-    return answers
+        for number, result in zip(rankable, results, strict=True):
+            rankings[number] = result.ranking
+    return rankings
 
 
-def _merge_rankings(parts: Sequence[Ranking | None], probes: int) -> Ranking:
-    whole = Ranking(
-        ranks=np.zeros(probes, dtype=np.int64),
-        precision=np.zeros(probes),
-        penalty=np.zeros(probes),
-        matches=np.zeros(probes, dtype=np.int64),
-        sizes=np.zeros(probes, dtype=np.int64),
-    )
-    for number, part in enumerate(parts):
-        if part is not None:
-            for name in ("ranks", "precision", "penalty", "matches", "sizes"):
-                getattr(whole, name)[number :: len(parts)] = getattr(part, name)
-    return whole
+def _merge_rankings(parts: Sequence[Ranking]) -> Ranking:
+    """Undo `_part_of`: probe i of a split is probe i // n of part i % n."""
+    sizes = np.array([len(part.num_positives) for part in parts])
+    start = np.cumsum(sizes) - sizes
+    probes = np.arange(int(sizes.sum()))
+    return Ranking.concatenate(parts).take(start[probes % len(parts)] + probes // len(parts))

@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from index.evaluation.index_recall import IndexCmcLoss
-from index.evaluation.metrics import (
+from index.evaluation.breakdowns import (
     FALSE_POSITIVE_RATES,
     CameraPair,
     Classification,
     Distances,
     TimeOfDay,
 )
+from index.evaluation.index_recall import IndexCmcLoss
+from index.evaluation.metrics import METRICS, REPORTED_RANKS
 from index.evaluation.protocols import ProtocolResult
+from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
-
-SHOWN_RANKS = (1, 5, 10, 20)
 
 
 def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
@@ -55,21 +55,23 @@ def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
         "protocol": result.name,
         "features": result.features,
         "rule": result.rule,
-        "ties": "equal distances rank by the order of the shards",
-        "seed": None if result.given else result.seed,
+        "ties": TIE_RULE,
+        "seed": None if result.has_user_splits else result.seed,
         "repeats": result.repeats,
         "vehicles": result.vehicles,
         "probes": result.probes,
         "gallery": result.gallery,
         "excluded_vehicles": result.excluded_vehicles,
-        "unmatched_probes": result.unmatched,
+        "unmatched_probes": result.without_positive,
         "cmc": {
             f"rank-{k}": {"mean": mean, "std": std}
-            for k, (mean, std) in zip(SHOWN_RANKS, _at(result, SHOWN_RANKS), strict=True)
+            for k, (mean, std) in zip(REPORTED_RANKS, _at(result, REPORTED_RANKS), strict=True)
         },
         "curve": [float(share) for share in result.mean],
-        "map": dict(zip(("mean", "std"), result.map, strict=True)),
-        "minp": dict(zip(("mean", "std"), result.minp, strict=True)),
+        **{
+            metric.name: dict(zip(("mean", "std"), result.figure(metric.name), strict=True))
+            for metric in METRICS
+        },
         "chance_rank_1": float(result.chance[0]),
     }
 
@@ -82,11 +84,13 @@ def table_of(lists: Sequence["ListEvaluation"]) -> str:
 def _list_lines(one: "ListEvaluation") -> Iterator[str]:
     if one.labelled.name:
         yield f"list {one.labelled.name}"
-    measures = (*(f"rank-{k}" for k in SHOWN_RANKS), "mAP", "mINP")
+    measures = (*(f"rank-{k}" for k in REPORTED_RANKS), *(metric.title for metric in METRICS))
     yield f"{'protocol':18} {'probes':>7} {'gallery':>8}" + "".join(f"{name:>14}" for name in measures)
     for result in one.results:
         yield _row(f"{result.name:18} {result.probes:>7,} {result.gallery:>8,}", result)
-        chance = "".join(f"{result.chance[min(k, len(result.chance)) - 1]:>8.1%}      " for k in SHOWN_RANKS)
+        chance = "".join(
+            f"{result.chance[min(k, len(result.chance)) - 1]:>8.1%}      " for k in REPORTED_RANKS
+        )
         yield f"{'  by chance':35}{chance}".rstrip()
         for other in one.also:
             if other.name == result.name:
@@ -112,7 +116,7 @@ def _list_lines(one: "ListEvaluation") -> Iterator[str]:
 
 
 def _row(start: str, result: ProtocolResult) -> str:
-    figures = [*_at(result, SHOWN_RANKS), result.map, result.minp]
+    figures = [*_at(result, REPORTED_RANKS), *(result.figure(metric.name) for metric in METRICS)]
     return start + "".join(f"{mean:>8.1%} ±{std:4.1%}" for mean, std in figures)
 
 

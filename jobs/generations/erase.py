@@ -1,8 +1,9 @@
-"""`clvr forget` and `clvr retain`: rows are erased for good, with a receipt."""
+"""`clvr forget` and `clvr retain`: erase crops from all generations, with a receipt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from index.archive.reader import crop_id_at
 from index.generations.erasure import EraseSelection, Receipt, forget
@@ -15,7 +16,7 @@ from jobs.runtime.resolve import epoch_ms, open_milvus
 
 @dataclass(frozen=True, slots=True)
 class ForgetRequest:
-    """What `clvr forget` was asked for; times are ISO 8601, UTC where no zone is given."""
+    """The request of `clvr forget`; times are ISO 8601, UTC without a zone."""
 
     reason: str
     vehicles: tuple[int, ...] = ()
@@ -26,60 +27,68 @@ class ForgetRequest:
     dry_run: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class EraseResult:
+    """The result of `clvr forget` and of `clvr retain`."""
+
+    receipt: Receipt
+
+    def to_text(self) -> str:
+        """Return the receipt as several lines."""
+        receipt = self.receipt
+        runs = ", ".join(f"{run_id} {rows:,} rows" for run_id, rows in receipt.runs.items())
+        title = f"erasure {receipt.erasure_id} ({receipt.state})" if receipt.erasure_id else receipt.state
+        lines = [
+            f"{title}: {receipt.crops:,} crops match",
+            f"  reason       {receipt.reason}",
+            f"  shards       {runs or 'no embedded row'}",
+        ]
+        for erased in receipt.generations:
+            after = (
+                "" if erased.rows_after is None else f", {erased.rows_after:,} after, {erased.left:,} left"
+            )
+            lines.append(
+                f"  {erased.generation}{' (live)' if erased.live else ''}: {erased.rows_before:,} rows, "
+                f"{erased.matching:,} match{after}"
+            )
+        if receipt.unknown_time:
+            lines.append(f"  not touched  {receipt.unknown_time:,} crops of unknown time")
+        if receipt.state == "dry run":
+            lines.append("nothing was changed; to erase, run it again with --yes")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as a JSON object."""
+        return asdict(self.receipt)
+
+
 def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
-    """Erase what the request means, or say what would be erased. Raises what `forget` raises."""
-    wanted = EraseSelection(
+    """Erase the requested crops, or count them in a dry run. Raises the errors of `forget`."""
+    selection = EraseSelection(
         vehicles=request.vehicles,
         crop_ids=tuple(_crop_id(crop) for crop in request.crops),
         cameras=request.cameras,
         captured_from=epoch_ms("--from", request.since),
-        captured_to=epoch_ms("--to", request.until),
+        captured_to=epoch_ms("--until", request.until),
     )
-    return _erase(wanted, settings, reason=request.reason, dry_run=request.dry_run)
+    return _erase(selection, settings, reason=request.reason, dry_run=request.dry_run)
 
 
 def retain_days(days: int, cameras: Sequence[str], settings: Settings, *, dry_run: bool) -> Receipt:
-    """Erase crops that were captured more than `days` days ago, of some cameras or of all."""
+    """Erase crops that were captured more than `days` days ago, of the cameras or of all cameras."""
     if days < 1:
         raise BadSetting(f"--days {days} would erase everything", remedy="Keep at least one day.")
     end = datetime.now(UTC) - timedelta(days=days)
-    wanted = EraseSelection(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
-    where = f" of {', '.join(cameras)}" if cameras else ""
-    reason = f"retention{where}: {days} days"
-    return _erase(wanted, settings, reason=reason, dry_run=dry_run)
+    selection = EraseSelection(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
+    of_cameras = f" of {', '.join(cameras)}" if cameras else ""
+    return _erase(selection, settings, reason=f"retention{of_cameras}: {days} days", dry_run=dry_run)
 
 
-def receipt_text(receipt: Receipt) -> str:
-    """The receipt as a person reads it."""
-    title = f"erasure {receipt.erasure_id} ({receipt.state})" if receipt.erasure_id else receipt.state
-    lines = [
-        f"{title}: {receipt.crops:,} crops match",
-        f"  reason       {receipt.reason}",
-        f"  shards       {_named(receipt.runs) or 'no embedded row'}",
-    ]
-    for one in receipt.generations:
-        after = "" if one.rows_after is None else f", {one.rows_after:,} after, {one.left:,} of them left"
-        lines.append(
-            f"  {one.generation}{' (live)' if one.live else ''}: {one.rows_before:,} rows, "
-            f"{one.matching:,} match{after}"
-        )
-    if receipt.unknown_time:
-        lines.append(f"  not touched  {receipt.unknown_time:,} crops of unknown time")
-    if receipt.state == "dry run":
-        lines.append("nothing was changed; to erase, run it again with --yes")
-    return "\n".join(lines)
-
-
-def _erase(wanted: EraseSelection, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
+def _erase(selection: EraseSelection, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
     store = open_store(settings.runs)
-    return forget(open_milvus(settings), store, list_runs(store), wanted, reason=reason, dry_run=dry_run)
-
-
-def _named(counts: dict[str, int]) -> str:
-    return ", ".join(f"{run_id} {rows:,} rows" for run_id, rows in counts.items())
+    return forget(open_milvus(settings), store, list_runs(store), selection, reason=reason, dry_run=dry_run)
 
 
 def _crop_id(crop: str) -> int:
-    if crop.removeprefix("crop:").isdecimal():
-        return int(crop.removeprefix("crop:"))
-    return crop_id_at(crop)
+    number = crop.removeprefix("crop:")
+    return int(number) if number.isdecimal() else crop_id_at(crop)

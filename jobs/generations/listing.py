@@ -1,24 +1,24 @@
-"""`clvr generations`: what there is, how good it is, how large, and who is live."""
+"""`clvr generations`: the generations of an alias with their states, quality and size."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from typing import Any
 
 from index.generations import records
-from index.generations.records import previous
+from index.generations.records import GenerationRecord, previous
 from index.milvus.collection import Generation, list_generations, live_generation
 from index.schema import EMBEDDING_DIM
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.runtime.format import age
 from jobs.runtime.resolve import open_milvus
 
-_BYTES_A_ROW = 4 * EMBEDDING_DIM + 256
-"""The vector and about what the names of a row take; an index of graphs takes some more."""
+_ROW_BYTES = 4 * EMBEDDING_DIM + 256
+"""The embedding and about 256 bytes of the other columns; a graph index takes more."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRow:
-    """One line of `clvr generations`."""
+    """One generation in the list."""
 
     name: str
     state: str
@@ -33,63 +33,70 @@ class GenerationRow:
     runs: tuple[str, ...]
     pending: tuple[str, ...]
 
+    def to_text(self) -> str:
+        """Return the generation as one line."""
+        role = "live" if self.live else "previous" if self.previous else ""
+        recall = (
+            f"recall@10 {self.recall_at_10:.3f}" if self.recall_at_10 is not None else "not through the gate"
+        )
+        pending = f"  increment of {', '.join(self.pending)} was cut off" if self.pending else ""
+        return (
+            f"{role:<8}  {self.name}  {self.state}  {self.rows:,} rows  {self.bytes / 1e6:,.0f} MB  "
+            f"{self.index}  {recall}  {age(self.created)} old{pending}"
+        )
 
-def generation_rows(settings: Settings) -> list[GenerationRow]:
-    """Every generation of the alias, the oldest first."""
+
+@dataclass(frozen=True, slots=True)
+class GenerationList:
+    """The result of `clvr generations`, oldest first."""
+
+    rows: tuple[GenerationRow, ...]
+
+    def to_text(self) -> str:
+        """Return one line per generation."""
+        if not self.rows:
+            return "no generation yet; build one: clvr load latest"
+        return "\n".join(row.to_text() for row in self.rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one JSON object per generation."""
+        return [asdict(row) for row in self.rows]
+
+
+def list_alias_generations(settings: Settings) -> GenerationList:
+    """List the generations of the alias."""
     milvus = open_milvus(settings)
     store = open_store(settings.runs)
-    current, before = live_generation(milvus, settings.alias), previous(milvus, store, settings.alias)
-    return [
-        _row(one, records.read(store, one.name), live=one == current, previous=one == before)
-        for one in list_generations(milvus, settings.alias)
-    ]
-
-
-def rows_text(rows: Sequence[GenerationRow]) -> str:
-    """The generations as a person reads them."""
-    if not rows:
-        return "no generation yet; build one: clvr load latest"
-    return "\n".join(_line(row) for row in rows)
-
-
-def as_documents(rows: Sequence[GenerationRow]) -> list[dict[str, object]]:
-    """The generations as a machine reads them."""
-    return [asdict(row) for row in rows]
+    live = live_generation(milvus, settings.alias)
+    rollback_target = previous(milvus, store, settings.alias)
+    return GenerationList(
+        tuple(
+            _row(
+                generation,
+                records.read(store, generation.name),
+                is_live=generation == live,
+                is_previous=generation == rollback_target,
+            )
+            for generation in list_generations(milvus, settings.alias)
+        )
+    )
 
 
 def _row(
-    one: Generation, entry: records.GenerationRecord | None, *, live: bool, previous: bool
+    generation: Generation, record: GenerationRecord | None, *, is_live: bool, is_previous: bool
 ) -> GenerationRow:
-    rows = entry.rows if entry else 0
+    rows = record.rows if record else 0
     return GenerationRow(
-        name=one.name,
-        state=entry.state if entry else "unknown",
+        name=generation.name,
+        state=record.state if record else "unknown",
         rows=rows,
-        bytes=rows * _BYTES_A_ROW,
-        index=one.index.type,
-        fingerprint=one.fingerprint,
-        recall_at_10=entry.gate["recall_at_10"] if entry and entry.gate else None,
-        created=one.created,
-        live=live,
-        previous=previous,
-        runs=entry.run_ids if entry else one.run_ids,
-        pending=entry.pending if entry else (),
+        bytes=rows * _ROW_BYTES,
+        index=generation.index.type,
+        fingerprint=generation.fingerprint,
+        recall_at_10=record.gate["recall_at_10"] if record and record.gate else None,
+        created=generation.created,
+        live=is_live,
+        previous=is_previous,
+        runs=record.run_ids if record else generation.run_ids,
+        pending=record.pending if record else (),
     )
-
-
-def _line(row: GenerationRow) -> str:
-    role = "live" if row.live else "previous" if row.previous else ""
-    recall = f"recall@10 {row.recall_at_10:.3f}" if row.recall_at_10 is not None else "not through the gate"
-    cut = f"  increment of {', '.join(row.pending)} was cut off" if row.pending else ""
-    return (
-        f"{role:<8}  {row.name}  {row.state}  {row.rows:,} rows  {row.bytes / 1e6:,.0f} MB  {row.index}  "
-        f"{recall}  {_age(row.created)} old{cut}"
-    )
-
-
-def _age(created: str) -> str:
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

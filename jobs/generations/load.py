@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from index.archive.labels import read_label_table
 from index.generations import records
@@ -25,50 +26,9 @@ from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milv
 LIVE = "live"
 
 
-@dataclass(slots=True)
-class _LoadProgress:
-    alias: str
-    done: int = 0
-    total: int = 0
-    note: str = ""
-    imports: ImportProgress = field(default_factory=lambda: ImportProgress(0, Counter()))
-
-    def rows(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-
-    def say(self, note: str) -> None:
-        self.note = note
-
-    def show_imports(self, progress: ImportProgress) -> None:
-        self.imports = progress
-
-    def standing(self) -> ProgressState:
-        show_load(self.alias, done=self.done, total=self.total, states=self.imports.jobs)
-        return ProgressState(self.done, self.total, imports_text(self.imports) or self.note)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadResult:
-    """What `clvr load` built, and the seconds of its steps."""
-
-    generation: Generation
-    rows: int
-    target: str
-    seconds: LoadTimes
-
-    def __str__(self) -> str:
-        """Two lines for a person."""
-        spent = self.seconds
-        return (
-            f"generation {self.generation.name}: {self.rows:,} rows, {self.generation.index.type}, by "
-            f"{self.target}; check {spent.check:.1f} s, fill {spent.fill:.1f} s, index {spent.index:.1f} s, "
-            f"load {spent.ready:.1f} s\nnext: clvr promote {self.generation.name}"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class LoadRequest:
-    """What `clvr load` was asked for."""
+    """The request of `clvr load`."""
 
     run_ids: tuple[str, ...]
     index_type: str = "auto"
@@ -76,38 +36,156 @@ class LoadRequest:
     latest_wins: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """The generation that `clvr load` built, and the seconds of its steps."""
+
+    generation: Generation
+    rows: int
+    target: str
+    seconds: LoadTimes
+
+    def to_text(self) -> str:
+        """Return the result and the next command as two lines."""
+        seconds = self.seconds
+        return (
+            f"generation {self.generation.name}: {self.rows:,} rows, {self.generation.index.type}, by "
+            f"{self.target}; check {seconds.check:.1f} s, fill {seconds.fill:.1f} s, "
+            f"index {seconds.index:.1f} s, load {seconds.ready:.1f} s\n"
+            f"next: clvr promote {self.generation.name}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class IncrementResult:
+    """The result of `clvr load --into-live`."""
+
+    increment: Increment
+
+    def to_text(self) -> str:
+        """Return the change of the live generation, or the next command if a new one was built."""
+        increment = self.increment
+        name = increment.generation.name
+        if increment.promote_next:
+            return (
+                f"too large for the live generation: {name} is built of all runs, "
+                f"{increment.rows_after:,} rows\nnext: clvr promote {name}"
+            )
+        return (
+            f"{name}: {increment.upserted:,} rows upserted, {increment.removed:,} vanished rows removed, "
+            f"{increment.rows_before:,} -> {increment.rows_after:,} rows"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the increment as a JSON object."""
+        return asdict(self.increment)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The result of `clvr verify`."""
+
+    reconciliation: Reconciliation
+
+    def to_text(self) -> str:
+        """Return the counts of the generation and of its runs, and whether all keys match."""
+        counts = self.reconciliation
+        keys = "DIFFERS: " + "; ".join(counts.differences) if counts.differences else "matches"
+        return "\n".join(
+            [
+                f"generation {counts.generation} ({counts.state}), runs {', '.join(counts.runs)}",
+                f"  listed {counts.listed:,} = embedded {counts.embedded:,} + quarantined "
+                f"{counts.quarantined:,} + duplicates {counts.duplicates:,}",
+                f"  embedded {counts.embedded:,} - superseded {counts.superseded:,} - vanished "
+                f"{counts.vanished:,} - erased {counts.erased:,} = {counts.expected:,}; "
+                f"count(*) {counts.indexed:,}",
+                f"  every key    {keys}",
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as a JSON object."""
+        return asdict(self.reconciliation)
+
+
+@dataclass(slots=True)
+class _LoadProgress:
+    """Rows, notes and import jobs of a load, for its progress display and for its metrics."""
+
+    alias: str
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    imports: ImportProgress = field(default_factory=lambda: ImportProgress(0, Counter()))
+
+    def set_rows(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    def set_note(self, note: str) -> None:
+        self.note = note
+
+    def set_imports(self, progress: ImportProgress) -> None:
+        self.imports = progress
+
+    def read(self) -> ProgressState:
+        show_load(self.alias, done=self.done, total=self.total, states=self.imports.jobs)
+        return ProgressState(self.done, self.total, imports_text(self.imports) or self.note)
+
+
+def imports_text(progress: ImportProgress) -> str:
+    """Return the running imports of a load as one phrase, "" without one."""
+    states = ", ".join(f"{jobs} {state}" for state, jobs in sorted(progress.jobs.items()))
+    return f"imports: {states}, {progress.percent:.0f} % done" if states else ""
+
+
 def load_generation(run_ids: Sequence[str], settings: Settings, *, index_type: str = "auto") -> Generation:
-    """Build a generation of finished runs beside the live one. Raises what `load_runs` raises."""
+    """Build a generation of finished runs beside the live one. Raises the errors of `load_runs`."""
     return load(LoadRequest(tuple(run_ids), index_type), settings).generation
 
 
 def load(request: LoadRequest, settings: Settings) -> LoadResult:
-    """Build a generation of finished runs beside the live one. Raises what `load_runs` raises."""
+    """Build a generation of finished runs beside the live one. Raises the errors of `load_runs`."""
     runs = find_runs(request.run_ids, settings)
-    count = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
+    state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
-    with progress("load", "rows", count.standing):
-        options = _options(request, settings, count)
+    with progress("load", "rows", state.read):
+        options = _options(request, settings, state)
         generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
-    entry = records.read(store, generation.name)
-    assert entry is not None  # noqa: S101  load_runs wrote it
-    return LoadResult(generation, entry.rows, entry.target, times)
+    record = records.read(store, generation.name)
+    assert record is not None  # noqa: S101  load_runs wrote it
+    return LoadResult(generation, record.rows, record.target, times)
 
 
 def load_increment(request: LoadRequest, settings: Settings) -> Increment:
-    """Bring finished runs into the live generation. Raises what `load_into_live` raises."""
+    """Upsert finished runs into the live generation. Raises the errors of `load_into_live`."""
     runs = find_runs(request.run_ids, settings)
-    count = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
-    with progress("load", "rows", count.standing):
+    state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
+    with progress("load", "rows", state.read):
         return load_into_live(
             open_milvus(settings),
             open_store(settings.runs),
             runs,
             lambda run_ids: [find_run(run_id, settings) for run_id in run_ids],
             alias=settings.alias,
-            options=_options(request, settings, count),
+            options=_options(request, settings, state),
         )
+
+
+def _options(request: LoadRequest, settings: Settings, state: _LoadProgress) -> LoadOptions:
+    return LoadOptions(
+        index_type=request.index_type,
+        target=request.target,
+        milvus_bucket=settings.milvus_bucket,
+        latest_wins=request.latest_wins,
+        progress=state.set_rows,
+        note=state.set_note,
+        on_import=state.set_imports,
+    )
 
 
 def promote_generation(
@@ -116,7 +194,7 @@ def promote_generation(
     """Measure a generation at the gate and, if it passes or is forced, point the alias to it.
 
     golden: URI of a table of golden probes, `uri, vehicle_id`.
-    Raises GateFailed, with every failure, and then the alias has not moved.
+    Raises GateFailed with every failure; the alias then stays where it is.
     """
     report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
@@ -128,7 +206,7 @@ def promote_generation(
 def gate_generation(
     name: str, settings: Settings, *, new_model: bool = False, golden: str | None = None
 ) -> GateReport:
-    """Measure a generation at the gate. One that does not pass is a report with failures, not an error."""
+    """Measure a generation at the gate and log the numbers. A failed gate is a report with failures."""
     probes = golden_probes(read_label_table(golden)) if golden else None
     milvus = open_milvus(settings)
     generation = find_generation(name, milvus, settings)
@@ -140,13 +218,33 @@ def gate_generation(
         new_model=new_model,
         golden=probes,
     )
-    logger.info(gate_text(report))
+    logger.info(_gate_text(report))
     show_gate(settings.alias, report)
     return report
 
 
+def _gate_text(report: GateReport) -> str:
+    golden = [
+        f"  {title:<12} @1 {result.rank_1:.3f}, @10 {result.rank_10:.3f}, @50 {result.rank_50:.3f} "
+        f"({result.probes:,} probes)"
+        for title, result in (("golden CMC", report.golden), ("  live CMC", report.live_golden))
+        if result
+    ]
+    return "\n".join(
+        [
+            f"generation {report.generation}",
+            f"  rows         {report.rows_indexed:,} of {report.rows_expected:,}",
+            f"  recall       @1 {report.recall_at_1:.4f}, @10 {report.recall_at_10:.4f} "
+            f"(bar {report.recall_bar}, {report.probes:,} probes)",
+            *golden,
+            f"  latency      p50 {report.latency_p50_ms:.1f} ms, p95 {report.latency_p95_ms:.1f} ms",
+            f"  gate         {'passed' if report.passed else 'FAILED: ' + '; '.join(report.failures)}",
+        ]
+    )
+
+
 def rollback_generation(settings: Settings, *, force: str | None = None) -> Generation:
-    """Point the alias back to the generation before. Raises BadInput where there is none, GateFailed."""
+    """Point the alias back to the previous generation. Raises BadInput without one, GateFailed."""
     return rollback(open_milvus(settings), open_store(settings.runs), settings.alias, force=force or "")
 
 
@@ -156,84 +254,18 @@ def retire_generations(settings: Settings, *, keep: int) -> Retirement:
 
 
 def verify_generation(name: str, settings: Settings) -> Reconciliation:
-    """Hold every key of a generation against its runs; `live` is the one that the alias points to."""
+    """Compare every key of a generation with its runs; `live` is the generation of the alias."""
     milvus = open_milvus(settings)
-    current = (
+    generation = (
         live_generation(milvus, settings.alias) if name == LIVE else find_generation(name, milvus, settings)
     )
-    if current is None:
+    if generation is None:
         raise BadInput(f"alias {settings.alias} points to no generation", remedy="promote one: clvr promote")
-    found = reconcile(milvus, open_store(settings.runs), current, _runs_of(current, settings))
-    show_gap(settings.alias, expected=found.expected, indexed=found.indexed)
-    return found
-
-
-def imports_text(progress: ImportProgress) -> str:
-    """The running imports of a load in one phrase, "" without one."""
-    states = ", ".join(f"{jobs} {state}" for state, jobs in sorted(progress.jobs.items()))
-    return f"imports: {states}, {progress.percent:.0f} % done" if states else ""
-
-
-def gate_text(report: GateReport) -> str:
-    """The gate's numbers as a person reads them."""
-    golden = []
-    for where, found in (("golden CMC", report.golden), ("  live CMC", report.live_golden)):
-        if found:
-            golden.append(
-                f"  {where:<12} @1 {found.rank_1:.3f}, @10 {found.rank_10:.3f}, @50 {found.rank_50:.3f} "
-                f"({found.probes:,} probes)"
-            )
-    lines = [
-        f"generation {report.generation}",
-        f"  rows         {report.rows_indexed:,} of {report.rows_expected:,}",
-        f"  recall       @1 {report.recall_at_1:.4f}, @10 {report.recall_at_10:.4f} "
-        f"(bar {report.recall_bar}, {report.probes:,} probes)",
-        *golden,
-        f"  latency      p50 {report.latency_p50_ms:.1f} ms, p95 {report.latency_p95_ms:.1f} ms",
-        f"  gate         {'passed' if report.passed else 'FAILED: ' + '; '.join(report.failures)}",
-    ]
-    return "\n".join(lines)
-
-
-def increment_text(done: Increment) -> str:
-    """What came of an increment, as a person reads it."""
-    if done.promote_next:
-        return (
-            f"too large for the live generation: {done.generation.name} is built of all runs, "
-            f"{done.rows_after:,} rows\nnext: clvr promote {done.generation.name}"
-        )
-    return (
-        f"{done.generation.name}: {done.upserted:,} rows upserted, {done.removed:,} vanished rows removed, "
-        f"{done.rows_before:,} -> {done.rows_after:,} rows"
-    )
-
-
-def verify_text(found: Reconciliation) -> str:
-    """The proof as a person reads it."""
-    proof = "DIFFERS: " + "; ".join(found.differences) if found.differences else "matches"
-    lines = [
-        f"generation {found.generation} ({found.state}), runs {', '.join(found.runs)}",
-        f"  listed {found.listed:,} = embedded {found.embedded:,} + quarantined {found.quarantined:,} "
-        f"+ duplicates {found.duplicates:,}",
-        f"  embedded {found.embedded:,} - superseded {found.superseded:,} - vanished {found.vanished:,} "
-        f"- erased {found.erased:,} = {found.expected:,}; count(*) {found.indexed:,}",
-        f"  every key    {proof}",
-    ]
-    return "\n".join(lines)
-
-
-def _options(request: LoadRequest, settings: Settings, count: _LoadProgress) -> LoadOptions:
-    return LoadOptions(
-        index_type=request.index_type,
-        target=request.target,
-        milvus_bucket=settings.milvus_bucket,
-        latest_wins=request.latest_wins,
-        progress=count.rows,
-        note=count.say,
-        on_import=count.show_imports,
-    )
+    counts = reconcile(milvus, open_store(settings.runs), generation, _runs_of(generation, settings))
+    show_gap(settings.alias, expected=counts.expected, indexed=counts.indexed)
+    return counts
 
 
 def _runs_of(generation: Generation, settings: Settings) -> list[Run]:
-    entry = records.read(open_store(settings.runs), generation.name)
-    return [find_run(run_id, settings) for run_id in (entry.run_ids if entry else generation.run_ids)]
+    record = records.read(open_store(settings.runs), generation.name)
+    return [find_run(run_id, settings) for run_id in (record.run_ids if record else generation.run_ids)]

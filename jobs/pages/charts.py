@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.metrics import Classification, Distances
+from index.evaluation.breakdowns import Classification, Distances
 
 _BINS = 60
 

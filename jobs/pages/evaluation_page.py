@@ -11,8 +11,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from index.evaluation.breakdowns import FALSE_POSITIVE_RATES, CameraPair, Classification, Distances, TimeOfDay
 from index.evaluation.index_recall import IndexCmcLoss
-from index.evaluation.metrics import FALSE_POSITIVE_RATES, CameraPair, Classification, Distances, TimeOfDay
+from index.evaluation.metrics import METRICS, REPORTED_RANKS
 from index.evaluation.protocols import ProtocolResult
 from index.schema import UNKNOWN_TIME
 from infra.errors import CountMismatch
@@ -207,7 +208,7 @@ class Chart:
                     float(mean[rank - 1]),
                     float(std[rank - 1]),
                 )
-                for rank in (1, 5, 10, 20)
+                for rank in REPORTED_RANKS
                 if rank <= self.max_rank
             ],
         )
@@ -227,6 +228,7 @@ def build_page(data: PageData) -> str:
     return render(
         "page.html.j2",
         data=data,
+        metrics=METRICS,
         panels=[[strip for strip in data.strips if strip.panel == panel] for panel in range(3)],
         chart=chart,
         lines=chart.lines(data.results),

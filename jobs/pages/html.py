@@ -1,16 +1,15 @@
-"""Self-contained HTML pages: how all of them are rendered, and how figures are written in them."""
+"""Rendering of self-contained HTML pages; every value in them is escaped."""
 
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from index.schema import UNKNOWN_TIME
 from infra.errors import UnreadablePicture
+from jobs.runtime import format
 
 
 def render(
@@ -42,36 +41,6 @@ def render(
     )
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """0.1234 -> 12.3."""
-    return f"{100 * share:.{digits}f}"
-
-
-def number(value: int) -> str:
-    """1234567 -> 1,234,567."""
-    return f"{value:,}"
-
-
-def figure(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def moment(milliseconds: int) -> str:
-    """A time of capture, UTC; nothing where it is unknown."""
-    if milliseconds == UNKNOWN_TIME:
-        return ""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
-
-
 def sentence(words: str) -> str:
     """With a capital letter."""
     return words[:1].upper() + words[1:]
@@ -85,5 +54,11 @@ def picture(jpeg: bytes) -> str:
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    one.__name__: one for one in (percent, number, figure, duration, moment, sentence, picture)
+    "percent": format.percent,
+    "number": format.count,
+    "figure": format.significant,
+    "duration": format.duration,
+    "moment": format.capture_time,
+    "sentence": sentence,
+    "picture": picture,
 }

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from index.schema import UNKNOWN_TIME
 from index.search.retrieval import Match
-from jobs.pages.html import moment, render
+from jobs.pages.html import render
+from jobs.runtime.format import capture_time
 
 LANES = 12
 WIDTH, LANE_HEIGHT, LEFT = 640.0, 18.0, 120.0
@@ -105,14 +106,14 @@ def timeline(answers: Sequence[Match]) -> Drawing | None:
             ),
             y=lanes[each.hit.camera_id or "unknown"],
             radius=5.0,
-            label=f"rank {each.rank}, {each.hit.camera_id}, {moment(each.hit.captured_at)}",
+            label=f"rank {each.rank}, {each.hit.camera_id}, {capture_time(each.hit.captured_at)}",
             strong=each.rank <= 3,
         )
         for each in reversed(timed)
         if (each.hit.camera_id or "unknown") in lanes
     ]
     height = 14 + LANE_HEIGHT * len(lanes) + 16
-    return Drawing(WIDTH, height, dots, list(lanes.items()), moment(first), moment(last))
+    return Drawing(WIDTH, height, dots, list(lanes.items()), capture_time(first), capture_time(last))
 
 
 def camera_map(answers: Sequence[Match], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:

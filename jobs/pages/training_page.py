@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.metrics import Classification
+from index.evaluation.breakdowns import Classification
 from jobs.pages.charts import class_chart
 from jobs.pages.evaluation_page import PUBLISHED_MODEL_ACCURACY
 from jobs.pages.html import render

@@ -1,14 +1,13 @@
-"""The page of a night: one self-contained HTML document, for whoever looks in the morning."""
+"""The page of a reindex run: one self-contained HTML document with its steps, figures and errors."""
 
 from collections.abc import Callable
 from typing import Any
 
 from jobs.pages.html import render
-from jobs.reindex.summary import COMPARED, elapsed, figures, headline
+from jobs.reindex.summary import COMPARED, Summary, elapsed, figures, headline
+from jobs.runtime import format
 
-NONE = "\N{EN DASH}"
-
-NAMES = {
+TITLES = {
     "new": "New crops",
     "changed": "Changed crops",
     "vanished": "Vanished crops",
@@ -19,78 +18,53 @@ NAMES = {
     "latency_p50_ms": "Search, median of single probes",
     "seconds": "Time of all steps",
 }
+FORMATS: dict[str, Callable[[float | None], str]] = {
+    "recall_at_10": format.ratio,
+    "latency_p50_ms": format.latency,
+    "seconds": format.duration,
+}
+FILTERS: dict[str, Callable[..., str]] = {
+    "count": format.count,
+    "ratio": format.ratio,
+    "duration": format.duration,
+    "timestamp": format.timestamp,
+    "money": format.money,
+}
 
 
-def night_page(summary: dict[str, Any]) -> str:
-    """Return the page of a summary. Everything in it is escaped; it needs no network and runs no script."""
-    longest = max((step["seconds"] for step in summary["steps"]), default=0.0)
-    most = max(summary["quarantine"].values(), default=0)
+def build_reindex_page(summary: Summary) -> str:
+    """Return the page of a summary. Every value in it is escaped; it needs no network and runs no script."""
     return render(
-        "night.html.j2",
-        styles=("page.css.j2", "night.css.j2"),
+        "reindex_page.html.j2",
+        styles=("page.css.j2", "reindex_page.css.j2"),
         filters=FILTERS,
-        night=summary,
+        run=summary,
         headline=headline(summary),
-        rows=_compared(summary),
-        wall=elapsed(summary["began"], summary["ended"]),
-        longest=longest or 1.0,
-        most=most or 1,
+        rows=_comparison(summary),
+        elapsed=elapsed(summary["began"], summary["ended"]),
+        longest_step=max((step["seconds"] for step in summary["steps"]), default=0.0) or 1.0,
+        most_frequent=max(summary["quarantine"].values(), default=0) or 1,
     )
 
 
-def _compared(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _comparison(summary: Summary) -> list[dict[str, Any]]:
+    """Return the rows of the table that compares a run with the run before."""
     now, before = figures(summary), (summary["before"] or {}).get("figures", {})
-    rows = []
-    for name in COMPARED:
-        one, other = now[name], before.get(name)
-        change = one - other if one is not None and other is not None else None
-        show = FORMATS.get(name, _figure)
-        said = (
-            NONE
-            if change is None
-            else "same"
-            if not change
-            else f"{'+' if change > 0 else '-'}{show(abs(change))}"
-        )
-        rows.append({"name": NAMES[name], "now": show(one), "before": show(other), "change": said})
-    return rows
+    return [
+        {
+            "name": TITLES[name],
+            "now": FORMATS.get(name, format.count)(now[name]),
+            "before": FORMATS.get(name, format.count)(before.get(name)),
+            "change": _change(name, now[name], before.get(name)),
+        }
+        for name in COMPARED
+    ]
 
 
-def _figure(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
-
-
-def _ms(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.1f} ms"
-
-
-def _span(seconds: float | None) -> str:
-    """A length of time as people say it."""
-    if seconds is None:
-        return NONE
-    if seconds < 120:
-        return f"{seconds:,.1f} s"
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{minutes:,.1f} min" if minutes < 120 else f"{hours:,.1f} h"
-
-
-def _moment(stamp: str | None) -> str:
-    return f"{stamp[:10]} {stamp[11:19]} UTC" if stamp else NONE
-
-
-def _money(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.4f}" if value < 0.1 else f"{value:,.2f}"
-
-
-FORMATS = {"recall_at_10": _share, "latency_p50_ms": _ms, "seconds": _span}
-FILTERS: dict[str, Callable[..., str]] = {
-    "figure": _figure,
-    "share": _share,
-    "span": _span,
-    "moment": _moment,
-    "money": _money,
-}
+def _change(name: str, now: float | None, before: float | None) -> str:
+    if now is None or before is None:
+        return format.NO_VALUE
+    difference = now - before
+    if not difference:
+        return "same"
+    return ("+" if difference > 0 else "-") + FORMATS.get(name, format.count)(abs(difference))

@@ -1,7 +1,7 @@
-"""The plan of a night: which crops, since which run, and how long embedding them should take."""
+"""The plan of a reindex run: its crops, the run that they are compared with, and the expected duration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,34 +16,35 @@ from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
-from jobs.embed.job import SHARD_ROWS, EmbedRequest, actor_resources, create_run, precision_of
-from jobs.embed.plan import SAMPLE_CROPS, exact_model, measure_throughput
+from jobs.embed.job import EmbedRequest, actor_resources, create_run, precision_of
+from jobs.embed.plan import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.embed.precision import PrecisionDecision, PrecisionOption
-from jobs.runtime.ray_cluster import cores, gpus, nodes, run_as_ray_task
+from jobs.runtime.ray_cluster import num_cpus, num_gpus, num_nodes, run_as_ray_task
+
+MIN_CROPS_TO_SAMPLE = 5000
+"""Crops from which a measurement pays off, where no earlier run gives the speed."""
+
+MAX_EARLIER_RUNS = 30
+"""Earlier runs that are considered for the expected duration."""
+
+MIN_VANISHED_ROWS = 1000
+"""The rate of vanished crops is taken over at least so many: in a small archive a few files mean nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NightRequest:
-    """Which archive, by which model, and within which bounds; the settings say where to."""
+class ReindexRequest:
+    """The request of `clvr reindex`: an embedding of the archive, and how its rows go live."""
 
-    archive: str
-    model: str
-    """URI of the checkpoint."""
-    night: str | None = None
-    """Name of the night; without one it follows from the date and from what is asked."""
+    embed: EmbedRequest
+    """Without `run_id`, `since_run` and `lookback_days`: the plan sets them. `precision` applies to a full
+    embedding; an increment has the precision of the run that it continues."""
+    reindex_id: str | None = None
+    """Id of the reindex run; by default it follows from the date and the inputs."""
     full: bool = False
-    """Embed the whole archive, and let the model be another one than the live generation's."""
-    beside: bool = False
+    """Embed the whole archive; the model may differ from that of the live generation."""
+    rebuild: bool = False
     """Build a new generation of all runs even for a small increment."""
-    key_pattern: str | None = None
-    manifest: str | None = None
-    labels: str | None = None
     lookback_days: int | None = None
-    precision: PrecisionOption = "fp32"
-    """Of a full night; an increment takes that of the run it continues."""
-    actors: int | None = None
-    rows_per_shard: int = SHARD_ROWS
-    max_quarantine_rate: float = 0.01
     max_vanished_rate: float = 0.1
     index_type: str = "auto"
     golden: str | None = None
@@ -51,88 +52,77 @@ class NightRequest:
     price_per_node_hour: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_quarantine_rate", "max_vanished_rate"):
-            rate = getattr(self, name)
+        for flag, rate in (
+            ("--max-quarantine-rate", self.embed.max_quarantine_rate),
+            ("--max-vanished-rate", self.max_vanished_rate),
+        ):
             if not 0 <= rate <= 1:
-                raise BadSetting(f"--{name.replace('_', '-')} is {rate}, not a share between 0 and 1")
+                raise BadSetting(f"{flag} is {rate}, not a share between 0 and 1")
         if self.keep < 1:
             raise BadSetting(f"--keep is {self.keep}", remedy="Keep at least one generation.")
-        if self.lookback_days is not None and (self.lookback_days < 0 or self.manifest or self.full):
+        if self.lookback_days is not None and (self.lookback_days < 0 or self.embed.manifest or self.full):
             raise BadSetting(
-                f"--lookback-days {self.lookback_days} needs a listing of what is new",
+                f"--lookback-days {self.lookback_days} needs a listing of the new crops",
                 remedy="Leave out --manifest and --full, and give a number of days from 0 on.",
             )
 
 
-MIN_CROPS_TO_SAMPLE = 5000
-"""Crops from which on a measurement is worth its half minute, where no earlier run tells the speed."""
-
-RECENT = 30
-"""Runs that an expectation looks back to."""
-
-VANISHED_ROWS = 1000
-"""The rate of vanished crops is taken of at least so many: in a small archive a few files are no alarm."""
-
-
-def models_of(fingerprint: str) -> tuple[str, str]:
-    """The fingerprints that embeddings by a checkpoint may have: at full precision, and reduced."""
+def fingerprints_of(fingerprint: str) -> tuple[str, str]:
+    """Return the fingerprints of embeddings by a checkpoint: at full precision, and reduced."""
     return fingerprint, reduced_fingerprint(fingerprint, "bf16")
 
 
 def embed_request(
-    request: NightRequest, night_id: str, since_run: str | None, precision: PrecisionOption
+    request: ReindexRequest, run_id: str, since_run: str | None, precision: PrecisionOption
 ) -> EmbedRequest:
-    """What is asked of `embed`: the night's run bears the night's name."""
-    return EmbedRequest(
-        request.archive,
-        key_pattern=request.key_pattern,
-        manifest=request.manifest,
-        labels=request.labels,
+    """Return the request of the embedding: its run has the id of the reindex run."""
+    return replace(
+        request.embed,
         since_run=since_run,
         lookback_days=request.lookback_days if since_run else None,
-        model=request.model,
-        run_id=night_id,
-        actors=request.actors,
-        rows_per_shard=request.rows_per_shard,
+        run_id=run_id,
         precision=precision,
-        max_quarantine_rate=request.max_quarantine_rate,
     )
 
 
 def start_run(
-    request: NightRequest,
+    request: ReindexRequest,
     store: Store,
     archive: Store,
-    night_id: str,
-    models: tuple[str, str],
+    run_id: str,
+    fingerprints: tuple[str, str],
     live_runs: Sequence[str],
 ) -> dict[str, Any]:
-    """Start the night's run, or find it started, and return what the plan is.
+    """Create the run of an embedding, or open it if it exists, and return the plan.
 
-    models: fingerprints that the run may have. live_runs: ids of the runs that the live generation holds.
-    Raises BudgetExceeded if more vanished than is allowed, EmptyArchive for an archive without crops.
+    fingerprints: those that the run may have. live_runs: ids of the runs of the live generation.
+    Raises BudgetExceeded if more crops vanished than allowed, EmptyArchive for an archive without crops.
     """
-    base = None if request.full else base_run(store, archive.uri, models, live_runs, but=night_id)
-    precision: PrecisionOption = base.info.settings.get("precision", "fp32") if base else request.precision
-    asked = embed_request(request, night_id, base.run_id if base else None, precision)
-    actors = request.actors or gpus() or cores()
-    run = _open(store, night_id)
+    base = None
+    if not request.full:
+        base = base_run(store, archive.uri, fingerprints, live_runs, exclude_run_id=run_id)
+    precision: PrecisionOption = request.embed.precision
+    if base:
+        precision = base.info.settings.get("precision", "fp32")
+    embedding = embed_request(request, run_id, base.run_id if base else None, precision)
+    actors = request.embed.actors or num_gpus() or num_cpus()
+    run = _open_run(store, run_id)
     if run is None:
         try:
             run, notes = run_as_ray_task(
-                _begin,
-                asked,
+                _discover_and_create,
+                embedding,
                 store,
                 archive,
-                models[0],
+                fingerprints[0],
                 actors,
                 actor_resources(),
                 request.max_vanished_rate,
                 precision_of(base) if base else None,
             )
-        except NoChanges as nothing:
-            assert base is not None  # noqa: S101  it was compared with something
-            logger.info(nothing.message)
+        except NoChanges as no_changes:
+            assert base is not None  # noqa: S101  there is no change without a base run
+            logger.info(no_changes.message)
             return {
                 "said": "nothing new, nothing changed, nothing vanished",
                 "kind": "nothing",
@@ -140,12 +130,12 @@ def start_run(
                 "base_run": base.run_id,
                 "since_run": base.run_id,
                 "precision": precision,
-                "changes": {"new": 0, "changed": 0, "vanished": 0, "unchanged": nothing.unchanged},
+                "changes": {"new": 0, "changed": 0, "vanished": 0, "unchanged": no_changes.unchanged},
                 "expected": None,
             }
         for note in notes:
             logger.info(note)
-    # An attempt that was killed right here may have begun it since another run than would be taken now.
+    # A run that a killed attempt created may have another base run than this attempt would choose.
     since = run.info.settings.get("since_run")
     changes = run.info.settings.get("changes") or {
         "new": run.info.rows,
@@ -162,42 +152,48 @@ def start_run(
         "since_run": since,
         "precision": run.info.settings.get("precision_asked", precision),
         "changes": changes,
-        "expected": _expected(request, store, run, archive, actors),
+        "expected": _expected_duration(request.embed.model, store, run, archive, actors),
     }
 
 
 def base_run(
-    store: Store, archive: str, models: tuple[str, str], live_runs: Sequence[str], *, but: str
+    store: Store,
+    archive: str,
+    fingerprints: tuple[str, str],
+    live_runs: Sequence[str],
+    *,
+    exclude_run_id: str,
 ) -> Run | None:
-    """Return the run that an increment continues: the newest finished one of an archive by a model.
+    """Return the run that an increment continues: the newest finished run of an archive by a model.
 
-    One that continues what is live goes before others, such as somebody's trial on a part of the archive.
+    Runs that continue a live run take precedence over others, such as a trial on a part of the archive.
     """
     runs = list_runs(store)
-    known = {run.run_id: run for run in runs}
-    found = [
+    runs_by_id = {run.run_id: run for run in runs}
+    candidates = [
         run
         for run in reversed(runs)
-        if run.info.archive == archive and run.fingerprint in models and run.run_id != but and run.finished
+        if run.info.archive == archive
+        and run.fingerprint in fingerprints
+        and run.run_id != exclude_run_id
+        and run.finished
     ]
-    for run in found:
-        if any(one.run_id in live_runs for one in lineage(store, run.run_id, known=known)):
+    for run in candidates:
+        ancestors = lineage(store, run.run_id, known=runs_by_id)
+        if any(ancestor.run_id in live_runs for ancestor in ancestors):
             return run
-    return found[0] if found else None
+    return candidates[0] if candidates else None
 
 
-def expected_seconds(crops: int, past: Timings, actors: int) -> float | None:
-    """How long some crops should take, by how long others took; None if that tells nothing."""
-    work = past.embedding_seconds
-    if not past.rows or work <= 0:
+def _open_run(store: Store, run_id: str) -> Run | None:
+    try:
+        return Run.open(store, run_id)
+    except ObjectMissing:
         return None
-    # The first rows of a run wait for its models; that part does not grow with the crops.
-    start = min(max(0.0, past.startup_seconds - past.planning_seconds), work)
-    return start + (work - start) * crops / past.rows * past.actors / actors
 
 
-def _begin(
-    asked: EmbedRequest,
+def _discover_and_create(
+    request: EmbedRequest,
     store: Store,
     archive: Store,
     fingerprint: str,
@@ -206,55 +202,65 @@ def _begin(
     max_vanished_rate: float,
     decision: PrecisionDecision | None,
 ) -> tuple[Run, list[str]]:
-    found = discover(asked, archive, store)
-    _check_vanished_rate(found, archive.uri, max_vanished_rate)
-    return create_run(found, asked, store, archive, fingerprint, actors, resources, decision)
+    discovery = discover(request, archive, store)
+    _check_vanished_rate(discovery, archive.uri, max_vanished_rate)
+    return create_run(discovery, request, store, archive, fingerprint, actors, resources, decision)
 
 
-def _check_vanished_rate(found: Discovery, archive: str, rate: float) -> None:
-    if found.changes is None:
+def _check_vanished_rate(discovery: Discovery, archive: str, max_rate: float) -> None:
+    changes = discovery.changes
+    if changes is None:
         return
-    gone, kept = len(found.changes.vanished), found.changes.unchanged + found.changes.changed
-    if gone > rate * max(gone + kept, VANISHED_ROWS):
+    vanished = len(changes.vanished)
+    known = vanished + changes.unchanged + changes.changed
+    if vanished > max_rate * max(known, MIN_VANISHED_ROWS):
         raise BudgetExceeded(
-            f"{gone:,} of {gone + kept:,} known crops are gone from {archive}, more than the {rate:.1%} "
+            f"{vanished:,} of {known:,} known crops are gone from {archive}, more than the {max_rate:.1%} "
             "that --max-vanished-rate allows; nothing was changed",
-            remedy="Look whether a prefix of the bucket was lost; if it is right, raise the bound.",
+            remedy="Check whether a prefix of the bucket was lost; if not, raise the rate.",
         )
 
 
-def _open(store: Store, run_id: str) -> Run | None:
-    try:
-        return Run.open(store, run_id)
-    except ObjectMissing:
-        return None
-
-
-def _expected(
-    request: NightRequest, store: Store, run: Run, archive: Store, actors: int
+def _expected_duration(
+    model: str, store: Store, run: Run, archive: Store, actors: int
 ) -> dict[str, Any] | None:
-    """How long embedding should take, by the last run on this archive, or by a measurement."""
+    """Return the expected seconds of embedding, from an earlier run of this archive or from a measurement."""
     crops = run.info.rows
-    past = [one for one in list_runs(store) if one.info.archive == archive.uri and one.run_id != run.run_id]
-    # The largest of them tells most: of a few crops nearly all time goes into the start.
-    for one in sorted(past[-RECENT:], key=lambda one: one.info.rows, reverse=True)[:3]:
-        timings = sum_timings(read_timings(one.folder))
+    earlier = [
+        other
+        for other in list_runs(store)
+        if other.info.archive == archive.uri and other.run_id != run.run_id
+    ]
+    # The largest run predicts best: a run of a few crops spends most of its time on its start.
+    largest = sorted(earlier[-MAX_EARLIER_RUNS:], key=lambda other: other.info.rows, reverse=True)[:3]
+    for other in largest:
+        timings = sum_timings(read_timings(other.folder))
         seconds = expected_seconds(crops, timings, actors) if timings else None
         if seconds is not None:
-            return _expectation(seconds, actors, f"run {one.run_id}")
+            return _expectation(seconds, actors, f"run {other.run_id}")
     if crops < MIN_CROPS_TO_SAMPLE:
         return None
-    sample = run_as_ray_task(_sample, run, SAMPLE_CROPS * actors)
-    probe = measure_throughput(sample, archive, partial(exact_model, request.model), actors)
+    crops_to_measure = run_as_ray_task(_sample_crops, run, SAMPLE_CROPS * actors)
+    sample = measure_throughput(crops_to_measure, archive, partial(open_exact_model, model), actors)
     return _expectation(
-        crops / probe.crops_per_second + probe.startup_seconds, actors, f"a probe of {probe.crops} crops"
+        crops / sample.crops_per_second + sample.startup_seconds, actors, f"a probe of {sample.crops} crops"
     )
 
 
-def _expectation(seconds: float, actors: int, by: str) -> dict[str, Any]:
-    return {"seconds": round(seconds, 3), "actors": actors, "nodes": nodes(), "by": by}
+def expected_seconds(crops: int, timings: Timings, actors: int) -> float | None:
+    """Predict the seconds to embed some crops from the timings of a run; None if it embedded nothing."""
+    embedding = timings.embedding_seconds
+    if not timings.rows or embedding <= 0:
+        return None
+    # The first rows of a run wait for its models; that time does not grow with the crops.
+    startup = min(max(0.0, timings.startup_seconds - timings.planning_seconds), embedding)
+    return startup + (embedding - startup) * crops / timings.rows * timings.actors / actors
 
 
-def _sample(run: Run, count: int) -> pa.Table:
+def _expectation(seconds: float, actors: int, source: str) -> dict[str, Any]:
+    return {"seconds": round(seconds, 3), "actors": actors, "nodes": num_nodes(), "by": source}
+
+
+def _sample_crops(run: Run, count: int) -> pa.Table:
     crops = run.manifest()
     return crops.take(list(range(0, crops.num_rows, max(1, crops.num_rows // count)))[:count])

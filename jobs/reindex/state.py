@@ -1,13 +1,12 @@
-"""Nights: one nightly job each, in a folder that may be killed at any point and is continued where it was.
+"""The state of reindex runs on disk; a run may be killed at any point and is continued by the same command.
 
-    nights/<night id>/night.json            first, once (If-None-Match): what was asked for
-                      attempts/0001.json    an attempt began; 0001-ended.json says how, unless it was killed
-                      steps/embed.json      what a finished step came to, once
-                      summary.json, summary.html
-                      done.json             last
+    nights/<id>/night.json            first, once (If-None-Match): the inputs
+                attempts/0001.json    an attempt started; 0001-ended.json: its outcome, unless it was killed
+                steps/embed.json      the outcome of a finished step, once
+                summary.json, summary.html
+                done.json             last
 
-Nothing here decides anything about rows: a step that is repeated finds what it did before in the runs and
-in the generations.
+The state decides nothing about rows: a repeated step finds its earlier work in the runs and generations.
 """
 
 import hashlib
@@ -17,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from index.documents import JsonDocument, encode_json, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
@@ -27,14 +28,17 @@ StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
 
 RESUME_WINDOW = timedelta(hours=20)
-"""An unfinished night that began less long ago is continued, also after midnight."""
+"""An unfinished run that started less long ago is continued, also after midnight."""
 
-_NIGHT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
 class ReindexInputs:
-    """What makes two nights the same job. `fingerprint` is that of the checkpoint."""
+    """The inputs that identify a run. `fingerprint` is that of the checkpoint, `beside` is --rebuild.
+
+    The names of the fields are keys of `night.json` and enter the digest.
+    """
 
     archive: str
     fingerprint: str
@@ -48,87 +52,87 @@ class ReindexInputs:
     beside: bool = False
 
     def digest(self) -> str:
-        """Eight hexadecimal digits that are the same for the same job."""
+        """Return eight hexadecimal digits, equal for equal inputs."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
 class _RunDocument(JsonDocument):
-    """`night.json`: the name of the run and what was asked for."""
+    """`night.json`: the id of the run, its start and its inputs."""
 
-    NOUN = "reindex run"
+    NOUN: ClassVar = "reindex run"
 
-    night: str
+    reindex_id: Annotated[str, Field(alias="night")]
     created: str
     inputs: ReindexInputs
 
 
 @dataclass(frozen=True, slots=True)
 class Step(JsonDocument):
-    """A finished step: when the attempt at it began that finished it, its seconds, and what came of it."""
+    """A finished step: the start and the seconds of the attempt that finished it, and its outcome."""
 
     name: str
-    began: str
+    started: Annotated[str, Field(alias="began")]
     seconds: float
     outcome: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One process that worked on the night. `ended` is None if it was killed, or is at work."""
+    """One process that worked on a run. `outcome` is None if it was killed or still runs."""
 
     number: int
-    began: str
-    ended: dict[str, Any] | None = None
+    started: str
+    outcome: dict[str, Any] | None = None
 
 
 class ReindexRun:
-    """One night. Its documents are written once each, but for the summary."""
+    """One reindex run. Each of its documents is written once, except the summary."""
 
-    def __init__(self, store: Store, night_id: str, created: str, inputs: ReindexInputs) -> None:
+    def __init__(self, store: Store, reindex_id: str, created: str, inputs: ReindexInputs) -> None:
         self.store = store
-        self.night_id = night_id
+        self.reindex_id = reindex_id
         self.created = created
         self.inputs = inputs
 
     @classmethod
-    def begin(cls, store: Store, night_id: str, inputs: ReindexInputs) -> Self:
-        """Begin a night, or open the one of this name.
+    def start(cls, store: Store, reindex_id: str, inputs: ReindexInputs) -> Self:
+        """Create a run, or open the run of this id.
 
-        Raises Mismatch if that is another job's, BadSetting for a name that cannot be one.
+        Raises Mismatch if that run has other inputs, BadSetting for an invalid id.
         """
-        if not _NIGHT_ID.fullmatch(night_id):
+        if not _ID.fullmatch(reindex_id):
             raise BadSetting(
-                f"'{night_id}' cannot name a night", remedy="Use letters, digits, '.', '_' and '-'."
+                f"'{reindex_id}' cannot name a reindex run",
+                remedy="Use letters, digits, '.', '_' and '-'.",
             )
         with suppress(ObjectExists):
-            document = _RunDocument(night_id, utc_now(), inputs)
-            store.create(_key(night_id, "night.json"), document.to_json())
-        night = cls.open(store, night_id)
+            document = _RunDocument(reindex_id, utc_now(), inputs)
+            store.create(_key(reindex_id, "night.json"), document.to_json())
+        run = cls.open(store, reindex_id)
         for name, value in asdict(inputs).items():
-            known = getattr(night.inputs, name)
-            if known != value:
+            recorded = getattr(run.inputs, name)
+            if recorded != value:
                 raise Mismatch(
-                    f"night {night_id} was begun with {name} {known}, not {value}",
-                    remedy="Give it another name: --night NAME.",
+                    f"reindex run {reindex_id} was started with {name} {recorded}, not {value}",
+                    remedy="Give another name: --night NAME.",
                 )
-        return night
+        return run
 
     @classmethod
-    def open(cls, store: Store, night_id: str) -> Self:
-        """Open a night. Raises ObjectMissing, SchemaMismatch."""
-        key = _key(night_id, "night.json")
-        document = _RunDocument.read(store, key)
-        return cls(store, night_id, document.created, document.inputs)
+    def open(cls, store: Store, reindex_id: str) -> Self:
+        """Open a run. Raises ObjectMissing, SchemaMismatch."""
+        document = _RunDocument.read(store, _key(reindex_id, "night.json"))
+        return cls(store, reindex_id, document.created, document.inputs)
 
     @property
     def finished(self) -> bool:
-        """Whether done.json stands."""
+        """Whether done.json exists."""
         return self.store.head(self.key("done.json")) is not None
 
     def key(self, name: str) -> str:
-        """The key, in the store, of one of the night's objects."""
-        return _key(self.night_id, name)
+        """Return the key of one of the run's objects."""
+        return _key(self.reindex_id, name)
 
     def step(self, name: StepName) -> Step | None:
         """Return a finished step, or None."""
@@ -145,96 +149,96 @@ class ReindexRun:
                 yield step
 
     def record(self, step: Step) -> None:
-        """Write down a finished step. The first record of it stands."""
+        """Write a finished step. A step that is already recorded stays as it is."""
         with suppress(ObjectExists):
             self.store.create(self.key(f"steps/{step.name}.json"), step.to_json())
 
     def attempts(self) -> list[Attempt]:
-        """Return the attempts, the first one first."""
-        names = sorted(found.key.rpartition("/")[2] for found in self.store.list(self.key("attempts")))
-        found = []
+        """Return the attempts, oldest first."""
+        names = sorted(item.key.rpartition("/")[2] for item in self.store.list(self.key("attempts")))
+        attempts = []
         for name in names:
             if re.fullmatch(r"\d+\.json", name):
-                stem = name.removesuffix(".json")
-                began = _read(self.store, self.key(f"attempts/{name}"))["began"]
-                ended = f"{stem}-ended.json"
-                end = _read(self.store, self.key(f"attempts/{ended}")) if ended in names else None
-                found.append(Attempt(int(stem), began, end))
-        return found
+                number = name.removesuffix(".json")
+                started = _read(self.store, self.key(f"attempts/{name}"))["began"]
+                ended = f"{number}-ended.json"
+                outcome = _read(self.store, self.key(f"attempts/{ended}")) if ended in names else None
+                attempts.append(Attempt(int(number), started, outcome))
+        return attempts
 
-    def begin_attempt(self) -> Attempt:
-        """Write down that a process begins to work on the night."""
+    def start_attempt(self) -> Attempt:
+        """Record that a process starts to work on the run."""
         attempt = Attempt(len(self.attempts()) + 1, utc_now())
-        self.store.create(
-            self.key(f"attempts/{attempt.number:04d}.json"), encode_json({"began": attempt.began})
-        )
+        document = encode_json({"began": attempt.started})
+        self.store.create(self.key(f"attempts/{attempt.number:04d}.json"), document)
         return attempt
 
-    def end_attempt(self, attempt: Attempt, step: str, error: BaseException | None) -> Attempt:
-        """Write down how it ended: with the night finished, or at a step by an error."""
-        end: dict[str, Any] = {"at": utc_now(), "step": step}
+    def finish_attempt(self, attempt: Attempt, step: str, error: BaseException | None) -> Attempt:
+        """Record the outcome of an attempt: the run is finished, or an error occurred at a step."""
+        outcome: dict[str, Any] = {"at": utc_now(), "step": step}
         if error is not None:
-            end |= {
+            outcome |= {
                 "error": type(error).__name__,
                 "message": getattr(error, "message", None) or str(error) or type(error).__name__,
                 "remedy": getattr(error, "remedy", ""),
                 "exit_code": error.exit_code if isinstance(error, ClvrError) else 1,
             }
-        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), encode_json(end))
-        return Attempt(attempt.number, attempt.began, end)
+        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), encode_json(outcome))
+        return Attempt(attempt.number, attempt.started, outcome)
 
     def write_summary(self, summary: Mapping[str, Any], page: str) -> None:
-        """Write the summary, in place of an earlier attempt's."""
+        """Write the summary and its page, in place of those of an earlier attempt."""
         self.store.put(self.key("summary.html"), page.encode())
         self.store.put(self.key("summary.json"), encode_json(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the summary, None where the night has none yet."""
+        """Return the summary, or None if no attempt wrote one."""
         try:
             return _read(self.store, self.key("summary.json"))
         except ObjectMissing:
             return None
 
     def finish(self) -> None:
-        """Set the done-mark."""
+        """Mark the run as finished."""
         with suppress(ObjectExists):
             self.store.create(self.key("done.json"), encode_json({"at": utc_now()}))
 
 
-def current_run_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
-    """Return the id of this job's night: the one that is begun and not finished, or one by today's date."""
+def current_reindex_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
+    """Return the id of the recent unfinished run with these inputs, or an id by today's date."""
     now = now or datetime.now(UTC)
     digest = inputs.digest()
-    for night in reversed(list_nights(store)):
-        begun = datetime.fromisoformat(night.created)
-        if night.inputs.digest() == digest and now - begun < RESUME_WINDOW and not night.finished:
-            return night.night_id
+    for run in reversed(list_reindex_runs(store)):
+        is_recent = now - datetime.fromisoformat(run.created) < RESUME_WINDOW
+        if run.inputs.digest() == digest and is_recent and not run.finished:
+            return run.reindex_id
     return f"{now:%Y-%m-%d}-{digest}"
 
 
-def list_nights(store: Store) -> list[ReindexRun]:
-    """Return all nights, the oldest first."""
+def list_reindex_runs(store: Store) -> list[ReindexRun]:
+    """Return all reindex runs, oldest first."""
     folders: list[str] = []
     with ignore_missing_root(store):
         folders = store.folders("nights")
-    nights = []
+    runs = []
     for folder in folders:
         with suppress(ObjectMissing):
-            nights.append(ReindexRun.open(store, folder.rpartition("/")[2]))
-    return sorted(nights, key=lambda night: (night.created, night.night_id))
+            runs.append(ReindexRun.open(store, folder.rpartition("/")[2]))
+    return sorted(runs, key=lambda run: (run.created, run.reindex_id))
 
 
-def previous_summary(night: ReindexRun) -> dict[str, Any] | None:
-    """Return the summary of the last finished night of the same archive and alias before this one."""
-    for other in reversed(list_nights(night.store)):
-        same = (other.inputs.archive, other.inputs.alias) == (night.inputs.archive, night.inputs.alias)
-        if same and other.created < night.created and other.finished:
+def previous_summary(run: ReindexRun) -> dict[str, Any] | None:
+    """Return the summary of the last finished run of the same archive and alias before this one."""
+    target = (run.inputs.archive, run.inputs.alias)
+    for other in reversed(list_reindex_runs(run.store)):
+        is_earlier = other.created < run.created and other.finished
+        if is_earlier and (other.inputs.archive, other.inputs.alias) == target:
             return other.read_summary()
     return None
 
 
-def _key(night_id: str, name: str) -> str:
-    return f"nights/{night_id}/{name}"
+def _key(reindex_id: str, name: str) -> str:
+    return f"nights/{reindex_id}/{name}"
 
 
 def _read(store: Store, key: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The steps of a night. Each may be repeated: it first looks for what it did before it was cut off."""
+"""The steps of a reindex run. Each is repeatable: it first looks for the work of an interrupted attempt."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,8 +7,7 @@ from typing import Any
 from index.generations import records
 from index.generations.promotion import promote
 from index.milvus.client import Milvus
-from index.milvus.collection import Generation, list_generations
-from index.milvus.collection import live_generation as live_generation
+from index.milvus.collection import Generation, list_generations, live_generation
 from index.runs.lineage import lineage
 from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
@@ -18,58 +17,65 @@ from infra.settings import Settings
 from infra.store import Store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import embed
-from jobs.generations import load as verbs
-from jobs.reindex.plan import NightRequest, embed_request, models_of, start_run
-from jobs.reindex.state import ReindexRun
+from jobs.generations import load as loading
+from jobs.reindex.plan import ReindexRequest, embed_request, fingerprints_of, start_run
+from jobs.reindex.state import ReindexRun, StepName
 from jobs.runtime.resolve import open_milvus
+
+Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ReindexContext:
-    """A night and what it works with."""
+    """A reindex run and everything that its steps use."""
 
-    request: NightRequest
+    request: ReindexRequest
     settings: Settings
     store: Store
-    """Where runs, generations' ledger and nights are kept."""
+    """The store of embedding runs, generation records and reindex runs."""
     archive: Store
-    night: ReindexRun
+    reindex_run: ReindexRun
     open_embedder: OpenEmbedder | None = None
 
-    def outcome(self, step: Any) -> dict[str, Any]:
-        """What a step that is done came to."""
-        done = self.night.step(step)
-        assert done is not None  # noqa: S101  steps go in order
-        return done.outcome
+    def outcome(self, step: StepName) -> Outcome:
+        """Return the outcome of an earlier step."""
+        finished = self.reindex_run.step(step)
+        assert finished is not None  # noqa: S101  the steps run in order
+        return finished.outcome
 
 
-def plan_step(at: ReindexContext) -> dict[str, Any]:
-    """Find what is new, changed and vanished, and fix it as tonight's run.
+def plan_step(context: ReindexContext) -> Outcome:
+    """Find new, changed and vanished crops, and create the embedding run of them.
 
-    Raises FingerprintMismatch, BudgetExceeded if too much vanished, what `discover` raises.
+    Raises FingerprintMismatch for another model than the live one, BudgetExceeded if too many crops vanished,
+    and the errors of `discover`.
     """
-    milvus = open_milvus(at.settings)
-    live, rows = _live(at, milvus)
-    models = models_of(at.night.inputs.fingerprint)
-    if live is not None and live.fingerprint not in models and not at.request.full:
+    live, rows = _live(context, open_milvus(context.settings))
+    fingerprints = fingerprints_of(context.reindex_run.inputs.fingerprint)
+    if live is not None and live.fingerprint not in fingerprints and not context.request.full:
+        model = context.request.embed.model
         raise FingerprintMismatch(
-            f"{live.name} is live and of model {live.fingerprint}; {at.request.model} is {models[0]}",
+            f"{live.name} is live and of model {live.fingerprint}; {model} is {fingerprints[0]}",
             remedy="Give the live generation's model, or --full to embed the whole archive by the new one.",
         )
-    entry = records.read(at.store, live.name) if live else None
-    planned = start_run(
-        at.request, at.store, at.archive, at.night.night_id, models, entry.run_ids if entry else ()
+    plan = start_run(
+        context.request,
+        context.store,
+        context.archive,
+        context.reindex_run.reindex_id,
+        fingerprints,
+        _run_ids_of(live, context.store),
     )
-    return planned | {"live": live.name if live else None, "live_rows": rows}
+    return plan | {"live": live.name if live else None, "live_rows": rows}
 
 
-def embed_step(at: ReindexContext) -> dict[str, Any]:
-    """Embed tonight's run, or what is left of it."""
-    plan = at.outcome("plan")
+def embed_step(context: ReindexContext) -> Outcome:
+    """Embed the pending parts of the planned run."""
+    plan = context.outcome("plan")
     if plan["run_id"] is None:
         return {"said": "nothing to embed", "embedded": 0, "listed": 0, "quarantined": 0, "duplicates": 0}
-    run = Run.open(at.store, plan["run_id"])
-    summary = run.summary if run.finished else _embed(at, plan)
+    run = Run.open(context.store, plan["run_id"])
+    summary = run.summary if run.finished else _embed(context, plan)
     timings = sum_timings(read_timings(run.folder))
     return {
         "said": f"{summary.embedded:,} embedded, {summary.quarantined:,} quarantined, "
@@ -84,138 +90,93 @@ def embed_step(at: ReindexContext) -> dict[str, Any]:
     }
 
 
-def load_step(at: ReindexContext) -> dict[str, Any]:
-    """Bring everything that the live generation lacks into it, or build a new one of all runs beside it."""
-    plan = at.outcome("plan")
-    wanted = lineage(at.store, plan["run_id"] or plan["base_run"])
-    milvus = open_milvus(at.settings)
-    live, _ = _live(at, milvus)
-    entry = records.read(at.store, live.name) if live else None
-    held = entry.run_ids if entry else ()
-    # A run that was lost from the bucket cannot be loaded again: the rest is built anew, with its crops.
-    known = [Run.open(at.store, one) for one in held if at.store.head(f"runs/{one}/run.json") is not None]
-    missing = [run for run in wanted if run.run_id not in held]
-    foreign = [run for run in known if run.info.archive != at.archive.uri]
-    in_place = (
+def _embed(context: ReindexContext, plan: Outcome) -> RunSummary:
+    request = embed_request(context.request, plan["run_id"], plan["since_run"], plan["precision"])
+    return embed(request, context.settings, open_embedder=context.open_embedder)
+
+
+def load_step(context: ReindexContext) -> Outcome:
+    """Upsert the new runs into the live generation, or build a new generation of all runs beside it."""
+    plan = context.outcome("plan")
+    store, request = context.store, context.request
+    new_runs = lineage(store, plan["run_id"] or plan["base_run"])
+    milvus = open_milvus(context.settings)
+    live, _ = _live(context, milvus)
+    live_run_ids = _run_ids_of(live, store)
+    # A run that was lost from the bucket cannot be loaded again: a new generation then replaces the live one.
+    live_runs = [
+        Run.open(store, run_id)
+        for run_id in live_run_ids
+        if store.head(f"runs/{run_id}/run.json") is not None
+    ]
+    missing = [run for run in new_runs if run.run_id not in live_run_ids]
+    upsert = (
         live is not None
-        and len(known) == len(held) > 0
-        and live.fingerprint == wanted[-1].fingerprint
-        and not at.request.full
-        and not at.request.beside
+        and len(live_runs) == len(live_run_ids) > 0
+        and live.fingerprint == new_runs[-1].fingerprint
+        and not request.full
+        and not request.rebuild
     )
-    united = [run for run in known if run in foreign or in_place]
-    united = _by_time([*united, *(run for run in wanted if run.run_id not in {one.run_id for one in united})])
-    built = _built_in_this_run(at, milvus, united)
+    kept = [run for run in live_runs if upsert or run.info.archive != context.archive.uri]
+    kept_ids = {run.run_id for run in kept}
+    all_runs = sorted(
+        [*kept, *(run for run in new_runs if run.run_id not in kept_ids)], key=lambda run: run.info.created
+    )
+    built = _built_in_this_run(context, milvus, all_runs)
     if built is not None:
-        return _generation(built, at, "was built before this attempt")
-    brings = any(run.summary.embedded or vanished_uris(run).num_rows for run in missing)
-    if in_place and live is not None and not brings:
-        return {"said": f"{live.name} holds everything", "kind": "nothing", "generation": live.name}
-    if in_place:
-        done = verbs.load_increment(_load_request(at, missing), at.settings)
-        if done.promote_next:
-            return _generation(done.generation, at, "of all runs, the increment being large")
+        return _generation_outcome(built, store, "was built before this attempt")
+    if upsert and live is not None:
+        if not any(run.summary.embedded or vanished_uris(run).num_rows for run in missing):
+            return {"said": f"{live.name} holds everything", "kind": "nothing", "generation": live.name}
+        increment = loading.load_increment(_load_request(request, missing), context.settings)
+        if increment.promote_next:
+            return _generation_outcome(increment.generation, store, "of all runs, the increment being large")
         return {
-            "said": verbs.increment_text(done),
+            "said": loading.IncrementResult(increment).to_text(),
             "kind": "increment",
-            "generation": done.generation.name,
-            "upserted": done.upserted,
-            "removed": done.removed,
-            "rows_before": done.rows_before,
-            "rows": done.rows_after,
+            "generation": increment.generation.name,
+            "upserted": increment.upserted,
+            "removed": increment.removed,
+            "rows_before": increment.rows_before,
+            "rows": increment.rows_after,
         }
-    _require_one_model(united, live)
-    return _generation(
-        verbs.load(_load_request(at, united), at.settings).generation, at, "beside the live one"
-    )
+    _require_one_model(all_runs, live)
+    loaded = loading.load(_load_request(request, all_runs), context.settings)
+    return _generation_outcome(loaded.generation, store, "beside the live one")
 
 
-def gate_step(at: ReindexContext) -> dict[str, Any]:
-    """Measure what tonight's rows are in. Raises GateFailed, with every failure."""
-    load = at.outcome("load")
-    if load["kind"] == "nothing":
-        return {"said": "nothing was loaded, so nothing is measured", "report": None}
-    report = verbs.gate_generation(
-        load["generation"], at.settings, new_model=at.request.full, golden=at.request.golden
-    )
-    if not report.passed:
-        place = (
-            "It is live, and tonight's increment is in it: build a new one (--beside), or roll back."
-            if load["kind"] == "increment"
-            else "The alias did not move. The same command measures again; --night NAME builds anew."
-        )
-        raise GateFailed(f"{report.generation} did not pass: {'; '.join(report.failures)}", remedy=place)
-    return {
-        "said": f"passed: {report.rows_indexed:,} rows, recall@10 {report.recall_at_10:.4f}",
-        "report": asdict(report),
-    }
-
-
-def promote_step(at: ReindexContext) -> dict[str, Any]:
-    """Point the alias to the generation that passed, unless the rows went into the live one."""
-    load = at.outcome("load")
-    if load["kind"] != "generation":
-        return {"said": f"{load['generation']} stays live", "moved": False, "live": load["generation"]}
-    milvus = open_milvus(at.settings)
-    before, _ = _live(at, milvus)
-    promote(milvus, at.store, load["generation"])
-    return {
-        "said": f"{load['generation']} is live",
-        "moved": True,
-        "live": load["generation"],
-        "replaced": before.name if before and before.name != load["generation"] else None,
-    }
-
-
-def retention_step(at: ReindexContext) -> dict[str, Any]:
-    """Drop old generations, never the live or the previous one."""
-    done = verbs.retire_generations(at.settings, keep=at.request.keep)
-    milvus = open_milvus(at.settings)
-    live, rows = _live(at, milvus)
-    return {
-        "said": f"{len(done.dropped)} generations dropped, {len(done.kept)} kept",
-        "dropped": list(done.dropped),
-        "kept": list(done.kept),
-        "live": live.name if live else None,
-        "live_rows": rows,
-    }
-
-
-def _live(at: ReindexContext, milvus: Milvus) -> tuple[Generation | None, int]:
-    """Return the live generation, and the rows that the ledger says it has."""
-    live = live_generation(milvus, at.settings.alias)
-    entry = records.read(at.store, live.name) if live else None
-    return live, entry.rows if entry else 0
-
-
-def _built_in_this_run(at: ReindexContext, milvus: Milvus, runs: Sequence[Run]) -> Generation | None:
-    """Return the generation of just these runs that an attempt at this night built to its end."""
-    wanted = tuple(run.run_id for run in runs)
-    for one in reversed(list_generations(milvus, at.settings.alias)):
-        entry = records.read(at.store, one.name)
-        ready = entry is not None and entry.state == "ready" and entry.run_ids == wanted
-        # Stamps of generations are cut off at the second.
-        if ready and one.created[:19] >= at.night.created[:19]:
-            return one
+def _built_in_this_run(context: ReindexContext, milvus: Milvus, runs: Sequence[Run]) -> Generation | None:
+    """Return the generation of exactly these runs that an earlier attempt at this reindex run built."""
+    run_ids = tuple(run.run_id for run in runs)
+    for generation in reversed(list_generations(milvus, context.settings.alias)):
+        record = records.read(context.store, generation.name)
+        is_ready = record is not None and record.state == "ready" and record.run_ids == run_ids
+        # Timestamps of generations are cut off at the second.
+        if is_ready and generation.created[:19] >= context.reindex_run.created[:19]:
+            return generation
     return None
 
 
-def _generation(generation: Generation, at: ReindexContext, how: str) -> dict[str, Any]:
-    entry = records.read(at.store, generation.name)
-    assert entry is not None  # noqa: S101  its load wrote it
+def _generation_outcome(generation: Generation, store: Store, how: str) -> Outcome:
+    record = records.read(store, generation.name)
+    assert record is not None  # noqa: S101  its load wrote it
     return {
-        "said": f"{generation.name}: {entry.rows:,} rows, {how}",
+        "said": f"{generation.name}: {record.rows:,} rows, {how}",
         "kind": "generation",
         "generation": generation.name,
-        "rows": entry.rows,
-        "target": entry.target,
+        "rows": record.rows,
+        "target": record.target,
         "index": generation.index.type,
     }
 
 
+def _load_request(request: ReindexRequest, runs: Sequence[Run]) -> loading.LoadRequest:
+    run_ids = tuple(run.run_id for run in runs)
+    return loading.LoadRequest(run_ids, request.index_type, latest_wins=True)
+
+
 def _require_one_model(runs: Sequence[Run], live: Generation | None) -> None:
-    prints = {run.fingerprint for run in runs}
-    if len(prints) > 1:
+    if len({run.fingerprint for run in runs}) > 1:
         archives = sorted({run.info.archive for run in runs})
         raise BadInput(
             f"{live.name if live else 'the live generation'} holds runs of {len(archives)} archives "
@@ -224,14 +185,64 @@ def _require_one_model(runs: Sequence[Run], live: Generation | None) -> None:
         )
 
 
-def _load_request(at: ReindexContext, runs: Sequence[Run]) -> verbs.LoadRequest:
-    return verbs.LoadRequest(tuple(run.run_id for run in runs), at.request.index_type, latest_wins=True)
+def gate_step(context: ReindexContext) -> Outcome:
+    """Measure the generation that contains the new rows. Raises GateFailed with every failure."""
+    load = context.outcome("load")
+    if load["kind"] == "nothing":
+        return {"said": "nothing was loaded, so nothing is measured", "report": None}
+    request = context.request
+    report = loading.gate_generation(
+        load["generation"], context.settings, new_model=request.full, golden=request.golden
+    )
+    if not report.passed:
+        remedy = (
+            "The increment is already in the live generation: build a new one (--rebuild), or roll back."
+            if load["kind"] == "increment"
+            else "The alias did not move. The same command measures again; --night NAME builds anew."
+        )
+        raise GateFailed(f"{report.generation} did not pass: {'; '.join(report.failures)}", remedy=remedy)
+    return {
+        "said": f"passed: {report.rows_indexed:,} rows, recall@10 {report.recall_at_10:.4f}",
+        "report": asdict(report),
+    }
 
 
-def _by_time(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: run.info.created)
+def promote_step(context: ReindexContext) -> Outcome:
+    """Point the alias to the new generation, unless the rows went into the live one."""
+    load = context.outcome("load")
+    if load["kind"] != "generation":
+        return {"said": f"{load['generation']} stays live", "moved": False, "live": load["generation"]}
+    milvus = open_milvus(context.settings)
+    before, _ = _live(context, milvus)
+    promote(milvus, context.store, load["generation"])
+    return {
+        "said": f"{load['generation']} is live",
+        "moved": True,
+        "live": load["generation"],
+        "replaced": before.name if before and before.name != load["generation"] else None,
+    }
 
 
-def _embed(at: ReindexContext, plan: dict[str, Any]) -> RunSummary:
-    asked = embed_request(at.request, plan["run_id"], plan["since_run"], plan["precision"])
-    return embed(asked, at.settings, open_embedder=at.open_embedder)
+def retention_step(context: ReindexContext) -> Outcome:
+    """Drop old generations, never the live or the previous one."""
+    retirement = loading.retire_generations(context.settings, keep=context.request.keep)
+    live, rows = _live(context, open_milvus(context.settings))
+    return {
+        "said": f"{len(retirement.dropped)} generations dropped, {len(retirement.kept)} kept",
+        "dropped": list(retirement.dropped),
+        "kept": list(retirement.kept),
+        "live": live.name if live else None,
+        "live_rows": rows,
+    }
+
+
+def _live(context: ReindexContext, milvus: Milvus) -> tuple[Generation | None, int]:
+    """Return the live generation, and the rows that its record states."""
+    live = live_generation(milvus, context.settings.alias)
+    record = records.read(context.store, live.name) if live else None
+    return live, record.rows if record else 0
+
+
+def _run_ids_of(generation: Generation | None, store: Store) -> tuple[str, ...]:
+    record = records.read(store, generation.name) if generation else None
+    return record.run_ids if record else ()

@@ -1,4 +1,4 @@
-"""The summary of a night: what it did, how long that took and what it cost, and what is other than before."""
+"""The summary of a reindex run: work, duration, cost and the changes since the run before."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from index.documents import package_version, utc_now
 from jobs.reindex.state import ReindexRun
 
-Document = dict[str, Any]
+Summary = dict[str, Any]
 
 COMPARED = (
     "new",
@@ -22,36 +22,42 @@ COMPARED = (
     "latency_p50_ms",
     "seconds",
 )
-"""Figures that stand beside those of the night before."""
+"""Figures that are compared with those of the run before."""
+
+WEBHOOK_TIMEOUT_SECONDS = 10.0
 
 
-def summarise(night: ReindexRun, before: Document | None, *, price: float | None, nodes: int) -> Document:
-    """Put a night's documents together, finished or not.
+def summarise(run: ReindexRun, before: Summary | None, *, price: float | None, nodes: int) -> Summary:
+    """Combine the documents of a run, finished or not, into its summary.
 
-    before: the summary of the last finished night. price: of a node for an hour. nodes: of the cluster now.
+    before: the summary of the last finished run. price: of a node hour. nodes: of the cluster now.
     """
-    steps = {step.name: step for step in night.steps()}
-    came = {name: step.outcome for name, step in steps.items()}
-    attempts = night.attempts()
-    last = attempts[-1].ended if attempts else None
-    plan, embed, load = (came.get(name, {}) for name in ("plan", "embed", "load"))
-    promote, retention = came.get("promote", {}), came.get("retention", {})
-    gate = (came.get("gate") or {}).get("report")
+    steps = {step.name: step for step in run.steps()}
+    outcomes = {name: step.outcome for name, step in steps.items()}
+    attempts = run.attempts()
+    last = attempts[-1].outcome if attempts else None
+    plan, embed, load = (outcomes.get(name, {}) for name in ("plan", "embed", "load"))
+    promote, retention = outcomes.get("promote", {}), outcomes.get("retention", {})
+    gate = (outcomes.get("gate") or {}).get("report")
     seconds = {name: step.seconds for name, step in steps.items()}
     failed = last is not None and "error" in last
-    summary: Document = {
-        "night": night.night_id,
-        "state": "failed" if failed else "finished" if "retention" in came else "unfinished",
+    return {
+        "night": run.reindex_id,
+        "state": "failed" if failed else "finished" if "retention" in outcomes else "unfinished",
         "error": last if failed else None,
-        "archive": night.inputs.archive,
-        "alias": night.inputs.alias,
-        "fingerprint": night.inputs.fingerprint,
+        "archive": run.inputs.archive,
+        "alias": run.inputs.alias,
+        "fingerprint": run.inputs.fingerprint,
         "version": package_version(),
-        "began": night.created,
+        "began": run.created,
         "ended": utc_now(),
         "attempts": [
-            {"began": one.began, "ended": one.ended["at"] if one.ended else None, "how": _outcome(one.ended)}
-            for one in attempts
+            {
+                "began": attempt.started,
+                "ended": attempt.outcome["at"] if attempt.outcome else None,
+                "how": _outcome_text(attempt.outcome),
+            }
+            for attempt in attempts
         ],
         "kind": plan.get("kind"),
         "run": plan.get("run_id"),
@@ -65,7 +71,7 @@ def summarise(night: ReindexRun, before: Document | None, *, price: float | None
         "steps": [
             {
                 "name": step.name,
-                "began": step.began,
+                "began": step.started,
                 "seconds": step.seconds,
                 "said": step.outcome.get("said", ""),
             }
@@ -82,56 +88,22 @@ def summarise(night: ReindexRun, before: Document | None, *, price: float | None
         "retired": retention.get("dropped", []),
         "kept": retention.get("kept", []),
         "cost": _cost(plan.get("expected"), seconds, price, nodes),
-    }
-    summary["before"] = _figures(before) if before else None
-    return summary
-
-
-def headline(summary: Mapping[str, Any]) -> str:
-    """One line for people, such as a chat shows it."""
-    name = f"night {summary['night']}"
-    if error := summary.get("error"):
-        return f"{name} FAILED at {error['step']}: {error['message']}"
-    crops, live = summary["crops"], summary["live"]
-    embedded, quarantined = (crops.get(key) or 0 for key in ("embedded", "quarantined"))
-    parts = [f"{embedded:,} embedded, {quarantined:,} quarantined, {crops.get('vanished') or 0:,} vanished"]
-    if live["generation"]:
-        parts.append(f"{live['generation']} is live with {live['rows']:,} rows")
-    if summary["gate"]:
-        parts.append(f"recall@10 {summary['gate']['recall_at_10']:.4f}")
-    return f"{name} {summary['state']}: " + "; ".join(parts)
-
-
-def figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """The figures of COMPARED; None for what a night has not."""
-    crops, gate = summary["crops"], summary["gate"] or {}
-    return {
-        **{name: crops.get(name) for name in ("new", "changed", "vanished", "embedded", "quarantined")},
-        "live_rows": summary["live"]["rows"],
-        "recall_at_10": gate.get("recall_at_10"),
-        "latency_p50_ms": gate.get("latency_p50_ms"),
-        "seconds": round(3600 * summary["cost"]["hours"], 1),
+        "before": _before(before) if before else None,
     }
 
 
-def elapsed(began: str, ended: str) -> float:
-    """Seconds between two stamps."""
-    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
-
-
-def _figures(before: Mapping[str, Any]) -> Document:
-    return {
-        "night": before["night"],
-        "generation": before["live"]["generation"],
-        "quarantine": before["quarantine"],
-        "figures": figures(before),
-    }
+def _outcome_text(outcome: Mapping[str, Any] | None) -> str:
+    if outcome is None:
+        return "killed, or still running"
+    if "error" in outcome:
+        return f"{outcome['error']} at {outcome['step']}: {outcome['message']}"
+    return "finished"
 
 
 def _cost(
     expected: Mapping[str, Any] | None, seconds: Mapping[str, float], price: float | None, nodes: int
-) -> Document:
-    """Hours and money: of embedding against its plan, and of the steps of the whole night."""
+) -> Summary:
+    """Return hours and money of embedding, planned and actual, and of all steps."""
     total, embedding = sum(seconds.values()) / 3600, seconds.get("embed", 0.0) / 3600
     planned = expected["seconds"] / 3600 if expected else None
 
@@ -151,27 +123,59 @@ def _cost(
     }
 
 
-def _outcome(ended: Mapping[str, Any] | None) -> str:
-    if ended is None:
-        return "killed, or still at work"
-    if "error" in ended:
-        return f"{ended['error']} at {ended['step']}: {ended['message']}"
-    return "finished"
+def _before(summary: Mapping[str, Any]) -> Summary:
+    return {
+        "night": summary["night"],
+        "generation": summary["live"]["generation"],
+        "quarantine": summary["quarantine"],
+        "figures": figures(summary),
+    }
 
 
-SECONDS = 10.0
+def figures(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the figures of COMPARED; None for those that the run does not have."""
+    crops, gate = summary["crops"], summary["gate"] or {}
+    return {
+        **{name: crops.get(name) for name in ("new", "changed", "vanished", "embedded", "quarantined")},
+        "live_rows": summary["live"]["rows"],
+        "recall_at_10": gate.get("recall_at_10"),
+        "latency_p50_ms": gate.get("latency_p50_ms"),
+        "seconds": round(3600 * summary["cost"]["hours"], 1),
+    }
 
 
-def post(url: SecretStr, summary: dict[str, Any], page: str) -> str:
-    """POST a summary as JSON, `text` being one line for people; return what came of it.
+def elapsed(start: str, end: str) -> float:
+    """Return the seconds between two ISO 8601 timestamps."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
-    Never raises: a night does not fail because nobody could be told. The URL is in no message.
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """Return the summary as one line, for a chat."""
+    title = f"reindex run {summary['night']}"
+    if error := summary.get("error"):
+        return f"{title} FAILED at {error['step']}: {error['message']}"
+    crops, live = summary["crops"], summary["live"]
+    embedded, quarantined = (crops.get(key) or 0 for key in ("embedded", "quarantined"))
+    parts = [f"{embedded:,} embedded, {quarantined:,} quarantined, {crops.get('vanished') or 0:,} vanished"]
+    if live["generation"]:
+        parts.append(f"{live['generation']} is live with {live['rows']:,} rows")
+    if summary["gate"]:
+        parts.append(f"recall@10 {summary['gate']['recall_at_10']:.4f}")
+    return f"{title} {summary['state']}: " + "; ".join(parts)
+
+
+def post_summary(url: SecretStr, summary: Summary, page: str) -> str:
+    """POST a summary as JSON, with its headline as `text`; return the outcome as text.
+
+    Raises nothing: an unreachable webhook does not fail the run. No message contains the URL, a secret.
     """
     import httpx2
 
     body = {"text": f"{headline(summary)}\n{page}", "page": page, "summary": summary}
     try:
-        answer = httpx2.post(url.get_secret_value(), json=body, timeout=SECONDS, follow_redirects=False)
-    except Exception as error:  # whatever it is, even a URL that is none
+        response = httpx2.post(
+            url.get_secret_value(), json=body, timeout=WEBHOOK_TIMEOUT_SECONDS, follow_redirects=False
+        )
+    except Exception as error:  # any error, also of an invalid URL
         return f"not delivered ({type(error).__name__})"
-    return "delivered" if answer.is_success else f"not delivered (status {answer.status_code})"
+    return "delivered" if response.is_success else f"not delivered (status {response.status_code})"

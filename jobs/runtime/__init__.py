@@ -1,1 +1,1 @@
-"""What commands share at run time: Ray, progress, metrics, and streams of images."""
+"""Shared by all commands: Ray, progress, metrics, image streams, formatting of values."""

@@ -1,4 +1,4 @@
-"""A stream of decoded pictures: many fetches in flight, each decoded by the thread that fetched it."""
+"""Streams of decoded images: threads fetch many at a time, and the thread that fetched one decodes it."""
 
 import os
 import threading
@@ -20,15 +20,15 @@ QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     StoreDenied: "denied",
     ObjectChanged: "changed",
 }
-# That many refusals before the first object means that it is us who are refused, not an object.
+# So many refusals before the first image mean that the store refuses this client, not single objects.
 PERMANENT_ERRORS = 8
 
-Answer = NDArray[np.uint8] | ClvrError
+Loaded = NDArray[np.uint8] | ClvrError
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFailure:
-    """Why one picture is not to be had: `stage` is fetch or decode, `cause` one word, `detail` one line."""
+    """Why an image cannot be used: `stage` is fetch or decode, `cause` one word, `detail` one line."""
 
     stage: str
     cause: str
@@ -36,8 +36,8 @@ class ImageFailure:
 
 
 @dataclass(slots=True)
-class LoadTimes:
-    """Seconds that threads spent in fetching (mostly waiting) and in decoding, and the bytes that came."""
+class StreamTimes:
+    """Seconds that threads spent fetching (mostly waiting) and decoding, and the bytes that they fetched."""
 
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -49,43 +49,49 @@ def stream_images(
     uris: Sequence[str],
     *,
     etags: Sequence[str] | None = None,
-    ahead: int = 64,
+    prefetch: int = 64,
     decoders: int = 1,
-    times: LoadTimes | None = None,
+    times: StreamTimes | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
-    """Yield `(position in uris, uint8 (299, 299, 3) RGB or Failure)`, every position once, in any order.
+    """Yield `(position in uris, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
 
-    etags: what the manifest saw; an object that has changed since is a Failure with cause `changed`.
-    At most `ahead` pictures (268 KB each) are on their way or waiting; `decoders` of them are decoded at a
-    time: as many as the caller has cores for it. What is not one picture's fault is raised instead:
-    StoreUnreachable, and StoreDenied where the store refuses us rather than an object.
+    etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
+    prefetch: images (268 KB each) that are in flight or wait for the caller.
+    decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
+    Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
+    this client.
     """
-    loader = _Loader(reader, uris, etags, decoders, times or LoadTimes())
-    answers = loader.run(ahead)
-    denied = arrived = 0
+    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes())
+    results = loader.run(prefetch)
+    denied = loaded = 0
     try:
-        for position, answer in answers:
-            if not isinstance(answer, ClvrError):
-                arrived += 1
-                yield position, answer
+        for position, result in results:
+            if not isinstance(result, ClvrError):
+                loaded += 1
+                yield position, result
                 continue
-            if isinstance(answer, StoreDenied):
+            if isinstance(result, StoreDenied):
                 denied += 1
                 reader.store.ensure()
-                if not arrived and denied >= PERMANENT_ERRORS:
-                    raise answer
-            yield position, _failure(answer)
+                if not loaded and denied >= PERMANENT_ERRORS:
+                    raise result
+            yield position, _failure_of(result)
     finally:
-        answers.close()
+        results.close()
 
 
-def available_cpus() -> int:
-    """The cores that this process may run on: what a reader may take that has a machine to itself."""
-    return len(os.sched_getaffinity(0))
+def _failure_of(error: ClvrError) -> ImageFailure:
+    """Turn an error of one image into a value; raise any other error."""
+    if isinstance(error, UnreadablePicture):
+        return ImageFailure("decode", error.cause, error.message)
+    cause = QUARANTINABLE_ERRORS.get(type(error))
+    if cause is None:
+        raise error
+    return ImageFailure("fetch", cause, error.message)
 
 
 class _Loader:
-    """Threads that fetch and decode. A position is asked for only when an earlier picture was taken."""
+    """Threads that fetch and decode. Each image that the caller takes lets them request the next position."""
 
     def __init__(
         self,
@@ -93,7 +99,7 @@ class _Loader:
         uris: Sequence[str],
         etags: Sequence[str] | None,
         decoders: int,
-        times: LoadTimes,
+        times: StreamTimes,
     ) -> None:
         self.reader = reader
         self.uris = uris
@@ -101,73 +107,71 @@ class _Loader:
         self.times = times
         self.lock = threading.Lock()
         self.decoders = decoders
-        # More threads than cores would take the cores from each other: a fifth of the speed was lost so.
-        self.turn = threading.Semaphore(decoders)
-        self.wanted: SimpleQueue[int | None] = SimpleQueue()
-        self.answers: SimpleQueue[tuple[int, Answer | BaseException]] = SimpleQueue()
+        # More decoding threads than CPUs slow each other down.
+        self.decode_slots = threading.Semaphore(decoders)
+        self.requested: SimpleQueue[int | None] = SimpleQueue()
+        self.results: SimpleQueue[tuple[int, Loaded | BaseException]] = SimpleQueue()
 
-    def run(self, ahead: int) -> Generator[tuple[int, Answer], None, None]:
-        """Yield (position, picture or an error that concerns it alone or nobody knows)."""
-        # A local read hardly waits.
-        count = min(self.decoders + 1 if self.reader.store.local else ahead, len(self.uris))
-        threads = [threading.Thread(target=self._work, name=f"load-{n}", daemon=True) for n in range(count)]
+    def run(self, prefetch: int) -> Generator[tuple[int, Loaded], None, None]:
+        """Yield (position, image or ClvrError). Raises any other exception of a thread."""
+        # Reads of a local disk hardly wait, so a few threads suffice.
+        num_threads = min(self.decoders + 1 if self.reader.store.local else prefetch, len(self.uris))
+        threads = [
+            threading.Thread(target=self._work, name=f"load-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
         positions = iter(range(len(self.uris)))
-        for position in islice(positions, ahead):
-            self.wanted.put(position)
+        for position in islice(positions, prefetch):
+            self.requested.put(position)
         for thread in threads:
             thread.start()
         try:
             for _ in range(len(self.uris)):
-                position, answer = self.answers.get()
+                position, result = self.results.get()
                 following = next(positions, None)
                 if following is not None:
-                    self.wanted.put(following)
-                if isinstance(answer, BaseException) and not isinstance(answer, ClvrError):
-                    raise answer
-                yield position, answer
+                    self.requested.put(following)
+                if isinstance(result, BaseException) and not isinstance(result, ClvrError):
+                    raise result
+                yield position, result
         finally:
-            self._dismiss(count)
+            self._cancel(num_threads)
 
-    def _dismiss(self, threads: int) -> None:
+    def _cancel(self, num_threads: int) -> None:
         try:
             while True:
-                self.wanted.get_nowait()
+                self.requested.get_nowait()
         except Empty:
             pass
-        for _ in range(threads):
-            self.wanted.put(None)
+        for _ in range(num_threads):
+            self.requested.put(None)
 
     def _work(self) -> None:
-        while (position := self.wanted.get()) is not None:
+        while (position := self.requested.get()) is not None:
             try:
-                answer: Answer | BaseException = self._load(position)
-            except BaseException as error:  # a lost answer would leave the caller waiting for ever
-                answer = error
-            self.answers.put((position, answer))
+                result: Loaded | BaseException = self._load(position)
+            except BaseException as error:  # the caller waits for a result of each position
+                result = error
+            self.results.put((position, result))
 
-    def _load(self, position: int) -> Answer:
-        begun = time.perf_counter()
+    def _load(self, position: int) -> Loaded:
+        started = time.perf_counter()
         fetched = self.reader.fetch(self.uris[position])
-        arrived = time.perf_counter()
+        fetch_seconds = time.perf_counter() - started
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
-            raise ObjectChanged(f"etag {fetched.etag} now, {expected} when it was listed")
-        with self.turn:
+            raise ObjectChanged(f"the etag is {fetched.etag}; it was {expected} when the object was listed")
+        with self.decode_slots:
             started = time.perf_counter()
             try:
                 return decode(fetched.data)
             finally:
                 with self.lock:
-                    self.times.fetch_seconds += arrived - begun
+                    self.times.fetch_seconds += fetch_seconds
                     self.times.decode_seconds += time.perf_counter() - started
                     self.times.bytes += len(fetched.data)
 
 
-def _failure(error: ClvrError) -> ImageFailure:
-    """Turn an error of one picture into a row; raise one that is not of one picture."""
-    if isinstance(error, UnreadablePicture):
-        return ImageFailure("decode", error.cause, error.message)
-    cause = QUARANTINABLE_ERRORS.get(type(error))
-    if cause is None:
-        raise error
-    return ImageFailure("fetch", cause, error.message)
+def available_cpus() -> int:
+    """Return the CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a live bar on a terminal, a plain line every few seconds in a log."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from infra.logging import console, logger
 
-PLAIN_EVERY_SECONDS = 10.0
+LOG_INTERVAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProgressState:
-    """How far the work is: `done` and `total` count `unit`s, `note` is said behind them."""
+    """Progress in units of work; `note` is shown after the numbers."""
 
     done: int
     total: int
@@ -24,12 +24,12 @@ class ProgressState:
 
 @contextmanager
 def progress(
-    title: str, unit: str, read: Callable[[], ProgressState], *, every: float = 0.5
+    title: str, unit: str, read: Callable[[], ProgressState], *, interval: float = 0.5
 ) -> Iterator[None]:
-    """Show what `read` answers, from a thread of its own, until the block ends."""
+    """Show the state that `read` returns, from a separate thread, until the block ends."""
     stop = threading.Event()
     show = _progress_bar if console.is_terminal else _log_lines
-    thread = threading.Thread(target=show, args=(title, unit, read, stop, every), daemon=True)
+    thread = threading.Thread(target=show, args=(title, unit, read, stop, interval), daemon=True)
     thread.start()
     try:
         yield
@@ -39,7 +39,7 @@ def progress(
 
 
 def _progress_bar(
-    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, interval: float
 ) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -54,29 +54,30 @@ def _progress_bar(
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=first.total, unit=unit, rate="", note="")
         while True:
-            ended = stop.wait(every)
-            now = read()
-            rate = (now.done - first.done) / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=now.done, total=now.total, rate=f"{rate:,.1f}/s", note=now.note)
-            if ended:
+            stopped = stop.wait(interval)
+            state = read()
+            rate = (state.done - first.done) / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=state.done, total=state.total, rate=f"{rate:,.1f}/s", note=state.note)
+            if stopped:
                 return
 
 
 def _log_lines(
-    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, every: float
+    title: str, unit: str, read: Callable[[], ProgressState], stop: threading.Event, interval: float
 ) -> None:
     first = read()
-    started = spoken = time.monotonic()
+    started = last_line = time.monotonic()
     while True:
-        ended = stop.wait(every)
-        if not ended and time.monotonic() - spoken < PLAIN_EVERY_SECONDS:
+        stopped = stop.wait(interval)
+        if not stopped and time.monotonic() - last_line < LOG_INTERVAL_SECONDS:
             continue
-        spoken = time.monotonic()
-        now = read()
-        rate = (now.done - first.done) / max(spoken - started, 1e-9)
-        left = f", {(now.total - now.done) / rate:,.0f} s left" if rate > 0 and now.done < now.total else ""
-        note = f", {now.note}" if now.note else ""
-        facts = {"phase": title, "done": now.done, "total": now.total, "rate": round(rate, 1)}
-        logger.info(f"{title}: {now.done:,}/{now.total:,} {unit}, {rate:,.1f}/s{left}{note}", extra=facts)
-        if ended:
+        last_line = time.monotonic()
+        state = read()
+        rate = (state.done - first.done) / max(last_line - started, 1e-9)
+        remaining = state.total - state.done
+        eta = f", {remaining / rate:,.0f} s left" if rate > 0 and remaining > 0 else ""
+        note = f", {state.note}" if state.note else ""
+        facts = {"phase": title, "done": state.done, "total": state.total, "rate": round(rate, 1)}
+        logger.info(f"{title}: {state.done:,}/{state.total:,} {unit}, {rate:,.1f}/s{eta}{note}", extra=facts)
+        if stopped:
             return

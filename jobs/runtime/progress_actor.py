@@ -1,4 +1,4 @@
-"""A board in the cluster on which workers pin up how far they are, for the driver to show."""
+"""An actor to which workers report their progress, for the driver to show."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jobs.runtime.progress import ProgressState
 
 
 class ProgressActor:
-    """Counts and a note; lives as a Ray actor, see `new_board`."""
+    """Counts and a note of the work so far; runs as a Ray actor, see `start_progress_actor`."""
 
     def __init__(self, total: int) -> None:
         self.done = 0
@@ -18,37 +18,37 @@ class ProgressActor:
         self.note = ""
 
     def add(self, done: int, quarantined: int = 0) -> None:
-        """Count finished work; `quarantined` is the part of it that failed, in addition to `done`."""
+        """Count finished work; `quarantined` failed, in addition to `done`."""
         self.done += done + quarantined
         self.quarantined += quarantined
 
-    def say(self, done: int, note: str) -> None:
-        """Set how far the work is, and what to say behind it."""
+    def update(self, done: int, note: str) -> None:
+        """Set the finished work and the note to show with it."""
         self.done, self.note = done, note
 
     def read(self) -> ProgressState:
-        """Answer for a progress display."""
+        """Return the state for a progress display."""
         quarantined = f"{self.quarantined:,} quarantined" if self.quarantined else ""
         return ProgressState(self.done, self.total, ", ".join(filter(None, (self.note, quarantined))))
 
 
 def start_progress_actor(total: int, *, done: int = 0) -> Any:
-    """Start a board as an actor that takes no CPU; `board.add.remote(…)` does not wait for it."""
-    board = actor_on_driver_node(ProgressActor).remote(total)
-    board.add.remote(done)
-    return board
+    """Start a progress actor that takes no CPU; a call `actor.add.remote(…)` does not wait."""
+    actor = actor_on_driver_node(ProgressActor).remote(total)
+    actor.add.remote(done)
+    return actor
 
 
-def actor_on_driver_node(kind: type) -> Any:
-    """Make an actor class of `kind` that takes no CPU and lives on the driver's node.
+def actor_on_driver_node(cls: type) -> Any:
+    """Make an actor class of `cls` that takes no CPU and runs on the driver's node.
 
-    Elsewhere it would be lost with a node whose loss the job itself survives.
+    On another node, the loss of that node would end the actor, though the job would survive.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind)
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=driver_node)(cls)
 
 
-def read_progress(board: Any) -> ProgressState:
-    """Ask a board, from the driver."""
-    standing: ProgressState = ray.get(board.read.remote())
-    return standing
+def read_progress(actor: Any) -> ProgressState:
+    """Read a progress actor from the driver."""
+    state: ProgressState = ray.get(actor.read.remote())
+    return state

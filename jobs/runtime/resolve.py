@@ -1,4 +1,4 @@
-"""Which run, generation or server a command means: `latest` and the settings, resolved in one place."""
+"""The run, generation, server and time that a command's arguments and the settings refer to."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,32 +10,11 @@ from infra.errors import BadInput, BadSetting, BucketMissing, ObjectMissing
 from infra.settings import Settings
 from infra.store import open_store
 
-
-def epoch_ms(flag: str, text: str | None) -> int | None:
-    """Milliseconds since the epoch of an ISO 8601 time. Raises BadSetting."""
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadSetting(
-            f"{flag} {text!r} is not an ISO 8601 time", remedy="e.g. 2026-11-22T18:30"
-        ) from error
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
 LATEST = "latest"
 
 
-def open_milvus(settings: Settings) -> Milvus:
-    """Connect to the Milvus that the settings name. Raises IndexUnreachable, IndexRefused, Locked."""
-    token = settings.milvus_token.get_secret_value() if settings.milvus_token else None
-    ca_file = str(settings.milvus_ca) if settings.milvus_ca else None
-    return connect(settings.milvus, token, settings.milvus_database, ca_file)
-
-
 def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
-    """Open one run; `latest` is the newest, of the finished ones only if `finished`. Raises BadInput."""
+    """Open a run; `latest` is the newest, with `finished` the newest finished one. Raises BadInput."""
     store = open_store(settings.runs)
     if run_id != LATEST:
         try:
@@ -48,8 +27,8 @@ def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
             ) from error
     runs = [run for run in list_runs(store) if run.finished or not finished]
     if not runs:
-        kind = "finished run" if finished else "run"
-        raise BadInput(f"there is no {kind} in {store.uri}", remedy="make one: clvr embed")
+        noun = "finished run" if finished else "run"
+        raise BadInput(f"there is no {noun} in {store.uri}", remedy="make one: clvr embed")
     return runs[-1]
 
 
@@ -59,17 +38,37 @@ def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
     return sorted(runs.values(), key=lambda run: run.info.created)
 
 
+def open_milvus(settings: Settings) -> Milvus:
+    """Connect to the Milvus of the settings. Raises IndexUnreachable, IndexRefused, Locked."""
+    token = settings.milvus_token.get_secret_value() if settings.milvus_token else None
+    ca_file = str(settings.milvus_ca) if settings.milvus_ca else None
+    return connect(settings.milvus, token, settings.milvus_database, ca_file)
+
+
 def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation:
-    """Open one generation; `latest` is the one of the alias that was created last. Raises BadInput."""
+    """Open a generation; `latest` is the newest of the alias. Raises BadInput."""
     if name != LATEST:
         return get_generation(milvus, name)
-    found = list_generations(milvus, settings.alias)
-    if not found:
+    generations = list_generations(milvus, settings.alias)
+    if not generations:
         raise BadInput(f"alias {settings.alias} has no generation", remedy="build one: clvr load latest")
-    return max(found, key=lambda generation: generation.created)
+    return max(generations, key=lambda generation: generation.created)
 
 
 def live_name(settings: Settings) -> str | None:
-    """Return the name of the live generation; None if the alias points to nothing."""
-    current = live_generation(open_milvus(settings), settings.alias)
-    return current.name if current else None
+    """Return the name of the live generation, None if the alias points to no generation."""
+    live = live_generation(open_milvus(settings), settings.alias)
+    return live.name if live else None
+
+
+def epoch_ms(flag: str, text: str | None) -> int | None:
+    """Parse an ISO 8601 time into ms since the epoch; without a zone it is UTC. Raises BadSetting."""
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadSetting(
+            f"{flag} {text!r} is not an ISO 8601 time", remedy="e.g. 2026-11-22T18:30"
+        ) from error
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -1,7 +1,7 @@
-"""`clvr submit` and `clvr jobs`: any job verb on a cluster, through Ray Jobs.
+"""`clvr submit` and `clvr jobs`: run a command on a cluster, through Ray Jobs.
 
-What is sent can be read by everybody who sees the cluster's dashboard: the command line, the metadata and
-the runtime environment. So secrets are never sent. A job finds them on the cluster, under their names.
+Everyone with access to the cluster's dashboard can read the command line, the metadata and the runtime
+environment of a job. Secrets are therefore never sent: a job finds them on the cluster, by their names.
 """
 
 import os
@@ -25,7 +25,7 @@ from infra.settings import DEFAULT_FILE, Settings
 from jobs.submit.client import JobCluster
 
 VERSION_CHECKED_PACKAGES = ("clvr-archive", "ray", "torch", "pyarrow", "pymilvus")
-"""What must be the same on both sides: the engines whose behaviour our contracts rest on."""
+"""Packages that must have the same version on both sides."""
 
 OPEN_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -34,7 +34,7 @@ OPEN_VARIABLES = (
     "AWS_DEFAULT_REGION",
     "AWS_ALLOW_HTTP",
 )
-"""Where object storage is: no secrets, and the same for a job as for a verb at the terminal."""
+"""Variables of object storage that are not secret: a job gets those of the terminal."""
 
 SECRET_VARIABLES = (
     "AWS_ACCESS_KEY_ID",
@@ -45,16 +45,16 @@ SECRET_VARIABLES = (
     "CLVR_WEBHOOK",
     "RAY_AUTH_TOKEN",
 )
-NOT_SENT = frozenset({"ray", "jobs_url", "jobs_ca"})  # a job is inside of the cluster already
+NOT_SENT = frozenset({"ray", "jobs_url", "jobs_ca"})  # a job already runs in the cluster
 EXCLUDED = (".git", ".venv", ".env", ".env.*", "*.pem", "*.key", "__pycache__", "id_*", ".aws", ".netrc")
 
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|WEBHOOK|_KEY$", re.IGNORECASE)
-_SHORTEST_SECRET = 6  # what is shorter stands in any text by chance
+_MIN_SECRET_LENGTH = 6  # shorter values occur in any text by chance
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitRequest:
-    """A verb with its arguments, and what it runs in."""
+    """The request of `clvr submit`: a command with its arguments, and its environment."""
 
     command: tuple[str, ...]
     job: str | None = None
@@ -68,15 +68,15 @@ class SubmitRequest:
 def submit(
     request: SubmitRequest, settings: Settings, chosen: Mapping[str, str]
 ) -> tuple[JobCluster, str, list[str]]:
-    """Send a verb to the cluster; return the cluster, the job's name, and what should be said about it.
+    """Submit a command; return the cluster, the job's name, and notes for the user.
 
-    chosen: settings that are not at their defaults, as text, by name. Nothing is sent unless all of it is
-    fit to be seen. Raises BadSetting for a secret in what would be sent, RayUnreachable, RayDenied.
+    chosen: settings that differ from their defaults, as text, by name. Raises BadSetting, before anything is
+    sent, for a secret in the job; RayUnreachable, RayDenied.
     """
-    known = known_secrets(settings)
+    secret_values = known_secrets(settings)
     entrypoint = entrypoint_of(request)
     environment = runtime_env_of(request, chosen)
-    refuse_secrets({"command": entrypoint, "runtime environment": str(environment)}, known)
+    refuse_secrets({"command": entrypoint, "runtime environment": str(environment)}, secret_values)
     cluster = JobCluster(settings)
     job = request.job or new_name(request.command[0])
     metadata = {
@@ -85,24 +85,27 @@ def submit(
         "clvr": version("clvr-archive"),
     }
     sent = cluster.submit(job, entrypoint, environment, metadata)
-    kept = [name for name in SECRET_VARIABLES if name in known and name not in request.secret_env]
-    kept = [name for name in kept if name not in ("CLVR_JOBS_TOKEN", "RAY_AUTH_TOKEN")]
+    unchecked = [
+        name
+        for name in SECRET_VARIABLES
+        if name in secret_values and name not in (*request.secret_env, "CLVR_JOBS_TOKEN", "RAY_AUTH_TOKEN")
+    ]
     notes = []
-    if kept:
-        checks = " ".join(f"--secret-env {name}" for name in kept)
-        notes.append(f"not sent, the cluster must have its own: {', '.join(kept)} (to check: {checks})")
+    if unchecked:
+        checks = " ".join(f"--secret-env {name}" for name in unchecked)
+        notes.append(f"not sent, the cluster must define: {', '.join(unchecked)} (to check: {checks})")
     return cluster, sent, notes
 
 
 def retry(job: str, settings: Settings) -> tuple[JobCluster, str]:
-    """Start a job again as it was sent: the same command and runtime environment, a new name.
+    """Submit a finished job again under a new name: the same command and runtime environment.
 
-    Raises JobMissing; BadInput for one that is still under way.
+    Raises JobMissing; BadInput for a job that still runs.
     """
     cluster = JobCluster(settings)
     before = cluster.find(job)
-    if not before.over:
-        raise BadInput(f"job {job} is under way: {before.status}", remedy=f"clvr jobs stop {job}, or wait.")
+    if not before.is_finished:
+        raise BadInput(f"job {job} still runs: {before.status}", remedy=f"clvr jobs stop {job}, or wait.")
     metadata = before.metadata | {"retry_of": job}
     environment = {name: value for name, value in before.runtime_env.items() if not name.startswith("_")}
     name = new_name(before.metadata.get("verb", "job"))
@@ -110,30 +113,29 @@ def retry(job: str, settings: Settings) -> tuple[JobCluster, str]:
 
 
 def entrypoint_of(request: SubmitRequest) -> str:
-    """The command line of the job."""
-    checks = [word for name in request.secret_env for word in ("--secret-env", name)]
+    """Return the command line of the job."""
+    checks = [argument for name in request.secret_env for argument in ("--secret-env", name)]
     if not request.any_versions:
-        checks += [
-            word for name in VERSION_CHECKED_PACKAGES for word in ("--expect", f"{name}=={version(name)}")
-        ]
+        for name in VERSION_CHECKED_PACKAGES:
+            checks += ["--expect", f"{name}=={version(name)}"]
     return shlex.join([request.python, "-m", "jobs.cli.entrypoint", *checks, "--", *request.command])
 
 
 def runtime_env_of(request: SubmitRequest, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """Ray's runtime environment of the job: its folder, its packages or image, and settings without secrets.
+    """Return Ray's runtime environment of the job: its folder, packages or image, and settings.
 
-    Raises BadSetting for a file that is none, and for secrets in the folder's settings file.
+    Raises BadSetting for an invalid file, and for secrets in it or in the folder's settings file.
     """
-    environment = _read(request.runtime_env) if request.runtime_env else {}
+    environment = _read_yaml(request.runtime_env) if request.runtime_env else {}
     variables = {name: os.environ[name] for name in OPEN_VARIABLES if os.environ.get(name)}
     for name, value in chosen.items():
-        if name not in NOT_SENT and not _secret(name):
+        if name not in NOT_SENT and not _is_secret_setting(name):
             variables[f"CLVR_{name.upper()}"] = value
     given = {str(name): str(value) for name, value in (environment.get("env_vars") or {}).items()}
     for name in given:
         if _SECRET_NAME.search(name) or name in SECRET_VARIABLES:
             raise BadSetting(
-                f"{request.runtime_env}: env_vars has {name}, and everybody who sees the job sees it",
+                f"{request.runtime_env}: env_vars has {name}, which everyone who sees the job can read",
                 remedy=f"Set it on the cluster, and submit with --secret-env {name}, which checks that.",
             )
     environment["env_vars"] = variables | given
@@ -144,53 +146,52 @@ def runtime_env_of(request: SubmitRequest, chosen: Mapping[str, str]) -> dict[st
 
 
 def known_secrets(settings: Settings) -> dict[str, str]:
-    """The secrets that this process knows, by the variable that they belong in."""
-    found = {name: os.environ[name] for name in SECRET_VARIABLES if os.environ.get(name)}
+    """Return the secrets of this process, by the variables that define them."""
+    values = {name: os.environ[name] for name in SECRET_VARIABLES if os.environ.get(name)}
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
-            found[f"CLVR_{name.upper()}"] = value.get_secret_value()
-    return found
+            values[f"CLVR_{name.upper()}"] = value.get_secret_value()
+    return values
 
 
-def refuse_secrets(texts: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Raise BadSetting if a text holds a secret that we know, or a URL with a password."""
-    for where, text in texts.items():
-        for name, value in known.items():
-            if len(value) >= _SHORTEST_SECRET and (value in text or shlex.quote(value) in text):
+def refuse_secrets(texts: Mapping[str, str], secret_values: Mapping[str, str]) -> None:
+    """Raise BadSetting if a text contains one of the secrets, or a URL with a password."""
+    for title, text in texts.items():
+        for name, value in secret_values.items():
+            if len(value) >= _MIN_SECRET_LENGTH and (value in text or shlex.quote(value) in text):
                 raise BadSetting(
-                    f"the {where} of the job would hold the value of {name}, and everybody who sees the job "
-                    "sees it",
+                    f"the {title} of the job contains the value of {name}, which everyone who sees the job "
+                    "can read",
                     remedy=f"Set {name} on the cluster, and submit with --secret-env {name}.",
                 )
         for url in re.findall(r"\bhttps?://[^\s'\",}]+", text):
             if urlsplit(url).password:
-                raise BadSetting(f"the {where} of the job would hold a URL with a password in it")
+                raise BadSetting(f"the {title} of the job contains a URL with a password")
 
 
 def refuse_options(command: Sequence[str]) -> None:
-    """Raise BadSetting for an option whose value is a secret by its nature."""
-    for word in command:
-        if word.partition("=")[0] == "--webhook":
+    """Raise BadSetting for an option whose value is always secret."""
+    for argument in command:
+        if argument.partition("=")[0] == "--webhook":
             raise BadSetting(
-                "--webhook of a submitted job would be seen by everybody who sees the job",
+                "everyone who sees a submitted job can read its --webhook",
                 remedy="Set CLVR_WEBHOOK on the cluster, and submit with --secret-env CLVR_WEBHOOK.",
             )
 
 
-def new_name(verb: str) -> str:
-    """A name that no other job has."""
-    return f"{verb}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+def new_name(command: str) -> str:
+    """Return a name that no other job has."""
+    return f"{command}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def _check_working_dir(folder: Path) -> Path:
     if not folder.is_dir():
-        raise BadSetting(f"--working-dir {folder} is no folder")
+        raise BadSetting(f"--working-dir {folder} is not a folder")
     file = folder / DEFAULT_FILE
     if file.is_file():
-        found = _read(file)
-        for name, value in found.items():
-            if value and _secret(name):
+        for name, value in _read_yaml(file).items():
+            if value and _is_secret_setting(name):
                 raise BadSetting(
                     f"{file} holds {name}, and the folder would be uploaded",
                     remedy=f"Take it out of the file, and set CLVR_{name.upper()} instead.",
@@ -198,17 +199,17 @@ def _check_working_dir(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _secret(name: str) -> bool:
-    """Whether a setting is one that is never shown."""
-    known = Settings.model_fields.get(name)
-    return known is not None and "SecretStr" in str(known.annotation)
+def _is_secret_setting(name: str) -> bool:
+    """Whether the value of a setting is never shown."""
+    field = Settings.model_fields.get(name)
+    return field is not None and "SecretStr" in str(field.annotation)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadSetting(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise BadSetting(f"{file} must hold `name: value` lines")
-    return found
+    return values

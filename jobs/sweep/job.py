@@ -26,7 +26,7 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
-from jobs.runtime.ray_cluster import connect, cores, root_cause
+from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
 from jobs.search.search import RulesRequest, resolve_model_filters, rules_of
 from jobs.search.searcher import Searcher
@@ -215,7 +215,7 @@ def _answer_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, entry: str) 
     if not pending:
         return
     connect(plan.settings)
-    workers = 1 if plan.one_process else request.workers or cores()
+    workers = 1 if plan.one_process else request.workers or num_cpus()
     total = sweep.info.probes
     board = start_progress_actor(total, done=total - min(total, len(pending) * sweep.info.rows_per_part))
     parts = ray.data.from_items(

@@ -1,4 +1,7 @@
-"""Every picture of a training, decoded once before it starts: one that fails later stops all workers."""
+"""The labelled images of a training: reading them, and decoding each once before the training starts.
+
+An image that fails during the training would stop all workers.
+"""
 
 import hashlib
 import json
@@ -19,18 +22,22 @@ from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
+CHECK_FILE = "pictures.json"
+TASK_IMAGES = 1000  # images that one task checks
+MAX_SHOWN = 10  # failures and models that are named
+
 
 def read_labelled(data: str, *, root: str = "", split: str | None = None) -> LabeledImages:
-    """Read pictures whose vehicle model is known.
+    """Read images whose vehicle model is known.
 
-    data: a `.csv` or `.parquet` table (whose `key` column lies below `root`, and of which `split` picks the
-    rows of one split), a folder as VehicleID, VeRi-776, VERI-Wild or CompCars is released, or a folder of one
-    folder a model.
+    data: a `.csv` or `.parquet` table (whose `key` column is relative to `root`, and of which `split` selects
+    the rows of one split), a folder as VehicleID, VeRi-776, VERI-Wild or CompCars is released, or a folder
+    with one folder per model.
     Raises BadLabels, EmptyArchive, StoreError.
     """
     if data.lower().endswith((".csv", ".parquet")):
         labelled = read_table(data, root=root, split=split).with_known_model()
-        # Workers run in folders of their own, and equal data shall have equal digests wherever it is named.
+        # Workers run in other folders, and equal data must have equal digests however it is named.
         return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
     release = read_release(data, split)
     return read_folder(data) if release is None else release.with_known_model()
@@ -41,103 +48,105 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """SHA-256 over the URIs and the model ids, in order: equal data, equal digest."""
+    """Return the SHA-256 of the URIs and the model ids, in order."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     return digest.hexdigest()
 
 
-CHECKED_FILE = "pictures.json"
-SLICE = 1000  # pictures a task looks at
-NAMED = 10  # failures that are told one by one
+def drop_unreadable_images(
+    labelled: LabeledImages, max_fraction: float, folder: Store
+) -> tuple[LabeledImages, int]:
+    """Return the images that can be decoded, and the number of the others.
 
-
-def usable_pictures(labelled: LabeledImages, max_fraction: float, folder: Store) -> tuple[LabeledImages, int]:
-    """Leave out what cannot be decoded; return the rest, and how many were left out.
-
-    The finding is kept in the training's folder: a resume sees the same pictures, whatever happened to them.
-    Raises BudgetExceeded above that share of failures, StoreError.
+    The failures are kept in the training's folder, so that a resume uses the same images.
+    Raises BudgetExceeded above that fraction of failures, StoreError.
     """
     try:
-        kept: dict[str, Any] = json.loads(folder.get(CHECKED_FILE))
-        bad = {int(row): ImageFailure(**failure) for row, failure in kept["left_out"].items()}
+        recorded: dict[str, Any] = json.loads(folder.get(CHECK_FILE))
+        failures = {int(row): ImageFailure(**failure) for row, failure in recorded["left_out"].items()}
     except ObjectMissing:
-        bad = _checked(labelled)
-    for row, failure in list(bad.items())[:NAMED]:
+        failures = _check_images(labelled)
+    for row, failure in list(failures.items())[:MAX_SHOWN]:
         logger.info(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}")
-    if len(bad) > NAMED:
-        logger.info(f"left out: {len(bad) - NAMED:,} more, see {folder.uri_of(CHECKED_FILE)}")
-    finding = {str(row): asdict(failure) for row, failure in sorted(bad.items())}
-    uris = {str(row): labelled.uris[row] for row in sorted(bad)}
-    folder.put(CHECKED_FILE, json.dumps({"left_out": finding, "uris": uris}, indent=1).encode())
-    if len(bad) > max_fraction * len(labelled):
-        causes = ", ".join(sorted({failure.cause for failure in bad.values()}))
-        folder.delete(CHECKED_FILE)  # what is repaired shall be looked at again
+    if len(failures) > MAX_SHOWN:
+        logger.info(f"left out: {len(failures) - MAX_SHOWN:,} more, see {folder.uri_of(CHECK_FILE)}")
+    document = {
+        "left_out": {str(row): asdict(failure) for row, failure in sorted(failures.items())},
+        "uris": {str(row): labelled.uris[row] for row in sorted(failures)},
+    }
+    folder.put(CHECK_FILE, json.dumps(document, indent=1).encode())
+    if len(failures) > max_fraction * len(labelled):
+        causes = ", ".join(sorted({failure.cause for failure in failures.values()}))
+        folder.delete(CHECK_FILE)  # the next attempt checks images that were repaired meanwhile
         raise BudgetExceeded(
-            f"{len(bad):,} of {len(labelled):,} pictures cannot be used ({causes}), more than the "
+            f"{len(failures):,} of {len(labelled):,} images cannot be used ({causes}), more than the "
             f"{max_fraction:.2%} that --max-bad-fraction allows",
-            remedy="repair the pictures, or allow more",
+            remedy="repair the images, or give a higher --max-bad-fraction",
         )
-    good = np.array([row for row in range(len(labelled)) if row not in bad], np.int64)
-    return labelled.take(good), len(bad)
+    good = np.array([row for row in range(len(labelled)) if row not in failures], np.int64)
+    return labelled.take(good), len(failures)
 
 
-def say_what_is_learned(labelled: LabeledImages, training: LabeledImages, held: LabeledImages) -> list[str]:
-    """Tell how much there is to learn from; return the names of models without a training picture.
+def _check_images(labelled: LabeledImages) -> dict[int, ImageFailure]:
+    """Decode every image on the cluster, and return the failures by row."""
+    reader, uris = reader_of(labelled.uris), labelled.uris
+    check = ray.remote(num_cpus=1)(_failures)
+    starts = range(0, len(uris), TASK_IMAGES)
+    pending = {check.remote(reader, uris[start : start + TASK_IMAGES]): start for start in starts}
+    failures: dict[int, ImageFailure] = {}
+    done = 0
 
-    Raises BadLabels where there is only one model: nothing could be told apart.
+    def read() -> ProgressState:
+        return ProgressState(done, len(uris), f"{len(failures):,} bad" if failures else "")
+
+    try:
+        with progress("check", "images", read):
+            while pending:
+                (ready,), _ = ray.wait(list(pending))
+                start = pending.pop(ready)
+                failures |= {start + position: failure for position, failure in ray.get(ready).items()}
+                done += len(uris[start : start + TASK_IMAGES])
+    except Exception as error:
+        raise root_cause(error) from error
+    return failures
+
+
+def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
+    images = stream_images(reader, uris)
+    return {position: image for position, image in images if isinstance(image, ImageFailure)}
+
+
+def report_classes(labelled: LabeledImages, training: LabeledImages, validation: LabeledImages) -> list[str]:
+    """Log the size of the split, and return the names of models without a training image.
+
+    Raises BadLabels for images of a single model, which a classifier cannot learn from.
     """
     classes = labelled.classes
     if len(classes) < 2:
         raise BadLabels(
-            f"all {len(labelled):,} pictures are of one vehicle model",
+            f"all {len(labelled):,} images are of one vehicle model",
             remedy="a classifier needs two or more: check the labels, and --split",
         )
     logger.info(
-        f"{len(training):,} pictures of {len(classes)} vehicle models to train on, {len(held):,} held out"
+        f"{len(training):,} images of {len(classes)} vehicle models to train on, "
+        f"{len(validation):,} for validation"
     )
-    singles = _names(labelled, set(single_image_models(training)) - set(held.classes))
+    singles = _names(labelled, set(single_image_models(training)) - set(validation.classes))
     if singles:
-        logger.info(f"{len(singles)} models have one picture, learned and never held out: {_some(singles)}")
-    names = _names(labelled, set(classes) - set(training.classes))
-    if names:
+        logger.info(f"{len(singles)} models have one image, used for training only: {_shortened(singles)}")
+    untrained = _names(labelled, set(classes) - set(training.classes))
+    if untrained:
         logger.info(
-            f"{len(names)} models have too few pictures to be learned, and count as wrong: {_some(names)}"
+            f"{len(untrained)} models have too few images to train on, and count as wrong: "
+            f"{_shortened(untrained)}"
         )
-    return names
+    return untrained
 
 
 def _names(labelled: LabeledImages, models: set[int]) -> list[str]:
     return [labelled.model_names.get(model, f"model {model}") for model in sorted(models)]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-
-
-def _checked(labelled: LabeledImages) -> dict[int, ImageFailure]:
-    reader, uris = reader_of(labelled.uris), labelled.uris
-    look = ray.remote(num_cpus=1)(_failures)
-    starts = range(0, len(uris), SLICE)
-    waiting = {look.remote(reader, uris[start : start + SLICE]): start for start in starts}
-    bad: dict[int, ImageFailure] = {}
-    done = 0
-
-    def standing() -> ProgressState:
-        return ProgressState(done, len(uris), f"{len(bad):,} bad" if bad else "")
-
-    try:
-        with progress("look", "pictures", standing):
-            while waiting:
-                (ready,), _ = ray.wait(list(waiting))
-                start = waiting.pop(ready)
-                bad |= {start + place: failure for place, failure in ray.get(ready).items()}
-                done += len(uris[start : start + SLICE])
-    except Exception as error:
-        raise root_cause(error) from error
-    return bad
-
-
-def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
-    found = stream_images(reader, uris)
-    return {place: picture for place, picture in found if isinstance(picture, ImageFailure)}
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:MAX_SHOWN]) + (", …" if len(names) > MAX_SHOWN else "")

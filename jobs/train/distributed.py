@@ -1,4 +1,4 @@
-"""The workers of one training among each other: sums, gathered rows, and one answer for all."""
+"""Collective operations of the workers of one training."""
 
 from dataclasses import dataclass
 
@@ -9,41 +9,41 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """This worker among `world` workers; row r of anything shared out belongs to worker r % world."""
+    """This worker among `world_size` workers; rank r handles rows r, r + world_size, … of shared work."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one worker that logs and saves."""
+    def is_rank_zero(self) -> bool:
+        """Whether this is the worker that logs and saves."""
         return self.rank == 0
 
-    def summed(self, *values: float) -> tuple[float, ...]:
-        """Each value's sum over all workers."""
-        if self.world == 1:
+    def all_reduce_sum(self, *values: float) -> tuple[float, ...]:
+        """Return the sum of each value over all workers."""
+        if self.world_size == 1:
             return values
         sums = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
         return tuple(sums.tolist())
 
-    def agreed(self, wish: bool) -> bool:
-        """What the first worker wants, everywhere: all must leave a loop at the same step."""
-        if self.world == 1:
-            return wish
-        flag = torch.tensor([int(wish)], device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
+    def broadcast_flag(self, flag: bool) -> bool:
+        """Return the flag of rank 0 on all workers, so that they leave a loop at the same step."""
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(tensor, src=0)
+        return bool(tensor.item())
 
-    def gathered(self, mine: Tensor, count: int) -> Tensor:
-        """All `count` rows, on the CPU, from each worker's rows rank, rank + world, …"""
-        if self.world == 1:
-            return mine.cpu()
-        everything = torch.empty((count, *mine.shape[1:]), dtype=mine.dtype)
-        for rank in range(self.world):
-            places = torch.arange(rank, count, self.world)
-            part = (mine if rank == self.rank else everything[places]).to(self.device).contiguous()
+    def all_gather_rows(self, local_rows: Tensor, count: int) -> Tensor:
+        """Return all `count` rows, on the CPU, from the rows rank, rank + world_size, … of each worker."""
+        if self.world_size == 1:
+            return local_rows.cpu()
+        rows = torch.empty((count, *local_rows.shape[1:]), dtype=local_rows.dtype)
+        for rank in range(self.world_size):
+            indices = torch.arange(rank, count, self.world_size)
+            part = (local_rows if rank == self.rank else rows[indices]).to(self.device).contiguous()
             dist.broadcast(part, src=rank)
-            everything[places] = part.cpu()
-        return everything
+            rows[indices] = part.cpu()
+        return rows

@@ -1,4 +1,4 @@
-"""A frozen backbone's features, kept beside the training's states: a resume need not compute them again."""
+"""Features of a frozen backbone, kept beside the training's states for a resume."""
 
 import hashlib
 from pathlib import Path
@@ -13,11 +13,11 @@ from infra.errors import ObjectMissing
 from infra.store import Store
 
 PREFIX = "features-"
-MOST_BYTES = 4 << 30  # more is quicker computed again than moved
+MAX_BYTES = 4 << 30  # larger files take longer to transfer than to compute
 
 
 class FeatureFile:
-    """The features of one stage, under a name that says which weights they are of."""
+    """The features of one stage, in a file whose name contains the digest of the backbone's weights."""
 
     def __init__(self, folder: Store, backbone: nn.Module) -> None:
         digest = hashlib.sha256()
@@ -27,25 +27,28 @@ class FeatureFile:
         self.folder = folder
         self.name = f"{PREFIX}{digest.hexdigest()[:16]}.safetensors"
 
-    def read(self, training: int, held: int) -> tuple[Batch, Batch] | None:
-        """Features and classes of so many training and held-out pictures; None if they are not there."""
+    def read(self, num_training: int, num_validation: int) -> tuple[Batch, Batch] | None:
+        """Return features and classes of the training and validation images; None without a usable file."""
         try:
-            found = load(self.folder.get(self.name))
+            tensors = load(self.folder.get(self.name))
         except (ObjectMissing, ValueError):
             return None
-        if (len(found["training"]), len(found["held"])) != (training, held):
+        if (len(tensors["training"]), len(tensors["held"])) != (num_training, num_validation):
             return None
-        return (found["training"], found["training_classes"]), (found["held"], found["held_classes"])
+        return (
+            (tensors["training"], tensors["training_classes"]),
+            (tensors["held"], tensors["held_classes"]),
+        )
 
-    def write(self, training: Batch, held: Batch) -> None:
-        """Keep them, unless they are very many."""
+    def write(self, training: Batch, validation: Batch) -> None:
+        """Write features and classes, unless they exceed MAX_BYTES."""
         tensors = {
             "training": training[0],
             "training_classes": training[1],
-            "held": held[0],
-            "held_classes": held[1],
+            "held": validation[0],
+            "held_classes": validation[1],
         }
-        if sum(value.nbytes for value in tensors.values()) > MOST_BYTES:
+        if sum(value.nbytes for value in tensors.values()) > MAX_BYTES:
             return
         with TemporaryDirectory() as temporary:
             path = Path(temporary) / "features"
@@ -54,5 +57,5 @@ class FeatureFile:
 
 
 def remove_features(folder: Store) -> None:
-    """Once the training is over they are of no more use."""
+    """Delete the feature files of a finished training."""
     folder.delete(*[item.key for item in folder.list() if item.key.startswith(PREFIX)])

@@ -1,8 +1,8 @@
-"""Pictures on their way into a training worker: decoded ahead, in the order that was asked for.
+"""Input of a training worker: images decoded ahead of the steps, in the order that the caller gives.
 
-Two ways give the same batches: `local` fetches and decodes in threads of the worker's own process, `ray` in
-Ray Data tasks on whatever CPUs the cluster has left, so that a GPU machine need not decode what it learns.
-The order is the caller's, so (seed, stage, epoch) decides it, and neither the way nor a resume changes it.
+Two backends give the same batches: `local` fetches and decodes in threads of the worker's process, `ray` in
+Ray Data tasks on other CPUs of the cluster, so that a GPU machine need not decode. The caller's order follows
+from (seed, stage, epoch); neither the backend nor a resume changes it.
 """
 
 import time
@@ -27,20 +27,21 @@ from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadSetting, ObjectChanged
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
 from jobs.train.distributed import DistributedContext
-from jobs.train.job import Pictures, TrainJob
+from jobs.train.job import Images, TrainJob
 
-PREFETCH = 2  # batches under way while one is learned from
-BLOCK = 64  # pictures a Ray Data task decodes: 17 MB
-SPARE_CPUS = 2  # a GPU worker's share of CPUs from which Ray Data pays
+PREFETCH_BATCHES = 2
+BLOCK_IMAGES = 64  # images that a Ray Data task decodes: 17 MB
+MIN_CPUS_PER_GPU = 2  # CPUs beside the workers from which Ray Data is faster than local threads
 
-# Changes decoded pictures (n, 299, 299, 3) given their rows (n,): augmentation, beside the decoding.
-Transform = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, 299, 299, 3), class numbers (n,)
+Rows = NDArray[np.int64]
+# Augments decoded images (n, 299, 299, 3) given their rows (n,), in the threads or tasks that decode them.
+Transform = Callable[[NDArray[np.uint8], Rows], NDArray[np.uint8]]
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (n, 299, 299, 3), class numbers (n,)
 _T = TypeVar("_T")
 
 
 class TimedIterator(Iterable[_T]):
-    """Passes batches on and counts the seconds for which they were waited for."""
+    """Yields batches, and counts the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterable[_T]) -> None:
         self.batches = batches
@@ -49,173 +50,172 @@ class TimedIterator(Iterable[_T]):
     def __iter__(self) -> Iterator[_T]:
         batches = iter(self.batches)
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             finally:
-                self.seconds += time.perf_counter() - begun
+                self.seconds += time.perf_counter() - started
             yield batch
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLoader:
-    """How a worker's pictures come: `way` is local or ray, `workers` how many read at the same time."""
+class Batches:
+    """One worker's share of every batch; its contents follow from (seed, stage, epoch) alone."""
 
-    way: str
-    workers: int
+    def __init__(self, job: TrainJob, recipe: Recipe, distributed: DistributedContext) -> None:
+        self.job, self.recipe, self.distributed = job, recipe, distributed
+        self.loader = ImageLoader(job.input, distributed.world_size)
+        # All workers have equal shares, so that the mean of their gradients is the gradient of the batch.
+        self.share = max(1, recipe.batch // distributed.world_size)
 
-    def batches(
-        self, pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None = None
-    ) -> Iterator[Arrays]:
-        """Batches of `size` pictures in the order of `rows`, the same ones by either way.
+    def epoch_rows(self, stage_number: int, epoch: int) -> Rows:
+        """Return this worker's share of an epoch's order; all workers have equally many rows."""
+        order = stage_order(
+            self.recipe.stages[stage_number],
+            self.job.training.classes,
+            seed=self.recipe.seed,
+            number=stage_number,
+            epoch=epoch,
+        )
+        world_size = self.distributed.world_size
+        count = drop_last(len(order), self.share * world_size)
+        return order[: count - count % world_size][self.distributed.rank :: world_size]
 
-        Raises ObjectChanged where a picture that was readable before the training no longer is.
-        """
-        if self.way == "ray":
-            return _by_ray(pictures, rows, size, change, self.workers)
-        return _local(pictures, rows, size, change)
+    def sample_rows(self) -> Rows:
+        """Return training rows spread over the data, the same ones in each worker."""
+        count = len(self.job.training)
+        sample_size = min(self.recipe.reestimate_statistics, count)
+        return np.unique(np.linspace(0, count - 1, sample_size).astype(np.int64))
+
+    def train_batches(self, stage: Stage, stage_number: int, epoch: int, rows: Rows) -> Iterator[Batch]:
+        """Yield batches of training rows, augmented as the stage says."""
+        transform = None
+        if stage.augments:
+            transform = partial(augment, stage=stage, seed=self.recipe.seed, number=stage_number, epoch=epoch)
+        return self.eval_batches(self.job.training, rows, transform)
+
+    def eval_batches(self, images: Images, rows: Rows, transform: Transform | None = None) -> Iterator[Batch]:
+        """Yield batches of images on the worker's device."""
+        device = self.distributed.device
+        for arrays, classes in self.loader.batches(images, rows, self.share, transform):
+            yield (
+                torch.from_numpy(arrays).to(device, non_blocking=True),
+                torch.from_numpy(classes).to(device),
+            )
 
 
-def choose_input_backend(wanted: str, *, workers: int, gpu: bool, cpus: int) -> str:
-    """`local` or `ray`; `auto` takes Ray Data where GPUs learn and enough CPUs are left to decode for them.
+def choose_input_backend(option: str, *, workers: int, gpu: bool, cpus: int) -> str:
+    """Return `local` or `ray`; `auto` means Ray Data if GPUs train and enough CPUs are free to decode.
 
-    Without a GPU a step takes a hundred times as long as its decoding, and threads beside it do.
-    Raises BadSetting for `ray` where the workers leave no CPU for its tasks: they would wait for ever.
+    On a CPU, a step takes a hundred times as long as its decoding, so local threads suffice.
+    Raises BadSetting for `ray` if the workers leave too few CPUs for its tasks, which would never start.
     """
-    spare = cpus - workers
-    if wanted == "auto":
-        return "ray" if gpu and spare >= SPARE_CPUS * workers else "local"
-    if wanted not in ("local", "ray"):
-        raise BadSetting(f"--input is {wanted!r}", remedy="choose one of auto, local, ray")
-    if wanted == "ray" and spare < workers:
+    free_cpus = cpus - workers
+    if option == "auto":
+        return "ray" if gpu and free_cpus >= MIN_CPUS_PER_GPU * workers else "local"
+    if option not in ("local", "ray"):
+        raise BadSetting(f"--input is {option!r}", remedy="choose one of auto, local, ray")
+    if option == "ray" and free_cpus < workers:
         raise BadSetting(
             f"--input ray needs one CPU a worker to decode on, beside the one that it learns on: "
             f"{2 * workers} for {workers} workers, and the cluster has {cpus}",
             remedy="take fewer --workers, a larger cluster, or --input local",
         )
-    return wanted
+    return option
 
 
-def _local(
-    pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None
-) -> Iterator[Arrays]:
-    reader, uris = reader_of(pictures.uris), pictures.uris
+@dataclass(frozen=True, slots=True)
+class ImageLoader:
+    """Loads the images of a worker; `backend` is local or ray, `workers` is the number of such loaders."""
+
+    backend: str
+    workers: int
+
+    def batches(
+        self, images: Images, rows: Rows, size: int, transform: Transform | None = None
+    ) -> Iterator[Arrays]:
+        """Yield batches of `size` images in the order of `rows`; both backends give the same ones.
+
+        Raises ObjectChanged for an image that was readable before the training and is not any more.
+        """
+        if self.backend == "ray":
+            return _ray_batches(images, rows, size, transform, self.workers)
+        return _local_batches(images, rows, size, transform)
+
+
+def _local_batches(images: Images, rows: Rows, size: int, transform: Transform | None) -> Iterator[Arrays]:
+    reader = reader_of(images.uris)
 
     def load(start: int) -> Arrays:
-        part = rows[start : start + size]
-        found = decoded(reader, [uris[row] for row in part], part, change, decoders=available_cpus())
-        return found, pictures.classes[part]
+        batch_rows = rows[start : start + size]
+        uris = [images.uris[row] for row in batch_rows]
+        arrays = decode_images(reader, uris, batch_rows, transform, decoders=available_cpus())
+        return arrays, images.classes[batch_rows]
 
-    with ThreadPoolExecutor(PREFETCH, thread_name_prefix="next-batch") as pool:
-        waiting: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(PREFETCH_BATCHES, thread_name_prefix="next-batch") as pool:
+        pending: deque[Future[Arrays]] = deque()
         try:
             for start in range(0, len(rows), size):
-                waiting.append(pool.submit(load, start))
-                if len(waiting) > PREFETCH:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(load, start))
+                if len(pending) > PREFETCH_BATCHES:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in waiting:
+            for future in pending:
                 future.cancel()
 
 
-def _by_ray(
-    pictures: Pictures, rows: NDArray[np.int64], size: int, change: Transform | None, workers: int
+def _ray_batches(
+    images: Images, rows: Rows, size: int, transform: Transform | None, workers: int
 ) -> Iterator[Arrays]:
-    reader, uris = reader_of(pictures.uris), pictures.uris
-    block = min(size, BLOCK)
-    parts = [rows[start : start + block] for start in range(0, len(rows), block)]
-    if not parts:
+    reader = reader_of(images.uris)
+    block = min(size, BLOCK_IMAGES)
+    blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
+    if not blocks:
         return
     tables = [
-        pa.table({"uri": [uris[row] for row in part], "row": part, "class": pictures.classes[part]})
-        for part in parts
+        pa.table({"uri": [images.uris[row] for row in block], "row": block, "class": images.classes[block]})
+        for block in blocks
     ]
 
     def decode_block(table: pa.Table) -> dict[str, NDArray[Any]]:
-        found = decoded(reader, table["uri"].to_pylist(), table["row"].to_numpy(), change)
-        return {"picture": found, "class": table["class"].to_numpy()}
+        arrays = decode_images(reader, table["uri"].to_pylist(), table["row"].to_numpy(), transform)
+        return {"image": arrays, "class": table["class"].to_numpy()}
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     options = context.execution_options
     options.preserve_order = True
-    # Each worker runs a pipeline of its own: together they must not ask for more CPUs than are left.
-    spare = int(ray.cluster_resources().get("CPU", 1)) - workers
-    options.resource_limits = options.resource_limits.copy(cpu=max(1, spare // workers))
+    # Each worker runs its own pipeline: together they must not request more CPUs than are free.
+    free_cpus = int(ray.cluster_resources().get("CPU", 1)) - workers
+    options.resource_limits = options.resource_limits.copy(cpu=max(1, free_cpus // workers))
     with ray.data.DataContext.current(context):
         data = ray.data.from_arrow(tables).map_batches(
             decode_block, batch_size=None, batch_format="pyarrow", num_cpus=1
         )
-        for batch in data.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=PREFETCH):
-            yield batch["picture"], batch["class"]
+        for batch in data.iter_batches(
+            batch_size=size, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
+        ):
+            yield batch["image"], batch["class"]
 
 
-def decoded(
+def decode_images(
     reader: ArchiveReader,
     uris: list[str],
-    rows: NDArray[np.int64],
-    change: Transform | None = None,
+    rows: Rows,
+    transform: Transform | None = None,
     *,
     decoders: int = 1,
 ) -> NDArray[np.uint8]:
-    """The pictures at those URIs, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
-    found = np.empty((len(uris), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for place, picture in stream_images(reader, uris, decoders=decoders):
-        if isinstance(picture, ImageFailure):
+    """Return the images at the URIs, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
+    arrays = np.empty((len(uris), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    for position, image in stream_images(reader, uris, decoders=decoders):
+        if isinstance(image, ImageFailure):
             raise ObjectChanged(
-                f"{uris[place]} was readable before the training: {picture.detail}",
+                f"{uris[position]} was readable before the training: {image.detail}",
                 remedy="put it back and run the same command again, or train --to another folder without it",
             )
-        found[place] = picture
-    return change(found, rows) if change else found
-
-
-Rows = NDArray[np.int64]
-
-
-class Batches:
-    """One worker's share of every batch; what is in it follows from (seed, stage, epoch) alone."""
-
-    def __init__(self, job: TrainJob, recipe: Recipe, peers: DistributedContext) -> None:
-        self.job, self.recipe, self.peers = job, recipe, peers
-        self.feed = ImageLoader(job.input, peers.world)
-        # Every worker steps on equal shares, so that the mean of their gradients is the batch's gradient.
-        self.share = max(1, recipe.batch // peers.world)
-
-    def learned(self, stage: Stage, number: int, epoch: int, rows: Rows) -> Iterator[Batch]:
-        """Batches of an epoch's rows, as the stage changes them."""
-        change = None
-        if stage.augments:
-            change = partial(augment, stage=stage, seed=self.recipe.seed, number=number, epoch=epoch)
-        return self.of(self.job.training, rows, change)
-
-    def rows(self, number: int, epoch: int) -> Rows:
-        """This worker's share of an epoch's order: rows k, k + world, …, equally many for each worker."""
-        order = stage_order(
-            self.recipe.stages[number],
-            self.job.training.classes,
-            seed=self.recipe.seed,
-            number=number,
-            epoch=epoch,
-        )
-        learned = drop_last(len(order), self.share * self.peers.world)
-        return order[: learned - learned % self.peers.world][self.peers.rank :: self.peers.world]
-
-    def sample(self) -> Rows:
-        """Training pictures from all over the data, the same ones in each worker."""
-        count = len(self.job.training)
-        return np.unique(
-            np.linspace(0, count - 1, min(self.recipe.reestimate_statistics, count)).astype(np.int64)
-        )
-
-    def of(self, pictures: Pictures, rows: Rows, change: Transform | None = None) -> Iterator[Batch]:
-        """Batches of those pictures on the worker's device."""
-        for arrays, classes in self.feed.batches(pictures, rows, self.share, change):
-            yield (
-                torch.from_numpy(arrays).to(self.peers.device, non_blocking=True),
-                torch.from_numpy(classes).to(self.peers.device),
-            )
+        arrays[position] = image
+    return transform(arrays, rows) if transform else arrays

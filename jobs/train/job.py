@@ -1,4 +1,4 @@
-"""A training, as its workers know it: what it is, where it stands, and how much work each part of it is."""
+"""A training as its workers see it: the job, a position in it, and the work of each of its parts."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Totals, drop_last
 
-# What one picture costs, in passes: 1 is once forward through the network.
-LEARN_ALL = 3.0  # forward, and back through every layer
-LEARN_HEAD = 1.02  # forward, and back through two layers
-CACHED = 0.01  # both layers, from a kept feature
+# Cost of one image in passes; one pass is a forward pass through the network.
+TRAIN_ALL_PASSES = 3.0  # forward, and backward through every layer
+TRAIN_HEAD_PASSES = 1.02  # forward, and backward through two layers
+CACHED_PASSES = 0.01  # both layers of the head, from a cached feature
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Where n pictures lie, and the class number of each."""
+class Images:
+    """URIs of n images, and the class number of each."""
 
     uris: list[str]
     classes: NDArray[np.int64]
@@ -28,23 +28,23 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """Everything a worker needs to know; plain values, because they travel through Ray.
+    """The job of a worker, in plain values, because Ray serializes them.
 
-    folder: URI of the training's own folder, for its log and its best state. input: `local` or `ray`.
+    folder: URI of the training's folder, for its log and its best state. input: `local` or `ray`.
     """
 
     recipe: dict[str, Any]
     classes: tuple[int, ...]
-    training: Pictures
-    held: Pictures
+    training: Images
+    validation: Images
     folder: str
     input: str = "local"
     log_every: int = 20
 
 
 @dataclass(slots=True)
-class Place:
-    """Where a job is: the next epoch, what its first pictures gave, and what came before."""
+class Position:
+    """A position in a job: the next epoch, the totals of its first images, and the history before it."""
 
     stage: int = 0
     epoch: int = 0
@@ -52,45 +52,46 @@ class Place:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def seen(self) -> int:
-        """Pictures learned from so far, over all stages and epochs."""
-        return sum(int(each.get("pictures", 0)) for each in self.history) + self.totals.pictures
+    def images_seen(self) -> int:
+        """Images trained on so far, over all stages and epochs."""
+        return sum(int(epoch.get("pictures", 0)) for epoch in self.history) + self.totals.pictures
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The passes through the network that a recipe makes over so many training and held-out pictures."""
+    """The passes of a recipe over so many training and validation images."""
 
     recipe: Recipe
-    training: int
-    held: int
+    num_training: int
+    num_validation: int
 
     @property
     def total(self) -> int:
         """All passes of the job."""
-        return self.before(len(self.recipe.stages))
+        return self.passes_before(len(self.recipe.stages))
 
-    def before(self, stage: int, epoch: int = 0, pictures: int = 0) -> int:
-        """Passes that lie before a place in the job."""
+    def passes_before(self, stage: int, epoch: int = 0, images: int = 0) -> int:
+        """Passes before a position in the job."""
         passes = float(self.recipe.reestimate_statistics)
-        for number, one in enumerate(self.recipe.stages[: stage + 1]):
-            if number < stage:
-                passes += self.start(one) + one.epochs * self.epoch(one)
-            else:
-                passes += self.start(one) + epoch * self.epoch(one) + pictures * self.picture(one)
+        for earlier in self.recipe.stages[:stage]:
+            passes += self.cache_passes(earlier) + earlier.epochs * self.epoch_passes(earlier)
+        for current in self.recipe.stages[stage : stage + 1]:
+            passes += self.cache_passes(current)
+            passes += epoch * self.epoch_passes(current) + images * self.image_passes(current)
         return round(passes)
 
-    def start(self, stage: Stage) -> float:
-        """Passes before a stage's first epoch: those that fill the cache."""
-        return self.training + self.held if stage.cacheable and stage.epochs else 0.0
+    def cache_passes(self, stage: Stage) -> float:
+        """Passes that fill the feature cache before the first epoch of a stage."""
+        return self.num_training + self.num_validation if stage.cacheable and stage.epochs else 0.0
 
-    def epoch(self, stage: Stage) -> float:
-        """Passes of one epoch, with its look at the held-out pictures."""
-        learned = drop_last(self.training, self.recipe.batch)
-        return learned * self.picture(stage) + self.held * (CACHED if stage.cacheable else 1.0)
+    def epoch_passes(self, stage: Stage) -> float:
+        """Passes of one epoch and of the validation after it."""
+        trained = drop_last(self.num_training, self.recipe.batch)
+        validation_passes = CACHED_PASSES if stage.cacheable else 1.0
+        return trained * self.image_passes(stage) + self.num_validation * validation_passes
 
-    def picture(self, stage: Stage) -> float:
-        """Passes that learning from one picture is worth."""
+    def image_passes(self, stage: Stage) -> float:
+        """Passes of training on one image."""
         if stage.cacheable:
-            return CACHED
-        return LEARN_HEAD if stage.trainable == "head" else LEARN_ALL
+            return CACHED_PASSES
+        return TRAIN_HEAD_PASSES if stage.trainable == "head" else TRAIN_ALL_PASSES

@@ -1,4 +1,4 @@
-"""What follows each training step: progress, log and metrics, and the question whether to stop here."""
+"""Progress of a training, and requests to stop it: between the driver, the workers and each step."""
 
 import contextlib
 import signal
@@ -17,158 +17,165 @@ from jobs.runtime.progress import ProgressState
 from jobs.runtime.progress_actor import ProgressActor, actor_on_driver_node, read_progress
 from jobs.train.distributed import DistributedContext
 from jobs.train.input import TimedIterator
-from jobs.train.job import Place, TrainJob, Work
+from jobs.train.job import Position, TrainJob, Work
 from jobs.train.log import TrainMetrics
 
 
-class TrainBoard(ProgressActor):
-    """A board that also carries a wish to stop from the driver to the workers, and an error back."""
+class TrainProgressActor(ProgressActor):
+    """A progress actor that also passes a stop request to the workers, and a fatal error to the driver."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
-        self.stopping = False
+        self.stop_requested = False
         self.error: ClvrError | None = None
 
-    def stop(self) -> None:
-        """Ask the workers to save where they are and to end."""
-        self.stopping = True
+    def request_stop(self) -> None:
+        """Ask the workers to save their state and to stop."""
+        self.stop_requested = True
 
-    def wanted_to_stop(self) -> bool:
-        """Whether the workers were asked to."""
-        return self.stopping
+    def is_stop_requested(self) -> bool:
+        """Whether the workers were asked to stop."""
+        return self.stop_requested
 
-    def fail(self, error: ClvrError) -> None:
-        """Keep what ended a worker and would end it again: Ray Train takes any error for a lost worker."""
+    def set_fatal_error(self, error: ClvrError) -> None:
+        """Keep an error that would end every attempt: Ray Train would restart the workers after it."""
         self.error = self.error or error
 
-    def failed(self) -> ClvrError | None:
-        """What ended a worker for good."""
+    def fatal_error(self) -> ClvrError | None:
+        """Return the error that ended a worker for good, None without one."""
         return self.error
 
 
-class StopRequested:
-    """Asks the board between two steps whether to stop, without waiting for the answer."""
+def start_train_progress_actor(total: int) -> Any:
+    """Start the progress actor of a training."""
+    return actor_on_driver_node(TrainProgressActor).remote(total)
 
-    def __init__(self, board: Any) -> None:
-        self.board = board
-        self.pending = board.wanted_to_stop.remote()
+
+def wait_for_first_progress(actor: Any, stop: threading.Event) -> ProgressState:
+    """Read the progress after the first report, so that rates do not include the start of the workers."""
+    while not (state := read_progress(actor)).note and not stop.wait(0.5):
+        pass
+    return state
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm(actor: Any) -> Iterator[threading.Event]:
+    """Pass SIGTERM, which announces the loss of a machine, to the workers; yield whether it was received."""
+    received, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if received.wait(0.2):
+                actor.request_stop.remote()
+                return
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous_handler = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    watcher = threading.Thread(target=watch, name="sigterm", daemon=True)
+    watcher.start()
+    try:
+        yield received
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, previous_handler)
+
+
+class StopRequest:
+    """Whether the driver asked the workers to stop, polled between steps without waiting."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.pending = actor.is_stop_requested.remote()
 
     def __bool__(self) -> bool:
         if not ray.wait([self.pending], timeout=0)[0]:
             return False
-        asked: bool = ray.get(self.pending)
-        self.pending = self.board.wanted_to_stop.remote()
-        return asked
+        requested: bool = ray.get(self.pending)
+        self.pending = self.actor.is_stop_requested.remote()
+        return requested
 
 
-def new_train_board(total: int) -> Any:
-    """Start the board beside the driver, where the loss of a node does not take it."""
-    return actor_on_driver_node(TrainBoard).remote(total)
-
-
-def wait_for_first_progress(board: Any, stop: threading.Event) -> ProgressState:
-    """Answer for a progress display, once the workers said a word: rates shall not count their start."""
-    while not (now := read_progress(board)).note and not stop.wait(0.5):
-        pass
-    return now
-
-
-@contextlib.contextmanager
-def stopping_on_sigterm(board: Any) -> Iterator[threading.Event]:
-    """Pass SIGTERM, which comes before a machine is taken away, on to the workers; tell whether it came."""
-    came, over = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            if came.wait(0.2):
-                board.stop.remote()
-                return
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
-    watcher = threading.Thread(target=watch, name="sigterm", daemon=True)
-    watcher.start()
-    try:
-        yield came
-    finally:
-        over.set()
-        signal.signal(signal.SIGTERM, before)
-
-
-class Stopped(Exception):
-    """Left an epoch between two steps, because that was asked for; totals are those of all workers."""
+class EpochStopped(Exception):
+    """An epoch ended between two steps by request; totals are those of all workers."""
 
     def __init__(self, totals: Totals) -> None:
         self.totals = totals
 
 
 class ProgressReporter(Protocol):
-    """The worker, as far as it is needed here."""
+    """The interface of the worker that `StepCallback` uses."""
 
     job: TrainJob
     work: Work
-    peers: DistributedContext
+    distributed: DistributedContext
     metrics: TrainMetrics
-    stop: StopRequested | None
+    stop_request: StopRequest | None
 
-    def say(self, done: int, note: str) -> None:
-        """Tell the board."""
+    def report_progress(self, done: int, note: str) -> None:
+        """Update the progress display."""
 
-    def write(self, event: str, **values: Any) -> None:
-        """Write to the log."""
+    def log_event(self, event: str, **values: Any) -> None:
+        """Write a line of the log."""
 
 
 class StepCallback:
-    """Called by `train_epoch` after each step."""
+    """Reports each step of `train_epoch`: progress, log and metrics; raises EpochStopped on request."""
 
     def __init__(
         self,
-        worker: "ProgressReporter",
+        worker: ProgressReporter,
         stage: Stage,
-        number: int,
-        place: Place,
-        waiting: TimedIterator[Batch],
+        stage_number: int,
+        position: Position,
+        batches: TimedIterator[Batch],
         optimizer: torch.optim.Optimizer,
-        mine: Totals,
+        initial_totals: Totals,
         steps: int,
     ) -> None:
-        self.worker, self.stage, self.number, self.place = worker, stage, number, place
-        self.waiting, self.optimizer, self.mine = waiting, optimizer, mine
+        self.worker, self.stage, self.stage_number, self.position = worker, stage, stage_number, position
+        self.batches, self.optimizer, self.initial_totals = batches, optimizer, initial_totals
         self.steps = steps
-        self.seen = place.seen - place.totals.pictures
-        self.begun = time.monotonic()
-        self.last = (mine.pictures, 0.0)
+        self.seen_before_epoch = position.images_seen - position.totals.pictures
+        self.started = time.monotonic()
+        self.last_images, self.last_wait_seconds = initial_totals.pictures, 0.0
 
     def __call__(self, step: int, totals: Totals) -> None:
-        """Tell of a step, from 0, and of the epoch's totals so far. Raises Stopped."""
-        worker, peers = self.worker, self.worker.peers
-        learned = (totals.pictures - self.mine.pictures) * peers.world
-        pictures = self.place.totals.pictures + learned
-        elapsed = max(time.monotonic() - self.begun, 1e-9)
+        """Report a step, counted from 0, and the totals of the epoch so far. Raises EpochStopped."""
+        worker, distributed, position = self.worker, self.worker.distributed, self.position
+        new_images = (totals.pictures - self.initial_totals.pictures) * distributed.world_size
+        epoch_images = position.totals.pictures + new_images
+        elapsed = max(time.monotonic() - self.started, 1e-9)
         loss, accuracy = totals.loss / totals.pictures, totals.correct / totals.pictures
-        rate, wait_share = learned / elapsed, self.waiting.seconds / elapsed
+        rate, wait_share = new_images / elapsed, self.batches.seconds / elapsed
         worker.metrics.step(
             self.stage.name,
-            pictures=totals.pictures - self.last[0],
-            waited=self.waiting.seconds - self.last[1],
-            rate=rate / peers.world,
+            images=totals.pictures - self.last_images,
+            wait_seconds=self.batches.seconds - self.last_wait_seconds,
+            rate=rate / distributed.world_size,
             loss=loss,
         )
-        self.last = (totals.pictures, self.waiting.seconds)
-        worker.say(
-            worker.work.before(self.number, self.place.epoch, pictures),
-            f"{self.stage.name} {self.place.epoch + 1}/{self.stage.epochs}, loss {loss:.3f}, "
+        self.last_images, self.last_wait_seconds = totals.pictures, self.batches.seconds
+        worker.report_progress(
+            worker.work.passes_before(self.stage_number, position.epoch, epoch_images),
+            f"{self.stage.name} {position.epoch + 1}/{self.stage.epochs}, loss {loss:.3f}, "
             f"accuracy {accuracy:.1%}, {rate:,.1f} images/s, waited {wait_share:.1%}",
         )
         if (step + 1) % worker.job.log_every == 0:
-            worker.write(
-                "step", stage=self.stage.name, epoch=self.place.epoch, step=step + 1,
-                pictures_seen=self.seen + pictures, loss=loss, accuracy=accuracy,
-                lr=float(self.optimizer.param_groups[0]["lr"]), images_per_second=rate, wait_share=wait_share,
-            )  # fmt: skip
-        # After an epoch's last step its end is so near that it is better saved whole.
-        if step + 1 < self.steps and peers.agreed(bool(worker.stop)):
-            sums = peers.summed(totals.loss, totals.correct, totals.pictures)
-            raise Stopped(Totals(sums[0], int(sums[1]), int(sums[2])))
+            worker.log_event(
+                "step",
+                stage=self.stage.name,
+                epoch=position.epoch,
+                step=step + 1,
+                pictures_seen=self.seen_before_epoch + epoch_images,
+                loss=loss,
+                accuracy=accuracy,
+                lr=float(self.optimizer.param_groups[0]["lr"]),
+                images_per_second=rate,
+                wait_share=wait_share,
+            )
+        # After the last step, the epoch is saved whole instead.
+        if step + 1 < self.steps and distributed.broadcast_flag(bool(worker.stop_request)):
+            sums = distributed.all_reduce_sum(totals.loss, totals.correct, totals.pictures)
+            raise EpochStopped(Totals(sums[0], int(sums[1]), int(sums[2])))

@@ -1,4 +1,4 @@
-"""The page of a finished training: what the card and the log tell, with held-out pictures beside it."""
+"""The page of a finished training: the facts of its card and log, with examples of validation images."""
 
 import os
 import platform
@@ -16,75 +16,75 @@ from numpy.typing import NDArray
 from clvr_model.checkpoint import Card
 from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
-from index.evaluation.metrics import classification
+from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
-from jobs.train.log import Cost
+from jobs.train.log import TrainingCost
 
 REPORT_FILE = "report.html"
-EXAMPLES_EACH = 6
+MAX_EXAMPLES = 6  # of right and of wrong predictions each
 
 
 @dataclass(frozen=True, slots=True)
 class ReportInputs:
-    """What a page needs besides the card. final: the last entry of the training's history."""
+    """The inputs of the page besides the card. final: the last entry of the training's history."""
 
     data: str
     training: LabeledImages
-    held: LabeledImages
+    validation: LabeledImages
     final: Mapping[str, Any]
-    cost: Cost
+    cost: TrainingCost
 
 
 def write_report(
-    destination: Store, card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]
+    destination: Store, card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write `report.html` beside the checkpoint."""
-    predicted = np.array(told.final["predicted"], np.int64)
-    true = told.held.model_ids
+    predicted = np.array(inputs.final["predicted"], np.int64)
+    true = inputs.validation.model_ids
     recipe = card.recipe["name"]
-    cost = told.cost
+    cost = inputs.cost
     page = TrainingPage(
         title=f"{len(card.label_ids):,} vehicle models, recipe {recipe}",
         lead=(
-            f"A classifier over vehicle models, fitted on {len(told.training):,} pictures by the recipe "
-            f"“{recipe}” and measured on {len(told.held):,} that it never learned from."
+            f"A classifier over vehicle models, trained on {len(inputs.training):,} images by the recipe "
+            f"“{recipe}” and measured on {len(inputs.validation):,} validation images."
         ),
-        dataset=told.data.rstrip("/").rpartition("/")[2],
-        note=_note(card, told),
-        training_pictures=len(told.training),
+        dataset=inputs.data.rstrip("/").rpartition("/")[2],
+        note=_note(card, inputs),
+        training_pictures=len(inputs.training),
         predicted=predicted,
         true=true,
         models=classification(predicted, true),
         names=card.label_names,
-        examples=list(_examples(told.held, card.label_names, predicted, told.final["confidence"])),
+        examples=list(_examples(inputs.validation, card.label_names, predicted, inputs.final["confidence"])),
         epochs=[_epoch(entry) for entry in card.metrics["history"]],
         hours=cost.hours,
         node_hours=cost.node_hours,
         attempts=cost.attempts,
         money=cost.money,
-        facts=_facts(card, told, log),
-        unstated={name: _words(value) for name, value in card.unstated.items()},
+        facts=_facts(card, inputs, log),
+        unstated={name: _plain_text(value) for name, value in card.unstated.items()},
         unlearned=card.metrics.get("unlearned", ()),
         command=shlex.join(["clvr", *sys.argv[1:]]),
     )
     destination.put(REPORT_FILE, build_training_page(page).encode())
 
 
-def _note(card: Card, told: ReportInputs) -> str:
-    words = (
-        "Naming the model is what the network learned, not what it is for: whether it finds the same vehicle "
-        "again is measured by clvr evaluate."
+def _note(card: Card, inputs: ReportInputs) -> str:
+    note = (
+        "The network was trained to name the vehicle model, which is not its purpose: clvr evaluate measures "
+        "whether it finds the same vehicle again."
     )
     if card.metrics.get("picked") == "best":
-        words += (
-            " The weights are those of the epoch that did best on the very pictures they are measured on, "
-            "which flatters them a little."
+        note += (
+            " The weights are those of the epoch with the best result on these validation images, which "
+            "overstates the accuracy a little."
         )
-    if len(told.held) < 1000:
-        words += f" {len(told.held)} held-out pictures are few: figures this small move by chance."
-    return words
+    if len(inputs.validation) < 1000:
+        note += f" {len(inputs.validation)} validation images are few: expect large random variation."
+    return note
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:
@@ -104,67 +104,70 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
 
 
 def _examples(
-    held: LabeledImages, names: Mapping[int, str], predicted: NDArray[np.int64], confidence: Sequence[float]
+    validation: LabeledImages,
+    names: Mapping[int, str],
+    predicted: NDArray[np.int64],
+    confidence: Sequence[float],
 ) -> Iterator[Example]:
-    """Right and wrong ones, drawn without looking."""
-    if not len(held):
+    """Yield random examples of right and of wrong predictions."""
+    if not len(validation):
         return
-    reader = reader_of(held.uris)
-    order = np.random.default_rng(1).permutation(len(held))
-    right = predicted == held.model_ids
-    for some in (order[right[order]], order[~right[order]]):
-        for row in some[:EXAMPLES_EACH].tolist():
+    reader = reader_of(validation.uris)
+    order = np.random.default_rng(1).permutation(len(validation))
+    right = predicted == validation.model_ids
+    for rows in (order[right[order]], order[~right[order]]):
+        for row in rows[:MAX_EXAMPLES].tolist():
             yield Example(
-                jpeg=thumbnail_of(reader, held.uris[row]),
-                true=_name(names, int(held.model_ids[row])),
-                predicted=_name(names, int(predicted[row])),
+                jpeg=thumbnail_of(reader, validation.uris[row]),
+                true=_model_name(names, int(validation.model_ids[row])),
+                predicted=_model_name(names, int(predicted[row])),
                 confidence=confidence[row],
                 right=bool(right[row]),
             )
 
 
-def _facts(card: Card, told: ReportInputs, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     starts = [line for line in log if line["event"] == "start"]
     last = starts[-1] if starts else {}
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}
     facts = {
         "fingerprint": card.fingerprint,
-        "made": card.created_at,
-        "data": f"{told.data}, digest {card.data_digest[:16]}",
-        "backbone's start": str(card.backbone.get("source", "")),
+        "created": card.created_at,
+        "data": f"{inputs.data}, digest {card.data_digest[:16]}",
+        "initial weights": str(card.backbone.get("source", "")),
         "stages": "; ".join(_stage(stage) for stage in card.recipe["stages"]),
         "batch": f"{card.recipe['batch']}, {card.recipe['precision']}, seed {card.recipe['seed']}",
         "workers": f"{last.get('workers', '?')} on {last.get('nodes', '?')} nodes, "
-        f"{last.get('device', '?')}, pictures by {last.get('input', '?')}",
+        f"{last.get('device', '?')}, images by {last.get('input', '?')}",
         "driver's machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device()}",
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         "weights": f"of the {card.metrics.get('picked', 'last')} epoch",
-        "pictures left out": f"{card.metrics.get('unreadable', 0):,}",
+        "images left out": f"{card.metrics.get('unreadable', 0):,}",
     }
-    if told.cost.attempts > 1:
-        facts["attempts"] = f"{told.cost.attempts}: it was continued after kills or stops"
-    if told.cost.price_per_node_hour is not None:
-        facts["price"] = f"{told.cost.price_per_node_hour:g} a node-hour, as given"
+    if inputs.cost.attempts > 1:
+        facts["attempts"] = f"{inputs.cost.attempts}: it was continued after a kill or a stop"
+    if inputs.cost.price_per_node_hour is not None:
+        facts["price"] = f"{inputs.cost.price_per_node_hour:g} a node-hour, as given"
     return facts
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
-    what = "backbone frozen" if stage["trainable"] == "head" else "all layers"
+    layers = "backbone frozen" if stage["trainable"] == "head" else "all layers"
     epochs = "epoch" if stage["epochs"] == 1 else "epochs"
-    return f"{stage['name']}: {stage['epochs']} {epochs}, {what}, {stage['optimizer']}, {stage['lr']:g}"
+    return f"{stage['name']}: {stage['epochs']} {epochs}, {layers}, {stage['optimizer']}, {stage['lr']:g}"
 
 
 def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
-def _words(value: Any) -> str:
+def _plain_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _name(names: Mapping[int, str], model: int) -> str:
+def _model_name(names: Mapping[int, str], model: int) -> str:
     return names.get(model, f"model {model}")

@@ -1,9 +1,9 @@
-"""`clvr train`: the recipe on Ray Train, one job over all its stages, a state saved after every epoch."""
+"""`clvr train`: fit a recipe on Ray Train, in one job over all stages, with a state after each epoch."""
 
 import hashlib
 import json
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,30 @@ from infra.logging import logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.runtime.progress import progress
-from jobs.runtime.ray_cluster import connect, cores, gpus, root_cause
+from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
-from jobs.train.dataset import data_digest, read_labelled, say_what_is_learned, usable_pictures
+from jobs.train.dataset import data_digest, drop_unreadable_images, read_labelled, report_classes
 from jobs.train.feature_cache import remove_features
 from jobs.train.input import choose_input_backend
-from jobs.train.job import Pictures, TrainJob, Work
+from jobs.train.job import Images, TrainJob, Work
 from jobs.train.log import cost_of, read_log
-from jobs.train.progress import new_train_board, stopping_on_sigterm, wait_for_first_progress
+from jobs.train.progress import start_train_progress_actor, stopping_on_sigterm, wait_for_first_progress
 from jobs.train.report import REPORT_FILE, ReportInputs, write_report
 from jobs.train.worker import train_worker
 
-WORKER_LOSSES = 3  # how often a lost worker is replaced before the job gives up
-TERMINATED = 143  # exit code of a process that SIGTERM ended
+MAX_WORKER_FAILURES = 3  # lost workers that are replaced before the job fails
+SIGTERM_EXIT_CODE = 143
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """What `clvr train` was asked for. pick: `last` or `best`, whose weights become the checkpoint."""
+    """The request of `clvr train`.
+
+    output: URI of the checkpoint. select_epoch: `last` or `best`, whose weights become the checkpoint.
+    """
 
     data: str
-    to: str
+    output: str
     recipe: str = "paper"
     overrides: tuple[str, ...] = ()
     weights: str | None = None
@@ -52,14 +55,17 @@ class TrainRequest:
     max_bad_fraction: float = 0.001
     input: str = "auto"
     keep: int = 2
-    pick: str = "last"
+    select_epoch: str = "last"
     log_every: int = 20
     price_per_node_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The finished checkpoint; accuracies are shares of the held-out pictures."""
+class TrainResult:
+    """The finished checkpoint. Accuracies are shares of the `held_out` validation images.
+
+    The names of the fields are keys of the command's JSON and of the metrics in card.json.
+    """
 
     uri: str
     fingerprint: str
@@ -74,65 +80,73 @@ class Trained:
     cost: float | None = None
     report: str = ""
 
+    def to_text(self) -> str:
+        """Return the checkpoint and its accuracy as one line."""
+        return f"checkpoint {self.uri}: accuracy {self.accuracy:.1%}, fingerprint {self.fingerprint}"
 
-def asked_recipe(request: TrainRequest) -> Recipe:
-    """The recipe with all its changes. Raises BadSetting."""
-    changes = (*request.overrides, *([f"pretrained={request.weights}"] if request.weights else []))
-    return load_recipe(request.recipe, changes)
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON object."""
+        return asdict(self)
 
 
-def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
+def requested_recipe(request: TrainRequest) -> Recipe:
+    """Return the recipe with all overrides. Raises BadSetting."""
+    pretrained = [f"pretrained={request.weights}"] if request.weights else []
+    return load_recipe(request.recipe, (*request.overrides, *pretrained))
+
+
+def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     """Fit the classifier, or continue the fit of the same data and recipe; write checkpoint and report.
 
-    Raises BadSetting, BadLabels, BudgetExceeded, TrainingDiverged, ObjectExists if `to` holds a checkpoint
-    of something else, StoreError; SystemExit after SIGTERM, with the state saved.
+    Raises BadSetting, BadLabels, BudgetExceeded, TrainingDiverged, ObjectExists if `output` contains another
+    checkpoint, StoreError; SystemExit after SIGTERM, with the state saved.
     """
-    if request.pick not in ("last", "best"):
-        raise BadSetting(f"--pick is {request.pick!r}", remedy="choose one of best, last")
-    recipe = asked_recipe(request)
+    if request.select_epoch not in ("last", "best"):
+        raise BadSetting(f"--pick is {request.select_epoch!r}", remedy="choose one of best, last")
+    recipe = requested_recipe(request)
     labelled = read_labelled(request.data, root=request.root, split=request.split)
     digest = data_digest(labelled)
     identity = hashlib.sha256(json.dumps([recipe.as_dict(), digest], sort_keys=True).encode()).hexdigest()
-    destination = open_store(request.to)
+    destination = open_store(request.output)
     if destination.local:
-        destination.create_bucket()  # a folder comes into being with its first file, a bucket must be there
+        destination.create_bucket()  # creates the local folder; a real bucket must exist
     if destination.head(CARD_FILE) is not None:
-        return _already_there(request, identity)
+        return _existing_result(request, identity)
 
     connect(settings)
-    way = _checked_workers(request)
+    backend = _check_workers(request)
     folder = open_store(destination.uri_of(f"training/{identity[:12]}"))
     if folder.local:
         folder.create_bucket()
-    usable, unreadable = usable_pictures(labelled, request.max_bad_fraction, folder)
-    training, held = split_per_class(usable, recipe.train_share, recipe.seed)
-    unlearned = say_what_is_learned(labelled, training, held)
+    usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder)
+    training, validation = split_per_class(usable, recipe.train_share, recipe.seed)
+    untrained_classes = report_classes(labelled, training, validation)
     classes = tuple(labelled.classes)
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=Pictures(training.uris, class_numbers(training, classes)),
-        held=Pictures(held.uris, class_numbers(held, classes)),
+        training=Images(training.uris, class_numbers(training, classes)),
+        validation=Images(validation.uris, class_numbers(validation, classes)),
         folder=folder.uri,
-        input=way,
+        input=backend,
         log_every=request.log_every,
     )
     state = _fit(job, recipe, request, folder)
-    if request.pick == "best" and len(held):
+    if request.select_epoch == "best" and len(validation):
         state = best_state(folder) or state
     cost = cost_of(read_log(folder), request.price_per_node_hour)
     network = Clvr.of(recipe.architecture(len(classes)))
     state.restore(network)
     final = state.history[-1]
-    counts = np.bincount(job.held.classes, minlength=len(classes))
-    trained: dict[str, Any] = {
+    class_counts = np.bincount(job.validation.classes, minlength=len(classes))
+    metrics: dict[str, Any] = {
         "accuracy": final["micro"],
         "macro_accuracy": final["macro"],
         "classes": len(classes),
         "pictures": len(training),
-        "held_out": len(held),
-        "largest_class_share": float(counts.max() / max(len(held), 1)),
-        "unreadable": unreadable,
+        "held_out": len(validation),
+        "largest_class_share": float(class_counts.max() / max(len(validation), 1)),
+        "unreadable": num_unreadable,
         "node_hours": cost.node_hours,
         "cost": cost.money,
         "report": destination.uri_of(REPORT_FILE),
@@ -142,104 +156,100 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> Trained:
         label_names=labelled.model_names,
         recipe=recipe.as_dict(),
         metrics={
-            **trained,
+            **metrics,
             "per_class": final["per_class"],
             "history": state.history[:-1],
             "job": identity,
-            "picked": request.pick,
-            "unlearned": unlearned,
+            "picked": request.select_epoch,
+            "unlearned": untrained_classes,
         },
         backbone={"source": recipe.pretrained},
         unstated=recipe.undocumented_choices(),
         data_digest=digest,
     )
     saved = save_checkpoint(destination, network, card)
-    _report(destination, saved.card, ReportInputs(request.data, training, held, final, cost), folder)
-    return Trained(uri=request.to, fingerprint=saved.fingerprint, **trained)
+    inputs = ReportInputs(request.data, training, validation, final, cost)
+    try:
+        write_report(destination, saved.card, inputs, read_log(folder))
+    except Exception as error:  # a page that fails does not fail a training of hours
+        logger.info(f"no report: {type(error).__name__}: {error}")
+    return TrainResult(uri=request.output, fingerprint=saved.fingerprint, **metrics)
 
 
-def _already_there(request: TrainRequest, identity: str) -> Trained:
-    checkpoint = load_checkpoint(request.to)
+def _existing_result(request: TrainRequest, identity: str) -> TrainResult:
+    checkpoint = load_checkpoint(request.output)
     metrics = checkpoint.card.metrics
     if metrics.get("job") != identity:
         raise ObjectExists(
-            f"{request.to} holds a checkpoint of other data or another recipe",
+            f"{request.output} holds a checkpoint of other data or another recipe",
             remedy="give --to another folder",
         )
-    if metrics.get("picked", "last") != request.pick:
+    if metrics.get("picked", "last") != request.select_epoch:
         raise ObjectExists(
-            f"{request.to} holds the {metrics.get('picked', 'last')} weights of this training, not the "
-            f"{request.pick}",
+            f"{request.output} holds the {metrics.get('picked', 'last')} weights of this training, not the "
+            f"{request.select_epoch}",
             remedy="give --to another folder",
         )
-    logger.info(f"{request.to} is trained already")
-    known = {field.name: metrics[field.name] for field in fields(Trained) if field.name in metrics}
-    return Trained(uri=request.to, fingerprint=checkpoint.fingerprint, **known)
+    logger.info(f"{request.output} is already trained")
+    recorded = {field.name: metrics[field.name] for field in fields(TrainResult) if field.name in metrics}
+    return TrainResult(uri=request.output, fingerprint=checkpoint.fingerprint, **recorded)
 
 
-def _checked_workers(request: TrainRequest) -> str:
-    """How pictures reach the workers. Raises BadSetting for workers that Ray would wait for in vain."""
+def _check_workers(request: TrainRequest) -> str:
+    """Return the input backend. Raises BadSetting for workers that the cluster has no resources for."""
     if request.workers < 1:
         raise BadSetting(f"--workers is {request.workers}", remedy="give one or more")
-    there, what = (gpus(), "GPU") if request.gpu else (cores(), "CPU")
-    if there < request.workers:
+    available, resource = (num_gpus(), "GPU") if request.gpu else (num_cpus(), "CPU")
+    if available < request.workers:
         raise BadSetting(
-            f"{request.workers} workers need one {what} each, and the cluster has {there}",
+            f"{request.workers} workers need one {resource} each, and the cluster has {available}",
             remedy="give fewer --workers" + (", or --cpu" if request.gpu else ""),
         )
-    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=cores())
+    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=num_cpus())
 
 
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:
-    files, path = folder.arrow()
-    board = new_train_board(Work(recipe, len(job.training), len(job.held)).total)
+    filesystem, path = folder.arrow()
+    progress_actor = start_train_progress_actor(Work(recipe, len(job.training), len(job.validation)).total)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": job, "progress_actor": progress_actor},
         scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=request.gpu),
         run_config=RunConfig(
             name=path.rpartition("/")[2],
             storage_path=path.rpartition("/")[0],
-            storage_filesystem=files,
-            failure_config=FailureConfig(max_failures=WORKER_LOSSES),
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=max(1, request.keep)),
         ),
     )
-    over = threading.Event()
+    ended = threading.Event()
     try:
         with (
-            stopping_on_sigterm(board) as terminated,
-            progress("train", "passes", lambda: wait_for_first_progress(board, over)),
+            stopping_on_sigterm(progress_actor) as sigterm,
+            progress("train", "passes", lambda: wait_for_first_progress(progress_actor, ended)),
         ):
             try:
                 result = trainer.fit()
             finally:
-                over.set()
+                ended.set()
     except Exception as error:
-        raise (ray.get(board.failed.remote()) or root_cause(error)) from error
-    fatal = ray.get(board.failed.remote())
-    if fatal:
-        raise fatal
+        raise (ray.get(progress_actor.fatal_error.remote()) or root_cause(error)) from error
+    fatal_error = ray.get(progress_actor.fatal_error.remote())
+    if fatal_error:
+        raise fatal_error
     if result.checkpoint is None:
         raise BadCheckpoint(f"{folder.uri} holds no state after the training", remedy="run it again")
     state = state_of(result.checkpoint)
-    if state.stage < len(recipe.stages) and terminated.is_set():
+    if state.stage < len(recipe.stages) and sigterm.is_set():
         stage = recipe.stages[state.stage]
         logger.info(
             f"stopped by SIGTERM in stage {stage.name}, epoch {state.epoch + 1} of {stage.epochs}, after "
-            f"{state.totals.pictures:,} of its pictures; the same command continues there"
+            f"{state.totals.pictures:,} of its images; the same command continues from there"
         )
-        raise SystemExit(TERMINATED)
+        raise SystemExit(SIGTERM_EXIT_CODE)
     remove_features(folder)
-    # States that a killed driver had not registered yet: nothing else would ever remove them.
-    known = {checkpoint.path.rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or []}
-    remove_folders(folder, "checkpoint_2", kept=known)
+    # A killed driver may leave states that it had not registered yet; nothing else deletes them.
+    registered = {checkpoint.path.rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or []}
+    remove_folders(folder, "checkpoint_2", kept=registered)
     return state
-
-
-def _report(destination: Store, card: Card, told: ReportInputs, folder: Store) -> None:
-    """Write the page; a training of hours is not lost for a page that fails."""
-    try:
-        write_report(destination, card, told, read_log(folder))
-    except Exception as error:
-        logger.info(f"no report: {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What each Ray Train worker does: the plain loops of `clvr_model.training` over its share of every batch."""
+"""A Ray Train worker: the loops of `clvr_model.training` over its share of every batch."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -29,164 +29,129 @@ from clvr_model.validation import Predictions, predict, score
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
-from jobs.runtime.ray_cluster import nodes
+from jobs.runtime.ray_cluster import num_nodes
 from jobs.train.checkpoints import report_state, reported_state, save_best
 from jobs.train.distributed import DistributedContext
 from jobs.train.feature_cache import FeatureFile
 from jobs.train.input import Batches, Rows, TimedIterator
-from jobs.train.job import Pictures, Place, TrainJob, Work
+from jobs.train.job import Images, Position, TrainJob, Work
 from jobs.train.log import TrainLog, TrainMetrics
-from jobs.train.progress import StepCallback, Stopped, StopRequested
+from jobs.train.progress import EpochStopped, StepCallback, StopRequest
+
+MIN_CACHED_EVAL_BATCH = 256
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run all stages of a job from where the last saved state stands; report a state after each epoch.
+    """Run all stages of a job from the last saved state; report a state after each epoch.
 
-    An error that would come again at every attempt is left at the board, where the driver finds it.
+    An error that would end every attempt is passed to the driver through the progress actor.
     """
-    board = config["board"]
-    if ray.get(board.failed.remote()):
-        return  # Ray Train has started the workers once more, after that error
-    worker = _Worker(config["job"], board)
+    progress_actor = config["progress_actor"]
+    if ray.get(progress_actor.fatal_error.remote()):
+        return  # Ray Train restarted the workers after that error
+    worker = _Worker(config["job"], progress_actor)
     try:
         worker.run()
     except ClvrError as error:
-        ray.get(board.fail.remote(error))
-        worker.write("error", message=error.message)
+        ray.get(progress_actor.set_fatal_error.remote(error))
+        worker.log_event("error", message=error.message)
         raise
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A stage, ready to run: the module that is stepped, and the batches of an epoch from a row on."""
+class _StageContext:
+    """A stage, ready to run: the module to train, and the batches of an epoch for given rows."""
 
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
     average: ExponentialMovingAverage | None
-    batches: Callable[[int, Rows], Iterator[Batch]]
-    held: Batch | None  # pooled, where the stage has kept them
+    train_batches: Callable[[int, Rows], Iterator[Batch]]
+    validation_features: Batch | None  # pooled, if the stage caches features
 
 
 class _Worker:
-    def __init__(self, job: TrainJob, board: Any) -> None:
+    def __init__(self, job: TrainJob, progress_actor: Any) -> None:
         self.job = job
-        self.board = board
+        self.progress_actor = progress_actor
         self.recipe = recipe_of(job.recipe)
         context = train.get_context()
         self.device = get_device()
-        self.peers = DistributedContext(context.get_world_rank(), context.get_world_size(), self.device)
-        self.batches = Batches(job, self.recipe, self.peers)
-        self.work = Work(self.recipe, len(job.training), len(job.held))
+        self.distributed = DistributedContext(context.get_world_rank(), context.get_world_size(), self.device)
+        self.batches = Batches(job, self.recipe, self.distributed)
+        self.work = Work(self.recipe, len(job.training), len(job.validation))
         self.folder = open_store(job.folder)
-        self.log = TrainLog(self.folder) if self.peers.first else None
-        self.metrics = TrainMetrics(self.peers.rank)
-        self.stop = StopRequested(board) if self.peers.first else None
+        self.log = TrainLog(self.folder) if self.distributed.is_rank_zero else None
+        self.metrics = TrainMetrics(self.distributed.rank)
+        self.stop_request = StopRequest(progress_actor) if self.distributed.is_rank_zero else None
 
     def run(self) -> None:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
         state = reported_state()
         if state is None:
             load_backbone(network, self.recipe.pretrained)
-            place = Place()
+            position = Position()
         else:
             state.restore(network)
-            place = Place(state.stage, state.epoch, state.totals, list(state.history))
+            position = Position(state.stage, state.epoch, state.totals, list(state.history))
         network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.write(
-            "start", stage=place.stage, epoch=place.epoch, pictures=place.totals.pictures,
-            workers=self.peers.world, nodes=nodes(),
-            device=str(self.device), input=self.job.input,
-        )  # fmt: skip
+        self.log_event(
+            "start",
+            stage=position.stage,
+            epoch=position.epoch,
+            pictures=position.totals.pictures,
+            workers=self.distributed.world_size,
+            nodes=num_nodes(),
+            device=str(self.device),
+            input=self.job.input,
+        )
         if state is None and self.recipe.reestimate_statistics:
-            self.say(0, "estimating batch statistics")
-            reestimate_batch_statistics(network, self.batches.of(self.job.training, self.batches.sample()))
-        for number in range(place.stage, len(self.recipe.stages)):
+            self.report_progress(0, "estimating batch statistics")
+            sample = self.batches.eval_batches(self.job.training, self.batches.sample_rows())
+            reestimate_batch_statistics(network, sample)
+        for number in range(position.stage, len(self.recipe.stages)):
             resumed = state if state and number == state.stage else None
-            if self.recipe.stages[number].epochs and not self._stage(network, number, place, resumed):
+            if self.recipe.stages[number].epochs and not self._run_stage(network, number, position, resumed):
                 return
-            place.stage, place.epoch = number + 1, 0
-        if not place.history or "micro" not in place.history[-1]:
-            self._finish(network, place, self._predictions(network, None))
+            position.stage, position.epoch = number + 1, 0
+        if not position.history or "micro" not in position.history[-1]:
+            self._finish(network, position, self._predict(network, None))
 
-    def _stage(self, network: Clvr, number: int, place: Place, resumed: TrainingState | None) -> bool:
-        """Run the rest of a stage; False if it was left because somebody asked for it."""
+    def _run_stage(
+        self, network: Clvr, number: int, position: Position, resumed: TrainingState | None
+    ) -> bool:
+        """Run the remaining epochs of a stage; return False if a stop was requested."""
         stage = self.recipe.stages[number]
-        place.stage = number
-        ready = self._prepare(network, number, place, resumed)
-        for epoch in range(place.epoch, stage.epochs):
-            place.epoch = epoch
+        position.stage = number
+        context = self._prepare_stage(network, number, resumed)
+        for epoch in range(position.epoch, stage.epochs):
+            position.epoch = epoch
             try:
-                entry = self._epoch(ready, number, place)
-            except Stopped as stopped:
-                place.totals = stopped.totals
-                self.write("stop", stage=number, epoch=epoch, pictures=place.totals.pictures)
-                report_state(self.peers, network, ready.optimizer, ready.average, self.recipe.seed, place)
+                entry = self._run_epoch(context, number, position)
+            except EpochStopped as stopped:
+                position.totals = stopped.totals
+                self.log_event("stop", stage=number, epoch=epoch, pictures=position.totals.pictures)
+                self._report_state(network, position, context)
                 return False
-            last = epoch + 1 == stage.epochs
-            if last and ready.average:
-                ready.average.install()  # what the stage leaves, for the next one and for the checkpoint
-            predictions = self._predictions(network, ready.held, None if last else ready.average)
-            scores = score(predictions, self.job.held.classes, len(self.job.classes))
-            entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
-            best = scores.micro > max((each["held_accuracy"] for each in place.history), default=-1.0)
-            place.history.append(entry)
-            place.totals = Totals()
-            self.write("epoch", pictures_seen=place.seen, **entry)
-            if best and self.peers.first and len(self.job.held):
-                save_best(
-                    self.folder, network, ready.average, self._final(place, predictions), self.recipe.seed
-                )
-            if last and number + 1 == len(self.recipe.stages):
-                self._finish(network, place, predictions)
-            else:
-                place.stage, place.epoch = (number + 1, 0) if last else (number, epoch + 1)
-                optimizer, average = (None, None) if last else (ready.optimizer, ready.average)
-                report_state(self.peers, network, optimizer, average, self.recipe.seed, place)
-                if self.peers.agreed(bool(self.stop)):
-                    self.write("stop", stage=place.stage, epoch=place.epoch, pictures=0)
-                    return False
+            is_last = epoch + 1 == stage.epochs
+            if is_last and context.average:
+                context.average.install()  # the next stage and the checkpoint start from the average
+            average = None if is_last else context.average
+            predictions = self._predict(network, context.validation_features, average)
+            is_best = self._add_epoch(entry, predictions, position)
+            if is_best and self.distributed.is_rank_zero and len(self.job.validation):
+                history = self._final_history(position, predictions)
+                save_best(self.folder, network, context.average, history, self.recipe.seed)
+            if is_last and number + 1 == len(self.recipe.stages):
+                self._finish(network, position, predictions)
+                continue
+            position.stage, position.epoch = (number + 1, 0) if is_last else (number, epoch + 1)
+            self._report_state(network, position, None if is_last else context)
+            if self.distributed.broadcast_flag(bool(self.stop_request)):
+                self.log_event("stop", stage=position.stage, epoch=position.epoch, pictures=0)
+                return False
         return True
 
-    def _epoch(self, ready: _Prepared, number: int, place: Place) -> dict[str, Any]:
-        """One epoch from where it stands; what it gave over all workers, for the history."""
-        stage, epoch, before = self.recipe.stages[number], place.epoch, place.totals
-        rows = self.batches.rows(number, epoch)
-        first = before.pictures // self.peers.world // self.batches.share
-        waiting = TimedIterator(ready.batches(epoch, rows[first * self.batches.share :]))
-        mine = before if self.peers.first else Totals()  # a sum over workers shall count them once
-        begun = time.monotonic()
-        steps = -(-len(rows) // self.batches.share)
-        told = StepCallback(self, stage, number, place, waiting, ready.optimizer, mine, steps)
-        result = train_epoch(
-            ready.module,
-            ready.optimizer,
-            waiting,
-            stage,
-            epoch=epoch,
-            precision=self.recipe.precision,
-            start_step=first,
-            totals=mine,
-            on_step=told,
-            average=ready.average,
-            steps=steps,
-        )
-        seconds = time.monotonic() - begun
-        loss, correct, pictures, waited = self.peers.summed(
-            result.loss * result.pictures, result.accuracy * result.pictures, result.pictures, waiting.seconds
-        )
-        waited /= self.peers.world
-        return {
-            **asdict(
-                replace(result, loss=loss / pictures, accuracy=correct / pictures, pictures=int(pictures))
-            ),
-            "seconds": seconds,
-            "images_per_second": (pictures - before.pictures) / max(seconds, 1e-9),
-            "wait_seconds": waited,
-            "wait_share": waited / max(seconds, 1e-9),
-            "lr": float(ready.optimizer.param_groups[0]["lr"]),
-        }
-
-    def _prepare(self, network: Clvr, number: int, place: Place, resumed: TrainingState | None) -> _Prepared:
+    def _prepare_stage(self, network: Clvr, number: int, resumed: TrainingState | None) -> _StageContext:
         stage = self.recipe.stages[number]
         optimizer = make_optimizer(network, stage)
         average = ExponentialMovingAverage.of(network, stage)
@@ -195,77 +160,138 @@ class _Worker:
             if average and resumed.average:
                 average.load_state_dict(resumed.average)
         if not stage.cacheable:
-            return _Prepared(
-                prepare_model(network), optimizer, average, partial(self.batches.learned, stage, number), None
-            )
-        cache, held = self._features(network, self.work.before(number) - round(self.work.start(stage)))
-        return _Prepared(
+            train_batches = partial(self.batches.train_batches, stage, number)
+            return _StageContext(prepare_model(network), optimizer, average, train_batches, None)
+        passes_before = self.work.passes_before(number) - round(self.work.cache_passes(stage))
+        training, validation = self._features(network, passes_before)
+        return _StageContext(
             prepare_model(network.head),
             optimizer,
             average,
-            lambda _, rows: (
-                (pooled.to(self.device), classes.to(self.device))
-                for pooled, classes in cached_batches(cache, rows, self.batches.share)
-            ),
-            held,
+            lambda _, rows: self._to_device(cached_batches(training, rows, self.batches.share)),
+            validation,
         )
 
-    def _features(self, network: Clvr, begin: int) -> tuple[Batch, Batch]:
-        """Pooled features of the training and of the held-out pictures: kept ones, or computed and kept."""
-        self.say(begin, "running the frozen backbone once")
+    def _run_epoch(self, context: _StageContext, number: int, position: Position) -> dict[str, Any]:
+        """Run an epoch from its first pending batch; return its entry of the history, over all workers."""
+        stage, epoch, before = self.recipe.stages[number], position.epoch, position.totals
+        rows = self.batches.epoch_rows(number, epoch)
+        start_step = before.pictures // self.distributed.world_size // self.batches.share
+        batches = TimedIterator(context.train_batches(epoch, rows[start_step * self.batches.share :]))
+        # Only rank 0 starts from the earlier totals, so that the sum over workers counts them once.
+        initial_totals = before if self.distributed.is_rank_zero else Totals()
+        started = time.monotonic()
+        steps = -(-len(rows) // self.batches.share)
+        result = train_epoch(
+            context.module,
+            context.optimizer,
+            batches,
+            stage,
+            epoch=epoch,
+            precision=self.recipe.precision,
+            start_step=start_step,
+            totals=initial_totals,
+            on_step=StepCallback(
+                self, stage, number, position, batches, context.optimizer, initial_totals, steps
+            ),
+            average=context.average,
+            steps=steps,
+        )
+        seconds = time.monotonic() - started
+        loss, correct, images, wait_seconds = self.distributed.all_reduce_sum(
+            result.loss * result.pictures, result.accuracy * result.pictures, result.pictures, batches.seconds
+        )
+        wait_seconds /= self.distributed.world_size
+        return {
+            **asdict(replace(result, loss=loss / images, accuracy=correct / images, pictures=int(images))),
+            "seconds": seconds,
+            "images_per_second": (images - before.pictures) / max(seconds, 1e-9),
+            "wait_seconds": wait_seconds,
+            "wait_share": wait_seconds / max(seconds, 1e-9),
+            "lr": float(context.optimizer.param_groups[0]["lr"]),
+        }
+
+    def _add_epoch(self, entry: dict[str, Any], predictions: Predictions, position: Position) -> bool:
+        """Add a validated epoch to the history and to the log; return whether it is the best so far."""
+        scores = score(predictions, self.job.validation.classes, len(self.job.classes))
+        entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
+        best_before = max((earlier["held_accuracy"] for earlier in position.history), default=-1.0)
+        position.history.append(entry)
+        position.totals = Totals()
+        self.log_event("epoch", pictures_seen=position.images_seen, **entry)
+        return scores.micro > best_before
+
+    def _features(self, network: Clvr, passes_before: int) -> tuple[Batch, Batch]:
+        """Return pooled features of the training and validation images, from the cache or computed."""
+        self.report_progress(passes_before, "running the frozen backbone once")
         file = FeatureFile(self.folder, network.backbone)
-        # One worker looks for all: a file that comes into being meanwhile must not part them.
-        there = self.folder.head(file.name) is not None
-        kept = file.read(len(self.job.training), len(self.job.held)) if self.peers.agreed(there) else None
-        if kept:
-            return kept
-        cache = self._kept_features(network, self.job.training, begin)
-        held = self._kept_features(network, self.job.held, begin + len(self.job.training))
-        if self.peers.first:
-            file.write(cache, held)
-        return cache, held
+        # Rank 0 decides for all workers: the file may be written while they look for it.
+        exists = self.distributed.broadcast_flag(self.folder.head(file.name) is not None)
+        cached = file.read(len(self.job.training), len(self.job.validation)) if exists else None
+        if cached:
+            return cached
+        training = self._compute_features(network, self.job.training, passes_before)
+        validation = self._compute_features(
+            network, self.job.validation, passes_before + len(self.job.training)
+        )
+        if self.distributed.is_rank_zero:
+            file.write(training, validation)
+        return training, validation
 
-    def _kept_features(self, network: Clvr, pictures: Pictures, before: int) -> Batch:
-        """Each worker runs the frozen backbone over its share; all of them get all the features."""
-        mine = np.arange(self.peers.rank, len(pictures), self.peers.world)
-        if not len(mine):
-            features, classes = (
-                torch.empty((0, network.backbone.pooled_dim)),
-                torch.empty(0, dtype=torch.int64),
-            )
-        else:
-            batches = self._counted(self.batches.of(pictures, mine), before)
+    def _compute_features(self, network: Clvr, images: Images, passes_before: int) -> Batch:
+        """Run the frozen backbone over this worker's share; return the features of all workers."""
+        rows = np.arange(self.distributed.rank, len(images), self.distributed.world_size)
+        if len(rows):
+            batches = self._with_progress(self.batches.eval_batches(images, rows), passes_before)
             features, classes = pooled_features(network, batches, precision=self.recipe.precision)
-        return self.peers.gathered(features, len(pictures)), self.peers.gathered(classes, len(pictures))
+        else:
+            features = torch.empty((0, network.backbone.pooled_dim))
+            classes = torch.empty(0, dtype=torch.int64)
+        return (
+            self.distributed.all_gather_rows(features, len(images)),
+            self.distributed.all_gather_rows(classes, len(images)),
+        )
 
-    def _predictions(
-        self, network: Clvr, held: Batch | None, average: ExponentialMovingAverage | None = None
+    def _with_progress(self, batches: Iterator[Batch], passes_before: int) -> Iterator[Batch]:
+        done = 0
+        for batch in batches:
+            yield batch
+            done += len(batch[1]) * self.distributed.world_size
+            self.report_progress(passes_before + done, "running the frozen backbone once")
+
+    def _predict(
+        self,
+        network: Clvr,
+        validation_features: Batch | None,
+        average: ExponentialMovingAverage | None = None,
     ) -> Predictions:
-        """What the network says of each held-out picture, everywhere; `held` are their pooled features."""
+        """Predict all validation images, on all workers, from their pooled features if there are any."""
         if average:
             with average.installed():
-                return self._predictions(network, held)
-        if held is not None:
-            rows = np.arange(len(self.job.held))
-            batches = (
-                (pooled.to(self.device), classes.to(self.device))
-                for pooled, classes in cached_batches(held, rows, max(self.batches.share, 256))
-            )
-            return predict(network.head, batches, precision=self.recipe.precision)
-        mine = np.arange(self.peers.rank, len(self.job.held), self.peers.world)
-        found = predict(network, self.batches.of(self.job.held, mine), precision=self.recipe.precision)
-        whole = (
-            self.peers.gathered(torch.from_numpy(part), len(self.job.held)).numpy()
-            for part in (found.classes, found.confidence, found.losses)
+                return self._predict(network, validation_features)
+        count, precision = len(self.job.validation), self.recipe.precision
+        if validation_features is not None:
+            size = max(self.batches.share, MIN_CACHED_EVAL_BATCH)
+            batches = cached_batches(validation_features, np.arange(count), size)
+            return predict(network.head, self._to_device(batches), precision=precision)
+        rows = np.arange(self.distributed.rank, count, self.distributed.world_size)
+        local = predict(network, self.batches.eval_batches(self.job.validation, rows), precision=precision)
+        gathered = (
+            self.distributed.all_gather_rows(torch.from_numpy(column), count).numpy()
+            for column in (local.classes, local.confidence, local.losses)
         )
-        return Predictions(*whole)
+        return Predictions(*gathered)
 
-    def _final(self, place: Place, predictions: Predictions) -> list[dict[str, Any]]:
-        """The history with a last entry that says all of the held-out pictures."""
-        scores = score(predictions, self.job.held.classes, len(self.job.classes))
+    def _to_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for pooled, classes in batches:
+            yield pooled.to(self.device), classes.to(self.device)
+
+    def _final_history(self, position: Position, predictions: Predictions) -> list[dict[str, Any]]:
+        """Return the history with a last entry of scores and predictions of the validation images."""
+        scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
         return [
-            *place.history,
+            *position.history,
             {
                 "micro": scores.micro,
                 "macro": scores.macro,
@@ -275,26 +301,24 @@ class _Worker:
             },
         ]
 
-    def _finish(self, network: Clvr, place: Place, predictions: Predictions) -> None:
-        place.history = self._final(place, predictions)
-        place.stage, place.epoch = len(self.recipe.stages), 0
-        final = place.history[-1]
-        self.write("final", held_accuracy=final["micro"], held_macro=final["macro"])
-        report_state(self.peers, network, None, None, self.recipe.seed, place)
+    def _finish(self, network: Clvr, position: Position, predictions: Predictions) -> None:
+        position.history = self._final_history(position, predictions)
+        position.stage, position.epoch = len(self.recipe.stages), 0
+        final = position.history[-1]
+        self.log_event("final", held_accuracy=final["micro"], held_macro=final["macro"])
+        self._report_state(network, position, None)
 
-    def _counted(self, batches: Iterator[Batch], before: int) -> Iterator[Batch]:
-        done = 0
-        for batch in batches:
-            yield batch
-            done += len(batch[1]) * self.peers.world
-            self.say(before + done, "running the frozen backbone once")
+    def _report_state(self, network: Clvr, position: Position, context: _StageContext | None) -> None:
+        """Report a state to Ray Train; within a stage, with its optimizer and its average."""
+        optimizer, average = (context.optimizer, context.average) if context else (None, None)
+        report_state(self.distributed, network, optimizer, average, self.recipe.seed, position)
 
-    def say(self, done: int, note: str) -> None:
-        """Tell the board how far the work is, in passes; only the first worker does."""
-        if self.peers.first:
-            self.board.say.remote(done, note)
+    def report_progress(self, done: int, note: str) -> None:
+        """Update the progress display, in passes; only rank 0 does."""
+        if self.distributed.is_rank_zero:
+            self.progress_actor.update.remote(done, note)
 
-    def write(self, event: str, **values: Any) -> None:
-        """Log a line; only the first worker does."""
+    def log_event(self, event: str, **values: Any) -> None:
+        """Write a line of the log; only rank 0 does."""
         if self.log:
             self.log.write(event, **values)

@@ -136,7 +136,7 @@ def report(
             for pixels, _ in test.batches(np.arange(len(test.classes)), EVAL_BATCH)
         ]
     ranked = evaluate_protocol("vehicleid-paper", torch.cat(features).numpy(), test.targets)
-    rank1, mean_precision = float(ranked.mean[0]), float(ranked.maps.mean())
+    rank1, mean_precision = float(ranked.mean[0]), float(ranked.means["map"].mean())
     print(
         f"{arm:40} {stage:14} accuracy {accuracy.micro:6.1%}  loss {accuracy.loss:6.3f}  "
         f"rank-1 {rank1:6.1%}  mAP {mean_precision:6.1%}  {cpu:6.0f} CPU-s",

@@ -69,7 +69,7 @@ def plain(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, flo
 def counted(probes: LabeledFeatures, gallery: LabeledFeatures) -> tuple[float, float]:
     """Rank by counting. Return rank-1 and mAP."""
     found = cmc(probes, gallery)
-    return float(found.curve[0]), found.map
+    return float(found.curve[0]), found.mean_ap
 
 
 def repeated(repeats: int) -> Call:
@@ -80,7 +80,7 @@ def repeated(repeats: int) -> Call:
         vehicles = np.concatenate([probes.vehicle_ids, gallery.vehicle_ids])
         splits = draw_splits("vehicleid-paper", vehicles, repeats=repeats)
         found = cmc_of_splits(LabeledFeatures(features, vehicles), splits)
-        return float(np.mean([one.curve[0] for one in found])), float(np.mean([one.map for one in found]))
+        return float(np.mean([one.curve[0] for one in found])), float(np.mean([one.mean_ap for one in found]))
 
     return call
 
@@ -120,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{machine()}; torch {torch.__version__}, {args.threads} thread(s)")
-    kernel = choose_kernel(work=1e12)
+    kernel = choose_kernel(macs=1e12)
     print(f"fastest float32 product: {kernel.name}\n")
     results: list[Row] = []
     print(

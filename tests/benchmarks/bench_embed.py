@@ -108,7 +108,7 @@ def bench_decode(archive: Store, source: str) -> None:
     etags = [info.etag for info in infos]
 
     def load(decoders: int) -> None:
-        for _ in stream_images(reader, uris, etags=etags, ahead=64, decoders=decoders):
+        for _ in stream_images(reader, uris, etags=etags, prefetch=64, decoders=decoders):
             pass
 
     for decoders in sorted({1, os.cpu_count() or 1}):

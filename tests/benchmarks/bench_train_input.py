@@ -27,7 +27,7 @@ from clvr_model.synthetic.trips import ArchiveSpec
 from clvr_model.training import make_optimizer, train_step, training_mode
 from infra.store import open_store
 from jobs.train.input import Arrays, ImageLoader
-from jobs.train.job import Pictures
+from jobs.train.job import Images
 
 
 def rate(batches: Iterable[Arrays]) -> float:
@@ -74,23 +74,23 @@ def main() -> None:
             open_store(temporary).create_bucket()
             generate(open_store(temporary), ArchiveSpec(seed=1, models=4, vehicles_per_model=10))
         uris = sorted(str(path) for path in Path(folder).rglob("*.jpg"))[: args.images]
-        pictures = Pictures(uris, np.zeros(len(uris), np.int64))
+        images = Images(uris, np.zeros(len(uris), np.int64))
         rows = np.random.default_rng(0).permutation(len(uris)).astype(np.int64)
         cores = os.cpu_count() or 1
         ray.init(num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         results = []
         rates: dict[str, list[float]] = {"local": [], "ray": []}
         waits: dict[str, float] = {}
-        for way in ("local", "ray", "local", "ray"):
-            feed = ImageLoader(way, 1)
-            rates[way].append(rate(feed.batches(pictures, rows, args.batch)))
-            waits[way] = first(feed.batches(pictures, rows, args.batch))
+        for backend in ("local", "ray", "local", "ray"):
+            loader = ImageLoader(backend, 1)
+            rates[backend].append(rate(loader.batches(images, rows, args.batch)))
+            waits[backend] = first(loader.batches(images, rows, args.batch))
         ray.shutdown()
         for way in rates:
             rate_text = " and ".join(f"{value:,.0f}" for value in rates[way])
             text = f"{rate_text} images/s in two runs, first batch after {waits[way]:.2f} s"
             results.append(Row(f"`--input {way}`, {len(uris)} images, batches of {args.batch}", text))
-        batch = next(ImageLoader("local", 1).batches(pictures, rows, args.batch))
+        batch = next(ImageLoader("local", 1).batches(images, rows, args.batch))
         for precision in ("fp32", "bf16") if has_bf16("cpu") else ("fp32",):
             step = step_rate(batch, precision)
             ratio = statistics.median(rates["local"]) / step

@@ -40,8 +40,8 @@ from index.search.calibration import calibration_of
 from index.search.scan_source import ScanSource
 from infra.store import Store, open_store
 from jobs.cli.app import app
-from jobs.embed.discovery import Source, discover
-from jobs.reindex.state import ReindexRun, list_nights
+from jobs.embed.discovery import CropSelection, discover
+from jobs.reindex.state import ReindexRun, list_reindex_runs
 from jobs.search.search import RulesRequest, rules_of
 from jobs.sweep.audit import entries
 from jobs.sweep.part import SweepWorker
@@ -357,7 +357,7 @@ def test_an_unfinished_run_is_continued_to_the_same_rows(clvr: Clvr, home: Store
 
 
 def test_the_same_lists_give_the_same_run(home: Store) -> None:
-    source = Source(
+    source = CropSelection(
         ARCHIVE,
         key_pattern=PATTERN,
         manifest=f"{ROOT}/labels/manifest.csv",
@@ -397,7 +397,7 @@ def test_an_increment_goes_on_where_the_runs_ended(home: Store) -> None:
     summary = run.summary
     assert (summary.listed, summary.embedded, summary.quarantined, summary.duplicates) == (4, 3, 1, 0)
     # Unpacked files are others than those that the night listed, and a key list knows no etags.
-    changes = discover(Source(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
+    changes = discover(CropSelection(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
     assert changes is not None
     assert changes.counts() == {"new": 0, "changed": 4, "unchanged": 25, "vanished": 0}
 
@@ -577,21 +577,21 @@ def test_the_audit_log_tells_who_swept_and_why(clvr: Clvr, home: Store) -> None:
     assert sweep.info.audit == cut_off["key"] == entries(home)[1][0]
 
 
-def test_a_night_is_read_and_not_done_again(clvr: Clvr, home: Store) -> None:
-    (night,) = list_nights(home)
-    assert (night.night_id, night.finished) == ("night-one", True)
-    assert night.inputs.key_pattern == PATTERN
-    assert [step.name for step in night.steps()] == ["plan", "embed", "load", "gate", "promote", "retention"]
+def test_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:
+    (run,) = list_reindex_runs(home)
+    assert (run.reindex_id, run.finished) == ("night-one", True)
+    assert run.inputs.key_pattern == PATTERN
+    assert [step.name for step in run.steps()] == ["plan", "embed", "load", "gate", "promote", "retention"]
     refused, finished = ReindexRun.open(home, "night-one").attempts()
-    assert refused.ended is not None
-    assert (refused.ended["error"], refused.ended["step"]) == ("BudgetExceeded", "plan")
-    assert finished.ended is not None
-    assert finished.ended["step"] == ""
+    assert refused.outcome is not None
+    assert (refused.outcome["error"], refused.outcome["step"]) == ("BudgetExceeded", "plan")
+    assert finished.outcome is not None
+    assert finished.outcome["step"] == ""
     command = ["reindex", ARCHIVE, "--model", f"{ROOT}/model", "--night", "night-one", "--beside"]
     command += ["--key-pattern", PATTERN, "--labels", f"{ROOT}/labels/labels.parquet"]
     summary = clvr(*command)
     assert summary == {
-        **(night.read_summary() or {}),
+        **(run.read_summary() or {}),
         "already_finished": True,
         "page": f"{ROOT}/data/nights/night-one/summary.html",
     }
@@ -610,7 +610,7 @@ def test_a_night_is_read_and_not_done_again(clvr: Clvr, home: Store) -> None:
     assert summary["live"] == {"generation": LIVE, "replaced": OLDER, "rows": 23, "rows_before": 21}
     assert summary["quarantine"] == {"decode/not-a-picture": 1}
     assert summary["cost"]["price_per_node_hour"] == 2.0
-    clvr(*command, "--lookback-days", "1", exit_code=6)  # another job than the night of this name
+    clvr(*command, "--lookback-days", "1", exit_code=6)  # other inputs than the run of this name
 
 
 def test_splits_are_the_same_probes_and_gallery(clvr: Clvr, home: Store) -> None:

@@ -17,9 +17,10 @@ from ray.cluster_utils import Cluster
 from clvr_model.embedder import Embeddings
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.embed.job import EmbedRequest
 from jobs.generations.load import verify_generation
 from jobs.reindex.job import STEP_FUNCTIONS, reindex
-from jobs.reindex.plan import NightRequest
+from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.steps import ReindexContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -69,14 +70,14 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
         lose_a_node("embed")
 
     def losing(
-        phase: str, work: Callable[[ReindexContext], dict[str, Any]]
+        phase: str, step: Callable[[ReindexContext], dict[str, Any]]
     ) -> Callable[[ReindexContext], dict[str, Any]]:
-        def do(at: ReindexContext) -> dict[str, Any]:
+        def run_step(context: ReindexContext) -> dict[str, Any]:
             lose_a_node(phase)
             cluster.add_node(**node)
-            return work(at)
+            return step(context)
 
-        return do
+        return run_step
 
     for phase in ("load", "gate", "promote", "retention"):
         monkeypatch.setitem(STEP_FUNCTIONS, phase, losing(phase, STEP_FUNCTIONS[phase]))
@@ -86,7 +87,7 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False)
         threading.Thread(target=lose_one_while_embedding, daemon=True).start()
-        request = NightRequest(archive=archive.uri, model="stub", night="n", actors=4)
+        request = ReindexRequest(embed=EmbedRequest(archive.uri, model="stub", actors=4), reindex_id="n")
         done = reindex(request, settings, open_embedder=Stub)
         assert killed == ["embed", "load", "gate", "promote", "retention"]
         prove(done.summary, settings)

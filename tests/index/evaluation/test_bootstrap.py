@@ -1,4 +1,4 @@
-"""The paired interval covers zero for equals and leaves it for a better model; unpaired ones are refused."""
+"""The paired interval covers zero for equal models and excludes it for a better one."""
 
 import numpy as np
 import pytest
@@ -17,24 +17,24 @@ def features(noise: float, seed: int) -> NDArray[np.float32]:
     return (centres[VEHICLES] + noise * other).astype(np.float32)
 
 
-def test_a_better_model_is_told_from_chance() -> None:
+def test_a_better_model_differs_significantly() -> None:
     worse, better = (
         evaluate_protocol("vehicleid-paper", features(noise, 1), VEHICLES, repeats=3) for noise in (1.2, 0.8)
     )
-    found = {one.measure: one for one in compare(worse, better, VEHICLES)}
-    assert list(found) == ["rank-1", "rank-5", "mAP", "mINP"]
-    assert found["mAP"].certain
-    assert found["mAP"].low < found["mAP"].difference < found["mAP"].high
-    assert found["mAP"].a == pytest.approx(worse.map[0])
-    assert found["rank-1"].b == pytest.approx(better.mean[0])
-    back = {one.measure: one for one in compare(better, worse, VEHICLES)}
-    assert back["mAP"].high == pytest.approx(-found["mAP"].low)
+    differences = {row.measure: row for row in compare(worse, better, VEHICLES)}
+    assert list(differences) == ["rank-1", "rank-5", "mAP", "mINP"]
+    assert differences["mAP"].is_significant
+    assert differences["mAP"].ci_low < differences["mAP"].difference < differences["mAP"].ci_high
+    assert differences["mAP"].a == pytest.approx(worse.figure("map")[0])
+    assert differences["rank-1"].b == pytest.approx(better.mean[0])
+    reverse = {row.measure: row for row in compare(better, worse, VEHICLES)}
+    assert reverse["mAP"].ci_high == pytest.approx(-differences["mAP"].ci_low)
 
 
 def test_equal_models_differ_by_chance_only() -> None:
     a, b = (evaluate_protocol("vehicleid-paper", features(1.0, seed), VEHICLES, repeats=3) for seed in (5, 6))
-    assert not any(one.certain for one in compare(a, b, VEHICLES))
-    assert all(one.low == one.high == 0 for one in compare(a, a, VEHICLES))
+    assert not any(row.is_significant for row in compare(a, b, VEHICLES))
+    assert all(row.ci_low == row.ci_high == 0 for row in compare(a, a, VEHICLES))
 
 
 def test_other_splits_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""CMC by counting equals a plain reference to the last probe: ties, near-ties, junk and the probe itself."""
+"""CMC by counting equals a plain reference for each probe: ties, near-ties, junk and the probe itself."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, Split, chance_curve, cmc, cmc_of_splits
-from index.exact import numba_kernels, rank_counting, tiles
-from index.exact.tiles import PreparedBlock
+from index.exact import rank_counting
+from index.exact.tiles import ProbeBlock, ScoreTile
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 
 @pytest.fixture(scope="module", autouse=True, params=["float32", "bfloat16"])
 def product(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Everything here holds by either product, on processors too that would not choose the second."""
+    """Every test holds for either product, also on processors that would not choose bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: request.param == "bfloat16")
         yield request.param
@@ -26,7 +26,7 @@ def product(request: pytest.FixtureRequest) -> Iterator[str]:
 def reference(
     probes: LabeledFeatures, gallery: LabeledFeatures, *, same_camera_is_junk: bool = False
 ) -> tuple[NDArray[np.int64], float, float]:
-    """Ranks of the first true match, mAP and mINP by a full distance matrix and a stable sort, in float64."""
+    """Ranks of the first positive, mAP and mINP by a full distance matrix and a stable sort, in float64."""
     difference = probes.features.astype(np.float64)[:, None] - gallery.features[None]
     distances = np.square(difference).sum(-1)
     ranks: list[int] = []
@@ -51,16 +51,18 @@ def reference(
 
 
 def assert_equal(
-    probes: LabeledFeatures, gallery: LabeledFeatures, *, junk: bool = False, block: int = 2048
+    probes: LabeledFeatures, gallery: LabeledFeatures, *, junk: bool = False, block_size: int = 2048
 ) -> None:
     ranks, mean_ap, mean_inp = reference(probes, gallery, same_camera_is_junk=junk)
-    found = cmc(probes, gallery, block=block, max_rank=20, same_camera_is_junk=junk, skip_unmatched=True)
-    assert found.ranks.tolist() == ranks.tolist()
-    assert found.map == pytest.approx(mean_ap, abs=1e-12)
-    assert found.minp == pytest.approx(mean_inp, abs=1e-12)
+    result = cmc(
+        probes, gallery, block_size=block_size, max_rank=20, same_camera_is_junk=junk, skip_unmatched=True
+    )
+    assert result.first_ranks.tolist() == ranks.tolist()
+    assert result.mean_ap == pytest.approx(mean_ap, abs=1e-12)
+    assert result.means["minp"] == pytest.approx(mean_inp, abs=1e-12)
     counted = ranks[ranks > 0]
-    assert found.curve.tolist() == [(counted <= k).mean() for k in range(1, 21)]
-    assert (found.probes, found.skipped) == (len(counted), len(ranks) - len(counted))
+    assert result.curve.tolist() == [(counted <= k).mean() for k in range(1, 21)]
+    assert (result.probes, result.skipped) == (len(counted), len(ranks) - len(counted))
 
 
 def labelled(
@@ -80,7 +82,7 @@ def labelled(
     values=st.integers(0, 4),
     offset=st.sampled_from([0, 1000, 2**22]),
     junk=st.booleans(),
-    block=st.sampled_from([3, 7, 32, 64]),
+    block_size=st.sampled_from([3, 7, 32, 64]),
 )
 def test_equals_the_reference_on_small_integers_full_of_ties(
     seed: int,
@@ -90,7 +92,7 @@ def test_equals_the_reference_on_small_integers_full_of_ties(
     values: int,
     offset: int,
     junk: bool,
-    block: int,
+    block_size: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     parts = [
@@ -101,7 +103,7 @@ def test_equals_the_reference_on_small_integers_full_of_ties(
         with pytest.raises(UnmatchedProbe):
             cmc(*parts, same_camera_is_junk=junk, skip_unmatched=True)
         return
-    assert_equal(*parts, junk=junk, block=block)
+    assert_equal(*parts, junk=junk, block_size=block_size)
 
 
 @pytest.mark.parametrize("dimension", [3, 257, 1024])
@@ -111,7 +113,7 @@ def test_equals_the_reference_where_float32_cannot_tell_the_order(dimension: int
     # A tight cloud far from the origin: |x|² + |y|² - 2xy in float32 would leave no correct digit.
     cloud = (100 + 1e-3 * rng.standard_normal((260, dimension))) * size
     features = cloud.astype(np.float32)
-    assert_equal(labelled(rng, 60, 30, features[:60]), labelled(rng, 200, 30, features[60:]), block=64)
+    assert_equal(labelled(rng, 60, 30, features[:60]), labelled(rng, 200, 30, features[60:]), block_size=64)
 
 
 def test_equals_the_reference_on_near_ties_around_one_outlier() -> None:
@@ -119,38 +121,28 @@ def test_equals_the_reference_on_near_ties_around_one_outlier() -> None:
     features = rng.standard_normal((300, 64)).astype(np.float32)
     features[100:200] = features[0] + rng.choice([-1, 1], (100, 64)) * np.float32(1e-5)
     features[299] = 1e6
-    assert_equal(labelled(rng, 80, 12, features[:80]), labelled(rng, 220, 12, features[80:]), block=50)
+    assert_equal(labelled(rng, 80, 12, features[:80]), labelled(rng, 220, 12, features[80:]), block_size=50)
 
 
-def test_equal_distances_rank_by_gallery_order() -> None:
-    probe = LabeledFeatures(np.zeros((1, 2), np.float32), np.array([7]))
-    square = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]], np.float32)
-    for place in range(4):
-        vehicles = np.array([1, 2, 3, 4])
-        vehicles[place] = 7
-        assert cmc(probe, LabeledFeatures(square, vehicles)).ranks.tolist() == [place + 1]
-
-
-def test_many_true_matches_are_searched_to_the_same_result() -> None:
+def test_equals_the_reference_with_many_positives_per_probe() -> None:
     rng = np.random.default_rng(5)
     features = rng.integers(0, 3, (400, 3)).astype(np.float32)
-    assert numba_kernels._LINEAR_SEARCH_MAX < 400 // 4
-    assert_equal(labelled(rng, 50, 4, features[:50]), labelled(rng, 350, 4, features[50:]), block=101)
+    assert_equal(labelled(rng, 50, 4, features[:50]), labelled(rng, 350, 4, features[50:]), block_size=101)
 
 
-def test_more_probes_than_one_block() -> None:
+def test_equals_the_reference_with_more_probes_than_one_block() -> None:
     rng = np.random.default_rng(6)
     features = rng.standard_normal((1500, 8)).astype(np.float32)
     assert_equal(labelled(rng, 1100, 90, features[:1100]), labelled(rng, 400, 90, features[1100:]))
 
 
-def test_the_probe_itself_is_left_out_by_its_crop_id() -> None:
+def test_the_probe_itself_is_not_ranked_by_its_crop_id() -> None:
     rng = np.random.default_rng(7)
-    everything = LabeledFeatures(
+    images = LabeledFeatures(
         rng.standard_normal((90, 5)).astype(np.float32), rng.integers(0, 20, 90), None, np.arange(90)
     )
-    assert_equal(everything, everything)
-    assert cmc(everything, everything, skip_unmatched=True).curve[0] < 1.0
+    assert_equal(images, images)
+    assert cmc(images, images, skip_unmatched=True).curve[0] < 1.0
 
 
 @settings(max_examples=40, deadline=None)
@@ -161,41 +153,45 @@ def test_the_probe_itself_is_left_out_by_its_crop_id() -> None:
     repeats=st.integers(1, 4),
     share=st.sampled_from([0.1, 0.5, 0.9]),
     junk=st.booleans(),
-    block=st.sampled_from([3, 16, 40]),
+    block_size=st.sampled_from([3, 16, 40]),
 )
 def test_splits_in_one_pass_equal_each_split_alone(
-    seed: int, rows: int, vehicles: int, repeats: int, share: float, junk: bool, block: int
+    seed: int, rows: int, vehicles: int, repeats: int, share: float, junk: bool, block_size: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    # Offsets leave float32 unsure, few values make ties, and any picture may be probe, gallery, both or none.
-    pictures = labelled(rng, rows, vehicles, (2**22 + rng.integers(0, 3, (rows, 3)) * 0.5).astype(np.float32))
+    # Offsets leave float32 unsure, few values make ties, and any image may be probe, gallery, both or none.
+    images = labelled(rng, rows, vehicles, (2**22 + rng.integers(0, 3, (rows, 3)) * 0.5).astype(np.float32))
     splits = [
         Split(
             rng.permutation(np.flatnonzero(rng.random(rows) < 0.6)), np.flatnonzero(rng.random(rows) < share)
         )
         for _ in range(repeats)
     ]
-    own = LabeledFeatures(pictures.features, pictures.vehicle_ids, pictures.camera_ids, np.arange(rows))
+    with_ids = LabeledFeatures(images.features, images.vehicle_ids, images.camera_ids, np.arange(rows))
     alone = []
     for split in splits:
         if not len(split.probes) or not len(split.gallery):
             return
-        parts = own.take(split.probes), own.take(split.gallery)
+        parts = with_ids.take(split.probes), with_ids.take(split.gallery)
         alone.append(reference(*parts, same_camera_is_junk=junk)[0].tolist())
     if not all(any(ranks) for ranks in alone):
         return
-    together = cmc_of_splits(pictures, splits, block=block, same_camera_is_junk=junk, skip_unmatched=True)
-    assert [found.ranks.tolist() for found in together] == alone
+    together = cmc_of_splits(
+        images, splits, block_size=block_size, same_camera_is_junk=junk, skip_unmatched=True
+    )
+    assert [result.first_ranks.tolist() for result in together] == alone
 
 
-def test_a_memory_map_is_a_gallery_too(tmp_path: object) -> None:
+def test_equals_the_reference_with_a_memory_map_as_gallery(tmp_path: object) -> None:
     rng = np.random.default_rng(8)
     features = rng.standard_normal((120, 6)).astype(np.float32)
     mapped = np.memmap(f"{tmp_path}/features.f32", np.float32, "w+", shape=(100, 6))
     mapped[:] = features[:100]
     vehicles = rng.integers(0, 5, 120)
     assert_equal(
-        LabeledFeatures(features[100:], vehicles[100:]), LabeledFeatures(mapped, vehicles[:100]), block=17
+        LabeledFeatures(features[100:], vehicles[100:]),
+        LabeledFeatures(mapped, vehicles[:100]),
+        block_size=17,
     )
 
 
@@ -209,74 +205,48 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert_equal(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block=8)
+        assert_equal(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block_size=8)
         assert torch.get_num_threads() == threads
         features[100, 0] = np.nan
         with pytest.raises(BadInput, match="NaN"):
-            cmc(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block=8)
+            cmc(labelled(rng, 60, 7, features[:60]), labelled(rng, 90, 7, features[60:]), block_size=8)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
 
-def test_collapsed_features_stand_at_gallery_order() -> None:
-    features = np.full((40, 16), 0.3, np.float32)
-    vehicles = np.arange(40) % 10
-    found = cmc(LabeledFeatures(features[:10], vehicles[:10]), LabeledFeatures(features[10:], vehicles[10:]))
-    assert found.ranks.tolist() == list(range(1, 11))
-
-
-def test_all_kernels_score_within_the_stated_bound() -> None:
-    from index.exact.products import Kernel, Normalization, OneDnnKernel, error_bound
-
-    rng = np.random.default_rng(9)
-    x, y = (rng.random((rows, 1024), dtype=np.float32) for rows in (40, 70))
-    frame = Normalization.around(x, y)
-    probes, gallery = frame.place(x), frame.place(y)
-    true = gallery.squares / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
-    for kernel in (Kernel(), OneDnnKernel()):
-        product = kernel.product(kernel.probes(probes), kernel.gallery(gallery)).numpy()
-        scores = (gallery.squares / 2).astype(np.float32) - product
-        assert (np.abs(scores - true) <= error_bound(probes.squares, gallery.squares, 1024)[:, None]).all(), (
-            kernel.name
-        )
-
-
-def test_data_with_most_entries_too_close_to_call_goes_on_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_features_with_many_ambiguous_scores_continue_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: True)
-    monkeypatch.setattr(tiles, "_MIN_SCORED", 1000)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    product = rank_counting._TileCounter._product
-    products: list[bool] = []
+    count_tile = rank_counting.count_tile
+    is_bf16: list[bool] = []
 
-    def noted(
-        self: rank_counting._TileCounter, x: PreparedBlock, y: PreparedBlock, *, rough: bool
-    ) -> torch.Tensor:
-        products.append(rough)
-        return product(self, x, y, rough=rough)
+    def record(tile: ScoreTile, probe_block: ProbeBlock, in_gallery: NDArray[np.bool_]) -> int:
+        is_bf16.append(tile.is_bf16)
+        return count_tile(tile, probe_block, in_gallery)
 
-    monkeypatch.setattr(rank_counting._TileCounter, "_product", noted)
+    monkeypatch.setattr(rank_counting, "count_tile", record)
     rng = np.random.default_rng(11)
-    features = (5 + rng.standard_normal((400, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
-    vehicles = rng.integers(0, 60, 400)
-    assert_equal(LabeledFeatures(features[:60], np.arange(60)), LabeledFeatures(features, vehicles), block=64)
-    assert products[0] and not products[-1]
+    features = (5 + rng.standard_normal((2000, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
+    vehicles = rng.integers(0, 60, 2000)
+    assert_equal(
+        LabeledFeatures(features[:60], np.arange(60)), LabeledFeatures(features, vehicles), block_size=256
+    )
+    assert is_bf16[0] and not is_bf16[-1]
 
 
-def test_chance_is_what_random_orders_give() -> None:
+def test_chance_equals_the_mean_of_random_orders() -> None:
     rng = np.random.default_rng(10)
-    matches, sizes = np.array([1, 3, 3, 8]), np.array([20, 20, 15, 30])
-    drawn = [
-        [(rng.permutation(n)[:m] + 1).min() for m, n in zip(matches, sizes, strict=True)] for _ in range(4000)
+    num_positives, sizes = np.array([1, 3, 3, 8]), np.array([20, 20, 15, 30])
+    ranks = [
+        [(rng.permutation(n)[:m] + 1).min() for m, n in zip(num_positives, sizes, strict=True)]
+        for _ in range(4000)
     ]
-    simulated = [(np.array(drawn) <= k).mean() for k in range(1, 11)]
-    assert chance_curve(matches, sizes, 10) == pytest.approx(simulated, abs=0.02)
+    simulated = [(np.array(ranks) <= k).mean() for k in range(1, 11)]
+    assert chance_curve(num_positives, sizes, 10) == pytest.approx(simulated, abs=0.02)
     assert chance_curve(np.array([2]), np.array([3]), 5).tolist() == pytest.approx([2 / 3, 1, 1, 1, 1])
 
 
-def test_a_probe_without_a_match_is_refused_by_name() -> None:
+def test_a_probe_without_a_positive_is_refused_by_its_vehicle() -> None:
     gallery = LabeledFeatures(np.eye(3, dtype=np.float32), np.array([1, 2, 3]))
     probes = LabeledFeatures(np.eye(3, dtype=np.float32)[:2], np.array([2, 99]))
     with pytest.raises(UnmatchedProbe, match=r"1 of 2 probes .* vehicle 99"):

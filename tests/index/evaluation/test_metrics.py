@@ -1,96 +1,46 @@
-"""Verification, cameras, hours and models, each on data small enough to count by hand."""
+"""Rankings keep the ranks of all positives, and each metric is its definition over them."""
 
 import numpy as np
 import pytest
 
-from index.evaluation.cmc import LabeledFeatures, Split, cmc_of_splits
-from index.evaluation.metrics import (
-    Distances,
-    by_camera_pair,
-    by_day_part,
-    classification,
-    l2_normalized,
-    sample_distances,
-)
-from jobs.pages.charts import class_chart, histogram
-
-HOUR = 3_600_000
+from index.evaluation.metrics import METRICS, Ranking, average_precision, inverse_negative_penalty, rank_k
 
 
-def pictures() -> LabeledFeatures:
-    rng = np.random.default_rng(0)
-    vehicles = np.repeat(np.arange(12), 4)
-    features = (rng.standard_normal((12, 8))[vehicles] + 0.6 * rng.standard_normal((48, 8))).astype(
-        np.float32
+def make_ranking() -> Ranking:
+    """Three probes with 2, 0 and 3 positives."""
+    return Ranking.from_counts(
+        negatives_ahead=np.array([0, 3, 1, 1, 4]),
+        num_positives=np.array([2, 0, 3]),
+        gallery_sizes=np.array([9, 8, 7]),
     )
-    return LabeledFeatures(features, vehicles, np.tile(["a", "b", "c", "a"], 12), np.arange(48))
 
 
-def test_tpr_at_fpr_is_a_threshold_on_different_vehicles() -> None:
-    different = np.arange(1000, dtype=np.float32)
-    distances = Distances(np.array([5, 9, 11, 500], np.float32), different, 10)
-    assert distances.tpr_at_fpr(0.01) == 0.5  # ten of 1,000 lie below 10
-    assert distances.tpr_at_fpr(0.001) == 0.0
-    assert distances.tpr_at_fpr(0.0001) is None
+def test_ranks_count_negatives_and_positives_ahead() -> None:
+    ranking = make_ranking()
+    assert ranking.positive_ranks.tolist() == [1, 5, 2, 3, 7]
+    assert ranking.first_ranks.tolist() == [1, 0, 2]
+    assert ranking.last_ranks.tolist() == [5, 0, 7]
+    assert ranking.has_positive.tolist() == [True, False, True]
 
 
-def test_distances_are_of_every_pair_that_counts() -> None:
-    everything = pictures()
-    everyone = np.arange(48)
-    found = sample_distances(everything, Split(everyone, everyone))
-    assert (len(found.same), len(found.different), found.probes) == (48 * 3, 48 * 44, 48)
-    true = np.linalg.norm(everything.features[0] - everything.features[1])
-    assert np.abs(found.same - true).min() < 1e-5
-    junk = sample_distances(everything, Split(everyone, everyone), junk=True)
-    assert len(junk.same) == 48 * 3 - 12 * 2  # the two by camera a do not count for each other
-    assert found.same.mean() < found.different.mean()
+def test_each_metric_is_its_definition() -> None:
+    ranking = make_ranking()
+    assert average_precision(ranking) == pytest.approx([(1 / 1 + 2 / 5) / 2, 0, (1 / 2 + 2 / 3 + 3 / 7) / 3])
+    assert inverse_negative_penalty(ranking) == pytest.approx([2 / 5, 0, 3 / 7])
+    assert rank_k(1).per_probe(ranking).tolist() == [1, 0, 0]
+    assert rank_k(5).per_probe(ranking).tolist() == [1, 0, 1]
+    assert [(metric.name, metric.title) for metric in METRICS] == [("map", "mAP"), ("minp", "mINP")]
 
 
-def test_camera_pairs_rank_against_one_camera_alone() -> None:
-    everything = pictures()
-    pairs = by_camera_pair(everything)
-    assert [(p.probe_camera, p.gallery_camera) for p in pairs] == [
-        ("a", "b"), ("a", "c"), ("b", "a"), ("b", "c"), ("c", "a"), ("c", "b"),
-    ]  # fmt: skip
-    assert everything.camera_ids is not None
-    here, there = (np.flatnonzero(everything.camera_ids == name) for name in "ab")
-    (alone,) = cmc_of_splits(everything, [Split(here, there)], max_rank=1)
-    assert (pairs[0].probes, pairs[0].rank_1, pairs[0].map) == (24, float(alone.curve[0]), alone.map)
+def test_a_mean_is_over_probes_with_a_positive() -> None:
+    assert rank_k(1).mean(make_ranking()) == 0.5
 
 
-def test_day_parts_leave_out_unknown_times() -> None:
-    everything = pictures()
-    split = Split(np.arange(6), np.arange(48))
-    (found,) = cmc_of_splits(everything, [split])
-    times = np.full(48, -1)
-    times[:4] = np.array([3, 13, 14, 24 * 400 + 23]) * HOUR
-    parts = by_day_part(split, found.ranking, times)
-    assert [(part.name, part.probes) for part in parts] == [("night", 1), ("afternoon", 2), ("evening", 1)]
-    assert parts[1].rank_1 == (found.ranks[1:3] == 1).mean()
-
-
-def test_classification_counts_pictures_and_models_apart() -> None:
-    true = np.array([0, 0, 0, 0, 7, 7, -1])
-    found = classification(np.array([0, 0, 0, 7, 7, 0, 0]), true)
-    assert found is not None
-    assert (found.micro, found.macro, found.pictures, found.chance) == (4 / 6, (3 / 4 + 1 / 2) / 2, 6, 4 / 6)
-    assert [(one.model_id, one.pictures, one.accuracy) for one in found.classes] == [
-        (0, 4, 0.75),
-        (7, 2, 0.5),
-    ]
-    assert classification(true, np.full(7, -1)) is None
-    chart = class_chart(found, ["zero", "seven"])
-    assert chart.bars[0].text == "zero: 75.0% of 4 pictures, 66.7% of all"
-
-
-def test_the_histogram_has_one_scale_for_both() -> None:
-    drawn = histogram(Distances(np.array([0, 1], np.float32), np.array([1, 6], np.float32), 1))
-    assert drawn is not None
-    assert drawn.same.sum() == drawn.different.sum() == 1
-    assert drawn.overlap == pytest.approx(0.5)
-    assert histogram(Distances(np.array([], np.float32), np.array([1], np.float32), 1)) is None
-
-
-def test_normalised_rows_have_length_one_and_zeros_stay() -> None:
-    rows = l2_normalized(np.array([[3, 4], [0, 0]], np.float32))
-    assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]
+def test_probes_are_taken_in_any_order_and_joined_again() -> None:
+    ranking = make_ranking()
+    reordered = ranking.take(np.array([2, 1, 0]))
+    assert reordered.positive_ranks.tolist() == [2, 3, 7, 1, 5]
+    assert reordered.gallery_sizes.tolist() == [7, 8, 9]
+    joined = Ranking.concatenate([Ranking.empty(2), reordered])
+    assert joined.num_positives.tolist() == [0, 0, 3, 0, 2]
+    assert joined.take(np.array([4, 3, 2])).positive_ranks.tolist() == ranking.positive_ranks.tolist()

@@ -1,4 +1,4 @@
-"""Protocols draw what their names promise, the same for the same seed, and say whom they left out."""
+"""Protocols draw the splits of their rules, equal for equal seeds, and count excluded vehicles."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from index.evaluation.protocols import (
 )
 from infra.errors import BadLabels, BadSetting, UnmatchedProbe
 
-IDS = np.array([5, 5, 5, 8, 8, 3, 9, 9])  # vehicle 3 has one picture
+IDS = np.array([5, 5, 5, 8, 8, 3, 9, 9])  # vehicle 3 has one image
 
 
 def features(vehicle_ids: NDArray[np.int64], noise: float, seed: int = 0) -> NDArray[np.float32]:
@@ -40,7 +40,7 @@ def test_common_is_the_reverse_of_paper() -> None:
     assert common.gallery.tolist() == paper.probes.tolist()
 
 
-def test_every_picture_is_drawn_equally_often() -> None:
+def test_every_image_is_drawn_equally_often() -> None:
     drawn = np.concatenate(
         [split.probes for split in draw_splits("vehicleid-paper", IDS, repeats=3000, seed=1)]
     )
@@ -57,7 +57,7 @@ def test_a_repeat_depends_on_its_seed_and_number_only() -> None:
     assert [s.gallery.tolist() for s in many] != [s.gallery.tolist() for s in other]
 
 
-def test_leave_one_out_never_finds_the_picture_itself() -> None:
+def test_leave_one_out_never_ranks_the_image_itself() -> None:
     ids = np.repeat(np.arange(20), 2)
     random = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
     result = evaluate_protocol("leave-one-out", random, ids)
@@ -79,14 +79,14 @@ def test_the_two_protocols_differ_on_the_same_features() -> None:
     assert (np.diff(paper.mean) >= 0).all()
     assert 0 < paper.std[0] < 0.1
     assert paper.std == pytest.approx(paper.curves.std(axis=0, ddof=1))
-    assert 0 < paper.minp[0] < paper.map[0] < 1
+    assert 0 < paper.figure("minp")[0] < paper.figure("map")[0] < 1
 
 
 def test_the_summary_names_protocol_seed_and_exclusion() -> None:
     line = evaluate_protocol("vehicleid-paper", features(IDS, 0.1), IDS, seed=42).summary()
     for part in (
         "vehicleid-paper",
-        "3 probes against 4 pictures of 3 vehicles",
+        "3 probes against 4 images of 3 vehicles",
         "10 times, seed 42",
         "1 left out",
     ):
@@ -98,7 +98,7 @@ def test_bad_requests_are_refused() -> None:
         draw_splits("market", IDS)
     with pytest.raises(BadSetting, match="repeats is 0"):
         draw_splits("vehicleid-paper", IDS, repeats=0)
-    with pytest.raises(BadLabels, match="none of 4 vehicles has two pictures"):
+    with pytest.raises(BadLabels, match="none of 4 vehicles has two images"):
         draw_splits("vehicleid-paper", np.arange(4))
     alone = draw_splits("vehicleid-paper", np.array([1, 1, 2, 2]))
     with pytest.raises(UnmatchedProbe):

@@ -1,4 +1,4 @@
-"""Re-ranking follows its paper on a small set, and both second looks help where vehicles cluster."""
+"""Re-ranking follows its paper on a small set, and improves the precision of clustered vehicles."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,14 @@ from index.exact.k_reciprocal import k_reciprocal
 from infra.errors import BadSetting
 
 
-def plain(features: NDArray[np.float32], probes: int, k1: int, k2: int, weight: float) -> NDArray[np.float64]:
+def by_definition(
+    features: NDArray[np.float32], probes: int, k1: int, k2: int, lambda_: float
+) -> NDArray[np.float64]:
     """Equations 2 to 12 of Zhong et al. with sets and loops."""
     total = len(features)
-    squared = np.square(features[:, None].astype(np.float64) - features[None]).sum(-1)
-    squared /= squared.max(axis=1, keepdims=True)
-    order = np.argsort(squared, axis=1, kind="stable")
+    sq_dist = np.square(features[:, None].astype(np.float64) - features[None]).sum(-1)
+    sq_dist /= sq_dist.max(axis=1, keepdims=True)
+    order = np.argsort(sq_dist, axis=1, kind="stable")
 
     def reciprocal(row: int, k: int) -> set[int]:
         near = set(order[row, : k + 1].tolist())
@@ -30,7 +32,7 @@ def plain(features: NDArray[np.float32], probes: int, k1: int, k2: int, weight: 
             if len(half & close) > 2 / 3 * len(half):
                 members |= half
         for other in members:
-            vectors[row, other] = np.exp(-squared[row, other])
+            vectors[row, other] = np.exp(-sq_dist[row, other])
         vectors[row] /= vectors[row].sum()
     vectors = np.array([vectors[order[row, :k2]].mean(axis=0) for row in range(total)])
     jaccard = np.array(
@@ -42,51 +44,51 @@ def plain(features: NDArray[np.float32], probes: int, k1: int, k2: int, weight: 
             for p in range(probes)
         ]
     )
-    return (1 - weight) * jaccard + weight * squared[:probes, probes:]
+    return (1 - lambda_) * jaccard + lambda_ * sq_dist[:probes, probes:]
 
 
-def pictures(noise: float = 0.8) -> LabeledFeatures:
+def make_images(noise: float = 0.8) -> LabeledFeatures:
     rng = np.random.default_rng(2)
     vehicles = np.repeat(np.arange(10), 8)
     features = rng.standard_normal((10, 6))[vehicles] + noise * rng.standard_normal((80, 6))
     return LabeledFeatures(features.astype(np.float32), vehicles, None, np.arange(80))
 
 
-def test_equals_a_plain_reading_of_the_paper() -> None:
-    features = pictures().features
-    ours = k_reciprocal(features, 12, k1=7, k2=3, weight=0.3)
-    assert ours == pytest.approx(plain(features, 12, 7, 3, 0.3), abs=1e-5)
+def test_distances_equal_the_definition_of_the_paper() -> None:
+    features = make_images().features
+    distances = k_reciprocal(features, 12, k1=7, k2=3, lambda_=0.3)
+    assert distances == pytest.approx(by_definition(features, 12, 7, 3, 0.3), abs=1e-5)
 
 
 def test_ranking_by_a_matrix_equals_counting() -> None:
-    everything = pictures()
+    images = make_images()
     split = Split(np.arange(0, 80, 4), np.arange(80))
-    squared = np.square(everything.features[split.probes][:, None] - everything.features[None]).sum(-1)
-    (counted,) = cmc_of_splits(everything, [split])
-    sorted_ = rank_by_matrix(squared, everything, split)
-    assert sorted_.ranks.tolist() == counted.ranks.tolist()
-    assert (sorted_.map, sorted_.minp) == (pytest.approx(counted.map), pytest.approx(counted.minp))
-    assert sorted_.chance == pytest.approx(counted.chance)
+    sq_dist = np.square(images.features[split.probes][:, None] - images.features[None]).sum(-1)
+    (counted,) = cmc_of_splits(images, [split])
+    by_matrix = rank_by_matrix(sq_dist, images, split)
+    assert by_matrix.first_ranks.tolist() == counted.first_ranks.tolist()
+    assert by_matrix.means == pytest.approx(counted.means)
+    assert by_matrix.chance == pytest.approx(counted.chance)
 
 
 def test_re_ranking_raises_the_mean_precision_of_clustered_vehicles() -> None:
-    everything = pictures(0.55)
+    images = make_images(0.55)
     split = Split(np.arange(0, 80, 8), np.flatnonzero(np.arange(80) % 8))
-    (before,) = cmc_of_splits(everything, [split])
-    assert rerank(everything, split).map > before.map
+    (before,) = cmc_of_splits(images, [split])
+    assert rerank(images, split).mean_ap > before.mean_ap
 
 
 def test_an_expanded_probe_is_the_mean_of_itself_and_its_nearest() -> None:
-    everything = pictures()
+    images = make_images()
     split = Split(np.arange(80), np.arange(80))
-    probes = with_probe_expansion(everything, split, neighbours=2)
-    away = np.linalg.norm(everything.features - everything.features[7], axis=1)
-    nearest = np.argsort(away)[:3]  # itself is the nearest of all, and counts once
-    assert probes.features[7] == pytest.approx(everything.features[nearest].mean(axis=0), abs=1e-6)
-    assert cmc(probes, everything).probes == 80
+    probes = with_probe_expansion(images, split, neighbours=2)
+    distances = np.linalg.norm(images.features - images.features[7], axis=1)
+    nearest = np.argsort(distances)[:3]  # the probe itself is the nearest, and counts once
+    assert probes.features[7] == pytest.approx(images.features[nearest].mean(axis=0), abs=1e-6)
+    assert cmc(probes, images).probes == 80
 
 
-def test_more_pictures_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("index.exact.k_reciprocal.MAX_IMAGES", 79)
-    with pytest.raises(BadSetting, match="80 pictures"):
-        rerank(pictures(), Split(np.arange(40), np.arange(40, 80)))
+    with pytest.raises(BadSetting, match="80 images"):
+        rerank(make_images(), Split(np.arange(40), np.arange(40, 80)))

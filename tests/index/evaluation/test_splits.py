@@ -1,4 +1,4 @@
-"""Splits written for other toolboxes come back as they were, and those of other crops are refused."""
+"""Split files are read as they were written, and those of other crops are refused."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ IDS = np.array([5, 5, 5, 8, 8, 3, 9, 9])
 CAMERAS = np.array(["1", "2", "2", "1", "3", "1", "2", "1"])
 
 
-def test_splits_are_written_and_read_back(tmp_path: Path) -> None:
+def test_splits_are_read_as_written(tmp_path: Path) -> None:
     crop_ids = np.array([90, 10, 80, 20, 70, 30, 60, 2**62])
     drawn = {
         "vehicleid-paper": draw_splits("vehicleid-paper", IDS, repeats=4, seed=3),
@@ -24,42 +24,42 @@ def test_splits_are_written_and_read_back(tmp_path: Path) -> None:
     write_splits(tmp_path / "splits.parquet", drawn, crop_ids)
     # Another run holds the same crops in another order.
     order = np.random.default_rng(0).permutation(8)
-    back = read_splits(tmp_path / "splits.parquet", crop_ids[order])
-    assert {name: len(splits) for name, splits in back.items()} == {"vehicleid-paper": 4, "veri": 2}
+    read = read_splits(tmp_path / "splits.parquet", crop_ids[order])
+    assert {name: len(splits) for name, splits in read.items()} == {"vehicleid-paper": 4, "veri": 2}
     for name, splits in drawn.items():
-        for one, other in zip(splits, back[name], strict=True):
-            assert crop_ids[one.probes].tolist() == crop_ids[order][other.probes].tolist()
-            assert crop_ids[one.gallery].tolist() == crop_ids[order][other.gallery].tolist()
+        for written, split in zip(splits, read[name], strict=True):
+            assert crop_ids[written.probes].tolist() == crop_ids[order][split.probes].tolist()
+            assert crop_ids[written.gallery].tolist() == crop_ids[order][split.gallery].tolist()
 
 
-def test_figures_on_splits_read_back_are_those_of_the_draw(tmp_path: Path) -> None:
+def test_figures_on_read_splits_equal_those_of_the_draw(tmp_path: Path) -> None:
     features = np.random.default_rng(1).standard_normal((8, 4)).astype(np.float32)
     drawn = evaluate_protocol("vehicleid-common", features, IDS, repeats=3, seed=5)
     write_splits(tmp_path / "s.parquet", {"vehicleid-common": drawn.splits}, np.arange(8))
-    back = read_splits(tmp_path / "s.parquet", np.arange(8))["vehicleid-common"]
-    again = evaluate_protocol("vehicleid-common", features, IDS, splits=back)
+    read = read_splits(tmp_path / "s.parquet", np.arange(8))["vehicleid-common"]
+    again = evaluate_protocol("vehicleid-common", features, IDS, splits=read)
     assert again.curves.tolist() == drawn.curves.tolist()
-    assert again.given
+    assert again.has_user_splits
     assert "from given lists" in again.summary()
 
 
 def test_splits_of_another_run_are_refused(tmp_path: Path) -> None:
     write_splits(tmp_path / "s.parquet", {"p": draw_splits("vehicleid-paper", IDS, repeats=2)}, np.arange(8))
-    with pytest.raises(BadInput, match="names 2 crops that have no embedding here, the first 7"):
+    with pytest.raises(BadInput, match="names 2 crops without an embedding in this run, the first is 7"):
         read_splits(tmp_path / "s.parquet", np.arange(7))
-    with pytest.raises(BadInput, match="no embedding"):
+    with pytest.raises(BadInput, match="without an embedding"):
         read_splits(tmp_path / "s.parquet", np.array([], dtype=np.int64))
 
 
-def test_files_that_are_no_splits_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_splits_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("repeat,role\n")
     with pytest.raises(BadInput, match="not a split file"):
         read_splits(tmp_path / "text", np.arange(8))
-    for roles, says in (
+    for roles, message in (
         (["probe", "query"], "other than probe and gallery"),
-        (["probe", "probe"], "repeat 0 of p lacks probes or a gallery"),
+        (["probe", "probe"], "repeat 0 of p has no probes or no gallery"),
     ):
         rows = {"protocol": ["p", "p"], "repeat": [0, 0], "role": roles, "crop_id": [0, 1]}
         pq.write_table(pa.table(rows, schema=SPLIT_SCHEMA), tmp_path / "s.parquet")
-        with pytest.raises(BadInput, match=says):
+        with pytest.raises(BadInput, match=message):
             read_splits(tmp_path / "s.parquet", np.arange(8))

@@ -1,4 +1,4 @@
-"""A compiled function is compiled once, by whoever calls it first, also where its code cannot be kept."""
+"""A kernel is compiled once, by the thread that calls it first, also without a writable cache folder."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 from numba import types
 
-from index.exact import numba_kernels as module
+from index.exact.numba_kernels import njit_cached
 
 
-def test_it_is_compiled_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_compiled_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
 
-    def noted(function: Any, given: Any) -> Any:
-        compiled.append(function.__name__)
-        return function
+    def record(*_: Any, **__: Any) -> Any:
+        def wrap(function: Any) -> Any:
+            compiled.append(function.__name__)
+            return function
 
-    monkeypatch.setattr(module, "_compile", noted)
+        return wrap
 
-    @module.njit_cached(types.int64)
+    monkeypatch.setattr(numba, "njit", record)
+
+    @njit_cached(types.int64)
     def twice(number: int) -> int:
         return 2 * number
 
@@ -30,23 +33,23 @@ def test_it_is_compiled_once_for_all_threads(monkeypatch: pytest.MonkeyPatch) ->
     assert compiled == ["twice"]
 
 
-def test_where_the_code_cannot_be_kept_it_is_compiled_for_this_process(
+def test_without_a_writable_cache_folder_a_kernel_is_compiled_for_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     njit = numba.njit
 
-    def nowhere(*given: Any, cache: bool = False, **how: Any) -> Any:
-        if cache:  # what numba raises where no folder can be written to; root could write to any
+    def refuse_cache(*signature: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:  # numba's error for folders that are not writable; root could write to any
             raise RuntimeError("cannot cache function 'total': no locator available")
-        return njit(*given, **how)
+        return njit(*signature, **options)
 
-    monkeypatch.setattr(numba, "njit", nowhere)
+    monkeypatch.setattr(numba, "njit", refuse_cache)
 
-    @module.njit_cached(types.float64[::1])
+    @njit_cached(types.float64[::1])
     def total(values: Any) -> float:
-        some = 0.0
+        result = 0.0
         for value in values:
-            some += value
-        return some
+            result += value
+        return result
 
     assert total(np.arange(5.0)) == 10.0

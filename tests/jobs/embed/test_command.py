@@ -1,4 +1,4 @@
-"""`clvr plan`, `clvr embed` and `clvr status` with a real network on a small drawn archive."""
+"""`clvr plan`, `clvr embed` and `clvr status` with a real network on a small synthetic archive."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def answer(done: CompletedProcess[str]) -> dict[str, object]:
     return read
 
 
-def test_a_plan_counts_and_changes_nothing(clvr: Clvr, archive: Path, tmp_path: Path) -> None:
+def test_plan_counts_crops_and_writes_nothing(clvr: Clvr, archive: Path, tmp_path: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in archive.rglob("*"))
     planned = answer(
         clvr("plan", str(archive / "archive"), "--to", "runs", "--key-pattern", PATTERN, "--json")
@@ -35,14 +35,16 @@ def test_a_plan_counts_and_changes_nothing(clvr: Clvr, archive: Path, tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_price_without_a_speed_is_refused(clvr: Clvr, archive: Path) -> None:
+def test_plan_with_a_price_but_no_model_is_rejected(clvr: Clvr, archive: Path) -> None:
     done = clvr("plan", str(archive / "archive"), "--price-per-node-hour", "1.5")
     assert done.returncode == 3
     assert "--model" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_plan_measures_this_machine(clvr: Clvr, archive: Path, checkpoint: str) -> None:
+def test_plan_with_a_model_measures_the_speed_and_gives_the_cost(
+    clvr: Clvr, archive: Path, checkpoint: str
+) -> None:
     given = ("--model", checkpoint, "--price-per-node-hour", "3.6", "--actors", "1", "--json")
     planned = answer(clvr("plan", str(archive / "archive"), *given))
     probe = planned["probe"]
@@ -52,14 +54,14 @@ def test_a_plan_measures_this_machine(clvr: Clvr, archive: Path, checkpoint: str
 
 
 @pytest.mark.slow
-def test_a_run_says_its_precision_its_proof_and_its_bottleneck(
+def test_run_records_its_precision_its_guard_and_its_bottleneck(
     clvr: Clvr, archive: Path, checkpoint: str, tmp_path: Path
 ) -> None:
     given = ("embed", str(archive / "archive"), "--model", checkpoint, "--to", "runs", "--run-id", "auto")
     summary = answer(clvr(*given, "--precision", "auto", "--json"))
     assert (summary["listed"], summary["embedded"], summary["quarantined"]) == (48, 48, 0)
     settings = json.loads((tmp_path / "runs/runs/auto/run.json").read_text())["settings"]
-    # 48 pictures are too few to prove anything: the run is exact, and says why.
+    # 48 images are too few for the guard, so the run has full precision.
     assert settings["precision"] == "fp32"
     assert summary["fingerprint"] == load_checkpoint(checkpoint).fingerprint
     assert (settings["guard"]["pictures"] == 48) if has_bf16("cpu") else (settings["guard"] is None)
@@ -70,7 +72,7 @@ def test_a_run_says_its_precision_its_proof_and_its_bottleneck(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_bf16("cpu"), reason="this CPU has no bfloat16")
-def test_unguarded_bf16_bears_another_fingerprint(
+def test_unguarded_bf16_has_another_fingerprint(
     clvr: Clvr, archive: Path, checkpoint: str, tmp_path: Path
 ) -> None:
     given = ("embed", str(archive / "archive"), "--model", checkpoint, "--to", "runs", "--precision", "bf16")

@@ -1,4 +1,4 @@
-"""Which crops a command means: a listing, a key list, a side table, an increment, a quarantine."""
+"""Selections of crops: a listing, a key list, a side table, an increment, a quarantine."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from clvr_model.embedder import Embeddings
 from index.runs.run import Run
 from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.store import Store, open_store
-from jobs.embed.discovery import Discovery, Source, discover
+from jobs.embed.discovery import CropSelection, Discovery, discover
 from jobs.embed.part import embed_part
 
 PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
@@ -22,12 +22,12 @@ KEYS = [f"dt=2026-11-2{day}/cam=00{cam}/179300000000{day}_t{cam}.jpg" for day in
 
 
 class Stub:
-    """Embeds every picture as zeros."""
+    """Embeds every image as zeros."""
 
     batch_size, feature_dim, fingerprint = 2, 1024, "f"
 
-    def __call__(self, pictures: Any) -> Embeddings:
-        count = len(pictures)
+    def __call__(self, images: Any) -> Embeddings:
+        count = len(images)
         return Embeddings(
             np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
         )
@@ -37,7 +37,7 @@ class Stub:
 def archive(tmp_path: Path) -> Store:
     store = open_store(str(tmp_path / "archive"))
     for key in KEYS:
-        store.put(key, picture())
+        store.put(key, jpeg())
     store.put("dt=2026-11-20/readme.txt", b"x")
     return store
 
@@ -47,21 +47,21 @@ def runs(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "runs"))
 
 
-def picture(shade: int = 9) -> bytes:
+def jpeg(shade: int = 9) -> bytes:
     Image.fromarray(np.full((20, 30, 3), shade, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     return buffer.getvalue()
 
 
-def found_by(source: Source, archive: Store, runs: Store) -> list[str]:
-    manifest = discover(source, archive, runs).manifest
+def keys_of(selection: CropSelection, archive: Store, runs: Store) -> list[str]:
+    manifest = discover(selection, archive, runs).manifest
     return [uri.removeprefix(f"{archive.uri}/") for uri in manifest["uri"].to_pylist()]
 
 
-def finished_run(run_id: str, found: Discovery, archive: Store, runs: Store, **settings: Any) -> Run:
+def finished_run(run_id: str, discovery: Discovery, archive: Store, runs: Store, **settings: Any) -> Run:
     run = Run.create(
         runs,
         run_id,
-        manifest=found.manifest,
+        manifest=discovery.manifest,
         archive=archive.uri,
         fingerprint="f",
         model="m",
@@ -73,90 +73,90 @@ def finished_run(run_id: str, found: Discovery, archive: Store, runs: Store, **s
     return run
 
 
-def test_a_listing_takes_facts_from_the_keys(archive: Store, runs: Store) -> None:
-    found = discover(Source(archive.uri, key_pattern=PATTERN), archive, runs)
-    assert (found.manifest.num_rows, found.ignored, found.unmatched) == (4, 1, 0)
-    assert set(found.manifest["camera_id"].to_pylist()) == {"001", "002"}
+def test_listing_parses_camera_and_counts_other_objects(archive: Store, runs: Store) -> None:
+    discovery = discover(CropSelection(archive.uri, key_pattern=PATTERN), archive, runs)
+    assert (discovery.manifest.num_rows, discovery.ignored, discovery.unmatched) == (4, 1, 0)
+    assert set(discovery.manifest["camera_id"].to_pylist()) == {"001", "002"}
     assert not list(runs.list()) if Path(runs.uri).exists() else True
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_a_key_list_stands_instead_of_a_listing(
-    archive: Store, runs: Store, tmp_path: Path, kind: str
-) -> None:
+def test_key_list_replaces_the_listing(archive: Store, runs: Store, tmp_path: Path, kind: str) -> None:
     listed = pa.table({"key": KEYS[:2]})
-    place = tmp_path / f"keys.{kind}"
+    path = tmp_path / f"keys.{kind}"
     if kind == "parquet":
-        pq.write_table(listed, place)
+        pq.write_table(listed, path)
     else:
-        pa.csv.write_csv(listed, place)
-    source = Source(archive.uri, manifest=str(place), key_pattern=PATTERN)
-    assert found_by(source, archive, runs) == sorted(KEYS[:2])
+        pa.csv.write_csv(listed, path)
+    selection = CropSelection(archive.uri, manifest=str(path), key_pattern=PATTERN)
+    assert keys_of(selection, archive, runs) == sorted(KEYS[:2])
 
 
-def test_a_list_of_another_archive_is_refused(archive: Store, runs: Store, tmp_path: Path) -> None:
+def test_key_list_of_another_archive_is_rejected(archive: Store, runs: Store, tmp_path: Path) -> None:
     pq.write_table(pa.table({"uri": ["/elsewhere/a.jpg"]}), tmp_path / "keys.parquet")
     with pytest.raises(BadInput, match="outside of"):
-        discover(Source(archive.uri, manifest=str(tmp_path / "keys.parquet")), archive, runs)
+        discover(CropSelection(archive.uri, manifest=str(tmp_path / "keys.parquet")), archive, runs)
 
 
-def test_a_side_table_says_what_keys_do_not(archive: Store, runs: Store, tmp_path: Path) -> None:
+def test_side_table_adds_camera_and_time(archive: Store, runs: Store, tmp_path: Path) -> None:
     table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": [5, 6, 7, 8]})
     pq.write_table(table, tmp_path / "side.parquet")
-    found = discover(Source(archive.uri, labels=str(tmp_path / "side.parquet")), archive, runs)
-    assert sorted(found.manifest["camera_id"].to_pylist()) == list("abcd")
-    assert sorted(found.manifest["captured_at"].to_pylist()) == [5, 6, 7, 8]
+    discovery = discover(CropSelection(archive.uri, labels=str(tmp_path / "side.parquet")), archive, runs)
+    assert sorted(discovery.manifest["camera_id"].to_pylist()) == list("abcd")
+    assert sorted(discovery.manifest["captured_at"].to_pylist()) == [5, 6, 7, 8]
 
 
-def test_an_increment_holds_what_is_new_or_changed(archive: Store, runs: Store) -> None:
-    finished_run("base", discover(Source(archive.uri), archive, runs), archive, runs)
-    archive.put(KEYS[0], picture(200))
-    archive.put("dt=2026-11-22/cam=001/new.jpg", picture())
+def test_increment_selects_new_and_changed_crops(archive: Store, runs: Store) -> None:
+    finished_run("base", discover(CropSelection(archive.uri), archive, runs), archive, runs)
+    archive.put(KEYS[0], jpeg(200))
+    archive.put("dt=2026-11-22/cam=001/new.jpg", jpeg())
     archive.delete(KEYS[3])
-    found = discover(Source(archive.uri, since_run="base"), archive, runs)
-    assert found.changes is not None
-    assert str(found.changes) == "1 new, 1 changed, 2 unchanged, 1 vanished"
-    assert found.manifest.num_rows == 2
+    discovery = discover(CropSelection(archive.uri, since_run="base"), archive, runs)
+    assert discovery.changes is not None
+    assert str(discovery.changes) == "1 new, 1 changed, 2 unchanged, 1 vanished"
+    assert discovery.manifest.num_rows == 2
 
-    window = discover(Source(archive.uri, since_run="base", lookback_days=0), archive, runs)
+    window = discover(CropSelection(archive.uri, since_run="base", lookback_days=0), archive, runs)
     assert str(window.changes) == "1 new, 0 changed, 1 unchanged, 1 vanished"
     assert "since 2026-11-21" in window.notes[0]
 
 
-def test_nothing_new_is_said_so(archive: Store, runs: Store) -> None:
-    finished_run("base", discover(Source(archive.uri), archive, runs), archive, runs)
+def test_increment_without_changes_raises_empty_archive(archive: Store, runs: Store) -> None:
+    finished_run("base", discover(CropSelection(archive.uri), archive, runs), archive, runs)
     with pytest.raises(EmptyArchive, match="no new, changed or vanished"):
-        discover(Source(archive.uri, since_run="base"), archive, runs)
+        discover(CropSelection(archive.uri, since_run="base"), archive, runs)
 
 
-def test_a_quarantine_is_tried_again_as_its_crops_are_now(archive: Store, runs: Store) -> None:
+def test_retry_of_a_quarantine_reads_its_crops_anew(archive: Store, runs: Store) -> None:
     archive.put(KEYS[0], b"not a picture")
     archive.put(KEYS[1], b"")
-    finished_run("base", discover(Source(archive.uri), archive, runs), archive, runs)
-    assert found_by(Source(archive.uri, requeue="base"), archive, runs) == sorted(KEYS[:2])
-    only = Source(archive.uri, requeue="base", causes=("decode/empty",))
-    assert found_by(only, archive, runs) == [KEYS[1]]
-    assert found_by(Source(archive.uri, requeue="base", causes=("not-a-picture",)), archive, runs) == [
-        KEYS[0]
-    ]
+    finished_run("base", discover(CropSelection(archive.uri), archive, runs), archive, runs)
+    assert keys_of(CropSelection(archive.uri, retry_quarantined="base"), archive, runs) == sorted(KEYS[:2])
+    only = CropSelection(archive.uri, retry_quarantined="base", causes=("decode/empty",))
+    assert keys_of(only, archive, runs) == [KEYS[1]]
+    assert keys_of(
+        CropSelection(archive.uri, retry_quarantined="base", causes=("not-a-picture",)), archive, runs
+    ) == [KEYS[0]]
 
-    archive.put(KEYS[0], picture())
-    again = finished_run("again", discover(Source(archive.uri, requeue="base"), archive, runs), archive, runs)
+    archive.put(KEYS[0], jpeg())
+    again = finished_run(
+        "again", discover(CropSelection(archive.uri, retry_quarantined="base"), archive, runs), archive, runs
+    )
     assert (again.summary.embedded, again.summary.quarantined) == (1, 1)
     with pytest.raises(EmptyArchive, match="no crop with cause truncated"):
-        discover(Source(archive.uri, requeue="base", causes=("truncated",)), archive, runs)
+        discover(CropSelection(archive.uri, retry_quarantined="base", causes=("truncated",)), archive, runs)
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        {"requeue": "r", "since_run": "s"},
-        {"requeue": "r", "manifest": "m"},
+        {"retry_quarantined": "r", "since_run": "s"},
+        {"retry_quarantined": "r", "manifest": "m"},
         {"causes": ("truncated",)},
         {"lookback_days": 3},
         {"since_run": "s", "lookback_days": -1},
     ],
 )
-def test_contradictions_are_refused(given: dict[str, Any]) -> None:
+def test_contradicting_selection_is_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(BadSetting):
-        Source("/archive", **given)
+        CropSelection("/archive", **given)

@@ -1,4 +1,4 @@
-"""One part, without Ray: rows to the shard, failures to the quarantine, and word of both on the way."""
+"""One part without Ray: rows go to the shard, failures to the quarantine, both are reported meanwhile."""
 
 import io
 from pathlib import Path
@@ -21,14 +21,14 @@ CROPS = 21
 
 
 class Means:
-    """The mean shade of a picture, 1024 times; black ones make it fail like a broken network."""
+    """The mean shade of an image, 1024 times; not a number for black images."""
 
     batch_size, feature_dim, fingerprint = 4, 1024, "f"
 
-    def __call__(self, pictures: Any) -> Embeddings:
-        means = pictures.mean(axis=(1, 2, 3)).astype(np.float32)
+    def __call__(self, images: Any) -> Embeddings:
+        means = images.mean(axis=(1, 2, 3)).astype(np.float32)
         means[means == 0] = np.nan
-        count = len(pictures)
+        count = len(images)
         features = np.repeat(means[:, None], 1024, axis=1)
         return Embeddings(features, np.full(count, 7, np.int32), np.full(count, 0.5, np.float32))
 
@@ -54,32 +54,32 @@ def run_of(archive: Store, tmp_path: Path) -> Run:
     )
 
 
-def test_each_row_has_the_feature_of_its_own_picture(archive: Store, tmp_path: Path) -> None:
+def test_each_row_has_the_feature_of_its_image(archive: Store, tmp_path: Path) -> None:
     run = run_of(archive, tmp_path)
-    heard: list[PartReport] = []
-    report = embed_part(run, 0, Means(), archive, on_progress=heard.append)
+    reports: list[PartReport] = []
+    report = embed_part(run, 0, Means(), archive, on_progress=reports.append)
     summary = run.finish()
     assert (summary.embedded, summary.causes) == (CROPS - 1, {"embed/not-finite": 1})
     for batch in read_shards(run.store, run.shard_keys()):
         shades = [int(Path(uri).stem) * 10 for uri in batch["uri"].to_pylist()]
         assert np.abs(vectors_of(batch)[:, 0] - shades).max() < 2
         assert set(batch["model_id"].to_pylist()) == {7}
-    assert [heard[0].embedded + heard[0].quarantined, heard[-1].embedded] == [4, CROPS - 1]
+    assert [reports[0].embedded + reports[0].quarantined, reports[-1].embedded] == [4, CROPS - 1]
     assert (report.embedded, report.quarantined) == (CROPS - 1, 1)
-    assert report.model_seconds > 0 and report.decode_seconds > 0 and report.bytes > 0
+    assert report.seconds.model_seconds > 0 and report.seconds.decode_seconds > 0 and report.bytes > 0
 
 
-def test_a_part_of_nothing_but_failures_speaks_on_the_way_too(archive: Store, tmp_path: Path) -> None:
+def test_part_of_failures_only_reports_progress(archive: Store, tmp_path: Path) -> None:
     for number in range(CROPS):
         archive.put(f"{number:02d}.jpg", b"no picture")
     run = run_of(archive, tmp_path)
-    heard: list[PartReport] = []
-    embed_part(run, 0, Means(), archive, on_progress=heard.append)
-    assert len(heard) >= CROPS // 4
+    reports: list[PartReport] = []
+    embed_part(run, 0, Means(), archive, on_progress=reports.append)
+    assert len(reports) >= CROPS // 4
     assert run.finish().causes == {"decode/not-a-picture": CROPS}
 
 
-def test_an_order_to_stop_leaves_the_part_pending(archive: Store, tmp_path: Path) -> None:
+def test_error_of_the_progress_callback_leaves_the_part_pending(archive: Store, tmp_path: Path) -> None:
     run = run_of(archive, tmp_path)
 
     def stop(report: PartReport) -> None:
@@ -90,7 +90,7 @@ def test_an_order_to_stop_leaves_the_part_pending(archive: Store, tmp_path: Path
     assert run.pending_parts() == [0]
 
 
-def test_done_twice_is_done_once(archive: Store, tmp_path: Path) -> None:
+def test_repeated_part_writes_the_same_bytes(archive: Store, tmp_path: Path) -> None:
     run = run_of(archive, tmp_path)
     keys = run.folder.part_keys(0)
     written = []

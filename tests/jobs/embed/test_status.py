@@ -1,4 +1,4 @@
-"""`clvr status` of runs that are not finished: what stands so far, and that it adds up."""
+"""`clvr status` of an unfinished run counts the written parts, and its counts add up."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Run:
     rows = [{"crop_id": number, "uri": f"/archive/{number}.jpg", **crop} for number in range(ROWS)]
     return Run.create(
         open_store(str(tmp_path / "runs")),
-        "night",
+        "unfinished",
         manifest=pa.Table.from_pylist(rows, MANIFEST_SCHEMA),
         archive="/archive",
         fingerprint="f" * 64,
@@ -48,13 +48,13 @@ def do_part(run: Run, part: int) -> None:
     ("done", "embedded", "quarantined", "pending"),
     [([], 0, 0, 10), ([0], 3, 1, 6), ([2], 1, 1, 8), ([0, 2], 4, 2, 4), ([0, 1, 2], 7, 3, 0)],
 )
-def test_an_unfinished_run_counts_the_parts_that_are_written(
+def test_status_of_an_unfinished_run_counts_the_written_parts(
     run: Run, tmp_path: Path, done: list[int], embedded: int, quarantined: int, pending: int
 ) -> None:
     for part in done:
         do_part(run, part)
-    status = run_status("night", load_settings({"runs": str(tmp_path / "runs")}))
+    status = run_status("unfinished", load_settings({"runs": str(tmp_path / "runs")}))
     assert not status.finished
     assert (status.embedded, status.quarantined, status.pending) == (embedded, quarantined, pending)
     assert status.listed == status.embedded + status.quarantined + status.duplicates + status.pending
-    assert f"pending {pending}" in str(status)
+    assert f"pending {pending}" in status.to_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from index.evaluation.metrics import classification
+from index.evaluation.breakdowns import classification
 from infra.errors import UnreadablePicture
 from jobs.pages.training_page import (
     Epoch,

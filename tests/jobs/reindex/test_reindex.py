@@ -1,7 +1,6 @@
-"""A night: planned, embedded, loaded, measured, promoted; killed anywhere, and continued by the same call.
+"""Reindex runs: planned, embedded, loaded, measured and promoted; killed anywhere and continued.
 
-The job is the real one, on Ray and Milvus Lite; only the network is a stub, whose features are a picture's
-own small copy.
+They run on Ray and Milvus Lite. Only the network is a stub, whose features are a small copy of the image.
 """
 
 import io
@@ -32,9 +31,10 @@ from infra.errors import (
 )
 from infra.settings import Settings
 from infra.store import Store, open_store
+from jobs.embed.job import EmbedRequest
 from jobs.generations.load import verify_generation
-from jobs.reindex import job as job
-from jobs.reindex.plan import NightRequest
+from jobs.reindex import job
+from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import ReindexRun, Step
 from jobs.runtime.resolve import open_milvus
 
@@ -42,23 +42,23 @@ KEYS = [f"dt=2026-11-{20 + n % 3}/cam=00{n % 2}/{n:04d}.jpg" for n in range(24)]
 
 
 class Stub:
-    """Stands for a network."""
+    """A stub of a network."""
 
     batch_size, feature_dim, fingerprint = 8, 1024, "stub-one"
 
-    def __call__(self, pictures: np.ndarray) -> Embeddings:
-        count = len(pictures)
-        features = pictures[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
+    def __call__(self, images: np.ndarray) -> Embeddings:
+        count = len(images)
+        features = images[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
         return Embeddings(features, np.zeros(count, np.int32), np.ones(count, np.float32))
 
 
 class Other(Stub):
-    """Stands for another network."""
+    """A stub of another network."""
 
     fingerprint = "stub-two"
 
 
-def picture(seed: int) -> bytes:
+def jpeg(seed: int) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")
@@ -72,25 +72,26 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-class Place:
-    """An archive of 24 crops, an empty Milvus, and the nights between them."""
+class Site:
+    """An archive of 24 crops, a Milvus, and the reindex runs that bring crops from one to the other."""
 
     def __init__(self, folder: Path) -> None:
         self.archive = open_store(str(folder / "archive"))
         for number, key in enumerate(KEYS):
-            self.archive.put(key, picture(number))
+            self.archive.put(key, jpeg(number))
         self.settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
 
     @property
     def store(self) -> Store:
         return open_store(self.settings.runs)
 
-    def night(self, name: str | None, model: type[Stub] = Stub, **asked: Any) -> job.ReindexResult:
-        request = NightRequest(archive=self.archive.uri, model="stub", night=name, actors=2, **asked)
+    def reindex(self, name: str | None, model: type[Stub] = Stub, **options: Any) -> job.ReindexResult:
+        embedding = EmbedRequest(self.archive.uri, model="stub", actors=2)
+        request = ReindexRequest(embed=embedding, reindex_id=name, **options)
         return job.reindex(request, self.settings, open_embedder=model)
 
-    def proven(self) -> tuple[str, int]:
-        """Name and rows of the live generation, each row held against the runs."""
+    def verified(self) -> tuple[str, int]:
+        """Name and rows of the live generation, whose keys are compared with the runs."""
         found = verify_generation("live", self.settings)
         assert found.differences == ()
         return found.generation, found.indexed
@@ -100,8 +101,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
 
 
 def figures(done: job.ReindexResult) -> tuple[Any, ...]:
@@ -109,172 +110,176 @@ def figures(done: job.ReindexResult) -> tuple[Any, ...]:
     return tuple(crops.get(name) for name in ("new", "changed", "vanished", "embedded", "quarantined"))
 
 
-def test_nights_bring_what_is_new_replace_what_changed_and_remove_what_vanished(place: Place) -> None:
-    first = place.night(None)
+def test_reindex_adds_new_replaces_changed_and_removes_vanished_crops(site: Site) -> None:
+    first = site.reindex(None)
     assert first.summary["kind"] == "full"
     assert figures(first) == (24, 0, 0, 24, 0)
-    live, rows = place.proven()
+    live, rows = site.verified()
     assert (live, rows) == (first.summary["live"]["generation"], 24)
 
-    again = place.night(None)
-    assert again.already
-    assert len(list_runs(place.store)) == 1
+    again = site.reindex(None)
+    assert again.already_finished
+    assert len(list_runs(site.store)) == 1
 
-    place.archive.put("dt=2026-11-23/cam=000/new.jpg", picture(100))
-    place.archive.put("dt=2026-11-23/cam=000/broken.jpg", b"no picture")
-    place.archive.put(KEYS[3], picture(101))
-    place.archive.delete(KEYS[7])
-    second = place.night("second")
+    site.archive.put("dt=2026-11-23/cam=000/new.jpg", jpeg(100))
+    site.archive.put("dt=2026-11-23/cam=000/broken.jpg", b"no picture")
+    site.archive.put(KEYS[3], jpeg(101))
+    site.archive.delete(KEYS[7])
+    second = site.reindex("second")
     assert second.summary["kind"] == "incremental"
     assert figures(second) == (2, 1, 1, 2, 1)
     assert second.summary["quarantine"] == {"decode/not-a-picture": 1}
     assert second.summary["load"]["kind"] == "increment"
-    assert place.proven() == (live, 24)
+    assert site.verified() == (live, 24)
     assert second.summary["before"]["figures"]["embedded"] == 24
 
-    third = place.night("third")
+    third = site.reindex("third")
     assert (third.summary["kind"], third.summary["state"]) == ("nothing", "finished")
     assert figures(third) == (0, 0, 0, 0, 0)
 
-    place.archive.delete(KEYS[8], KEYS[9])
-    assert figures(place.night("fourth")) == (0, 0, 2, 0, 0)
-    assert place.proven() == (live, 22)
+    site.archive.delete(KEYS[8], KEYS[9])
+    assert figures(site.reindex("fourth")) == (0, 0, 2, 0, 0)
+    assert site.verified() == (live, 22)
 
-    page = place.store.get("nights/second/summary.html").decode()
-    for said in ("What changed since", "decode/not-a-picture", live, "Recall@10"):
-        assert said in page
-    assert json.loads(place.store.get("nights/second/summary.json"))["night"] == "second"
+    page = site.store.get("nights/second/summary.html").decode()
+    for text in ("What changed since", "decode/not-a-picture", live, "Recall@10"):
+        assert text in page
+    assert json.loads(site.store.get("nights/second/summary.json"))["night"] == "second"
 
 
 @pytest.mark.slow
-def test_a_large_increment_is_built_beside_and_promoted(place: Place) -> None:
-    first = place.night("first")
+def test_large_increment_becomes_a_new_generation(site: Site) -> None:
+    first = site.reindex("first")
     for number in range(30, 50):
-        place.archive.put(f"dt=2026-11-24/cam=000/{number}.jpg", picture(number))
-    second = place.night("second")
+        site.archive.put(f"dt=2026-11-24/cam=000/{number}.jpg", jpeg(number))
+    second = site.reindex("second")
     assert second.summary["load"]["kind"] == "generation"
-    live, rows = place.proven()
+    live, rows = site.verified()
     assert rows == 44
     assert second.summary["live"]["replaced"] == first.summary["live"]["generation"] != live
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["plan", "embed", "load", "gate", "promote", "retention"])
-def test_a_night_killed_right_after_a_step_continues_and_does_nothing_twice(
-    place: Place, step: str, monkeypatch: pytest.MonkeyPatch
+def test_run_killed_right_after_a_step_continues_without_repeating_work(
+    site: Site, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = ReindexRun.record
 
-    def killed(night: ReindexRun, done: Step) -> None:
-        if done.name == step:
+    def killed(run: ReindexRun, finished: Step) -> None:
+        if finished.name == step:
             raise SystemExit(137)
-        record(night, done)
+        record(run, finished)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(ReindexRun, "record", killed)
-        place.night(None)
-    done = place.night(None)
+        site.reindex(None)
+    done = site.reindex(None)
     assert figures(done) == (24, 0, 0, 24, 0)
     assert len(done.summary["attempts"]) == 2
-    assert place.proven()[1] == 24
-    assert place.states() == ["ready"]
-    assert len(list_runs(place.store)) == 1
+    assert site.verified()[1] == 24
+    assert site.states() == ["ready"]
+    assert len(list_runs(site.store)) == 1
 
 
 @pytest.mark.slow
-def test_a_failed_gate_leaves_the_live_generation_and_is_told(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+def test_failed_gate_keeps_the_live_generation_and_is_in_the_summary(
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.night("first")
-    live, _ = place.proven()
+    site.reindex("first")
+    live, _ = site.verified()
 
-    def lossy(at: Any) -> dict[str, Any]:
-        milvus = open_milvus(place.settings)
-        milvus.call("delete", at.outcome("load")["generation"], filter="crop_id > 0", timeout=30)
-        return job.gate_step(at)
+    def lossy(context: Any) -> dict[str, Any]:
+        milvus = open_milvus(site.settings)
+        milvus.call("delete", context.outcome("load")["generation"], filter="crop_id > 0", timeout=30)
+        return job.gate_step(context)
 
     monkeypatch.setitem(job.STEP_FUNCTIONS, "gate", lossy)
     with pytest.raises(GateFailed, match="rows are indexed") as failed:
-        place.night("bad", full=True)
+        site.reindex("bad", full=True)
     assert failed.value.exit_code == 8
-    assert place.proven() == (live, 24)
-    told = json.loads(place.store.get("nights/bad/summary.json"))
-    assert (told["state"], told["error"]["step"], told["error"]["exit_code"]) == ("failed", "gate", 8)
-    assert "Failed at gate" in place.store.get("nights/bad/summary.html").decode()
+    assert site.verified() == (live, 24)
+    summary = json.loads(site.store.get("nights/bad/summary.json"))
+    assert (summary["state"], summary["error"]["step"], summary["error"]["exit_code"]) == (
+        "failed",
+        "gate",
+        8,
+    )
+    assert "Failed at gate" in site.store.get("nights/bad/summary.html").decode()
 
 
 @pytest.mark.slow
-def test_another_model_needs_a_full_night(place: Place) -> None:
-    place.night("first")
+def test_other_model_needs_a_full_reindex(site: Site) -> None:
+    site.reindex("first")
     with pytest.raises(FingerprintMismatch, match=r"stub-one.*stub-two"):
-        place.night("second", Other)
-    changed = place.night("third", Other, full=True)
+        site.reindex("second", Other)
+    changed = site.reindex("third", Other, full=True)
     assert changed.summary["live"]["rows"] == 24
     assert changed.summary["live"]["replaced"] is not None
-    assert place.proven()[1] == 24
+    assert site.verified()[1] == 24
 
 
 @pytest.mark.slow
-def test_a_lost_prefix_of_the_archive_does_not_empty_the_index(place: Place) -> None:
-    place.night("first")
-    live = place.proven()
-    place.archive.delete(*KEYS[:6])
+def test_lost_prefix_of_the_archive_does_not_empty_the_index(site: Site) -> None:
+    site.reindex("first")
+    live = site.verified()
+    site.archive.delete(*KEYS[:6])
     with pytest.raises(BudgetExceeded, match="6 of 24 known crops are gone"):
-        place.night("second", max_vanished_rate=0.0)
-    place.archive.delete(*KEYS)
+        site.reindex("second", max_vanished_rate=0.0)
+    site.archive.delete(*KEYS)
     with pytest.raises(EmptyArchive):
-        place.night("second")
-    assert place.proven() == live
+        site.reindex("second")
+    assert site.verified() == live
 
 
 @pytest.mark.slow
-def test_a_lost_milvus_is_filled_from_the_shards_without_embedding_anything(place: Place) -> None:
-    place.night("first")
-    place.archive.put("dt=2026-11-23/cam=000/new.jpg", picture(100))
-    place.night("second")
-    other = place.settings.model_copy(update={"milvus": place.settings.milvus.replace(".db", "-2.db")})
-    place.settings = other
-    done = place.night("repair")
+def test_lost_milvus_is_filled_from_the_shards_without_embedding(site: Site) -> None:
+    site.reindex("first")
+    site.archive.put("dt=2026-11-23/cam=000/new.jpg", jpeg(100))
+    site.reindex("second")
+    other = site.settings.model_copy(update={"milvus": site.settings.milvus.replace(".db", "-2.db")})
+    site.settings = other
+    done = site.reindex("repair")
     assert figures(done) == (0, 0, 0, 0, 0)
-    assert place.proven()[1] == 25
+    assert site.verified()[1] == 25
 
 
 @pytest.mark.slow
-def test_the_crops_of_a_run_that_was_lost_are_embedded_again_and_no_others(place: Place) -> None:
-    place.night("first")
-    place.archive.put("dt=2026-11-23/cam=000/new.jpg", picture(100))
-    before = place.night("second").summary["live"]["generation"]
-    place.store.delete(*(one.key for one in place.store.list("runs/second")))
-    done = place.night("third")
+def test_only_the_crops_of_a_lost_run_are_embedded_again(site: Site) -> None:
+    site.reindex("first")
+    site.archive.put("dt=2026-11-23/cam=000/new.jpg", jpeg(100))
+    before = site.reindex("second").summary["live"]["generation"]
+    site.store.delete(*(item.key for item in site.store.list("runs/second")))
+    done = site.reindex("third")
     assert figures(done) == (1, 0, 0, 1, 0)
-    live, rows = place.proven()
+    live, rows = site.verified()
     assert (live != before, rows) == (True, 25)
 
 
-def test_nights_do_not_overlap(place: Place) -> None:
+def test_reindex_runs_of_an_alias_do_not_overlap(site: Site) -> None:
     with (
-        acquire(place.store, f"night-{place.settings.alias}", "a night of somewhere"),
-        pytest.raises(Locked, match="a night of somewhere is under way"),
+        acquire(site.store, f"night-{site.settings.alias}", "a reindex run of another archive"),
+        pytest.raises(Locked, match="a reindex run of another archive is under way"),
     ):
-        place.night("second")
+        site.reindex("second")
 
 
-def test_a_night_tells_of_an_error_that_comes_before_its_first_step(place: Place) -> None:
-    place.settings = place.settings.model_copy(update={"milvus": "http://127.0.0.1:9"})
+def test_error_before_the_first_step_is_in_the_summary(site: Site) -> None:
+    site.settings = site.settings.model_copy(update={"milvus": "http://127.0.0.1:9"})
     with pytest.raises(IndexUnreachable):
-        place.night("dark")
-    told = json.loads(place.store.get("nights/dark/summary.json"))
-    assert (told["state"], told["error"]["step"]) == ("failed", "plan")
+        site.reindex("dark")
+    summary = json.loads(site.store.get("nights/dark/summary.json"))
+    assert (summary["state"], summary["error"]["step"]) == ("failed", "plan")
 
 
 @pytest.fixture
 def hook() -> Iterator[tuple[str, list[dict[str, Any]], Callable[[int], None]]]:
-    heard: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
     status = [200]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status[0])
             self.end_headers()
 
@@ -284,27 +289,27 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]], Callable[[int], None]]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield (
         f"http://127.0.0.1:{server.server_port}/hook/planted-secret",
-        heard,
+        received,
         lambda code: status.insert(0, code),
     )
     server.shutdown()
 
 
 @pytest.mark.slow
-def test_a_webhook_hears_of_nights_and_its_trouble_is_not_theirs(
-    place: Place, hook: Any, capfd: pytest.CaptureFixture[str]
+def test_webhook_receives_summaries_and_its_errors_do_not_fail_a_run(
+    site: Site, hook: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    url, heard, answer = hook
-    place.settings = place.settings.model_copy(update={"webhook": SecretStr(url)})
-    place.night("first")
-    assert heard[0]["summary"]["night"] == "first"
-    assert heard[0]["text"].startswith("night first finished: 24 embedded")
+    url, received, answer = hook
+    site.settings = site.settings.model_copy(update={"webhook": SecretStr(url)})
+    site.reindex("first")
+    assert received[0]["summary"]["night"] == "first"
+    assert received[0]["text"].startswith("reindex run first finished: 24 embedded")
     answer(500)
-    assert place.night("second").summary["state"] == "finished"
-    place.settings = place.settings.model_copy(update={"webhook": SecretStr("nonsense://planted-secret")})
-    assert place.night("third").summary["state"] == "finished"
-    said = capfd.readouterr()
-    assert "webhook: delivered" in said.err
-    assert "not delivered (status 500)" in said.err
-    kept = [place.store.get(one.key).decode() for one in place.store.list("nights")]
-    assert not any("planted-secret" in text for text in (said.out, said.err, *kept))
+    assert site.reindex("second").summary["state"] == "finished"
+    site.settings = site.settings.model_copy(update={"webhook": SecretStr("nonsense://planted-secret")})
+    assert site.reindex("third").summary["state"] == "finished"
+    output = capfd.readouterr()
+    assert "webhook: delivered" in output.err
+    assert "not delivered (status 500)" in output.err
+    documents = [site.store.get(item.key).decode() for item in site.store.list("nights")]
+    assert not any("planted-secret" in text for text in (output.out, output.err, *documents))

@@ -1,4 +1,4 @@
-"""The ledger of a night: one name for one job, steps written once, and a summary that says what happened."""
+"""The state of reindex runs: one id per request and day, steps written once, a summary of the outcome."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,8 +9,15 @@ import pytest
 
 from infra.errors import BadSetting, GateFailed, Mismatch
 from infra.store import Store, open_store
-from jobs.reindex.page import night_page
-from jobs.reindex.state import ReindexInputs, ReindexRun, Step, current_run_id, list_nights, previous_summary
+from jobs.reindex.page import build_reindex_page
+from jobs.reindex.state import (
+    ReindexInputs,
+    ReindexRun,
+    Step,
+    current_reindex_id,
+    list_reindex_runs,
+    previous_summary,
+)
 from jobs.reindex.summary import headline, summarise
 
 INPUTS = ReindexInputs(archive="s3://archive", fingerprint="f", alias="vehicles", milvus="m")
@@ -36,84 +43,84 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def done(store: Store, name: str, *, until: str = "retention") -> ReindexRun:
-    night = ReindexRun.begin(store, name, INPUTS)
+def recorded_run(store: Store, name: str, *, until: str = "retention") -> ReindexRun:
+    run = ReindexRun.start(store, name, INPUTS)
     for step, outcome in OUTCOMES.items():
-        night.record(Step(step, night.created, 1800.0, outcome))
+        run.record(Step(step, run.created, 1800.0, outcome))
         if step == until:
-            return night
-    return night
+            return run
+    return run
 
 
-def test_the_same_job_has_one_name_a_day_also_after_midnight_while_it_is_unfinished(store: Store) -> None:
+def test_unfinished_run_of_the_same_inputs_keeps_its_id_after_midnight(store: Store) -> None:
     now = datetime.now(UTC)
-    first = current_run_id(store, INPUTS, now=now)
+    first = current_reindex_id(store, INPUTS, now=now)
     assert first == f"{now:%Y-%m-%d}-{INPUTS.digest()}"
-    night = ReindexRun.begin(store, first, INPUTS)
-    assert current_run_id(store, INPUTS, now=now + timedelta(hours=19)) == first
-    assert current_run_id(store, INPUTS, now=now + timedelta(hours=24)) != first
-    assert current_run_id(store, replace(INPUTS, full=True), now=now) != first
-    night.finish()
+    run = ReindexRun.start(store, first, INPUTS)
+    assert current_reindex_id(store, INPUTS, now=now + timedelta(hours=19)) == first
+    assert current_reindex_id(store, INPUTS, now=now + timedelta(hours=24)) != first
+    assert current_reindex_id(store, replace(INPUTS, full=True), now=now) != first
+    run.finish()
     assert (
-        current_run_id(store, INPUTS, now=now + timedelta(hours=24))
+        current_reindex_id(store, INPUTS, now=now + timedelta(hours=24))
         == f"{now + timedelta(hours=24):%Y-%m-%d}-{INPUTS.digest()}"
     )
 
 
-def test_a_name_belongs_to_one_job(store: Store) -> None:
-    ReindexRun.begin(store, "n", INPUTS)
-    with pytest.raises(Mismatch, match="begun with alias vehicles, not cars"):
-        ReindexRun.begin(store, "n", replace(INPUTS, alias="cars"))
+def test_id_of_a_run_with_other_inputs_is_rejected(store: Store) -> None:
+    ReindexRun.start(store, "n", INPUTS)
+    with pytest.raises(Mismatch, match="started with alias vehicles, not cars"):
+        ReindexRun.start(store, "n", replace(INPUTS, alias="cars"))
     for name in ("", "a/b", "../up", ".hidden"):
         with pytest.raises(BadSetting):
-            ReindexRun.begin(store, name, INPUTS)
+            ReindexRun.start(store, name, INPUTS)
 
 
-def test_a_step_is_written_once(store: Store) -> None:
-    night = done(store, "n", until="plan")
-    night.record(Step("plan", night.created, 9.0, {"said": "another"}))
+def test_step_is_recorded_once(store: Store) -> None:
+    run = recorded_run(store, "n", until="plan")
+    run.record(Step("plan", run.created, 9.0, {"said": "another"}))
     step = ReindexRun.open(store, "n").step("plan")
     assert step is not None
     assert step.outcome["said"] == "incremental"
-    assert [one.name for one in night.steps()] == ["plan"]
+    assert [recorded.name for recorded in run.steps()] == ["plan"]
 
 
-def test_attempts_tell_of_errors_and_of_being_killed(store: Store) -> None:
-    night = done(store, "n", until="load")
-    night.begin_attempt()
-    failed = night.begin_attempt()
-    night.end_attempt(failed, "gate", GateFailed("recall is low", remedy="rebuild"))
-    first, second = night.attempts()
-    assert first.ended is None
-    assert second.ended is not None
-    assert (second.ended["error"], second.ended["step"], second.ended["exit_code"]) == (
+def test_attempts_record_errors_and_kills(store: Store) -> None:
+    run = recorded_run(store, "n", until="load")
+    run.start_attempt()
+    failed = run.start_attempt()
+    run.finish_attempt(failed, "gate", GateFailed("recall is low", remedy="rebuild"))
+    first, second = run.attempts()
+    assert first.outcome is None
+    assert second.outcome is not None
+    assert (second.outcome["error"], second.outcome["step"], second.outcome["exit_code"]) == (
         "GateFailed",
         "gate",
         8,
     )
-    summary = summarise(night, None, price=None, nodes=1)
+    summary = summarise(run, None, price=None, nodes=1)
     assert summary["state"] == "failed"
-    assert headline(summary) == "night n FAILED at gate: recall is low"
+    assert headline(summary) == "reindex run n FAILED at gate: recall is low"
     assert "killed" in summary["attempts"][0]["how"]
-    assert "Failed at gate" in night_page(summary)
+    assert "Failed at gate" in build_reindex_page(summary)
 
 
-def test_the_summary_holds_cost_against_plan_and_what_is_other_than_before(store: Store) -> None:
-    before = done(store, "one")
+def test_summary_compares_cost_with_the_plan_and_figures_with_the_run_before(store: Store) -> None:
+    before = recorded_run(store, "one")
     before.write_summary(summarise(before, None, price=None, nodes=2), "")
     before.finish()
-    night = done(store, "two")
-    night.end_attempt(night.begin_attempt(), "", None)
-    earlier = previous_summary(night)
+    run = recorded_run(store, "two")
+    run.finish_attempt(run.start_attempt(), "", None)
+    earlier = previous_summary(run)
     assert earlier is not None
-    summary = summarise(night, earlier, price=3.0, nodes=2)
+    summary = summarise(run, earlier, price=3.0, nodes=2)
     cost = summary["cost"]
     assert (cost["planned_hours"], cost["planned_cost"]) == (2.0, 12.0)
     assert (cost["embedding_hours"], cost["embedding_cost"]) == (0.5, 3.0)
     assert (cost["hours"], cost["cost"]) == (3.0, 18.0)
     assert summary["before"]["night"] == "one"
-    page = night_page(summary)
+    page = build_reindex_page(summary)
     assert "What changed since one" in page
     assert "decode/&lt;script&gt;" in page
     assert "<script" not in page
-    assert [one.night_id for one in list_nights(store)] == ["one", "two"]
+    assert [listed.reindex_id for listed in list_reindex_runs(store)] == ["one", "two"]

@@ -1,4 +1,4 @@
-"""A stream of pictures: each position once, faults as values, faults of the store as errors."""
+"""Image streams: every position once, faults of an image as values, faults of the store as errors."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
 from infra.errors import ClvrError, StoreDenied, StoreUnreachable
 from infra.store import ObjectBody, Store, StoreSettings, open_store
-from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, LoadTimes, stream_images
+from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, StreamTimes, stream_images
 
 
 def jpeg(shade: int) -> bytes:
@@ -27,8 +27,8 @@ def stream(store: Store, keys: list[str], **options: Any) -> Iterator[tuple[int,
     return stream_images(ArchiveReader(store), [store.uri_of(key) for key in keys], **options)
 
 
-class Refusing(Store):
-    """A store whose answers a test decides."""
+class FakeStore(Store):
+    """A store whose objects and errors a test decides."""
 
     def __init__(self, answer: Callable[[str], bytes], *, list_denied: bool = False) -> None:
         super().__init__("s3://fake", StoreSettings())
@@ -51,26 +51,28 @@ def archive(tmp_path: Path) -> Store:
     return store
 
 
-def test_every_position_comes_once_with_its_own_picture(archive: Store) -> None:
+def test_stream_yields_every_position_once_with_its_image(archive: Store) -> None:
     keys = [info.key for info in archive.list()]
-    times = LoadTimes()
-    found = dict(stream(archive, keys, ahead=7, times=times))
-    assert sorted(found) == list(range(40))
-    for position, picture in found.items():
-        assert isinstance(picture, np.ndarray)
-        assert np.array_equal(picture, decode(archive.get(keys[position])))
+    times = StreamTimes()
+    images = dict(stream(archive, keys, prefetch=7, times=times))
+    assert sorted(images) == list(range(40))
+    for position, image in images.items():
+        assert isinstance(image, np.ndarray)
+        assert np.array_equal(image, decode(archive.get(keys[position])))
     assert times.bytes == sum(info.size for info in archive.list())
     assert times.decode_seconds > 0 and times.fetch_seconds > 0
 
 
-def test_what_is_wrong_with_one_picture_is_a_value(archive: Store) -> None:
+def test_fault_of_one_image_is_a_value_with_stage_and_cause(archive: Store) -> None:
     archive.put("bad.jpg", b"no picture")
     archive.put("empty.jpg", b"")
     keys = ["0.jpg", "bad.jpg", "empty.jpg", "none.jpg", "1.jpg"]
     etags = ["", "", "", "", "another"]
-    found = dict(stream(archive, keys, etags=etags))
+    images = dict(stream(archive, keys, etags=etags))
     causes = {
-        place: (value.stage, value.cause) for place, value in found.items() if isinstance(value, ImageFailure)
+        position: (value.stage, value.cause)
+        for position, value in images.items()
+        if isinstance(value, ImageFailure)
     }
     assert causes == {
         1: ("decode", "not-a-picture"),
@@ -80,17 +82,17 @@ def test_what_is_wrong_with_one_picture_is_a_value(archive: Store) -> None:
     }
 
 
-def test_the_etag_of_a_listing_is_the_etag_of_a_fetch(archive: Store) -> None:
+def test_etag_of_a_listing_equals_the_etag_of_a_fetch(archive: Store) -> None:
     for info in archive.list():
         assert archive.fetch(info.key).etag == info.etag
 
 
-def test_an_unreachable_store_is_an_error(archive: Store) -> None:
+def test_unreachable_store_raises(archive: Store) -> None:
     def answer(key: str) -> bytes:
         raise StoreUnreachable("no answer")
 
     with pytest.raises(StoreUnreachable):
-        list(stream(Refusing(answer), ["a"] * 100))
+        list(stream(FakeStore(answer), ["a"] * 100))
 
 
 def test_refused_credentials_stop_the_stream_at_once() -> None:
@@ -99,57 +101,57 @@ def test_refused_credentials_stop_the_stream_at_once() -> None:
             return jpeg(1)
         raise StoreDenied("no")
 
-    images = stream(Refusing(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
+    images = stream(FakeStore(answer, list_denied=True), ["ok"] * 10 + ["x"] * 90)
     with pytest.raises(StoreDenied, match="ExpiredToken"):
         list(images)
 
 
-def test_nothing_but_refusals_stops_the_stream_even_where_listing_is_allowed() -> None:
+def test_only_refusals_stop_the_stream_though_listing_is_allowed() -> None:
     def answer(key: str) -> bytes:
         raise StoreDenied("no")
 
-    taken = []
+    results = []
     with pytest.raises(StoreDenied):
-        for taken_one in stream(Refusing(answer), ["x"] * 100):
-            taken.append(taken_one)
-    assert len(taken) < PERMANENT_ERRORS
+        for result in stream(FakeStore(answer), ["x"] * 100):
+            results.append(result)
+    assert len(results) < PERMANENT_ERRORS
 
 
-def test_one_refused_object_is_its_own_fault() -> None:
+def test_one_refused_object_among_many_is_a_value() -> None:
     def answer(key: str) -> bytes:
         if key == "x":
             raise StoreDenied("no")
         return jpeg(1)
 
-    found = dict(stream(Refusing(answer), ["ok"] * 20 + ["x"], ahead=4))
-    assert isinstance(found[20], ImageFailure) and found[20].cause == "denied"
+    images = dict(stream(FakeStore(answer), ["ok"] * 20 + ["x"], prefetch=4))
+    assert isinstance(images[20], ImageFailure) and images[20].cause == "denied"
 
 
-def test_a_fault_nobody_thought_of_is_raised_not_swallowed() -> None:
+def test_unexpected_exception_of_a_thread_is_raised() -> None:
     def answer(key: str) -> bytes:
         raise MemoryError("none left")
 
     with pytest.raises(MemoryError):
-        list(stream(Refusing(answer), ["a"]))
+        list(stream(FakeStore(answer), ["a"]))
 
 
-def test_no_more_pictures_are_loaded_than_were_taken_and_may_wait() -> None:
-    lock, asked = threading.Lock(), [0]
+def test_stream_fetches_no_more_images_than_its_prefetch() -> None:
+    lock, fetches = threading.Lock(), [0]
 
     def answer(key: str) -> bytes:
         with lock:
-            asked[0] += 1
+            fetches[0] += 1
         return jpeg(1)
 
-    images = stream(Refusing(answer), ["a"] * 200, ahead=10)
+    images = stream(FakeStore(answer), ["a"] * 200, prefetch=10)
     for _ in range(5):
         next(images)
-    assert asked[0] <= 5 + 10
+    assert fetches[0] <= 5 + 10
 
 
-def test_a_stream_that_is_left_early_leaves_no_threads(archive: Store) -> None:
+def test_closing_a_stream_early_ends_its_threads(archive: Store) -> None:
     before = threading.active_count()
-    images = stream(archive, [info.key for info in archive.list()], ahead=8)
+    images = stream(archive, [info.key for info in archive.list()], prefetch=8)
     next(images)
     images.close()  # type: ignore[attr-defined]
     for thread in threading.enumerate():
@@ -158,10 +160,10 @@ def test_a_stream_that_is_left_early_leaves_no_threads(archive: Store) -> None:
     assert threading.active_count() <= before
 
 
-def test_a_denied_local_file_is_a_value(archive: Store) -> None:
+def test_denied_local_file_is_a_value(archive: Store) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     Path(archive.uri_of("0.jpg")).chmod(0)
-    found = dict(stream(archive, ["0.jpg", "1.jpg"]))
-    assert isinstance(found[0], ImageFailure) and isinstance(found[0].cause, str)
-    assert not isinstance(found[1], ClvrError)
+    images = dict(stream(archive, ["0.jpg", "1.jpg"]))
+    assert isinstance(images[0], ImageFailure) and isinstance(images[0].cause, str)
+    assert not isinstance(images[1], ClvrError)

@@ -1,4 +1,4 @@
-"""What a job asks of a cluster: what one node can give, also where no node is up yet."""
+"""The connection to Ray, and the resources that a job requests from the cluster."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict[str, Any]:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The nodes of a stand-in for a cluster with GPUs: none can be had here."""
+    """The nodes of a fake cluster."""
     up: list[dict[str, Any]] = []
 
     def resources() -> dict[str, float]:
@@ -25,65 +25,65 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(ray, "nodes", lambda: up)
     monkeypatch.setattr(ray, "cluster_resources", resources)
-    monkeypatch.setattr(ray_cluster, "_awaited_gpus", 0)
+    monkeypatch.setattr(ray_cluster, "_expected_gpus", 0)
     return up
 
 
-@pytest.mark.parametrize("misses", [0, 1, 2])
-def test_a_local_ray_that_misses_its_time_is_started_once_more(
-    misses: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("timeouts", [0, 1, 2])
+def test_local_ray_whose_start_timed_out_is_started_once_more(
+    timeouts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[str] = []
 
     def init(address: str, **_: object) -> None:
         starts.append(address)
-        if len(starts) <= misses:
+        if len(starts) <= timeouts:
             raise Exception("The current node timed out during startup.\nMore of it.")  # as Ray does
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", init)
-    if misses < 2:
+    if timeouts < 2:
         ray_cluster.connect(Settings())
     else:
         with pytest.raises(RayUnreachable, match=r"on this machine: The current node timed out.*startup\.$"):
             ray_cluster.connect(Settings())
-    assert starts == ["local"] * min(misses + 1, 2)
+    assert starts == ["local"] * min(timeouts + 1, 2)
 
 
-def test_a_cluster_that_is_not_there_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connect_to_a_missing_cluster_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[str] = []
 
     def init(address: str, **_: object) -> None:
         starts.append(address)
-        raise ConnectionError("nobody listens")
+        raise ConnectionError("connection refused")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(RayUnreachable, match=r"no Ray cluster at ray\.example:6379: nobody listens"):
+    with pytest.raises(RayUnreachable, match=r"no Ray cluster at ray\.example:6379: connection refused"):
         ray_cluster.connect(Settings(ray="ray.example:6379"))
     assert starts == ["ray.example:6379"]
 
 
-def test_without_gpus_an_actor_takes_one_cpu(nodes: list[dict[str, Any]]) -> None:
+def test_actor_takes_one_cpu_without_gpus(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(4))
     assert actor_resources() == {"num_cpus": 1}
 
 
-def test_an_actor_fits_on_the_node_of_its_gpu_however_many_cpus_are_elsewhere(
+def test_actor_takes_no_more_cpus_than_every_node_with_a_gpu_has(
     nodes: list[dict[str, Any]],
 ) -> None:
     nodes += [node(64), node(8, 1), node(16, 4), node(8, 8, alive=False)]
     assert actor_resources() == {"num_gpus": 1, "num_cpus": 3}
 
 
-def test_a_cluster_that_is_asleep_is_asked_for_the_gpus_that_the_settings_promise(
+def test_actor_requests_a_gpu_that_the_settings_expect_before_a_node_is_up(
     nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes.append(node(0))
-    assert ray_cluster.gpus() == 0
+    assert ray_cluster.num_gpus() == 0
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     ray_cluster.connect(Settings.model_validate({"gpus": 4}))
-    assert ray_cluster.gpus() == 4
+    assert ray_cluster.num_gpus() == 4
     assert actor_resources() == {"num_gpus": 1, "num_cpus": 1}

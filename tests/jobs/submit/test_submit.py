@@ -1,4 +1,4 @@
-"""What is sent to a cluster: a command that the real command line takes, settings, and never a secret."""
+"""Submission sends a command that parses, and settings, but never a secret."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def settings() -> Settings:
     return Settings(milvus_token=SecretStr("root:planted-token"), jobs_token=SecretStr("planted-jobs-token"))
 
 
-def test_where_things_are_is_sent_and_no_secret_is() -> None:
+def test_locations_are_sent_and_secrets_are_not() -> None:
     chosen = {
         "runs": "s3://data", "ray": "10.0.0.1:6379", "jobs_url": "http://head:8265",
         "milvus_token": "**********", "webhook": "**********",
@@ -45,26 +45,26 @@ def test_where_things_are_is_sent_and_no_secret_is() -> None:
     assert entrypoint_of(request).endswith(" -- reindex s3://archive --model s3://m")
 
 
-def test_words_of_the_command_stay_words() -> None:
+def test_arguments_of_the_command_are_quoted() -> None:
     command = ("search", "a picture.jpg", "--camera", "c; rm -rf /", "$(id)")
     assert "'a picture.jpg' --camera 'c; rm -rf /' '$(id)'" in entrypoint_of(SubmitRequest(command))
 
 
 @pytest.mark.parametrize("name", [*PLANTED, "CLVR_JOBS_TOKEN"])
-def test_a_known_secret_in_the_command_is_refused_by_the_name_of_its_variable(name: str) -> None:
-    known = known_secrets(settings())
+def test_secret_in_the_command_is_rejected_by_the_name_of_its_variable(name: str) -> None:
+    secret_values = known_secrets(settings())
     with pytest.raises(BadSetting, match=name) as refused:
-        refuse_secrets({"command": f"clvr load {known[name]}"}, known)
-    assert known[name] not in refused.value.message + refused.value.remedy
+        refuse_secrets({"command": f"clvr load {secret_values[name]}"}, secret_values)
+    assert secret_values[name] not in refused.value.message + refused.value.remedy
 
 
-def test_a_url_with_a_password_is_refused() -> None:
+def test_url_with_a_password_is_rejected() -> None:
     with pytest.raises(BadSetting, match="URL with a password"):
         refuse_secrets({"command": "load r --milvus http://root:hunter2@milvus:19530"}, {})
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("env_vars: {AWS_SECRET_ACCESS_KEY: x}", "env_vars has AWS_SECRET_ACCESS_KEY"),
         ("env_vars: {DB_PASSWORD: x}", "env_vars has DB_PASSWORD"),
@@ -72,14 +72,14 @@ def test_a_url_with_a_password_is_refused() -> None:
         ("a: [", "cannot be read"),
     ],
 )
-def test_a_runtime_environment_that_cannot_be_sent(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_runtime_environment_is_rejected(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "env.yaml"
     file.write_text(text)
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(BadSetting, match=message):
         runtime_env_of(SubmitRequest(("status",), runtime_env=file), {})
 
 
-def test_a_folder_is_sent_without_what_may_be_secret_in_it(tmp_path: Path) -> None:
+def test_working_dir_is_sent_without_files_that_may_be_secret(tmp_path: Path) -> None:
     (tmp_path / "clvr.yaml").write_text("alias: cars\n")
     environment = runtime_env_of(SubmitRequest(("status",), working_dir=tmp_path), {})
     assert environment["working_dir"] == str(tmp_path.resolve())
@@ -89,9 +89,7 @@ def test_a_folder_is_sent_without_what_may_be_secret_in_it(tmp_path: Path) -> No
         runtime_env_of(SubmitRequest(("status",), working_dir=tmp_path), {})
 
 
-def test_the_job_looks_for_its_secrets_on_the_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_reads_its_secrets_on_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLVR_SECRETS", str(tmp_path))
     (tmp_path / "FROM_A_FILE").write_text("mounted\n")
     require_secrets(["CLVR_MILVUS_TOKEN", "FROM_A_FILE"])
@@ -99,7 +97,7 @@ def test_the_job_looks_for_its_secrets_on_the_cluster(
         require_secrets(["CLVR_MILVUS_TOKEN", "NOWHERE", "NEITHER"])
 
 
-def test_another_release_of_an_engine_is_named_and_another_build_is_not() -> None:
+def test_other_release_of_a_package_is_rejected_and_another_build_is_not() -> None:
     require_versions(["torch==2.13.0+cu130", "clvr-archive==0.1.0"])
     with pytest.raises(Mismatch, match=r"ray is .* here and 1\.0 where it was submitted"):
         require_versions(["ray==1.0"])
@@ -109,19 +107,19 @@ def test_another_release_of_an_engine_is_named_and_another_build_is_not() -> Non
     ("status", "code", "given"),
     [("SUCCEEDED", 0, 0), ("FAILED", 8, 8), ("FAILED", None, 1), ("FAILED", -9, 137), ("STOPPED", None, 130)],
 )
-def test_the_exit_code_is_that_of_the_verb(status: str, code: int | None, given: int) -> None:
+def test_exit_code_is_that_of_the_command(status: str, code: int | None, given: int) -> None:
     assert exit_code_of(Job("j", status, "c", code, "", None, None, {})) == given
 
 
-def test_no_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_address_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     for address in (None, "head:6379"):
-        with pytest.raises(BadSetting, match="no address that takes jobs"):
+        with pytest.raises(BadSetting, match="no address that accepts jobs"):
             JobCluster(Settings(jobs_url=address))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["submit"], 2, "VERB"),
         (["submit", "serve"], 2, "no verb for a cluster"),
@@ -134,13 +132,13 @@ def test_no_address_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_sent_is_refused_before_anything_is(clvr, arguments, code, says) -> None:
+def test_invalid_command_is_rejected_before_anything_is_sent(clvr, arguments, code, message) -> None:
     done = clvr(*arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_cluster_that_does_not_answer_is_unreachable() -> None:
+def test_cluster_that_does_not_respond_is_unreachable() -> None:
     with pytest.raises(RayUnreachable, match=r"127\.0\.0\.1:9 \(ConnectionError\)"):
         JobCluster(Settings(jobs_url="http://127.0.0.1:9")).list()

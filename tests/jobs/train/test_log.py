@@ -1,4 +1,4 @@
-"""The log of a training: one JSON object a line, continued by a resume; what it says about the cost."""
+"""The log of a training: one JSON object per line, continued by a resume; the cost of its attempts."""
 
 import json
 import time
@@ -15,7 +15,7 @@ def folder(tmp_path: Path) -> Store:
     return open_store(str(tmp_path))
 
 
-def test_each_event_is_a_line_and_a_resume_goes_on_in_the_same_file(folder: Store) -> None:
+def test_event_is_one_line_and_a_resume_appends_to_the_same_file(folder: Store) -> None:
     TrainLog(folder).write("start", stage=0)
     TrainLog(folder).write("epoch", stage="warmup", loss=1.5, pictures_seen=10)
     assert [(line["event"], line["stage"]) for line in read_log(folder)] == [
@@ -26,7 +26,7 @@ def test_each_event_is_a_line_and_a_resume_goes_on_in_the_same_file(folder: Stor
         json.loads(line)
 
 
-def test_steps_are_gathered_and_come_with_the_next_epoch_at_the_latest(folder: Store) -> None:
+def test_steps_are_written_with_the_next_epoch_at_the_latest(folder: Store) -> None:
     log = TrainLog(folder)
     log.write("start")
     log.write("step", pictures_seen=1, loss=1.0)
@@ -34,7 +34,7 @@ def test_steps_are_gathered_and_come_with_the_next_epoch_at_the_latest(folder: S
     assert [line["event"] for line in read_log(folder)] == ["start", "step", "epoch"]
 
 
-def test_tensorboard_events_lie_beside_it(folder: Store, tmp_path: Path) -> None:
+def test_tensorboard_events_are_written_beside_the_log(folder: Store, tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     TrainLog(folder).write("epoch", pictures_seen=10, loss=0.25, stage="target")
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -44,11 +44,11 @@ def test_tensorboard_events_lie_beside_it(folder: Store, tmp_path: Path) -> None
         time.sleep(0.1)
 
 
-def test_a_training_without_a_log_has_none(folder: Store) -> None:
+def test_missing_log_reads_as_empty(folder: Store) -> None:
     assert read_log(folder) == []
 
 
-def test_every_attempt_is_paid_for_up_to_its_last_line() -> None:
+def test_cost_counts_every_attempt_up_to_its_last_line() -> None:
     log = [
         {"event": "start", "time": 0.0, "nodes": 2},
         {"event": "epoch", "time": 1800.0},
@@ -61,5 +61,5 @@ def test_every_attempt_is_paid_for_up_to_its_last_line() -> None:
     assert cost_of(log).money is None
 
 
-def test_no_log_costs_nothing() -> None:
+def test_empty_log_costs_nothing() -> None:
     assert cost_of([]).node_hours == 0

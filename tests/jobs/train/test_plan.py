@@ -1,4 +1,4 @@
-"""`clvr train --plan`: what a training would be, by a short probe; no Ray, and nothing is written."""
+"""`clvr train --plan` measures a training without Ray and writes nothing."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from jobs.train.train import TrainRequest
 def labels(tmp_path: Path) -> Path:
     lines = ["uri,model_id"]
     for number in range(26):
-        picture = tmp_path / "crops" / f"{number}.png"
-        picture.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((20, 30, 3), number, np.uint8)).save(picture)
-        lines.append(f"{picture},{number % 2}")
+        image = tmp_path / "crops" / f"{number}.png"
+        image.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), number, np.uint8)).save(image)
+        lines.append(f"{image},{number % 2}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     return tmp_path / "labels.csv"
 
@@ -40,30 +40,30 @@ def request(labels: Path, *overrides: str, workers: int = 1) -> TrainRequest:
     )
 
 
-def test_it_counts_pictures_and_the_steps_of_whole_batches(labels: Path) -> None:
-    found = plan.plan_training(request(labels, "stage2.epochs=5", workers=2))
-    assert (found.pictures, found.held_out, found.classes) == (20, 6, 2)
-    assert [(stage.epochs, stage.steps) for stage in found.stages] == [(10, 20), (5, 10)]
+def test_plan_counts_images_and_the_steps_of_whole_batches(labels: Path) -> None:
+    planned = plan.plan_training(request(labels, "stage2.epochs=5", workers=2))
+    assert (planned.pictures, planned.held_out, planned.classes) == (20, 6, 2)
+    assert [(stage.epochs, stage.steps) for stage in planned.stages] == [(10, 20), (5, 10)]
 
 
-def test_hours_add_up_and_cost_what_the_node_costs(labels: Path) -> None:
-    found = plan.plan_training(request(labels))
-    assert found.forward_per_second > 0
-    assert found.hours == pytest.approx(sum(stage.hours for stage in found.stages))
-    assert found.cost == pytest.approx(3.0 * found.hours)
-    assert "in all" in found.text
+def test_plan_adds_up_hours_and_multiplies_them_by_the_price(labels: Path) -> None:
+    planned = plan.plan_training(request(labels))
+    assert planned.forward_per_second > 0
+    assert planned.hours == pytest.approx(sum(stage.hours for stage in planned.stages))
+    assert planned.cost == pytest.approx(3.0 * planned.hours)
+    assert "in all" in planned.to_text()
 
 
-def test_a_stage_without_epochs_takes_no_time(labels: Path) -> None:
+def test_stage_without_epochs_takes_no_time(labels: Path) -> None:
     target = plan.plan_training(request(labels, "stage2.epochs=0")).stages[1]
     assert (target.steps, target.hours) == (0, 0.0)
 
 
-def test_nothing_is_written(labels: Path) -> None:
+def test_plan_writes_nothing(labels: Path) -> None:
     plan.plan_training(request(labels))
     assert not (labels.parent / "model").exists()
 
 
-def test_a_bad_override_is_refused_before_the_probe(labels: Path) -> None:
+def test_invalid_override_is_rejected_before_the_measurement(labels: Path) -> None:
     with pytest.raises(BadSetting, match="epoch"):
         plan.plan_training(request(labels, "stage2.epoch=5"))

@@ -1,11 +1,11 @@
-"""`clvr train` on a real Ray Train: it fits, it is a no-op when done, and it refuses what it cannot trust."""
+"""`clvr train` on Ray Train: it fits, repeats as a no-op, and rejects invalid data and recipes."""
 
 import json
 
 from clvr_model.checkpoint import load_checkpoint
 from infra.store import open_store
 
-# Two epochs on cached features and none of the whole network: seconds, not minutes.
+# Two epochs on cached features and none of the whole network take seconds.
 SHORT = ["--recipe", "demo", "--weights", "random", "--set", "warmup.epochs=2", "--set", "target.epochs=0"]
 
 
@@ -14,9 +14,7 @@ def arguments(archive, to, *more: str) -> list[str]:
     return ["train", *data, "--to", str(to), *SHORT, *more]
 
 
-def test_it_leaves_a_checkpoint_that_says_how_it_was_made_and_a_repetition_is_a_no_op(
-    clvr, archive, tmp_path
-) -> None:
+def test_checkpoint_records_its_training_and_a_repetition_is_a_no_op(clvr, archive, tmp_path) -> None:
     done = clvr(*arguments(archive, tmp_path / "model", "--workers", "2", "--json"))
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -38,7 +36,7 @@ def test_it_leaves_a_checkpoint_that_says_how_it_was_made_and_a_repetition_is_a_
     assert "other data or another recipe" in other.stderr
 
 
-def test_bad_pictures_are_named_and_stop_it_beyond_the_budget(clvr, archive, tmp_path) -> None:
+def test_unreadable_images_are_named_and_fail_above_the_budget(clvr, archive, tmp_path) -> None:
     folders = tmp_path / "cars"
     for model, key in enumerate(sorted(item.key for item in open_store(str(archive / "archive")).list())[:6]):
         path = folders / f"model-{model % 2}" / f"{model}.jpg"
@@ -51,7 +49,7 @@ def test_bad_pictures_are_named_and_stop_it_beyond_the_budget(clvr, archive, tmp
     assert not (tmp_path / "model" / "card.json").exists()
 
 
-def test_an_unknown_field_of_the_recipe_is_refused_by_name(clvr, archive, tmp_path) -> None:
+def test_unknown_field_of_the_recipe_is_rejected_by_name(clvr, archive, tmp_path) -> None:
     done = clvr(*arguments(archive, tmp_path / "model", "--set", "target.epoch=3"))
     assert done.returncode == 3
     assert "epoch" in done.stderr

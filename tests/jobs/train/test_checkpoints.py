@@ -1,4 +1,4 @@
-"""States at rest: the best one is replaced only by a whole better one, and strays are removed."""
+"""Saved states: a better state replaces the best one, incomplete ones are ignored, stray ones removed."""
 
 from pathlib import Path
 
@@ -21,9 +21,7 @@ def network(value: float) -> torch.nn.Module:
     return layer
 
 
-def test_a_better_state_takes_the_place_of_the_best_and_leaves_nothing_of_it(
-    folder: Store, tmp_path: Path
-) -> None:
+def test_better_state_replaces_the_best_one(folder: Store, tmp_path: Path) -> None:
     for epochs, value in ((1, 0.5), (3, 0.75)):
         save_best(folder, network(value), None, [{}] * epochs, seed=0)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["best-00003"]
@@ -32,9 +30,7 @@ def test_a_better_state_takes_the_place_of_the_best_and_leaves_nothing_of_it(
     assert float(best.network["weight"]) == 0.75
 
 
-def test_a_best_state_that_was_half_written_when_its_worker_died_is_passed_over(
-    folder: Store, tmp_path: Path
-) -> None:
+def test_incomplete_best_state_is_ignored(folder: Store, tmp_path: Path) -> None:
     save_best(folder, network(0.5), None, [{}], seed=0)  # type: ignore[arg-type]
     (tmp_path / "best-00009").mkdir()
     (tmp_path / "best-00009/state.safetensors").write_bytes(b"half")
@@ -43,11 +39,11 @@ def test_a_best_state_that_was_half_written_when_its_worker_died_is_passed_over(
     assert float(best.network["weight"]) == 0.5
 
 
-def test_without_one_there_is_none(folder: Store) -> None:
+def test_best_state_is_none_before_the_first(folder: Store) -> None:
     assert best_state(folder) is None
 
 
-def test_only_folders_of_that_prefix_that_are_not_kept_are_removed(folder: Store, tmp_path: Path) -> None:
+def test_remove_folders_keeps_other_prefixes_and_the_named_ones(folder: Store, tmp_path: Path) -> None:
     for name in ("checkpoint_2026-a", "checkpoint_2026-b", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.json").write_text("{}")
@@ -56,7 +52,7 @@ def test_only_folders_of_that_prefix_that_are_not_kept_are_removed(folder: Store
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_2026-b", "log.jsonl", "other"]
 
 
-def test_where_an_epoch_was_left_and_the_average_come_back(tmp_path: Path) -> None:
+def test_state_keeps_the_position_in_an_epoch_and_the_average(tmp_path: Path) -> None:
     module = network(0.5)
     average = {"weight": torch.tensor([0.25]), "steps": torch.tensor(7)}
     state = TrainingState.capture(module, None, stage=1, epoch=2, seed=3, average=average)

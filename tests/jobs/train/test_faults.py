@@ -1,4 +1,4 @@
-"""`clvr train` in bad weather: a loss that is no number, a bucket as destination, pictures by Ray Data."""
+"""`clvr train` under faults and on a bucket: a diverging loss, S3 as destination, input by Ray Data."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def arguments(archive: Path, to: str, *more: str) -> list[str]:
     return ["train", *data, "--to", to, *SHORT, "--json", *more]
 
 
-def test_a_loss_that_is_no_number_names_its_batch_and_leaves_the_last_good_state(
+def test_diverging_loss_names_its_batch_and_keeps_the_last_good_state(
     clvr: Run, archive: Path, tmp_path: Path
 ) -> None:
     more = ["--set", "warmup.epochs=2", "--set", "target.epochs=3", "--set", "target.lr=1e36"]
@@ -41,7 +41,7 @@ def test_a_loss_that_is_no_number_names_its_batch_and_leaves_the_last_good_state
     assert read_log(open_store(str(name)))[-1]["event"] == "error"
 
 
-def test_states_log_and_report_lie_in_a_bucket_as_well(
+def test_states_log_and_report_are_written_to_a_bucket(
     clvr: Run, archive: Path, bucket: str, seaweedfs: SeaweedFs
 ) -> None:
     more = ["--set", "warmup.epochs=2", "--set", "target.epochs=0", "--pick", "best", "--keep", "1"]
@@ -59,14 +59,12 @@ def test_states_log_and_report_lie_in_a_bucket_as_well(
     assert json.loads(again.stdout)["fingerprint"] == json.loads(done.stdout)["fingerprint"]
 
 
-def test_ray_data_brings_the_same_pictures_in_the_same_order(
-    clvr: Run, archive: Path, tmp_path: Path
-) -> None:
+def test_ray_data_gives_the_same_images_in_the_same_order(clvr: Run, archive: Path, tmp_path: Path) -> None:
     more = ["--set", "warmup.epochs=1", "--set", "target.epochs=1", "--set", "target.flip=true"]
     weights = []
-    for way in ("local", "ray"):
+    for backend in ("local", "ray"):
         environment = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}'}
-        done = clvr(*arguments(archive, str(tmp_path / way), "--input", way, *more), env=environment)
+        done = clvr(*arguments(archive, str(tmp_path / backend), "--input", backend, *more), env=environment)
         assert done.returncode == 0, done.stderr
-        weights.append(load_checkpoint(str(tmp_path / way)).card.weights_sha256)
+        weights.append(load_checkpoint(str(tmp_path / backend)).card.weights_sha256)
     assert weights[0] == weights[1]

@@ -1,0 +1,75 @@
+"""Numbers, durations and times as people read them, in text and in pages."""
+
+from datetime import UTC, datetime
+
+from index.schema import UNKNOWN_TIME
+
+NO_VALUE = "\N{EN DASH}"
+
+
+def count(value: float | None) -> str:
+    """1234567 -> 1,234,567."""
+    return NO_VALUE if value is None else f"{value:,.0f}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.1234 -> 12.3."""
+    return f"{100 * share:.{digits}f}"
+
+
+def ratio(value: float | None) -> str:
+    """A value between 0 and 1 with four digits."""
+    return NO_VALUE if value is None else f"{value:.4f}"
+
+
+def significant(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+
+
+def money(value: float | None) -> str:
+    """An amount in the unit of the price; small amounts with four digits."""
+    return NO_VALUE if value is None else f"{value:,.4f}" if value < 0.1 else f"{value:,.2f}"
+
+
+def latency(milliseconds: float | None) -> str:
+    """12.345 -> 12.3 ms."""
+    return NO_VALUE if milliseconds is None else f"{milliseconds:,.1f} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """1.5 -> 1.5 s; 125 -> 2 min 05 s; 3725 -> 1 h 02 min."""
+    if seconds is None:
+        return NO_VALUE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def age(created: str) -> str:
+    """The time since an ISO 8601 timestamp, in its largest unit: 3 d, 5 h, 12 min, 8 s."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def capture_time(milliseconds: int) -> str:
+    """A capture time in ms since the epoch, UTC; empty if it is unknown."""
+    if milliseconds == UNKNOWN_TIME:
+        return ""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
+
+
+def timestamp(iso: str | None) -> str:
+    """An ISO 8601 timestamp to the second, UTC."""
+    return f"{iso[:10]} {iso[11:19]} UTC" if iso else NO_VALUE
+
+
+def iso_timestamp(milliseconds: int | None) -> str | None:
+    """ISO 8601, UTC, to the second, of ms since the epoch; None if the time is unknown."""
+    if milliseconds is None:
+        return None
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
