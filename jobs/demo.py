@@ -22,9 +22,9 @@ from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.results import EvaluateRequest
 from jobs.generate import KEY_PATTERN, GeneratedArchive, generate_archive
-from jobs.generations.load import load_generation, promote_generation
+from jobs.generations.load import LoadRequest, load, promote_generation
 from jobs.pages.evaluation_page import Timing
-from jobs.search.search import RulesRequest, SearchRequest, search_pictures
+from jobs.search.search import RulesRequest, SearchRequest, search_archive
 from jobs.train.train import TrainRequest, TrainResult, train_checkpoint
 
 REQUIRED_BYTES = 300_000_000
@@ -90,7 +90,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
             settings,
         )
     with stages.stage(4, "index", "building a generation, checking it, making it live"):
-        load_generation([summary.run_id], settings)
+        load(LoadRequest((summary.run_id,)), settings)
         gate = promote_generation("latest", settings, new_model=False, force=None)
     with stages.stage(5, "evaluate", "ranking vehicles that are not in the training split"):
         evaluation = evaluate_run(
@@ -98,8 +98,8 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         )
     with stages.stage(6, "search", "finding the sightings of one vehicle"):
         probe = evaluation.labelled.crops["uri"][0].as_py()
-        found = search_pictures(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
-    for text in (found.table(), evaluation.table()):
+        result = search_archive(SearchRequest((probe,), rules=RulesRequest(top=5)), settings)
+    for text in (result.to_text(), evaluation.to_text()):
         logger.info(text)
 
     page = folder / "index.html"
@@ -142,7 +142,7 @@ def _report_text(
     }
     return ReportText(
         title="Where else was this vehicle seen?",
-        lead="A synthetic archive, from images to ranks on this machine.",
+        summary="A synthetic archive, from images to ranks on this machine.",
         dataset="synthetic archive, vehicles that are not in the training split",
         note=(
             "These figures show that every part works, not how well CLVR re-identifies vehicles: the network "

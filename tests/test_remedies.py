@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from jobs.cli.app import VERBS, app
+from jobs.cli.app import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ def remedies() -> Iterator[tuple[str, str]]:
 def test_remedies_name_existing_commands() -> None:
     named = [(place, name) for place, text in remedies() for name in re.findall(r"\bclvr ([a-z]\w*)", text)]
     assert len(named) > 10
-    assert [(place, name) for place, name in named if name not in VERBS] == []
+    assert [(place, name) for place, name in named if name not in COMMANDS] == []
 
 
 def test_remedies_name_existing_options() -> None:

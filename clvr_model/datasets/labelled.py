@@ -1,9 +1,7 @@
 """Labelled images, from a folder tree, a table, or a reader of a dataset."""
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
@@ -16,6 +14,7 @@ from infra.errors import BadLabels, BadSetting, EmptyArchive, ObjectMissing
 UNKNOWN_MODEL: Final = -1
 
 _IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_TABLE_COLUMNS: Final = ("uri", "key", "model_id", "vehicle_id", "camera_id", "model_name", "split")
 _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -172,108 +171,58 @@ def read_folder(root: str) -> LabeledImages:
 
 
 def read_table(uri: str, *, root: str = "", split: str | None = None) -> LabeledImages:
-    """Read labels from a .csv or .parquet file, local or on S3.
+    """Read labels from a CSV or Parquet file, local or on S3.
 
     Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id` and `model_name` where
     known. An empty model_id means unknown. With `split`, only rows with that value in the column `split`.
-    Raises BadLabels with the line (CSV, the header is line 1) or row (Parquet, from 1) of the error.
+    Raises BadLabels with the data row of the error, from 1; the header of a CSV file is not counted.
     """
-    from infra.store import open_store, split_uri
+    from infra.store import read_user_table
 
-    folder, name = split_uri(uri)
     try:
-        data = open_store(folder).get(name)
+        table = read_user_table(uri, text=True, error=BadLabels)
     except ObjectMissing:
         raise BadLabels(f"no label file at {uri}", remedy="Check the path.") from None
-    columns, rows, place = _csv_rows(uri, data) if name.lower().endswith(".csv") else _parquet_rows(uri, data)
-    key_column = "uri" if "uri" in columns else "key"
+    names = table.column_names
+    key_column = "uri" if "uri" in names else "key"
     required = [key_column, "model_id", *(["split"] if split is not None else [])]
-    missing = [column for column in required if column not in columns]
+    missing = [name for name in required if name not in names]
     if missing:
-        raise BadLabels(f"{uri} has no column {', '.join(missing)}", remedy=f"It has: {', '.join(columns)}.")
+        raise BadLabels(f"{uri} has no column {', '.join(missing)}", remedy=f"It has: {', '.join(names)}.")
     if key_column == "key" and not root:
         raise BadLabels(f"{uri} gives keys, not URIs", remedy="Give the root of the keys.")
+    prefix = "" if key_column == "uri" else f"{root.rstrip('/')}/"
 
-    labels: list[tuple[str, int, int, str]] = []
-    names: dict[int, str] = {}
-    seen: dict[str, int] = {}
-    for number, row in enumerate(rows, start=place.first):
-        if split is not None and row["split"] != split:
+    rows: dict[str, int] = {}
+    models, vehicles, cameras = [], [], []
+    model_names: dict[int, str] = {}
+    used = table.select([name for name in _TABLE_COLUMNS if name in names])
+    records = (record for batch in used.to_batches() for record in batch.to_pylist())
+    for row, record in enumerate(records, start=1):
+        if split is not None and record["split"] != split:
             continue
-        target = str(row[key_column] or "")
+        where = f"{uri}, data row {row}"
+        target = str(record[key_column] or "")
         if not target:
-            raise BadLabels(f"{uri}, {place.word} {number}: empty {key_column}")
-        if target in seen:
-            raise BadLabels(
-                f"{uri}, {place.word} {number}: {target} is already labelled in {place.word} {seen[target]}"
-            )
-        seen[target] = number
-        image_uri = target if key_column == "uri" else f"{root.rstrip('/')}/{target}"
-        model = _number(row.get("model_id"), f"{uri}, {place.word} {number}: model_id", absent=UNKNOWN_MODEL)
-        vehicle = -1
-        if "vehicle_id" in columns:
-            vehicle = _number(row.get("vehicle_id"), f"{uri}, {place.word} {number}: vehicle_id", absent=-1)
-        if row.get("model_name"):
-            names[model] = str(row["model_name"])
-        labels.append((image_uri, model, vehicle, str(row.get("camera_id") or "")))
-    if not labels:
+            raise BadLabels(f"{where}: empty {key_column}")
+        if target in rows:
+            raise BadLabels(f"{where}: {target} is already labelled in data row {rows[target]}")
+        rows[target] = row
+        model = _number(record["model_id"], f"{where}: model_id", absent=UNKNOWN_MODEL)
+        if record.get("model_name"):
+            model_names[model] = str(record["model_name"])
+        models.append(model)
+        vehicles.append(_number(record.get("vehicle_id"), f"{where}: vehicle_id", absent=-1))
+        cameras.append(str(record.get("camera_id") or ""))
+    if not rows:
         raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
     return LabeledImages(
-        [row[0] for row in labels],
-        np.array([row[1] for row in labels], dtype=np.int64),
-        np.array([row[2] for row in labels], dtype=np.int64) if "vehicle_id" in columns else None,
-        [row[3] for row in labels] if "camera_id" in columns else None,
-        names,
+        [prefix + target for target in rows],
+        np.array(models, dtype=np.int64),
+        np.array(vehicles, dtype=np.int64) if "vehicle_id" in names else None,
+        cameras if "camera_id" in names else None,
+        model_names,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Word for a row in errors, and the number of the first row."""
-
-    word: str
-    first: int
-
-
-Rows = Iterable[dict[str, Any]]
-
-
-def _csv_rows(uri: str, data: bytes) -> tuple[Sequence[str], Rows, _Place]:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise BadLabels(f"{uri}, line {line}: not UTF-8", remedy="Save the file as UTF-8.") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-
-    def rows() -> Rows:
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise BadLabels(
-                        f"{uri}, line {reader.line_num}: number of fields differs from the header"
-                    )
-                yield row
-        except csv.Error as error:
-            raise BadLabels(f"{uri}, line {reader.line_num}: {error}") from None
-
-    return list(reader.fieldnames or ()), rows(), _Place("line", 2)
-
-
-def _parquet_rows(uri: str, data: bytes) -> tuple[Sequence[str], Rows, _Place]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        known = ("uri", "key", "model_id", "vehicle_id", "camera_id", "model_name", "split")
-        columns = [name for name in file.schema_arrow.names if name in known]
-        batches = [batch.to_pylist() for batch in file.iter_batches(columns=columns)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadLabels(
-            f"{uri} is not a readable Parquet file: {error}", remedy="Give .csv or .parquet."
-        ) from None
-    return columns, (row for batch in batches for row in batch), _Place("row", 1)
 
 
 def _number(value: object, name: str, *, absent: int) -> int:

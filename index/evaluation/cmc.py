@@ -42,10 +42,10 @@ class LabeledFeatures:
     def take(self, rows: NDArray[np.int64]) -> "LabeledFeatures":
         """Return the given rows, in the given order."""
         return LabeledFeatures(
-            self.features[rows],
-            self.vehicle_ids[rows],
-            None if self.camera_ids is None else self.camera_ids[rows],
-            None if self.crop_ids is None else self.crop_ids[rows],
+            features=self.features[rows],
+            vehicle_ids=self.vehicle_ids[rows],
+            camera_ids=None if self.camera_ids is None else self.camera_ids[rows],
+            crop_ids=None if self.crop_ids is None else self.crop_ids[rows],
         )
 
 
@@ -94,7 +94,7 @@ def cmc(
     probes, gallery: float32 features (n, d) with int64 vehicle ids (n,). Distances are those of float64;
     equal ones rank by gallery order. `same_camera_is_junk` excludes, for each probe, the images of its
     vehicle by its camera (the rule of VeRi and Market-1501). Memory: the features, one tile of scores, and
-    some 50 bytes for each pair of a probe and an image of its vehicle.
+    about 50 bytes for each pair of a probe and an image of its vehicle.
     Raises UnmatchedProbe if a probe's vehicle is not in the gallery, unless `skip_unmatched`; BadInput for
     features that are not finite or not of one dimension; BadLabels if the junk rule lacks camera ids.
     Source: the paper, section 4, "Evaluation Protocol".
@@ -106,10 +106,10 @@ def cmc(
     num_probes = len(probes.features)
     split = Split(np.arange(num_probes), num_probes + np.arange(len(gallery.features)))
     table = _EvaluationTable(
-        FeatureTable((probes.features, gallery.features)),
-        np.concatenate([probes.vehicle_ids, gallery.vehicle_ids]),
-        _concatenate(probes.camera_ids, gallery.camera_ids),
-        _concatenate(probes.crop_ids, gallery.crop_ids),
+        features=FeatureTable((probes.features, gallery.features)),
+        vehicle_ids=np.concatenate([probes.vehicle_ids, gallery.vehicle_ids]),
+        camera_ids=_concatenate(probes.camera_ids, gallery.camera_ids),
+        crop_ids=_concatenate(probes.crop_ids, gallery.crop_ids),
     )
     (result,) = _rank(
         table,
@@ -140,7 +140,10 @@ def cmc_of_splits(
     """
     crop_ids = np.arange(len(images.features)) if images.crop_ids is None else images.crop_ids
     table = _EvaluationTable(
-        FeatureTable((images.features,)), images.vehicle_ids, images.camera_ids, crop_ids
+        features=FeatureTable((images.features,)),
+        vehicle_ids=images.vehicle_ids,
+        camera_ids=images.camera_ids,
+        crop_ids=crop_ids,
     )
     return _rank(
         table,
@@ -269,7 +272,7 @@ def _positive_pairs(
         is_ranked &= table.camera_ids[probe_row] != table.camera_ids[gallery_row]
     sq_dist = np.full(len(probe_row), np.nan)
     sq_dist[is_ranked] = table.features.pair_sq_distances(probe_row[is_ranked], gallery_row[is_ranked])
-    return _PositivePairs(probe_row, gallery_row, is_ranked, sq_dist)
+    return _PositivePairs(probe_row=probe_row, gallery_row=gallery_row, is_ranked=is_ranked, sq_dist=sq_dist)
 
 
 def _make_trials(

@@ -39,8 +39,8 @@ RULES = {
     "vric": "one random image of each vehicle is the probe, one of it by another camera is in the gallery",
     "leave-one-out": "each image is the probe once, all other images are the gallery",
 }
-EXCLUSION = "vehicles with a single image are left out: they can have no true match"
-CAMERA_EXCLUSION = "vehicles seen by a single camera are left out: they can have no true match"
+EXCLUSION = "vehicles with a single image are excluded: they cannot have a true match"
+CAMERA_EXCLUSION = "vehicles seen by a single camera are excluded: they cannot have a true match"
 BY_CAMERA = ("veri", "veri-wild", "vric")
 JUNK = ("veri", "veri-wild")
 AS_EMBEDDED = "as embedded"
@@ -111,9 +111,9 @@ class ProtocolResult:
         source = "from given lists" if self.has_user_splits else f"seed {self.seed}"
         reason = CAMERA_EXCLUSION if self.name in BY_CAMERA else EXCLUSION
         excluded = (
-            f"{self.excluded_vehicles:,} left out ({reason})"
+            f"{self.excluded_vehicles:,} excluded ({reason})"
             if self.excluded_vehicles
-            else "no vehicle left out"
+            else "no vehicle excluded"
         )
         skipped = (
             f"; {self.without_positive:,} probes without a true match not counted"
@@ -263,7 +263,12 @@ def evaluate_protocol(
     Raises the errors of `draw_splits` and `cmc_of_splits`.
     """
     vehicle_ids = np.asarray(vehicle_ids, dtype=np.int64)
-    images = LabeledFeatures(features, vehicle_ids, camera_ids, np.arange(len(features)))
+    images = LabeledFeatures(
+        features=features,
+        vehicle_ids=vehicle_ids,
+        camera_ids=camera_ids,
+        crop_ids=np.arange(len(features)),
+    )
     used_splits = (
         draw_splits(name, vehicle_ids, camera_ids, repeats=repeats, seed=seed)
         if splits is None

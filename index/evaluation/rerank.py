@@ -67,4 +67,9 @@ def with_probe_expansion(images: LabeledFeatures, split: Split, *, neighbours: i
             features[number] = members.mean(axis=0)
     camera_ids = None if images.camera_ids is None else images.camera_ids[split.probes]
     crop_ids = split.probes if images.crop_ids is None else images.crop_ids[split.probes]
-    return LabeledFeatures(features, images.vehicle_ids[split.probes], camera_ids, crop_ids)
+    return LabeledFeatures(
+        features=features,
+        vehicle_ids=images.vehicle_ids[split.probes],
+        camera_ids=camera_ids,
+        crop_ids=crop_ids,
+    )

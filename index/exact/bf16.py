@@ -34,7 +34,7 @@ class BF16Rows:
             * (1 + 2 * FP32_UNIT_ROUNDOFF * rows.shape[1])
             for rows in (rounded, normalized.values - rounded)
         )
-        return cls(values, normalized.sq_norms, norms, residual_norms)
+        return cls(values=values, sq_norms=normalized.sq_norms, norms=norms, residual_norms=residual_norms)
 
 
 def bf16_error_bound(probes: BF16Rows, gallery: BF16Rows, dimension: int) -> NDArray[np.float64]:

@@ -58,11 +58,11 @@ class EraseSelection:
         if not (self.vehicles or self.crop_ids or self.cameras or self.has_time_window):
             raise BadSetting(
                 "nothing selects the crops to erase",
-                remedy="Give --vehicle, --crop, --camera, --from or --to.",
+                remedy="Give --vehicle, --crop, --camera, --from or --until.",
             )
         start, end = self.captured_from, self.captured_to
         if start is not None and end is not None and start >= end:
-            raise BadSetting("the time window is empty", remedy="--from must be before --to.")
+            raise BadSetting("the time window is empty", remedy="--from must be before --until.")
 
     def expression(self) -> str:
         """Return the criteria as a Milvus filter; '' if they name vehicles, which Milvus does not store."""

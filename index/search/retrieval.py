@@ -70,7 +70,7 @@ class Rules:
             raise BadSetting(f"a maximum distance of {self.max_distance} is not positive")
         if self.drop_impossible and self.cameras is None:
             raise BadSetting(
-                "the positions of the cameras are not known", remedy="Give --cameras cameras.csv."
+                "the positions of the cameras are not known", remedy="Give --camera-positions cameras.csv."
             )
         self.filters.expression()
 

@@ -1,7 +1,5 @@
 """Travel time: whether one vehicle can have been at two cameras at two times."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from dataclasses import dataclass
 from index.schema import UNKNOWN_TIME
 from index.search.probe import Sighting
 from infra.errors import BadInput, BadSetting
+from infra.store import read_user_table
 
 EARTH_KM = 6371.0088  # mean radius, IUGG
 MAX_SPEED_KMH = 150.0
@@ -61,7 +60,7 @@ class CameraMap:
         return 2 * EARTH_KM * math.asin(math.sqrt(min(1.0, h)))
 
     def travel(self, start: Sighting, end: Sighting) -> TravelCheck | None:
-        """Check the way between two sightings, in either order; None if a place or time is unknown."""
+        """Check the way between two sightings, in either order; None if a position or time is unknown."""
         km = self.km(start.camera_id, end.camera_id)
         if km is None or UNKNOWN_TIME in (start.captured_at, end.captured_at):
             return None
@@ -75,33 +74,29 @@ class CameraMap:
         return max(checks, key=lambda check: (not check.possible, check.kmh), default=None)
 
 
-def read_cameras(data: bytes, where: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
-    """Read a CSV with the columns camera_id, lat, lon. Raises BadInput with the line that is wrong."""
-    try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-        missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
-        if missing:
-            raise BadInput(
-                f"{where} has no column {', '.join(missing)}",
-                remedy="Add the header line: camera_id,lat,lon",
-            )
-        positions: dict[str, tuple[float, float]] = {}
-        for row in rows:
-            name, position = row["camera_id"], _position(row["lat"], row["lon"])
-            if not name or position is None:
-                raise BadInput(f"{where}, line {rows.line_num}: not a camera with latitude and longitude")
-            if positions.setdefault(name, position) != position:
-                raise BadInput(f"{where}, line {rows.line_num}: camera {name} has two positions")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{where} is not a CSV file in UTF-8: {error}") from error
+def read_cameras(uri: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
+    """Read a table with the columns camera_id, lat, lon. Raises BadInput, with the data row of the error."""
+    table = read_user_table(uri, text=True)
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise BadInput(
+            f"{uri} has no column {', '.join(missing)}", remedy="Add a header line: camera_id,lat,lon"
+        )
+    positions: dict[str, tuple[float, float]] = {}
+    for row, record in enumerate(table.select(_COLUMNS).to_pylist(), start=1):
+        name, position = str(record["camera_id"] or ""), _position(record["lat"], record["lon"])
+        if not name or position is None:
+            raise BadInput(f"{uri}, data row {row}: no camera with a latitude and a longitude")
+        if positions.setdefault(name, position) != position:
+            raise BadInput(f"{uri}, data row {row}: camera {name} has two positions")
     if not positions:
-        raise BadInput(f"{where} names no camera")
+        raise BadInput(f"{uri} names no camera")
     return CameraMap(positions, max_speed_kmh)
 
 
-def _position(lat: str | None, lon: str | None) -> tuple[float, float] | None:
+def _position(lat: object, lon: object) -> tuple[float, float] | None:
     try:
-        position = float(lat or ""), float(lon or "")
+        position = float(str(lat)), float(str(lon))
     except ValueError:
         return None
     return position if abs(position[0]) <= 90 and abs(position[1]) <= 180 else None

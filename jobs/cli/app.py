@@ -1,4 +1,4 @@
-"""The command line: one verb a line, their errors, their exit codes."""
+"""The command line: its commands, their errors and exit codes."""
 
 import os
 import sys
@@ -13,34 +13,34 @@ from typer.core import TyperGroup
 from infra.errors import ClvrError
 from infra.logging import logger, wants_json, without_secrets
 from jobs.cli import archive, evaluation, generations, operations, search, setup, training
-from jobs.cli.options import redirect_stdout_to_stderr, set_config_file
+from jobs.cli.options import flag_aliases, redirect_stdout_to_stderr, set_config_file
 
 EXIT_CODES = """
-Exit codes: 0 done; 1 unexpected; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 parts that do not
-belong together; 7 numbers that do not add up; 8 the gate said no; 9 too many bad pictures; 10 locked by
-somebody else; 11 training diverged; 12 Ray cluster; 130 interrupted.
+Exit codes: 0 success; 1 unexpected error; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 inputs that
+do not match each other; 7 counts that do not add up; 8 gate failed; 9 too many quarantined images; 10 locked
+by another process; 11 training diverged; 12 Ray cluster; 130 interrupted.
 """
 
 
 class ClvrGroup(TyperGroup):
-    """Turns our errors into one line, a remedy and the documented exit code."""
+    """Print an error as one line and a remedy, and exit with its documented code."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; a traceback is shown only with --debug."""
+        """Run the command; only --debug shows a traceback."""
         try:
             return super().invoke(ctx)
         except ClvrError as error:
             _fail(error, debug=bool(ctx.params.get("debug")))
         except Exception as error:
-            if type(error).__module__.startswith("typer"):  # its own: usage errors, --help
+            if type(error).__module__.startswith("typer"):  # usage errors and --help
                 raise
             unexpected = ClvrError(
                 f"unexpected: {type(error).__name__}: {error}",
-                remedy="run `clvr --debug …` for the traceback, and report it",
+                remedy="run `clvr --debug …` for the traceback, and report the error",
             )
             _fail(unexpected.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
         except KeyboardInterrupt:
-            typer.echo("interrupted; the same command continues where this stopped", err=True)
+            typer.echo("interrupted; run the same command again to continue", err=True)
             raise SystemExit(130) from None
 
 
@@ -48,8 +48,8 @@ def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     if wants_json():
-        facts = {"error": type(error).__name__, "remedy": error.remedy, "exit_code": error.exit_code}
-        logger.error(error.message, extra=facts)
+        fields = {"error": type(error).__name__, "remedy": error.remedy, "exit_code": error.exit_code}
+        logger.error(error.message, extra=fields)
     else:
         typer.echo(f"error: {without_secrets(error.message)}", err=True)
         if error.remedy:
@@ -72,11 +72,11 @@ def common(
     config: Annotated[Path | None, typer.Option(help="YAML settings file (default: clvr.yaml).")] = None,
     debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Take the options that stand before the verb."""
+    """Read the options before the command."""
     set_config_file(config)
 
 
-VERBS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": setup.demo,
     "generate": archive.generate,
     "train": training.train,
@@ -92,7 +92,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "forget": generations.forget,
     "retain": generations.retain,
     "search": search.search,
-    "calibrate": search.calibrate,
+    "calibrate": evaluation.calibrate,
     "sweep": search.sweep,
     "audit": search.audit,
     "serve": search.serve,
@@ -104,15 +104,20 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": setup.doctor,
     "stack": setup.stack,
 }
-# What follows the submitted verb is its own, options and all.
-CONTEXTS = {"submit": {"allow_interspersed_args": False}}
-for name, verb in VERBS.items():
-    app.command(name, context_settings=CONTEXTS.get(name))(verb)
+for name, command in COMMANDS.items():
+    app.command(
+        name,
+        context_settings={
+            "token_normalize_func": flag_aliases(name),
+            # The words after the submitted command are its own, including its options.
+            "allow_interspersed_args": name != "submit",
+        },
+    )(command)
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    # gRPC says a line for every fork of a process that holds a channel.
+    """Run the console script."""
+    # gRPC logs a line for every fork of a process that has an open channel.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if "--help" not in sys.argv[1:]:
         redirect_stdout_to_stderr()

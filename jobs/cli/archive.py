@@ -1,25 +1,60 @@
-"""Verbs of the archive and its runs: generate, plan, embed, status."""
+"""Commands of the archive and its runs: generate, plan, embed, status."""
 
 from typing import Annotated, Literal
 
 import typer
 
-from jobs.cli.options import Json, Ray, Runs, emit, settings_of
+from jobs.cli.options import Json, MaxQuarantineRate, Price, Ray, RowsPerShard, Runs, emit, settings_of
+
+Archive = Annotated[str, typer.Argument(help="The archive: s3://bucket/prefix or a folder.")]
+KeyPattern = Annotated[
+    str | None,
+    typer.Option("--key-pattern", help="e.g. dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"),
+]
+Manifest = Annotated[
+    str | None,
+    typer.Option(
+        "--manifest",
+        help="Read this instead of listing: the manifest.json of an S3 Inventory, or a Parquet/CSV "
+        "with key or uri.",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        help="CSV/Parquet: key or uri, and any of camera_id, captured_at, track_id, vehicle_id, model_id.",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Model processes (default: one per GPU, else one per core).")
+]
+SinceRun = Annotated[
+    str | None, typer.Option("--since-run", help="Only crops that are new or changed since this run.")
+]
+LookbackDays = Annotated[
+    int | None,
+    typer.Option("--lookback-days", help="With --since-run: list dt= folders from this many days before."),
+]
+Requeue = Annotated[str | None, typer.Option("--requeue", help="Only the crops that this run quarantined.")]
+Cause = Annotated[
+    list[str] | None, typer.Option("--cause", help="With --requeue: only this cause; may be repeated.")
+]
 
 
 def generate(
-    archive: Annotated[str, typer.Argument(help="Where the crops go: s3://… or a folder.")],
-    labels: Annotated[str, typer.Option(help="Where the label files go, outside of the archive.")],
+    archive: Annotated[str, typer.Argument(help="Folder of the crops: s3://… or a path.")],
+    labels: Annotated[str, typer.Option(help="Folder of the label files, outside of the archive.")],
     seed: int = 0,
     models: Annotated[int, typer.Option(help="Vehicle models.")] = 20,
-    vehicles: Annotated[int, typer.Option(help="Vehicles a model.")] = 20,
-    sightings: Annotated[int, typer.Option(help="Pictures a vehicle.")] = 8,
-    cameras: int = 12,
-    days: int = 7,
+    vehicles: Annotated[int, typer.Option(help="Vehicles per model.")] = 20,
+    sightings: Annotated[int, typer.Option(help="Images per vehicle.")] = 8,
+    cameras: Annotated[int, typer.Option(help="Cameras.")] = 12,
+    days: Annotated[int, typer.Option(help="Days of the archive.")] = 7,
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """Make a made-up archive with labels. Example: clvr generate s3://archive --labels s3://labels"""
+    """Generate a synthetic archive with labels. Example: clvr generate s3://archive --labels s3://labels"""
     from clvr_model.synthetic.trips import ArchiveSpec
     from jobs.generate import generate_archive
 
@@ -31,64 +66,32 @@ def generate(
         cameras=cameras,
         days=days,
     )
-    made = generate_archive(archive, labels, spec, settings_of(ray=ray))
-    emit(made, as_json)
-
-
-ARCHIVE = typer.Argument(help="The archive: s3://bucket/prefix or a folder.")
-Archive = Annotated[str, ARCHIVE]
-Pattern = Annotated[
-    str | None,
-    typer.Option("--key-pattern", help="e.g. dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"),
-]
-Manifest = Annotated[
-    str | None,
-    typer.Option(
-        "--manifest",
-        help="Instead of a listing: the manifest.json of an S3 Inventory, or a Parquet/CSV with key or uri.",
-    ),
-]
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        "--labels",
-        help="Side table, CSV/Parquet: key or uri, and any of camera_id, captured_at, track_id, "
-        "vehicle_id, model_id.",
-    ),
-]
-SinceRun = Annotated[
-    str | None, typer.Option("--since-run", help="Only crops that are new or changed since this run.")
-]
-Lookback = Annotated[
-    int | None,
-    typer.Option("--lookback-days", help="With --since-run: list dt= folders from this far before its end."),
-]
-Requeue = Annotated[str | None, typer.Option("--requeue", help="Only the quarantine of this run.")]
-Cause = Annotated[
-    list[str] | None, typer.Option("--cause", help="With --requeue: only this cause; may be repeated.")
-]
-Actors = Annotated[
-    int | None, typer.Option("--actors", help="Model actors (default: one a GPU, or one a core).")
-]
+    generated = generate_archive(archive, labels, spec, settings_of(ray=ray))
+    emit(generated, as_json)
 
 
 def plan(
     archive: Archive,
-    model: Annotated[str | None, typer.Option(help="URI of the checkpoint, to measure the speed.")] = None,
-    runs: Annotated[str | None, typer.Option("--to", "--runs", help="URI of the folder of runs.")] = None,
-    key_pattern: Pattern = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="URI of a checkpoint; needed to measure the speed.")
+    ] = None,
+    runs: Runs = None,
+    key_pattern: KeyPattern = None,
     manifest: Manifest = None,
     labels: Labels = None,
     since_run: SinceRun = None,
-    lookback_days: Lookback = None,
+    lookback_days: LookbackDays = None,
     requeue: Requeue = None,
     cause: Cause = None,
-    actors: Actors = None,
-    price_per_node_hour: Annotated[float | None, typer.Option(help="Gives the cost of the run.")] = None,
+    workers: Workers = None,
+    price_per_node_hour: Price = None,
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """Say what embedding would do and cost; changes nothing. Example: clvr plan s3://archive --model m"""
+    """Estimate the time and cost of embedding an archive. Example: clvr plan s3://archive --checkpoint m
+
+    Writes nothing.
+    """
     from jobs.embed.discovery import CropSelection
     from jobs.embed.plan import plan as plan_archive
 
@@ -105,8 +108,8 @@ def plan(
     planned = plan_archive(
         selection,
         settings_of(runs=runs, ray=ray),
-        model=model,
-        actors=actors,
+        model=checkpoint,
+        actors=workers,
         price_per_node_hour=price_per_node_hour,
     )
     emit(planned, as_json)
@@ -114,36 +117,36 @@ def plan(
 
 def embed(
     archive: Archive,
-    model: Annotated[str, typer.Option(help="URI of the checkpoint.")],
-    runs: Annotated[str | None, typer.Option("--to", "--runs", help="URI of the folder of runs.")] = None,
-    run_id: Annotated[str | None, typer.Option(help="Name of the run (default: the time).")] = None,
-    key_pattern: Pattern = None,
+    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint.")],
+    runs: Runs = None,
+    run_id: Annotated[str | None, typer.Option(help="Id of the run (default: the current time).")] = None,
+    key_pattern: KeyPattern = None,
     manifest: Manifest = None,
     labels: Labels = None,
     since_run: SinceRun = None,
-    lookback_days: Lookback = None,
+    lookback_days: LookbackDays = None,
     requeue: Requeue = None,
     cause: Cause = None,
-    actors: Actors = None,
-    rows_per_shard: Annotated[int, typer.Option(help="Rows of a shard; 122,880 are about 500 MB.")] = 122_880,
+    workers: Workers = None,
+    rows_per_shard: RowsPerShard = 122_880,
     precision: Annotated[
         Literal["fp32", "bf16", "auto"],
-        typer.Option(help="auto: bf16 if a comparison on a sample of this archive allows it."),
+        typer.Option(help="auto: bf16 if a comparison on a sample of this archive permits it."),
     ] = "fp32",
-    max_quarantine_rate: Annotated[float, typer.Option(help="Stop above this share of bad pictures.")] = 0.01,
+    max_quarantine_rate: MaxQuarantineRate = 0.01,
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """Embed an archive into a run. Example: clvr embed s3://archive --model models/clvr --to s3://runs
+    """Embed an archive. Example: clvr embed s3://archive --checkpoint models/clvr --runs s3://runs
 
-    The same command again continues an unfinished run.
+    Run the same command again to continue an unfinished run.
     """
     from jobs.embed.job import EmbedRequest
     from jobs.embed.job import embed as embed_archive
 
     request = EmbedRequest(
         archive,
-        model=model,
+        model=checkpoint,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
@@ -152,7 +155,7 @@ def embed(
         retry_quarantined=requeue,
         causes=tuple(cause or ()),
         run_id=run_id,
-        actors=actors,
+        actors=workers,
         rows_per_shard=rows_per_shard,
         precision=precision,
         max_quarantine_rate=max_quarantine_rate,
@@ -166,7 +169,7 @@ def status(
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
-    """Prove a run's counts: listed = embedded + quarantined + duplicates. Example: clvr status latest"""
+    """Check a run's counts: listed = embedded + quarantined + duplicates. Example: clvr status latest"""
     from jobs.embed.status import run_status
 
     report = run_status(run, settings_of(runs=runs))

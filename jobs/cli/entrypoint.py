@@ -1,6 +1,6 @@
-"""What a submitted job runs on the cluster: `python -m jobs.cli.entrypoint [checks] -- VERB ARGS…`.
+"""The entrypoint of a submitted job: `python -m jobs.cli.entrypoint [checks] -- COMMAND ARGS…`.
 
-It looks for what the job needs there, says what is missing, and then is `clvr VERB ARGS…`.
+It checks the versions and secrets of the cluster, and then runs `clvr COMMAND ARGS…`.
 """
 
 import argparse
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from infra.errors import BadSetting, ClvrError, Mismatch
 
-OURS = "clvr-archive"
+PACKAGE = "clvr-archive"
 SECRETS_FOLDER = "CLVR_SECRETS"
-"""Variable that names a folder of files, each called like a variable, as Kubernetes mounts a Secret."""
+"""Variable with a folder of files named as variables, as Kubernetes mounts a Secret."""
 
 
 def require_secrets(names: Sequence[str]) -> None:
-    """Check that this cluster has the variables, or files of their names; values are never looked at here.
+    """Set variables from files of the same names, and check that all are set.
 
-    Raises BadSetting with the names that are missing.
+    Raises BadSetting with the missing names.
     """
     folder = Path(os.environ.get(SECRETS_FOLDER) or "/run/secrets")
     missing = []
@@ -34,49 +34,49 @@ def require_secrets(names: Sequence[str]) -> None:
     if missing:
         raise BadSetting(
             f"the cluster has no {', '.join(missing)}, neither in its nodes' environment nor in {folder}",
-            remedy="Set it there, such as by a Kubernetes Secret; a submitted job carries no secrets.",
+            remedy="Set it on the cluster, such as by a Kubernetes Secret. Secrets are never submitted.",
         )
 
 
 def require_versions(expected: Sequence[str]) -> None:
-    """Check that the cluster has the submitter's versions, 'name==version'. Raises Mismatch."""
-    wrong = []
-    for line in expected:
-        name, _, wanted = line.partition("==")
+    """Check that the cluster has the versions 'name==version' of the submitter. Raises Mismatch."""
+    differences = []
+    for requirement in expected:
+        name, _, submitted = requirement.partition("==")
         try:
-            found = _public(version(name))
+            installed = _public(version(name))
         except PackageNotFoundError:
-            if name == OURS:
-                continue  # our sources were sent along
-            found = "none"
-        if found != _public(wanted):
-            wrong.append(f"{name} is {found} here and {wanted} where it was submitted")
-    if wrong:
+            if name == PACKAGE:
+                continue  # the job uploaded the sources
+            installed = "none"
+        if installed != _public(submitted):
+            differences.append(f"{name} is {installed} on the cluster and {submitted} at the submitter")
+    if differences:
         raise Mismatch(
-            "; ".join(wrong),
-            remedy="Install the same on both sides, pin it by --runtime-env, or submit with --any-versions.",
+            "; ".join(differences),
+            remedy="Install the same version, pin it by --runtime-env, or submit with --any-versions.",
         )
 
 
 def _public(text: str) -> str:
-    """A version without what names a build: torch is +cpu on a laptop and +cu on a node with GPUs."""
+    """Return a version without its build: torch is +cpu on a laptop and +cu130 on a GPU node."""
     return text.partition("+")[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Check, then run the verb in this process."""
+    """Run the checks, then the command, in this process."""
     parser = argparse.ArgumentParser(prog="jobs.cli.entrypoint")
     parser.add_argument("--secret-env", action="append", default=[])
     parser.add_argument("--expect", action="append", default=[])
     parser.add_argument("command", nargs="+")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        require_versions(asked.expect)
-        require_secrets(asked.secret_env)
+        require_versions(options.expect)
+        require_secrets(options.secret_env)
     except ClvrError as error:
         print(f"error: {error.message}\nremedy: {error.remedy}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
-    sys.argv = ["clvr", *asked.command]
+    sys.argv = ["clvr", *options.command]
     from jobs.cli.app import main as clvr
 
     clvr()

@@ -1,15 +1,25 @@
-"""The verb evaluate."""
+"""The commands evaluate and calibrate."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jobs.cli.options import Alias, Json, Milvus, Ray, Runs, emit, settings_of
+from jobs.cli.options import (
+    Alias,
+    Json,
+    MaxQuarantineRate,
+    Milvus,
+    Ray,
+    Runs,
+    SameCamera,
+    emit,
+    settings_of,
+)
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Run id in --runs, `latest`, or a checkpoint with --archive.")],
+    run: Annotated[str, typer.Argument(help="Run id in --runs, `latest`, or with --archive a checkpoint.")],
     runs: Runs = None,
     labels: Annotated[
         str | None,
@@ -19,41 +29,41 @@ def evaluate(
         list[str] | None,
         typer.Option(help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Rows of --labels, or one of its test lists.")] = None,
-    splits: Annotated[
-        Path | None, typer.Option(help="Parquet of probes and gallery: read if there, else written.")
+    split: Annotated[
+        str | None, typer.Option(help="Only this split of --labels, or this test list of its dataset.")
+    ] = None,
+    splits_file: Annotated[
+        Path | None, typer.Option(help="Parquet of probes and gallery: read if it exists, else written.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 10,
     seed: int = 0,
-    also: Annotated[
-        list[str] | None, typer.Option(help="normalised (default), query-expansion, re-ranking; or none")
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(help="normalised (default), query-expansion, re-ranking, none; may be repeated."),
     ] = None,
     through_index: Annotated[bool, typer.Option(help="Also search the live generation.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Spread over so many Ray tasks; 0: here.")] = 0,
-    device: Annotated[str, typer.Option(help="Where to rank without --workers: cpu, cuda, cuda:1.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Ray tasks that rank; 0 ranks in this process.")] = 0,
+    device: Annotated[str, typer.Option(help="Device without --workers: cpu, cuda, cuda:1.")] = "cpu",
     compare: Annotated[
-        str | None, typer.Option(help="Another run of the same pictures: paired bootstrap of the two.")
+        str | None, typer.Option(help="Another run of the same images: compare by paired bootstrap.")
     ] = None,
     archive: Annotated[
-        str | None, typer.Option(help="Pictures to embed first, once, where RUN is a checkpoint.")
+        str | None, typer.Option(help="Archive to embed once by the checkpoint RUN, then evaluate.")
     ] = None,
-    max_quarantine_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Of --archive: share of bad pictures to put up with.")
-    ] = 0.01,
-    html: Annotated[Path | None, typer.Option(help="Write the report page, and a .json beside it.")] = None,
+    max_quarantine_rate: MaxQuarantineRate = 0.01,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file, and a .json.")] = None,
     milvus: Milvus = None,
     alias: Alias = None,
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """CMC of a run by exact L2. Example: clvr evaluate latest --protocol vehicleid-paper --html cmc.html"""
+    """Compute CMC, mAP and mINP of a run. Example: clvr evaluate latest --protocol veri --html cmc.html"""
     from jobs.evaluate.compare import compare_runs
     from jobs.evaluate.dataset import embed_labelled_set
     from jobs.evaluate.evaluate import evaluate_run
     from jobs.evaluate.results import EvaluateRequest
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
-    ways = tuple(name for name in also or ("normalised",) if name != "none")
     request = EvaluateRequest(
         run=embed_labelled_set(run, archive, settings, max_quarantine_rate),
         labels=labels,
@@ -62,17 +72,33 @@ def evaluate(
         seed=seed,
         html=html,
         split=split,
-        splits=splits,
-        also=ways,
+        splits=splits_file,
+        variants=tuple(name for name in variants or ("normalised",) if name != "none"),
         index=through_index,
         workers=workers,
         device=device,
     )
     if compare is None:
-        result = evaluate_run(request, settings)
-        emit(result.figures(), as_json, result.table())
+        emit(evaluate_run(request, settings), as_json)
     else:
-        compared = compare_runs(
-            request, embed_labelled_set(compare, archive, settings, max_quarantine_rate), settings
-        )
-        emit(compared.figures(), as_json, compared.table())
+        other = embed_labelled_set(compare, archive, settings, max_quarantine_rate)
+        emit(compare_runs(request, other, settings), as_json)
+
+
+def calibrate(
+    run: Annotated[str, typer.Argument(help="A run whose crops have vehicle ids, or `latest`.")],
+    labels: Annotated[str | None, typer.Option(help="CSV/Parquet: key or uri, vehicle_id.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of --labels.")] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Share of vehicles outside the archive that still match.")
+    ] = 0.01,
+    same_camera: SameCamera = False,
+    seed: int = 0,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Calibrate distances to likelihoods. Example: clvr calibrate latest --labels labels.csv"""
+    from jobs.evaluate.calibrate import CalibrateRequest, calibrate_run
+
+    request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed)
+    emit(calibrate_run(request, settings_of(runs=runs)), as_json)

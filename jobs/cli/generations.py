@@ -1,14 +1,16 @@
-"""Verbs of the index: load, promote, rollback, generations, retire, verify, forget, retain."""
+"""Commands of the index: load, promote, rollback, generations, retire, verify, forget, retain."""
 
 from typing import Annotated, Literal
 
 import typer
 
 from infra.errors import CountMismatch
-from jobs.cli.options import Alias, Json, Milvus, RunIds, Runs, emit, settings_of
+from jobs.cli.options import Alias, Golden, IndexType, Json, Milvus, RunIds, Runs, emit, settings_of
 
-Force = Annotated[str | None, typer.Option(help="Go against the checks; the reason is recorded.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Erase; without it this is a dry run.")]
+Force = Annotated[
+    str | None, typer.Option("--force", help="Skip the checks for this reason; it is recorded.")
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Erase; the default is a dry run.")]
 
 
 def load(
@@ -16,45 +18,43 @@ def load(
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
-    index_type: Annotated[str, typer.Option(help="auto, FLAT, HNSW, IVF_FLAT, IVF_SQ8, …")] = "auto",
+    index_type: IndexType = "auto",
     target: Annotated[
-        Literal["auto", "stream_insert", "grpc_v1", "rest_v2"], typer.Option(help="How rows get in.")
+        Literal["auto", "stream_insert", "grpc_v1", "rest_v2"], typer.Option(help="How rows are imported.")
     ] = "auto",
-    latest_wins: Annotated[bool, typer.Option(help="Of a crop in two runs take the later row.")] = False,
-    into_live: Annotated[bool, typer.Option(help="Upsert a small increment into the live one.")] = False,
+    latest_wins: Annotated[bool, typer.Option(help="For a crop in two runs, use the later row.")] = False,
+    into_live: Annotated[
+        bool, typer.Option(help="Upsert a small increment into the live generation.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build a generation from runs, beside the live one. Example: clvr load latest"""
+    """Build a new generation from runs. Example: clvr load latest"""
     from jobs.generations import load as loading
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     request = loading.LoadRequest(tuple(run), index_type, target, latest_wins)
     if into_live:
-        done = loading.load_increment(request, settings)
-        emit(loading.IncrementResult(done), as_json)
+        emit(loading.IncrementResult(loading.load_increment(request, settings)), as_json)
     else:
-        loaded = loading.load(request, settings)
-        emit(loaded, as_json)
+        emit(loading.load(request, settings), as_json)
 
 
 def promote(
-    generation: Annotated[str, typer.Argument(help="Generation, or `latest`.")] = "latest",
+    generation: Annotated[str, typer.Argument(help="Name of a generation, or `latest`.")] = "latest",
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
-    new_model: Annotated[bool, typer.Option(help="The live generation is of another model.")] = False,
-    golden: Annotated[
-        str | None, typer.Option(help="CSV/Parquet of probes with known matches: uri, vehicle_id.")
-    ] = None,
+    new_model: Annotated[bool, typer.Option(help="Permit a change of the model.")] = False,
+    golden: Golden = None,
     force: Force = None,
     as_json: Json = False,
 ) -> None:
-    """Check a generation and point the alias to it. Example: clvr promote latest"""
+    """Check a generation and make it live. Example: clvr promote latest"""
     from jobs.generations.load import promote_generation
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     report = promote_generation(generation, settings, new_model=new_model, force=force, golden=golden)
-    emit(report, as_json, f"{report.generation} is live as {report.alias}; next: clvr search PICTURE")
+    emit(report, as_json, f"{report.generation} is live as {report.alias}; next: clvr search IMAGE")
 
 
 def rollback(
@@ -68,7 +68,7 @@ def rollback(
 
 
 def generations(runs: Runs = None, milvus: Milvus = None, alias: Alias = None, as_json: Json = False) -> None:
-    """List the generations and who is live. Example: clvr generations"""
+    """List the generations and their states. Example: clvr generations"""
     from jobs.generations.listing import list_alias_generations
 
     emit(list_alias_generations(settings_of(runs=runs, milvus=milvus, alias=alias)), as_json)
@@ -78,10 +78,10 @@ def retire(
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
-    keep: Annotated[int, typer.Option(help="How many of the newest stay.")] = 3,
+    keep: Annotated[int, typer.Option(help="Number of newest generations to keep.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Drop old generations, never the live or the previous one. Example: clvr retire --keep 3"""
+    """Drop old generations, except the live and the previous one. Example: clvr retire --keep 3"""
     from jobs.generations.load import retire_generations
 
     done = retire_generations(settings_of(runs=runs, milvus=milvus, alias=alias), keep=keep)
@@ -89,34 +89,40 @@ def retire(
 
 
 def verify(
-    generation: Annotated[str, typer.Argument(help="Generation, `live` or `latest`.")] = "live",
+    generation: Annotated[str, typer.Argument(help="Name of a generation, `live` or `latest`.")] = "live",
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that a generation holds each row of its runs once. Example: clvr verify live"""
+    """Check that a generation contains each row of its runs once. Example: clvr verify live"""
     from jobs.generations.load import VerifyResult, verify_generation
 
-    found = verify_generation(generation, settings_of(runs=runs, milvus=milvus, alias=alias))
-    emit(VerifyResult(found), as_json)
-    if found.differences:
-        raise CountMismatch(f"{found.generation}: {'; '.join(found.differences)}", remedy="Load it again.")
+    report = verify_generation(generation, settings_of(runs=runs, milvus=milvus, alias=alias))
+    emit(VerifyResult(report), as_json)
+    if report.differences:
+        raise CountMismatch(
+            f"{report.generation}: {'; '.join(report.differences)}", remedy="Load its runs again: clvr load"
+        )
 
 
 def forget(
-    reason: Annotated[str, typer.Option(help="Why; kept with the receipt.")],
-    vehicle: Annotated[list[int] | None, typer.Option(help="vehicle_id of labelled crops.")] = None,
-    crop: Annotated[list[str] | None, typer.Option(help="URI or crop_id of a crop.")] = None,
-    camera: Annotated[list[str] | None, typer.Option(help="camera_id.")] = None,
-    since: Annotated[str | None, typer.Option("--from", help="ISO 8601, UTC unless said; inclusive.")] = None,
-    until: Annotated[str | None, typer.Option("--to", help="ISO 8601, exclusive.")] = None,
+    reason: Annotated[str, typer.Option(help="Reason; stored with the receipt.")],
+    vehicle: Annotated[
+        list[int] | None, typer.Option(help="vehicle_id of labelled crops; may be repeated.")
+    ] = None,
+    crop: Annotated[list[str] | None, typer.Option(help="URI or crop_id of a crop; may be repeated.")] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--from", help="Start of the time window, ISO 8601, UTC.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="End of the time window, exclusive.")] = None,
     yes: Yes = False,
     runs: Runs = None,
     milvus: Milvus = None,
     as_json: Json = False,
 ) -> None:
-    """Erase crops everywhere, for good. Example: clvr forget --camera c4 --to 2026-01-01 --reason case-17"""
+    """Erase crops. Example: clvr forget --camera c4 --until 2026-01-01 --reason case-17"""
     from jobs.generations.erase import EraseResult, ForgetRequest, forget_crops
 
     request = ForgetRequest(
@@ -133,8 +139,8 @@ def forget(
 
 
 def retain(
-    days: Annotated[int, typer.Option(help="Crops captured longer ago are erased.")],
-    camera: Annotated[list[str] | None, typer.Option(help="Of these cameras only.")] = None,
+    days: Annotated[int, typer.Option(help="Erase crops older than this many days.")],
+    camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
     yes: Yes = False,
     runs: Runs = None,
     milvus: Milvus = None,

@@ -1,8 +1,9 @@
-"""What every verb's command line shares: options, settings, and the way results are printed."""
+"""Options that commands share, the settings of a command, and how results are printed."""
 
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TextIO
@@ -12,31 +13,89 @@ import typer
 from infra.settings import Settings, load_settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Runs = Annotated[str | None, typer.Option("--runs", help="URI of the folder that holds the runs.")]
+Runs = Annotated[str | None, typer.Option("--runs", help="URI of the folder of runs.")]
 Milvus = Annotated[str | None, typer.Option("--milvus", help="http(s)://host:port, or a Milvus Lite file.")]
-Alias = Annotated[str | None, typer.Option("--alias", help="The alias that searches use.")]
-Ray = Annotated[str | None, typer.Option("--ray", help="Ray address; without one a local Ray is started.")]
-RunIds = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Run ids in --runs; `latest` is one too.")
+Alias = Annotated[str | None, typer.Option("--alias", help="Milvus alias that searches use.")]
+Ray = Annotated[str | None, typer.Option("--ray", help="Ray address (default: start a local Ray).")]
+RunIds = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run ids in --runs, or `latest`.")]
+Price = Annotated[
+    float | None, typer.Option("--price-per-node-hour", help="Price of one node hour; adds the cost.")
 ]
+IndexType = Annotated[str, typer.Option("--index-type", help="auto, FLAT, HNSW, IVF_FLAT, IVF_SQ8, …")]
+Golden = Annotated[
+    str | None, typer.Option("--golden", help="CSV/Parquet of probes with known matches: uri, vehicle_id.")
+]
+RowsPerShard = Annotated[
+    int, typer.Option("--rows-per-shard", help="Rows of a shard; 122,880 rows are about 500 MB.")
+]
+MaxQuarantineRate = Annotated[
+    float, typer.Option("--max-quarantine-rate", help="Fail above this share of quarantined images.")
+]
+CameraPositions = Annotated[
+    str | None,
+    typer.Option("--camera-positions", help="CSV of camera_id, lat, lon: check the travel time of matches."),
+]
+MaxSpeed = Annotated[float, typer.Option("--max-speed", help="Maximum plausible speed (km/h).")]
+SameCamera = Annotated[bool, typer.Option("--same-camera", help="Include the probe's own camera.")]
+
+OLD_FLAGS: dict[str, dict[str, str]] = {
+    "plan": {"model": "checkpoint", "to": "runs", "actors": "workers"},
+    "embed": {"model": "checkpoint", "to": "runs", "actors": "workers"},
+    "reindex": {
+        "model": "checkpoint",
+        "to": "runs",
+        "actors": "workers",
+        "beside": "rebuild",
+        "no-beside": "no-rebuild",
+    },
+    "doctor": {"model": "checkpoint"},
+    "train": {"to": "output", "pick": "select-epoch"},
+    "forget": {"to": "until"},
+    "search": {
+        "to": "until",
+        "model": "vehicle-model",
+        "every-crop": "no-group-by-track",
+        "cameras": "camera-positions",
+        "seen": "sighting",
+    },
+    "sweep": {
+        "to": "until",
+        "model": "vehicle-model",
+        "every-crop": "no-group-by-track",
+        "cameras": "camera-positions",
+        "out": "output",
+        "case": "case-number",
+        "who": "user",
+        "run": "run-id",
+    },
+    "serve": {"cameras": "camera-positions"},
+    "evaluate": {"splits": "splits-file", "also": "variants"},
+}
+"""Flags of earlier releases and their present names, by command. They parse, and no help shows them."""
+
+
+def flag_aliases(command: str) -> Callable[[str], str]:
+    """The normalizer of a command's option names: it replaces a flag of an earlier release."""
+    renamed = OLD_FLAGS.get(command, {})
+    return lambda name: renamed.get(name, name)
 
 
 _config_file: Path | None = None
 
 
 def set_config_file(file: Path | None) -> None:
-    """Take the settings file that was given before the verb."""
+    """Store the settings file that was given before the command."""
     global _config_file
     _config_file = file
 
 
 def config_file() -> Path | None:
-    """The settings file that was given before the verb."""
+    """Return the settings file that was given before the command."""
     return _config_file
 
 
 def settings_of(**flags: Any) -> Settings:
-    """The settings in force, with this verb's flags on top. Raises BadSetting."""
+    """Return the settings, overridden by the flags of this command. Raises BadSetting."""
     return load_settings(flags, file=_config_file)
 
 
@@ -44,10 +103,10 @@ _results: TextIO | None = None
 
 
 def redirect_stdout_to_stderr() -> None:
-    """Send to stderr whatever libraries print on stdout; only `results()` still reaches the real one.
+    """Send everything that libraries print on stdout to stderr; only `results()` writes to stdout.
 
-    Ray reports a dead worker on stdout, which would spoil `--json`. Its C++ does so below Python's
-    `sys.stdout`, hence the file descriptor is moved and not the object alone.
+    Ray reports a dead worker on stdout, which would break `--json`. Its C++ code writes below Python's
+    `sys.stdout`, so the file descriptor is redirected and not only the Python object.
     """
     global _results
     sys.stdout.flush()
@@ -56,30 +115,32 @@ def redirect_stdout_to_stderr() -> None:
 
 
 def results() -> TextIO:
-    """Where results go: stdout."""
+    """Return the stream for results: the original stdout."""
     return _results or sys.stdout
 
 
 class Result(Protocol):
-    """The result of a command, a frozen dataclass."""
+    """The result of a command, for people and for machines."""
 
     def to_text(self) -> str:
-        """Return the result for people."""
+        """Return the result as text."""
 
     def to_json(self) -> Any:
-        """Return the result as plain JSON values."""
+        """Return the result as JSON values."""
 
 
 def emit(result: Any, as_json: bool, text: str | None = None) -> None:
-    """Print a result on stdout: one JSON document for machines, or text for people.
+    """Print the result of a command on stdout: one JSON document, or text.
 
-    result: a `Result`; with `text`, plain values or a record on disk, which `text` describes for people.
+    result: a `Result`; with `text`, a dataclass or JSON values.
     """
-    if not as_json:
-        typer.echo(result.to_text() if text is None else text, file=results())
-        return
     if text is None:
-        values = result.to_json()
+        typer.echo(_encode(result.to_json()) if as_json else result.to_text(), file=results())
     else:
-        values = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
-    typer.echo(json.dumps(values, indent=2, default=str), file=results())
+        typer.echo(_encode(result) if as_json else text, file=results())
+
+
+def _encode(document: Any) -> str:
+    if is_dataclass(document) and not isinstance(document, type):
+        document = asdict(document)
+    return json.dumps(document, indent=2, default=str)

@@ -106,7 +106,7 @@ def check_milvus_bucket(settings: Settings, storage: StoreSettings) -> CheckResu
 def check_model(uri: str | None) -> CheckResult:
     """Check that a checkpoint is complete."""
     if uri is None:
-        return skipped("model", "not requested: --model URI")
+        return skipped("model", "not requested: --checkpoint URI")
     from clvr_model.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(uri)

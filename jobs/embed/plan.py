@@ -111,7 +111,7 @@ def plan(
     and the errors of `discover`.
     """
     if price_per_node_hour is not None and model is None and open_embedder is None:
-        raise BadInput("a price needs a measured speed", remedy="give --model, to measure with")
+        raise BadInput("a price needs a measured speed", remedy="give --checkpoint, to measure with")
     archive = open_store(selection.archive)
     discovery = discover(selection, archive, open_store(settings.runs))
     crops, duplicates = drop_duplicates(discovery.manifest)

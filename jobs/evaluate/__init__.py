@@ -1,1 +1,1 @@
-"""`clvr evaluate` and `clvr calibrate`: CMC, comparisons and calibration of a run."""
+"""`clvr evaluate` and `clvr calibrate`: metrics, comparisons and calibrations of runs."""

@@ -1,6 +1,7 @@
-"""`clvr calibrate`: a labelled run becomes the curve and the threshold that searches by its model use."""
+"""`clvr calibrate`: compute likelihoods and a threshold for the distances of a model, from a labelled run."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from infra.store import open_store
 from jobs.evaluate.dataset import evaluation_lists, labelled_run
 from jobs.runtime.resolve import find_run
 
+SHOWN_LIKELIHOODS = (0.9, 0.5, 0.1)
+
 
 @dataclass(frozen=True, slots=True)
 class CalibrateRequest:
-    """What `clvr calibrate` was asked for."""
+    """A request of `clvr calibrate`."""
 
     run: str
     labels: str | None = None
@@ -23,10 +26,47 @@ class CalibrateRequest:
     seed: int = 0
 
 
-def calibrate_run(request: CalibrateRequest, settings: Settings) -> Calibration:
-    """Calibrate the model of a run and store the outcome with the runs.
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """A stored calibration, for people and for machines."""
 
-    Raises BadLabels where no crop has a vehicle id, BadInput for too few probes, BadSetting.
+    calibration: Calibration
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the calibration as it is stored."""
+        return asdict(self.calibration)
+
+    def to_text(self) -> str:
+        """Return the threshold, the detection rate and some likelihoods."""
+        calibration = self.calibration
+        reference = calibration.brier_base
+        better = 1 - calibration.brier / reference if reference else 0.0
+        likelihoods = ", ".join(
+            f"{share:.0%} up to {distance:.3f}" if distance is not None else f"{share:.0%} at no distance"
+            for share, distance in ((share, self._max_distance(share)) for share in SHOWN_LIKELIHOODS)
+        )
+        return "\n".join(
+            [
+                f"model {calibration.fingerprint}, run {calibration.run_id}: {calibration.probes:,} "
+                f"probes of {calibration.vehicles:,} vehicles in {calibration.gallery:,} crops",
+                f"  threshold     {calibration.threshold:.3f} for a false-alarm rate of "
+                f"{calibration.false_alarm_rate:.1%}",
+                f"  detection     {calibration.detection_rate:.1%} of the probes that have another sighting",
+                f"  likelihood    {likelihoods}",
+                f"  validation    Brier score {calibration.brier:.4f}, {better:.0%} better than the mean",
+            ]
+        )
+
+    def _max_distance(self, likelihood: float) -> float | None:
+        """Return the largest distance with at least this likelihood."""
+        curve = zip(self.calibration.distances, self.calibration.likelihoods, strict=True)
+        return max((distance for distance, share in curve if share >= likelihood), default=None)
+
+
+def calibrate_run(request: CalibrateRequest, settings: Settings) -> CalibrationResult:
+    """Calibrate the model of a run, and store the calibration with the runs.
+
+    Raises BadLabels if no crop has a vehicle id, BadInput for too few probes, BadSetting.
     """
     run = find_run(request.run, settings)
     labelled = labelled_run(run, evaluation_lists(request.labels, request.split)[0])
@@ -41,32 +81,4 @@ def calibrate_run(request: CalibrateRequest, settings: Settings) -> Calibration:
         seed=request.seed,
     )
     store_calibration(open_store(settings.runs), calibration)
-    return calibration
-
-
-def calibration_text(calibration: Calibration) -> str:
-    """The calibration as a person reads it."""
-    better = 1 - calibration.brier / calibration.brier_base if calibration.brier_base else 0.0
-    shares = (0.9, 0.5, 0.1)
-    reached = [
-        max(
-            (d for d, p in zip(calibration.distances, calibration.likelihoods, strict=True) if p >= share),
-            default=None,
-        )
-        for share in shares
-    ]
-    corners = ", ".join(
-        f"{share:.0%} up to {distance:.3f}" if distance is not None else f"{share:.0%} nowhere"
-        for share, distance in zip(shares, reached, strict=True)
-    )
-    return "\n".join(
-        [
-            f"model {calibration.fingerprint}, run {calibration.run_id}: {calibration.probes:,} probes of "
-            f"{calibration.vehicles:,} vehicles in {calibration.gallery:,} crops",
-            f"  threshold     {calibration.threshold:.3f} for a false-alarm rate of "
-            f"{calibration.false_alarm_rate:.1%}",
-            f"  detection     {calibration.detection_rate:.1%} of the probes that have another sighting",
-            f"  likelihood    {corners}",
-            f"  held out      Brier score {calibration.brier:.4f}, {better:.0%} better than saying the mean",
-        ]
-    )
+    return CalibrationResult(calibration)

@@ -1,4 +1,4 @@
-"""`clvr evaluate --compare`: two runs of the same pictures on the same splits, with a paired bootstrap."""
+"""`clvr evaluate --compare`: two runs of the same images on the same splits, with a paired bootstrap."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,30 +17,30 @@ from jobs.runtime.resolve import find_run
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs, by protocol; a difference is the second less the first."""
+    """The differences of two runs by protocol: the second run minus the first."""
 
     runs: tuple[str, str]
     differences: dict[str, list[Difference]]
 
-    def figures(self) -> dict[str, Any]:
-        """As a machine reads them."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the runs and the differences by protocol."""
         return {
             "runs": self.runs,
             "protocols": {
-                name: [_difference_json(one) for one in found] for name, found in self.differences.items()
+                name: [_difference_json(row) for row in rows] for name, rows in self.differences.items()
             },
         }
 
-    def table(self) -> str:
-        """As a person reads them."""
+    def to_text(self) -> str:
+        """Return one table per protocol."""
         lines = [f"A = {self.runs[0]}, B = {self.runs[1]}; 95 % interval of B - A by resampled vehicles"]
-        for name, found in self.differences.items():
+        for name, rows in self.differences.items():
             lines.append(f"{name:18} {'A':>8} {'B':>8} {'B - A':>8}   95 % interval")
-            for one in found:
-                verdict = "" if one.is_significant else "   may be chance"
+            for row in rows:
+                verdict = "" if row.is_significant else "   may be chance"
                 lines.append(
-                    f"  {one.measure:16} {one.a:>8.1%} {one.b:>8.1%} {one.difference:>+8.1%}"
-                    f"   {one.ci_low:+.1%} to {one.ci_high:+.1%}{verdict}"
+                    f"  {row.measure:16} {row.a:>8.1%} {row.b:>8.1%} {row.difference:>+8.1%}"
+                    f"   {row.ci_low:+.1%} to {row.ci_high:+.1%}{verdict}"
                 )
         return "\n".join(lines)
 
@@ -57,9 +57,9 @@ def _difference_json(difference: Difference) -> dict[str, Any]:
 
 
 def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Comparison:
-    """Rank both runs on the splits of the crops that both have embedded.
+    """Rank both runs on splits of the labelled crops that both have embedded.
 
-    Raises BadInput if they share no labelled crop, and what an evaluation raises.
+    Raises BadInput if they share no labelled crop, and the errors of an evaluation.
     """
     names = request.protocols or ("vehicleid-paper",)
     unknown = [name for name in names if name not in RULES]
@@ -71,10 +71,10 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
             f"{request.labels} has several test lists", remedy=f"choose one: --split {lists[0].name}"
         )
     a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
-    rows_a, rows_b = _shared(a, b)
+    rows_a, rows_b = _shared_rows(a, b)
     logger.info(
         f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
-        f"{len(b.features) - len(rows_b):,} of B alone are left out"
+        f"{len(b.features) - len(rows_b):,} of B alone are excluded"
     )
     vehicles = a.vehicle_ids[rows_a]
     differences = {}
@@ -85,8 +85,8 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
     return Comparison((a.run.run_id, b.run.run_id), differences)
 
 
-def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
-    """Rows of the crops that both have, in A's order: if all are shared, A's draws are as alone."""
+def _shared_rows(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
+    """Return the rows of the shared crops in A's order; then the splits equal those of A alone."""
     shared, rows_a, rows_b = np.intersect1d(a.crop_ids, b.crop_ids, assume_unique=True, return_indices=True)
     if not len(shared):
         raise BadInput(
@@ -95,11 +95,11 @@ def _shared(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
         )
     order = np.argsort(rows_a)
     rows_a, rows_b = rows_a[order], rows_b[order]
-    differ = int((a.vehicle_ids[rows_a] != b.vehicle_ids[rows_b]).sum())
-    if differ:
+    num_different = int((a.vehicle_ids[rows_a] != b.vehicle_ids[rows_b]).sum())
+    if num_different:
         raise BadLabels(
-            f"{differ:,} crops have another vehicle id in run {b.run.run_id} than in {a.run.run_id}",
-            remedy="give --labels, so that both are judged by the same ones",
+            f"{num_different:,} crops have another vehicle id in run {b.run.run_id} than in {a.run.run_id}",
+            remedy="give --labels, to use the same vehicle ids for both",
         )
     return rows_a, rows_b
 

@@ -1,4 +1,4 @@
-"""`clvr evaluate`: the CMC of a run by exact L2, by named protocols, and a page of it."""
+"""`clvr evaluate`: CMC, mAP and mINP of a run by exact L2 and named protocols, and a report."""
 
 import json
 from collections.abc import Sequence
@@ -41,18 +41,18 @@ INDEX_TOP = 1000
 
 
 def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
-    """Rank by exact L2 over the run's shards; no picture is embedded again.
+    """Rank the labelled crops of a run by exact L2, without embedding anything again.
 
     Raises BadLabels if no embedded crop has a vehicle id or a protocol cannot be drawn, BadSetting for an
     unknown protocol, BadInput for splits of other crops, FingerprintMismatch for a mixed run.
     """
-    _check(request)
+    _check_request(request)
     run = find_run(request.run, settings)
     lists = []
     for chosen in evaluation_lists(request.labels, request.split):
         labelled = labelled_run(run, chosen)
-        named = f" of {labelled.name}" if labelled.name else ""
-        logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{named} with a vehicle id")
+        suffix = f" of {labelled.name}" if labelled.name else ""
+        logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")
         for line in labelled.accounting():
             logger.info(f"  {line}")
         lists.append(_evaluate_list(labelled, request, settings))
@@ -64,22 +64,25 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
             first.labelled,
             first.results,
             read_card(run.info.model),
-            _story(request, run.run_id),
+            _report_text(request, run.run_id),
             first,
         )
-        request.html.with_suffix(".json").write_text(json.dumps(evaluation.figures(), indent=2, default=str))
+        request.html.with_suffix(".json").write_text(json.dumps(evaluation.to_json(), indent=2, default=str))
     return evaluation
 
 
-def _check(request: EvaluateRequest) -> None:
+def _check_request(request: EvaluateRequest) -> None:
     try:
         torch.empty(0, device=request.device)
     except (RuntimeError, AssertionError) as error:
-        raise BadSetting(f"no device '{request.device}' here: {str(error).splitlines()[0]}") from error
-    for given, known, what in ((request.protocols, RULES, "protocol"), (request.also, VARIANTS, "--also")):
-        for name in given:
+        raise BadSetting(f"no device '{request.device}': {str(error).splitlines()[0]}") from error
+    for names, known, kind in (
+        (request.protocols, RULES, "protocol"),
+        (request.variants, VARIANTS, "variant"),
+    ):
+        for name in names:
             if name not in known:
-                raise BadSetting(f"unknown {what} '{name}'", remedy=f"use one of: {', '.join(known)}")
+                raise BadSetting(f"unknown {kind} '{name}'", remedy=f"use one of: {', '.join(known)}")
 
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
@@ -87,13 +90,13 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK
-    pictures = labelled.pictures()
+    images = labelled.images()
     return ListEvaluation(
         labelled=labelled,
         results=results,
-        also=tuple(_variants(labelled, results, request.also, rank)),
-        distances=sample_distances(pictures, first.splits[0], junk=junk, seed=request.seed),
-        camera_pairs=tuple(by_camera_pair(pictures)),
+        variants=tuple(_variants(labelled, results, request.variants, rank)),
+        distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
+        camera_pairs=tuple(by_camera_pair(images)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
         models=classification(
             labelled.crops["model_id"].to_numpy().astype(np.int64), labelled.true_model_ids
@@ -103,23 +106,23 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
 
 
 def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) -> tuple[ProtocolResult, ...]:
-    given = {labelled.protocol: [labelled.given]} if labelled.given else {}
+    splits = {labelled.protocol: [labelled.dataset_split]} if labelled.dataset_split else {}
     names: Sequence[str] = request.protocols
     path = request.splits
     if path is not None and labelled.name:
         path = path.with_name(f"{path.stem}-{labelled.name}{path.suffix}")
     if path is not None and path.exists():
-        given = read_splits(path, labelled.crop_ids)
-        names = names or tuple(given)
-        absent = [name for name in names if name not in given]
-        if absent:
+        splits = read_splits(path, labelled.crop_ids)
+        names = names or tuple(splits)
+        missing = [name for name in names if name not in splits]
+        if missing:
             raise BadInput(
-                f"{path} has no split of {', '.join(absent)}", remedy=f"it has: {', '.join(given)}"
+                f"{path} has no split of {', '.join(missing)}", remedy=f"it has: {', '.join(splits)}"
             )
-        logger.info(f"  splits read from {path}: the same probes and gallery as when they were written")
+        logger.info(f"  splits read from {path}")
     if not names:
-        by_rule = ("vehicleid-paper", "vehicleid-common")
-        names = by_rule if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
+        defaults = ("vehicleid-paper", "vehicleid-common")
+        names = defaults if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
     results = tuple(
         evaluate_protocol(
             name,
@@ -128,7 +131,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
             camera_ids=labelled.cameras,
             repeats=request.repeats,
             seed=request.seed,
-            splits=given.get(name),
+            splits=splits.get(name),
             rank=rank,
         )
         for name in names
@@ -140,40 +143,40 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
 
 
 def _variants(
-    labelled: LabelledRun, results: Sequence[ProtocolResult], also: Sequence[str], rank: Ranker
+    labelled: LabelledRun, results: Sequence[ProtocolResult], variants: Sequence[str], rank: Ranker
 ) -> list[ProtocolResult]:
-    """The same splits in other ways, each reported under its own name and never instead of plain L2."""
-    found = []
-    length_one = l2_normalized(labelled.features) if also else labelled.features
+    """Rank the same splits in other ways; each variant is reported next to plain L2, never instead."""
+    rankings = []
+    unit_length = l2_normalized(labelled.features) if variants else labelled.features
     for result in results:
         junk = result.name in JUNK
-        if "normalised" in also:
+        if "normalised" in variants:
             ranked = rank(
-                labelled.pictures(length_one),
+                labelled.images(unit_length),
                 result.splits,
                 max_rank=result.curves.shape[1],
                 same_camera_is_junk=junk,
                 skip_unmatched=True,
             )
-            found.append(with_rankings(result, ranked, "L2-normalised"))
+            rankings.append(with_rankings(result, ranked, "L2-normalised"))
         first = result.splits[:1]
-        if "query-expansion" in also:
-            pictures = labelled.pictures()
-            some = [
+        if "query-expansion" in variants:
+            images = labelled.images()
+            ranked = [
                 cmc(
-                    with_probe_expansion(pictures, split),
-                    pictures.take(split.gallery),
+                    with_probe_expansion(images, split),
+                    images.take(split.gallery),
                     same_camera_is_junk=junk,
                     skip_unmatched=True,
                 )
                 for split in first
             ]
-            found.append(with_rankings(result, some, "query expansion of 5, first repeat"))
-        if "re-ranking" in also:
-            some = [rerank(labelled.pictures(length_one), split, junk=junk) for split in first]
+            rankings.append(with_rankings(result, ranked, "query expansion of 5, first repeat"))
+        if "re-ranking" in variants:
+            ranked = [rerank(labelled.images(unit_length), split, junk=junk) for split in first]
             label = "L2-normalised, k-reciprocal re-ranking 20/6/0.3, first repeat"
-            found.append(with_rankings(result, some, label))
-    return found
+            rankings.append(with_rankings(result, ranked, label))
+    return rankings
 
 
 def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Settings) -> IndexCmcLoss:
@@ -190,7 +193,7 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
         ranks, short = ranks_through_index(
             milvus,
             generation,
-            labelled.pictures(),
+            labelled.images(),
             labelled.crop_ids,
             result.splits[0],
             top=INDEX_TOP,
@@ -199,13 +202,13 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
     return index_loss(generation.name, result.rankings[0], ranks, short, INDEX_TOP)
 
 
-def _story(request: EvaluateRequest, run_id: str) -> ReportText:
+def _report_text(request: EvaluateRequest, run_id: str) -> ReportText:
     labels = f" --labels {request.labels}" if request.labels else ""
     split = f" --split {request.split}" if request.split else ""
     return ReportText(
-        title="Who was seen where else",
-        lead="Vehicle re-identification by model-level features and plain L2 distance.",
+        title="Evaluation of vehicle re-identification",
+        summary="Features of vehicle models, compared by plain L2 distance.",
         dataset=f"run {run_id}{f', {request.split}' if request.split else ''}",
-        note="These figures hold for this run, its labels and the protocols named beside them.",
+        note="These figures are valid for this run, its labels and the named protocols only.",
         command=f"clvr evaluate {run_id}{labels}{split} --html {request.html}",
     )

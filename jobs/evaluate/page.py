@@ -1,4 +1,4 @@
-"""The page of an evaluation: strips of real crops, the CMC, the counts, put together for `index.report`."""
+"""The report of an evaluation: strips of crops, the CMC and the counts, assembled for the page."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +21,14 @@ from jobs.evaluate.dataset import LabelledRun
 from jobs.pages.evaluation_page import (
     Classified,
     Counts,
+    EvaluationPage,
     ModelAccuracy,
     Outcomes,
-    PageData,
     Ranked,
     Sighting,
     Strip,
     Timing,
-    build_page,
+    build_evaluation_page,
 )
 from jobs.pages.thumbnail import thumbnail_of
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from jobs.evaluate.results import ListEvaluation
 
 STRIP_RANKS = 5
-STRIPS_A_PANEL = 4
-HARDEST = 4
-NAMED_EACH = 6
+STRIPS_PER_PANEL = 4
+NUM_HARDEST = 4
+NUM_CLASSIFIED = 6
 
 
 @dataclass(frozen=True, slots=True)
 class ReportText:
-    """What a page tells, besides the evaluation itself."""
+    """The texts of a report."""
 
     title: str
-    lead: str
+    summary: str
     dataset: str
     note: str
     timings: tuple[Timing, ...] = ()
@@ -59,50 +59,50 @@ def write_page(
     labelled: LabelledRun,
     results: tuple[ProtocolResult, ...],
     card: Card,
-    story: ReportText,
-    more: "ListEvaluation | None" = None,
+    text: ReportText,
+    evaluation: "ListEvaluation | None" = None,
 ) -> None:
-    """Write the page of a run's evaluation; it appears whole or not at all."""
+    """Write the report of a run's evaluation atomically."""
     summary = labelled.run.summary
     first = results[0]
     predicted = labelled.crops["model_id"].to_numpy().astype(np.int64)
-    models = more.models if more else classification(predicted, labelled.true_model_ids)
+    models = evaluation.models if evaluation else classification(predicted, labelled.true_model_ids)
     junk = first.name in JUNK
-    pictures = labelled.pictures()
-    distances = more.distances if more else sample_distances(pictures, first.splits[0], junk=junk)
-    page = build_page(
-        PageData(
-            title=story.title,
-            lead=story.lead,
-            dataset=story.dataset,
-            note=story.note,
+    images = labelled.images()
+    distances = evaluation.distances if evaluation else sample_distances(images, first.splits[0], junk=junk)
+    page = build_evaluation_page(
+        EvaluationPage(
+            title=text.title,
+            summary=text.summary,
+            dataset=text.dataset,
+            note=text.note,
             counts=_counts(summary),
             results=results,
-            strips=list(_strips(labelled, first, card.label_names, _chosen(first.first_ranks[0]))),
-            hardest=list(_strips(labelled, first, card.label_names, _hardest(first.first_ranks[0]))),
+            strips=list(_strips(labelled, first, card.label_names, _draw_probes(first.first_ranks[0]))),
+            hardest=list(_strips(labelled, first, card.label_names, _hardest_probes(first.first_ranks[0]))),
             distances=distances,
             models=models,
-            model_names=[_model_name(card.label_names, one.model_id) for one in models.classes]
+            model_names=[_model_name(card.label_names, row.model_id) for row in models.classes]
             if models
             else [],
-            named=list(_named(labelled, predicted, card.label_names)) if models else [],
-            camera_pairs=more.camera_pairs if more else by_camera_pair(pictures),
-            day_parts=more.day_parts
-            if more
+            classified=list(_classified(labelled, predicted, card.label_names)) if models else [],
+            camera_pairs=evaluation.camera_pairs if evaluation else by_camera_pair(images),
+            day_parts=evaluation.day_parts
+            if evaluation
             else by_day_part(first.splits[0], first.rankings[0], labelled.captured_at),
-            also=more.also if more else (),
-            index=more.index if more else None,
-            left_out=labelled.accounting(),
+            variants=evaluation.variants if evaluation else (),
+            index=evaluation.index if evaluation else None,
+            not_ranked=labelled.accounting(),
             outcomes=_outcomes(first),
             model_accuracy=_model_accuracy(card),
-            timings=story.timings,
+            timings=text.timings,
             facts={
                 "run": summary.run_id,
                 "fingerprint": summary.fingerprint,
                 "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-                **story.facts,
+                **text.facts,
             },
-            command=story.command,
+            command=text.command,
         )
     )
     unfinished = path.with_suffix(".part")
@@ -123,7 +123,7 @@ def _counts(summary: RunSummary) -> Counts:
 def _outcomes(result: ProtocolResult) -> Outcomes:
     ranks = result.first_ranks[0][result.first_ranks[0] > 0]
     at_1, in_5 = int((ranks == 1).sum()), int((ranks <= STRIP_RANKS).sum())
-    return Outcomes(at_1, in_5 - at_1, len(ranks) - in_5, how=f"{result.name}, first repeat, exact L2")
+    return Outcomes(at_1, in_5 - at_1, len(ranks) - in_5, method=f"{result.name}, first repeat, exact L2")
 
 
 def _model_accuracy(card: Card) -> ModelAccuracy | None:
@@ -134,7 +134,7 @@ def _model_accuracy(card: Card) -> ModelAccuracy | None:
         micro=metrics["accuracy"],
         macro=metrics["macro_accuracy"],
         classes=metrics["classes"],
-        pictures=metrics["held_out"],
+        images=metrics["held_out"],
         chance=metrics["largest_class_share"],
     )
 
@@ -142,51 +142,51 @@ def _model_accuracy(card: Card) -> ModelAccuracy | None:
 def _strips(
     labelled: LabelledRun, result: ProtocolResult, names: Mapping[int, str], chosen: NDArray[np.int64]
 ) -> Iterator[Strip]:
-    """Strips of the first repeat, with exactly the ranks that were counted."""
+    """Make strips of the first repeat, with the ranks as they were counted."""
     split, ranks = result.splits[0], result.first_ranks[0]
     if not len(chosen):
         return
     probes = split.probes[chosen]
     gallery = [(split.gallery, labelled.features[split.gallery])]
-    found, distances = nearest(
+    nearest_rows, distances = nearest(
         labelled.features[probes],
         gallery,
         STRIP_RANKS,
-        exclude_ids=_not_ranked(labelled, split, probes, result.name in JUNK),
+        exclude_ids=_excluded_rows(labelled, split, probes, result.name in JUNK),
     )
-    sighting = _sightings(labelled, names)
-    for probe, rank, rows, away in zip(probes, ranks[chosen], found, distances, strict=True):
+    sighting = _sighting_of_row(labelled, names)
+    for probe, rank, rows, row_distances in zip(probes, ranks[chosen], nearest_rows, distances, strict=True):
         vehicle = labelled.vehicle_ids[probe]
         yield Strip(
             probe=sighting(int(probe)),
             ranked=[
                 Ranked(sighting(int(row)), float(distance), bool(labelled.vehicle_ids[row] == vehicle))
-                for row, distance in zip(rows, away, strict=True)
+                for row, distance in zip(rows, row_distances, strict=True)
                 if row >= 0
             ],
             first_hit=int(rank),
         )
 
 
-def _not_ranked(
+def _excluded_rows(
     labelled: LabelledRun, split: Split, probes: NDArray[np.int64], junk: bool
 ) -> NDArray[np.int64]:
-    """Rows (p, m) that are not ranked for a probe: its own, and junk (its vehicle by its camera)."""
+    """Return rows (p, m) that are not ranked for a probe: itself, and junk (its vehicle at its camera)."""
     rows = []
     for probe in probes:
-        out = split.gallery == probe
+        excluded = split.gallery == probe
         if junk:
-            out |= (labelled.vehicle_ids[split.gallery] == labelled.vehicle_ids[probe]) & (
+            excluded |= (labelled.vehicle_ids[split.gallery] == labelled.vehicle_ids[probe]) & (
                 labelled.camera_ids[split.gallery] == labelled.camera_ids[probe]
             )
-        rows.append(split.gallery[out])
+        rows.append(split.gallery[excluded])
     padded = np.full((len(probes), max(map(len, rows), default=0)), NO_ID, dtype=np.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
     return padded
 
 
-def _sightings(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int], Sighting]:
+def _sighting_of_row(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int], Sighting]:
     reader = ArchiveReader(open_store(labelled.run.info.archive))
 
     def sighting(row: int) -> Sighting:
@@ -202,20 +202,20 @@ def _sightings(labelled: LabelledRun, names: Mapping[int, str]) -> Callable[[int
     return sighting
 
 
-def _named(
+def _classified(
     labelled: LabelledRun, predicted: NDArray[np.int64], names: Mapping[int, str]
 ) -> Iterator[Classified]:
-    """Figure 5: crops named rightly and wrongly, drawn without looking."""
+    """Draw random crops whose model was predicted correctly, and some predicted wrongly (Figure 5)."""
     order = np.random.default_rng(1).permutation(np.flatnonzero(labelled.true_model_ids >= 0))
-    right = predicted == labelled.true_model_ids
-    sighting = _sightings(labelled, names)
-    for some in (order[right[order]], order[~right[order]]):
-        for row in some[:NAMED_EACH].tolist():
+    is_correct = predicted == labelled.true_model_ids
+    sighting = _sighting_of_row(labelled, names)
+    for rows in (order[is_correct[order]], order[~is_correct[order]]):
+        for row in rows[:NUM_CLASSIFIED].tolist():
             yield Classified(
                 sighting(row),
                 true=_model_name(names, int(labelled.true_model_ids[row])),
                 confidence=float(labelled.crops["model_confidence"][row].as_py()),
-                right=bool(right[row]),
+                correct=bool(is_correct[row]),
             )
 
 
@@ -223,16 +223,16 @@ def _model_name(names: Mapping[int, str], model: int) -> str:
     return names.get(model, f"model {model}")
 
 
-def _hardest(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The probes whose first true match stands furthest down, below the ranks that a strip shows."""
-    order = np.argsort(-ranks, kind="stable")[:HARDEST]
+def _hardest_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the probes with the worst ranks of the first true match, beyond the ranks of a strip."""
+    order = np.argsort(-ranks, kind="stable")[:NUM_HARDEST]
     return order[ranks[order] > STRIP_RANKS]
 
 
-def _chosen(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Some probes of each panel, drawn without looking: hit at 1, hit in ranks 2 to 5, missed there."""
+def _draw_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw random probes of each panel: first match at rank 1, at ranks 2 to 5, and below."""
     order = np.random.default_rng(0).permutation(len(ranks))
     panels = ((1, 1), (2, STRIP_RANKS), (STRIP_RANKS + 1, np.inf))
     return np.concatenate(
-        [order[(ranks[order] >= low) & (ranks[order] <= high)][:STRIPS_A_PANEL] for low, high in panels]
+        [order[(ranks[order] >= first) & (ranks[order] <= last)][:STRIPS_PER_PANEL] for first, last in panels]
     )

@@ -20,33 +20,33 @@ from jobs.evaluate.dataset import LabelledRun
 
 
 def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
-    """Everything that was counted, as JSON."""
+    """Return all figures as JSON values."""
     run = lists[0].labelled.run
     return {
         "run": run.run_id,
         "model": run.info.model,
         "fingerprint": run.fingerprint,
-        "lists": [_list_figures(one) for one in lists],
+        "lists": [_list_figures(evaluation) for evaluation in lists],
     }
 
 
-def _list_figures(one: "ListEvaluation") -> dict[str, Any]:
-    labelled, distances = one.labelled, one.distances
+def _list_figures(evaluation: "ListEvaluation") -> dict[str, Any]:
+    labelled, distances = evaluation.labelled, evaluation.distances
     return {
         "list": labelled.name,
         "labelled": len(labelled.features),
         "unlabelled": labelled.unlabelled,
-        "labelled_without_embedding": labelled.lost,
-        "labels_of_no_crop": labelled.absent,
+        "labelled_without_embedding": labelled.quarantined,
+        "labels_of_no_crop": labelled.not_in_run,
         "left_out": labelled.accounting(),
-        "protocols": [_protocol_figures(result) for result in (*one.results, *one.also)],
+        "protocols": [_protocol_figures(result) for result in (*evaluation.results, *evaluation.variants)],
         "tpr_at_fpr": None
         if distances is None
         else {f"{rate:g}": distances.tpr_at_fpr(rate) for rate in FALSE_POSITIVE_RATES},
-        "by_camera_pair": [asdict(pair) for pair in one.camera_pairs],
-        "by_day_part": [asdict(part) for part in one.day_parts],
-        "model_classification": None if one.models is None else asdict(one.models),
-        "through_index": None if one.index is None else asdict(one.index),
+        "by_camera_pair": [asdict(pair) for pair in evaluation.camera_pairs],
+        "by_day_part": [asdict(part) for part in evaluation.day_parts],
+        "model_classification": None if evaluation.models is None else asdict(evaluation.models),
+        "through_index": None if evaluation.index is None else asdict(evaluation.index),
     }
 
 
@@ -77,42 +77,42 @@ def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
 
 
 def table_of(lists: Sequence["ListEvaluation"]) -> str:
-    """The figures that fit on a screen."""
-    return "\n\n".join("\n".join(_list_lines(one)) for one in lists)
+    """Return the main figures as text."""
+    return "\n\n".join("\n".join(_list_lines(evaluation)) for evaluation in lists)
 
 
-def _list_lines(one: "ListEvaluation") -> Iterator[str]:
-    if one.labelled.name:
-        yield f"list {one.labelled.name}"
+def _list_lines(evaluation: "ListEvaluation") -> Iterator[str]:
+    if evaluation.labelled.name:
+        yield f"list {evaluation.labelled.name}"
     measures = (*(f"rank-{k}" for k in REPORTED_RANKS), *(metric.title for metric in METRICS))
     yield f"{'protocol':18} {'probes':>7} {'gallery':>8}" + "".join(f"{name:>14}" for name in measures)
-    for result in one.results:
+    for result in evaluation.results:
         yield _row(f"{result.name:18} {result.probes:>7,} {result.gallery:>8,}", result)
         chance = "".join(
             f"{result.chance[min(k, len(result.chance)) - 1]:>8.1%}      " for k in REPORTED_RANKS
         )
         yield f"{'  by chance':35}{chance}".rstrip()
-        for other in one.also:
-            if other.name == result.name:
-                yield f"  {other.features}:"
-                yield _row(" " * 35, other)
-    if one.distances is not None:
-        rates = ((rate, one.distances.tpr_at_fpr(rate)) for rate in FALSE_POSITIVE_RATES)
+        for variant in evaluation.variants:
+            if variant.name == result.name:
+                yield f"  {variant.features}:"
+                yield _row(" " * 35, variant)
+    if evaluation.distances is not None:
+        rates = ((rate, evaluation.distances.tpr_at_fpr(rate)) for rate in FALSE_POSITIVE_RATES)
         shown = ", ".join(f"{share:.1%} at {rate:g}" for rate, share in rates if share is not None)
-        yield f"verification, {one.results[0].name}, first repeat: TPR {shown or '-'} FPR"
-    if one.models is not None:
-        models = one.models
+        yield f"verification, {evaluation.results[0].name}, first repeat: TPR {shown or '-'} FPR"
+    if evaluation.models is not None:
+        models = evaluation.models
         yield (
-            f"models: {models.micro:.1%} of {models.pictures:,} pictures named rightly, "
+            f"models: {models.micro:.1%} of {models.pictures:,} images predicted correctly, "
             f"{models.macro:.1%} as the mean over {len(models.classes)} models (chance {models.chance:.1%})"
         )
-    if one.index is not None:
-        loss = one.index
+    if evaluation.index is not None:
+        loss = evaluation.index
         pairs = zip(loss.ranks, loss.exact, loss.found, strict=True)
-        shown = ", ".join(f"rank-{k} {found:.1%} of exact {exact:.1%}" for k, exact, found in pairs)
-        yield f"through {loss.generation}, {one.results[0].name}, first repeat: {shown}"
+        shown = ", ".join(f"rank-{k} {indexed:.1%} of exact {exact:.1%}" for k, exact, indexed in pairs)
+        yield f"through {loss.generation}, {evaluation.results[0].name}, first repeat: {shown}"
         if loss.short:
-            yield f"  {loss.short:,} probes had too few gallery pictures among {loss.top:,} hits: missed"
+            yield f"  {loss.short:,} probes had too few gallery images in {loss.top:,} hits: missed"
 
 
 def _row(start: str, result: ProtocolResult) -> str:
@@ -127,17 +127,17 @@ def _at(result: ProtocolResult, ranks: Sequence[int]) -> list[tuple[float, float
 
 @dataclass(frozen=True, slots=True)
 class EvaluateRequest:
-    """What `clvr evaluate` was asked for."""
+    """A request of `clvr evaluate`."""
 
     run: str
     labels: str | None = None
-    protocols: tuple[str, ...] = ()  # none: what the list comes with, or the two of VehicleID
+    protocols: tuple[str, ...] = ()  # empty: that of the dataset, or the two of VehicleID
     repeats: int = 10
     seed: int = 0
     html: Path | None = None
     split: str | None = None
-    splits: Path | None = None  # read if it is there, written otherwise
-    also: tuple[str, ...] = ("normalised",)
+    splits: Path | None = None  # read if it exists, written otherwise
+    variants: tuple[str, ...] = ("normalised",)
     index: bool = False
     workers: int = 0
     device: str = "cpu"
@@ -145,11 +145,11 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, slots=True)
 class ListEvaluation:
-    """Figures of one list of pictures, each under the name of its protocol."""
+    """The figures of one list of images, by protocol."""
 
     labelled: LabelledRun
     results: tuple[ProtocolResult, ...]
-    also: tuple[ProtocolResult, ...] = ()  # the same protocols on other features or with a second look
+    variants: tuple[ProtocolResult, ...] = ()  # the same splits with other features or re-ranking
     distances: Distances | None = None  # of the first protocol
     camera_pairs: tuple[CameraPair, ...] = ()
     day_parts: tuple[TimeOfDay, ...] = ()
@@ -159,24 +159,24 @@ class ListEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Every list that was evaluated."""
+    """The figures of all lists of an evaluation."""
 
     lists: tuple[ListEvaluation, ...]
 
     @property
     def labelled(self) -> LabelledRun:
-        """The pictures of the first list."""
+        """The images of the first list."""
         return self.lists[0].labelled
 
     @property
     def results(self) -> tuple[ProtocolResult, ...]:
-        """The protocols of the first list, on the features as embedded."""
+        """The results of the first list, with plain features."""
         return self.lists[0].results
 
-    def figures(self) -> dict[str, object]:
-        """The figures as a machine reads them."""
+    def to_json(self) -> dict[str, object]:
+        """Return all figures."""
         return figures_of(self.lists)
 
-    def table(self) -> str:
-        """The figures as a person reads them."""
+    def to_text(self) -> str:
+        """Return the main figures."""
         return table_of(self.lists)

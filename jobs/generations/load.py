@@ -1,7 +1,6 @@
 """`clvr load`, `promote`, `rollback`, `retire`, `verify`: runs become a generation, and one goes live."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -140,11 +139,6 @@ def imports_text(progress: ImportProgress) -> str:
     """Return the running imports of a load as one phrase, "" without one."""
     states = ", ".join(f"{jobs} {state}" for state, jobs in sorted(progress.jobs.items()))
     return f"imports: {states}, {progress.percent:.0f} % done" if states else ""
-
-
-def load_generation(run_ids: Sequence[str], settings: Settings, *, index_type: str = "auto") -> Generation:
-    """Build a generation of finished runs beside the live one. Raises the errors of `load_runs`."""
-    return load(LoadRequest(tuple(run_ids), index_type), settings).generation
 
 
 def load(request: LoadRequest, settings: Settings) -> LoadResult:

@@ -1,4 +1,4 @@
-"""Drawings of the page beside the CMC: distances of same and different vehicles, and Figure 4."""
+"""Charts of pages: the distance histogram, and the accuracy of vehicle models (Figure 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ _BINS = 60
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Shares of same-vehicle and of different-vehicle pairs by L2 distance, over common bins."""
+    """Shares of pairs of the same vehicle and of different vehicles by L2 distance, in common bins."""
 
     edges: NDArray[np.float64]  # (bins + 1,)
     same: NDArray[np.float64]  # (bins,)
     different: NDArray[np.float64]
-    overlap: float  # the area that both have in common: 0 is apart, 1 is alike
+    overlap: float  # the common area, from 0 to 1
     width: float = 960.0
     height: float = 260.0
 
     @property
     def areas(self) -> list[str]:
-        """Polygon points: of the same vehicles, and of different ones."""
-        most = max(float(self.same.max(initial=0)), float(self.different.max(initial=0)), 1e-12)
-        return [self._area(share / most) for share in (self.same, self.different)]
+        """The polygon points of the same and of different vehicles."""
+        peak = max(float(self.same.max(initial=0)), float(self.different.max(initial=0)), 1e-12)
+        return [self._area(share / peak) for share in (self.same, self.different)]
 
     @property
     def ticks(self) -> list[tuple[float, float]]:
-        """(x, distance) of five marks."""
-        low, high = float(self.edges[0]), float(self.edges[-1])
-        return [(self._x(share), low + share * (high - low)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        """The (x, distance) of five ticks."""
+        first, last = float(self.edges[0]), float(self.edges[-1])
+        return [(self._x(share), first + share * (last - first)) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
 
     @property
     def floor(self) -> float:
-        """Where nothing stands."""
+        """The y of the horizontal axis."""
         return self.height - 34
 
     def _x(self, share: float) -> float:
@@ -52,15 +52,15 @@ class Histogram:
 
 
 def histogram(distances: Distances) -> Histogram | None:
-    """Common bins over all but the outermost 0.1 % of either kind; None where one of the kinds is absent.
+    """Make the histogram over common bins; None if there are no pairs of one kind.
 
-    What lies outside counts in the first and the last bin.
+    The bins cover all but the outermost 0.1 % of each kind; outer distances count in the first and last bin.
     """
     if not len(distances.same) or not len(distances.different):
         return None
-    ends = [np.quantile(values, [0.001, 0.999]) for values in (distances.same, distances.different)]
-    low, high = float(min(end[0] for end in ends)), float(max(end[1] for end in ends))
-    edges = np.linspace(low, max(high, low + 1e-9), _BINS + 1)
+    ranges = [np.quantile(values, [0.001, 0.999]) for values in (distances.same, distances.different)]
+    first, last = float(min(ends[0] for ends in ranges)), float(max(ends[1] for ends in ranges))
+    edges = np.linspace(first, max(last, first + 1e-9), _BINS + 1)
     same, different = (
         np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
         for values in (distances.same, distances.different)
@@ -77,37 +77,37 @@ class ClassBar:
     share_y: float
     share_height: float
     accuracy_y: float
-    text: str  # what a pointer over it says
+    tooltip: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClassChart:
-    """The paper's Figure 4: accuracy of each class above its share of the pictures, by falling share."""
+    """The paper's Figure 4: accuracy of each class and its share of the images, by falling share."""
 
     bars: Sequence[ClassBar]
     largest_share: float
     width: float = 960.0
-    top: float = 14.0  # where accuracy is 100 %
-    middle: float = 150.0  # where accuracy is 0
+    top: float = 14.0  # y of an accuracy of 100 %
+    middle: float = 150.0  # y of an accuracy of 0
     share_top: float = 176.0
     bottom: float = 256.0
 
 
 def class_chart(models: Classification, names: Sequence[str]) -> ClassChart:
-    """`names` stand for `models.classes`, in their order."""
-    largest = max((one.share for one in models.classes), default=1.0)
+    """Make the chart; `names` are those of `models.classes`, in the same order."""
+    largest = max((row.share for row in models.classes), default=1.0)
     step = (960.0 - 70) / max(len(models.classes), 1)
     bars = []
-    for number, (one, name) in enumerate(zip(models.classes, names, strict=True)):
-        height = one.share / largest * (256.0 - 176.0)
+    for number, (row, name) in enumerate(zip(models.classes, names, strict=True)):
+        height = row.share / largest * (256.0 - 176.0)
         bars.append(
             ClassBar(
                 x=round(56 + step * number, 2),
                 width=round(max(step * 0.8, 0.6), 2),
                 share_y=round(256.0 - height, 2),
                 share_height=round(height, 2),
-                accuracy_y=round(150.0 - one.accuracy * (150.0 - 14.0), 2),
-                text=f"{name}: {one.accuracy:.1%} of {one.pictures:,} pictures, {one.share:.1%} of all",
+                accuracy_y=round(150.0 - row.accuracy * (150.0 - 14.0), 2),
+                tooltip=f"{name}: {row.accuracy:.1%} of {row.pictures:,} images, {row.share:.1%} of all",
             )
         )
     return ClassChart(bars, largest)

@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a run: what was found, how sure that is, and what it was measured on.
+"""The HTML report of an evaluation: strips of crops, the CMC with its protocols, and the counts.
 
-No script, no external resource: styles are inline under a hash that the page's own content policy names,
-pictures are inlined JPEG, curves are inline SVG. Everything that comes from data is escaped.
+The page is self-contained and has no script: the content policy admits its inline styles by their hash,
+images are inline JPEG, curves are inline SVG. All data are escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ TABLE_1 = (
     ("Mixed Diff + CCL", (49.0, 73.5), (42.8, 66.8), (38.2, 61.6)),
     ("CLVR", (62.0, 76.0), (56.1, 71.8), (50.6, 68.0)),
 )
-PUBLISHED_MODEL_ACCURACY = 0.948  # the paper, section 4: 228 models, 18,119 held-out pictures of VehicleID
+PUBLISHED_MODEL_ACCURACY = 0.948  # the paper, section 4: 228 models, 18,119 validation images
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A crop as shown: JPEG bytes and what is known of it. Empty strings and -1 stand for unknown."""
+    """A crop on the page: JPEG bytes and its labels. Empty strings and -1 mean unknown."""
 
     jpeg: bytes = field(repr=False)
     vehicle: str = ""
@@ -42,11 +42,11 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A gallery entry at its rank."""
+    """A gallery image at its rank."""
 
     sighting: Sighting
     distance: float  # L2
-    correct: bool  # the same vehicle as the probe
+    correct: bool  # whether it is the vehicle of the probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Strip:
 
     probe: Sighting
     ranked: Sequence[Ranked]
-    first_hit: int | None  # rank of the first true match, where it is known
+    first_hit: int | None  # rank of the first true match, if known
 
     @property
     def panel(self) -> int:
-        """0: hit at rank 1, 1: hit in ranks 2 to 5, 2: missed there."""
+        """0: first match at rank 1; 1: at ranks 2 to 5; 2: below."""
         if self.first_hit is None or self.first_hit > 5:
             return 2
         return 0 if self.first_hit == 1 else 1
@@ -67,12 +67,12 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Of all probes that were searched: how many hit at rank 1, first in ranks 2 to 5, or not there."""
+    """Number of probes by the rank of their first true match: 1, 2 to 5, or below."""
 
     at_1: int
     in_2_to_5: int
     missed: int
-    how: str = ""  # 'through Milvus, each picture against all others'
+    method: str = ""  # such as 'leave-one-out, first repeat, exact L2'
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ModelAccuracy:
-    """How well the classifier names vehicle models that it was trained on, on held-out pictures."""
+    """Accuracy of the classifier of vehicle models on validation images."""
 
-    micro: float  # share of pictures
+    micro: float  # over images
     macro: float  # mean over classes
     classes: int
-    pictures: int
+    images: int
     chance: float  # share of the largest class
 
 
@@ -114,35 +114,35 @@ class Classified:
     sighting: Sighting
     true: str
     confidence: float
-    right: bool
+    correct: bool
 
 
 @dataclass(frozen=True, slots=True)
-class PageData:
-    """Everything that the page shows. `note` says honestly what the figures do not show."""
+class EvaluationPage:
+    """The content of the page. `note`: limits of the figures."""
 
     title: str
-    lead: str
+    summary: str
     dataset: str
     note: str
     counts: Counts
-    results: Sequence[ProtocolResult] = ()  # the first gives the headline
+    results: Sequence[ProtocolResult] = ()  # the first is the headline
     strips: Sequence[Strip] = ()
     outcomes: Outcomes | None = None
     model_accuracy: ModelAccuracy | None = None
     timings: Sequence[Timing] = ()
     facts: Mapping[str, str] = field(default_factory=dict)  # fingerprint, device, version, date, …
-    command: str = ""  # makes this page again
-    also: Sequence[ProtocolResult] = ()  # the same protocols in other ways
-    hardest: Sequence[Strip] = ()  # probes whose first true match stands furthest down
+    command: str = ""  # that makes this page
+    variants: Sequence[ProtocolResult] = ()  # the same splits with other features or re-ranking
+    hardest: Sequence[Strip] = ()  # probes with the worst rank of the first true match
     distances: Distances | None = None
     models: Classification | None = None
     model_names: Sequence[str] = ()  # of `models.classes`
-    named: Sequence[Classified] = ()
+    classified: Sequence[Classified] = ()
     camera_pairs: Sequence[CameraPair] = ()
     day_parts: Sequence[TimeOfDay] = ()
     index: IndexCmcLoss | None = None
-    left_out: Sequence[str] = ()  # what was not ranked, and by which rule
+    not_ranked: Sequence[str] = ()  # excluded crops and labels, with the reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """The CMC drawing: 0 to 100 % over ranks 1 to `max_rank`."""
+    """The CMC chart: 0 to 100 % over ranks 1 to `max_rank`."""
 
     max_rank: int
     width: float = 960.0
@@ -170,24 +170,24 @@ class Chart:
     bottom: float = 46.0
 
     def x(self, rank: float) -> float:
-        """Where a rank stands."""
+        """Return the x of a rank."""
         span = self.width - self.left - self.right
         return round(self.left + (rank - 1) / max(self.max_rank - 1, 1) * span, 2)
 
     def y(self, share: float) -> float:
-        """Where a share between 0 and 1 stands; what a deviation would push beyond is cut off."""
-        inside = min(max(float(share), 0.0), 1.0)
-        return round(self.height - self.bottom - inside * (self.height - self.top - self.bottom), 2)
+        """Return the y of a share, clipped to the range from 0 to 1."""
+        clipped = min(max(float(share), 0.0), 1.0)
+        return round(self.height - self.bottom - clipped * (self.height - self.top - self.bottom), 2)
 
     @property
     def ranks(self) -> list[int]:
-        """Labelled ranks."""
+        """The ranks with a tick label."""
         return [rank for rank in (1, 5, 10, 20, 30, 40, 50) if rank <= self.max_rank]
 
     def lines(self, results: Sequence[ProtocolResult]) -> list[Line]:
-        """Every protocol's curve, band, chance level and marks."""
+        """Return the curve, band, chance level and marks of every protocol."""
         labels = _spread_labels(
-            [self.y(float(result.mean[-1])) for result in results], gap=34, most=self.y(0)
+            [self.y(float(result.mean[-1])) for result in results], gap=34, bottom=self.y(0)
         )
         return [self._line(result, y) for result, y in zip(results, labels, strict=True)]
 
@@ -217,16 +217,15 @@ class Chart:
         return [f"{self.x(rank)},{self.y(share)}" for rank, share in enumerate(shares, start=1)]
 
 
-def build_page(data: PageData) -> str:
-    """The page as HTML text, the same for the same data.
+def build_evaluation_page(data: EvaluationPage) -> str:
+    """Render the page; the same data give the same HTML.
 
-    Raises CountMismatch if the counts do not add up (such a page must not exist), UnreadablePicture for
-    picture bytes that are not JPEG.
+    Raises CountMismatch if the counts do not add up, UnreadablePicture for image bytes that are not JPEG.
     """
     _check_counts(data.counts)
     chart = Chart(max_rank=min([len(result.mean) for result in data.results], default=1))
     return render(
-        "page.html.j2",
+        "evaluation_page.html.j2",
         data=data,
         metrics=METRICS,
         panels=[[strip for strip in data.strips if strip.panel == panel] for panel in range(3)],
@@ -258,14 +257,14 @@ def _check_counts(counts: Counts) -> None:
         )
 
 
-def _spread_labels(positions: Sequence[float], *, gap: float, most: float) -> list[float]:
-    """Move labels down, and where the drawing ends up again, until none overlap."""
+def _spread_labels(positions: Sequence[float], *, gap: float, bottom: float) -> list[float]:
+    """Move labels down, and up again at the bottom of the chart, until no two overlap."""
     order = np.argsort(positions, kind="stable")
     placed = np.array(positions, dtype=np.float64)
     for above, below in pairwise(order):
         placed[below] = max(placed[below], placed[above] + gap)
-    ceiling = most
+    limit = bottom
     for index in order[::-1]:
-        placed[index] = ceiling = min(placed[index], ceiling)
-        ceiling -= gap
+        placed[index] = limit = min(placed[index], limit)
+        limit -= gap
     return [round(float(y), 2) for y in placed]

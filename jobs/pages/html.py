@@ -19,10 +19,10 @@ def render(
     filters: Mapping[str, Callable[..., str]] | None = None,
     **values: Any,
 ) -> str:
-    """A page from our own template, the same for the same values; every value in it is escaped.
+    """Render a template; all values are escaped, and the same values give the same HTML.
 
-    styles: stylesheets, which the page's content policy admits by their digest. filters: how this page writes
-    figures, beside those of `FILTERS`. Raises UnreadablePicture for picture bytes that are not JPEG.
+    styles: stylesheets; the content policy of the page admits them by their digest. filters: formats of
+    this page, in addition to `FILTERS`. Raises UnreadablePicture for image bytes that are not JPEG.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.pages", "templates"),
@@ -35,21 +35,21 @@ def render(
     environment.filters.update(filters or {})
     css = "\n".join(environment.get_template(style).render() for style in styles)
     return environment.get_template(template).render(
-        css=Markup(css),  # noqa: S704 (our own templates, rendered without data)
+        css=Markup(css),  # noqa: S704 (templates of this package, rendered without data)
         css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         **values,
     )
 
 
-def sentence(words: str) -> str:
-    """With a capital letter."""
-    return words[:1].upper() + words[1:]
+def sentence(text: str) -> str:
+    """Capitalize the first letter."""
+    return text[:1].upper() + text[1:]
 
 
-def picture(jpeg: bytes) -> str:
-    """A JPEG as a data URI. Raises UnreadablePicture for anything else."""
+def image(jpeg: bytes) -> str:
+    """Return a JPEG as a data URI. Raises UnreadablePicture for other bytes."""
     if not jpeg.startswith(b"\xff\xd8"):
-        raise UnreadablePicture("a picture for the page is not JPEG", cause="unsupported")
+        raise UnreadablePicture("an image of the page is not JPEG", cause="unsupported")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
@@ -60,5 +60,5 @@ FILTERS: dict[str, Callable[..., str]] = {
     "duration": format.duration,
     "moment": format.capture_time,
     "sentence": sentence,
-    "picture": picture,
+    "image": image,
 }

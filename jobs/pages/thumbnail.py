@@ -1,4 +1,4 @@
-"""Small JPEGs of crops, for pages; crops are hostile input here as everywhere."""
+"""Small JPEGs of crops for pages; crops are untrusted input."""
 
 import io
 
@@ -13,27 +13,27 @@ QUALITY = 85
 
 
 def thumbnail(data: bytes) -> bytes:
-    """JPEG of at most 240 x 240, of whatever `decode` takes. Raises UnreadablePicture."""
-    decode(data)  # holds all the limits on bytes, pixels and formats
+    """Return a JPEG of at most 240 x 240 pixels of an encoded image. Raises UnreadablePicture."""
+    decode(data)  # checks the limits on bytes, pixels and formats
     try:
         file = Image.open(io.BytesIO(data))
         file.draft("RGB", (SIDE, SIDE))
-        picture = ImageOps.exif_transpose(file).convert("RGB")
+        image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
         raise UnreadablePicture(str(error), cause="not-a-picture") from error
-    picture.thumbnail((SIDE, SIDE))
-    return _jpeg(picture)
+    image.thumbnail((SIDE, SIDE))
+    return _jpeg(image)
 
 
 def thumbnail_of(reader: ArchiveReader, uri: str) -> bytes:
-    """The crop's thumbnail, or a grey one where the crop is gone: a page must not fail for one picture."""
+    """Return the thumbnail of a crop, or a grey one if the crop cannot be read."""
     try:
         return thumbnail(reader.fetch(uri).data)
     except ClvrError:
         return _jpeg(Image.new("RGB", (SIDE, SIDE * 3 // 4), (128, 128, 128)))
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

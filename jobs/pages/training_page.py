@@ -1,6 +1,6 @@
-"""The page of a training: how well models are told apart, how it went there, and what it cost.
+"""The HTML report of a training: accuracy per vehicle model, curves over epochs, and cost.
 
-Self-contained HTML without script, in the style of the evaluation's page; Figures 4 and 5 are the paper's.
+The page is self-contained and has no script, as that of an evaluation; Figures 4 and 5 are the paper's.
 """
 
 from collections import Counter
@@ -15,33 +15,33 @@ from jobs.pages.charts import class_chart
 from jobs.pages.evaluation_page import PUBLISHED_MODEL_ACCURACY
 from jobs.pages.html import render
 
-MATRIX = 12  # models in the drawing of confusions
-WORST = 12  # models in the table of the worst
+MATRIX_SIZE = 12  # models in the confusion matrix
+NUM_WORST = 12  # models in the table of the lowest accuracies
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A held-out picture and what it was taken for (Figure 5)."""
+    """A validation image with its true and predicted model (Figure 5)."""
 
     jpeg: bytes = field(repr=False)
     true: str
     predicted: str
     confidence: float
-    right: bool
+    correct: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch over the training pictures; `held_*` were measured after it. Shares are from 0 to 1."""
+    """The figures of one epoch; `val_*` are of the validation split after it. Shares are from 0 to 1."""
 
     stage: str
     number: int  # in its stage, from 1
     loss: float
     accuracy: float
-    held_loss: float | None
-    held_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
     lr: float
-    pictures: int
+    images: int
     seconds: float
     images_per_second: float
     wait_share: float
@@ -49,13 +49,13 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPage:
-    """Everything the page says. predicted, true: model ids of the held-out pictures (n,)."""
+    """The content of the page. predicted, true: model ids of the validation images (n,)."""
 
     title: str
-    lead: str
+    summary: str
     dataset: str
     note: str
-    training_pictures: int
+    training_images: int
     predicted: NDArray[np.int64] = field(repr=False)
     true: NDArray[np.int64] = field(repr=False)
     models: Classification | None
@@ -65,16 +65,16 @@ class TrainingPage:
     hours: float
     node_hours: float
     attempts: int
-    money: float | None
+    cost: float | None
     facts: Mapping[str, str]
     unstated: Mapping[str, str]
-    unlearned: Sequence[str] = ()
+    untrained_classes: Sequence[str] = ()
     command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve: its points as SVG wants them, and its last value with the height of its label."""
+    """One curve: its SVG points, its last value, and the y of its label."""
 
     name: str
     points: str
@@ -88,8 +88,8 @@ class Curves:
     """Values by epoch, all stages side by side."""
 
     lines: Sequence[Line]
-    ticks: Sequence[tuple[float, str]]  # (y, what it says)
-    stages: Sequence[tuple[float, str]]  # (x where it begins, name)
+    ticks: Sequence[tuple[float, str]]  # (y, label)
+    stages: Sequence[tuple[float, str]]  # (x of its start, name)
     epochs: Sequence[tuple[float, int]]  # (x, number over all stages)
     width: float = 520.0
     height: float = 250.0
@@ -101,31 +101,31 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class WorstModel:
-    """A model that is often taken for others; `taken_for` are the commonest, with how often."""
+    """A model with a low accuracy, and the models most often predicted instead, with counts."""
 
     name: str
-    pictures: int
+    images: int
     accuracy: float
-    taken_for: Sequence[tuple[str, int]]
+    confused_with: Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """True model in row, predicted model in column: the share of the true one's pictures."""
+    """A cell of the confusion matrix: the share of the images of the true model (row)."""
 
     x: float
     y: float
     share: float
     count: int
-    text: str
-    right: bool
+    tooltip: str
+    correct: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Confusion among the models that are confused most."""
+    """The confusion matrix of the most confused models."""
 
-    names: Sequence[tuple[float, str]]  # (offset, name), the same along both sides
+    names: Sequence[tuple[float, str]]  # (offset, name) of rows and columns
     cells: Sequence[Cell]
     side: float = 26.0
     left: float = 360.0
@@ -133,105 +133,109 @@ class Matrix:
 
 
 def build_training_page(page: TrainingPage) -> str:
-    """The page as HTML text, the same for the same data. Raises UnreadablePicture for what is no JPEG."""
-    names = [_name(page, one.model_id) for one in page.models.classes] if page.models else []
+    """Render the page. Raises UnreadablePicture for image bytes that are not JPEG."""
+    names = [_name(page, row.model_id) for row in page.models.classes] if page.models else []
     return render(
         "training_page.html.j2",
         page=page,
         classes=class_chart(page.models, names) if page.models else None,
-        accuracy=curves(page.epochs, {"training": "accuracy", "held out": "held_accuracy"}, most=1.0),
-        loss=curves(page.epochs, {"training": "loss", "held out": "held_loss"}),
+        accuracy=curves(page.epochs, {"training": "accuracy", "validation": "val_accuracy"}, top=1.0),
+        loss=curves(page.epochs, {"training": "loss", "validation": "val_loss"}),
         worst=worst_models(page),
         matrix=confusion(page),
         published=PUBLISHED_MODEL_ACCURACY,
-        waited=_waited(page.epochs),
+        wait_share=_mean_wait_share(page.epochs),
     )
 
 
-def curves(epochs: Sequence[Epoch], fields: Mapping[str, str], *, most: float | None = None) -> Curves | None:
-    """Draw fields of epochs, a curve each, from 0 to `most` or to the largest value; None without epochs."""
+def curves(epochs: Sequence[Epoch], fields: Mapping[str, str], *, top: float | None = None) -> Curves | None:
+    """Draw one curve per field, from 0 to `top` or to the largest value; None without epochs."""
     series = {
-        name: [(place, float(getattr(epoch, key))) for place, epoch in enumerate(epochs) if _has(epoch, key)]
+        name: [(index, float(getattr(epoch, key))) for index, epoch in enumerate(epochs) if _has(epoch, key)]
         for name, key in fields.items()
     }
     values = [value for points in series.values() for _, value in points]
     if not values:
         return None
-    blank = Curves((), (), (), ())
-    top = most or max(values) * 1.05 or 1.0
-    across = blank.width - blank.left - blank.right
+    frame = Curves((), (), (), ())
+    maximum = top or max(values) * 1.05 or 1.0
+    width = frame.width - frame.left - frame.right
 
-    def x(place: float) -> float:
-        return round(blank.left + across * (place + 0.5) / len(epochs), 1)
+    def x(index: float) -> float:
+        return round(frame.left + width * (index + 0.5) / len(epochs), 1)
 
     def y(value: float) -> float:
-        return round(blank.floor - (blank.floor - blank.top) * value / top, 1)
+        return round(frame.floor - (frame.floor - frame.top) * value / maximum, 1)
 
-    lines, taken = [], -99.0
+    lines, label_y = [], -99.0
     for name, points in sorted(series.items(), key=lambda item: -item[1][-1][1] if item[1] else 0.0):
         if not points:
             continue
-        dots = [(x(place), y(value)) for place, value in points]
-        taken = max(dots[-1][1], taken + 30)
-        lines.append(Line(name, " ".join(f"{a},{b}" for a, b in dots), dots, points[-1][1], taken))
+        dots = [(x(index), y(value)) for index, value in points]
+        label_y = max(dots[-1][1], label_y + 30)
+        lines.append(Line(name, " ".join(f"{a},{b}" for a, b in dots), dots, points[-1][1], label_y))
     lines.sort(key=lambda line: list(fields).index(line.name))
-    begins = [place for place, epoch in enumerate(epochs) if epoch.number == 1 or place == 0]
-    every = max(1, len(epochs) // 10)
+    starts = [index for index, epoch in enumerate(epochs) if epoch.number == 1 or index == 0]
+    step = max(1, len(epochs) // 10)
     return Curves(
         lines,
-        [(y(top * share), f"{100 * share:.0f} %" if most else f"{top * share:.2g}") for share in (0, 0.5, 1)],
-        [(x(place - 0.5), epochs[place].stage) for place in begins],
-        [(x(place), place + 1) for place in range(0, len(epochs), every)],
+        [
+            (y(maximum * share), f"{100 * share:.0f} %" if top else f"{maximum * share:.2g}")
+            for share in (0, 0.5, 1)
+        ],
+        [(x(index - 0.5), epochs[index].stage) for index in starts],
+        [(x(index), index + 1) for index in range(0, len(epochs), step)],
     )
 
 
 def worst_models(page: TrainingPage) -> list[WorstModel]:
-    """The models with the lowest accuracy, the more pictures the earlier."""
+    """Return the models with the lowest accuracy; among equals, those with more images first."""
     if not page.models:
         return []
-    found = []
-    order = sorted(page.models.classes, key=lambda one: (one.accuracy, -one.pictures, one.model_id))
-    for one in order[:WORST]:
-        if one.accuracy >= 1:
+    worst = []
+    order = sorted(page.models.classes, key=lambda row: (row.accuracy, -row.pictures, row.model_id))
+    for row in order[:NUM_WORST]:
+        if row.accuracy >= 1:
             break
-        wrong = Counter(page.predicted[(page.true == one.model_id) & (page.predicted != page.true)].tolist())
-        common = [(_name(page, model), count) for model, count in wrong.most_common(3)]
-        found.append(WorstModel(_name(page, one.model_id), one.pictures, one.accuracy, common))
-    return found
+        is_wrong = (page.true == row.model_id) & (page.predicted != page.true)
+        predictions = Counter(page.predicted[is_wrong].tolist())
+        confused_with = [(_name(page, model), count) for model, count in predictions.most_common(3)]
+        worst.append(WorstModel(_name(page, row.model_id), row.pictures, row.accuracy, confused_with))
+    return worst
 
 
 def confusion(page: TrainingPage) -> Matrix | None:
-    """The models of the commonest confusions, against each other; None where nothing is confused."""
-    wrong = page.predicted != page.true
-    pairs = Counter(zip(page.true[wrong].tolist(), page.predicted[wrong].tolist(), strict=True))
+    """Make the matrix of the most frequent confusions; None if every prediction is correct."""
+    is_wrong = page.predicted != page.true
+    pairs = Counter(zip(page.true[is_wrong].tolist(), page.predicted[is_wrong].tolist(), strict=True))
     chosen: list[int] = []
     for (true, predicted), _ in sorted(pairs.items(), key=lambda item: (-item[1], item[0])):
         new = [model for model in dict.fromkeys((true, predicted)) if model not in chosen]
-        if len(chosen) + len(new) > MATRIX:
+        if len(chosen) + len(new) > MATRIX_SIZE:
             continue
         chosen += new
     if not chosen:
         return None
-    blank = Matrix((), ())
+    frame = Matrix((), ())
     cells = []
     for row, true in enumerate(chosen):
-        own = page.true == true
-        many = int(own.sum())
+        of_model = page.true == true
+        total = int(of_model.sum())
         for column, predicted in enumerate(chosen):
-            count = int((own & (page.predicted == predicted)).sum())
+            count = int((of_model & (page.predicted == predicted)).sum())
             if not count:
                 continue
             cells.append(
                 Cell(
-                    x=blank.left + column * blank.side,
-                    y=blank.top + row * blank.side,
-                    share=count / many,
+                    x=frame.left + column * frame.side,
+                    y=frame.top + row * frame.side,
+                    share=count / total,
                     count=count,
-                    text=f"{_name(page, true)}: {count} of {many} taken for {_name(page, predicted)}",
-                    right=true == predicted,
+                    tooltip=f"{_name(page, true)}: {count} of {total} predicted as {_name(page, predicted)}",
+                    correct=true == predicted,
                 )
             )
-    names = [(number * blank.side, _name(page, model)) for number, model in enumerate(chosen)]
+    names = [(number * frame.side, _name(page, model)) for number, model in enumerate(chosen)]
     return Matrix(names, cells)
 
 
@@ -244,6 +248,6 @@ def _has(epoch: Epoch, key: str) -> bool:
     return value is not None and bool(np.isfinite(value))
 
 
-def _waited(epochs: Sequence[Epoch]) -> float:
+def _mean_wait_share(epochs: Sequence[Epoch]) -> float:
     seconds = sum(epoch.seconds for epoch in epochs)
     return sum(epoch.wait_share * epoch.seconds for epoch in epochs) / seconds if seconds else 0.0

@@ -1,1 +1,1 @@
-"""`clvr search`: one or several probes against the live generation or the shards."""
+"""`clvr search`: search the live generation by one or several images of a vehicle."""

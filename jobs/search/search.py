@@ -1,4 +1,4 @@
-"""`clvr search`: pictures of one vehicle in, the ranked places where it may have been seen."""
+"""`clvr search`: find the crops of the archive that show the same vehicle as a probe."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,26 +9,29 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from index.archive.reader import open_uri, read_uri
+from index.archive.reader import open_uri
 from index.filters import Filters
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import RERANK_HEAD, Match, Rules
-from index.search.travel_time import MAX_SPEED_KMH, read_cameras
+from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
-from jobs.pages.search_page import AnswerPage, ProbeStrip, ShownAnswer, build_answer_page
+from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
-from jobs.search.searcher import CROP, Searcher, crop_number, read_picture
+from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
-SEEN_FORM = "CAMERA@2026-11-22T18:30:05"
+SIGHTING_EXAMPLE = "CAMERA@2026-11-22T18:30:05"
 
 
 @dataclass(frozen=True, slots=True)
 class RulesRequest:
-    """Which answers are wanted, as it is typed; times are ISO 8601, UTC where no zone is given."""
+    """Rules for matches, as typed by a user; times are ISO 8601, UTC without a zone.
+
+    sweep.json and the audit log contain these fields under these names.
+    """
 
     top: int = 20
     cameras: tuple[str, ...] = ()
@@ -48,79 +51,79 @@ class RulesRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """What `clvr search` was asked for. `seen`: where and when the pictures were taken, CAMERA@TIME."""
+    """A request of `clvr search`. `sighting`: camera and time of the images, CAMERA@TIME."""
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     checkpoint: str | None = None
     rules: RulesRequest = field(default_factory=RulesRequest)
-    seen: str | None = None
+    sighting: str | None = None
     html: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The answers, best first, from one generation, by one model.
+class SearchResult:
+    """The matches of a probe in one generation, best first.
 
-    verdict: `found` if the first answer is within the calibrated threshold, `not found` if none is,
-    `nothing` if no crop passes the filters, `ranked` where the model is not calibrated.
+    verdict: `found` if the first match is within the calibrated threshold, `not found` if no match is,
+    `nothing` if no crop passes the filters, `ranked` if the model is not calibrated.
     """
 
     probe: Probe
     generation: str
     fingerprint: str
-    answers: tuple[Match, ...]
+    matches: tuple[Match, ...]
     model_names: dict[int, str]
     calibration: Calibration | None = None
 
     @property
     def verdict(self) -> str:
-        """Whether the vehicle is in the archive, in a word."""
-        return verdict(self.answers, self.calibration)
+        """Whether the archive contains the vehicle, in one word."""
+        return verdict(self.matches, self.calibration)
 
-    def sentence(self) -> str:
-        """Whether the vehicle is in the archive, in a sentence; empty where nothing tells."""
+    def summary(self) -> str:
+        """Whether the archive contains the vehicle, in one sentence; empty without a calibration."""
         if self.verdict == "nothing":
             return "nothing in the archive passes these filters"
         if self.calibration is None:
             return ""
-        rate, limit = self.calibration.false_alarm_rate, self.calibration.threshold
-        within = sum(each.hit.distance <= limit for each in self.answers)
+        rate, threshold = self.calibration.false_alarm_rate, self.calibration.threshold
+        within = sum(match.hit.distance <= threshold for match in self.matches)
         if not within:
-            return f"not in the archive: no answer within {limit:.3f} (false-alarm rate {rate:.1%})"
-        return f"{within} of {len(self.answers)} answers within {limit:.3f} (false-alarm rate {rate:.1%})"
-
-    def table(self) -> str:
-        """The ranks as a person reads them."""
-        if not self.answers:
-            return self.sentence()
-        table = Table(box=None, pad_edge=False)
-        for title, justify in (("rank", "right"), ("distance", "right"), ("same", "right")):
-            table.add_column(title, justify=justify)  # type: ignore[arg-type]
-        for title in ("camera", "time (UTC)", "vehicle model", "seen", "crop"):
-            table.add_column(title, overflow="fold")
-        for each in self.answers:
-            hit = each.hit
-            table.add_row(
-                str(each.rank),
-                f"{hit.distance:.3f}",
-                "-" if each.likelihood is None else f"{each.likelihood:.0%}",
-                hit.camera_id or "-",
-                shown_time(hit.captured_at),
-                f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
-                _notes(each),
-                f"{CROP}{hit.crop_id} {hit.uri}",
-            )
-        screen = Console(width=190, no_color=True)
-        with screen.capture() as capture:
-            screen.print(table)
-        return "\n".join(filter(None, (capture.get().rstrip(), self.sentence())))
+            return f"not in the archive: no match within {threshold:.3f} (false-alarm rate {rate:.1%})"
+        return f"{within} of {len(self.matches)} matches within {threshold:.3f} (false-alarm rate {rate:.1%})"
 
     def model_name(self, model_id: int) -> str:
         """The name of a predicted vehicle model, or its number."""
         return self.model_names.get(model_id, f"model {model_id}")
 
-    def document(self) -> dict[str, Any]:
-        """The ranks as a machine reads them."""
+    def to_text(self) -> str:
+        """Return the ranks as a table, and the summary."""
+        if not self.matches:
+            return self.summary()
+        table = Table(box=None, pad_edge=False)
+        for title, justify in (("rank", "right"), ("distance", "right"), ("same", "right")):
+            table.add_column(title, justify=justify)  # type: ignore[arg-type]
+        for title in ("camera", "time (UTC)", "vehicle model", "seen", "crop"):
+            table.add_column(title, overflow="fold")
+        for match in self.matches:
+            hit = match.hit
+            table.add_row(
+                str(match.rank),
+                f"{hit.distance:.3f}",
+                "-" if match.likelihood is None else f"{match.likelihood:.0%}",
+                hit.camera_id or "-",
+                format_time(hit.captured_at),
+                f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
+                _notes(match),
+                f"{CROP}{hit.crop_id} {hit.uri}",
+            )
+        screen = Console(width=190, no_color=True)
+        with screen.capture() as capture:
+            screen.print(table)
+        return "\n".join(filter(None, (capture.get().rstrip(), self.summary())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the probe, the verdict and the ranks."""
         return {
             "probe": self.probe.name,
             "sightings": [asdict(sighting) for sighting in self.probe.sightings],
@@ -128,51 +131,55 @@ class Found:
             "generation": self.generation,
             "fingerprint": self.fingerprint,
             "threshold": self.calibration.threshold if self.calibration else None,
-            "answers": [answer_document(each, self.model_name(each.hit.model_id)) for each in self.answers],
+            "answers": [match_to_json(match, self.model_name(match.hit.model_id)) for match in self.matches],
         }
 
 
-def search_pictures(request: SearchRequest, settings: Settings) -> Found:
-    """Embed pictures of one vehicle with the live generation's own model and search the alias.
+def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
+    """Embed images of one vehicle with the model of the live generation, and search that generation.
 
-    Raises BadInput for an unreadable probe, an unknown camera and when nothing is live, FingerprintMismatch
-    when `request.checkpoint` is not the live generation's, BadSetting for times that are not times.
+    Raises BadInput for an unreadable image, for an unknown camera and if no generation is live;
+    FingerprintMismatch if `request.checkpoint` is another model; BadSetting for an invalid time.
     """
-    rules = rules_of(request.rules)
-    sighting = _parse_sighting(request.seen)
-    for picture in request.pictures:
-        # Before any server is asked: the commonest mistake is the cheapest to find.
-        if not picture.startswith(CROP):
-            read_picture(picture)
+    rules = make_rules(request.rules)
+    sighting = _parse_sighting(request.sighting)
+    for image in request.images:
+        # Read the images before connecting to a server: a wrong path is the most frequent mistake.
+        if not image.startswith(CROP):
+            read_image(image)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
-    probes = [searcher.probe(picture) for picture in request.pictures]
-    probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.pictures), probes)
+    probes = [searcher.probe(image) for image in request.images]
+    probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.images), probes)
     if sighting:
         probe = Probe(probe.name, probe.features, (*probe.sightings, sighting))
-    rules = resolve_model_filters(rules, request.rules, searcher, request.pictures)
-    found = Found(
+    rules = resolve_model_filters(rules, request.rules, searcher, request.images)
+    result = SearchResult(
         probe=probe,
         generation=searcher.source.name,
         fingerprint=searcher.source.fingerprint,
-        answers=tuple(searcher.answer([probe], rules)[0]),
+        matches=tuple(searcher.search([probe], rules)[0]),
         model_names=searcher.model_names,
         calibration=searcher.calibration,
     )
     if request.html:
-        _write_page(request.html, request, found, rules, searcher)
-    return found
+        _write_page(request.html, request, result, rules, searcher)
+    return result
 
 
-def rules_of(request: RulesRequest) -> Rules:
-    """The rules that were typed. Raises BadSetting, and BadInput for a camera file that is none."""
-    cameras = None
-    if request.camera_file:
-        data = read_uri(request.camera_file)
-        cameras = read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
-    start, end = epoch_ms("--from", request.since), epoch_ms("--to", request.until)
+def make_rules(
+    request: RulesRequest, *, cameras: CameraMap | None = None, model_ids: Sequence[int] = ()
+) -> Rules:
+    """Check a request and convert it to the rules of the index.
+
+    cameras: positions that are read already; otherwise `request.camera_file` is read. model_ids: vehicle
+    models by number, see `resolve_model_filters` for names. Raises BadSetting, BadInput.
+    """
+    if cameras is None and request.camera_file:
+        cameras = read_cameras(request.camera_file, max_speed_kmh=request.max_speed)
+    start, end = epoch_ms("from", request.since), epoch_ms("until", request.until)
     if start is not None and end is not None and start >= end:
-        raise BadSetting(f"nothing lies between --from {request.since} and --to {request.until}")
+        raise BadSetting(f"the time window is empty: from {request.since} until {request.until}")
     return Rules(
         top=request.top,
         filters=Filters(
@@ -180,6 +187,7 @@ def rules_of(request: RulesRequest) -> Rules:
             not_cameras=request.not_cameras,
             captured_from=start,
             captured_to=end,
+            model_ids=tuple(model_ids),
         ),
         same_camera=request.same_camera,
         group_by_track=not request.every_crop,
@@ -191,54 +199,52 @@ def rules_of(request: RulesRequest) -> Rules:
 
 
 def resolve_model_filters(
-    rules: Rules, request: RulesRequest, searcher: Searcher, pictures: Sequence[str] = ()
+    rules: Rules, request: RulesRequest, searcher: Searcher, images: Sequence[str] = ()
 ) -> Rules:
-    """Add the wanted vehicle models, by name or number. Raises BadInput for a model that is not known."""
-    wanted = [_model_id(text, searcher.model_names) for text in request.models]
+    """Add the vehicle models of a request, given by name or number. Raises BadInput for an unknown model."""
+    model_ids = [_model_id(text, searcher.model_names) for text in request.models]
     if request.same_model:
-        wanted += [_predicted(picture, searcher) for picture in pictures]
-    if not wanted:
+        model_ids += [_predicted_model(image, searcher) for image in images]
+    if not model_ids:
         return rules
-    return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(wanted)))))
+    return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(model_ids)))))
 
 
-def verdict(answers: Sequence[Match], calibration: Calibration | None) -> str:
-    """`nothing`, `ranked`, `found` or `not found`; see Found."""
-    if not answers:
+def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
+    """Return `nothing`, `ranked`, `found` or `not found`; see SearchResult."""
+    if not matches:
         return "nothing"
     if calibration is None:
         return "ranked"
-    within = any(each.hit.distance <= calibration.threshold for each in answers)
+    within = any(match.hit.distance <= calibration.threshold for match in matches)
     return "found" if within else "not found"
 
 
-def answer_document(answer: Match, model: str) -> dict[str, Any]:
-    """One answer as a machine reads it."""
-    hit = asdict(answer.hit) | {"rank": answer.rank, "vehicle_model": model}
-    travel = answer.travel
+def match_to_json(match: Match, model: str) -> dict[str, Any]:
+    """Return one match as JSON values. `model`: the name of the predicted vehicle model."""
+    hit = asdict(match.hit) | {"rank": match.rank, "vehicle_model": model}
+    travel = match.travel
     return hit | {
-        # JavaScript rounds integers of this size.
-        "crop": f"{CROP}{answer.hit.crop_id}",
-        "likelihood": answer.likelihood,
-        "crops_of_pass": answer.crops,
+        # A string, because JavaScript rounds integers of this size.
+        "crop": f"{CROP}{match.hit.crop_id}",
+        "likelihood": match.likelihood,
+        "crops_of_pass": match.crops,
         "journey": asdict(travel) if travel else None,
     }
 
 
-def shown_answers(
-    answers: Sequence[Match], names: dict[int, str], threshold: float | None
-) -> list[ShownAnswer]:
-    """Answers with their thumbnails, for a page."""
+def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: float | None) -> list[PageMatch]:
+    """Return the matches with their thumbnails, for a page."""
     shown = []
-    for each in answers:
-        name = names.get(each.hit.model_id, f"model {each.hit.model_id}")
-        strong = threshold is not None and each.hit.distance <= threshold
-        shown.append(ShownAnswer(each, thumbnail_of(*open_uri(each.hit.uri)), name, strong))
+    for match in matches:
+        name = names.get(match.hit.model_id, f"model {match.hit.model_id}")
+        within = threshold is not None and match.hit.distance <= threshold
+        shown.append(PageMatch(match, thumbnail_of(*open_uri(match.hit.uri)), name, within))
     return shown
 
 
-def shown_time(captured_at: int) -> str:
-    """Milliseconds since the epoch as a person reads them, to the second."""
+def format_time(captured_at: int) -> str:
+    """Format milliseconds since the epoch as UTC, to the second."""
     if captured_at == UNKNOWN_TIME:
         return "-"
     return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -247,10 +253,10 @@ def shown_time(captured_at: int) -> str:
 def _parse_sighting(text: str | None) -> Sighting | None:
     if not text:
         return None
-    camera, at, time = text.partition("@")
-    if not at:
-        raise BadSetting(f"--seen {text!r} says no time", remedy=f"e.g. --seen {SEEN_FORM}")
-    captured_at = epoch_ms("--seen", time)
+    camera, separator, time = text.partition("@")
+    if not separator:
+        raise BadSetting(f"--sighting {text!r} has no time", remedy=f"e.g. --sighting {SIGHTING_EXAMPLE}")
+    captured_at = epoch_ms("--sighting", time)
     return Sighting(camera, "", UNKNOWN_TIME if captured_at is None else captured_at)
 
 
@@ -260,51 +266,53 @@ def _model_id(text: str, names: dict[int, str]) -> int:
         return matching[0]
     if text.isascii() and text.isdigit() and int(text) < 2**31:
         return int(text)
-    near = [name for name in names.values() if text.casefold() in name.casefold()]
+    similar = [name for name in names.values() if text.casefold() in name.casefold()]
     raise BadInput(
-        f"no vehicle model is called {text!r}",
-        remedy="it knows: " + ", ".join(sorted(near or names.values())[:20]),
+        f"the checkpoint knows no vehicle model {text!r}",
+        remedy="vehicle models: " + ", ".join(sorted(similar or names.values())[:20]),
     )
 
 
-def _predicted(picture: str, searcher: Searcher) -> int:
-    probe = searcher.probe(picture)
+def _predicted_model(image: str, searcher: Searcher) -> int:
+    probe = searcher.probe(image)
     if probe.crop_ids:
         return searcher.crop(next(iter(probe.crop_ids))).model_id
-    return int(searcher.embedder(read_picture(picture)[None]).model_id[0])
+    return int(searcher.embedder(read_image(image)[None]).model_id[0])
 
 
-def _notes(answer: Match) -> str:
-    travel = answer.travel
-    parts = [f"{answer.crops} crops" if answer.crops > 1 else ""]
+def _notes(match: Match) -> str:
+    travel = match.travel
+    parts = [f"{match.crops} crops" if match.crops > 1 else ""]
     if travel and not travel.possible:
         parts.append(f"IMPOSSIBLE: {travel.km:.1f} km in {travel.seconds:.0f} s")
     return ", ".join(filter(None, parts))
 
 
-def _write_page(path: Path, request: SearchRequest, found: Found, rules: Rules, searcher: Searcher) -> None:
-    pictures = []
-    for picture in request.pictures:
-        archived = picture.startswith(CROP)
-        uri = searcher.crop(crop_number(picture)).uri if archived else picture
-        pictures.append(thumbnail_of(*open_uri(uri)))
-    threshold = found.calibration.threshold if found.calibration else None
+def _write_page(
+    path: Path, request: SearchRequest, result: SearchResult, rules: Rules, searcher: Searcher
+) -> None:
+    images = []
+    for image in request.images:
+        archived = image.startswith(CROP)
+        uri = searcher.crop(crop_number(image)).uri if archived else image
+        images.append(thumbnail_of(*open_uri(uri)))
+    threshold = result.calibration.threshold if result.calibration else None
     strip = ProbeStrip(
-        name=found.probe.name,
-        verdict=found.verdict,
-        note=found.sentence(),
-        pictures=pictures,
-        facts=[f"camera {each.camera_id}" for each in found.probe.sightings if each.camera_id],
-        answers=shown_answers(found.answers, found.model_names, threshold),
+        name=result.probe.name,
+        verdict=result.verdict,
+        note=result.summary(),
+        images=images,
+        facts=[f"camera {sighting.camera_id}" for sighting in result.probe.sightings if sighting.camera_id],
+        matches=page_matches(result.matches, result.model_names, threshold),
     )
-    page = build_answer_page(
-        AnswerPage(
-            title="Where else was it seen?",
-            lead=f"The nearest of the archive by L2 distance, {len(found.answers)} answers, best first.",
+    page = build_search_page(
+        SearchPage(
+            title="Search result",
+            summary=f"The {len(result.matches)} nearest crops of the archive by L2 distance, best first.",
             strips=[strip],
-            facts={"generation": found.generation, "model": found.fingerprint},
+            facts={"generation": result.generation, "model": result.fingerprint},
             positions=rules.cameras.positions if rules.cameras else {},
-            command=f"clvr search {' '.join(request.pictures)} --html {path}",
+            command=f"clvr search {' '.join(request.images)} --html {path}",
         )
     )
     unfinished = path.with_suffix(".part")

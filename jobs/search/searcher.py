@@ -1,4 +1,4 @@
-"""The live generation with its own model, ready to answer: what search, sweep and the page share."""
+"""The live generation with its model, opened for searches: shared by search, sweep and serve."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,48 +25,48 @@ from infra.store import open_store
 from jobs.runtime.resolve import find_run, open_milvus
 
 CROP = "crop:"
-_SAMPLE = 5000
+_SAMPLE_ROWS = 5000
 
 
 class Searcher:
-    """One generation, resolved once: all answers come from it even if the alias moves meanwhile.
+    """One generation, resolved once: all matches are from it, even if the alias moves meanwhile.
 
-    checkpoint: the model to embed probes with; by default the one that the generation's runs name. Safe to
-    share by threads. Raises BadInput when nothing is live, FingerprintMismatch for another model.
+    checkpoint: the model that embeds probes; by default the one that the generation's runs name. Safe to
+    share between threads. Raises BadInput if no generation is live, FingerprintMismatch for another model.
     """
 
     def __init__(self, settings: Settings, *, checkpoint: str | None = None, threads: int = 1) -> None:
         self.settings = settings
         self.threads = threads
         milvus = open_milvus(settings)
-        # An alias that points nowhere is refused here, by whatever fingerprint.
+        # Without a live generation `require_live` raises BadInput, for any fingerprint.
         target = live_generation(milvus, settings.alias) or require_live(milvus, settings.alias, "")
         self.run = find_run(target.run_ids[-1], settings)
         self.checkpoint_uri = checkpoint or self.run.info.model
         if checkpoint is not None:
-            # Only now is the model read: probes that are archived crops need none.
+            # Load the model only if its fingerprint must be compared: archived probes need no model.
             target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
         self.source = MilvusSource(milvus, target)
         self.archives = {find_run(run_id, settings).info.archive for run_id in target.run_ids}
 
     def close(self) -> None:
-        """Let the connection go: a Milvus Lite file can be open in one process only."""
+        """Close the connection: only one process can open a Milvus Lite file."""
         self.source.milvus.close()
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The model that probes are embedded with."""
+        """The model that embeds probes."""
         return load_checkpoint(self.checkpoint_uri)
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The model, compiled for this machine. Raises FingerprintMismatch where it is not the archive's."""
+        """The model, compiled for this machine. Raises FingerprintMismatch if it is not the archive's."""
         require_live(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
         return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
     def calibration(self) -> Calibration | None:
-        """What distances mean for this model, if somebody calibrated it."""
+        """The calibration of this model, or None."""
         return calibration_of(open_store(self.settings.runs), self.source.fingerprint)
 
     @cached_property
@@ -75,9 +75,9 @@ class Searcher:
         return dict(self.checkpoint.card.label_names)
 
     def probe(self, uri: str) -> Probe:
-        """The probe behind `crop:ID`, a path or an s3:// URI; archived crops know their camera and time.
+        """Return the probe of `crop:ID`, a path or an s3:// URI; archived crops have a camera and a time.
 
-        Raises BadInput for an unreadable picture and for a crop that is not in the generation, StoreError.
+        Raises BadInput for an unreadable image and for a crop that is not in the generation, StoreError.
         """
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
@@ -85,82 +85,82 @@ class Searcher:
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
-        return Probe(uri, self.features(read_picture(uri)[None])[0])
+        return Probe(uri, self.features(read_image(uri)[None])[0])
 
-    def probe_of(self, data: bytes, name: str) -> Probe:
-        """The probe of a picture in memory. Raises BadInput with the cause."""
-        return Probe(name, self.features(_decoded(data, name)[None])[0])
+    def probe_from_bytes(self, data: bytes, name: str) -> Probe:
+        """Return the probe of an encoded image. Raises BadInput with the cause."""
+        return Probe(name, self.features(_decode(data, name)[None])[0])
 
-    def features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features (n, 1024) of pictures (n, 299, 299, 3)."""
-        return self.embedder(pictures).features
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the features (n, 1024) of images (n, 299, 299, 3)."""
+        return self.embedder(images).features
 
-    def answer(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
-        """Answer each probe; see `index.answers.answer`."""
+    def search(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
+        """Return the matches of each probe; see `index.search.retrieval.retrieve`."""
         return retrieve(self.source, probes, rules, self.calibration)
 
     def crop(self, crop_id: int) -> Hit:
-        """What the index knows of a crop. Raises BadInput."""
-        found = self.source.crops([crop_id])
-        if crop_id not in found:
+        """Return the fields of a crop. Raises BadInput if the generation does not contain it."""
+        crops = self.source.crops([crop_id])
+        if crop_id not in crops:
             raise BadInput(f"crop {crop_id} is not in {self.source.name}")
-        return found[crop_id]
+        return crops[crop_id]
 
     def require_cameras(self, names: Sequence[str]) -> None:
-        """Raise BadInput, with cameras that there are, for a camera that no crop of the generation has."""
+        """Raise BadInput, with known cameras, for a camera that no crop of the generation has."""
         unknown = [name for name in names if name and not self._has_camera(name)]
         if unknown:
             known = self.known_cameras()
             raise BadInput(
-                f"no crop of {self.source.name} was taken by camera {', '.join(unknown)}",
-                remedy="cameras there are: " + ", ".join(known[:20]) + (", …" if len(known) > 20 else ""),
+                f"no crop of {self.source.name} is from camera {', '.join(unknown)}",
+                remedy="known cameras: " + ", ".join(known[:20]) + (", …" if len(known) > 20 else ""),
             )
 
     def known_cameras(self) -> list[str]:
-        """Cameras of a sample of the generation; all of them where it is small."""
+        """Return the cameras of a sample of the generation, which is all of a small generation."""
         return sorted({str(row["camera_id"]) for row in self._sample if row["camera_id"]})
 
     def time_range(self) -> tuple[int, int] | None:
-        """First and last time, in ms, of the same sample."""
+        """Return the first and the last time, in ms, of the same sample."""
         times = [int(row["captured_at"]) for row in self._sample if row["captured_at"] >= 0]
         return (min(times), max(times)) if times else None
 
     @cached_property
     def _sample(self) -> list[dict[str, Any]]:
-        return self.source.sample(_SAMPLE)
+        return self.source.sample(_SAMPLE_ROWS)
 
     def _has_camera(self, name: str) -> bool:
         expression = Filters(cameras=(name,)).expression()
-        found = self.source.milvus.call(
+        rows = self.source.milvus.call(
             "query", self.source.name, filter=expression, output_fields=["crop_id"], limit=1, timeout=60
         )
-        return bool(found)
+        return bool(rows)
 
     def _archived(self, name: str, crop_id: int) -> Probe:
         vectors = self.source.vectors([crop_id])
         if crop_id not in vectors:
             raise BadInput(
                 f"crop {crop_id} is not in {self.source.name}",
-                remedy="take an id of a search's answer, or search with the picture itself",
+                remedy="use the id of a match, or search with the image itself",
             )
         return Probe(name, vectors[crop_id], (self.source.sightings([crop_id])[crop_id],))
 
 
-def read_picture(uri: str) -> NDArray[np.uint8]:
-    """uint8 (299, 299, 3) of one picture anywhere. Raises BadInput with the cause, StoreError."""
-    return _decoded(read_uri(uri), uri)
+def read_image(uri: str) -> NDArray[np.uint8]:
+    """Read and decode an image: uint8 (299, 299, 3). Raises BadInput with the cause, StoreError."""
+    return _decode(read_uri(uri), uri)
 
 
-def _decoded(data: bytes, name: str) -> NDArray[np.uint8]:
+def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     try:
         return decode(data)
     except UnreadablePicture as error:
-        raise BadInput(f"{name} is not a usable picture ({error.cause}): {error.message}") from error
+        raise BadInput(f"{name} is not a usable image ({error.cause}): {error.message}") from error
 
 
 def crop_number(uri: str) -> int:
-    """The number in `crop:NUMBER`. Raises BadInput."""
+    """Return the number in `crop:NUMBER`. Raises BadInput."""
     text = uri.removeprefix(CROP)
     if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-        raise BadInput(f"{uri} names no crop", remedy="crop: and the number in a search's answer")
+        raise BadInput(f"{uri!r} is not a crop", remedy="write crop: and the number of a match")
     return int(text)

@@ -1,1 +1,1 @@
-"""`clvr serve`: the search page and its HTTP interface."""
+"""`clvr serve`: the search page and its HTTP API."""

@@ -1,4 +1,4 @@
-"""What stands before the page's routes: who may ask, how much they may send, and what browsers may do."""
+"""Access control of the page: token and session, hosts and origins, size of requests, browser policies."""
 
 import hashlib
 import hmac
@@ -18,8 +18,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 COOKIE = "clvr_session"
 LOGIN = "/api/login"
-OPEN = {"/", "/app.js", "/style.css", "/icon.svg", LOGIN}
-"""What is served to anybody: the empty page, which asks for the token."""
+PUBLIC_PATHS = {"/", "/app.js", "/style.css", "/icon.svg", LOGIN}
+"""Paths without a token: those of the empty page, which asks for the token."""
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -38,16 +38,17 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bytes of a request's body."""
+    """Maximum size of a request's body, in bytes."""
 
     body: int = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """token: what must be shown, or None on the loopback. hosts: names that the server answers to, or any.
+    """The token, host names and cookie of a server.
 
-    The cookie holds a digest of the token under a key of this process: it is worth nothing elsewhere.
+    token: None permits requests without a token. hosts: names that a request may address; None permits any.
+    The cookie is a keyed digest of the token, and its key is of this process: no other server accepts it.
     """
 
     token: str | None = field(repr=False)
@@ -60,12 +61,12 @@ class AccessPolicy:
         """The value of the cookie."""
         return hmac.new(self.key, (self.token or "").encode(), hashlib.sha256).hexdigest()
 
-    def knows(self, headers: dict[str, str]) -> bool:
-        """Whether a request shows the token, or the cookie that it was changed for."""
+    def is_authenticated(self, headers: dict[str, str]) -> bool:
+        """Whether a request has the token, or the cookie of a login."""
         if self.token is None:
             return True
-        scheme, _, shown = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(shown.encode(), self.token.encode()):
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(sent.encode(), self.token.encode()):
             return True
         try:
             morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
@@ -73,14 +74,14 @@ class AccessPolicy:
             return False
         return morsel is not None and hmac.compare_digest(morsel.value.encode(), self.session.encode())
 
-    def right_host(self, headers: dict[str, str]) -> bool:
-        """Whether the request names us: another site's name that points here would make a browser ours."""
+    def is_allowed_host(self, headers: dict[str, str]) -> bool:
+        """Whether the request addresses an allowed host; others are DNS rebinding."""
         if self.hosts is None:
             return True
         return (urlsplit(f"//{headers.get('host', '')}").hostname or "") in self.hosts
 
-    def right_origin(self, headers: dict[str, str]) -> bool:
-        """Whether a request that changes something, or costs something, comes from our own page."""
+    def is_allowed_origin(self, headers: dict[str, str]) -> bool:
+        """Whether the request is from our own page; others are cross-site request forgery."""
         origin = headers.get("origin")
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return False
@@ -88,7 +89,7 @@ class AccessPolicy:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens at `host`."""
+    """Whether only this machine can connect to `host`."""
     if host == "localhost":
         return True
     try:
@@ -97,79 +98,79 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def with_access_control(app: App, guard: AccessPolicy, limits: Limits) -> App:
-    """Put an application behind a guard."""
+def with_access_control(app: App, policy: AccessPolicy, limits: Limits) -> App:
+    """Wrap an application so that every request is checked by a policy."""
 
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            # Nothing here speaks WebSocket; the server's own start and stop messages pass.
+            # There is no WebSocket route. Lifespan messages are the server's own.
             if scope["type"] == "lifespan":
                 await app(scope, receive, send)
             return
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
-        sending = _with_headers(send)
-        refused = _refusal(scope, headers, guard, limits)
-        if refused:
+        send_with_headers = _with_headers(send)
+        refusal = _refusal(scope, headers, policy, limits)
+        if refusal:
             await _discard_body(receive, 4 * limits.body)
-            await _answer(sending, *refused)
+            await _respond(send_with_headers, *refusal)
         elif scope["path"] == LOGIN:
-            await _login(receive, sending, guard)
+            await _login(receive, send_with_headers, policy)
         else:
-            await app(scope, _limited(receive, limits.body), sending)
+            await app(scope, _limited(receive, limits.body), send_with_headers)
 
     return serve
 
 
 def _refusal(
-    scope: Message, headers: dict[str, str], guard: AccessPolicy, limits: Limits
+    scope: Message, headers: dict[str, str], policy: AccessPolicy, limits: Limits
 ) -> tuple[int, str] | None:
-    if not guard.right_host(headers):
-        return 421, "this server does not answer to that name"
-    if scope["method"] not in ("GET", "HEAD") and not guard.right_origin(headers):
-        return 403, "this request comes from another site"
-    if scope["path"] not in OPEN and not guard.knows(headers):
-        return 401, "show the token"
+    if not policy.is_allowed_host(headers):
+        return 421, "this server does not serve that host name"
+    if scope["method"] not in ("GET", "HEAD") and not policy.is_allowed_origin(headers):
+        return 403, "this request is from another site"
+    if scope["path"] not in PUBLIC_PATHS and not policy.is_authenticated(headers):
+        return 401, "a token is required"
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > limits.body:
-        return 413, f"more than {limits.body >> 20} MiB"
+        return 413, f"the request is larger than {limits.body >> 20} MiB"
     return None
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """Count what arrives: a chunked body says no length beforehand. Beyond the limit the client has left."""
-    arrived = 0
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Count the received bytes, because a chunked body has no length; disconnect above the limit."""
+    received = 0
 
     async def counted() -> Message:
-        nonlocal arrived
+        nonlocal received
         message = await receive()
-        arrived += len(message.get("body", b""))
-        return message if arrived <= most else {"type": "http.disconnect"}
+        received += len(message.get("body", b""))
+        return message if received <= limit else {"type": "http.disconnect"}
 
     return counted
 
 
-async def _discard_body(receive: Receive, most: int) -> None:
-    """Take what a refused client is still sending: many read the answer only after they have sent it all."""
-    while most > 0:
+async def _discard_body(receive: Receive, limit: int) -> None:
+    """Read the body of a refused request: many clients read the response only after they sent the body."""
+    while limit > 0:
         message = await receive()
-        most -= len(message.get("body", b""))
+        limit -= len(message.get("body", b""))
         if message["type"] != "http.request" or not message.get("more_body"):
             return
 
 
 def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
             message = {**message, "headers": [*message.get("headers", []), *added]}
         await send(message)
 
-    return sending
+    return send_with_headers
 
 
-async def _login(receive: Receive, send: Send, guard: AccessPolicy) -> None:
+async def _login(receive: Receive, send: Send, policy: AccessPolicy) -> None:
     body = b""
     while len(body) <= 4096:
         message = await receive()
@@ -177,21 +178,23 @@ async def _login(receive: Receive, send: Send, guard: AccessPolicy) -> None:
         if not message.get("more_body"):
             break
     try:
-        shown = str(json.loads(body)["token"])
+        token = str(json.loads(body)["token"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        shown = ""
-    if not guard.knows({"authorization": f"Bearer {shown}"}):
-        await _answer(send, 401, "this is not the token")
+        token = ""
+    if not policy.is_authenticated({"authorization": f"Bearer {token}"}):
+        await _respond(send, 401, "the token is wrong")
         return
-    flags = "; Secure" if guard.secure_cookie else ""
-    cookie = f"{COOKIE}={guard.session}; Path=/; HttpOnly; SameSite=Strict; Max-Age=43200{flags}"
-    await _answer(send, 200, "", [(b"set-cookie", cookie.encode())])
+    flags = "; Secure" if policy.secure_cookie else ""
+    cookie = f"{COOKIE}={policy.session}; Path=/; HttpOnly; SameSite=Strict; Max-Age=43200{flags}"
+    await _respond(send, 200, "", [(b"set-cookie", cookie.encode())])
 
 
-async def _answer(
+async def _respond(
     send: Send, status: int, error: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
     body = json.dumps({"error": error}).encode()
-    kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*kind, *(headers or [])]})
+    content_headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [*content_headers, *(headers or [])]}
+    )
     await send({"type": "http.response.body", "body": body})

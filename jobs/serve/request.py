@@ -1,11 +1,10 @@
-"""What `clvr serve` needs to start: its request, the access policy and the address it prints."""
+"""The request of `clvr serve`, its access policy, and the address that it prints."""
 
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from index.archive.reader import read_uri
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadSetting
 from infra.logging import logger
@@ -14,14 +13,14 @@ from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
 
-TOKEN = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
-SHORTEST_TOKEN = 16
+TOKEN_VARIABLE = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
+MIN_TOKEN_LENGTH = 16
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """What `clvr serve` was asked for. replicas: how many on the Ray cluster; None serves from here."""
+    """A request of `clvr serve`. replicas: number on the Ray cluster; None serves from this process."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -37,49 +36,51 @@ class ServeRequest:
 
 def page_app(
     settings: Settings,
-    guard: AccessPolicy,
+    policy: AccessPolicy,
     cameras: CameraMap | None,
     max_upload_mib: int,
     *,
     threads: int = 0,
 ) -> App:
-    """The page behind its guard, with the model loaded: the first visitor should not wait for it."""
+    """Make the application with its model loaded, so that the first search need not wait for it."""
     searcher = Searcher(settings, threads=threads)
     _ = searcher.embedder
-    app: App = make_app(searcher, guard, cameras=cameras, limits=Limits(max_upload_mib << 20))
+    app: App = make_app(searcher, policy, cameras=cameras, limits=Limits(max_upload_mib << 20))
     return app
 
 
-def cameras_of(request: ServeRequest) -> CameraMap | None:
-    """Positions of the cameras, where a file says them. Raises BadInput for a file that is none."""
+def read_camera_positions(request: ServeRequest) -> CameraMap | None:
+    """Read the positions of the cameras, if a file is given. Raises BadInput for an invalid file."""
     if not request.camera_file:
         return None
-    data = read_uri(request.camera_file)
-    return read_cameras(data, request.camera_file, max_speed_kmh=request.max_speed)
+    return read_cameras(request.camera_file, max_speed_kmh=request.max_speed)
 
 
-def print_address(request: ServeRequest, guard: AccessPolicy) -> None:
-    """Say where the page is."""
+def print_address(request: ServeRequest, policy: AccessPolicy) -> None:
+    """Print the address of the page."""
     scheme = "https" if request.certificate else "http"
-    shown = f"[{request.host}]" if ":" in request.host else request.host
-    address = f"{scheme}://{shown}:{request.port}/"
-    # Behind '#', so that no server's log keeps it.
-    logger.info(f"The page: {address}{'#token=' + guard.token if guard.token else ''}")
-    if guard.token and scheme == "http":
-        logger.warning("without --certificate the token crosses the network in the clear")
+    host = f"[{request.host}]" if ":" in request.host else request.host
+    address = f"{scheme}://{host}:{request.port}/"
+    # In the fragment, which browsers do not send: no server logs the token.
+    logger.info(f"The page: {address}{'#token=' + policy.token if policy.token else ''}")
+    if policy.token and scheme == "http":
+        logger.warning("without --certificate the token is sent unencrypted")
 
 
-def guard_of(request: ServeRequest) -> AccessPolicy:
-    """The guard of an address: a token wherever others can reach it, unless --no-token says otherwise.
+def make_policy(request: ServeRequest) -> AccessPolicy:
+    """Make the access policy: a token is required except on the loopback or with --no-token.
 
-    The token is `$CLVR_SERVE_TOKEN`, or made here. Raises BadSetting for one that can be guessed.
+    The token is `$CLVR_SERVE_TOKEN`, or a random one. Raises BadSetting for a short token.
     """
     local = is_loopback(request.host)
-    given = os.environ.get(TOKEN)
-    if given is not None and len(given) < SHORTEST_TOKEN:
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise BadSetting(
-            f"{TOKEN} is shorter than {SHORTEST_TOKEN} characters", remedy="openssl rand -hex 16"
+            f"{TOKEN_VARIABLE} is shorter than {MIN_TOKEN_LENGTH} characters", remedy="openssl rand -hex 16"
         )
-    wanted = (not local or request.require_token or given is not None) and not request.no_token
-    token = (given or secrets.token_urlsafe(24)) if wanted else None
-    return AccessPolicy(token, LOOPBACK | {request.host} if local else None, request.certificate is not None)
+    required = (not local or request.require_token or token is not None) and not request.no_token
+    return AccessPolicy(
+        (token or secrets.token_urlsafe(24)) if required else None,
+        LOOPBACK | {request.host} if local else None,
+        request.certificate is not None,
+    )

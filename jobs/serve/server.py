@@ -1,8 +1,9 @@
-"""`clvr serve`: the page, on this machine or, behind a token, for others."""
+"""`clvr serve`: the search page, from this process or from replicas on a Ray cluster."""
 
 import logging
 import signal
 import time
+from typing import Any
 
 import ray
 import uvicorn
@@ -14,20 +15,18 @@ from infra.settings import Settings
 from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App
-from jobs.serve.request import ServeRequest, cameras_of, guard_of, page_app, print_address
+from jobs.serve.request import ServeRequest, make_policy, page_app, print_address, read_camera_positions
 
 
 def serve_page(request: ServeRequest, settings: Settings) -> None:
-    """Serve until interrupted. Raises what a Searcher raises, and BadSetting for a token that is none."""
-    guard = guard_of(request)
+    """Serve until interrupted. Raises the errors of Searcher, and BadSetting for an invalid token."""
+    policy = make_policy(request)
     if request.replicas is not None:
-        # Ray Serve is an extra: who serves from one process need not have it.
-
-        serve_on_cluster(request, settings, guard, cameras_of(request))
+        serve_on_cluster(request, settings, policy, read_camera_positions(request))
         return
     with console.status("loading the model"):
-        app = page_app(settings, guard, cameras_of(request), request.max_upload_mib)
-    print_address(request, guard)
+        app = page_app(settings, policy, read_camera_positions(request), request.max_upload_mib)
+    print_address(request, policy)
     uvicorn.run(
         app,
         host=request.host,
@@ -41,32 +40,26 @@ def serve_page(request: ServeRequest, settings: Settings) -> None:
     )
 
 
-try:
-    from ray import serve
-except ModuleNotFoundError as missing:
-    raise BadSetting(
-        f"Ray Serve needs {missing.name}", remedy="pip install 'clvr-archive[serve]'"
-    ) from missing
-
-NAME = "clvr"
-REQUESTS_AT_ONCE = 16
+APPLICATION = "clvr"
+MAX_ONGOING_REQUESTS = 16
 
 
 def serve_on_cluster(
-    request: ServeRequest, settings: Settings, guard: AccessPolicy, cameras: CameraMap | None
+    request: ServeRequest, settings: Settings, policy: AccessPolicy, cameras: CameraMap | None
 ) -> None:
-    """Serve until interrupted, then take the application down again.
+    """Serve from replicas until interrupted, then delete the application.
 
     Each replica has one core, its own model and its own connection to Milvus. Raises BadSetting for a Milvus
-    Lite file and for a certificate, RayUnreachable, and what a Searcher raises.
+    Lite file, for a certificate and if Ray Serve is not installed; RayUnreachable; the errors of Searcher.
     """
+    serve = _ray_serve()
     if not settings.milvus.startswith("http"):
         raise BadSetting(
-            f"{settings.milvus} can be open in one process only", remedy="replicas need a Milvus server"
+            f"only one process can open {settings.milvus}", remedy="use a Milvus server with --replicas"
         )
     if request.certificate:
-        raise BadSetting("Ray Serve speaks no TLS", remedy="put --certificate into the proxy before it")
-    # Here a mistake is one line; in a replica it is a traceback after minutes of attempts.
+        raise BadSetting("Ray Serve does not support TLS", remedy="configure the certificate in a proxy")
+    # Fail early: in a replica the same error is a traceback after minutes of restarts.
     Searcher(settings).close()
     connect(settings)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -76,30 +69,43 @@ def serve_on_cluster(
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
     with console.status(f"starting {request.replicas} replicas"):
-        serve.run(_application(request, settings, guard, cameras), name=NAME, route_prefix="/")
-    print_address(request, guard)
-    # Ended in any way but by force, it leaves no application behind on the cluster.
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, signal.default_int_handler)
+        serve.run(_application(request, settings, policy, cameras), name=APPLICATION, route_prefix="/")
+    print_address(request, policy)
+    # Delete the application on every exit but SIGKILL.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         while ray.is_initialized():
             time.sleep(1)
     finally:
-        serve.delete(NAME)
+        serve.delete(APPLICATION)
 
 
 def _application(
-    request: ServeRequest, settings: Settings, guard: AccessPolicy, cameras: CameraMap | None
-) -> serve.Application:
+    request: ServeRequest, settings: Settings, policy: AccessPolicy, cameras: CameraMap | None
+) -> Any:
+    serve = _ray_serve()
+
     def build() -> App:
-        # In the replica: a model and a connection cannot be sent there.
-        return page_app(settings, guard, cameras, request.max_upload_mib, threads=1)
+        # Called in the replica, because a model and a connection cannot be pickled.
+        return page_app(settings, policy, cameras, request.max_upload_mib, threads=1)
 
     page = serve.deployment(
         serve.ingress(build)(),
         name="page",
         num_replicas=request.replicas,
-        max_ongoing_requests=REQUESTS_AT_ONCE,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 1},
     )
     return page.bind()
+
+
+def _ray_serve() -> Any:
+    """Import Ray Serve, an optional dependency. Raises BadSetting if it is not installed."""
+    try:
+        from ray import serve
+    except ModuleNotFoundError as missing:
+        raise BadSetting(
+            f"Ray Serve needs {missing.name}", remedy="pip install 'clvr-archive[serve]'"
+        ) from missing
+    return serve

@@ -1,1 +1,1 @@
-"""`clvr sweep`: many probes over a window of the archive, resumable and audited."""
+"""`clvr sweep`: search many probes in the archive, resumable and audited."""

@@ -1,15 +1,18 @@
-"""The audit log of sweeps: one object an entry, created once, never replaced.
+"""The audit log of sweeps: one object per record, created once and never replaced.
 
     audit/<UTC time>-<random>.json
 
-A sweep names its entry and does nothing until the entry stands.
+A sweep writes its record before it searches.
 """
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import Field
 
 from index.documents import JsonDocument, utc_now
 from infra.errors import AccountingError, BadInput
@@ -18,12 +21,12 @@ from infra.store import Store
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord(JsonDocument):
-    """Who asked what, why and when, and what was asked with. `who` is what the caller's system calls them."""
+    """The user, reason, request and time of a sweep."""
 
-    NOUN = "audit entry"
+    NOUN = "audit record"
 
-    who: str
-    case: str
+    user: Annotated[str, Field(alias="who")]
+    case_number: Annotated[str, Field(alias="case")]
     action: str
     generation: str
     fingerprint: str
@@ -31,27 +34,49 @@ class AuditRecord(JsonDocument):
     when: str = field(default_factory=utc_now)
 
     def __post_init__(self) -> None:
-        if not self.case.strip():
-            raise BadInput("a sweep needs a reason", remedy="give --case, such as a case number")
-        if not self.who.strip():
-            raise BadInput("nobody says who asks", remedy="give --who")
+        if not self.case_number.strip():
+            raise BadInput("a sweep needs a reason", remedy="give --case-number")
+        if not self.user.strip():
+            raise BadInput("a sweep needs a user", remedy="give --user")
 
 
-def append(store: Store, entry: AuditRecord) -> str:
-    """Write an entry and return its key. Raises StoreError, and then nothing may run on it."""
-    moment = datetime.fromisoformat(entry.when).strftime("%Y%m%dT%H%M%S%fZ")
-    key = f"audit/{moment}-{secrets.token_hex(4)}.json"
-    store.create(key, entry.to_json())
+@dataclass(frozen=True, slots=True)
+class AuditLog:
+    """All records with their keys, oldest first."""
+
+    records: tuple[tuple[str, AuditRecord], ...]
+
+    @classmethod
+    def read(cls, store: Store) -> Self:
+        """Read the log below a folder of runs. Raises SchemaMismatch for an object that is not a record."""
+        keys = sorted(info.key for info in store.list("audit"))
+        return cls(tuple((key, AuditRecord.read(store, key)) for key in keys))
+
+    def to_text(self) -> str:
+        """Return one line per record."""
+        lines = [
+            f"{record.when[:19]}  {record.user}  {record.case_number}  {record.action}  "
+            f"{record.request.get('probes', '')}  {record.generation}"
+            for _, record in self.records
+        ]
+        return "\n".join(lines) or "no sweep is recorded"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the records with their keys."""
+        return [{"key": key, **json.loads(record.to_json())} for key, record in self.records]
+
+
+def append_record(store: Store, record: AuditRecord) -> str:
+    """Write a record and return its key. Raises StoreError; then the sweep must not start."""
+    time = datetime.fromisoformat(record.when).strftime("%Y%m%dT%H%M%S%fZ")
+    key = f"audit/{time}-{secrets.token_hex(4)}.json"
+    store.create(key, record.to_json())
     return key
 
 
-def require(store: Store, key: str) -> None:
-    """Raise AccountingError unless the entry stands."""
+def require_record(store: Store, key: str) -> None:
+    """Raise AccountingError if there is no record of this key."""
     if not key.startswith("audit/") or store.head(key) is None:
-        raise AccountingError(f"no audit entry {store.uri_of(key)}", remedy="start the sweep by clvr sweep")
-
-
-def entries(store: Store) -> list[tuple[str, AuditRecord]]:
-    """All entries with their keys, oldest first. Raises SchemaMismatch for one that is none."""
-    keys = sorted(info.key for info in store.list("audit"))
-    return [(key, AuditRecord.read(store, key)) for key in keys]
+        raise AccountingError(
+            f"there is no audit record {store.uri_of(key)}", remedy="start the sweep by clvr sweep"
+        )

@@ -1,6 +1,6 @@
-"""`clvr sweep`: thousands of probes over a window of the archive, as a Ray Data job that can be killed.
+"""`clvr sweep`: search thousands of probes in the archive by a Ray Data job that may be killed.
 
-Each actor answers whole parts by itself, as in `clvr embed`: only part numbers pass through Ray.
+Each actor searches whole parts, as in `clvr embed`: Ray transfers part numbers only.
 """
 
 import math
@@ -28,41 +28,64 @@ from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
 from jobs.runtime.resolve import find_runs, open_milvus
-from jobs.search.search import RulesRequest, resolve_model_filters, rules_of
+from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
 from jobs.search.searcher import Searcher
-from jobs.sweep import audit
+from jobs.sweep.audit import AuditRecord, append_record, require_record
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.probe_list import read_probe_list
 from jobs.sweep.report import ReportContext, write_sweep_report
 from jobs.sweep.state import Sweep, SweepSummary
 
-PART_PROBES = (16, 1024)
+MIN_PART_PROBES, MAX_PART_PROBES = 16, 1024
 PARTS_PER_ACTOR = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """What `clvr sweep` was asked for. runs: run ids for an exact sweep, else the live generation answers."""
+    """A request of `clvr sweep`. runs: ids for an exact sweep; otherwise the live generation is searched."""
 
     probes: str
-    out: str
-    case: str
+    output: str
+    case_number: str
     rules: RulesRequest = field(default_factory=RulesRequest)
     exact: bool = False
     runs: tuple[str, ...] = ("latest",)
-    who: str | None = None
+    user: str | None = None
     workers: int | None = None
     rows_per_part: int | None = None
     strips: int = 60
 
 
 @dataclass(frozen=True, slots=True)
+class SweepResult:
+    """The summary of a finished sweep and the folder of its results."""
+
+    summary: SweepSummary
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as in done.json."""
+        return asdict(self.summary)
+
+    def to_text(self) -> str:
+        """Return the counts, the causes of failures and the place of the report."""
+        summary = self.summary
+        verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(summary.causes.items()))
+        return (
+            f"{summary.probes:,} probes: {verdicts}; {summary.answers:,} matches\n"
+            + (f"causes: {causes}\n" if causes else "")
+            + f"the report: {self.output.rstrip('/')}/report.html"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which archive answers, by which rules: what every actor needs to open the same source."""
+    """The source and the rules of a sweep: every actor opens the same source."""
 
     settings: Settings
     rules: Rules
-    out: str
+    output: str
     generation: str
     fingerprint: str
     run_ids: tuple[str, ...]
@@ -79,15 +102,15 @@ class _Plan:
 
 
 class _Actor:
-    """A Ray Data actor: the source is opened once, the model when a picture first needs it."""
+    """A Ray Data actor that opens the source once, and the model for the first image that needs it."""
 
-    def __init__(self, plan: _Plan, entry: str, board: Any) -> None:
+    def __init__(self, plan: _Plan, record: str, progress_actor: Any) -> None:
         runs = open_store(plan.settings.runs)
-        audit.require(runs, entry)
-        sweep = Sweep.open(open_store(plan.out))
+        require_record(runs, record)
+        sweep = Sweep.open(open_store(plan.output))
         if sweep is None:
-            raise Mismatch(f"there is no sweep in {plan.out}")
-        self.board = board
+            raise Mismatch(f"there is no sweep in {plan.output}")
+        self.progress_actor = progress_actor
         self.worker = SweepWorker(
             sweep,
             plan.source(),
@@ -98,69 +121,70 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         for part in batch["part"]:
-            self.board.add.remote(*self.worker.do(int(part)))
+            self.progress_actor.add.remote(*self.worker.search_part(int(part)))
         return {"part": [int(part) for part in batch["part"]]}
 
 
-def sweep_probes(request: SweepRequest, settings: Settings) -> SweepSummary:
-    """Answer every probe of a list into `request.out`, or continue the sweep that was cut off there.
+def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
+    """Search every probe of a list and write the matches, or continue an unfinished sweep.
 
-    Raises BadInput for a list that is none, an unknown camera, no case, or nothing live; Mismatch if the
-    folder holds another sweep; AccountingError without an audit entry; StoreError, IndexUnreachable.
+    Raises BadInput for an invalid list, an unknown camera, no case number or no live generation; Mismatch
+    if the folder contains another sweep; AccountingError without an audit record; StoreError,
+    IndexUnreachable.
     """
-    if not request.case.strip():
-        raise BadInput("a sweep needs a reason", remedy="give --case, such as a case number")
+    if not request.case_number.strip():
+        raise BadInput("a sweep needs a reason", remedy="give --case-number")
     probes = read_probe_list(request.probes)
-    out = open_store(request.out)
-    sweep = Sweep.open(out)
+    folder = open_store(request.output)
+    sweep = Sweep.open(folder)
     plan = _plan(request, settings, sweep)
-    asked = {**asdict(request.rules), "exact": request.exact}
+    request_document = {**asdict(request.rules), "exact": request.exact}
     if sweep:
-        sweep.require_same(probes, asked, plan.fingerprint)
+        sweep.require_same(probes, request_document, plan.fingerprint)
     summary = sweep.summary if sweep else None
     if summary is None:
-        entry = _write_audit_record(request, settings, plan, asked, "continue" if sweep else "start")
+        action = "continue" if sweep else "start"
+        record = _write_audit_record(request, settings, plan, request_document, action)
         sweep = sweep or Sweep.create(
-            out,
+            folder,
             probes,
-            request=asked,
+            request=request_document,
             generation=plan.generation,
             fingerprint=plan.fingerprint,
-            audit=entry,
+            audit=record,
             rows_per_part=request.rows_per_part or _part_size(probes.num_rows, request.workers),
         )
-        _answer_parts(sweep, request, plan, entry)
+        _search_parts(sweep, request, plan, record)
         summary = sweep.finish()
     else:
-        logger.info(f"the sweep in {request.out} is finished already")
+        logger.info(f"the sweep in {request.output} is already finished")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
-    album = ReportContext(
+    context = ReportContext(
         ScanSource(find_runs(plan.run_ids, settings)),
         dict(read_card(plan.model).label_names),
         calibration.threshold if calibration else None,
     )
-    write_sweep_report(sweep, summary, album, plan.rules, request.strips)
-    return summary
+    write_sweep_report(sweep, summary, context, plan.rules, request.strips)
+    return SweepResult(summary, request.output)
 
 
-def _plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Plan:
-    """Resolve `latest` and the alias once; a sweep that is continued keeps what it began with."""
+def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> _Plan:
+    """Resolve `latest` and the alias once; an existing sweep keeps its generation or runs."""
     if request.exact:
-        return _exact_plan(request, settings, there)
+        return _plan_exact(request, settings, existing)
     searcher = Searcher(settings)
     try:
         searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
-        # Where the alias has moved since, the sweep goes on with the generation it began with.
+        # The alias may have moved since an existing sweep was started; the sweep keeps its generation.
         generation = get_generation(
-            searcher.source.milvus, there.info.generation if there else searcher.source.name
+            searcher.source.milvus, existing.info.generation if existing else searcher.source.name
         )
+        rules = make_rules(request.rules)
         return _Plan(
             settings=settings,
-            rules=resolve_model_filters(rules_of(request.rules), request.rules, searcher)
-            if request.rules.models
-            else rules_of(request.rules),
-            out=request.out,
+            rules=resolve_model_filters(rules, request.rules, searcher) if request.rules.models else rules,
+            output=request.output,
             generation=generation.name,
             fingerprint=generation.fingerprint,
             run_ids=generation.run_ids,
@@ -169,21 +193,21 @@ def _plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Pl
             one_process=not settings.milvus.startswith("http"),
         )
     finally:
-        # A Milvus Lite file can be open in one process only, and the actor is the next.
+        # Only one process can open a Milvus Lite file, and the actor opens it next.
         searcher.close()
 
 
-def _exact_plan(request: SweepRequest, settings: Settings, there: Sweep | None) -> _Plan:
+def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | None) -> _Plan:
     if request.rules.models:
-        raise BadInput("an exact sweep knows no vehicle models by name", remedy="leave out --model")
-    began = there.info.generation.removeprefix("exact:").split("+") if there else request.runs
-    runs = find_runs(began, settings)
+        raise BadInput("an exact sweep cannot filter by vehicle model", remedy="leave out --vehicle-model")
+    run_ids = existing.info.generation.removeprefix("exact:").split("+") if existing else request.runs
+    runs = find_runs(run_ids, settings)
     if len({run.fingerprint for run in runs}) > 1:
         raise FingerprintMismatch("the runs are of different models", remedy="sweep the runs of one model")
     return _Plan(
         settings=settings,
-        rules=rules_of(request.rules),
-        out=request.out,
+        rules=make_rules(request.rules),
+        output=request.output,
         generation="exact:" + "+".join(run.run_id for run in runs),
         fingerprint=runs[0].fingerprint,
         run_ids=tuple(run.run_id for run in runs),
@@ -194,30 +218,32 @@ def _exact_plan(request: SweepRequest, settings: Settings, there: Sweep | None) 
 
 
 def _write_audit_record(
-    request: SweepRequest, settings: Settings, plan: _Plan, asked: dict[str, Any], action: str
+    request: SweepRequest, settings: Settings, plan: _Plan, request_document: dict[str, Any], action: str
 ) -> str:
-    """Write the audit entry: nothing is answered before it stands."""
-    entry = audit.AuditRecord(
-        who=request.who or current_user(),
-        case=request.case,
+    """Write the audit record, which must exist before the first search, and return its key."""
+    record = AuditRecord(
+        user=request.user or current_user(),
+        case_number=request.case_number,
         action=f"sweep {action}",
         generation=plan.generation,
         fingerprint=plan.fingerprint,
-        request={**asked, "probes": request.probes, "out": request.out},
+        request={**request_document, "probes": request.probes, "out": request.output},
     )
-    key = audit.append(open_store(settings.runs), entry)
-    logger.info(f"audit entry {key}")
+    key = append_record(open_store(settings.runs), record)
+    logger.info(f"audit record {key}")
     return key
 
 
-def _answer_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, entry: str) -> None:
+def _search_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, record: str) -> None:
     pending = sweep.pending()
     if not pending:
         return
     connect(plan.settings)
     workers = 1 if plan.one_process else request.workers or num_cpus()
     total = sweep.info.probes
-    board = start_progress_actor(total, done=total - min(total, len(pending) * sweep.info.rows_per_part))
+    progress_actor = start_progress_actor(
+        total, done=total - min(total, len(pending) * sweep.info.rows_per_part)
+    )
     parts = ray.data.from_items(
         [{"part": part} for part in pending], override_num_blocks=len(pending)
     ).map_batches(
@@ -225,10 +251,10 @@ def _answer_parts(sweep: Sweep, request: SweepRequest, plan: _Plan, entry: str) 
         batch_size=1,
         compute=ActorPoolStrategy(size=min(workers, len(pending)), max_tasks_in_flight_per_actor=2),
         num_cpus=1,
-        fn_constructor_kwargs={"plan": plan, "entry": entry, "board": board},
+        fn_constructor_kwargs={"plan": plan, "record": record, "progress_actor": progress_actor},
     )
     try:
-        with progress("sweep", "probes", lambda: read_progress(board)):
+        with progress("sweep", "probes", lambda: read_progress(progress_actor)):
             for _ in parts.iter_batches(batch_size=None, prefetch_batches=0):
                 pass
     except Exception as error:
@@ -239,24 +265,12 @@ def _embedder(model: str, fingerprint: str) -> Embedder:
     checkpoint = load_checkpoint(model)
     if checkpoint.fingerprint != fingerprint:
         raise FingerprintMismatch(
-            f"{model} is model {checkpoint.fingerprint}, the archive was embedded by {fingerprint}",
-            remedy="put the archive's own model back where its run names it",
+            f"{model} has fingerprint {checkpoint.fingerprint}, the archive was embedded by {fingerprint}",
+            remedy=f"restore the archive's model at {model}",
         )
     return Embedder(checkpoint, batch_size=8, cache=default_cache())
 
 
-def _part_size(probes: int, workers: int | None) -> int:
+def _part_size(num_probes: int, workers: int | None) -> int:
     workers = workers or os.cpu_count() or 1
-    low, high = PART_PROBES
-    return min(max(math.ceil(probes / (workers * PARTS_PER_ACTOR)), low), high)
-
-
-def summary_text(summary: SweepSummary, out: str) -> str:
-    """The summary as a person reads it."""
-    verdicts = ", ".join(f"{count:,} {name}" for name, count in sorted(summary.verdicts.items()))
-    causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(summary.causes.items()))
-    return (
-        f"{summary.probes:,} probes: {verdicts}; {summary.answers:,} answers\n"
-        + (f"causes: {causes}\n" if causes else "")
-        + f"the report: {out.rstrip('/')}/report.html"
-    )
+    return min(max(math.ceil(num_probes / (workers * PARTS_PER_ACTOR)), MIN_PART_PROBES), MAX_PART_PROBES)

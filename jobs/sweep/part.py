@@ -1,4 +1,4 @@
-"""One part of a sweep: fetch, embed, answer, write. Without Ray, so that it can be measured alone."""
+"""One part of a sweep: fetch and embed its probes, search, write. Independent of Ray."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,13 +24,13 @@ EMBED_BATCH = 16
 
 @dataclass(slots=True)
 class _Row:
-    """One probe on its way: named, then made, then answered, or failed with a cause."""
+    """One probe of the list, and then its features and matches, or the cause of its failure."""
 
     probe_id: str
     uri: str
     crop_id: int | None = None
     probe: Probe | None = None
-    answers: list[Match] = field(default_factory=list)
+    matches: list[Match] = field(default_factory=list)
     cause: str = ""
     detail: str = ""
 
@@ -39,7 +39,7 @@ class _Row:
 
 
 class SweepWorker:
-    """Answers parts of one sweep. embedder: makes the model when the first picture needs it."""
+    """Searches parts of one sweep. embedder: opens the model, for the first image that needs it."""
 
     def __init__(
         self,
@@ -53,30 +53,29 @@ class SweepWorker:
         self.source = source
         self.rules = rules
         self.calibration = calibration
-        self._make_embedder = embedder
+        self._open_embedder = embedder
         self._embedder: Embedder | None = None
 
-    def do(self, part: int) -> tuple[int, int]:
-        """Answer a part and write it; return how many probes were answered and how many failed.
+    def search_part(self, part: int) -> tuple[int, int]:
+        """Search a part and write it; return how many probes were searched and how many failed.
 
-        A probe that cannot be had is a row with its cause. Raises StoreUnreachable and Milvus' errors: a
-        server that is away is not a fault of one probe.
+        A probe that cannot be read becomes a row with its cause. Raises StoreUnreachable and the errors of
+        Milvus, because an unreachable server is not the fault of one probe.
         """
         rows = [_Row(**row) for row in self.sweep.probes(part).to_pylist()]
-        self._take_archived(rows)
-        self._take_pictures([row for row in rows if row.probe is None and not row.cause])
+        self._fetch_archived(rows)
+        self._embed_images([row for row in rows if row.probe is None and not row.cause])
         ready = [row for row in rows if row.probe is not None]
         probes = [row.probe for row in ready if row.probe is not None]
         if probes:
-            for row, answers in zip(
-                ready, retrieve(self.source, probes, self.rules, self.calibration), strict=True
-            ):
-                row.answers = answers
+            results = retrieve(self.source, probes, self.rules, self.calibration)
+            for row, matches in zip(ready, results, strict=True):
+                row.matches = matches
         self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
         return len(ready), len(rows) - len(ready)
 
-    def _take_archived(self, rows: list[_Row]) -> None:
-        """Probes that are crops of the archive: their features are known already."""
+    def _fetch_archived(self, rows: list[_Row]) -> None:
+        """Take the features of probes that are crops of the archive from the source."""
         for row in rows:
             try:
                 row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
@@ -91,7 +90,7 @@ class SweepWorker:
             elif row.uri.startswith(CROP) and not row.cause:
                 row.fail("unknown-crop", f"{row.uri} is not in {self.source.name}")
 
-    def _take_pictures(self, rows: list[_Row]) -> None:
+    def _embed_images(self, rows: list[_Row]) -> None:
         by_root: dict[str, list[tuple[_Row, str]]] = defaultdict(list)
         for row in rows:
             root, key = split_uri(row.uri)
@@ -117,30 +116,30 @@ class SweepWorker:
     def _embed(self, batch: list[tuple[_Row, np.ndarray]]) -> None:
         if not batch:
             return
-        self._embedder = self._embedder or self._make_embedder()
-        features = self._embedder(np.stack([picture for _, picture in batch])).features
+        self._embedder = self._embedder or self._open_embedder()
+        features = self._embedder(np.stack([image for _, image in batch])).features
         for (row, _), vector in zip(batch, features, strict=True):
             if np.isfinite(vector).all():
                 row.probe = Probe(row.probe_id, vector, (Sighting(crop_id=row.crop_id),))
             else:
-                row.fail("not-finite", "a feature of it is not a finite number")
+                row.fail("not-finite", "a feature is not a finite number")
 
     def _results(self, rows: list[_Row]) -> pa.Table:
         return pa.Table.from_pylist(
             [
                 {
                     "probe_id": row.probe_id,
-                    "rank": each.rank,
-                    "crop_id": each.hit.crop_id,
-                    "distance": each.hit.distance,
-                    "likelihood": each.likelihood,
-                    "camera_id": each.hit.camera_id,
-                    "captured_at": each.hit.captured_at,
-                    "track_id": each.hit.track_id,
+                    "rank": match.rank,
+                    "crop_id": match.hit.crop_id,
+                    "distance": match.hit.distance,
+                    "likelihood": match.likelihood,
+                    "camera_id": match.hit.camera_id,
+                    "captured_at": match.hit.captured_at,
+                    "track_id": match.hit.track_id,
                     "generation": self.source.name,
                 }
                 for row in rows
-                for each in row.answers
+                for match in row.matches
             ],
             schema=RESULT_SCHEMA,
         )
@@ -151,10 +150,10 @@ class SweepWorker:
                 {
                     "probe_id": row.probe_id,
                     "uri": row.uri,
-                    "verdict": "failed" if row.cause else verdict(row.answers, self.calibration),
-                    "answers": len(row.answers),
-                    "best_distance": row.answers[0].hit.distance if row.answers else None,
-                    "best_likelihood": row.answers[0].likelihood if row.answers else None,
+                    "verdict": "failed" if row.cause else verdict(row.matches, self.calibration),
+                    "answers": len(row.matches),
+                    "best_distance": row.matches[0].hit.distance if row.matches else None,
+                    "best_likelihood": row.matches[0].likelihood if row.matches else None,
                     "cause": row.cause,
                     "detail": row.detail,
                 }

@@ -1,4 +1,4 @@
-"""The page of a sweep: how many were found, and the strips of the likeliest, of some not found and failed."""
+"""The report of a sweep: counts by verdict, and strips of some probes with their nearest matches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,21 +12,21 @@ from index.milvus.search import Hit
 from index.search.probe import Sighting
 from index.search.retrieval import Match, Rules
 from index.search.scan_source import ScanSource
-from jobs.pages.search_page import AnswerPage, ProbeStrip, build_answer_page
+from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.search.search import shown_answers
+from jobs.search.search import page_matches
 from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import Sweep, SweepSummary
 
 RANKS = 6
 REPORT = "report.html"
 ORDER = ("found", "ranked", "not found", "nothing", "failed")
-UNFOUND_SHARE = 4  # a quarter of the strips shows probes that were not found
+NOT_FOUND_SHARE = 4  # one in so many strips shows a probe that was not found
 
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What a report needs besides the sweep: where crops are looked up, and what numbers mean."""
+    """The source of the crops, the names of the vehicle models, and the threshold."""
 
     crops: ScanSource
     model_names: dict[int, str]
@@ -34,90 +34,94 @@ class ReportContext:
 
 
 def write_sweep_report(
-    sweep: Sweep, summary: SweepSummary, album: ReportContext, rules: Rules, strips: int
+    sweep: Sweep, summary: SweepSummary, context: ReportContext, rules: Rules, strips: int
 ) -> None:
-    """Write report.html, with that many strips at most, into the sweep's folder."""
+    """Write report.html with at most `strips` strips into the folder of the sweep."""
     outcomes = pa.concat_tables(sweep.outcomes())
-    chosen = _chosen(outcomes, strips)
+    chosen = _choose_probes(outcomes, strips)
     info = sweep.info
-    ended = summary.finished[:16].replace("T", " ")
-    page = AnswerPage(
-        title="A sweep of the archive",
-        lead=f"{summary.probes:,} probes, {summary.answers:,} answers, finished {ended} UTC.",
-        strips=list(_strips(sweep, chosen, album, rules)),
+    finished = summary.finished[:16].replace("T", " ")
+    page = SearchPage(
+        title="Sweep of the archive",
+        summary=f"{summary.probes:,} probes, {summary.answers:,} matches, finished {finished} UTC.",
+        strips=list(_strips(sweep, chosen, context, rules)),
         facts={
             "generation": info.generation,
             "model": info.fingerprint,
-            "audit entry": info.audit,
-            "asked": ", ".join(f"{name} {value}" for name, value in info.request.items() if value),
+            "audit record": info.audit,
+            "request": ", ".join(f"{name} {value}" for name, value in info.request.items() if value),
             "results": sweep.store.uri_of("results"),
         },
         counts={name: summary.verdicts[name] for name in ORDER if summary.verdicts.get(name)},
         positions=rules.cameras.positions if rules.cameras else {},
-        left_out=summary.probes - len(chosen),
+        not_shown=summary.probes - len(chosen),
     )
-    sweep.store.put(REPORT, build_answer_page(page).encode())
+    sweep.store.put(REPORT, build_search_page(page).encode())
 
 
-def _chosen(outcomes: pa.Table, strips: int) -> list[dict[str, Any]]:
-    """The nearest of those that were found, then some that were not, in the order of the list."""
-    good = outcomes.filter(pc.is_in(outcomes["verdict"], value_set=pa.array(["found", "ranked"])))
-    rest = outcomes.filter(pc.invert(pc.is_in(outcomes["verdict"], value_set=pa.array(["found", "ranked"]))))
-    spare = min(rest.num_rows, max(strips // UNFOUND_SHARE, strips - good.num_rows))
-    best = good.sort_by("best_distance").slice(0, strips - spare)
-    return [*best.to_pylist(), *rest.slice(0, spare).to_pylist()]
+def _choose_probes(outcomes: pa.Table, strips: int) -> list[dict[str, Any]]:
+    """Choose the probes with the nearest matches, then some that were not found, in the order of the list."""
+    has_match = pc.is_in(outcomes["verdict"], value_set=pa.array(["found", "ranked"]))
+    matched, others = outcomes.filter(has_match), outcomes.filter(pc.invert(has_match))
+    num_others = min(others.num_rows, max(strips // NOT_FOUND_SHARE, strips - matched.num_rows))
+    nearest = matched.sort_by("best_distance").slice(0, strips - num_others)
+    return [*nearest.to_pylist(), *others.slice(0, num_others).to_pylist()]
 
 
 def _strips(
-    sweep: Sweep, chosen: list[dict[str, Any]], album: ReportContext, rules: Rules
+    sweep: Sweep, chosen: list[dict[str, Any]], context: ReportContext, rules: Rules
 ) -> Iterator[ProbeStrip]:
-    rows = _answers(sweep, {outcome["probe_id"] for outcome in chosen})
-    own = [crop_number(o["uri"]) for o in chosen if o["uri"].startswith(CROP) and o["verdict"] != "failed"]
-    facts = album.crops.crops([*own, *(row["crop_id"] for found in rows.values() for row in found)])
+    rows = _nearest_results(sweep, {outcome["probe_id"] for outcome in chosen})
+    probe_ids = [
+        crop_number(o["uri"]) for o in chosen if o["uri"].startswith(CROP) and o["verdict"] != "failed"
+    ]
+    crops = context.crops.crops([*probe_ids, *(row["crop_id"] for part in rows.values() for row in part)])
     for outcome in chosen:
-        answers = [
-            Match(row["rank"], _hit(row, facts), likelihood=row["likelihood"])
+        matches = [
+            Match(row["rank"], _hit(row, crops), likelihood=row["likelihood"])
             for row in rows.get(outcome["probe_id"], ())
-            if row["crop_id"] in facts
+            if row["crop_id"] in crops
         ]
         uri = outcome["uri"]
-        itself = facts.get(crop_number(uri)) if uri.startswith(CROP) and own else None
-        if itself and rules.cameras:
-            start = Sighting(itself.camera_id, itself.track_id, itself.captured_at)
-            answers = [
+        archived = uri.startswith(CROP) and outcome["verdict"] != "failed"
+        probe = crops.get(crop_number(uri)) if archived else None
+        if probe and rules.cameras:
+            start = Sighting(probe.camera_id, probe.track_id, probe.captured_at)
+            matches = [
                 replace(
-                    each,
+                    match,
                     travel=rules.cameras.travel(
-                        start, Sighting(each.hit.camera_id, each.hit.track_id, each.hit.captured_at)
+                        start, Sighting(match.hit.camera_id, match.hit.track_id, match.hit.captured_at)
                     ),
                 )
-                for each in answers
+                for match in matches
             ]
         yield ProbeStrip(
             name=outcome["probe_id"],
             verdict=outcome["verdict"],
             note=f"{outcome['cause']}: {outcome['detail']}" if outcome["cause"] else "",
-            pictures=[] if outcome["cause"] else [_thumbnail(itself.uri if itself else uri)],
-            facts=[f"camera {itself.camera_id}"] if itself else [],
-            answers=shown_answers(answers, album.model_names, album.threshold),
+            images=[] if outcome["cause"] else [_thumbnail(probe.uri if probe else uri)],
+            facts=[f"camera {probe.camera_id}"] if probe else [],
+            matches=page_matches(matches, context.model_names, context.threshold),
         )
 
 
-def _answers(sweep: Sweep, probe_ids: set[str]) -> dict[str, list[dict[str, Any]]]:
-    wanted = pa.array(sorted(probe_ids), pa.string())
-    found: dict[str, list[dict[str, Any]]] = {}
+def _nearest_results(sweep: Sweep, probe_ids: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """Read the first ranks of these probes, by probe."""
+    value_set = pa.array(sorted(probe_ids), pa.string())
+    by_probe: dict[str, list[dict[str, Any]]] = {}
     for part in range(sweep.info.parts):
         table = sweep.results(part)
-        near = table.filter(
-            pc.and_(pc.is_in(table["probe_id"], value_set=wanted), pc.less_equal(table["rank"], RANKS))
+        nearest = table.filter(
+            pc.and_(pc.is_in(table["probe_id"], value_set=value_set), pc.less_equal(table["rank"], RANKS))
         )
-        for row in near.to_pylist():
-            found.setdefault(row["probe_id"], []).append(row)
-    return found
+        for row in nearest.to_pylist():
+            by_probe.setdefault(row["probe_id"], []).append(row)
+    return by_probe
 
 
-def _hit(row: dict[str, Any], facts: dict[int, Hit]) -> Hit:
-    return replace(facts[row["crop_id"]], rank=row["rank"], distance=row["distance"])
+def _hit(row: dict[str, Any], crops: dict[int, Hit]) -> Hit:
+    return replace(crops[row["crop_id"]], rank=row["rank"], distance=row["distance"])
 
 
 def _thumbnail(uri: str) -> bytes:

@@ -1,12 +1,12 @@
-"""Sweeps: many probes over one archive, in a folder that may be killed at any point.
+"""The folder of a sweep, which can be continued after a kill at any point.
 
-    sweep.json                     first, once (If-None-Match): the request, the generation, the audit entry
-    list/<digest>.parquet          the probes, one row group a part
-    probes/part-00000.parquet      what became of each probe of a part
-    results/part-00000.parquet     the answers; written last, so it is the part's done-mark
-    done.json                      last: counts
+    sweep.json                     written once (If-None-Match): the request, the generation, the audit record
+    list/<digest>.parquet          the probes, one row group per part
+    probes/part-00000.parquet      the outcome of each probe of a part
+    results/part-00000.parquet     the matches; written after the outcomes, it marks the part as done
+    done.json                      written last: counts
 
-A part is a fixed slice of the list with a fixed name: done once, or done again as if for the first time.
+A part is a fixed slice of the list and has a fixed name. Searching it again replaces it by the same content.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ RESULT_SCHEMA = pa.schema(
         ("generation", pa.string()),
     ]
 )
-"""One row an answer; `likelihood` is null where the model is not calibrated."""
+"""One row per match; `likelihood` is null without a calibration."""
 
 PROBE_SCHEMA = pa.schema(
     [
@@ -52,12 +52,12 @@ PROBE_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""One row a probe: found, not found, ranked, nothing or failed; a failed one has its cause."""
+"""One row per probe; the verdict is found, not found, ranked, nothing, or failed with a cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepInfo(JsonDocument):
-    """What sweep.json says."""
+    """The content of sweep.json."""
 
     NOUN = "sweep"
     FORMAT = ("version", VERSION)
@@ -74,13 +74,13 @@ class SweepInfo(JsonDocument):
 
     @property
     def parts(self) -> int:
-        """How many parts there are."""
+        """The number of parts."""
         return -(-self.probes // self.rows_per_part)
 
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary(JsonDocument):
-    """What done.json says: probes by verdict, answers, failures by cause."""
+    """The content of done.json: probes by verdict, number of matches, failures by cause."""
 
     probes: int
     answers: int
@@ -91,7 +91,7 @@ class SweepSummary(JsonDocument):
 
 
 class Sweep:
-    """One sweep's folder. Every method may be repeated."""
+    """The folder of one sweep. Every method may be repeated."""
 
     def __init__(self, store: Store, info: SweepInfo) -> None:
         self.store = store
@@ -99,7 +99,7 @@ class Sweep:
 
     @classmethod
     def open(cls, store: Store) -> Self | None:
-        """The sweep in this folder, or None. Raises SchemaMismatch."""
+        """Open the sweep in this folder; None if there is none. Raises SchemaMismatch."""
         head = None
         with ignore_missing_root(store):
             head = store.head("sweep.json")
@@ -119,7 +119,7 @@ class Sweep:
         audit: str,
         rows_per_part: int,
     ) -> Self:
-        """Start a sweep; the list is written before sweep.json. Raises Mismatch if the folder is taken."""
+        """Start a sweep: write the list, then sweep.json. Raises Mismatch if the folder contains a sweep."""
         digest = list_digest(probes)
         info = SweepInfo(
             request=request,
@@ -139,83 +139,85 @@ class Sweep:
             store.create("sweep.json", info.to_json())
         except ObjectExists as error:
             raise Mismatch(
-                f"{store.uri} holds a sweep already", remedy="repeat the command to continue it"
+                f"{store.uri} already contains a sweep", remedy="run the same command again to continue it"
             ) from error
         return sweep
 
     @property
     def _list_key(self) -> str:
-        # Named by contents and layout: the loser of two racing creators must not overwrite the winner's list.
+        # The name depends on the content and the layout, so that a second creator cannot overwrite the list
+        # of the first one.
         return f"list/{self.info.list_digest[:16]}-{self.info.rows_per_part}.parquet"
 
     def require_same(self, probes: pa.Table, request: Mapping[str, Any], fingerprint: str) -> None:
-        """Raise Mismatch unless this is the sweep that is asked for now."""
-        was = {"the probes": self.info.list_digest, "the model": self.info.fingerprint}
-        now = {"the probes": list_digest(probes), "the model": fingerprint}
-        was |= {name: json.dumps(value) for name, value in self.info.request.items()}
-        now |= {name: json.dumps(value) for name, value in request.items()}
-        other = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-        if other:
+        """Raise Mismatch if this sweep has other probes, another model or another request."""
+        stored = {"the probes": self.info.list_digest, "the model": self.info.fingerprint}
+        requested = {"the probes": list_digest(probes), "the model": fingerprint}
+        stored |= {name: json.dumps(value) for name, value in self.info.request.items()}
+        requested |= {name: json.dumps(value) for name, value in request.items()}
+        names = sorted(stored.keys() | requested.keys())
+        different = [name for name in names if stored.get(name) != requested.get(name)]
+        if different:
             raise Mismatch(
-                f"{self.store.uri} holds a sweep with other {', '.join(other)}",
-                remedy="give --out another folder, or repeat the same command",
+                f"the sweep in {self.store.uri} differs in {', '.join(different)}",
+                remedy="give --output another folder, or run the same command as before",
             )
 
     def pending(self) -> list[int]:
-        """Numbers of the parts that are not done."""
+        """Return the numbers of the parts that are not done."""
         done = {info.key for info in self.store.list("results")}
         return [part for part in range(self.info.parts) if _result_key(part) not in done]
 
     def probes(self, part: int) -> pa.Table:
-        """The probes of one part: probe_id, uri."""
+        """Read the probes of one part: probe_id, uri."""
         with open_parquet(self.store, self._list_key) as file:
             return file.read_row_group(part)
 
     def write_part(self, part: int, results: pa.Table, probes: pa.Table) -> None:
-        """Write what became of a part; its results come last. Raises CountMismatch if a probe is missing."""
+        """Write the outcomes, then the matches of a part. Raises CountMismatch if a probe is missing."""
         expected = self.probes(part)["probe_id"].to_pylist()
         if probes["probe_id"].to_pylist() != expected:
-            raise CountMismatch(f"part {part} answers other probes than it was given")
+            raise CountMismatch(f"part {part} has outcomes of other probes")
         footer = {"clvr.generation": self.info.generation, "clvr.fingerprint": self.info.fingerprint}
         write_table(self.store, _probe_key(part), probes.cast(PROBE_SCHEMA), metadata=footer)
         write_table(self.store, _result_key(part), results.cast(RESULT_SCHEMA), metadata=footer)
 
     def outcomes(self) -> Iterator[pa.Table]:
-        """What became of the probes, part by part."""
+        """Read the outcomes of all probes, part by part."""
         for part in range(self.info.parts):
             with open_parquet(self.store, _probe_key(part)) as file:
                 yield file.read()
 
     def results(self, part: int) -> pa.Table:
-        """The answers of one part."""
+        """Read the matches of one part."""
         with open_parquet(self.store, _result_key(part)) as file:
             return file.read()
 
     @property
     def summary(self) -> SweepSummary | None:
-        """What done.json says, or None for a sweep that is not finished."""
+        """The content of done.json, or None for an unfinished sweep."""
         if self.store.head("done.json") is None:
             return None
         return SweepSummary.read(self.store, "done.json")
 
     def finish(self) -> SweepSummary:
-        """Count every probe once and write done.json. Raises CountMismatch for a part that is missing."""
+        """Count every probe once and write done.json. Raises CountMismatch for a missing part."""
         if missing := self.pending():
             raise CountMismatch(f"{len(missing):,} parts of {self.store.uri} are not done")
         verdicts: Counter[str] = Counter()
         causes: Counter[str] = Counter()
-        seen: set[str] = set()
+        probe_ids: set[str] = set()
         answers = 0
         for table in self.outcomes():
             verdicts.update(table["verdict"].to_pylist())
             causes.update(cause for cause in table["cause"].to_pylist() if cause)
             answers += sum(table["answers"].to_pylist())
-            seen.update(table["probe_id"].to_pylist())
-        if not len(seen) == sum(verdicts.values()) == self.info.probes:
-            raise CountMismatch(f"{self.info.probes:,} probes were given, {len(seen):,} have an outcome")
+            probe_ids.update(table["probe_id"].to_pylist())
+        if not len(probe_ids) == sum(verdicts.values()) == self.info.probes:
+            raise CountMismatch(f"{self.info.probes:,} probes are listed, {len(probe_ids):,} have an outcome")
         rows = sum(self.results(part).num_rows for part in range(self.info.parts))
         if rows != answers:
-            raise CountMismatch(f"the probes count {answers:,} answers, the results hold {rows:,}")
+            raise CountMismatch(f"the outcomes count {answers:,} matches, the results contain {rows:,}")
         summary = SweepSummary(
             self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, utc_now()
         )
@@ -224,7 +226,7 @@ class Sweep:
 
 
 def list_digest(probes: pa.Table) -> str:
-    """SHA-256 over ids and URIs, in order."""
+    """Return the SHA-256 of the ids and URIs, in order."""
     digest = hashlib.sha256()
     for name in LIST_SCHEMA.names:
         for text in probes[name].to_pylist():
@@ -233,15 +235,15 @@ def list_digest(probes: pa.Table) -> str:
 
 
 def checked_list(probe_ids: list[str], uris: list[str], where: str) -> pa.Table:
-    """A list of probes. Raises BadInput for none, for one without name or picture, and for a name twice."""
+    """Make a list of probes. Raises BadInput for an empty list, a missing id or URI, and a repeated id."""
     if not uris:
-        raise BadInput(f"no probe in {where}", remedy="pictures end in .jpg, .jpeg, .png or .webp")
-    bad = next((row for row, pair in enumerate(zip(probe_ids, uris, strict=True)) if not all(pair)), None)
-    if bad is not None:
-        raise BadInput(f"{where}, probe {bad + 1}: no name or no picture")
-    twice = [name for name, count in Counter(probe_ids).items() if count > 1]
-    if twice:
-        raise BadInput(f"{where}: {len(twice):,} probe ids come twice, such as {twice[0]}")
+        raise BadInput(f"{where} has no probe", remedy="images end in .jpg, .jpeg, .png or .webp")
+    invalid = next((row for row, pair in enumerate(zip(probe_ids, uris, strict=True)) if not all(pair)), None)
+    if invalid is not None:
+        raise BadInput(f"{where}, probe {invalid + 1} has no id or no URI")
+    repeated = [name for name, count in Counter(probe_ids).items() if count > 1]
+    if repeated:
+        raise BadInput(f"{where}: {len(repeated):,} probe ids are repeated, such as {repeated[0]}")
     return pa.table([probe_ids, uris], schema=LIST_SCHEMA)
 
 

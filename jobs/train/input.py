@@ -215,7 +215,7 @@ def decode_images(
         if isinstance(image, ImageFailure):
             raise ObjectChanged(
                 f"{uris[position]} was readable before the training: {image.detail}",
-                remedy="put it back and run the same command again, or train --to another folder without it",
+                remedy="put it back and run the same command again, or train without it, to another --output",
             )
         arrays[position] = image
     return transform(arrays, rows) if transform else arrays

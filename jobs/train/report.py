@@ -47,13 +47,13 @@ def write_report(
     cost = inputs.cost
     page = TrainingPage(
         title=f"{len(card.label_ids):,} vehicle models, recipe {recipe}",
-        lead=(
+        summary=(
             f"A classifier over vehicle models, trained on {len(inputs.training):,} images by the recipe "
             f"“{recipe}” and measured on {len(inputs.validation):,} validation images."
         ),
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
-        training_pictures=len(inputs.training),
+        training_images=len(inputs.training),
         predicted=predicted,
         true=true,
         models=classification(predicted, true),
@@ -63,10 +63,10 @@ def write_report(
         hours=cost.hours,
         node_hours=cost.node_hours,
         attempts=cost.attempts,
-        money=cost.money,
+        cost=cost.money,
         facts=_facts(card, inputs, log),
         unstated={name: _plain_text(value) for name, value in card.unstated.items()},
-        unlearned=card.metrics.get("unlearned", ()),
+        untrained_classes=card.metrics.get("unlearned", ()),
         command=shlex.join(["clvr", *sys.argv[1:]]),
     )
     destination.put(REPORT_FILE, build_training_page(page).encode())
@@ -93,10 +93,10 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
         number=entry["epoch"] + 1,
         loss=entry["loss"],
         accuracy=entry["accuracy"],
-        held_loss=entry.get("held_loss"),
-        held_accuracy=entry.get("held_accuracy"),
+        val_loss=entry.get("held_loss"),
+        val_accuracy=entry.get("held_accuracy"),
         lr=entry.get("lr", 0.0),
-        pictures=entry["pictures"],
+        images=entry["pictures"],
         seconds=entry["seconds"],
         images_per_second=entry.get("images_per_second", 0.0),
         wait_share=entry.get("wait_share", 0.0),
@@ -122,7 +122,7 @@ def _examples(
                 true=_model_name(names, int(validation.model_ids[row])),
                 predicted=_model_name(names, int(predicted[row])),
                 confidence=confidence[row],
-                right=bool(right[row]),
+                correct=bool(right[row]),
             )
 
 

@@ -102,7 +102,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     checkpoint, StoreError; SystemExit after SIGTERM, with the state saved.
     """
     if request.select_epoch not in ("last", "best"):
-        raise BadSetting(f"--pick is {request.select_epoch!r}", remedy="choose one of best, last")
+        raise BadSetting(f"--select-epoch is {request.select_epoch!r}", remedy="choose one of best, last")
     recipe = requested_recipe(request)
     labelled = read_labelled(request.data, root=request.root, split=request.split)
     digest = data_digest(labelled)
@@ -182,13 +182,13 @@ def _existing_result(request: TrainRequest, identity: str) -> TrainResult:
     if metrics.get("job") != identity:
         raise ObjectExists(
             f"{request.output} holds a checkpoint of other data or another recipe",
-            remedy="give --to another folder",
+            remedy="give another --output",
         )
     if metrics.get("picked", "last") != request.select_epoch:
         raise ObjectExists(
             f"{request.output} holds the {metrics.get('picked', 'last')} weights of this training, not the "
             f"{request.select_epoch}",
-            remedy="give --to another folder",
+            remedy="give another --output",
         )
     logger.info(f"{request.output} is already trained")
     recorded = {field.name: metrics[field.name] for field in fields(TrainResult) if field.name in metrics}

@@ -36,7 +36,7 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.search.searcher import Searcher
 from jobs.serve.app import make_app
-from jobs.serve.request import ServeRequest, guard_of
+from jobs.serve.request import ServeRequest, make_policy
 
 
 def main() -> None:
@@ -58,9 +58,9 @@ def main() -> None:
         embed, search = [], []
         for data in images:
             started = time.perf_counter()
-            probe = searcher.probe_of(data, "probe")
+            probe = searcher.probe_from_bytes(data, "probe")
             embedded = time.perf_counter()
-            searcher.answer([probe], rules)
+            searcher.search([probe], rules)
             embed.append(embedded - started)
             search.append(time.perf_counter() - embedded)
         page = through_page(searcher, [jpeg(rng) for _ in range(args.probes + 3)])
@@ -140,7 +140,7 @@ def through_page(searcher: Searcher, images: list[bytes]) -> list[float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    app = make_app(searcher, guard_of(ServeRequest()))
+    app = make_app(searcher, make_policy(ServeRequest()))
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:

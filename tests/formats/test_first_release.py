@@ -42,8 +42,8 @@ from infra.store import Store, open_store
 from jobs.cli.app import app
 from jobs.embed.discovery import CropSelection, discover
 from jobs.reindex.state import ReindexRun, list_reindex_runs
-from jobs.search.search import RulesRequest, rules_of
-from jobs.sweep.audit import entries
+from jobs.search.search import RulesRequest, make_rules
+from jobs.sweep.audit import AuditLog
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.state import Sweep
 from jobs.train.log import cost_of, read_log
@@ -168,7 +168,7 @@ def test_the_recipe_of_a_card_is_the_same_training(home: Store, folder: str, nam
     recipe = recipe_of(card.recipe)
     assert recipe.name == name
     assert json.loads(json.dumps(recipe.as_dict())) == card.recipe
-    assert json.loads(json.dumps(recipe.unstated())) == card.unstated
+    assert json.loads(json.dumps(recipe.undocumented_choices())) == card.unstated
     assert recipe.architecture(4).as_dict() == card.architecture
 
 
@@ -191,8 +191,13 @@ def test_the_other_checkpoint_has_all_that_a_recipe_can_change(home: Store) -> N
     warmup, target = recipe_of(checkpoint.card.recipe).stages
     assert (warmup.label_smoothing, warmup.sampling, warmup.schedule) == (0.1, "balanced", "cosine")
     assert (warmup.warmup_epochs, warmup.cache_features, target.frozen_statistics) == (0.5, False, True)
-    assert (target.epochs, target.micro_batch, target.flip, target.erase) == (4, 2, True, 0.5)
-    assert (target.colour, target.blur, target.ema, target.clip) == (0.2, 0.1, 0.99, 5.0)
+    assert (target.epochs, target.micro_batch, target.horizontal_flip, target.random_erasing) == (
+        4,
+        2,
+        True,
+        0.5,
+    )
+    assert (target.color_jitter, target.blur, target.ema_decay, target.max_grad_norm) == (0.2, 0.1, 0.99, 5.0)
 
 
 def test_a_training_that_is_done_is_known_by_data_and_recipe(clvr: Clvr) -> None:
@@ -555,8 +560,8 @@ def test_a_sweep_that_was_cut_off_is_continued(clvr: Clvr, home: Store) -> None:
     def no_embedder() -> Any:
         raise AssertionError("a probe is not in the archive")
 
-    worker = SweepWorker(sweep, source, rules_of(RulesRequest(top=3)), no_embedder, calibration)
-    assert worker.do(1) == (4, 0)
+    worker = SweepWorker(sweep, source, make_rules(RulesRequest(top=3)), no_embedder, calibration)
+    assert worker.search_part(1) == (4, 0)
     summary = sweep.finish()
     assert (summary.probes, summary.answers, summary.generation) == (20, 60, "exact:first")
     assert (dict(summary.verdicts), summary.causes) == ({"found": 18, "not found": 2}, {})
@@ -574,7 +579,7 @@ def test_the_audit_log_tells_who_swept_and_why(clvr: Clvr, home: Store) -> None:
     assert cut_off["request"]["probes"] == f"{ROOT}/labels/list.csv"
     sweep = Sweep.open(open_store(f"{ROOT}/sweeps/open"))
     assert sweep is not None
-    assert sweep.info.audit == cut_off["key"] == entries(home)[1][0]
+    assert sweep.info.audit == cut_off["key"] == AuditLog.read(home).records[1][0]
 
 
 def test_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:

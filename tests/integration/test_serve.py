@@ -1,4 +1,4 @@
-"""`clvr serve`: the page in a real browser, and the server behind it against those who mean no good."""
+"""`clvr serve`: the page in a real browser, and the server against hostile requests."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from infra.errors import BadSetting
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_app
-from jobs.serve.request import ServeRequest, guard_of
+from jobs.serve.request import ServeRequest, make_policy
 
 pytestmark = pytest.mark.integration
 
@@ -29,11 +29,11 @@ TOKEN = "a-token-that-is-long-enough"
 class Served:
     """A server on a free port of the loopback, in a thread."""
 
-    def __init__(self, searcher: Searcher, guard: AccessPolicy, limits: Limits) -> None:
+    def __init__(self, searcher: Searcher, policy: AccessPolicy, limits: Limits) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        app = make_app(searcher, guard, limits=limits)
+        app = make_app(searcher, policy, limits=limits)
         self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, log_level="error"))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -57,10 +57,10 @@ class Served:
             return error.code, dict(error.headers), error.read()
 
 
-def form(picture: bytes | None = None, rules: Any = None, crop: str | None = None) -> dict[str, Any]:
+def form(image: bytes | None = None, rules: Any = None, crop: str | None = None) -> dict[str, Any]:
     parts = []
-    if picture is not None:
-        parts.append(b'Content-Disposition: form-data; name="picture"; filename="x.jpg"\r\n\r\n' + picture)
+    if image is not None:
+        parts.append(b'Content-Disposition: form-data; name="picture"; filename="x.jpg"\r\n\r\n' + image)
     if rules is not None:
         text = rules if isinstance(rules, str) else json.dumps(rules)
         parts.append(b'Content-Disposition: form-data; name="rules"\r\n\r\n' + text.encode())
@@ -79,7 +79,7 @@ def searcher(searchable: Any) -> Iterator[Searcher]:
 
 @pytest.fixture(scope="module")
 def served(searcher: Searcher) -> Iterator[Served]:
-    server = Served(searcher, guard_of(ServeRequest()), Limits(1 << 20))
+    server = Served(searcher, make_policy(ServeRequest()), Limits(1 << 20))
     yield server
     server.stop()
 
@@ -94,25 +94,25 @@ def locked(searcher: Searcher) -> Iterator[Served]:
 # ---- the server ---------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_answered_with_crops_and_their_pictures(served: Served, searchable: Any) -> None:
-    picture = searchable.pictures[0].read_bytes()
-    status, _, body = served.ask("/api/search", **form(picture, {"top": 7}))
+def test_an_image_is_searched_and_the_crops_have_thumbnails(served: Served, searchable: Any) -> None:
+    image = searchable.pictures[0].read_bytes()
+    status, _, body = served.ask("/api/search", **form(image, {"top": 7}))
     assert status == 200
     answers = json.loads(body)["answers"]
-    assert [each["rank"] for each in answers] == list(range(1, 8))
+    assert [match["rank"] for match in answers] == list(range(1, 8))
     status, headers, jpeg = served.ask(f"/api/crops/{answers[0]['crop'][5:]}.jpg")
     assert (status, headers["content-type"], jpeg[:2]) == (200, "image/jpeg", b"\xff\xd8")
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "message"),
     [
-        (form(b"no picture" * 30), "not a usable picture"),
-        (form(b""), "not a usable picture"),
-        (form(), "1 to 5 pictures"),
+        (form(b"no picture" * 30), "not a usable image"),
+        (form(b""), "not a usable image"),
+        (form(), "1 to 5 images"),
         (form(crop="crop:12"), "is not in"),
-        (form(crop="/etc/passwd"), "names no crop"),
-        (form(crop="http://127.0.0.1/"), "names no crop"),
+        (form(crop="/etc/passwd"), "is not a crop"),
+        (form(crop="http://127.0.0.1/"), "is not a crop"),
         (form(crop="crop:1", rules="{"), "not JSON"),
         (form(crop="crop:1", rules={"top": 5000}), "top"),
         (form(crop="crop:1", rules={"uri": "s3://x"}), "uri"),
@@ -121,18 +121,18 @@ def test_a_picture_is_answered_with_crops_and_their_pictures(served: Served, sea
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_nonsense_is_refused_in_words(served: Served, sent: dict[str, Any], said: str) -> None:
+def test_an_invalid_request_gets_a_message(served: Served, sent: dict[str, Any], message: str) -> None:
     status, _, body = served.ask("/api/search", **sent)
     assert status == 400, body
-    assert said in json.loads(body)["error"]
+    assert message in json.loads(body)["error"]
 
 
 @pytest.mark.parametrize("path", ["../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "1", "-1", "9" * 30, "%00"])
-def test_a_crop_that_is_none_gives_nothing(served: Served, path: str) -> None:
+def test_an_invalid_crop_has_no_thumbnail(served: Served, path: str) -> None:
     assert served.ask(f"/api/crops/{path}.jpg")[0] in (400, 404)
 
 
-def test_too_much_is_refused_whether_announced_or_not(served: Served) -> None:
+def test_a_large_body_is_refused_with_and_without_a_length(served: Served) -> None:
     sent = form(b"\xff\xd8" + bytes(2 << 20))
     assert served.ask("/api/search", **sent)[0] == 413
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as line:
@@ -150,7 +150,7 @@ def test_too_much_is_refused_whether_announced_or_not(served: Served) -> None:
     assert served.ask("/api/about")[0] == 200
 
 
-def test_every_answer_binds_the_browser(served: Served) -> None:
+def test_every_response_has_the_security_headers(served: Served) -> None:
     for path in ("/", "/app.js", "/api/about", "/nowhere"):
         _, headers, _ = served.ask(path)
         assert "default-src 'none'" in headers["content-security-policy"]
@@ -159,18 +159,18 @@ def test_every_answer_binds_the_browser(served: Served) -> None:
         assert headers["referrer-policy"] == "no-referrer"
 
 
-def test_the_page_keeps_its_own_policy(served: Served) -> None:
+def test_the_page_obeys_its_content_policy(served: Served) -> None:
     page = served.ask("/")[2].decode()
     assert not re.search(r"<script(?![^>]*src=)|style=|\son\w+=|https?://", page)
 
 
-def test_another_sites_page_and_name_are_turned_away(served: Served) -> None:
+def test_requests_of_other_sites_and_host_names_are_refused(served: Served) -> None:
     assert served.ask("/api/about", Host="evil.example")[0] == 421
     assert served.ask("/api/search", **form(b""), Origin="http://evil.example")[0] == 403
     assert served.ask("/api/search", **form(b""), Sec_Fetch_Site="cross-site")[0] == 403
 
 
-def test_without_the_token_there_is_the_empty_page_and_nothing_else(locked: Served, searchable: Any) -> None:
+def test_without_a_token_only_the_empty_page_is_served(locked: Served, searchable: Any) -> None:
     assert locked.ask("/")[0] == 200
     for path in ("/api/about", f"/api/crops/{searchable.crop_id(0, 0)}.jpg", "/nowhere"):
         assert locked.ask(path)[0] == 401
@@ -179,7 +179,7 @@ def test_without_the_token_there_is_the_empty_page_and_nothing_else(locked: Serv
     assert locked.ask("/api/about", Authorization=f"Bearer {TOKEN}")[0] == 200
 
 
-def test_the_token_buys_a_cookie_that_scripts_cannot_read(locked: Served) -> None:
+def test_a_login_sets_a_cookie_that_scripts_cannot_read(locked: Served) -> None:
     assert locked.ask("/api/login", b'{"token": "wrong"}')[0] == 401
     assert locked.ask("/api/login", b"[" * 3000)[0] == 401
     status, headers, _ = locked.ask("/api/login", json.dumps({"token": TOKEN}).encode())
@@ -191,16 +191,16 @@ def test_the_token_buys_a_cookie_that_scripts_cannot_read(locked: Served) -> Non
     assert locked.ask("/api/about", Cookie=cookie.split(";")[0])[0] == 200
 
 
-def test_a_token_is_the_default_wherever_others_can_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert guard_of(ServeRequest()).token is None
-    assert guard_of(ServeRequest(host="::1")).token is None
-    assert guard_of(ServeRequest(host="0.0.0.0")).token  # noqa: S104
-    assert guard_of(ServeRequest(host="archive.example")).token
-    assert guard_of(ServeRequest(require_token=True)).token
-    assert guard_of(ServeRequest(host="10.0.0.1", no_token=True)).token is None
+def test_a_token_is_required_by_default_except_on_the_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_policy(ServeRequest()).token is None
+    assert make_policy(ServeRequest(host="::1")).token is None
+    assert make_policy(ServeRequest(host="0.0.0.0")).token  # noqa: S104
+    assert make_policy(ServeRequest(host="archive.example")).token
+    assert make_policy(ServeRequest(require_token=True)).token
+    assert make_policy(ServeRequest(host="10.0.0.1", no_token=True)).token is None
     monkeypatch.setenv("CLVR_SERVE_TOKEN", "short")
     with pytest.raises(BadSetting, match="shorter"):
-        guard_of(ServeRequest())
+        make_policy(ServeRequest())
 
 
 # ---- the page -----------------------------------------------------------------------------------------
@@ -222,20 +222,20 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     page = context.new_page()
     page.set_default_timeout(30_000)
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    assert not [text for text in said if "401" not in text and "400" not in text]
+    assert not [text for text in errors if "401" not in text and "400" not in text]
 
 
-def test_a_picture_is_searched_and_then_a_hit(page: Page, served: Served, searchable: Any) -> None:
+def test_an_image_is_searched_and_then_a_match(page: Page, served: Served, searchable: Any) -> None:
     page.goto(served.url)
-    expect(page.locator("#desk")).to_be_visible()  # no hand can choose a file before
+    expect(page.locator("#app")).to_be_visible()  # a user cannot choose a file before
     page.set_input_files("#file", searchable.pictures[0])
     expect(page.locator(".hit")).not_to_have_count(0)
-    expect(page.locator("#verdict")).to_contain_text("answers")
+    expect(page.locator("#verdict")).to_contain_text("matches")
     assert page.locator(".hit img").first.evaluate("image => image.decode().then(() => true)")
     page.locator(".hit").nth(1).click()
     page.wait_for_url("**/?crop=*")
@@ -244,7 +244,7 @@ def test_a_picture_is_searched_and_then_a_hit(page: Page, served: Served, search
     expect(page.locator("#probe-facts")).to_be_empty()
 
 
-def test_the_keyboard_is_enough(page: Page, served: Served, searchable: Any) -> None:
+def test_the_page_can_be_used_by_keyboard_only(page: Page, served: Served, searchable: Any) -> None:
     page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
     expect(page.locator(".hit")).not_to_have_count(0)
     page.keyboard.press("ArrowRight")
@@ -264,7 +264,7 @@ def test_the_keyboard_is_enough(page: Page, served: Served, searchable: Any) -> 
     page.wait_for_url(lambda url: url != before)
 
 
-def test_filters_narrow_and_mistakes_are_shown(page: Page, served: Served, searchable: Any) -> None:
+def test_filters_apply_and_errors_are_shown(page: Page, served: Served, searchable: Any) -> None:
     page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
     expect(page.locator(".hit")).not_to_have_count(0)
     page.fill("[name=cameras]", "001")
@@ -276,7 +276,7 @@ def test_filters_narrow_and_mistakes_are_shown(page: Page, served: Served, searc
     expect(page.locator("#error")).to_contain_text("<b>999</b>")
 
 
-def test_light_and_dark_follow_the_system_and_the_button(page: Page, served: Served) -> None:
+def test_the_theme_follows_the_system_and_the_button(page: Page, served: Served) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     page.emulate_media(color_scheme="light")
     page.goto(served.url)
@@ -293,24 +293,24 @@ def test_the_token_opens_the_page(page: Page, locked: Served) -> None:
     page.goto(locked.url)
     page.fill("#token", "wrong")
     page.press("#token", "Enter")
-    expect(page.locator("#login-error")).to_contain_text("not the token")
+    expect(page.locator("#login-error")).to_contain_text("token is wrong")
     page.fill("#token", TOKEN)
     page.press("#token", "Enter")
-    expect(page.locator("#desk")).to_be_visible()
+    expect(page.locator("#app")).to_be_visible()
     page.context.clear_cookies()
     page.goto("about:blank")
     page.goto(f"{locked.url}/#token={TOKEN}")
-    expect(page.locator("#desk")).to_be_visible()
+    expect(page.locator("#app")).to_be_visible()
     assert TOKEN not in page.url
 
 
-def test_a_thousand_answers_stay_quick(page: Page, served: Served, searchable: Any) -> None:
+def test_a_thousand_matches_are_drawn_in_three_seconds(page: Page, served: Served, searchable: Any) -> None:
     page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
     expect(page.locator(".hit")).not_to_have_count(0)
     drawn = page.evaluate(
         """() => {
-            const one = found.answers[0];
-            found.answers = Array.from({length: 1000}, (_, at) => ({...one, rank: at + 1}));
+            const first = result.answers[0];
+            result.answers = Array.from({length: 1000}, (_, index) => ({...first, rank: index + 1}));
             const started = performance.now();
             draw();
             document.body.offsetHeight;

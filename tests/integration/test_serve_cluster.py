@@ -1,4 +1,4 @@
-"""`clvr serve --replicas`: the page under Ray Serve, its guard before every replica, nothing left behind."""
+"""`clvr serve --replicas`: access control in every replica, and no application left after the end."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TOKEN = "a-token-that-is-long-enough"
 CLVR = [sys.executable, "-c", "from jobs.cli.app import main; main()"]
 
 
-def asked(url: str, token: str | None = None) -> tuple[int, Any]:
+def fetch_json(url: str, token: str | None = None) -> tuple[int, Any]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:  # noqa: S310
@@ -38,13 +38,13 @@ def asked(url: str, token: str | None = None) -> tuple[int, Any]:
         return error.code, None
 
 
-def test_a_file_that_one_process_can_open_is_no_index_for_replicas(searchable: Any) -> None:
-    with pytest.raises(BadSetting, match="one process only"):
+def test_replicas_with_a_milvus_lite_file_are_refused(searchable: Any) -> None:
+    with pytest.raises(BadSetting, match="only one process"):
         serve_page(ServeRequest(replicas=2), searchable.settings)
 
 
 @pytest.mark.slow
-def test_two_replicas_answer_behind_one_token(searchable: Any, milvus_server: MilvusServer) -> None:
+def test_two_replicas_serve_with_one_token(searchable: Any, milvus_server: MilvusServer) -> None:
     runs = open_store(searchable.settings.runs)
     token = milvus_server.token
     with connect(milvus_server.uri, token=token) as milvus:
@@ -75,9 +75,9 @@ def test_two_replicas_answer_behind_one_token(searchable: Any, milvus_server: Mi
             assert line, "it ended before it served"
             assert time.monotonic() < deadline
         url = f"http://127.0.0.1:{port}/api/about"
-        assert asked(url)[0] == 401
+        assert fetch_json(url)[0] == 401
         # Requests go to either replica; both know the token, and hold the same generation.
-        answers = [asked(url, TOKEN) for _ in range(8)]
+        answers = [fetch_json(url, TOKEN) for _ in range(8)]
         assert {status for status, _ in answers} == {200}
         assert len({about["generation"] for _, about in answers}) == 1
     finally:

@@ -1,4 +1,4 @@
-"""`clvr sweep`: killed and continued, audited, by index and exactly, with each failure in the output."""
+"""`clvr sweep` by the index and exactly: killed and continued, audited, with causes of failures."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from infra.store import open_store
-from jobs.sweep import audit
+from jobs.sweep.audit import AuditLog
 from jobs.sweep.state import RESULT_SCHEMA
 
 pytestmark = pytest.mark.integration
@@ -43,7 +43,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
     return ds.dataset(folder, format="parquet").to_table().to_pylist()
 
 
-def test_a_sweep_by_the_index_answers_every_probe_and_says_why_some_fail(
+def test_a_sweep_by_the_index_searches_every_probe_and_records_causes_of_failures(
     searchable: Any, tmp_path: Path
 ) -> None:
     probes = tmp_path / "probes.csv"
@@ -58,7 +58,16 @@ def test_a_sweep_by_the_index_answers_every_probe_and_says_why_some_fail(
     ]
     probes.write_text("\n".join(["probe_id,uri", *rows]))
     code, out, errors = done(
-        searchable, "sweep", probes, "--out", tmp_path / "out", "--case", "26-117", "--top", 3, "--json"
+        searchable,
+        "sweep",
+        probes,
+        "--output",
+        tmp_path / "out",
+        "--case-number",
+        "26-117",
+        "--top",
+        3,
+        "--json",
     )
     assert code == 0, errors
     assert json.loads(out)["probes"] == 8
@@ -71,29 +80,28 @@ def test_a_sweep_by_the_index_answers_every_probe_and_says_why_some_fail(
     results = table(tmp_path / "out" / "results")
     assert list(results[0]) == RESULT_SCHEMA.names
     assert {row["probe_id"] for row in results} == {"v0", "v1", "v2", "v3", "archived"}
-    own = [row for row in results if row["probe_id"] == "archived"]
-    assert [row["rank"] for row in own] == [1, 2, 3]
-    assert "003" not in {row["camera_id"] for row in own}
+    archived = [row for row in results if row["probe_id"] == "archived"]
+    assert [row["rank"] for row in archived] == [1, 2, 3]
+    assert "003" not in {row["camera_id"] for row in archived}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "unknown-crop" in page
     assert page.count("data:image/jpeg") > 15
-    entries = audit.entries(open_store(searchable.settings.runs))
-    mine = [entry for _, entry in entries if entry.case == "26-117"]
-    assert [entry.action for entry in mine] == ["sweep start"]
-    assert mine[0].generation == results[0]["generation"]
+    records = AuditLog.read(open_store(searchable.settings.runs)).records
+    of_case = [record for _, record in records if record.case_number == "26-117"]
+    assert [record.action for record in of_case] == ["sweep start"]
+    assert of_case[0].generation == results[0]["generation"]
 
 
-def test_a_killed_sweep_goes_on_where_it_was_and_answers_nobody_twice(
-    searchable: Any, tmp_path: Path
-) -> None:
+def test_a_killed_sweep_continues_and_searches_no_probe_twice(searchable: Any, tmp_path: Path) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(64):
         source = searchable.pictures[number % len(searchable.pictures)]
-        # A byte behind the picture makes it another object, and costs nothing.
+        # One more byte makes another object of the same image.
         (folder / f"{number:03d}.jpg").write_bytes(source.read_bytes() + bytes([number]))
     command = (
-        "sweep", folder, "--out", tmp_path / "out", "--case", "kill", "--exact", "--top", 5, "--workers", 1
+        "sweep", folder, "--output", tmp_path / "out", "--case-number", "kill", "--exact", "--top", 5,
+        "--workers", 1,
     )  # fmt: skip
     first = started(searchable, *command)
     results = tmp_path / "out" / "results"
@@ -115,30 +123,30 @@ def test_a_killed_sweep_goes_on_where_it_was_and_answers_nobody_twice(
     ranked = [(row["probe_id"], row["rank"]) for row in table(results)]
     assert len(ranked) == len(set(ranked)) == 64 * 5
     actions = [
-        entry.action
-        for _, entry in audit.entries(open_store(searchable.settings.runs))
-        if entry.case == "kill"
+        record.action
+        for _, record in AuditLog.read(open_store(searchable.settings.runs)).records
+        if record.case_number == "kill"
     ]
     assert actions == ["sweep start", "sweep continue"]
     assert done(searchable, *command, "--top", 6)[0] == 6
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
-        (["--case", " "], 3, "needs a reason"),
-        (["--case", "x", "--camera", "999"], 3, "cameras there are"),
-        (["--case", "x", "--from", "2026-02-01", "--to", "2026-01-01"], 3, "nothing lies between"),
-        ([], 2, "--case"),
+        (["--case-number", " "], 3, "needs a reason"),
+        (["--case-number", "x", "--camera", "999"], 3, "known cameras"),
+        (["--case-number", "x", "--from", "2026-02-01", "--until", "2026-01-01"], 3, "time window is empty"),
+        ([], 2, "--case-number"),
     ],
     ids=["reason", "camera", "window", "case"],
 )
-def test_what_cannot_be_swept_is_refused_before_anything_is_written(
-    searchable: Any, tmp_path: Path, options: list[str], code: int, said: str
+def test_an_invalid_sweep_fails_before_anything_is_written(
+    searchable: Any, tmp_path: Path, options: list[str], code: int, message: str
 ) -> None:
     exit_code, _, errors = done(
-        searchable, "sweep", searchable.folder / "pictures", "--out", tmp_path / "out", *options
+        searchable, "sweep", searchable.folder / "pictures", "--output", tmp_path / "out", *options
     )
     assert exit_code == code, errors
-    assert said in errors
+    assert message in errors
     assert not (tmp_path / "out").exists()

@@ -1,58 +1,58 @@
 "use strict";
-// One page, one state: `probe` is what was asked with, `found` what was answered. Everything on the screen is
-// drawn from these two. Text goes in by textContent only: names of cameras and models are not markup.
+// The state of the page is `probe`, the images and crops of the search, and `result`, the response of the server.
+// The page is drawn from these two. Text is set by textContent, because camera and model names are data.
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 let about = null;
 let probe = { files: [], crops: [] };
-let found = null;
-let running = null;
+let result = null;
+let request = null;
 
-// ---- talking to the server -----------------------------------------------------------------------------
+// ---- requests to the server -----------------------------------------------------------------------------
 
-async function ask(path, options = {}) {
-  const answer = await fetch(path, { credentials: "same-origin", ...options });
-  if (answer.status === 401) {
+async function fetchJson(path, options = {}) {
+  const response = await fetch(path, { credentials: "same-origin", ...options });
+  if (response.status === 401) {
     showLogin();
-    throw new Error("show the token");
+    throw new Error("a token is required");
   }
-  const body = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  if (!answer.ok) {
-    const said = body.error || (body.detail ? "the server did not understand the request" : "refused");
-    throw new Error([said, body.remedy].filter(Boolean).join(". "));
+  const body = await response.json().catch(() => ({ error: `the server returned ${response.status}` }));
+  if (!response.ok) {
+    const message = body.error || (body.detail ? "the request is invalid" : "the request was refused");
+    throw new Error([message, body.remedy].filter(Boolean).join(". "));
   }
   return body;
 }
 
 async function login(token) {
   const headers = { "Content-Type": "application/json" };
-  await ask("/api/login", { method: "POST", headers, body: JSON.stringify({ token }) });
+  await fetchJson("/api/login", { method: "POST", headers, body: JSON.stringify({ token }) });
 }
 
 function showLogin() {
-  $("desk").hidden = true;
+  $("app").hidden = true;
   $("login").hidden = false;
   $("token").focus();
 }
 
-function commas(text) {
+function splitCommas(text) {
   return text.split(",").map((name) => name.trim()).filter(Boolean);
 }
 
-function filters() {
+function readRules() {
   const form = $("filters").elements;
-  const time = (text) => (text ? text + "Z" : null);
+  const utc = (text) => (text ? text + "Z" : null);
   return {
     top: Number(form.top.value),
-    cameras: commas(form.cameras.value),
-    not_cameras: commas(form.not_cameras.value),
-    since: time(form.since.value),
-    until: time(form.until.value),
+    cameras: splitCommas(form.cameras.value),
+    not_cameras: splitCommas(form.not_cameras.value),
+    since: utc(form.since.value),
+    until: utc(form.until.value),
     models: form.models.value === "" ? [] : [Number(form.models.value)],
     max_distance: form.max_distance.value === "" ? null : Number(form.max_distance.value),
     same_camera: form.same_camera.checked,
-    every_crop: form.every_crop.checked,
+    every_crop: !form.group_by_track.checked,
     rerank: form.rerank.checked,
     drop_impossible: form.drop_impossible.checked,
   };
@@ -60,57 +60,57 @@ function filters() {
 
 async function search() {
   if (!probe.files.length && !probe.crops.length) {
-    say("choose a picture first");
+    showError("choose an image first");
     return;
   }
-  running?.abort();
-  const mine = (running = new AbortController());
+  request?.abort();
+  const current = (request = new AbortController());
   const body = new FormData();
   probe.files.forEach((file) => body.append("picture", file));
   probe.crops.forEach((crop) => body.append("crop", crop));
-  body.append("rules", JSON.stringify(filters()));
+  body.append("rules", JSON.stringify(readRules()));
   document.body.classList.add("busy");
-  say("");
+  showError("");
   const started = performance.now();
   try {
-    const answer = await ask("/api/search", { method: "POST", body, signal: mine.signal });
-    found = { ...answer, total_ms: performance.now() - started };
+    const response = await fetchJson("/api/search", { method: "POST", body, signal: current.signal });
+    result = { ...response, total_ms: performance.now() - started };
     draw();
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message);
+    if (error.name !== "AbortError") showError(error.message);
   } finally {
-    if (running === mine) document.body.classList.remove("busy");
+    if (request === current) document.body.classList.remove("busy");
   }
 }
 
-function say(text) {
+function showError(text) {
   $("error").textContent = text;
 }
 
 // ---- the probe -----------------------------------------------------------------------------------------
 
-function setFiles(list) {
-  const files = [...list].filter((file) => file.type.startsWith("image/")).slice(0, about.max_pictures);
+function setFiles(fileList) {
+  const files = [...fileList].filter((file) => file.type.startsWith("image/")).slice(0, about.max_pictures);
   if (!files.length) {
-    say("this is not a picture");
+    showError("this is not an image");
     return;
   }
-  remember({ files, crops: [] });
+  pushProbe({ files, crops: [] });
 }
 
 function setCrop(crop) {
-  remember({ files: [], crops: [crop] });
+  pushProbe({ files: [], crops: [crop] });
 }
 
 const visited = [];
-function remember(next) {
+function pushProbe(next) {
   visited.push(next);
   const url = next.crops.length ? `?crop=${next.crops[0].slice(5)}` : "/";
   history.pushState(visited.length - 1, "", url);
-  open(next);
+  openProbe(next);
 }
 
-function open(next) {
+function openProbe(next) {
   probe = next;
   drawProbe();
   window.scrollTo(0, 0);
@@ -118,178 +118,178 @@ function open(next) {
 }
 
 function drawProbe() {
-  const pictures = [
+  const images = [
     ...probe.files.map((file) => URL.createObjectURL(file)),
     ...probe.crops.map((crop) => cropUrl(crop)),
   ].map((source) => {
-    const image = make("img", { src: source, alt: "Probe" });
+    const image = element("img", { src: source, alt: "Probe" });
     image.addEventListener("load", () => URL.revokeObjectURL(source), { once: true });
     return image;
   });
-  $("probes").replaceChildren(...pictures);
-  $("drop").classList.toggle("full", pictures.length > 0);
-  $("drop-text").hidden = pictures.length > 0;
+  $("probes").replaceChildren(...images);
+  $("drop").classList.toggle("full", images.length > 0);
+  $("drop-text").hidden = images.length > 0;
 }
 
 // ---- drawing -------------------------------------------------------------------------------------------
 
-function make(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.append(...children);
-  return element;
+function element(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
-function shape(name, attributes = {}, text = "") {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  return element;
+function svgElement(name, attributes = {}, text = "") {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
 }
 
 const cropUrl = (crop) => `/api/crops/${crop.slice(5)}.jpg`;
-const strong = (each) => about.threshold !== null && each.distance <= about.threshold;
-const impossible = (each) => each.journey !== null && !each.journey.possible;
-const kind = (each) => (impossible(each) ? " impossible" : strong(each) ? " strong" : "");
+const isWithin = (match) => about.threshold !== null && match.distance <= about.threshold;
+const isImpossible = (match) => match.journey !== null && !match.journey.possible;
+const matchClass = (match) => (isImpossible(match) ? " impossible" : isWithin(match) ? " within" : "");
 const percent = (share) => `${Math.round(100 * share)} %`;
 
-function moment(ms) {
+function formatTime(ms) {
   return ms < 0 ? "" : new Date(ms).toISOString().replace("T", " ").slice(0, 19);
 }
 
 function draw() {
-  const answers = found.answers;
-  $("empty").hidden = answers.length > 0;
-  $("empty").textContent = "Nothing in the archive passes these filters.";
+  const matches = result.answers;
+  $("empty").hidden = matches.length > 0;
+  $("empty").textContent = "No crop of the archive passes these filters.";
   drawVerdict();
-  const seen = found.sightings.filter((each) => each.camera_id);
-  $("probe-facts").textContent = seen
-    .map((each) => `camera ${each.camera_id} ${moment(each.captured_at)}`).join("; ");
-  $("gallery").replaceChildren(...answers.map(card));
-  drawTimeline(answers);
-  drawPlaces(answers);
-  show(view());
+  const sightings = result.sightings.filter((sighting) => sighting.camera_id);
+  $("probe-facts").textContent = sightings
+    .map((sighting) => `camera ${sighting.camera_id} ${formatTime(sighting.captured_at)}`).join("; ");
+  $("gallery").replaceChildren(...matches.map(card));
+  drawTimeline(matches);
+  drawPlaces(matches);
+  showView(currentView());
 }
 
 function drawVerdict() {
-  const many = found.answers.length;
-  const words = { found: "Found", "not found": "Not in the archive", nothing: "Nothing", ranked: "Ranked" };
-  const within = found.answers.filter(strong).length;
+  const count = result.answers.length;
+  const labels = { found: "Found", "not found": "Not in the archive", nothing: "Nothing", ranked: "Ranked" };
+  const within = result.answers.filter(isWithin).length;
   const note = about.threshold === null
-    ? `${many} answers; not calibrated`
-    : `${within} of ${many} answers within ${about.threshold.toFixed(2)} (false alarms ${percent(about.false_alarm_rate)})`;
-  const time = `embedded in ${found.embed_ms} ms, searched in ${found.search_ms} ms`;
+    ? `${count} matches; not calibrated`
+    : `${within} of ${count} matches within ${about.threshold.toFixed(2)} (false alarms ${percent(about.false_alarm_rate)})`;
+  const time = `embedded in ${result.embed_ms} ms, searched in ${result.search_ms} ms`;
   $("verdict").replaceChildren(
-    make("span", { class: found.verdict.replace(" ", "-") }, words[found.verdict]),
-    make("span", { class: "soft small" }, `  ${note} · ${time}`),
+    element("span", { class: result.verdict.replace(" ", "-") }, labels[result.verdict]),
+    element("span", { class: "soft small" }, `  ${note} · ${time}`),
   );
 }
 
-function card(each) {
-  const words = make("span", { class: "words" },
-    make("span", { class: "first" }, make("span", {}, `Rank ${each.rank}`), make("span", {}, each.distance.toFixed(3))));
-  if (each.likelihood !== null) {
-    const bar = make("span");
-    bar.style.width = percent(each.likelihood).replace(" ", "");
-    words.append(make("span", { class: "meter", title: `${percent(each.likelihood)} likely the same` }, bar));
-    words.append(make("span", {}, `${percent(each.likelihood)} likely the same`));
+function card(match) {
+  const text = element("span", { class: "text" },
+    element("span", { class: "first" }, element("span", {}, `Rank ${match.rank}`), element("span", {}, match.distance.toFixed(3))));
+  if (match.likelihood !== null) {
+    const bar = element("span");
+    bar.style.width = percent(match.likelihood).replace(" ", "");
+    text.append(element("span", { class: "meter", title: `${percent(match.likelihood)} likely the same vehicle` }, bar));
+    text.append(element("span", {}, `${percent(match.likelihood)} likely the same vehicle`));
   }
-  if (each.camera_id) words.append(make("span", {}, `camera ${each.camera_id}`));
-  if (each.captured_at >= 0) words.append(make("span", {}, moment(each.captured_at)));
-  words.append(make("span", { title: each.vehicle_model }, each.vehicle_model));
-  if (each.crops_of_pass > 1) words.append(make("span", {}, `${each.crops_of_pass} crops of this pass`));
-  if (impossible(each)) {
-    const { km, seconds } = each.journey;
-    words.append(make("span", { class: "warn" }, `impossible: ${km.toFixed(1)} km in ${Math.round(seconds)} s`));
+  if (match.camera_id) text.append(element("span", {}, `camera ${match.camera_id}`));
+  if (match.captured_at >= 0) text.append(element("span", {}, formatTime(match.captured_at)));
+  text.append(element("span", { title: match.vehicle_model }, match.vehicle_model));
+  if (match.crops_of_pass > 1) text.append(element("span", {}, `${match.crops_of_pass} crops of this track`));
+  if (isImpossible(match)) {
+    const { km, seconds } = match.journey;
+    text.append(element("span", { class: "warn" }, `impossible: ${km.toFixed(1)} km in ${Math.round(seconds)} s`));
   }
-  const image = make("img", { alt: "", loading: each.rank > 24 ? "lazy" : "eager", decoding: "async" });
-  image.src = cropUrl(each.crop);
-  const button = make("button", { type: "button", class: `hit${kind(each)}`, "data-crop": each.crop,
-    "aria-label": `Rank ${each.rank}, camera ${each.camera_id}: search from this` }, image, words);
-  button.addEventListener("click", () => setCrop(each.crop));
+  const image = element("img", { alt: "", loading: match.rank > 24 ? "lazy" : "eager", decoding: "async" });
+  image.src = cropUrl(match.crop);
+  const button = element("button", { type: "button", class: `hit${matchClass(match)}`, "data-crop": match.crop,
+    "aria-label": `Rank ${match.rank}, camera ${match.camera_id}: search from this` }, image, text);
+  button.addEventListener("click", () => setCrop(match.crop));
   return button;
 }
 
-function dot(each, attributes) {
-  const circle = shape("circle", { class: `dot${kind(each)}`, ...attributes });
-  circle.append(shape("title", {}, `rank ${each.rank}, camera ${each.camera_id}, ${moment(each.captured_at)}`));
-  circle.addEventListener("click", () => showDetail(each));
+function dot(match, attributes) {
+  const circle = svgElement("circle", { class: `dot${matchClass(match)}`, ...attributes });
+  circle.append(svgElement("title", {}, `rank ${match.rank}, camera ${match.camera_id}, ${formatTime(match.captured_at)}`));
+  circle.addEventListener("click", () => showDetail(match));
   return circle;
 }
 
-function byCamera(answers) {
+function countByCamera(matches) {
   const counts = new Map();
-  answers.forEach((each) => counts.set(each.camera_id || "unknown", (counts.get(each.camera_id || "unknown") || 0) + 1));
+  matches.forEach((match) => counts.set(match.camera_id || "unknown", (counts.get(match.camera_id || "unknown") || 0) + 1));
   return counts;
 }
 
-function drawTimeline(answers) {
-  const timed = answers.filter((each) => each.captured_at >= 0);
+function drawTimeline(matches) {
+  const timed = matches.filter((match) => match.captured_at >= 0);
   if (!timed.length) {
-    $("timeline").replaceChildren("No answer says when it was taken.");
+    $("timeline").replaceChildren("No match has a time.");
     return;
   }
-  const times = timed.map((each) => each.captured_at);
+  const times = timed.map((match) => match.captured_at);
   const first = Math.min(...times), last = Math.max(...times);
-  const lanes = [...byCamera(timed).keys()].sort();
+  const lanes = [...countByCamera(timed).keys()].sort();
   const width = 1000, left = 130, height = 26 * lanes.length + 44;
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   lanes.forEach((name, row) => {
     const y = 20 + 26 * row;
-    svg.append(shape("line", { class: "lane", x1: left, x2: width - 10, y1: y, y2: y }));
-    svg.append(shape("text", { x: left - 12, y: y + 4, "text-anchor": "end" }, name));
+    svg.append(svgElement("line", { class: "lane", x1: left, x2: width - 10, y1: y, y2: y }));
+    svg.append(svgElement("text", { x: left - 12, y: y + 4, "text-anchor": "end" }, name));
   });
   const x = (time) => left + 8 + (width - left - 26) * ((time - first) / Math.max(1, last - first));
-  for (const each of [...timed].reverse()) {
-    const y = 20 + 26 * lanes.indexOf(each.camera_id || "unknown");
-    svg.append(dot(each, { cx: x(each.captured_at), cy: y, r: each.rank <= 10 ? 7 : 5 }));
+  for (const match of [...timed].reverse()) {
+    const y = 20 + 26 * lanes.indexOf(match.camera_id || "unknown");
+    svg.append(dot(match, { cx: x(match.captured_at), cy: y, r: match.rank <= 10 ? 7 : 5 }));
   }
-  svg.append(shape("text", { x: left, y: height - 6 }, moment(first)));
-  svg.append(shape("text", { x: width - 10, y: height - 6, "text-anchor": "end" }, moment(last)));
+  svg.append(svgElement("text", { x: left, y: height - 6 }, formatTime(first)));
+  svg.append(svgElement("text", { x: width - 10, y: height - 6, "text-anchor": "end" }, formatTime(last)));
   $("timeline").replaceChildren(svg);
 }
 
-function drawPlaces(answers) {
-  const counts = byCamera(answers);
-  const known = Object.entries(about.positions);
-  $("places").replaceChildren(known.length ? map(known, counts) : bars(counts));
+function drawPlaces(matches) {
+  const counts = countByCamera(matches);
+  const cameras = Object.entries(about.positions);
+  $("places").replaceChildren(cameras.length ? drawMap(cameras, counts) : drawBars(counts));
 }
 
-function map(known, counts) {
-  const lats = known.map(([, place]) => place[0]), lons = known.map(([, place]) => place[1]);
+function drawMap(cameras, counts) {
+  const lats = cameras.map(([, position]) => position[0]), lons = cameras.map(([, position]) => position[1]);
   const [south, north, west, east] = [Math.min(...lats), Math.max(...lats), Math.min(...lons), Math.max(...lons)];
-  const narrow = Math.cos(((south + north) / 2) * Math.PI / 180);
+  const longitudeScale = Math.cos(((south + north) / 2) * Math.PI / 180);
   const width = 1000, height = 560;
-  const scale = Math.min((width - 160) / Math.max(1e-9, (east - west) * narrow), (height - 100) / Math.max(1e-9, north - south));
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  for (const [name, [lat, lon]] of known) {
-    const x = width / 2 + (lon - (west + east) / 2) * narrow * scale, y = 50 + (north - lat) * scale;
-    const many = counts.get(name) || 0;
-    const group = camera(name, many);
-    group.append(shape("circle", { class: many ? "dot" : "none", cx: x, cy: y, r: many ? 6 + 4 * Math.sqrt(many) : 4 }));
-    group.append(shape("text", { x, y: y - (many ? 12 + 4 * Math.sqrt(many) : 9), "text-anchor": "middle" }, many ? `${name}: ${many}` : name));
+  const scale = Math.min((width - 160) / Math.max(1e-9, (east - west) * longitudeScale), (height - 100) / Math.max(1e-9, north - south));
+  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  for (const [name, [lat, lon]] of cameras) {
+    const x = width / 2 + (lon - (west + east) / 2) * longitudeScale * scale, y = 50 + (north - lat) * scale;
+    const count = counts.get(name) || 0;
+    const group = cameraGroup(name, count);
+    group.append(svgElement("circle", { class: count ? "dot" : "none", cx: x, cy: y, r: count ? 6 + 4 * Math.sqrt(count) : 4 }));
+    group.append(svgElement("text", { x, y: y - (count ? 12 + 4 * Math.sqrt(count) : 9), "text-anchor": "middle" }, count ? `${name}: ${count}` : name));
     svg.append(group);
   }
   return svg;
 }
 
-function bars(counts) {
+function drawBars(counts) {
   const rows = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
-  const most = rows.length ? rows[0][1] : 1;
-  const svg = shape("svg", { viewBox: `0 0 1000 ${24 * rows.length + 10}`, role: "img" });
-  rows.forEach(([name, many], row) => {
-    const group = camera(name, many);
-    group.append(shape("text", { x: 118, y: 19 + 24 * row, "text-anchor": "end" }, name));
-    group.append(shape("rect", { class: "length", x: 130, y: 6 + 24 * row, width: (780 * many) / most, height: 17, rx: 4 }));
-    group.append(shape("text", { x: 138 + (780 * many) / most, y: 19 + 24 * row }, String(many)));
+  const maximum = rows.length ? rows[0][1] : 1;
+  const svg = svgElement("svg", { viewBox: `0 0 1000 ${24 * rows.length + 10}`, role: "img" });
+  rows.forEach(([name, count], row) => {
+    const group = cameraGroup(name, count);
+    group.append(svgElement("text", { x: 118, y: 19 + 24 * row, "text-anchor": "end" }, name));
+    group.append(svgElement("rect", { class: "length", x: 130, y: 6 + 24 * row, width: (780 * count) / maximum, height: 17, rx: 4 }));
+    group.append(svgElement("text", { x: 138 + (780 * count) / maximum, y: 19 + 24 * row }, String(count)));
     svg.append(group);
   });
   return svg;
 }
 
-function camera(name, many) {
-  const group = shape("g", { class: "camera" });
-  group.append(shape("title", {}, `${name}: ${many} answers; click to search there only`));
+function cameraGroup(name, count) {
+  const group = svgElement("g", { class: "camera" });
+  group.append(svgElement("title", {}, `${name}: ${count} matches; click to search this camera only`));
   group.addEventListener("click", () => {
     $("filters").elements.cameras.value = name;
     search();
@@ -297,65 +297,65 @@ function camera(name, many) {
   return group;
 }
 
-function showDetail(each) {
+function showDetail(match) {
   const facts = {
-    rank: each.rank, distance: each.distance.toFixed(4),
-    likelihood: each.likelihood === null ? "not calibrated" : percent(each.likelihood),
-    camera: each.camera_id || "unknown", "time (UTC)": moment(each.captured_at) || "unknown",
-    track: each.track_id || "none", model: `${each.vehicle_model} (${percent(each.model_confidence)})`,
-    crop: each.crop, object: each.uri,
+    rank: match.rank, distance: match.distance.toFixed(4),
+    likelihood: match.likelihood === null ? "not calibrated" : percent(match.likelihood),
+    camera: match.camera_id || "unknown", "time (UTC)": formatTime(match.captured_at) || "unknown",
+    track: match.track_id || "none", model: `${match.vehicle_model} (${percent(match.model_confidence)})`,
+    crop: match.crop, object: match.uri,
   };
-  if (each.journey) facts.journey = `${each.journey.km.toFixed(1)} km in ${Math.round(each.journey.seconds)} s` + (each.journey.possible ? "" : ": impossible");
-  $("detail-picture").src = cropUrl(each.crop);
-  $("detail-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, String(value))]));
-  $("detail-search").onclick = () => { $("detail").close(); setCrop(each.crop); };
+  if (match.journey) facts.journey = `${match.journey.km.toFixed(1)} km in ${Math.round(match.journey.seconds)} s` + (match.journey.possible ? "" : ": impossible");
+  $("detail-image").src = cropUrl(match.crop);
+  $("detail-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, String(value))]));
+  $("detail-search").onclick = () => { $("detail").close(); setCrop(match.crop); };
   $("detail").showModal();
 }
 
 // ---- views, keys, theme --------------------------------------------------------------------------------
 
-const view = () => document.querySelector('#views [aria-selected="true"]').dataset.view;
+const currentView = () => document.querySelector('#views [aria-selected="true"]').dataset.view;
 
-function show(name) {
+function showView(name) {
   for (const tab of document.querySelectorAll("#views button")) tab.setAttribute("aria-selected", String(tab.dataset.view === name));
-  for (const section of ["gallery", "timeline", "places"]) $(section).hidden = section !== name || !found?.answers.length;
+  for (const section of ["gallery", "timeline", "places"]) $(section).hidden = section !== name || !result?.answers.length;
 }
 
-function theme(next) {
+function setTheme(next) {
   document.documentElement.dataset.theme = next;
-  try { localStorage.setItem("theme", next); } catch { /* private windows keep nothing */ }
+  try { localStorage.setItem("theme", next); } catch { /* private windows have no storage */ }
 }
 
 function toggleTheme() {
   const chosen = document.documentElement.dataset.theme;
   const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  theme(dark ? "light" : "dark");
+  setTheme(dark ? "light" : "dark");
 }
 
-function move(key) {
+function moveFocus(key) {
   const cards = [...document.querySelectorAll(".hit")];
-  if (!cards.length || view() !== "gallery") return false;
-  const at = cards.indexOf(document.activeElement);
+  if (!cards.length || currentView() !== "gallery") return false;
+  const index = cards.indexOf(document.activeElement);
   const columns = getComputedStyle($("gallery")).gridTemplateColumns.split(" ").length;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
-  const next = at < 0 ? 0 : Math.min(cards.length - 1, Math.max(0, at + step));
+  const next = index < 0 ? 0 : Math.min(cards.length - 1, Math.max(0, index + step));
   cards[next].focus();
   return true;
 }
 
 const KEYS = {
-  g: () => show("gallery"), l: () => show("timeline"), c: () => show("places"), t: toggleTheme,
+  g: () => showView("gallery"), l: () => showView("timeline"), c: () => showView("places"), t: toggleTheme,
   o: () => $("file").click(), "/": () => $("filters").elements.since.focus(), "?": () => $("help").showModal(),
 };
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
-  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("desk").hidden) return;
+  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("app").hidden) return;
   if (event.key.startsWith("Arrow")) {
-    if (move(event.key)) event.preventDefault();
+    if (moveFocus(event.key)) event.preventDefault();
   } else if (event.key === " " && document.activeElement.dataset.crop) {
     event.preventDefault();
-    showDetail(found.answers.find((each) => each.crop === document.activeElement.dataset.crop));
+    showDetail(result.answers.find((match) => match.crop === document.activeElement.dataset.crop));
   } else if (KEYS[event.key]) {
     event.preventDefault();
     KEYS[event.key]();
@@ -364,7 +364,7 @@ document.addEventListener("keydown", (event) => {
 
 // ---- start ---------------------------------------------------------------------------------------------
 
-$("views").addEventListener("click", (event) => event.target.dataset.view && show(event.target.dataset.view));
+$("views").addEventListener("click", (event) => event.target.dataset.view && showView(event.target.dataset.view));
 $("theme").addEventListener("click", toggleTheme);
 $("help-button").addEventListener("click", () => $("help").showModal());
 $("detail-close").addEventListener("click", () => $("detail").close());
@@ -373,7 +373,7 @@ $("file").addEventListener("change", (event) => { if (event.target.files.length)
 $("drop").addEventListener("keydown", (event) => { if (event.key === "Enter") $("file").click(); });
 $("login").addEventListener("submit", async (event) => {
   event.preventDefault();
-  try { await login($("token").value); await start(); } catch { $("login-error").textContent = "This is not the token."; }
+  try { await login($("token").value); await start(); } catch { $("login-error").textContent = "The token is wrong."; }
 });
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
@@ -383,22 +383,22 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 document.addEventListener("paste", (event) => { if (about && event.clipboardData.files.length) setFiles(event.clipboardData.files); });
-window.addEventListener("popstate", (event) => { const before = visited[event.state]; if (before) open(before); });
+window.addEventListener("popstate", (event) => { const previous = visited[event.state]; if (previous) openProbe(previous); });
 
 async function start() {
-  about = await ask("/api/about");
+  about = await fetchJson("/api/about");
   $("login").hidden = true;
-  $("desk").hidden = false;
-  $("about").textContent = `${about.crops.toLocaleString("en")} crops · ${about.cameras.length} cameras · ${moment(about.first ?? -1)} – ${moment(about.last ?? -1)} · ${about.generation}`;
-  $("cameras").replaceChildren(...about.cameras.map((name) => make("option", { value: name })));
+  $("app").hidden = false;
+  $("about").textContent = `${about.crops.toLocaleString("en")} crops · ${about.cameras.length} cameras · ${formatTime(about.first ?? -1)} – ${formatTime(about.last ?? -1)} · ${about.generation}`;
+  $("cameras").replaceChildren(...about.cameras.map((name) => element("option", { value: name })));
   const models = Object.entries(about.models).sort((a, b) => a[1].localeCompare(b[1]));
-  $("filters").elements.models.replaceChildren(make("option", { value: "" }, "any"), ...models.map(([id, name]) => make("option", { value: id }, name)));
+  $("filters").elements.models.replaceChildren(element("option", { value: "" }, "any"), ...models.map(([id, name]) => element("option", { value: id }, name)));
   $("impossible").hidden = !Object.keys(about.positions).length;
   const crop = new URLSearchParams(location.search).get("crop");
   if (crop) setCrop(`crop:${crop}`);
 }
 
-try { const kept = localStorage.getItem("theme"); if (kept === "light" || kept === "dark") theme(kept); } catch { /* as above */ }
+try { const stored = localStorage.getItem("theme"); if (stored === "light" || stored === "dark") setTheme(stored); } catch { /* private windows have no storage */ }
 (async () => {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (token) {

@@ -146,12 +146,15 @@ class TestReadTable:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"line 3: model_id is 'two'"),
-            ([["uri", "model_id"], ["a", "-5"]], r"line 2: model_id is '-5'"),
-            ([["uri", "model_id"], ["a", "1"], ["a", "2"]], r"line 3: a is already labelled in line 2"),
-            ([["uri", "model_id"], ["", "1"]], r"line 2: empty uri"),
-            ([["uri", "model_id"], ["a", "1", "9"]], r"line 2: number of fields differs"),
-            ([["uri", "model_id"], ["a"]], r"line 2: number of fields differs"),
+            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"data row 2: model_id is 'two'"),
+            ([["uri", "model_id"], ["a", "-5"]], r"data row 1: model_id is '-5'"),
+            (
+                [["uri", "model_id"], ["a", "1"], ["a", "2"]],
+                r"data row 2: a is already labelled in data row 1",
+            ),
+            ([["uri", "model_id"], ["", "1"]], r"data row 1: empty uri"),
+            ([["uri", "model_id"], ["a", "1", "9"]], r"data row 1: 3 fields, but the header has 2"),
+            ([["uri", "model_id"], ["a"]], r"data row 1: 1 fields, but the header has 2"),
             ([["uri", "model"], ["a", "1"]], r"has no column model_id"),
             ([["uri", "model_id"]], r"labels no image"),
             ([["key", "model_id"], ["a", "1"]], r"gives keys, not URIs"),
@@ -163,7 +166,7 @@ class TestReadTable:
 
     def test_refuses_what_is_no_table(self, tmp_path: Path) -> None:
         (tmp_path / "labels.parquet").write_bytes(b"PAR1 but no")
-        with pytest.raises(BadLabels, match="not a readable Parquet"):
+        with pytest.raises(BadLabels, match="not a usable Parquet"):
             read_table(str(tmp_path / "labels.parquet"))
         (tmp_path / "labels.csv").write_bytes(b"uri,model_id\nok,1\n\xff\xfe,2\n")
         with pytest.raises(BadLabels, match="line 3: not UTF-8"):

@@ -88,7 +88,7 @@ def test_the_summary_names_protocol_seed_and_exclusion() -> None:
         "vehicleid-paper",
         "3 probes against 4 images of 3 vehicles",
         "10 times, seed 42",
-        "1 left out",
+        "1 excluded",
     ):
         assert part in line
 

@@ -75,4 +75,4 @@ def test_protocols_by_camera_draw_by_their_rules() -> None:
         assert (cameras[split.probes] != cameras[split.gallery]).all()
     result = evaluate_protocol("veri", np.eye(8, dtype=np.float32), vehicles, camera_ids=cameras, repeats=2)
     assert (result.excluded_vehicles, result.vehicles) == (2, 2)
-    assert "seen by a single camera are left out" in result.summary()
+    assert "seen by a single camera are excluded" in result.summary()

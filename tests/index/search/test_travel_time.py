@@ -1,5 +1,9 @@
 """Travel time: a straight line and a maximum speed rule out some pairs of sightings."""
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,26 +68,33 @@ def test_distances_are_symmetric_and_no_longer_than_half_the_earth(
     assert 0 <= (cameras.km("a", "b") or 0) <= 20_016
 
 
-def test_a_camera_file_is_read_with_its_byte_order_mark_and_further_columns() -> None:
-    cameras = read_cameras("\ufeffname,camera_id,lat,lon\nX,c1,52.5,13.4\n".encode(), "f.csv")
-    assert cameras.positions == {"c1": (52.5, 13.4)}
+def test_a_camera_file_may_have_a_byte_order_mark_and_further_columns(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes("\ufeffname,camera_id,lat,lon\nX,001,52.5,13.4\n".encode())
+    assert read_cameras(str(tmp_path / "f.csv")).positions == {"001": (52.5, 13.4)}
+
+
+def test_a_camera_file_may_be_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"camera_id": [7], "lat": [0.0], "lon": [13.4]}), tmp_path / "f.parquet")
+    assert read_cameras(str(tmp_path / "f.parquet")).positions == {"7": (0.0, 13.4)}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("camera_id,lat\nc,1\n", "no column lon"),
-        ("camera_id,lat,lon\nc,1,2\nd,x,2\n", "line 3"),
-        ("camera_id,lat,lon\nc,91,2\n", "line 2"),
-        ("camera_id,lat,lon\nc,nan,2\n", "line 2"),
+        ("camera_id,lat,lon\nc,1,2\nd,x,2\n", "data row 2"),
+        ("camera_id,lat,lon\nc,91,2\n", "data row 1"),
+        ("camera_id,lat,lon\nc,nan,2\n", "data row 1"),
+        ("camera_id,lat,lon\nc,,2\n", "data row 1"),
         ("camera_id,lat,lon\nc,1,2\nc,1,3\n", "two positions"),
         ("camera_id,lat,lon\n", "names no camera"),
-        ("", "no column"),
+        ("", "Empty CSV file"),
     ],
 )
-def test_an_invalid_camera_file_is_refused_with_the_line(text: str, message: str) -> None:
+def test_a_wrong_camera_file_is_refused_with_the_data_row(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "f.csv").write_text(text)
     with pytest.raises(BadInput, match=message):
-        read_cameras(text.encode(), "f.csv")
+        read_cameras(str(tmp_path / "f.csv"))
 
 
 @pytest.mark.parametrize("speed", [0, -1, float("inf"), float("nan")])

@@ -1,34 +1,82 @@
-"""The command line's surface is frozen: a change of it is a change that users must be told of.
+"""The frozen command line: a changed command, argument or option must be a decision.
 
-After a wanted change: `python tests/jobs/test_surface.py > tests/jobs/surface.txt`, and look at the diff.
+After an intended change run `python tests/jobs/cli/test_surface.py > tests/jobs/cli/surface.txt`.
 """
 
+import re
 from pathlib import Path
 
+import pytest
 import typer
 
 from jobs.cli.app import app
 
 FROZEN = Path(__file__).with_name("surface.txt")
+FIRST_RELEASE = Path(__file__).with_name("surface_0.1.txt")
+"""The surface of release 0.1; its flags are still accepted."""
+
+GROUP = typer.main.get_command(app)
 
 
 def surface() -> str:
-    """One line for each verb, and one for each of its arguments and options, in order."""
+    """Return one line per command, and one per argument and option, in order."""
     lines = []
-    for name, verb in sorted(typer.main.get_command(app).commands.items()):
+    for name, command in sorted(GROUP.commands.items()):
         lines.append(name)
-        for parameter in verb.params:
+        for parameter in command.params:
             if parameter.name != "help":
                 names = ", ".join((*parameter.opts, *parameter.secondary_opts))
                 annotation = parameter.type_descriptor.annotation
                 kind = annotation.__name__ if annotation.__class__ is type else str(annotation)
-                many = "..." if parameter.nargs == -1 or parameter.multiple else ""
-                lines.append(f"  {names} {kind.removeprefix('typing.')}{many}")
+                repeated = "..." if parameter.nargs == -1 or parameter.multiple else ""
+                lines.append(f"  {names} {kind.removeprefix('typing.')}{repeated}")
     return "\n".join(lines) + "\n"
 
 
-def test_no_verb_and_no_option_came_went_or_changed_unseen() -> None:
+def flags_of_first_release() -> dict[str, list[tuple[str, bool]]]:
+    """Return (flag, whether it takes a value) of the options of release 0.1, by command."""
+    flags: dict[str, list[tuple[str, bool]]] = {}
+    for line in FIRST_RELEASE.read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):
+            command = flags.setdefault(line, [])
+        elif line.startswith("  --"):
+            names = re.findall(r"--[a-z-]+", line)
+            command += [(name, not line.endswith(" bool")) for name in names]
+    return flags
+
+
+def test_the_surface_changes_only_by_decision() -> None:
     assert surface() == FROZEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "flags"), flags_of_first_release().items())
+def test_every_flag_of_the_first_release_sets_one_option(name: str, flags: list[tuple[str, bool]]) -> None:
+    command = GROUP.commands[name]
+    for flag, has_value in flags:
+        arguments = [flag, "1"] if has_value else [flag]
+        # Resilient parsing accepts missing arguments and invalid values, so one flag can be tested alone.
+        context = command.make_context(name, arguments, resilient_parsing=True)
+        sources = [context.get_parameter_source(parameter.name) for parameter in command.params]
+        given = [source for source in sources if source is not None and source.name == "COMMANDLINE"]
+        assert len(given) == 1, f"clvr {name} {flag}"
+
+
+def test_an_old_flag_has_the_value_of_its_new_name() -> None:
+    for old, new in (
+        (["--every-crop"], ["--no-group-by-track"]),
+        (["--model", "Van", "--model", "7"], ["--vehicle-model", "Van", "--vehicle-model", "7"]),
+        (["--to=2026-01-01"], ["--until", "2026-01-01"]),
+    ):
+        command = GROUP.commands["search"]
+        parsed = [command.make_context("search", ["a.jpg", *flags]).params for flags in (old, new)]
+        assert parsed[0] == parsed[1]
+
+
+def test_help_shows_no_old_flag() -> None:
+    renamed = {"search": "--every-crop", "train": "--pick", "reindex": "--beside", "embed": "--actors"}
+    for name, flag in renamed.items():
+        command = GROUP.commands[name]
+        assert flag not in command.get_help(command.make_context(name, [], resilient_parsing=True))
 
 
 if __name__ == "__main__":

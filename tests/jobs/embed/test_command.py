@@ -38,7 +38,7 @@ def test_plan_counts_crops_and_writes_nothing(clvr: Clvr, archive: Path, tmp_pat
 def test_plan_with_a_price_but_no_model_is_rejected(clvr: Clvr, archive: Path) -> None:
     done = clvr("plan", str(archive / "archive"), "--price-per-node-hour", "1.5")
     assert done.returncode == 3
-    assert "--model" in done.stderr
+    assert "--checkpoint" in done.stderr
 
 
 @pytest.mark.slow

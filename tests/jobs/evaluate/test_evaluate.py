@@ -1,4 +1,4 @@
-"""`clvr evaluate` over finished runs: lists, splits, what is left out and why, the page, two runs."""
+"""`clvr evaluate` of finished runs: lists, splits, excluded crops, the page, comparisons of runs."""
 
 import json
 import re
@@ -95,14 +95,14 @@ def make_run(tmp_path: Path, settings: Settings, checkpoint: str) -> Make:
     return make
 
 
-def test_a_run_with_labels_gives_figures_and_a_page(
+def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
     make_run: Make, settings: Settings, tmp_path: Path
 ) -> None:
     make_run("r1")
-    ways = ("normalised", "query-expansion", "re-ranking")
-    found = evaluate_run(EvaluateRequest("latest", html=tmp_path / "page.html", also=ways), settings)
-    figures = found.figures()["lists"][0]
-    names = [(one["protocol"], one["features"].split(",")[0]) for one in figures["protocols"]]
+    variants = ("normalised", "query-expansion", "re-ranking")
+    result = evaluate_run(EvaluateRequest("latest", html=tmp_path / "page.html", variants=variants), settings)
+    figures = result.to_json()["lists"][0]
+    names = [(row["protocol"], row["features"].split(",")[0]) for row in figures["protocols"]]
     assert names[:2] == [("vehicleid-paper", "as embedded"), ("vehicleid-common", "as embedded")]
     assert len(names) == 2 + 2 * 3
     assert figures["protocols"][0]["repeats"] == 10
@@ -112,16 +112,16 @@ def test_a_run_with_labels_gives_figures_and_a_page(
     page = (tmp_path / "page.html").read_text()
     for part in (
         "Table 1",
-        "The same splits, otherwise",
-        "Same and different vehicles",
-        "Which model is it?",
+        "Variants on the same splits",
+        "Distances of same and different vehicles",
+        "Vehicle models",
     ):
         assert part in page
     assert "by_camera_pair" in json.loads((tmp_path / "page.json").read_text())["lists"][0]
-    assert "re-ranking" in found.table()
+    assert "re-ranking" in result.to_text()
 
 
-def test_test_lists_of_vehicleid_are_evaluated_each(
+def test_every_test_list_of_vehicleid_is_evaluated(
     make_run: Make, settings: Settings, tmp_path: Path
 ) -> None:
     make_run("r1", labelled=False)
@@ -130,67 +130,68 @@ def test_test_lists_of_vehicleid_are_evaluated_each(
     for vehicles in (4, 12):
         lines = [f"{row:07d} {v}" for row, v in enumerate(VEHICLES.tolist()) if v < vehicles]
         (folder / f"test_list_{vehicles}.txt").write_text("\n".join(lines))
-    request = EvaluateRequest("r1", labels=str(tmp_path / "lists"), repeats=2, also=())
-    found = evaluate_run(request, settings)
-    assert [(one.labelled.name, one.results[0].vehicles) for one in found.lists] == [
+    request = EvaluateRequest("r1", labels=str(tmp_path / "lists"), repeats=2, variants=())
+    result = evaluate_run(request, settings)
+    assert [(listed.labelled.name, listed.results[0].vehicles) for listed in result.lists] == [
         ("test_4", 4),
         ("test_12", 12),
     ]
     alone = evaluate_run(
-        EvaluateRequest("r1", labels=str(tmp_path / "lists"), split="test_4", repeats=2, also=()), settings
+        EvaluateRequest("r1", labels=str(tmp_path / "lists"), split="test_4", repeats=2, variants=()),
+        settings,
     )
-    assert alone.results[0].curves.tolist() == found.lists[0].results[0].curves.tolist()
+    assert alone.results[0].curves.tolist() == result.lists[0].results[0].curves.tolist()
 
 
-def test_lists_with_roles_fix_the_probes(make_run: Make, settings: Settings, tmp_path: Path) -> None:
+def test_lists_with_roles_need_images_of_the_run(make_run: Make, settings: Settings, tmp_path: Path) -> None:
     make_run("r1", labelled=False)
     folder = tmp_path / "archive"
     (folder / "train_test_split").mkdir(parents=True)
     (folder / "train_test_split" / "vehicle_info.txt").write_text("header\n")
     with pytest.raises(BadLabels, match="none of VERI-Wild's test lists"):
         evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
-    # VRIC's layout, with keys that this archive does not have, but for none.
+    # The layout of VRIC, with keys that this archive does not have.
     (folder / "train_test_split" / "vehicle_info.txt").unlink()
     (folder / "vric_probe.txt").write_text("a.jpg 1 1\n")
     (folder / "vric_gallery.txt").write_text("b.jpg 1 2\n")
-    with pytest.raises(
-        BadLabels, match=r"no crop of run r1 has a vehicle id; its 2 labels are of other pictures"
-    ):
+    with pytest.raises(BadLabels, match=r"no crop of run r1 has a vehicle id; 2 labels are of other images"):
         evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
 
 
-def test_what_is_not_ranked_is_counted_with_its_rule(
+def test_excluded_crops_and_labels_are_counted_with_the_reason(
     make_run: Make, settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_run("r1", labelled=False, quarantined=2)
     keys = [f"image/{row:07d}.jpg" for row in range(51)] + ["image/gone.jpg"]
     table = {"key": keys, "vehicle_id": [*VEHICLES[:51].tolist(), 99]}
     pq.write_table(pa.table(table), tmp_path / "labels.parquet")
-    found = evaluate_run(EvaluateRequest("r1", labels=str(tmp_path / "labels.parquet"), also=()), settings)
-    said = re.sub(r"\s+", " ", capfd.readouterr().err)
+    result = evaluate_run(
+        EvaluateRequest("r1", labels=str(tmp_path / "labels.parquet"), variants=()), settings
+    )
+    output = re.sub(r"\s+", " ", capfd.readouterr().err)
     for part in (
         "49 crops with a vehicle id",
-        "9 embedded crops without a vehicle id are left out",
+        "9 embedded crops have no vehicle id",
         "2 labelled crops have no embedding",
         "1 labels name no crop of this run, such as",
-        "1 vehicles have one picture only",
+        "1 vehicles have one image only",
     ):
-        assert part in said
-    assert found.results[0].excluded_vehicles == 1
+        assert part in output
+    assert result.results[0].excluded_vehicles == 1
 
 
-def test_splits_are_written_once_and_then_followed(
+def test_a_splits_file_is_written_once_and_then_used(
     make_run: Make, settings: Settings, tmp_path: Path
 ) -> None:
     make_run("r1")
     make_run("r2", noise=3.0, fingerprint="cd" * 8)
     path = tmp_path / "splits.parquet"
-    first = evaluate_run(EvaluateRequest("r1", splits=path, seed=3, also=()), settings)
-    again = evaluate_run(EvaluateRequest("r1", splits=path, seed=99, also=()), settings)
-    other = evaluate_run(EvaluateRequest("r2", splits=path, also=()), settings)
+    first = evaluate_run(EvaluateRequest("r1", splits=path, seed=3, variants=()), settings)
+    again = evaluate_run(EvaluateRequest("r1", splits=path, seed=99, variants=()), settings)
+    other = evaluate_run(EvaluateRequest("r2", splits=path, variants=()), settings)
     for result in (again.results[0], other.results[0]):
-        for one, two in zip(first.results[0].splits, result.splits, strict=True):
-            assert one.probes.tolist() == two.probes.tolist()
+        for expected, split in zip(first.results[0].splits, result.splits, strict=True):
+            assert expected.probes.tolist() == split.probes.tolist()
     assert again.results[0].curves.tolist() == first.results[0].curves.tolist()
     with pytest.raises(BadInput, match="has no split of leave-one-out"):
         evaluate_run(EvaluateRequest("r1", splits=path, protocols=("leave-one-out",)), settings)
@@ -199,43 +200,43 @@ def test_splits_are_written_once_and_then_followed(
 def test_two_runs_are_compared_on_the_same_splits(make_run: Make, settings: Settings) -> None:
     run = make_run("r1", noise=2.5)
     make_run("r2", noise=1.0, quarantined=1, fingerprint="cd" * 8)
-    found = compare_runs(EvaluateRequest("r1", repeats=3), "r2", settings)
-    measures = {one.measure: one for one in found.differences["vehicleid-paper"]}
+    result = compare_runs(EvaluateRequest("r1", repeats=3), "r2", settings)
+    measures = {row.measure: row for row in result.differences["vehicleid-paper"]}
     assert measures["mAP"].is_significant
     assert measures["mAP"].difference > 0
     same = compare_runs(EvaluateRequest("r1", repeats=3), "r1", settings).differences["vehicleid-paper"]
-    alone = evaluate_run(EvaluateRequest(run.run_id, repeats=3, also=()), settings).results[0]
+    alone = evaluate_run(EvaluateRequest(run.run_id, repeats=3, variants=()), settings).results[0]
     assert same[0].a == pytest.approx(alone.mean[0])
-    assert "A = r1, B = r2" in found.table()
-    assert found.figures()["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
+    assert "A = r1, B = r2" in result.to_text()
+    assert result.to_json()["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
 
 
-def test_shards_of_another_model_in_one_run_are_refused(make_run: Make, settings: Settings) -> None:
-    one, other = make_run("r1"), make_run("r2", fingerprint="cd" * 8)
+def test_a_shard_of_another_model_raises(make_run: Make, settings: Settings) -> None:
+    run, other = make_run("r1"), make_run("r2", fingerprint="cd" * 8)
     root = Path(settings.runs)
-    (shard,) = [root / key for key in one.shard_keys()]
-    (foreign,) = [root / key for key in other.shard_keys()]
-    shard.write_bytes(foreign.read_bytes())
+    (shard,) = [root / key for key in run.shard_keys()]
+    (other_shard,) = [root / key for key in other.shard_keys()]
+    shard.write_bytes(other_shard.read_bytes())
     with pytest.raises(FingerprintMismatch):
         evaluate_run(EvaluateRequest("r1"), settings)
 
 
-def test_bad_requests_are_refused_by_name(make_run: Make, settings: Settings) -> None:
+def test_invalid_requests_raise(make_run: Make, settings: Settings) -> None:
     make_run("r1")
     with pytest.raises(BadSetting, match="unknown protocol 'market'"):
         evaluate_run(EvaluateRequest("r1", protocols=("market",)), settings)
-    with pytest.raises(BadSetting, match="unknown --also 'magic'"):
-        evaluate_run(EvaluateRequest("r1", also=("magic",)), settings)
-    with pytest.raises(BadSetting, match="no device 'abacus' here"):
+    with pytest.raises(BadSetting, match="unknown variant 'magic'"):
+        evaluate_run(EvaluateRequest("r1", variants=("magic",)), settings)
+    with pytest.raises(BadSetting, match="no device 'abacus'"):
         evaluate_run(EvaluateRequest("r1", device="abacus"), settings)
     with pytest.raises(BadInput, match="no run r9"):
         evaluate_run(EvaluateRequest("r9"), settings)
 
 
-def test_an_erased_crop_takes_no_part(make_run: Make) -> None:
-    run = make_run("night")
+def test_erased_crops_are_not_evaluated(make_run: Make) -> None:
+    run = make_run("r1")
     erased = run.manifest()["crop_id"].to_numpy()[:5]  # the first vehicle, whole
     write_tombstones(run.store, new_erasure_id(), erased)
-    left = labelled_run(run).crops["crop_id"].to_numpy()
-    assert len(left) == len(VEHICLES) - 5
-    assert not np.isin(erased, left).any()
+    crop_ids = labelled_run(run).crops["crop_id"].to_numpy()
+    assert len(crop_ids) == len(VEHICLES) - 5
+    assert not np.isin(erased, crop_ids).any()

@@ -1,4 +1,4 @@
-"""The page stands alone, escapes what it shows, says where figures are from, refuses wrong accounting."""
+"""The evaluation page: self-contained, escaped, with the source of its figures and a checked accounting."""
 
 import base64
 import hashlib
@@ -16,14 +16,14 @@ from infra.errors import CountMismatch, UnreadablePicture
 from jobs.pages.evaluation_page import (
     Chart,
     Counts,
+    EvaluationPage,
     ModelAccuracy,
     Outcomes,
-    PageData,
     Ranked,
     Sighting,
     Strip,
     Timing,
-    build_page,
+    build_evaluation_page,
 )
 
 HOSTILE = "<script>alert('cam')</script>\"'&"
@@ -36,8 +36,8 @@ def jpeg(colour: int = 0) -> bytes:
 
 
 def strip(first_hit: int | None) -> Strip:
-    seen = [Ranked(Sighting(jpeg(rank), f"v{rank}"), rank + 0.5, rank == first_hit) for rank in range(1, 6)]
-    return Strip(Sighting(jpeg(), "v0", HOSTILE, 1_763_800_000_000, HOSTILE), seen, first_hit)
+    ranked = [Ranked(Sighting(jpeg(rank), f"v{rank}"), rank + 0.5, rank == first_hit) for rank in range(1, 6)]
+    return Strip(Sighting(jpeg(), "v0", HOSTILE, 1_763_800_000_000, HOSTILE), ranked, first_hit)
 
 
 def results() -> list[ProtocolResult]:
@@ -50,10 +50,10 @@ def results() -> list[ProtocolResult]:
 
 
 @pytest.fixture(scope="module")
-def full() -> PageData:
-    return PageData(
+def full() -> EvaluationPage:
+    return EvaluationPage(
         title=f"A title {HOSTILE}",
-        lead="A lead",
+        summary="A summary",
         dataset=f"generated {HOSTILE}",
         note=f"Not real {HOSTILE}",
         counts=Counts(110, 100, 7, 3, {HOSTILE: 7}),
@@ -89,8 +89,8 @@ class Collector(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_well_formed_and_stands_alone(full: PageData) -> None:
-    page = Collector(build_page(full))
+def test_the_page_is_well_formed_and_self_contained(full: EvaluationPage) -> None:
+    page = Collector(build_evaluation_page(full))
     assert not page.open
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
@@ -100,8 +100,8 @@ def test_the_page_is_well_formed_and_stands_alone(full: PageData) -> None:
             assert (attributes.get(name) or "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
 
 
-def test_the_policy_allows_the_page_its_own_style_and_nothing_else(full: PageData) -> None:
-    text = build_page(full)
+def test_the_content_policy_admits_only_the_style_of_the_page(full: EvaluationPage) -> None:
+    text = build_evaluation_page(full)
     policy = next(a["content"] for _, a in Collector(text).tags if a.get("http-equiv"))
     css = re.search("<style>(.*)</style>", text, re.DOTALL)
     assert policy and css
@@ -113,27 +113,29 @@ def test_the_policy_allows_the_page_its_own_style_and_nothing_else(full: PageDat
     assert "prefers-color-scheme: dark" in css[1]
 
 
-def test_everything_from_data_is_escaped(full: PageData) -> None:
-    text = build_page(full)
+def test_all_data_are_escaped(full: EvaluationPage) -> None:
+    text = build_evaluation_page(full)
     assert "<script" not in text
     assert text.count("&lt;script&gt;") >= 10
 
 
-def test_strips_are_sorted_into_three_panels_with_their_frames(full: PageData) -> None:
-    text = build_page(full)
-    at_1, in_5, missed = re.split("<h3>Hit at rank 1|<h3>First hit in ranks|<h3>Missed in", text)[1:]
+def test_strips_are_sorted_into_three_panels_with_their_frames(full: EvaluationPage) -> None:
+    text = build_evaluation_page(full)
+    at_1, in_5, missed = re.split("<h3>First match at rank 1|<h3>First match in ranks|<h3>No match in", text)[
+        1:
+    ]
     missed = missed.split("</section>")[0]
     assert [part.count('<figure class="hit">') for part in (at_1, in_5, missed)] == [1, 1, 0]
     assert [part.count('<figure class="miss">') for part in (at_1, in_5, missed)] == [4, 4, 10]
     assert "first true match at rank 12" in missed
-    assert "no true match among those ranked" in missed
+    assert "no true match in the ranking" in missed
     assert "70 of 100 probes (70.0 %)" in at_1
     assert "22 Nov 2025 08:26:40" in at_1
     assert "data:image/jpeg;base64," + base64.b64encode(jpeg(3)).decode() in in_5
 
 
-def test_each_figure_says_where_it_is_from(full: PageData) -> None:
-    text = build_page(full)
+def test_each_figure_has_its_source(full: EvaluationPage) -> None:
+    text = build_evaluation_page(full)
     first = full.results[0]
     assert f"chance {100 * first.chance[0]:.2f} % &middot; vehicleid-paper" in text
     assert f"{100 * first.mean[0]:.1f} &plusmn; {100 * first.std[0]:.1f}" in text
@@ -143,39 +145,39 @@ def test_each_figure_says_where_it_is_from(full: PageData) -> None:
         assert result.rule[1:] in text
 
 
-def test_a_page_with_counts_alone_is_still_a_page() -> None:
-    page = build_page(PageData("t", "l", "d", "n", Counts(0, 0)))
+def test_a_page_with_counts_only_has_no_empty_sections() -> None:
+    page = build_evaluation_page(EvaluationPage("t", "l", "d", "n", Counts(0, 0)))
     assert not Collector(page).open
-    assert "How far down" not in page
-    assert "Found again" not in page
+    assert "Cumulative matching" not in page
+    assert "Probes and their nearest" not in page
 
 
-def test_short_curves_do_without_rank_5(full: PageData) -> None:
+def test_a_curve_shorter_than_5_ranks_has_no_rank_5(full: EvaluationPage) -> None:
     rng = np.random.default_rng(0)
     short = evaluate_protocol(
         "vehicleid-common", rng.random((8, 2), dtype=np.float32), np.arange(8) // 2, max_rank=3
     )
-    assert "in ranks 1&ndash;5" not in build_page(replace(full, results=[short]))
+    assert "in ranks 1&ndash;5" not in build_evaluation_page(replace(full, results=[short]))
 
 
-def test_the_same_data_give_the_same_page(full: PageData) -> None:
-    assert build_page(full) == build_page(full)
+def test_the_same_data_give_the_same_page(full: EvaluationPage) -> None:
+    assert build_evaluation_page(full) == build_evaluation_page(full)
 
 
-def test_counts_that_do_not_add_up_are_refused(full: PageData) -> None:
+def test_counts_that_do_not_add_up_raise(full: EvaluationPage) -> None:
     with pytest.raises(CountMismatch, match="listed 110 is not embedded 100"):
-        build_page(replace(full, counts=Counts(110, 100, 7, 4)))
+        build_evaluation_page(replace(full, counts=Counts(110, 100, 7, 4)))
     with pytest.raises(CountMismatch, match="causes add up to 1 of 7"):
-        build_page(replace(full, counts=Counts(110, 100, 7, 3, {"empty": 1})))
+        build_evaluation_page(replace(full, counts=Counts(110, 100, 7, 3, {"empty": 1})))
 
 
-def test_bytes_that_are_not_jpeg_are_refused(full: PageData) -> None:
+def test_bytes_that_are_not_jpeg_raise(full: EvaluationPage) -> None:
     bad = replace(strip(1), probe=Sighting(b"<svg onload=alert(1)>"))
     with pytest.raises(UnreadablePicture, match="not JPEG"):
-        build_page(replace(full, strips=[bad]))
+        build_evaluation_page(replace(full, strips=[bad]))
 
 
-def test_the_chart_keeps_inside_its_frame_and_its_labels_apart() -> None:
+def test_the_chart_stays_in_its_frame_and_its_labels_do_not_overlap() -> None:
     chart = Chart(max_rank=50)
     assert (chart.x(1), chart.x(50)) == (chart.left, chart.width - chart.right)
     assert chart.y(1.3) == chart.y(1) == chart.top

@@ -1,4 +1,4 @@
-"""The page of a training: its figures, its curves, its confusions, and nothing that leaves the page."""
+"""The page of a training: figures, curves and confusions, self-contained."""
 
 import io
 
@@ -25,34 +25,34 @@ def jpeg() -> bytes:
     return buffer.getvalue()
 
 
-def epoch(stage: str, number: int, loss: float, held: float | None = 0.5) -> Epoch:
-    return Epoch(stage, number, loss, 0.5, held, held, 1e-3, 100, 10.0, 10.0, 0.02)
+def epoch(stage: str, number: int, loss: float, validation: float | None = 0.5) -> Epoch:
+    return Epoch(stage, number, loss, 0.5, validation, validation, 1e-3, 100, 10.0, 10.0, 0.02)
 
 
 def page(predicted: list[int], true: list[int], **more: object) -> TrainingPage:
     values = {
-        "title": "Two <models>", "lead": "A lead.", "dataset": "cars", "note": "A note.",
-        "training_pictures": 80, "names": {0: "Audi <b>", 1: "BMW"}, "hours": 1.5, "node_hours": 3.0,
-        "examples": [Example(jpeg(), "Audi", "BMW", 0.7, False)], "attempts": 2, "money": 4.5,
+        "title": "Two <models>", "summary": "A summary.", "dataset": "cars", "note": "A note.",
+        "training_images": 80, "names": {0: "Audi <b>", 1: "BMW"}, "hours": 1.5, "node_hours": 3.0,
+        "examples": [Example(jpeg(), "Audi", "BMW", 0.7, False)], "attempts": 2, "cost": 4.5,
         "epochs": [epoch("warmup", 1, 2.0), epoch("target", 1, 1.0)],
-        "facts": {"fingerprint": "abc"}, "unstated": {"momentum": "0.9"}, "unlearned": ["Lada"],
+        "facts": {"fingerprint": "abc"}, "unstated": {"momentum": "0.9"}, "untrained_classes": ["Lada"],
     }  # fmt: skip
-    shown, known = np.array(predicted), np.array(true)
+    predicted_ids, true_ids = np.array(predicted), np.array(true)
     return TrainingPage(
-        predicted=shown,
-        true=known,
-        models=classification(shown, known),
+        predicted=predicted_ids,
+        true=true_ids,
+        models=classification(predicted_ids, true_ids),
         **{**values, **more},  # type: ignore[arg-type]
     )
 
 
-def test_it_says_accuracy_by_picture_and_by_model_cost_and_what_was_not_learned() -> None:
+def test_the_page_shows_accuracies_cost_and_untrained_classes() -> None:
     html = build_training_page(page([0, 0, 0, 0], [0, 0, 0, 1]))
-    for words in ("75.0", "50.0", "3.00 node-hours", "4.50 at the price given", "started 2 times", "Lada"):
+    for words in ("75.0", "50.0", "3.00 node-hours", "4.50 at the given price", "started 2 times", "Lada"):
         assert words in html
 
 
-def test_it_is_self_contained_and_escapes_what_comes_from_data() -> None:
+def test_the_page_is_self_contained_and_escapes_data() -> None:
     html = build_training_page(page([0, 1], [1, 1]))
     assert "Audi &lt;b&gt;" in html
     assert "<script" not in html
@@ -62,14 +62,14 @@ def test_it_is_self_contained_and_escapes_what_comes_from_data() -> None:
     )
 
 
-def test_a_training_without_held_out_pictures_or_epochs_still_has_a_page() -> None:
-    assert "A lead." in build_training_page(page([], [], epochs=[], examples=[], money=None))
+def test_a_training_without_validation_images_or_epochs_has_a_page() -> None:
+    assert "A summary." in build_training_page(page([], [], epochs=[], examples=[], cost=None))
 
 
-def test_curves_leave_out_what_was_not_measured_and_name_each_stage_where_it_begins() -> None:
+def test_curves_exclude_missing_values_and_name_each_stage_at_its_start() -> None:
     drawn = curves(
         [epoch("warmup", 1, 2.0, None), epoch("warmup", 2, 1.0), epoch("target", 1, 0.5)],
-        {"training": "loss", "held out": "held_loss"},
+        {"training": "loss", "validation": "val_loss"},
     )
     assert drawn is not None
     assert [len(line.dots) for line in drawn.lines] == [3, 2]
@@ -77,21 +77,21 @@ def test_curves_leave_out_what_was_not_measured_and_name_each_stage_where_it_beg
     assert curves([], {"training": "loss"}) is None
 
 
-def test_the_worst_models_come_first_with_what_they_are_taken_for() -> None:
+def test_the_worst_models_are_first_with_the_models_predicted_instead() -> None:
     worst = worst_models(page([0, 1, 0, 0, 0], [0, 0, 1, 1, 1]))
-    assert [(one.name, one.accuracy) for one in worst] == [("BMW", 0.0), ("Audi <b>", 0.5)]
-    assert worst[0].taken_for == [("Audi <b>", 3)]
+    assert [(model.name, model.accuracy) for model in worst] == [("BMW", 0.0), ("Audi <b>", 0.5)]
+    assert worst[0].confused_with == [("Audi <b>", 3)]
 
 
 def test_confusions_are_shares_of_the_true_models_pictures() -> None:
     drawn = confusion(page([0, 1, 0, 0], [0, 0, 1, 1]))
     assert drawn is not None
-    assert sorted((cell.count, cell.share, cell.right) for cell in drawn.cells) == [
+    assert sorted((cell.count, cell.share, cell.correct) for cell in drawn.cells) == [
         (1, 0.5, False), (1, 0.5, True), (2, 1.0, False),
     ]  # fmt: skip
     assert confusion(page([0, 1], [0, 1])) is None
 
 
-def test_what_is_no_jpeg_is_refused() -> None:
+def test_an_image_that_is_not_jpeg_raises() -> None:
     with pytest.raises(UnreadablePicture):
         build_training_page(page([0], [0], examples=[Example(b"GIF", "a", "b", 0.5, True)]))

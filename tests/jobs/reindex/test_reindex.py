@@ -67,7 +67,14 @@ def jpeg(seed: int) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    # Without an address, Ray would join a cluster that runs on this machine.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 << 20,
+    )
     yield
     ray.shutdown()
 

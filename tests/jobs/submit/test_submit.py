@@ -99,7 +99,7 @@ def test_job_reads_its_secrets_on_the_cluster(tmp_path: Path, monkeypatch: pytes
 
 def test_other_release_of_a_package_is_rejected_and_another_build_is_not() -> None:
     require_versions(["torch==2.13.0+cu130", "clvr-archive==0.1.0"])
-    with pytest.raises(Mismatch, match=r"ray is .* here and 1\.0 where it was submitted"):
+    with pytest.raises(Mismatch, match=r"ray is .* on the cluster and 1\.0 at the submitter"):
         require_versions(["ray==1.0"])
 
 
@@ -121,10 +121,10 @@ def test_missing_address_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["submit"], 2, "VERB"),
-        (["submit", "serve"], 2, "no verb for a cluster"),
+        (["submit"], 2, "COMMAND"),
+        (["submit", "serve"], 2, "cannot run on a cluster"),
         (["submit", "status", "--no-such-option"], 2, "--no-such-option"),
-        (["submit", "embed", "s3://archive"], 2, "--model"),
+        (["submit", "embed", "s3://archive"], 2, "--checkpoint"),
         (["submit", "reindex", "a", "--model", "m", "--webhook", "http://x"], 3, "--webhook"),
         (["submit", "--jobs-url", "http://127.0.0.1:9", "status"], 12, "127.0.0.1:9"),
         (["jobs", "show", "--jobs-url", "http://127.0.0.1:9", "x"], 12, "127.0.0.1:9"),

@@ -1,0 +1,109 @@
+"""Submitted jobs as text and as JSON, and the log of a job that is followed to its end."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.runtime.format import iso_timestamp
+from jobs.submit.client import Job, JobCluster, LogPrinter, exit_code_of, format_log_line
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """One job for people and for machines, without its runtime environment."""
+
+    job: Job
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the job; those that it does not have are None."""
+        job = self.job
+        return {
+            "job": job.job,
+            "status": job.status,
+            "exit_code": exit_code_of(job) if job.is_finished else None,
+            "command": job.entrypoint,
+            "message": job.message,
+            "started": iso_timestamp(job.started),
+            "ended": iso_timestamp(job.finished),
+            **{name: job.metadata.get(name) for name in ("verb", "by", "clvr", "retry_of")},
+        }
+
+    def to_text(self) -> str:
+        """Return the fields that the job has, one per line."""
+        fields = {name: value for name, value in self.to_json().items() if value is not None}
+        return "\n".join(f"{name:10} {value}" for name, value in fields.items())
+
+    def to_row(self) -> tuple[str, ...]:
+        """Return the columns of `JobTable` for this job."""
+        job, fields = self.job, self.to_json()
+        took = f"{(job.finished - job.started) / 1000:,.0f} s" if job.started and job.finished else ""
+        code = "" if fields["exit_code"] is None else str(fields["exit_code"])
+        return (job.job, job.status.lower(), code, fields["started"] or "", took, fields["by"] or "")
+
+
+@dataclass(frozen=True, slots=True)
+class JobTable:
+    """The jobs of a cluster, in the order given."""
+
+    jobs: Sequence[Job]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the fields of every job."""
+        return [JobReport(job).to_json() for job in self.jobs]
+
+    def to_text(self) -> str:
+        """Return a table with one line per job."""
+        rows = [
+            ("job", "status", "code", "started", "took", "by"),
+            *(JobReport(job).to_row() for job in self.jobs),
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """A job after it ended, with the exit code of its command."""
+
+    job: Job
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that the command would have at a terminal."""
+        return exit_code_of(self.job)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the job."""
+        return JobReport(self.job).to_json()
+
+    def to_text(self) -> str:
+        """Return the status and the exit code on one line."""
+        return f"job {self.job.job}: {self.job.status.lower()}, exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobLog:
+    """The log of a job up to now."""
+
+    job: str
+    log: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the job's name and its log as one string."""
+        return {"job": self.job, "logs": self.log}
+
+    def to_text(self) -> str:
+        """Return the log; structured lines are shown as their messages."""
+        return "\n".join(map(format_log_line, self.log.splitlines()))
+
+
+def follow_to_end(cluster: JobCluster, job: str) -> FinishedJob:
+    """Print the log of a job on stderr until the job ends. Raises JobMissing, RayUnreachable, RayDenied."""
+    printer = LogPrinter(lambda line: print(line, file=sys.stderr, flush=True))
+    finished = cluster.follow(job, printer)
+    printer.end()
+    return FinishedJob(finished)
