@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.schema import MAX_NAME_BYTES, UNKNOWN_TIME
+from index.schema import MAX_NAME_BYTES, UNKNOWN, UNKNOWN_TIME
 from infra.errors import BadSetting
 
 _FIELDS = {
@@ -52,14 +52,13 @@ class KeyPattern:
                 fits = pc.less_equal(pc.binary_length(columns[name]), MAX_NAME_BYTES)
                 matched = pc.and_(matched, pc.fill_null(fits, False))
             else:
-                columns[name] = pa.repeat("", len(keys))
+                columns[name] = pa.repeat(UNKNOWN[name], len(keys))
         if "captured_at" in self._names:
             columns["captured_at"] = parse_captured_at(pc.struct_field(groups, "captured_at"))
             matched = pc.and_(matched, columns["captured_at"].is_valid())
         else:
             columns["captured_at"] = pa.repeat(pa.scalar(UNKNOWN_TIME, pa.int64()), len(keys))
-        unknown = {"camera_id": "", "captured_at": UNKNOWN_TIME, "track_id": ""}
-        columns = {name: pc.if_else(matched, columns[name], unknown[name]) for name in unknown}
+        columns = {name: pc.if_else(matched, column, UNKNOWN[name]) for name, column in columns.items()}
         return columns | {"matched": matched}
 
     def _piece(self, piece: str) -> str:
