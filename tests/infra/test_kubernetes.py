@@ -152,7 +152,7 @@ def test_the_cluster_can_run_the_command_of_the_nightly_job(name: str) -> None:
     for group in groups(documents)[1:]:
         gpus += group["maxReplicas"] * int(group["rayStartParams"].get("num-gpus", 0))
         cpus += group["maxReplicas"] * int(group["rayStartParams"]["num-cpus"])
-    assert read["actors"] <= (gpus or cpus - 1)
+    assert read["workers"] <= (gpus or cpus - 1)
     declared = only(documents, "ConfigMap", "clvr-settings")["data"].get("CLVR_GPUS", "0")
     assert int(declared) == gpus
 
