@@ -10,8 +10,6 @@ from infra.errors import BadInput
 from infra.logging import logger
 from infra.servers.stack import PARTS, ServerStatus, Stack
 
-DEFAULT_FOLDER = Path("clvr-data/stack")
-
 
 @dataclass(frozen=True, slots=True)
 class StackReport:

@@ -1,4 +1,4 @@
-"""Real servers for the whole session, and finished runs; what uses a server is marked `integration`."""
+"""Real servers for the whole session, and finished runs; tests of a server are marked `integration`."""
 
 import os
 import secrets
@@ -23,7 +23,7 @@ from infra.store import Store, open_store
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-# Before anything imports Ray: tests report no usage to anybody.
+# Before any import of Ray: tests report no usage.
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 _SERVER_FIXTURES = {"seaweedfs", "bucket", "milvus_server", "ray_cluster"}
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
-def _sweep() -> None:
-    """Remove what sessions that were killed left behind; their servers died with them."""
+def _remove_old_folders() -> None:
+    """Remove the folders of killed sessions; their servers ended with them."""
     for folder in Path(tempfile.gettempdir()).glob("clvr-servers-*-*"):
         if not Path(f"/proc/{folder.name.split('-')[2]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -44,8 +44,8 @@ def _sweep() -> None:
 
 @pytest.fixture(scope="session")
 def server_folder() -> Iterator[Path]:
-    # Not pytest's own: its paths are too long for SeaweedFS' sockets, and it keeps the last three.
-    _sweep()
+    # Folders of pytest have paths too long for sockets of SeaweedFS, and pytest keeps the last three.
+    _remove_old_folders()
     folder = Path(tempfile.mkdtemp(prefix=f"clvr-servers-{os.getpid()}-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +67,7 @@ def seaweedfs(server_folder: Path) -> Iterator[SeaweedFs]:
 
 @pytest.fixture
 def bucket(seaweedfs: SeaweedFs) -> str:
-    """The URI of an empty bucket of one's own."""
+    """The URI of an empty bucket for one test."""
     return seaweedfs.create_bucket(f"test-{secrets.token_hex(6)}")
 
 
@@ -82,8 +82,8 @@ def milvus_server(server_folder: Path, seaweedfs: SeaweedFs) -> Iterator[MilvusS
 def ray_cluster() -> "Iterator[Cluster]":
     """A Ray cluster of two nodes on this machine; connect with `ray.init(address=ray_cluster.address)`.
 
-    Each node claims 4 CPUs whatever the machine has, because Ray Data waits for ever when its actors leave
-    no CPU for its readers. The second node offers one unit of the resource `second`.
+    Each node claims 4 CPUs on any machine, because Ray Data never finishes when its actors leave no CPU for
+    its readers. The second node offers one unit of the resource `second`.
     """
     from ray.cluster_utils import Cluster
 
@@ -97,7 +97,7 @@ def ray_cluster() -> "Iterator[Cluster]":
 
 
 def _look_alikes(numbers: NDArray[np.int64], seed: int = 0) -> NDArray[np.float32]:
-    """Vectors (n, 1024) of crops of these numbers, in groups of ten: without groups no index works."""
+    """Return vectors (n, 1024) of crops in groups of ten: an index needs neighbours."""
     vectors = [
         np.random.default_rng((seed, number // 10)).normal(size=1024)
         + 0.3 * np.random.default_rng((seed, number // 10, number)).normal(size=1024)
@@ -108,7 +108,7 @@ def _look_alikes(numbers: NDArray[np.int64], seed: int = 0) -> NDArray[np.float3
 
 @pytest.fixture(scope="session")
 def look_alikes() -> Callable[..., NDArray[np.float32]]:
-    """`look_alikes(numbers, seed)`: vectors in groups of ten, which depend on the crop's number alone."""
+    """Return `look_alikes(numbers, seed)`: vectors in groups of ten, which depend on the number alone."""
     return _look_alikes
 
 

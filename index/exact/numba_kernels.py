@@ -75,12 +75,9 @@ def _compile(function: Callable[_P, _R], signature: tuple[Any, ...]) -> Callable
     return compiled
 
 
-def ranks_ahead(sq_dist: Any, row: Any, target_sq_dist: Any, target_row: Any) -> Any:
-    """Return whether a gallery entry ranks ahead of a target: by squared distance, equal ones by row.
-
-    Takes scalars in the kernels and arrays that broadcast in NumPy.
-    """
-    return (sq_dist < target_sq_dist) | ((sq_dist == target_sq_dist) & (row < target_row))
+def ranks_ahead(sq_dist: float, row: int, target_sq_dist: float, target_row: int) -> bool:
+    """Return whether a gallery entry ranks ahead of a target: by squared distance, equal ones by row."""
+    return sq_dist < target_sq_dist or (sq_dist == target_sq_dist and row < target_row)
 
 
 def rank_order(sq_dist: Float64Array, row: Int64Array, *groups: NDArray[Any]) -> NDArray[np.int64]:

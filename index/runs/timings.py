@@ -1,4 +1,4 @@
-"""Times of a run by phase and stage: one document per attempt, in the run's folder."""
+"""Times of a run by phase and stage: one record per attempt, in the run's folder."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -55,7 +55,7 @@ class StageSeconds:
 class Timings(StageSeconds, JsonDocument):
     """One attempt at a run: wall seconds of the job's phases, then the stages of its actors.
 
-    An attempt whose driver was killed leaves no such document.
+    An attempt whose driver was killed leaves no record.
     """
 
     started: str
@@ -64,24 +64,24 @@ class Timings(StageSeconds, JsonDocument):
     bytes: int = 0
     planning_seconds: float = 0.0
     startup_seconds: float = 0.0
-    """From the start of the job to the first embedded rows; planning is part of it."""
+    """From the start of the job to the first embedded rows; includes planning."""
     embedding_seconds: float = 0.0
     compacting_seconds: float = 0.0
     finishing_seconds: float = 0.0
 
     def __add__(self, other: StageSeconds) -> "Timings":
-        """Two attempts together: the start of the first, the actors of the second."""
+        """Add two attempts: the start of the first, the actors of the second."""
         if not isinstance(other, Timings):
             return NotImplemented
-        added = {
+        sums = {
             name: getattr(self, name) + getattr(other, name)
             for name in (field.name for field in fields(self))
             if name not in ("started", "actors")
         }
-        return Timings(started=self.started, actors=other.actors, **added)
+        return Timings(started=self.started, actors=other.actors, **sums)
 
     def shares(self) -> dict[str, float]:
-        """Share of the actors' time by stage; empty where nothing was embedded."""
+        """Return the share of the actors' time by stage; empty if nothing was embedded."""
         total = self.actor_seconds
         return {stage: getattr(self, f"{stage}_seconds") / total for stage in STAGES} if total else {}
 

@@ -67,9 +67,4 @@ def train(
 
         emit(plan_training(request), as_json)
         return
-    result = train_checkpoint(request, settings_of(ray=ray))
-    emit(
-        result,
-        as_json,
-        f"checkpoint {output}: accuracy {result.accuracy:.1%}, fingerprint {result.fingerprint}",
-    )
+    emit(train_checkpoint(request, settings_of(ray=ray)), as_json)

@@ -21,13 +21,13 @@ def draw(stage: Stage, rows: NDArray[np.int64] = ROWS, **place: int) -> NDArray[
     return augment(IMAGES[rows], rows, stage, **{"seed": 1, "number": 1, "epoch": 0, **place})
 
 
-def test_without_a_switch_nothing_happens() -> None:
+def test_a_stage_without_augmentation_returns_its_images() -> None:
     assert augment(IMAGES, ROWS, PLAIN, seed=1, number=1, epoch=0) is IMAGES
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 2**40))
-def test_order_batch_and_worker_make_no_difference(order: list[int], seed: int) -> None:
+def test_augmentation_does_not_depend_on_order_or_batch(order: list[int], seed: int) -> None:
     rows = np.array(order)
     whole = draw(ALL, np.arange(12), seed=seed)
     assert np.array_equal(draw(ALL, rows, seed=seed), whole[rows])
@@ -58,14 +58,14 @@ def test_erasing_makes_one_grey_rectangle_of_the_stated_size() -> None:
         assert np.array_equal(after[~erased], before[~erased])
 
 
-def test_a_probability_is_how_many_are_changed() -> None:
+def test_a_probability_is_the_share_of_changed_images() -> None:
     for switch in ("random_erasing", "blur"):
         drawn = draw(PLAIN.model_copy(update={switch: 0.4}))
         changed = sum(not np.array_equal(a, b) for a, b in zip(drawn, IMAGES, strict=True))
         assert 6 < changed < 26, switch
 
 
-def test_colour_changes_every_image_a_little_and_keeps_its_shapes() -> None:
+def test_color_jitter_changes_every_image_slightly() -> None:
     drawn = draw(PLAIN.model_copy(update={"color_jitter": 0.1})).astype(float)
     difference = np.abs(drawn - IMAGES).mean(axis=(1, 2, 3))
     assert (difference > 0).all()
@@ -74,12 +74,12 @@ def test_colour_changes_every_image_a_little_and_keeps_its_shapes() -> None:
         assert np.corrcoef(after.ravel(), before.ravel())[0, 1] > 0.95
 
 
-def test_blur_takes_contrast_between_neighbours_away() -> None:
+def test_blur_lowers_the_contrast_between_neighbouring_pixels() -> None:
     drawn = draw(PLAIN.model_copy(update={"blur": 1.0})).astype(float)
     assert np.abs(np.diff(drawn, axis=2)).mean() < 0.5 * np.abs(np.diff(IMAGES.astype(float), axis=2)).mean()
 
 
-def test_turning_one_switch_off_leaves_the_others_as_they_were() -> None:
+def test_turning_one_switch_off_does_not_change_the_others() -> None:
     erased = draw(PLAIN.model_copy(update={"random_erasing": 0.5}))
     both = draw(PLAIN.model_copy(update={"random_erasing": 0.5, "blur": 0.3}))
     blurred = draw(PLAIN.model_copy(update={"blur": 0.3}))
@@ -88,5 +88,5 @@ def test_turning_one_switch_off_leaves_the_others_as_they_were() -> None:
             assert np.array_equal(one, two)
 
 
-def test_no_image_is_no_trouble() -> None:
+def test_an_empty_batch_stays_empty() -> None:
     assert draw(ALL, ROWS[:0]).shape == (0, 32, 48, 3)

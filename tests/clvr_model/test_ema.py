@@ -22,11 +22,11 @@ def _network(stage: Stage) -> Clvr:
     return network
 
 
-def test_a_stage_without_it_has_none() -> None:
+def test_a_stage_without_ema_decay_has_no_average() -> None:
     assert ExponentialMovingAverage.of(_network(WARMUP), WARMUP.model_copy(update={"ema_decay": 0.0})) is None
 
 
-def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
+def test_the_average_is_the_weighted_mean_of_the_weights_of_all_steps() -> None:
     network = _network(WARMUP)
     average = ExponentialMovingAverage(network, 0.5)
     weight = network.head.dense.weight
@@ -41,7 +41,7 @@ def test_it_is_the_weighted_mean_of_the_weights_seen() -> None:
     assert torch.allclose(weight, expected, atol=1e-5)
 
 
-def test_a_frozen_backbone_is_no_part_of_it() -> None:
+def test_a_frozen_backbone_is_not_averaged() -> None:
     names = ExponentialMovingAverage(_network(WARMUP), 0.9).state_dict().keys()
     assert names == {
         "head.dense.weight",
@@ -60,7 +60,7 @@ def test_a_frozen_backbone_is_no_part_of_it() -> None:
     )
 
 
-def test_lent_weights_are_taken_back_whatever_happens() -> None:
+def test_installed_weights_are_restored_after_an_error() -> None:
     network = _network(WARMUP)
     average = ExponentialMovingAverage(network, 0.5)
     weight = network.head.dense.weight
@@ -73,7 +73,7 @@ def test_lent_weights_are_taken_back_whatever_happens() -> None:
     assert torch.equal(weight, 3 * first)
 
 
-def test_it_goes_on_after_a_resume_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_a_resumed_average_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     def step(network: Clvr, average: ExponentialMovingAverage) -> None:
         with torch.no_grad():
             network.head.dense.weight.mul_(0.9)
@@ -97,7 +97,7 @@ def test_it_goes_on_after_a_resume_as_if_nothing_had_been(tmp_path: Path) -> Non
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_another_stages_average_is_refused() -> None:
+def test_the_average_of_another_stage_is_refused() -> None:
     whole = ExponentialMovingAverage(_network(TARGET), 0.9).state_dict()
     with pytest.raises(BadCheckpoint, match="another network or stage"):
         ExponentialMovingAverage(_network(WARMUP), 0.9).load_state_dict(whole)

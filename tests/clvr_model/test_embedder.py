@@ -73,20 +73,20 @@ def test_each_engine_agrees_with_the_plain_network(
     assert embedded.confidence.dtype == np.float32
 
 
-def test_an_image_has_one_feature_whatever_comes_with_it(embedder: Embedder) -> None:
+def test_the_feature_of_an_image_does_not_depend_on_its_batch(embedder: Embedder) -> None:
     together = embedder(IMAGES).features
     alone = embedder(IMAGES[2:]).features
     assert np.allclose(alone[0], together[2], rtol=1e-4, atol=1e-5)
     assert np.allclose(embedder(IMAGES[1:]).features, together[1:], rtol=1e-4, atol=1e-5)
 
 
-def test_no_image_gives_no_row(embedder: Embedder) -> None:
+def test_an_empty_batch_gives_no_row(embedder: Embedder) -> None:
     embedded = embedder(IMAGES[:0])
     assert embedded.features.shape == (0, 16)
     assert embedded.model_id.shape == embedded.confidence.shape == (0,)
 
 
-def test_threads_may_share_it(embedder: Embedder) -> None:
+def test_threads_may_share_an_embedder(embedder: Embedder) -> None:
     alone = [embedder(IMAGES[row : row + 1]).features for row in range(2)]
     with ThreadPoolExecutor(2) as pool:
         shared = list(pool.map(lambda row: embedder(IMAGES[row : row + 1]).features, range(2)))
@@ -107,7 +107,7 @@ def test_other_shapes_and_types_are_refused(embedder: Embedder, images: np.ndarr
         embedder(images)
 
 
-def test_images_in_any_memory_order_are_taken(embedder: Embedder) -> None:
+def test_images_in_any_memory_order_are_accepted(embedder: Embedder) -> None:
     flipped = IMAGES[:1, :, ::-1]
     assert np.array_equal(embedder(flipped).features, embedder(flipped.copy()).features)
 
@@ -121,18 +121,20 @@ def test_the_cache_is_filled_once_and_gives_equal_features(checkpoint: Checkpoin
     assert np.array_equal(cold(IMAGES[:1]).features, warm(IMAGES[:1]).features)
 
 
-def test_a_uri_will_do_for_a_checkpoint(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_given_by_its_uri(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> None:
     assert Embedder(str(folder), device="cpu", engine="torch").fingerprint == checkpoint.fingerprint
     with pytest.raises(BadCheckpoint):
         Embedder(str(tmp_path))
 
 
-def test_exact_features_bear_the_checkpoints_fingerprint(checkpoint: Checkpoint, embedder: Embedder) -> None:
+def test_exact_features_have_the_fingerprint_of_the_checkpoint(
+    checkpoint: Checkpoint, embedder: Embedder
+) -> None:
     assert embedder.precision == "fp32"
     assert embedder.fingerprint == checkpoint.fingerprint
 
 
-def test_bf16_without_proof_bears_another_fingerprint(
+def test_bf16_without_a_passed_check_has_another_fingerprint(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "has_bf16", lambda device: True)
@@ -145,7 +147,7 @@ def test_bf16_without_proof_bears_another_fingerprint(
     assert proven.fingerprint == checkpoint.fingerprint
 
 
-def test_auto_takes_bf16_only_with_proof_and_hardware(
+def test_auto_precision_chooses_bf16_only_with_a_passed_check_and_hardware(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(subject: Checkpoint, guard: PrecisionCheck | None) -> str:
@@ -170,12 +172,12 @@ def test_auto_takes_bf16_only_with_proof_and_hardware(
         replace(GOOD, pictures=MIN_IMAGES - 1),
     ],
 )
-def test_each_bar_of_the_guard_counts(report: PrecisionCheck) -> None:
+def test_each_threshold_of_the_precision_check_counts(report: PrecisionCheck) -> None:
     assert GOOD.passed
     assert not report.passed
 
 
-def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
+def test_the_precision_check_compares_bf16_with_fp32(checkpoint: Checkpoint) -> None:
     if not has_bf16("cpu"):
         with pytest.raises(BadSetting, match="bfloat16"):
             check_precision(checkpoint, IMAGES, device="cpu")
@@ -187,7 +189,7 @@ def test_the_guard_compares_the_two_precisions(checkpoint: Checkpoint) -> None:
     assert not report.passed  # three images prove nothing
 
 
-def test_the_guard_needs_neighbours(checkpoint: Checkpoint) -> None:
+def test_the_precision_check_refuses_images_without_neighbours(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match="neighbours"):
         check_precision(checkpoint, IMAGES[:1])
 
@@ -203,21 +205,21 @@ def test_the_guard_needs_neighbours(checkpoint: Checkpoint) -> None:
         ({"device": "cpu", "threads": -1}, "threads is -1"),
     ],
 )
-def test_settings_that_cannot_be_are_named(
+def test_an_invalid_setting_is_refused_with_its_name(
     checkpoint: Checkpoint, settings: dict[str, object], message: str
 ) -> None:
     with pytest.raises(BadSetting, match=message):
         Embedder(checkpoint, **settings)
 
 
-def test_folding_leaves_the_original_as_it_was(checkpoint: Checkpoint) -> None:
+def test_folding_does_not_change_the_original(checkpoint: Checkpoint) -> None:
     before = list(checkpoint.network.state_dict())
     folded = folded_copy(checkpoint.network)
     assert not any(".bn." in name for name in folded.state_dict())
     assert list(checkpoint.network.state_dict()) == before
 
 
-def test_processes_that_start_together_with_an_empty_cache_all_start(
+def test_processes_that_share_an_empty_cache_all_start(
     checkpoint: Checkpoint, folder: Path, tmp_path: Path
 ) -> None:
     code = f"""
@@ -229,19 +231,19 @@ Embedder({str(folder)!r}, batch_size=1, cache=Path({str(tmp_path / "cache")!r}))
         subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
     for process in started:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_gpu_gives_the_same_features_whatever_the_pieces(checkpoint: Checkpoint, compiled: bool) -> None:
+def test_a_gpu_gives_the_same_features_for_every_batch_size(checkpoint: Checkpoint, compiled: bool) -> None:
     exact = Embedder(checkpoint, device="cpu", engine="torch")(IMAGES)
     for batch_size in (2, 300):
         embedder = Embedder(checkpoint, device="cuda", batch_size=batch_size, compiled=compiled)
         many = np.concatenate([IMAGES] * (400 // len(IMAGES)))
         for _ in range(2):  # what is left in a room must not reach the next call
-            found = embedder(many)
+            embedded = embedder(many)
             for start in range(0, len(many), len(IMAGES)):
-                near = found.features[start : start + len(IMAGES)]
+                near = embedded.features[start : start + len(IMAGES)]
                 assert np.allclose(near, exact.features, rtol=1e-3, atol=1e-4)

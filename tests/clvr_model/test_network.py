@@ -12,7 +12,7 @@ def network() -> Clvr:
     return Clvr(228).eval()
 
 
-def test_size_and_names_are_those_of_the_published_network(network: Clvr) -> None:
+def test_the_network_has_the_size_and_names_of_the_published_one(network: Clvr) -> None:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     # Inception-V3 without head and auxiliary classifier, Dense-1024, 228 classes.
     assert parameters == 21_785_568 + (2048 * 1024 + 1024) + (1024 * 228 + 228)
@@ -25,7 +25,7 @@ def test_size_and_names_are_those_of_the_published_network(network: Clvr) -> Non
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_shapes_and_sane_values_with_random_weights(network: Clvr, channels_last: bool) -> None:
+def test_random_weights_give_outputs_of_the_right_shape_and_scale(network: Clvr, channels_last: bool) -> None:
     x = torch.rand(2, 3, 299, 299, generator=torch.Generator().manual_seed(0)) * 2 - 1
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -40,7 +40,7 @@ def test_shapes_and_sane_values_with_random_weights(network: Clvr, channels_last
     assert float(logits.std()) > 0.01
 
 
-def test_random_weights_come_from_the_seed_alone() -> None:
+def test_random_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = InceptionV3(seed=4).state_dict()
     torch.manual_seed(2)
@@ -67,7 +67,7 @@ def test_the_architecture_rebuilds_the_network() -> None:
     assert architecture.as_dict()["backbone"] == "inception_v3"
 
 
-def test_on_the_meta_device_nothing_is_drawn() -> None:
+def test_the_meta_device_allocates_no_weights() -> None:
     with torch.device("meta"):
         network = Clvr(3)
     assert all(parameter.is_meta for parameter in network.parameters())

@@ -12,7 +12,7 @@ from clvr_model.recipe import SHIPPED, Recipe, Stage, load_recipe, recipe_of
 from infra.errors import BadSetting
 
 
-def test_the_paper_recipe_is_the_papers() -> None:
+def test_the_paper_recipe_has_the_values_of_the_paper() -> None:
     recipe = load_recipe("paper")
     warmup, target = recipe.stages
     assert (warmup.trainable, warmup.epochs, warmup.optimizer, warmup.lr) == ("head", 10, "rmsprop", 1e-3)
@@ -22,10 +22,10 @@ def test_the_paper_recipe_is_the_papers() -> None:
 
 
 def test_the_paper_recipe_and_its_identity_never_change() -> None:
-    """A training begun under it, or a checkpoint made by it, is found again by these very values."""
+    """Resuming a training and recognising a checkpoint depend on these values."""
     recipe = load_recipe("paper")
-    told = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()
-    assert told == "cc7a3b0a640822891cb037ff6772af77595dd8dbe7094020bbb47ffde4f8c3fe"
+    digest = hashlib.sha256(json.dumps(recipe.as_dict(), sort_keys=True).encode()).hexdigest()
+    assert digest == "cc7a3b0a640822891cb037ff6772af77595dd8dbe7094020bbb47ffde4f8c3fe"
     assert recipe.architecture(228).as_dict() == {
         "backbone": "inception_v3",
         "classes": 228,
@@ -59,7 +59,7 @@ NETWORK_SWITCHES = {
 }
 
 
-def test_the_strong_recipe_turns_on_all_that_is_known_to_help() -> None:
+def test_the_strong_recipe_turns_on_every_switch() -> None:
     strong, target = load_recipe("strong"), load_recipe("strong").stages[1]
     off = load_recipe("strong", [f"target.{name}={value}" for name, value in SWITCHES.items()]).stages[1]
     assert all(getattr(target, name) != getattr(off, name) for name in SWITCHES)
@@ -96,7 +96,7 @@ def test_every_field_has_a_description(kind: type[Stage] | type[Recipe]) -> None
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_recipe_survives_its_plain_form(name: str) -> None:
+def test_a_recipe_survives_yaml(name: str) -> None:
     recipe = load_recipe(name)
     assert (
         recipe_of(
@@ -249,7 +249,7 @@ def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
         ("name=[1]", "name is [1]", "valid string"),
     ],
 )
-def test_an_error_names_the_field_and_what_it_may_be(override: str, field: str, remedy: str) -> None:
+def test_an_error_names_the_field_and_its_allowed_values(override: str, field: str, remedy: str) -> None:
     with pytest.raises(BadSetting) as caught:
         load_recipe("paper", [override])
     assert field in caught.value.message
@@ -268,26 +268,26 @@ def test_an_error_names_the_field_and_what_it_may_be(override: str, field: str, 
         ("a: [", "is not YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(BadSetting, match=message):
         load_recipe(str(path))
 
 
-def test_two_stages_of_one_name_are_refused() -> None:
+def test_two_stages_with_one_name_are_refused() -> None:
     stage = {"name": "a", "epochs": 1, "optimizer": "sgd", "lr": 0.1}
     with pytest.raises(BadSetting, match="same name"):
         recipe_of({"name": "x", "stages": [stage, stage]})
 
 
-def test_no_such_recipe() -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadSetting, match="no recipe 'papre'") as caught:
         load_recipe("papre")
     assert "paper" in caught.value.remedy
 
 
-def test_ones_own_file(tmp_path: Path) -> None:
+def test_a_recipe_may_be_a_file_of_the_user(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nstages: [{name: a, epochs: 1, optimizer: sgd, lr: 1}]")
     recipe = load_recipe(str(path))

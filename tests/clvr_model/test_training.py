@@ -84,7 +84,7 @@ def test_an_epochs_order_is_a_permutation_and_repeatable(
     assert np.array_equal(order, epoch_order(count, seed=seed, stage=stage, epoch=epoch))
 
 
-def test_epochs_stages_and_seeds_have_orders_of_their_own() -> None:
+def test_epochs_stages_and_seeds_have_different_orders() -> None:
     orders = {
         tuple(epoch_order(50, seed=seed, stage=stage, epoch=epoch).tolist())
         for seed in (0, 1)
@@ -115,7 +115,7 @@ def test_the_second_stage_changes_all_layers() -> None:
     assert {"backbone.Conv2d_1a_3x3.conv.weight", "head.classifier.weight"} <= set(changed)
 
 
-def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
+def test_cached_features_train_the_head_like_images() -> None:
     plain = _network()
     results = _train_stage(plain, make_optimizer(plain, WARMUP), WARMUP, _batches(0))
 
@@ -135,7 +135,7 @@ def test_kept_features_train_the_head_as_the_plain_loop_does() -> None:
         assert a.loss == pytest.approx(b.loss, rel=1e-3)
 
 
-def test_portions_of_a_batch_give_the_whole_batchs_gradient() -> None:
+def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     pooled = torch.rand(7, 2048, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     stage = TARGET.model_copy(update={"lr": 0.01})
@@ -148,7 +148,7 @@ def test_portions_of_a_batch_give_the_whole_batchs_gradient() -> None:
     assert (a.correct, a.pictures) == (b.correct, b.pictures)
 
 
-def test_the_head_learns_what_can_be_learnt() -> None:
+def test_the_head_learns_separable_classes() -> None:
     classes = torch.arange(60) % 3
     pooled = torch.rand(60, 2048, generator=torch.Generator().manual_seed(0))
     pooled[torch.arange(60), classes] += 5
@@ -164,7 +164,7 @@ def test_the_head_learns_what_can_be_learnt() -> None:
     assert score(predict(head, [(pooled, classes)]), classes.numpy(), 3).micro > 0.9
 
 
-def test_divergence_names_its_place_and_leaves_the_weights_alone() -> None:
+def test_divergence_names_stage_epoch_and_batch_and_keeps_the_weights() -> None:
     head, stage = _network().head, WARMUP.model_copy(update={"epochs": 3})
     good = torch.rand(2, 2048)
     batches = [(good, CLASSES[:2]), (good * torch.nan, CLASSES[:2])]
@@ -201,7 +201,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert _equal(straight, resumed)
 
 
-def test_an_rmsprop_state_survives_too(tmp_path: Path) -> None:
+def test_an_rmsprop_state_is_restored(tmp_path: Path) -> None:
     head, copy = _network().head, _network(seed=5).head
     pooled = torch.rand(4, 2048)
     optimizer, other = make_optimizer(head, WARMUP), make_optimizer(copy, WARMUP)
@@ -220,7 +220,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_between_two_stages_there_is_no_optimizer(saved: Path) -> None:
+def test_a_state_between_two_stages_has_no_optimizer(saved: Path) -> None:
     head = _network(seed=5).head
     TrainingState.load(saved).restore(head, make_optimizer(head, TARGET))
     assert _equal(head, _network().head)
@@ -284,7 +284,7 @@ def test_reestimated_statistics_are_those_of_the_images_and_change_nothing_else(
     assert all("running_" in name or "num_batches_tracked" in name for name in changed)
 
 
-def test_a_stage_may_learn_all_layers_and_keep_the_batch_statistics() -> None:
+def test_frozen_statistics_stay_while_all_layers_learn() -> None:
     network = _network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stage = TARGET.model_copy(update={"epochs": 1, "frozen_statistics": True})
@@ -316,7 +316,7 @@ def test_plain_sampling_is_the_papers_order() -> None:
     assert np.array_equal(order, epoch_order(4, seed=3, stage=1, epoch=2))
 
 
-def test_the_learning_rate_rises_and_falls_as_the_stage_says() -> None:
+def test_the_learning_rate_follows_the_schedule_of_the_stage() -> None:
     plain = TARGET.model_copy(update={"lr": 0.1, "epochs": 10})
     assert {learning_rate(plain, position) for position in (0.0, 3.3, 10.0)} == {0.1}
     rising = plain.model_copy(update={"warmup_epochs": 2.0})
@@ -350,18 +350,18 @@ def test_an_epoch_steps_at_the_scheduled_rates_and_a_plain_stage_leaves_them_alo
     assert optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_smoothed_labels_are_those_of_the_definition() -> None:
+def test_label_smoothing_follows_its_definition() -> None:
     head = _network().head
     pooled = torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logs = head(pooled)[1].log_softmax(dim=1)
         smooth = torch.full((3, 3), 0.3 / 3) + 0.7 * torch.eye(3)
         expected = float(-(smooth * logs).sum())
-    found = train_step(head, make_optimizer(head, WARMUP), pooled, torch.arange(3), label_smoothing=0.3)
-    assert found.loss == pytest.approx(expected, rel=1e-5)
+    result = train_step(head, make_optimizer(head, WARMUP), pooled, torch.arange(3), label_smoothing=0.3)
+    assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
+def test_a_clipped_gradient_has_the_limit_as_its_norm_and_the_same_direction() -> None:
     pooled = 10 * torch.rand(3, 2048, generator=torch.Generator().manual_seed(0))
     stage = TARGET.model_copy(update={"lr": 1.0, "momentum": 0.0})
     steps = []
@@ -375,7 +375,7 @@ def test_a_clipped_step_is_as_long_as_the_limit_in_the_same_direction() -> None:
     assert float(torch.cosine_similarity(steps[0], steps[1], dim=0)) > 0.999
 
 
-def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_alone() -> None:
+def test_a_gradient_that_is_not_finite_stops_training_and_keeps_the_weights() -> None:
     class Blows(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
@@ -400,7 +400,7 @@ def test_a_gradient_without_a_length_stops_the_training_and_leaves_the_weights_a
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
-def test_the_average_takes_every_step_in() -> None:
+def test_the_moving_average_includes_every_step() -> None:
     network = _network()
     stage = WARMUP.model_copy(update={"ema_decay": 0.9})
     optimizer = make_optimizer(network, stage)
@@ -418,11 +418,11 @@ def test_the_average_takes_every_step_in() -> None:
 @pytest.mark.parametrize(
     ("images", "learned"), [(4908, 4900), (4900, 4900), (100, 100), (99, 99), (1, 1), (0, 0)]
 )
-def test_an_epoch_learns_from_whole_batches(images: int, learned: int) -> None:
+def test_an_epoch_uses_whole_batches_only(images: int, learned: int) -> None:
     assert drop_last(images, 100) == learned
 
 
-def test_portions_of_a_batch_are_of_about_one_size() -> None:
+def test_micro_batches_have_about_one_size() -> None:
     # The last of 16 + 16 + 2 would have the batch statistics of two images.
     seen: list[int] = []
 
@@ -438,7 +438,7 @@ def test_portions_of_a_batch_are_of_about_one_size() -> None:
     assert seen == [12, 11, 11]
 
 
-def test_running_out_of_memory_names_the_images_that_fit_and_they_do() -> None:
+def test_the_error_of_exhausted_memory_names_a_micro_batch_that_fits() -> None:
     # The only way here: a limit of the operating system on a process of its own.
     code = """
 import resource, sys

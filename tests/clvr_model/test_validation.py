@@ -21,24 +21,24 @@ def predictions(*classes: int) -> Predictions:
     return Predictions(np.array(classes, np.int64), np.ones(count, np.float32), np.ones(count, np.float32))
 
 
-def test_the_likeliest_class_its_probability_and_the_loss_of_the_true_one() -> None:
+def test_a_prediction_has_the_likeliest_class_its_probability_and_the_loss() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
-    found = predict(Fixed(), [(logits[:2], torch.tensor([0, 1])), (logits[2:], torch.tensor([0]))])
-    assert found.classes.tolist() == [0, 0, 1]
-    assert found.confidence[0] == pytest.approx(1 / (1 + np.exp(-2)))
-    assert found.losses[2] == pytest.approx(np.log(1 + np.exp(3)))
+    predicted = predict(Fixed(), [(logits[:2], torch.tensor([0, 1])), (logits[2:], torch.tensor([0]))])
+    assert predicted.classes.tolist() == [0, 0, 1]
+    assert predicted.confidence[0] == pytest.approx(1 / (1 + np.exp(-2)))
+    assert predicted.losses[2] == pytest.approx(np.log(1 + np.exp(3)))
 
 
-def test_micro_counts_images_and_macro_counts_models() -> None:
+def test_micro_accuracy_averages_images_and_macro_accuracy_averages_models() -> None:
     scores = score(predictions(0, 0, 0, 1), np.array([0, 0, 0, 2]), classes=4)
     assert scores.micro == 0.75
     assert scores.macro == 0.5
     assert scores.per_class == (1.0, None, 0.0, None)
 
 
-def test_without_images_there_is_nothing_right() -> None:
-    found = predict(Fixed(), [])
-    assert score(found, np.zeros(0, np.int64), classes=2).micro == 0.0
+def test_accuracy_without_images_is_zero() -> None:
+    predicted = predict(Fixed(), [])
+    assert score(predicted, np.zeros(0, np.int64), classes=2).micro == 0.0
 
 
 def test_a_head_that_always_predicts_one_class_is_right_for_that_class_alone() -> None:

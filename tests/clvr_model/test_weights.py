@@ -35,7 +35,7 @@ def _equal(network: InceptionV3, tensors: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_published_files_load_as_they_are(
+def test_published_files_load_unchanged(
     published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"inception{suffix}"
@@ -67,7 +67,7 @@ def test_the_word_random_keeps_the_seeded_weights(backbone: InceptionV3) -> None
 
 
 @pytest.mark.parametrize("source", ["", "Random", "/no/such/file.pth", "imagenet"])
-def test_nothing_else_means_random(backbone: InceptionV3, source: str) -> None:
+def test_an_unknown_source_of_weights_is_refused(backbone: InceptionV3, source: str) -> None:
     with pytest.raises(BadInput, match="no backbone weights"):
         load_backbone(backbone, source)
 
@@ -81,7 +81,7 @@ def test_nothing_else_means_random(backbone: InceptionV3, source: str) -> None:
         (lambda t: t["Conv2d_1a_3x3.bn.bias"].fill_(float("nan")), "not finite"),
     ],
 )
-def test_what_does_not_match_is_refused_and_changes_nothing(
+def test_weights_that_do_not_match_are_refused_and_change_nothing(
     published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, change: object, message: str
 ) -> None:
     change(published)  # type: ignore[operator]
@@ -110,7 +110,7 @@ def test_a_pickle_that_runs_code_is_not_opened(backbone: InceptionV3, tmp_path: 
     assert not (tmp_path / "ran").exists()
 
 
-def test_without_the_hub_the_message_says_what_to_do(
+def test_the_error_without_the_hub_recommends_a_local_file(
     backbone: InceptionV3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The hub's own client, offline by its own switch: no request, no retries.

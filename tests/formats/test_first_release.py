@@ -1,7 +1,7 @@
-"""What the first release wrote, opened, continued and verified by the code of today.
+"""Everything that the first release wrote is opened, continued and verified by the present code.
 
-`first_release.tar.xz` holds what lay on a user's disk; `make_formats.py` says how each thing came to be. Its
-documents name each other by absolute paths, so every test finds it at the same place, as it was.
+`first_release.tar.xz` has all folders of a first user, made by `make_formats.py`. Its documents
+refer to each other by absolute paths, so every test unpacks them to the same folder.
 """
 
 import fcntl
@@ -62,7 +62,7 @@ ARCHIVE = f"{ROOT}/archive"
 BLUE = "dt=2026-01-05/cam=c1/1767600000000_t0-0.jpg"
 BLUE_AGAIN = "dt=2026-01-05/cam=c2/1767600600000_t0-1.jpg"
 BLUE_NEXT_DAY = "dt=2026-01-06/cam=c3/1767687600000_t0-2.jpg"
-BLUE_IN_THE_NIGHT = "dt=2026-01-07/cam=c4/1767772800000_t0-3.jpg"
+BLUE_LAST_DAY = "dt=2026-01-07/cam=c4/1767772800000_t0-3.jpg"
 ERASED = "dt=2026-01-05/cam=c4/1767600180000_t3-0.jpg"
 HALF_ERASED = "dt=2026-01-05/cam=c2/1767600300000_t5-0.jpg"
 VANISHED = "dt=2026-01-06/cam=c2/1767688020000_t7-2.jpg"
@@ -79,9 +79,9 @@ def crop_id(key: str) -> int:
 
 @pytest.fixture(scope="module")
 def unpacked() -> Iterator[dict[str, bytes | None]]:
-    """The archive: weights lie where they belong, everything else is here by its name; None is a folder.
+    """Unpack the weights, and return every other file by its name; None is a folder.
 
-    The place is the same for everybody, so two test sessions take turns.
+    Two test sessions would use the same folder, so they take turns.
     """
     turn = os.open(ROOT.parent, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(turn, fcntl.LOCK_EX)
@@ -102,7 +102,7 @@ def unpacked() -> Iterator[dict[str, bytes | None]]:
 
 @pytest.fixture
 def home(unpacked: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """The first release's folder as it left it, and the store of its runs."""
+    """Restore the folder of the first release, and return the store of its runs."""
     for entry in ROOT.iterdir():
         if not list(entry.glob(f"weights{WEIGHTS}")):
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -122,7 +122,7 @@ def home(unpacked: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def clvr(home: Store) -> Clvr:
-    """Run a verb and return the document that it prints; `exit_code` is what it must end with."""
+    """Run a command that must end with `exit_code`, and return the document that it prints."""
 
     def run(*arguments: str, exit_code: int = 0) -> Any:
         done = CliRunner().invoke(app, [*arguments, "--json"])
@@ -146,20 +146,20 @@ def test_the_checkpoint_has_its_fingerprint_and_gives_the_features_that_were_sto
     }
     assert checkpoint.card.metrics == {"accuracy": 0.5, "per_class": [0.5, 0.5, None, 1.0]}
     keys = (BLUE, HALF_ERASED)
-    pictures = np.stack([decode((ROOT / "archive" / key).read_bytes()) for key in keys])
+    images = np.stack([decode((ROOT / "archive" / key).read_bytes()) for key in keys])
     with torch.inference_mode():
-        features = checkpoint.network(to_input(torch.from_numpy(pictures)))[0].numpy()
+        features = checkpoint.network(to_input(torch.from_numpy(images)))[0].numpy()
     stored = features_of(Run.open(home, "first"))
     for key, feature in zip(keys, features, strict=True):
-        away = np.linalg.norm(feature - stored[crop_id(key)])
-        assert away < 0.01 * np.linalg.norm(feature)
+        distance = np.linalg.norm(feature - stored[crop_id(key)])
+        assert distance < 0.01 * np.linalg.norm(feature)
 
 
 def features_of(run: Run) -> dict[int, np.ndarray[Any, np.dtype[np.float32]]]:
-    found = {}
+    features = {}
     for batch in read_shards(run.store, run.shard_keys(), fingerprint=FINGERPRINT):
-        found |= dict(zip(batch.column("crop_id").to_pylist(), vectors_of(batch), strict=True))
-    return found
+        features |= dict(zip(batch.column("crop_id").to_pylist(), vectors_of(batch), strict=True))
+    return features
 
 
 @pytest.mark.parametrize(("folder", "name"), [("model", "paper"), ("strong-model", "everything")])
@@ -172,7 +172,7 @@ def test_the_recipe_of_a_card_is_the_same_training(home: Store, folder: str, nam
     assert recipe.architecture(4).as_dict() == card.architecture
 
 
-def test_the_other_checkpoint_has_all_that_a_recipe_can_change(home: Store) -> None:
+def test_the_second_checkpoint_has_every_field_of_a_recipe(home: Store) -> None:
     checkpoint = load_checkpoint(f"{ROOT}/strong-model")
     assert checkpoint.fingerprint == STRONG
     assert checkpoint.card.architecture == {
@@ -200,7 +200,7 @@ def test_the_other_checkpoint_has_all_that_a_recipe_can_change(home: Store) -> N
     assert (target.color_jitter, target.blur, target.ema_decay, target.max_grad_norm) == (0.2, 0.1, 0.99, 5.0)
 
 
-def test_a_training_that_is_done_is_known_by_data_and_recipe(clvr: Clvr) -> None:
+def test_a_finished_training_is_recognised_by_data_and_recipe(clvr: Clvr) -> None:
     train = ["train", f"{ROOT}/labels/labels.parquet", "--root", ARCHIVE, "--split", "train"]
     train += ["--recipe", f"{ROOT}/labels/recipe.yaml", "--set", "stage2.epochs=4"]
     train += ["--to", f"{ROOT}/strong-model"]
@@ -219,11 +219,11 @@ def test_a_training_that_is_done_is_known_by_data_and_recipe(clvr: Clvr) -> None
         "report": f"{ROOT}/strong-model/report.html",
     }
     assert read_card(f"{ROOT}/strong-model").metrics["job"] == JOB
-    clvr(*train, exit_code=4)  # the last weights are others than the best
+    clvr(*train, exit_code=4)  # the last weights differ from the best
     clvr(*train, "--pick", "best", "--set", "seed=8", exit_code=4)
 
 
-def test_a_training_goes_on_from_its_state(home: Store) -> None:
+def test_a_training_resumes_from_its_state(home: Store) -> None:
     state = TrainingState.load(ROOT / "state")
     assert (state.stage, state.epoch, state.seed) == (1, 2, 7)
     assert (state.totals.loss, state.totals.correct, state.totals.pictures) == (6.5, 5, 8)
@@ -250,7 +250,7 @@ def test_a_training_goes_on_from_its_state(home: Store) -> None:
     assert moved == [parameter.shape for parameter in network.parameters()]
 
 
-def test_the_log_of_a_training_tells_its_cost(home: Store) -> None:
+def test_the_log_of_a_training_gives_its_cost(home: Store) -> None:
     log = read_log(open_store(f"{ROOT}/training"))
     assert [line["event"] for line in log] == ["start", "step", "epoch", "start", "final"]
     assert (log[2]["stage"], log[2]["pictures_seen"], log[2]["micro"]) == ("warmup", 12, 0.5)
@@ -282,7 +282,7 @@ def test_a_finished_run_proves_its_counts(clvr: Clvr, home: Store) -> None:
     assert (times.rows, times.actors) == (27, 1)
 
 
-def test_the_rows_of_a_run_say_what_they_said(home: Store) -> None:
+def test_the_rows_of_a_run_are_unchanged(home: Store) -> None:
     run = Run.open(home, "first")
     assert run.info.settings == {
         "causes": [],
@@ -344,11 +344,11 @@ def test_an_unfinished_run_is_continued_to_the_same_rows(clvr: Clvr, home: Store
     assert part == 1
     ids = run.part_manifest(part)["crop_id"]
     rows = pa.Table.from_batches(read_shards(home, first.shard_keys()))
-    mine = pc.is_in(rows["crop_id"], value_set=ids.combine_chunks())
+    in_part = pc.is_in(rows["crop_id"], value_set=ids.combine_chunks())
     refused = first.quarantine()
     run.write_part(
         part,
-        rows.filter(mine),
+        rows.filter(in_part),
         refused.filter(pc.is_in(refused["crop_id"], value_set=ids.combine_chunks())),
     )
     summary = run.finish()
@@ -356,9 +356,9 @@ def test_an_unfinished_run_is_continued_to_the_same_rows(clvr: Clvr, home: Store
     assert [shard.rows for shard in summary.shards] == [13, 11]
     after = clvr("status", "unfinished")
     assert (after["finished"], after["embedded"], after["pending"]) == (True, 24, 0)
-    mine_now, theirs = features_of(run), features_of(first)
-    assert mine_now.keys() == theirs.keys()
-    assert max(np.linalg.norm(mine_now[crop] - theirs[crop]) for crop in theirs) < 1e-3
+    actual, expected = features_of(run), features_of(first)
+    assert actual.keys() == expected.keys()
+    assert max(np.linalg.norm(actual[crop] - expected[crop]) for crop in expected) < 1e-3
 
 
 def test_the_same_lists_give_the_same_run(home: Store) -> None:
@@ -369,13 +369,13 @@ def test_the_same_lists_give_the_same_run(home: Store) -> None:
         labels=f"{ROOT}/labels/labels.csv",
     )
     run = Run.open(home, "first")
-    found = discover(source, open_store(ARCHIVE), home)
-    assert found.manifest.num_rows == 29
+    discovery = discover(source, open_store(ARCHIVE), home)
+    assert discovery.manifest.num_rows == 29
     assert source.origin().items() <= run.info.settings.items()
     again = Run.create(
         home,
         "first",
-        manifest=found.manifest,
+        manifest=discovery.manifest,
         archive=ARCHIVE,
         fingerprint=FINGERPRINT,
         model=f"{ROOT}/model",
@@ -384,7 +384,7 @@ def test_the_same_lists_give_the_same_run(home: Store) -> None:
     assert again.info == run.info
 
 
-def test_label_tables_say_the_same_in_both_formats(home: Store) -> None:
+def test_label_tables_are_equal_in_both_formats(home: Store) -> None:
     csv, parquet = (read_label_table(f"{ROOT}/labels/labels.{kind}") for kind in ("csv", "parquet"))
     assert csv.to_pylist() == parquet.to_pylist()
     assert parquet.num_rows == 24
@@ -394,14 +394,14 @@ def test_label_tables_say_the_same_in_both_formats(home: Store) -> None:
     assert read_label_table(f"{ROOT}/labels/labels.csv", split="test").num_rows == 12
 
 
-def test_an_increment_goes_on_where_the_runs_ended(home: Store) -> None:
+def test_an_increment_continues_its_lineage(home: Store) -> None:
     run = Run.open(home, "night-one")
     assert [one.run_id for one in lineage(home, "night-one")] == ["first", "night-one"]
     assert sorted(vanished_uris(run)["uri"].to_pylist()) == [f"{ARCHIVE}/{GONE}", f"{ARCHIVE}/{VANISHED}"]
     assert run.info.settings["changes"] == {"new": 4, "changed": 0, "unchanged": 25, "vanished": 2}
     summary = run.summary
     assert (summary.listed, summary.embedded, summary.quarantined, summary.duplicates) == (4, 3, 1, 0)
-    # Unpacked files are others than those that the night listed, and a key list knows no etags.
+    # Unpacked files differ from those that the run listed, and a list of keys has no etags.
     changes = discover(CropSelection(ARCHIVE, since_run="night-one"), open_store(ARCHIVE), home).changes
     assert changes is not None
     assert changes.counts() == {"new": 0, "changed": 4, "unchanged": 25, "vanished": 0}
@@ -417,17 +417,17 @@ def test_generations_are_listed_and_the_live_one_answers(clvr: Clvr) -> None:
     assert [live[name] for name in facts] == [
         "ready", 23, "HNSW", FINGERPRINT, 1.0, True, False, ["first", "night-one"], []
     ]  # fmt: skip
-    found = clvr("search", f"crop:{crop_id(BLUE)}", "--top", "3")
-    assert (found["generation"], found["fingerprint"], found["verdict"]) == (LIVE, FINGERPRINT, "found")
-    assert found["threshold"] == pytest.approx(0.42516609)
-    assert {answer["uri"] for answer in found["answers"]} == {
-        f"{ARCHIVE}/{key}" for key in (BLUE_AGAIN, BLUE_NEXT_DAY, BLUE_IN_THE_NIGHT)
+    result = clvr("search", f"crop:{crop_id(BLUE)}", "--top", "3")
+    assert (result["generation"], result["fingerprint"], result["verdict"]) == (LIVE, FINGERPRINT, "found")
+    assert result["threshold"] == pytest.approx(0.42516609)
+    assert {answer["uri"] for answer in result["answers"]} == {
+        f"{ARCHIVE}/{key}" for key in (BLUE_AGAIN, BLUE_NEXT_DAY, BLUE_LAST_DAY)
     }
-    best = found["answers"][0]
+    best = result["answers"][0]
     assert (best["rank"], best["crops_of_pass"]) == (1, 1)
     assert best["distance"] == pytest.approx(0.310606, rel=1e-3)
     assert best["likelihood"] == pytest.approx(0.970588)
-    (seen,) = found["sightings"]
+    (seen,) = result["sightings"]
     assert seen == {
         "camera_id": "c1",
         "track_id": "t0-0",
@@ -439,7 +439,7 @@ def test_generations_are_listed_and_the_live_one_answers(clvr: Clvr) -> None:
     clvr("search", f"crop:{crop_id(ERASED)}", exit_code=3)
 
 
-def test_the_alias_goes_back_and_forth(clvr: Clvr) -> None:
+def test_the_alias_rolls_back_and_forth(clvr: Clvr) -> None:
     assert clvr("rollback")["name"] == OLDER
     assert clvr("verify", OLDER, exit_code=7)["foreign"] == [crop_id(HALF_ERASED)]
     assert [one["live"] for one in clvr("generations")] == [True, False]
@@ -464,7 +464,7 @@ def test_receipts_and_tombstones_are_read(home: Store) -> None:
     assert len(erased_ids(home)) == 4
 
 
-def test_an_erasure_that_was_cut_off_is_finished_by_the_next(clvr: Clvr, home: Store) -> None:
+def test_an_interrupted_erasure_is_finished_by_the_next(clvr: Clvr, home: Store) -> None:
     before = clvr("verify", exit_code=7)
     assert (before["expected"], before["indexed"], before["foreign"]) == (22, 23, [crop_id(HALF_ERASED)])
     lock = json.loads(home.get("locks/rows.json"))
@@ -491,7 +491,7 @@ def test_an_erasure_that_was_cut_off_is_finished_by_the_next(clvr: Clvr, home: S
     assert json.loads(home.get("locks/rows.json"))["released"] is True
 
 
-def test_what_was_erased_stays_out_of_a_new_generation(clvr: Clvr, home: Store) -> None:
+def test_erased_crops_stay_out_of_a_new_generation(clvr: Clvr, home: Store) -> None:
     loaded = clvr("load", "first", "night-one")
     assert (loaded["rows"], loaded["target"]) == (22, "stream_insert")
     new = loaded["generation"]["name"]
@@ -524,7 +524,7 @@ def test_the_calibration_is_the_one_that_was_stored(home: Store) -> None:
     assert calibration.likelihood(np.array([0.0])).tolist() == pytest.approx([0.970588])
 
 
-def test_a_finished_sweep_is_read_and_not_done_again(clvr: Clvr) -> None:
+def test_a_finished_sweep_is_read_and_not_repeated(clvr: Clvr) -> None:
     sweep = Sweep.open(open_store(f"{ROOT}/sweeps/done"))
     assert sweep is not None
     assert sweep.pending() == []
@@ -540,7 +540,7 @@ def test_a_finished_sweep_is_read_and_not_done_again(clvr: Clvr) -> None:
     assert [answer["rank"] for answer in answers] == [1, 2, 3]
     assert {answer["generation"] for answer in answers} == {LIVE}
     assert {answer["crop_id"] for answer in answers} == {
-        crop_id(key) for key in (BLUE_AGAIN, BLUE_NEXT_DAY, BLUE_IN_THE_NIGHT)
+        crop_id(key) for key in (BLUE_AGAIN, BLUE_NEXT_DAY, BLUE_LAST_DAY)
     }
     command = ["sweep", f"{ROOT}/labels/probes.csv", "--out", f"{ROOT}/sweeps/done", "--case", "26-117"]
     summary = clvr(*command, "--top", "3", "--max-distance", "1e6")
@@ -550,7 +550,7 @@ def test_a_finished_sweep_is_read_and_not_done_again(clvr: Clvr) -> None:
     clvr(*command, "--top", "4", "--max-distance", "1e6", exit_code=6)
 
 
-def test_a_sweep_that_was_cut_off_is_continued(clvr: Clvr, home: Store) -> None:
+def test_an_interrupted_sweep_is_continued(clvr: Clvr, home: Store) -> None:
     sweep = Sweep.open(open_store(f"{ROOT}/sweeps/open"))
     assert sweep is not None
     assert (sweep.pending(), sweep.summary) == ([1], None)
@@ -569,7 +569,7 @@ def test_a_sweep_that_was_cut_off_is_continued(clvr: Clvr, home: Store) -> None:
     assert clvr(*command, "--top", "3", "--exact", "--run", "first")["answers"] == 60
 
 
-def test_the_audit_log_tells_who_swept_and_why(clvr: Clvr, home: Store) -> None:
+def test_the_audit_log_names_user_and_case_of_each_sweep(clvr: Clvr, home: Store) -> None:
     done, cut_off = clvr("audit")
     names = ("who", "case", "action", "generation", "fingerprint")
     assert [done[name] for name in names] == ["an officer", "26-117", "sweep start", LIVE, FINGERPRINT]
@@ -582,7 +582,7 @@ def test_the_audit_log_tells_who_swept_and_why(clvr: Clvr, home: Store) -> None:
     assert sweep.info.audit == cut_off["key"] == AuditLog.read(home).records[1][0]
 
 
-def test_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:
+def test_a_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store) -> None:
     (run,) = list_reindex_runs(home)
     assert (run.reindex_id, run.finished) == ("night-one", True)
     assert run.inputs.key_pattern == PATTERN
@@ -631,7 +631,7 @@ def test_splits_are_the_same_probes_and_gallery(clvr: Clvr, home: Store) -> None
         ("vehicleid-paper", 7, 14),
         ("leave-one-out", 21, 20),
     ]
-    # One more crop was erased since.
+    # One more crop was erased after this evaluation.
     now = clvr("evaluate", "first", "--protocol", "leave-one-out", "--also", "none")["lists"][0]
     assert (now["labelled"], now["unlabelled"]) == (20, 4)
     (protocol,) = now["protocols"]

@@ -47,9 +47,9 @@ def build(name: str) -> list[dict[str, Any]]:
 
 
 def only(documents: list[dict[str, Any]], kind: str, name: str | None = None) -> dict[str, Any]:
-    found = [d for d in documents if d["kind"] == kind and name in (None, d["metadata"]["name"])]
-    assert len(found) == 1, f"{len(found)} of {kind}"
-    return found[0]
+    matching = [d for d in documents if d["kind"] == kind and name in (None, d["metadata"]["name"])]
+    assert len(matching) == 1, f"{len(matching)} of {kind}"
+    return matching[0]
 
 
 def night(documents: list[dict[str, Any]]) -> dict[str, Any]:

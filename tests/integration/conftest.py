@@ -1,4 +1,4 @@
-"""A small archive, searchable: drawn crops, a random network, a finished run and a live generation."""
+"""A small searchable archive: drawn crops, a random network, a finished run and a live generation."""
 
 import io
 from dataclasses import dataclass
@@ -45,18 +45,18 @@ class SearchableArchive:
 
 
 def drawing(vehicle: int, seed: int) -> bytes:
-    """A JPEG of a box on wheels, in the vehicle's colours."""
+    """Return a JPEG of two boxes in the colours of the vehicle."""
     rng = np.random.default_rng((vehicle, seed))
     look = np.random.default_rng(vehicle)
     body, roof = (tuple(int(c) for c in look.integers(20, 240, 3)) for _ in range(2))
     noise = rng.integers(90, 130, (120, 160, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(noise)
+    draw = ImageDraw.Draw(image)
     x, y = (int(v) for v in rng.integers(-6, 7, 2))
     draw.rectangle((25 + x, 55 + y, 135 + x, 95 + y), fill=body)
     draw.rectangle((45 + x, 30 + y, 115 + x, 55 + y), fill=roof)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 

@@ -1,6 +1,6 @@
-"""`clvr embed` is killed with SIGKILL, whatever of it: the same call again completes it, each crop once.
+"""A driver, actor or node of `clvr embed` is killed, and each crop is still embedded exactly once.
 
-The job is the real one, on Ray; only the network is a stub, which writes down every picture it embeds.
+The job is the real one, on Ray. Only the network is a stub, which logs every image that it embeds.
 """
 
 import os
@@ -39,20 +39,20 @@ DRIVER = """
     from infra.settings import load_settings
     from jobs.embed.job import EmbedRequest, embed
 
-    archive, runs, address, diary = sys.argv[1:]
+    archive, runs, address, log = sys.argv[1:]
 
     class Stub:
         batch_size, feature_dim, fingerprint = 8, 1024, "stub"
 
         def __init__(self):
-            Path(diary, f"pid-{os.getpid()}").touch()
+            Path(log, f"pid-{os.getpid()}").touch()
 
-        def __call__(self, pictures):
+        def __call__(self, images):
             time.sleep(0.25)
-            with Path(diary, "rows").open("a") as file:
-                file.write("x" * len(pictures))
-            means = pictures.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
-            count = len(pictures)
+            with Path(log, "rows").open("a") as file:
+                file.write("x" * len(images))
+            means = images.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
+            count = len(images)
             return Embeddings(
                 np.repeat(means[:, None], 1024, axis=1), np.zeros(count, np.int32), np.ones(count, np.float32)
             )
@@ -65,13 +65,13 @@ DRIVER = """
 
 @dataclass(frozen=True)
 class Job:
-    """One archive, one folder of runs, and the driver that turns the one into the other."""
+    """An archive, a folder of runs, and the driver that embeds the archive into a run."""
 
     folder: Path
     address: str
 
     def start(self) -> subprocess.Popen[str]:
-        (self.folder / "diary").mkdir(exist_ok=True)
+        (self.folder / "log").mkdir(exist_ok=True)
         places = [str(self.folder / name) for name in ("archive", "runs")]
         return subprocess.Popen(
             [
@@ -80,7 +80,7 @@ class Job:
                 textwrap.dedent(DRIVER),
                 *places,
                 self.address,
-                str(self.folder / "diary"),
+                str(self.folder / "log"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -88,12 +88,12 @@ class Job:
         )
 
     def actor_pids(self) -> list[int]:
-        names = [path.name for path in (self.folder / "diary").glob("pid-*")]
+        names = [path.name for path in (self.folder / "log").glob("pid-*")]
         return [int(name[4:]) for name in names if Path(f"/proc/{name[4:]}").exists()]
 
     def embedded_rows(self) -> int:
-        diary = self.folder / "diary" / "rows"
-        return diary.stat().st_size if diary.exists() else 0
+        log = self.folder / "log" / "rows"
+        return log.stat().st_size if log.exists() else 0
 
     def run(self) -> Run:
         (run,) = list_runs(open_store(str(self.folder / "runs")))
@@ -102,7 +102,7 @@ class Job:
 
 @pytest.fixture(scope="module")
 def small_cluster() -> "Iterator[Cluster]":
-    """Two nodes of one CPU each, so that two actors live on two nodes."""
+    """Two nodes of one CPU each, which hold one actor each."""
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
@@ -131,7 +131,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
     while not condition():
         if process.poll() is not None:
             pytest.fail(f"the driver ended too early: {process.communicate()[1][-3000:]}")
-        assert time.monotonic() < end, "the job does not get on"
+        assert time.monotonic() < end, "the job makes no progress"
         time.sleep(0.05)
 
 
@@ -142,8 +142,8 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert f"{CROPS - BROKEN} {BROKEN}" in out.splitlines(), out
 
 
-def prove(job: Job) -> None:
-    """Each crop is in the shards once, or in the quarantine once, with the feature of its own picture."""
+def check_accounting(job: Job) -> None:
+    """Check that each crop is once in the shards, with its own feature, or once in the quarantine."""
     run = job.run()
     assert run.summary.listed == run.summary.embedded + run.summary.quarantined + run.summary.duplicates
     rows = list(read_shards(run.store, run.shard_keys()))
@@ -173,7 +173,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(job: Job) -> None:
     assert not job.run().finished
     done = len(job.run().folder.done_parts())
     finish(job.start())
-    prove(job)
+    check_accounting(job)
     print(f"driver killed with {done} of 12 parts done: {recomputed(job)} rows computed again")
     assert 0 <= recomputed(job) <= 3 * ROWS_PER_PART
 
@@ -184,18 +184,18 @@ def test_a_killed_actor_is_replaced_and_the_run_goes_on(job: Job) -> None:
     actors = [pid for pid in job.actor_pids() if pid != process.pid]  # the driver asks the stub, too
     os.kill(actors[0], signal.SIGKILL)
     finish(process)
-    prove(job)
+    check_accounting(job)
     print(f"actor killed: {recomputed(job)} rows computed again")
     assert 0 <= recomputed(job) <= 2 * ROWS_PER_PART
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_only_its_parts(job: Job, small_cluster: "Cluster") -> None:
+def test_a_lost_node_repeats_only_its_parts(job: Job, small_cluster: "Cluster") -> None:
     process = job.start()
     wait_for(lambda: half_way(job), process)
     node = next(node for node in small_cluster.worker_nodes)
     small_cluster.remove_node(node, allow_graceful=False)
     finish(process)
-    prove(job)
+    check_accounting(job)
     print(f"node killed: {recomputed(job)} rows computed again")
     assert 0 <= recomputed(job) <= 2 * ROWS_PER_PART

@@ -1,4 +1,4 @@
-"""Who may reach Milvus, and how: a token, TLS with one's own authority, a database; and no secret is told."""
+"""Access to Milvus by token, TLS with a private authority, and database; no secret is shown."""
 
 import os
 import secrets
@@ -28,7 +28,7 @@ DATABASE = "cars"
 
 @dataclass(frozen=True)
 class Guarded:
-    """A server that wants a token, in the clear and behind TLS."""
+    """A server that needs a token, as plain text and behind TLS."""
 
     server: MilvusServer
     tls: str
@@ -39,7 +39,7 @@ class Guarded:
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    """Make a self-signed certificate for 127.0.0.1, and its key."""
     cert, key = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
         ["/usr/bin/env", "openssl", "req", "-x509", "-nodes", "-days", "1", "-subj", f"/CN={name}",
@@ -55,13 +55,13 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
-    for one in (source, sink):
+    for end in (source, sink):
         with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def serve_tls(listening: socket.socket, context: ssl.SSLContext, target: tuple[str, int]) -> None:
-    """Take TLS off and pass on what is inside: gRPC without TLS is the same HTTP/2."""
+    """Terminate TLS and forward the plain bytes: gRPC without TLS is the same HTTP/2."""
     while True:
         try:
             plain, _ = listening.accept()
@@ -97,7 +97,7 @@ def guarded(server_folder: Path, seaweedfs: SeaweedFs) -> Iterator[Guarded]:
         listening.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_wrong_token_or_a_missing_privilege_is_named_as_such(
+def test_a_wrong_token_and_a_missing_privilege_are_told_apart(
     guarded: Guarded, make_finished_run, tmp_path: Path
 ) -> None:
     for token in (None, "root:wrong-password"):
@@ -116,8 +116,8 @@ def test_a_wrong_token_or_a_missing_privilege_is_named_as_such(
     assert "privilege" in refused.value.remedy
 
 
-def test_tls_is_believed_only_with_the_right_authority(guarded: Guarded, tmp_path: Path) -> None:
-    other, _ = certificate(tmp_path, "somebody-else")
+def test_tls_needs_the_right_certificate_authority(guarded: Guarded, tmp_path: Path) -> None:
+    other, _ = certificate(tmp_path, "another")
     # The wrong ones first: pymilvus keeps a connection that once was good for the rest of the process.
     for ca in (None, str(other)):
         with pytest.raises(IndexUnreachable, match="does not answer as Milvus does"):
@@ -127,7 +127,7 @@ def test_tls_is_believed_only_with_the_right_authority(guarded: Guarded, tmp_pat
 
 
 @pytest.mark.timeout(280)
-def test_a_generation_of_another_database_is_imported_and_proven_there(
+def test_a_generation_is_imported_and_verified_in_another_database(
     guarded: Guarded, seaweedfs: SeaweedFs, make_finished_run
 ) -> None:
     bucket = f"s3://{guarded.server.bucket}"
@@ -142,15 +142,15 @@ def test_a_generation_of_another_database_is_imported_and_proven_there(
             options=LoadOptions(target="grpc_v1", milvus_bucket=bucket, index_type="IVF_FLAT"),
         )
         assert not reconcile(milvus, store, generation, [run]).differences
-    with guarded.connect() as elsewhere:
-        assert collection.list_generations(elsewhere) == []
+    with guarded.connect() as default_database:
+        assert collection.list_generations(default_database) == []
 
 
 @pytest.mark.timeout(280)
-def test_a_user_sets_all_three_and_sees_none_of_the_secret(
+def test_commands_use_token_tls_and_database_and_never_print_the_token(
     guarded: Guarded, make_finished_run, tmp_path: Path
 ) -> None:
-    make_finished_run(open_store(str(tmp_path)), "night1", range(40))
+    make_finished_run(open_store(str(tmp_path)), "run1", range(40))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLVR_")} | {
         "CLVR_RUNS": str(tmp_path),
         "CLVR_ALIAS": "mine",
@@ -169,15 +169,15 @@ def test_a_user_sets_all_three_and_sees_none_of_the_secret(
             stderr=subprocess.STDOUT,
             text=True,
         ) as command:
-            told = Path(f"/proc/{command.pid}/cmdline").read_text()
-            said, _ = command.communicate(timeout=200)
-        assert secret not in said + told
-        return command.returncode, said
+            command_line = Path(f"/proc/{command.pid}/cmdline").read_text()
+            output, _ = command.communicate(timeout=200)
+        assert secret not in output + command_line
+        return command.returncode, output
 
-    assert clvr("load", "night1")[0] == 0
-    status, said = clvr("verify", "latest")
-    assert (status, "matches" in said) == (0, True)
+    assert clvr("load", "run1")[0] == 0
+    status, output = clvr("verify", "latest")
+    assert (status, "matches" in output) == (0, True)
     assert secret not in "".join(path.read_text() for path in tmp_path.glob("generations/*.json"))
-    status, said = clvr("generations", CLVR_MILVUS_TOKEN=f"root:x{secret}")
+    status, output = clvr("generations", CLVR_MILVUS_TOKEN=f"root:x{secret}")
     assert status == 5
-    assert "refuses the token" in said
+    assert "refuses the token" in output

@@ -30,7 +30,7 @@ from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 
 PRINT = "5eed" * 16
-NASTY = [
+HOSTILE_NAMES = [
     '"',
     "\\",
     '" or crop_id >= 0 or uri == "',
@@ -59,11 +59,14 @@ def search(
 
 @pytest.fixture(scope="module")
 def finished_run(make_finished_run: MakeRun) -> MakeRun:
-    """A run over crops of these numbers, with cameras of hard names; vectors differ from run to run."""
+    """Make a run of the crops of some numbers, with hostile camera names; vectors differ from run to run."""
 
     def make(store: Store, run_id: str, numbers: range, *, rows_per_shard: int = 100_000) -> Run:
         random = np.random.default_rng(len(numbers))
-        names = [NASTY[number] if number < len(NASTY) else f"cam-{number % 3}" for number in numbers]
+        names = [
+            HOSTILE_NAMES[number] if number < len(HOSTILE_NAMES) else f"cam-{number % 3}"
+            for number in numbers
+        ]
         return make_finished_run(
             store,
             run_id,
@@ -141,10 +144,10 @@ def test_shards_in_the_servers_bucket_are_imported_row_for_row(
     assert entry is not None
     assert (entry.state, entry.target, entry.rows) == ("ready", "grpc_v1", 500)
     # The rewritten shard was needed for the import only.
-    assert [found.key for found in own_store.list(f"generations/{imported.name}")] == []
+    assert [info.key for info in own_store.list(f"generations/{imported.name}")] == []
 
 
-def test_the_generation_tells_its_facts_on_a_server_too(milvus: Milvus, imported: Generation) -> None:
+def test_a_generation_is_read_back_from_a_server(milvus: Milvus, imported: Generation) -> None:
     assert collection.get_generation(milvus, imported.name) == imported
     assert imported.run_ids == ("old", "new")
 
@@ -159,7 +162,7 @@ def test_shards_in_another_bucket_are_inserted(
 
 
 @pytest.mark.timeout(DEADLINE)
-def test_shards_in_another_bucket_are_copied_into_the_servers_where_an_import_is_asked_for(
+def test_shards_in_another_bucket_are_copied_for_a_requested_import(
     milvus: Milvus,
     milvus_server: MilvusServer,
     seaweedfs: SeaweedFs,
@@ -177,20 +180,20 @@ def test_shards_in_another_bucket_are_copied_into_the_servers_where_an_import_is
         alias="copied",
         options=LoadOptions(target="grpc_v1", milvus_bucket=f"s3://{milvus_server.bucket}", latest_wins=True),
     )
-    found = reconcile(milvus, foreign_store, generation, runs)
-    assert (found.expected, found.indexed, found.differences) == (70, 70, ())
+    result = reconcile(milvus, foreign_store, generation, runs)
+    assert (result.expected, result.indexed, result.differences) == (70, 70, ())
     bucket = open_store(f"s3://{milvus_server.bucket}", seaweedfs.settings)
     assert list(bucket.list("clvr-import")) == []
 
 
 @pytest.mark.timeout(DEADLINE)
-def test_increment_erasure_rebuild_and_verification_on_a_server(
+def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
     milvus: Milvus, foreign_store: Store, finished_run: MakeRun
 ) -> None:
-    first = finished_run(foreign_store, "night1", range(3000, 3100))
+    first = finished_run(foreign_store, "first", range(3000, 3100))
     live = load_runs(milvus, foreign_store, [first], alias="nightly")
     promote(milvus, foreign_store, live.name, force="test")
-    second = finished_run(foreign_store, "night2", range(3095, 3110))
+    second = finished_run(foreign_store, "second", range(3095, 3110))
     second.folder.write_vanished(pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)]))
     done = load_into_live(
         milvus, foreign_store, [second], lambda _: [first], alias="nightly", options=LoadOptions()
@@ -198,14 +201,16 @@ def test_increment_erasure_rebuild_and_verification_on_a_server(
     assert (done.rows_before, done.removed, done.rows_after) == (100, 2, 108)
 
     # An erasure goes through every generation of the server: a camera alone would hit the other tests' rows.
-    here = tuple(np.concatenate([run.manifest()["crop_id"].to_numpy() for run in (first, second)]).tolist())
-    wanted = EraseSelection(cameras=("cam-1",), crop_ids=here)
+    crop_ids = tuple(
+        np.concatenate([run.manifest()["crop_id"].to_numpy() for run in (first, second)]).tolist()
+    )
+    wanted = EraseSelection(cameras=("cam-1",), crop_ids=crop_ids)
     receipt = forget(milvus, foreign_store, [first, second], wanted, reason="test", dry_run=False)
-    erased = next(one for one in receipt.generations if one.generation == live.name)
+    erased = next(row for row in receipt.generations if row.generation == live.name)
     assert (erased.rows_before, erased.rows_after, erased.left) == (108, 108 - erased.matching, 0)
     assert erased.matching > 30
-    found = reconcile(milvus, foreign_store, live, [first, second])
-    assert found.differences == ()
+    result = reconcile(milvus, foreign_store, live, [first, second])
+    assert result.differences == ()
 
     rebuilt = load_runs(
         milvus, foreign_store, [first, second], alias="nightly", options=LoadOptions(latest_wins=True)
@@ -214,7 +219,7 @@ def test_increment_erasure_rebuild_and_verification_on_a_server(
     assert fetch_ids(milvus, rebuilt.name, wanted.expression()).size == 0
 
 
-def test_gate_promotion_and_rollback_on_a_server(
+def test_gate_promotion_and_rollback_work_on_a_server(
     milvus: Milvus, own_store: Store, imported: Generation, inserted: Generation, imported_runs: list[Run]
 ) -> None:
     report = check_gate(milvus, own_store, imported, imported_runs, probes=200)
@@ -227,36 +232,36 @@ def test_gate_promotion_and_rollback_on_a_server(
     assert collection.live_generation(milvus, "swapped") == imported
 
 
-def test_the_alias_moves_under_constant_queries_without_an_error_or_a_mixed_answer(
+def test_the_alias_moves_under_constant_searches_without_an_error_or_a_mixed_result(
     milvus: Milvus, milvus_server: MilvusServer, own_store: Store, imported: Generation, inserted: Generation
 ) -> None:
     promote(milvus, own_store, imported.name, force="test")
     stop, seen, errors = threading.Event(), set[str](), list[Exception]()
     probes = np.random.default_rng(1).normal(size=(3, 1024)).astype(np.float32)
 
-    def ask() -> None:
-        with connect(milvus_server.uri, milvus_server.token) as own:
+    def search_repeatedly() -> None:
+        with connect(milvus_server.uri, milvus_server.token) as connection:
             while not stop.is_set():
                 try:
-                    answers = search(own, "swapped", probes)
+                    results = search(connection, "swapped", probes)
                 except Exception as error:
                     errors.append(error)
                     return
-                far = {hit.uri >= "s3://archive/001000" for hits in answers for hit in hits}
-                if len(far) != 1 or {len(hits) for hits in answers} != {10}:
-                    errors.append(AssertionError(f"a mixed answer: {answers}"))
+                far = {hit.uri >= "s3://archive/001000" for hits in results for hit in hits}
+                if len(far) != 1 or {len(hits) for hits in results} != {10}:
+                    errors.append(AssertionError(f"a mixed result: {results}"))
                 seen.add(str(far))
 
-    askers = [threading.Thread(target=ask) for _ in range(2)]
-    for asker in askers:
-        asker.start()
+    searchers = [threading.Thread(target=search_repeatedly) for _ in range(2)]
+    for searcher in searchers:
+        searcher.start()
     for _ in range(10):
         for generation in (inserted, imported):
             promote(milvus, own_store, generation.name, force="test")
             time.sleep(0.05)
     stop.set()
-    for asker in askers:
-        asker.join(30)
+    for searcher in searchers:
+        searcher.join(30)
     assert errors == []
     assert len(seen) == 2
 
@@ -267,8 +272,8 @@ def test_probes_of_another_model_are_refused(milvus: Milvus, own_store: Store, i
         search(milvus, "swapped", np.zeros((1, 1024), np.float32), fingerprint="other")
 
 
-def test_no_name_breaks_out_of_a_filter_on_the_servers_parser(milvus: Milvus, imported: Generation) -> None:
-    for number, text in enumerate(NASTY):
+def test_no_name_escapes_a_filter_in_the_parser_of_the_server(milvus: Milvus, imported: Generation) -> None:
+    for number, text in enumerate(HOSTILE_NAMES):
         for filters in (Filters(cameras=(text,)), Filters(tracks=((text, text),))):
             rows = milvus.call(
                 "query", imported.name, filter=filters.expression(), output_fields=["uri"], limit=1000
@@ -282,7 +287,7 @@ def test_index_types_that_hang_this_server_are_refused(milvus: Milvus, kind: str
         index_types.index_spec(milvus.capabilities, kind, 1000)
 
 
-def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
+def test_an_alias_of_a_dropped_generation_is_refused_and_can_be_set_again(
     milvus: Milvus, own_store: Store, foreign_store: Store, finished_run: MakeRun
 ) -> None:
     runs = [finished_run(foreign_store, "lost", range(4000, 4040))]
@@ -295,8 +300,8 @@ def test_an_alias_that_points_nowhere_is_said_to_and_can_be_set_again(
     assert collection.live_generation(milvus, "nowhere") == second
 
 
-class Dying:
-    """A server of one's own, and a load that is killed with it after the first of two imports."""
+class KilledLoad:
+    """A load whose private server is killed after the first of two imports."""
 
     def __init__(self, server: MilvusServer, seaweedfs: SeaweedFs, finished_run: MakeRun) -> None:
         self.server = server
@@ -333,30 +338,30 @@ class Dying:
 
 
 @pytest.fixture
-def dying(server_folder: Path, seaweedfs: SeaweedFs, finished_run: MakeRun) -> Iterator[Dying]:
-    name = f"dying-{secrets.token_hex(4)}"
+def killed(server_folder: Path, seaweedfs: SeaweedFs, finished_run: MakeRun) -> Iterator[KilledLoad]:
+    name = f"killed-{secrets.token_hex(4)}"
     with MilvusServer.start(server_folder / name, storage=seaweedfs, bucket=name) as server:
-        yield Dying(server, seaweedfs, finished_run)
+        yield KilledLoad(server, seaweedfs, finished_run)
 
 
-def test_a_server_that_dies_in_an_import_is_an_error_at_once(dying: Dying) -> None:
-    dying.killed_load()
+def test_a_server_killed_during_an_import_is_an_error_at_once(killed: KilledLoad) -> None:
+    killed.killed_load()
     start = time.monotonic()
     with pytest.raises(IndexUnreachable, match=r"no Milvus at|does not answer"):
-        connect(dying.server.uri, dying.server.token)
+        connect(killed.server.uri, killed.server.token)
     assert time.monotonic() - start < 6
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(DEADLINE)
-def test_a_load_that_a_crash_cut_off_is_dropped_and_built_again(dying: Dying) -> None:
+def test_a_load_interrupted_by_a_crash_is_dropped_and_rebuilt(killed: KilledLoad) -> None:
     # A minute long: 2.3.5 drops nothing until the sessions of its dead self have run out.
-    half = dying.killed_load()
-    dying.server.restart()
-    with connect(dying.server.uri, dying.server.token) as milvus:
-        whole = dying.load(milvus)
+    half = killed.killed_load()
+    killed.server.restart()
+    with connect(killed.server.uri, killed.server.token) as milvus:
+        whole = killed.load(milvus)
         assert collection.row_count(milvus, whole) == 60
         assert collection.list_generations(milvus) == [whole]
-    entry = records.read(dying.store, half)
+    entry = records.read(killed.store, half)
     assert entry is not None
     assert entry.state == "dropped"

@@ -1,4 +1,4 @@
-"""The local Milvus server: served, fed by bulk import from S3, killed and brought back."""
+"""The local Milvus server imports from S3, and keeps its rows when it is killed and restarted."""
 
 import os
 import time
@@ -30,13 +30,13 @@ def _parquet(path: Path, rows: int) -> Path:
     return path
 
 
-def test_it_is_the_real_server(milvus_server: MilvusServer) -> None:
+def test_the_server_is_milvus_2_3_5(milvus_server: MilvusServer) -> None:
     client = MilvusClient(milvus_server.uri, token=milvus_server.token)
     assert client.get_server_version().startswith("v2.3.5")
     client.close()
 
 
-def test_where_root_is_at_hand_it_has_a_network_of_its_own(milvus_server: MilvusServer) -> None:
+def test_a_server_of_root_has_a_private_network(milvus_server: MilvusServer) -> None:
     if os.geteuid() == 0 and milvus_server.network is not None:
         assert milvus_server.uri.startswith("http://198.1")
         assert milvus_server.token == ""
@@ -87,7 +87,7 @@ def test_rows_survive_a_kill_at_the_same_address(seaweedfs: SeaweedFs, tmp_path:
         client.close()
 
 
-def test_without_a_network_of_its_own_it_demands_its_password(tmp_path: Path) -> None:
+def test_a_server_without_a_private_network_needs_its_password(tmp_path: Path) -> None:
     with (
         pytest.warns(UserWarning, match="all interfaces"),
         MilvusServer.start(tmp_path / "m", isolate=False) as server,
@@ -102,5 +102,5 @@ def test_without_a_network_of_its_own_it_demands_its_password(tmp_path: Path) ->
         client.close()
 
 
-def test_its_settings_file_with_the_keys_is_private(milvus_server: MilvusServer) -> None:
+def test_the_settings_file_with_the_keys_is_private(milvus_server: MilvusServer) -> None:
     assert (milvus_server.folder / "configs" / "milvus.yaml").stat().st_mode & 0o077 == 0

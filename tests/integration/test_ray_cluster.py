@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, and the store that travels to both."""
+"""A store works on both nodes of a Ray cluster."""
 
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
-def test_both_nodes_work_on_one_bucket(ray_cluster: "Cluster", seaweedfs: SeaweedFs, bucket: str) -> None:
+def test_both_nodes_write_to_one_bucket(ray_cluster: "Cluster", seaweedfs: SeaweedFs, bucket: str) -> None:
     import ray
 
     def write(store: Store, key: str) -> str:
@@ -31,6 +31,6 @@ def test_both_nodes_work_on_one_bucket(ray_cluster: "Cluster", seaweedfs: Seawee
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         assert len(alive) == 2
         assert set(nodes) <= set(alive)
-        assert sorted(found.key for found in store.list()) == ["from-any", "from-second"]
+        assert sorted(info.key for info in store.list()) == ["from-any", "from-second"]
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""The local S3 server: what it lets in, where it listens, and that it goes."""
+"""The local S3 server is private to this machine and user, and ends with its parent."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ from infra.store import StoreSettings, open_store
 pytestmark = pytest.mark.integration
 
 
-def test_its_environment_is_enough_for_a_child_process(seaweedfs: SeaweedFs, bucket: str) -> None:
+def test_the_environment_of_the_server_connects_a_child_process(seaweedfs: SeaweedFs, bucket: str) -> None:
     script = f"from infra.store import open_store; open_store({bucket!r}).put('a', b'from the child')"
     environment = {**os.environ, **seaweedfs.environment}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert open_store(bucket, seaweedfs.settings).get("a") == b"from the child"
 
 
-def test_it_listens_on_the_loopback_only(seaweedfs: SeaweedFs) -> None:
+def test_the_server_listens_on_the_loopback_only(seaweedfs: SeaweedFs) -> None:
     ports = {f"{port:04X}" for port in seaweedfs.ports} | {f"{port + 10_000:04X}" for port in seaweedfs.ports}
     listening = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -38,32 +38,32 @@ def test_it_listens_on_the_loopback_only(seaweedfs: SeaweedFs) -> None:
     assert "0100007F" in listening
 
 
-def test_its_keys_are_not_in_its_command_line(seaweedfs: SeaweedFs) -> None:
+def test_the_keys_are_not_in_any_command_line(seaweedfs: SeaweedFs) -> None:
     secret = seaweedfs.settings.secret_key
     assert secret
-    shown = [line for table in ("cmdline", "environ") for line in _of_every_process(table)]
+    shown = [line for table in ("cmdline", "environ") for line in _read_of_every_process(table)]
     assert any("s3.json" in line for line in shown)
     assert not any(secret in line for line in shown)
 
 
-def _of_every_process(table: str) -> Iterator[str]:
+def _read_of_every_process(table: str) -> Iterator[str]:
     for path in Path("/proc").glob(f"[0-9]*/{table}"):
-        with suppress(OSError):  # it ended, or is not ours to see
+        with suppress(OSError):  # it ended, or belongs to another user
             yield path.read_text(errors="replace")
 
 
-def test_two_servers_live_side_by_side(seaweedfs: SeaweedFs, tmp_path: Path) -> None:
+def test_two_servers_run_side_by_side(seaweedfs: SeaweedFs, tmp_path: Path) -> None:
     with SeaweedFs.start(tmp_path / "second") as second:
-        second.create_bucket("only-here")
-        store = open_store("s3://only-here", second.settings)
+        second.create_bucket("second")
+        store = open_store("s3://second", second.settings)
         store.put("a", b"x")
         assert second.endpoint != seaweedfs.endpoint
         second.stop()
         with pytest.raises(StoreUnreachable):
-            open_store("s3://only-here", second.settings).get("a")
+            open_store("s3://second", second.settings).get("a")
 
 
-def test_its_data_survive_a_kill(tmp_path: Path) -> None:
+def test_objects_survive_a_kill(tmp_path: Path) -> None:
     keys = {"access_key": "the-key", "secret_key": "the-secret"}
     with SeaweedFs.start(tmp_path / "s", **keys) as first:
         first.create_bucket("kept")
@@ -72,7 +72,7 @@ def test_its_data_survive_a_kill(tmp_path: Path) -> None:
         assert open_store("s3://kept", again.settings).get("a") == b"x"
 
 
-def test_it_dies_with_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from infra.servers import SeaweedFs\n"
         "server = SeaweedFs.start(Path(sys.argv[1])); print(server.endpoint, flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Jobs on a real Ray head behind a token: followed, failed, stopped, tried again; no secret is ever shown."""
+"""Jobs on a real Ray head with a token are followed, stopped and retried, and never show a secret."""
 
 import json
 import os
@@ -25,17 +25,17 @@ SECRET = "planted-secret-0123456789"
 
 @pytest.fixture(scope="module")
 def head(server_folder: Path) -> Iterator[RayHead]:
-    """A head whose environment has a secret, as a Kubernetes Secret would give it."""
-    own = {
+    """A head with a secret in its environment, as from a Kubernetes Secret."""
+    environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        # On a machine with much else to do, Ray's agent takes longer than the half minute it is given.
+        # On a busy machine Ray's agent needs more than the default of half a minute.
         "RAY_agent_register_timeout_ms": "180000",
     }
     mark = f"test-{secrets.token_hex(8)}"
     yield RayHead.start(
         server_folder / "jobs",
-        environment={**own, "CLVR_MILVUS_TOKEN": SECRET},
+        environment={**environment, "CLVR_MILVUS_TOKEN": SECRET},
         cpus=2,
         object_store_bytes=100 << 20,
         mark=mark,
@@ -44,7 +44,7 @@ def head(server_folder: Path) -> Iterator[RayHead]:
 
 
 class Laptop:
-    """Somebody at a terminal, far from the cluster."""
+    """A user at a terminal outside of the cluster."""
 
     def __init__(self, folder: Path, head: RayHead) -> None:
         self.folder = folder
@@ -86,41 +86,41 @@ def laptop(tmp_path: Path, head: RayHead) -> Laptop:
     return Laptop(tmp_path, head)
 
 
-def test_a_verb_fails_there_as_it_fails_here(laptop: Laptop, head: RayHead) -> None:
-    here = laptop.runs("status", "tonight")
+def test_a_command_fails_on_the_cluster_as_it_fails_locally(laptop: Laptop, head: RayHead) -> None:
+    local = laptop.runs("status", "tonight")
     code, out, err = laptop.runs("submit", "--json", "--secret-env", "CLVR_MILVUS_TOKEN", "status", "tonight")
-    assert code == here[0] == 3
+    assert code == local[0] == 3
     assert "error: there is no run tonight" in err
-    assert "error: there is no run tonight" in here[2]
-    told = json.loads(out)
-    assert (told["status"], told["exit_code"], told["verb"]) == ("FAILED", 3, "status")
+    assert "error: there is no run tonight" in local[2]
+    job = json.loads(out)
+    assert (job["status"], job["exit_code"], job["verb"]) == ("FAILED", 3, "status")
 
-    shown = laptop.json("jobs", "show", told["job"])
-    assert shown["exit_code"] == 3
-    assert "no run tonight" in laptop.json("jobs", "logs", told["job"])["logs"]
+    status = laptop.json("jobs", "show", job["job"])
+    assert status["exit_code"] == 3
+    assert "no run tonight" in laptop.json("jobs", "logs", job["job"])["logs"]
 
-    missing, _, said = laptop.runs("submit", "--secret-env", "NOT_THERE", "status", "tonight")
+    missing, _, message = laptop.runs("submit", "--secret-env", "NOT_THERE", "status", "tonight")
     assert missing == 3
-    assert "the cluster has no NOT_THERE" in said
+    assert "the cluster has no NOT_THERE" in message
 
-    again, _, said = laptop.runs("jobs", "retry", told["job"])
+    again, _, message = laptop.runs("jobs", "retry", job["job"])
     assert again == 3
-    assert "no run tonight" in said
+    assert "no run tonight" in message
     listed = laptop.json("jobs", "list")
-    assert [one["retry_of"] for one in listed if one["retry_of"]] == [told["job"]]
+    assert [row["retry_of"] for row in listed if row["retry_of"]] == [job["job"]]
     text = laptop.runs("jobs", "list")[1]
-    assert told["job"] in text
+    assert job["job"] in text
 
     client = JobSubmissionClient(
         head.dashboard, headers={"Authorization": f"Bearer {head.token_file.read_text()}"}
     )
-    everything = [repr(one) for one in client.list_jobs()]
-    everything += [client.get_job_logs(one["job"]) for one in listed]
-    everything += [out, err, said, json.dumps(listed)]
+    everything = [repr(row) for row in client.list_jobs()]
+    everything += [client.get_job_logs(row["job"]) for row in listed]
+    everything += [out, err, message, json.dumps(listed)]
     assert not any(SECRET in text for text in everything)
 
 
-def test_wrong_token_and_unknown_job_are_said_in_a_line(laptop: Laptop) -> None:
+def test_a_wrong_token_and_an_unknown_job_are_errors_of_one_line(laptop: Laptop) -> None:
     code, _, err = laptop.runs("jobs", "list", CLVR_JOBS_TOKEN="f" * 64)
     assert code == 12
     assert "does not take our token" in err

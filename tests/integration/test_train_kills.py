@@ -1,4 +1,4 @@
-"""`clvr train` loses no epoch: killed anywhere, the same command ends with the weights it would have had."""
+"""A killed `clvr train` resumes, and gives the weights of an uninterrupted one."""
 
 import json
 import os
@@ -25,7 +25,7 @@ RECIPE += ["--set", "target.epochs=3", "--set", "reestimate_statistics=4", "--se
 
 
 class Training:
-    """One `clvr train` of a drawn archive into a folder or bucket of its own."""
+    """A `clvr train` of a synthetic archive into a private folder or bucket."""
 
     def __init__(self, folder: Path, archive: Path, to: str = "", *more: str) -> None:
         self.folder, self.archive = folder, archive
@@ -48,7 +48,7 @@ class Training:
         )
 
     def log(self) -> list[dict[str, Any]]:
-        """Lines of the log as far as it is written."""
+        """Return the lines of the log that are written so far."""
         root = Path(self.to) / "training"
         names = [each.name for each in root.iterdir()] if root.is_dir() else []
         return read_log(open_store(str(root / names[0]))) if names else []
@@ -71,7 +71,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """All processes below one, with their command lines."""
+    """Return all descendants of a process, with their command lines."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -80,21 +80,21 @@ def descendants(pid: int) -> dict[int, str]:
                 names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue  # ended in between
-    found: dict[int, str] = {}
+    below: dict[int, str] = {}
     last = {pid}
     while last:
-        last = {child for child, parent in parents.items() if parent in last and child not in found}
-        found |= {child: names[child] for child in last}
-    return found
+        last = {child for child, parent in parents.items() if parent in last and child not in below}
+        below |= {child: names[child] for child in last}
+    return below
 
 
 def train_workers(process: subprocess.Popen[str]) -> list[int]:
-    """The Ray workers that train, of this driver's own local Ray."""
+    """Return the Ray Train workers in the local Ray of a driver."""
     return sorted(pid for pid, name in descendants(process.pid).items() if "RayTrainWorker" in name)
 
 
 def kill_driver(process: subprocess.Popen[str]) -> None:
-    """As the machine's out-of-memory killer would; the local Ray behind it ends by itself."""
+    """Kill a driver as the out-of-memory killer would, and wait for its local Ray to end."""
     behind = descendants(process.pid)
     process.kill()
     process.communicate()
@@ -104,7 +104,7 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
 
 
 def in_target(training: Training, epochs: int) -> Callable[[], bool]:
-    """Whether so many epochs of all layers are done, and the next one has begun."""
+    """Return a condition: `epochs` epochs of all layers are done, and the next one has started."""
 
     def reached() -> bool:
         lines = [line for line in training.log() if line.get("stage") == "target"]
@@ -115,9 +115,9 @@ def in_target(training: Training, epochs: int) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn archive of 12 crops of two models."""
-    folder = tmp_path_factory.mktemp("drawn")
+def archive_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic archive of 12 crops of two models."""
+    folder = tmp_path_factory.mktemp("archive_folder")
     spec = ArchiveSpec(seed=5, models=2, vehicles_per_model=2, sightings_per_vehicle=3, cameras=3)
     open_store(str(folder / "archive")).create_bucket()
     generate(open_store(str(folder / "archive")), spec)
@@ -126,33 +126,33 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What an undisturbed training with two workers gives."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    result = finish(Training(folder, drawn, "", "--workers", "2").start())
+def uninterrupted(archive_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of an uninterrupted training with two workers."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    result = finish(Training(folder, archive_folder, "", "--workers", "2").start())
     card = load_checkpoint(result["uri"]).card
     return {**result, "weights": card.weights_sha256, "history": card.metrics["history"]}
 
 
-def compare(result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+def compare(result: dict[str, Any], uninterrupted: dict[str, Any]) -> None:
     card = load_checkpoint(result["uri"]).card
-    for one, other in zip(card.metrics["history"], undisturbed["history"], strict=True):
-        assert one["stage"] == other["stage"]
+    for epoch, expected in zip(card.metrics["history"], uninterrupted["history"], strict=True):
+        assert epoch["stage"] == expected["stage"]
         for name in ("epoch", "loss", "accuracy", "pictures", "held_loss", "held_accuracy"):
-            assert one[name] == pytest.approx(other[name], rel=1e-6), name
-    assert card.label_ids == load_checkpoint(undisturbed["uri"]).card.label_ids
-    assert card.weights_sha256 == undisturbed["weights"]
+            assert epoch[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert card.label_ids == load_checkpoint(uninterrupted["uri"]).card.label_ids
+    assert card.weights_sha256 == uninterrupted["weights"]
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_goes_on_after_the_last_whole_epoch(
-    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+def test_a_killed_worker_is_replaced_and_resumes_after_the_last_whole_epoch(
+    archive_folder: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    training = Training(tmp_path, drawn, "", "--workers", "2")
+    training = Training(tmp_path, archive_folder, "", "--workers", "2")
     process = training.start()
     wait_for(in_target(training, 1), process)
     os.kill(train_workers(process)[0], signal.SIGKILL)
-    compare(finish(process), undisturbed)
+    compare(finish(process), uninterrupted)
     starts = [line for line in training.log() if line["event"] == "start"]
     assert len(starts) == 2
     # Ray Train takes note of a report within two seconds, in which a kill goes one epoch further back.
@@ -161,21 +161,21 @@ def test_a_killed_worker_is_replaced_and_goes_on_after_the_last_whole_epoch(
 
 @pytest.mark.slow
 def test_a_killed_driver_is_continued_by_the_same_command(
-    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+    archive_folder: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    training = Training(tmp_path, drawn, "", "--workers", "2")
+    training = Training(tmp_path, archive_folder, "", "--workers", "2")
     process = training.start()
     wait_for(in_target(training, 1), process)
     kill_driver(process)
-    compare(finish(training.start()), undisturbed)
+    compare(finish(training.start()), uninterrupted)
     assert sum(line["event"] == "start" for line in training.log()) == 2
 
 
 @pytest.mark.slow
-def test_after_sigterm_it_goes_on_at_the_very_step(
-    drawn: Path, undisturbed: dict[str, Any], tmp_path: Path
+def test_training_resumes_after_sigterm_at_the_same_step(
+    archive_folder: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    training = Training(tmp_path, drawn, "", "--workers", "2")
+    training = Training(tmp_path, archive_folder, "", "--workers", "2")
     process = training.start()
     wait_for(in_target(training, 0), process)
     process.send_signal(signal.SIGTERM)
@@ -183,7 +183,7 @@ def test_after_sigterm_it_goes_on_at_the_very_step(
     assert process.returncode == 143, err
     assert "the same command continues" in err
     stop = next(line for line in training.log() if line["event"] == "stop")
-    compare(finish(training.start()), undisturbed)
+    compare(finish(training.start()), uninterrupted)
     start = [line for line in training.log() if line["event"] == "start"][1]
     for name in ("stage", "epoch", "pictures"):
         assert start[name] == stop[name]

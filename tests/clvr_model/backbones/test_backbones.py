@@ -52,7 +52,7 @@ def network_of(**switches: Any) -> Clvr:
         ("vgg16", 26, 14_714_688, ("features.0.bias", "features.28.weight")),
     ],
 )
-def test_parameters_are_those_that_torchvision_publishes(
+def test_parameters_are_those_of_torchvision(
     name: str, count: int, parameters: int, some: tuple[str, ...]
 ) -> None:
     backbone = Clvr(2, 8, backbone=name).backbone
@@ -63,7 +63,7 @@ def test_parameters_are_those_that_torchvision_publishes(
 
 
 @pytest.mark.parametrize(("name", "head"), [("resnet50", "fc.weight"), ("vgg16", "classifier.0.weight")])
-def test_published_weights_load_as_they_are_and_into_a_learnt_pool_too(
+def test_published_weights_load_unchanged_also_with_a_learnt_pooling(
     name: str, head: str, tmp_path: Path
 ) -> None:
     published = Clvr(2, 8, backbone=name, seed=9).backbone.state_dict()
@@ -80,7 +80,7 @@ def test_published_weights_load_as_they_are_and_into_a_learnt_pool_too(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_last_stride_of_one_gives_finer_maps_and_costs_no_parameter(name: str) -> None:
+def test_a_last_stride_of_one_gives_finer_maps_and_adds_no_parameter(name: str) -> None:
     sizes = {}
     for stride in (1, 2):
         backbone = Clvr(2, 8, backbone=name, last_stride=stride).eval().backbone
@@ -128,7 +128,7 @@ def test_folding_leaves_no_batch_normalisation_in_a_resnet() -> None:
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
 
 
-def test_switches_are_in_the_fingerprint_and_the_papers_architecture_is_as_it_was() -> None:
+def test_switches_change_the_fingerprint_but_the_paper_architecture_is_unchanged() -> None:
     assert Architecture(3).as_dict() == {
         "backbone": "inception_v3",
         "classes": 3,
@@ -176,12 +176,12 @@ def test_the_fingerprint_of_an_architecture_never_changes() -> None:
         ("layers", "no field"),
     ],
 )
-def test_what_no_network_can_have_is_refused(field: str, value: object) -> None:
+def test_an_impossible_architecture_is_refused(field: str, value: object) -> None:
     with pytest.raises(BadSetting, match=str(value)):
         Architecture.from_dict({"classes": 3, field: value})
 
 
-def test_one_image_alone_passes_the_neck_in_training() -> None:
+def test_a_batch_of_one_image_passes_the_neck_in_training() -> None:
     network = Clvr(3, 8, bnneck=True, seed=1).train()
     feature, _ = network.head(torch.rand(1, 2048))
     assert torch.isfinite(feature).all()
@@ -190,7 +190,7 @@ def test_one_image_alone_passes_the_neck_in_training() -> None:
     assert int(network.head.neck.num_batches_tracked) == 1
 
 
-def test_a_cosine_classifier_sees_the_direction_alone() -> None:
+def test_a_cosine_classifier_ignores_the_length_of_a_feature() -> None:
     head = Clvr(3, 8, classifier="cosine", feature_relu=False, cosine_scale=10.0, seed=1).head
     with torch.no_grad():
         head.dense.bias.zero_()
@@ -199,13 +199,13 @@ def test_a_cosine_classifier_sees_the_direction_alone() -> None:
         assert float(head(pooled)[1].abs().max()) <= 10.0
 
 
-def test_timms_weights_are_those_of_its_tag() -> None:
+def test_weights_of_a_timm_backbone_have_its_tag() -> None:
     assert imagenet_weights("timm:resnet18.a1_in1k") == "hf:timm/resnet18.a1_in1k"
     with pytest.raises(BadSetting, match="does not name its weights"):
         imagenet_weights("timm:resnet18")
 
 
-def test_without_timm_the_error_says_how_to_get_it() -> None:
+def test_the_error_without_timm_names_the_missing_package() -> None:
     # In a process of its own, where the import is barred: on some machines timm is there.
     code = """
 import sys

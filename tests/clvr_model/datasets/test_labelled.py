@@ -33,47 +33,47 @@ def write_csv(path: Path, *rows: list[str]) -> str:
 class TestSplitPerClass:
     @settings(deadline=None)
     @given(st.lists(st.integers(0, 6), min_size=2, max_size=200), st.integers(0, 100))
-    def test_trains_on_the_floor_of_the_share_of_each_model(self, models: list[int], seed: int) -> None:
+    def test_training_gets_the_floor_of_the_share_of_each_model(self, models: list[int], seed: int) -> None:
         images = labelled(*models, *models)
-        train, held = split_per_class(images, 0.8, seed)
+        training, validation = split_per_class(images, 0.8, seed)
         for model in set(models):
             count = 2 * models.count(model)
-            assert np.sum(train.model_ids == model) == count * 4 // 5
+            assert np.sum(training.model_ids == model) == count * 4 // 5
         assert single_image_models(images) == []
-        assert sorted(train.uris + held.uris) == sorted(images.uris)
+        assert sorted(training.uris + validation.uris) == sorted(images.uris)
 
-    def test_is_not_led_astray_by_floating_point(self) -> None:
-        train, _ = split_per_class(labelled(*[7] * 100), 0.29)
-        assert len(train) == 29
+    def test_the_share_is_exact_despite_floating_point(self) -> None:
+        training, _ = split_per_class(labelled(*[7] * 100), 0.29)
+        assert len(training) == 29
 
-    def test_depends_on_the_seed_alone(self) -> None:
+    def test_the_split_depends_on_the_seed_alone(self) -> None:
         images = labelled(*[1, 2, 3] * 20)
         assert split_per_class(images, seed=4)[0].uris == split_per_class(images, seed=4)[0].uris
         assert split_per_class(images, seed=4)[0].uris != split_per_class(images, seed=5)[0].uris
 
-    def test_a_model_with_one_image_is_learnt_and_never_held_out_and_can_be_named(self) -> None:
+    def test_a_model_with_one_image_is_trained_on_and_not_validated(self) -> None:
         images = labelled(1, 1, 1, 1, 1, 2, UNKNOWN_MODEL)
-        train, held = split_per_class(images.with_known_model())
-        assert train.classes == [1, 2]
-        assert held.classes == [1]
+        training, validation = split_per_class(images.with_known_model())
+        assert training.classes == [1, 2]
+        assert validation.classes == [1]
         assert single_image_models(images) == [2]
 
-    def test_refuses_images_without_a_model(self) -> None:
+    def test_images_without_a_model_are_refused(self) -> None:
         with pytest.raises(BadLabels, match="1 of 2 images have no model"):
             split_per_class(labelled(3, UNKNOWN_MODEL))
 
-    def test_refuses_to_train_on_nothing(self) -> None:
+    def test_a_split_without_training_images_is_refused(self) -> None:
         with pytest.raises(BadLabels, match="no model has enough images"):
             split_per_class(labelled(1, 1, 2, 2), 0.4)
 
     @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-    def test_refuses_a_share_that_is_none(self, share: float) -> None:
+    def test_a_share_out_of_range_is_refused(self, share: float) -> None:
         with pytest.raises(BadSetting, match="train_share"):
             split_per_class(labelled(1, 1), share)
 
 
 class TestLabelled:
-    def test_columns_must_be_of_one_length(self) -> None:
+    def test_columns_must_have_one_length(self) -> None:
         with pytest.raises(BadLabels, match="2 images, but 1 model_ids"):
             LabeledImages(["a", "b"], np.array([1]))
 
@@ -83,7 +83,7 @@ class TestLabelled:
 
 
 class TestClassNumbers:
-    def test_are_positions_among_the_classes(self) -> None:
+    def test_class_numbers_are_positions_among_the_classes(self) -> None:
         assert class_numbers(labelled(9, 2, 9), (2, 5, 9)).tolist() == [2, 0, 2]
 
     def test_a_label_outside_of_the_list_is_named_with_its_image(self) -> None:
@@ -100,10 +100,12 @@ class TestReadFolder:
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
-        found = read_folder(str(tmp_path))
-        assert found.model_names == {0: "audi", 1: "beetle"}
-        assert found.uris == [f"{tmp_path}/{n}" for n in ("audi/1.jpeg", "beetle/1.jpg", "beetle/more/2.PNG")]
-        assert found.model_ids.tolist() == [0, 1, 1]
+        images = read_folder(str(tmp_path))
+        assert images.model_names == {0: "audi", 1: "beetle"}
+        assert images.uris == [
+            f"{tmp_path}/{n}" for n in ("audi/1.jpeg", "beetle/1.jpg", "beetle/more/2.PNG")
+        ]
+        assert images.model_ids.tolist() == [0, 1, 1]
 
     def test_numbered_folders_keep_their_numbers(self, tmp_path: Path) -> None:
         for name in ("10", "9"):
@@ -124,24 +126,45 @@ class TestReadFolder:
 
 
 class TestReadTable:
-    def test_reads_csv(self, tmp_path: Path) -> None:
+    def test_a_csv_file_gives_uris_ids_and_cameras(self, tmp_path: Path) -> None:
         rows = (
             ["uri", "model_id", "vehicle_id", "camera_id"],
             ["s3://b/1.jpg", "4", "77", "c1"],
             ["/2.jpg", "", "", ""],
         )
-        found = read_table(write_csv(tmp_path / "labels.csv", *rows))
-        assert found.uris == ["s3://b/1.jpg", "/2.jpg"]
-        assert found.model_ids.tolist() == [4, UNKNOWN_MODEL]
-        assert found.vehicle_ids is not None
-        assert found.vehicle_ids.tolist() == [77, -1]
-        assert found.camera_ids == ["c1", ""]
+        images = read_table(write_csv(tmp_path / "labels.csv", *rows))
+        assert images.uris == ["s3://b/1.jpg", "/2.jpg"]
+        assert images.model_ids.tolist() == [4, UNKNOWN_MODEL]
+        assert images.vehicle_ids is not None
+        assert images.vehicle_ids.tolist() == [77, -1]
+        assert images.camera_ids == ["c1", ""]
 
-    def test_reads_parquet_with_keys_below_a_root(self, tmp_path: Path) -> None:
+    def test_a_parquet_file_may_have_keys_below_a_root(self, tmp_path: Path) -> None:
         table = pa.table({"key": ["a/1.jpg", "a/2.jpg"], "model_id": [1, 2], "split": ["train", "test"]})
         pq.write_table(table, tmp_path / "labels.parquet")
-        found = read_table(str(tmp_path / "labels.parquet"), root="s3://bucket/", split="train")
-        assert found.uris == ["s3://bucket/a/1.jpg"]
+        images = read_table(str(tmp_path / "labels.parquet"), root="s3://bucket/", split="train")
+        assert images.uris == ["s3://bucket/a/1.jpg"]
+
+    @pytest.mark.parametrize(
+        "ids", [pa.array([7, None, 0]), pa.array(["7", "", "0"]), pa.array(["07", None, "0"])]
+    )
+    def test_ids_of_parquet_may_be_numbers_or_text(self, tmp_path: Path, ids: pa.Array) -> None:
+        pq.write_table(pa.table({"uri": ["a", "b", "c"], "model_id": ids}), tmp_path / "labels.parquet")
+        images = read_table(str(tmp_path / "labels.parquet"))
+        assert images.model_ids.tolist() == [7, UNKNOWN_MODEL, 0]
+
+    def test_text_of_csv_is_kept_as_written(self, tmp_path: Path) -> None:
+        (tmp_path / "labels.csv").write_bytes(
+            '\ufeffuri,model_id,camera_id,model_name\r\n"a,b.jpg",3,007,"Golf ""GTI"""\r\n'.encode()
+        )
+        images = read_table(str(tmp_path / "labels.csv"))
+        assert (images.uris, images.camera_ids) == (["a,b.jpg"], ["007"])
+        assert images.model_names == {3: 'Golf "GTI"'}
+
+    def test_a_data_row_is_counted_without_line_breaks_in_quotes(self, tmp_path: Path) -> None:
+        rows = (["uri", "model_id", "note"], ["a", "1", "two\nlines"], ["b", "two", ""])
+        with pytest.raises(BadLabels, match=r"labels\.csv, data row 2: model_id is 'two'"):
+            read_table(write_csv(tmp_path / "labels.csv", *rows))
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -160,11 +183,11 @@ class TestReadTable:
             ([["key", "model_id"], ["a", "1"]], r"gives keys, not URIs"),
         ],
     )
-    def test_names_the_line_that_is_wrong(self, tmp_path: Path, rows: list[list[str]], message: str) -> None:
+    def test_an_error_names_the_data_row(self, tmp_path: Path, rows: list[list[str]], message: str) -> None:
         with pytest.raises(BadLabels, match=message):
             read_table(write_csv(tmp_path / "labels.csv", *rows))
 
-    def test_refuses_what_is_no_table(self, tmp_path: Path) -> None:
+    def test_broken_and_missing_files_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "labels.parquet").write_bytes(b"PAR1 but no")
         with pytest.raises(BadLabels, match="not a usable Parquet"):
             read_table(str(tmp_path / "labels.parquet"))

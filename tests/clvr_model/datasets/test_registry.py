@@ -59,27 +59,27 @@ def put(store: Store, files: Files) -> str:
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_release_is_known_by_its_files_and_gives_its_models(name: str, tmp_path: Path) -> None:
-    found = read_release(put(open_store(str(tmp_path)), GOOD[name]))
-    assert found is not None
-    assert found.model_ids.tolist() == MODELS[name]
-    assert len(set(found.uris)) == len(found) == 3
-    assert all(uri.startswith(f"{tmp_path}/image") for uri in found.uris)
-    assert len(found.with_known_model()) == sum(model != UNKNOWN_MODEL for model in MODELS[name])
+    images = read_release(put(open_store(str(tmp_path)), GOOD[name]))
+    assert images is not None
+    assert images.model_ids.tolist() == MODELS[name]
+    assert len(set(images.uris)) == len(images) == 3
+    assert all(uri.startswith(f"{tmp_path}/image") for uri in images.uris)
+    assert len(images.with_known_model()) == sum(model != UNKNOWN_MODEL for model in MODELS[name])
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_it_may_lie_in_object_storage(
+def test_a_release_may_be_in_object_storage(
     name: str, bucket: str, seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in seaweedfs.environment.items():
         monkeypatch.setenv(variable, value)
-    found = read_release(put(open_store(f"{bucket}/{name.replace(' ', '-')}"), GOOD[name]))
-    assert found is not None
-    assert found.model_ids.tolist() == MODELS[name]
-    assert all(uri.startswith("s3://") for uri in found.uris)
+    images = read_release(put(open_store(f"{bucket}/{name.replace(' ', '-')}"), GOOD[name]))
+    assert images is not None
+    assert images.model_ids.tolist() == MODELS[name]
+    assert all(uri.startswith("s3://") for uri in images.uris)
 
 
-def test_vehicles_and_cameras_come_along_where_a_release_has_them(tmp_path: Path) -> None:
+def test_a_release_gives_its_vehicles_and_cameras_if_it_has_them(tmp_path: Path) -> None:
     veri = read_release(put(open_store(str(tmp_path / "veri")), GOOD["veri"]))
     wild = read_release(put(open_store(str(tmp_path / "wild")), GOOD["veri-wild"]))
     cars = read_release(put(open_store(str(tmp_path / "cars")), GOOD["compcars web"]))
@@ -98,25 +98,25 @@ def test_vehicles_and_cameras_come_along_where_a_release_has_them(tmp_path: Path
     assert cars.camera_ids is None
 
 
-def test_veris_labels_may_be_in_the_encoding_that_they_declare(tmp_path: Path) -> None:
+def test_labels_of_veri_may_be_in_their_declared_encoding(tmp_path: Path) -> None:
     data = VERI_XML.replace("<Items", "<!-- 车辆 -->\n<Items").encode("gb2312")
-    found = read_release(put(open_store(str(tmp_path)), {XML: data}))
-    assert found is not None
-    assert len(found) == 3
+    images = read_release(put(open_store(str(tmp_path)), {XML: data}))
+    assert images is not None
+    assert len(images) == 3
 
 
 def test_the_web_part_of_compcars_has_a_test_list_too(tmp_path: Path) -> None:
     files = {**GOOD["compcars web"], WEB.replace("train.txt", "test.txt"): "78/1/2014/z.jpg\n"}
-    found = read_release(put(open_store(str(tmp_path)), files), "test")
-    assert found is not None
-    assert found.uris == [f"{tmp_path}/image/78/1/2014/z.jpg"]
+    images = read_release(put(open_store(str(tmp_path)), files), "test")
+    assert images is not None
+    assert images.uris == [f"{tmp_path}/image/78/1/2014/z.jpg"]
 
 
-def test_what_is_no_release_is_none(tmp_path: Path) -> None:
+def test_an_unknown_folder_is_not_a_release(tmp_path: Path) -> None:
     assert read_release(put(open_store(str(tmp_path)), {"golf/1.jpg": "x"})) is None
 
 
-def test_vric_has_no_models_and_says_so(tmp_path: Path) -> None:
+def test_vric_is_refused_because_it_has_no_models(tmp_path: Path) -> None:
     root = put(open_store(str(tmp_path)), {"vric_train.txt": "a.jpg 3 15\n"})
     with pytest.raises(BadLabels, match="no vehicle models") as caught:
         read_release(root)
@@ -124,7 +124,7 @@ def test_vric_has_no_models_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["veri", "veri-wild"])
-def test_other_splits_have_no_models(name: str, tmp_path: Path) -> None:
+def test_a_test_split_is_refused_because_it_has_no_models(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="split is 'test'"):
         read_release(put(open_store(str(tmp_path)), GOOD[name]), "test")
 
@@ -151,7 +151,7 @@ def test_other_splits_have_no_models(name: str, tmp_path: Path) -> None:
         ("vehicleid", "attribute/model_attr.txt", "7 4\nnine 2\n", r"line 2: 'nine 2' is not two numbers"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_line(
+def test_an_invalid_label_is_named_with_its_line(
     name: str, file: str, text: str | bytes, message: str, tmp_path: Path
 ) -> None:
     root = put(open_store(str(tmp_path)), {**GOOD[name], file: text})

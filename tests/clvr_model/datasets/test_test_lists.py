@@ -24,13 +24,13 @@ def test_veri_reads_vehicle_and_camera_from_the_names(tmp_path: Path) -> None:
         name_query_txt="0002_c002_00030600_0.jpg\n",
         name_test_txt="0002_c002_00030600_0.jpg\n0002_c003_00084280_0.jpg\n\n",
     )
-    found = read_veri(root)
-    assert (found.protocol, found.roles) == ("veri", ["probe", "gallery", "gallery"])
-    assert found.uris[0] == f"{root}/image_query/0002_c002_00030600_0.jpg"
-    assert (found.vehicle_ids, found.camera_ids) == ([2, 2, 2], ["002", "002", "003"])
+    test_list = read_veri(root)
+    assert (test_list.protocol, test_list.roles) == ("veri", ["probe", "gallery", "gallery"])
+    assert test_list.uris[0] == f"{root}/image_query/0002_c002_00030600_0.jpg"
+    assert (test_list.vehicle_ids, test_list.camera_ids) == ([2, 2, 2], ["002", "002", "003"])
 
 
-def test_veri_wild_reads_every_list_that_is_there(tmp_path: Path) -> None:
+def test_veri_wild_reads_every_available_list(tmp_path: Path) -> None:
     root = write(
         tmp_path,
         train_test_split__vehicle_info_txt="id/image;Camera ID;Time;Model;Type;Color\n"
@@ -48,9 +48,9 @@ def test_veri_wild_reads_every_list_that_is_there(tmp_path: Path) -> None:
 
 def test_vric_reads_image_vehicle_and_camera(tmp_path: Path) -> None:
     root = write(tmp_path, vric_probe_txt="a.jpg 3 15\n", vric_gallery_txt="b.jpg 3 16\n")
-    found = read_vric(root)
-    assert found.uris == [f"{root}/probe_images/a.jpg", f"{root}/gallery_images/b.jpg"]
-    assert (found.vehicle_ids, found.camera_ids) == ([3, 3], ["15", "16"])
+    test_list = read_vric(root)
+    assert test_list.uris == [f"{root}/probe_images/a.jpg", f"{root}/gallery_images/b.jpg"]
+    assert (test_list.vehicle_ids, test_list.camera_ids) == ([3, 3], ["15", "16"])
 
 
 def test_bad_lines_and_missing_files_are_named(tmp_path: Path) -> None:

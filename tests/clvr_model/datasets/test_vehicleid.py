@@ -45,7 +45,7 @@ def test_training_images_are_those_whose_vehicle_has_a_model(release: Release) -
     assert train.model_names == {249: "Alpha One 2012", 3: "Beta"}
 
 
-def test_labelled_gives_the_same_images_without_the_training_list(release: Release) -> None:
+def test_the_split_labelled_needs_no_training_list(release: Release) -> None:
     root = release({"train_test_split/train_list.txt": None})
     assert read_vehicleid(root, "labelled").uris == [f"{root}/image/{n:07d}.jpg" for n in (1, 2, 3)]
 
@@ -59,7 +59,7 @@ def test_test_images_have_vehicles_but_no_models(release: Release) -> None:
     assert set(test.model_ids.tolist()) == {UNKNOWN_MODEL}
 
 
-def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(release: Release) -> None:
+def test_windows_line_ends_and_a_byte_order_mark_are_accepted(release: Release) -> None:
     root = release({"attribute/model_attr.txt": "\ufeff10 249\r\n11 3\r\n\r\n"})
     assert len(read_vehicleid(root)) == 3
 
@@ -125,7 +125,7 @@ def test_a_wrong_line_is_named(release: Release, name: str, text: str, message: 
         read_vehicleid(release({name: text}))
 
 
-def test_bytes_that_are_no_text_are_named_by_line(release: Release) -> None:
+def test_bytes_that_are_not_utf8_are_named_with_their_line(release: Release) -> None:
     root = release()
     (Path(root) / "attribute/img2vid.txt").write_bytes(b"0000001 10\n\xff\xfe\n")
     with pytest.raises(BadLabels, match="line 2: not UTF-8"):
@@ -138,6 +138,6 @@ def test_an_unknown_split_is_refused(release: Release, split: str) -> None:
         read_vehicleid(release(), split)
 
 
-def test_a_missing_root_is_said_as_such(tmp_path: Path) -> None:
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BucketMissing):
         read_vehicleid(str(tmp_path / "nowhere"))

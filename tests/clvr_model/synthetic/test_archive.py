@@ -28,34 +28,34 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class TestGenerate:
-    def test_writes_one_object_a_sighting_and_nothing_else(self, tmp_path: Path) -> None:
-        told: list[int] = []
-        summary = generate(open_store(str(tmp_path)), SMALL, progress=told.append)
+    def test_one_object_per_sighting_is_written_and_nothing_else(self, tmp_path: Path) -> None:
+        steps: list[int] = []
+        summary = generate(open_store(str(tmp_path)), SMALL, progress=steps.append)
         written = contents(tmp_path)
         assert set(written) == {crop.key for crop in synthetic_crops(SMALL)}
         assert (summary.images, summary.bytes, summary.spoiled) == (48, sum(map(len, written.values())), 0)
-        assert sum(told) == 48
+        assert sum(steps) == 48
 
-    def test_ranges_made_apart_and_twice_are_the_whole(self, tmp_path: Path) -> None:
+    def test_ranges_generated_separately_and_twice_equal_the_whole_archive(self, tmp_path: Path) -> None:
         generate(open_store(str(tmp_path / "whole")), SMALL)
         for start, stop in ((30, None), (0, 17), (17, 30), (10, 20)):
             generate(open_store(str(tmp_path / "parts")), SMALL, start=start, stop=stop)
         assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
-    def test_another_seed_is_another_archive(self, tmp_path: Path) -> None:
+    def test_another_seed_gives_another_archive(self, tmp_path: Path) -> None:
         other = ArchiveSpec(seed=6, models=3, vehicles_per_model=4, sightings_per_vehicle=4)
         assert encode_crop(SMALL, synthetic_crop(SMALL, 0)) != encode_crop(other, synthetic_crop(other, 0))
 
-    def test_refuses_a_range_outside_the_archive(self, tmp_path: Path) -> None:
+    def test_a_range_outside_the_archive_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BadSetting):
             generate(open_store(str(tmp_path)), SMALL, stop=49)
 
-    def test_no_image_comes_twice(self) -> None:
+    def test_every_image_is_different(self) -> None:
         spec = ArchiveSpec(models=2, vehicles_per_model=10, sightings_per_vehicle=15)
         digests = {hashlib.sha256(encode_crop(spec, crop)).digest() for crop in synthetic_crops(spec)}
         assert len(digests) == spec.images
 
-    def test_spoils_the_share_asked_for(self) -> None:
+    def test_the_requested_share_of_images_is_spoiled(self) -> None:
         spec = ArchiveSpec(models=4, vehicles_per_model=10, sightings_per_vehicle=5, spoiled_share=0.2)
         causes = []
         for crop in synthetic_crops(spec):
@@ -82,7 +82,7 @@ class TestLabels:
         assert not set(train.vehicle_ids.tolist()) & set(test.vehicle_ids.tolist())
         assert all(Path(uri.removeprefix("file://")).is_file() for uri in [*train.uris, *test.uris])
 
-    def test_the_table_tells_every_image_of_the_archive(self, tmp_path: Path) -> None:
+    def test_the_label_table_lists_every_image_of_the_archive(self, tmp_path: Path) -> None:
         write_labels(open_store(str(tmp_path)), SMALL, prefix="labels/")
         rows = pq.read_table(tmp_path / "labels" / "labels.parquet").to_pylist()
         for row, crop in zip(rows, synthetic_crops(SMALL), strict=True):
@@ -102,7 +102,7 @@ class TestLabels:
 class TestImages:
     @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 2**31), st.integers(0, 199))
-    def test_are_rgb_within_the_bounds_and_never_flat(self, seed: int, index: int) -> None:
+    def test_images_are_rgb_within_the_size_bounds_and_never_flat(self, seed: int, index: int) -> None:
         spec = ArchiveSpec(seed=seed, models=10, vehicles_per_model=5, sightings_per_vehicle=4)
         drawn = render_crop(spec, synthetic_crop(spec, index))
         assert drawn.dtype == np.uint8
@@ -111,12 +111,12 @@ class TestImages:
         assert spec.min_side - 1 <= max(drawn.shape) <= spec.max_side + 1
         assert drawn.std() > 4
 
-    def test_are_as_small_or_large_as_asked_for(self) -> None:
+    def test_images_have_the_requested_size(self) -> None:
         for low, high in ((32, 40), (500, 600)):
             spec = ArchiveSpec(models=1, vehicles_per_model=1, min_side=low, max_side=high)
             assert low - 1 <= max(render_crop(spec, synthetic_crop(spec, 0)).shape) <= high + 1
 
-    def test_every_style_can_be_seen_from_all_around(self) -> None:
+    def test_every_body_style_renders_from_every_direction(self) -> None:
         models: dict[str, VehicleModel] = {}
         for seed in range(120):
             model = make_model(np.random.default_rng(seed))
@@ -148,7 +148,7 @@ class TestHierarchy:
             assert body.rear_axle < 0 < body.front_axle
             assert np.isclose(body.profile[0, 0] - body.profile[-1, 0], body.length)
 
-    def test_two_models_are_never_the_same(self) -> None:
+    def test_every_two_models_differ(self) -> None:
         shapes = {make_model(np.random.default_rng(seed)).body.profile.tobytes() for seed in range(100)}
         assert len(shapes) == 100
 
@@ -163,7 +163,7 @@ class TestDeterminism:
         digest.update(vehicle.mesh.layers.tobytes())
         assert digest.hexdigest() == "7983a35c6b62ac9531b3be2b820346d8686822353d00b680e123713f2c2bbe23"
 
-    def test_a_drawn_crop_never_changes(self) -> None:
+    def test_the_rendering_of_a_crop_never_changes(self) -> None:
         crop = synthetic_crop(SMALL, 7)
         assert crop.key == "dt=2026-01-06/cam=002/1767687903029_7e6e126b6401.jpg"
         drawn = render_crop(SMALL, crop)

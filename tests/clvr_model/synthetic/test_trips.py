@@ -30,7 +30,7 @@ def tracks_of(spec: ArchiveSpec) -> dict[str, list[SyntheticCrop]]:
 
 @settings(deadline=None)
 @given(SPECS)
-def test_keys_are_unique_and_say_what_the_labels_say(spec: ArchiveSpec) -> None:
+def test_keys_are_unique_and_agree_with_the_labels(spec: ArchiveSpec) -> None:
     pattern = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
     expected = list(synthetic_crops(spec))
     keys = [crop.key for crop in expected]
@@ -52,7 +52,7 @@ def test_a_track_is_one_pass_of_one_vehicle_before_one_camera(spec: ArchiveSpec)
 
 @settings(deadline=None)
 @given(SPECS.filter(lambda spec: spec.sightings_per_vehicle > 1))
-def test_every_vehicle_meets_two_cameras(spec: ArchiveSpec) -> None:
+def test_every_vehicle_is_seen_by_two_cameras(spec: ArchiveSpec) -> None:
     cameras = defaultdict(set)
     for crop in synthetic_crops(spec):
         cameras[crop.vehicle_id].add(crop.camera)
@@ -61,7 +61,7 @@ def test_every_vehicle_meets_two_cameras(spec: ArchiveSpec) -> None:
 
 @settings(deadline=None)
 @given(SPECS)
-def test_every_image_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
+def test_every_image_is_captured_within_the_requested_days(spec: ArchiveSpec) -> None:
     first = datetime(spec.first_day.year, spec.first_day.month, spec.first_day.day, tzinfo=UTC)
     for crop in synthetic_crops(spec):
         assert first <= crop.moment < first + timedelta(days=spec.days)
@@ -69,7 +69,7 @@ def test_every_image_falls_into_the_days_asked_for(spec: ArchiveSpec) -> None:
 
 @settings(deadline=None)
 @given(SPECS, st.data())
-def test_an_image_follows_from_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
+def test_an_image_depends_on_its_number_alone(spec: ArchiveSpec, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, spec.images - 1))
     assert synthetic_crop(spec, index) == list(synthetic_crops(spec, 0, index + 1))[-1]
 
@@ -82,7 +82,7 @@ def test_half_of_each_models_vehicles_are_for_training() -> None:
     assert not {vehicle for _, vehicle in training} & {vehicle for _, vehicle in testing}
 
 
-def test_the_first_day_can_be_any() -> None:
+def test_the_first_day_may_be_any_date() -> None:
     spec = ArchiveSpec(first_day=date(2031, 12, 31), days=1, models=1, vehicles_per_model=1)
     assert all(crop.key.startswith("dt=2031-12-31/cam=") for crop in synthetic_crops(spec))
 
@@ -102,7 +102,7 @@ def test_the_first_day_can_be_any() -> None:
         {"train_share": -0.1},
     ],
 )
-def test_a_value_out_of_range_is_named(wrong: dict[str, float]) -> None:
+def test_a_setting_out_of_range_is_refused_with_its_name(wrong: dict[str, float]) -> None:
     with pytest.raises(BadSetting, match=next(iter(wrong))):
         ArchiveSpec(**wrong)  # type: ignore[arg-type]
 

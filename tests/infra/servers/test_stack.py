@@ -179,11 +179,11 @@ def _listening(pids: set[int]) -> set[str]:
             target = str(entry.readlink())
             if target.startswith("socket:") and Path(f"/proc/{pid}/ns/net").readlink() == ours:
                 inodes.add(target[8:-1])
-    found = set()
+    addresses = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and fields[9] in inodes:
                 word = fields[1].partition(":")[0][-8:]
-                found.add(".".join(str(byte) for byte in reversed(bytes.fromhex(word))))
-    return found
+                addresses.add(".".join(str(byte) for byte in reversed(bytes.fromhex(word))))
+    return addresses

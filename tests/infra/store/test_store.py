@@ -63,7 +63,7 @@ def test_an_empty_object_is_an_object(store: Store) -> None:
 def test_keys_keep_their_spelling(store: Store, key: str) -> None:
     store.put(key, b"x")
     assert store.get(key) == b"x"
-    assert [found.key for found in store.list()] == [key]
+    assert [info.key for info in store.list()] == [key]
 
 
 def test_a_file_of_many_megabytes_goes_up_whole(
@@ -94,11 +94,11 @@ def test_the_error_of_a_missing_object_has_its_whole_uri(store: Store) -> None:
 def test_head_returns_size_and_etag_or_none(store: Store) -> None:
     assert store.head("a") is None
     store.put("a", b"four")
-    found = store.head("a")
-    assert found is not None
-    assert (found.key, found.size) == ("a", 4)
-    assert found.etag == store.fetch("a").etag
-    assert '"' not in found.etag
+    info = store.head("a")
+    assert info is not None
+    assert (info.key, info.size) == ("a", 4)
+    assert info.etag == store.fetch("a").etag
+    assert '"' not in info.etag
 
 
 def test_listing_and_reading_agree_on_the_etag(store: Store) -> None:
@@ -118,8 +118,8 @@ def test_the_etag_changes_with_the_object(store: Store) -> None:
 def test_a_prefix_is_whole_folders(store: Store) -> None:
     for key in ("dt=1/a", "dt=1/cam=2/b", "dt=10/c", "top"):
         store.put(key, b"x")
-    assert sorted(found.key for found in store.list("dt=1")) == ["dt=1/a", "dt=1/cam=2/b"]
-    assert sorted(found.key for found in store.list("dt=1/")) == ["dt=1/a", "dt=1/cam=2/b"]
+    assert sorted(info.key for info in store.list("dt=1")) == ["dt=1/a", "dt=1/cam=2/b"]
+    assert sorted(info.key for info in store.list("dt=1/")) == ["dt=1/a", "dt=1/cam=2/b"]
     assert store.folders() == ["dt=1", "dt=10"]
     assert store.folders("dt=1") == ["dt=1/cam=2"]
     assert list(store.list("nothing")) == []
@@ -130,7 +130,7 @@ def test_more_objects_than_one_page_are_listed_once_each(store: Store) -> None:
     keys = {f"part/{number:04d}" for number in range(1100)}
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda key: store.put(key, b"x"), keys))
-    listed = [found.key for found in store.list()]
+    listed = [info.key for info in store.list()]
     assert len(listed) == len(keys)
     assert set(listed) == keys
 
@@ -210,7 +210,7 @@ def test_delete_takes_many_keys_and_ignores_missing_ones(store: Store) -> None:
         store.put(key, b"x")
     store.delete("a", "missing", "b/c")
     store.delete()
-    assert [found.key for found in store.list()] == ["keep"]
+    assert [info.key for info in store.list()] == ["keep"]
 
 
 def test_get_many_gives_every_key_once_and_errors_as_values(store: Store) -> None:

@@ -25,7 +25,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(ray, "nodes", lambda: up)
     monkeypatch.setattr(ray, "cluster_resources", resources)
-    monkeypatch.setattr(ray_cluster, "_expected_gpus", 0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    ray_cluster.connect(Settings())  # which expects no GPUs
     return up
 
 
@@ -79,11 +80,10 @@ def test_actor_takes_no_more_cpus_than_every_node_with_a_gpu_has(
 
 
 def test_actor_requests_a_gpu_that_the_settings_expect_before_a_node_is_up(
-    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    nodes: list[dict[str, Any]],
 ) -> None:
     nodes.append(node(0))
     assert ray_cluster.num_gpus() == 0
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     ray_cluster.connect(Settings.model_validate({"gpus": 4}))
     assert ray_cluster.num_gpus() == 4
     assert actor_resources() == {"num_gpus": 1, "num_cpus": 1}

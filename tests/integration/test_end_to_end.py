@@ -1,4 +1,4 @@
-"""The whole way as a user goes it, on real parts: crops in S3, two Ray nodes, a Milvus server."""
+"""Commands of a user from crops in S3 to a CMC, on two Ray nodes and a Milvus server."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KEYS = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
 
 @pytest.fixture
 def two_nodes(seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Ray cluster of two nodes which, as on a real one, know the way to S3 by themselves."""
+    """A Ray cluster of two nodes that have the credentials of S3 in their environment."""
     for name, value in seaweedfs.environment.items():
         monkeypatch.setenv(name, value)
     node = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
@@ -35,10 +35,10 @@ def two_nodes(seaweedfs: SeaweedFs, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture
-def night(
+def environment(
     tmp_path: Path, bucket: str, seaweedfs: SeaweedFs, milvus_server: MilvusServer, two_nodes: str
 ) -> dict[str, str]:
-    """48 crops and a broken one in S3, labels, a checkpoint, and the settings to reach them."""
+    """Settings of 48 crops and a broken one in S3, labels, a checkpoint, Milvus and Ray."""
     archive = open_store(f"{bucket}/archive", seaweedfs.settings)
     generate(archive, SPEC)
     archive.put("dt=2026-01-05/cam=001/1767614400000_broken.jpg", b"not a picture")
@@ -51,7 +51,7 @@ def night(
         "CLVR_RUNS": f"{bucket}/data",
         "CLVR_MILVUS": milvus_server.uri,
         "CLVR_MILVUS_TOKEN": milvus_server.token,
-        "CLVR_ALIAS": "whole_way",
+        "CLVR_ALIAS": "end_to_end",
         "CLVR_RAY": two_nodes,
         "ARCHIVE": f"{bucket}/archive",
         "LABELS": f"{bucket}/labels/labels.parquet",
@@ -59,28 +59,28 @@ def night(
     }
 
 
-def test_crops_travel_from_s3_to_ranks_and_a_cmc(
-    night: dict[str, str], seaweedfs: SeaweedFs, tmp_path: Path
+def test_commands_lead_from_crops_in_s3_to_ranks_and_a_cmc(
+    environment: dict[str, str], seaweedfs: SeaweedFs, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    outputs: list[str] = []
 
     def clvr(*arguments: str) -> Any:
         done = subprocess.run(
             [sys.executable, "-m", "jobs", *arguments, "--json"],
             cwd=tmp_path,
-            env=night,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=280,
             check=False,
         )
-        said.append(done.stdout + done.stderr)
+        outputs.append(done.stdout + done.stderr)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     run = clvr(
-        "embed", night["ARCHIVE"], "--model", night["MODEL"], "--max-quarantine-rate", "0.1",
-        "--key-pattern", KEYS, "--labels", night["LABELS"],
+        "embed", environment["ARCHIVE"], "--model", environment["MODEL"], "--max-quarantine-rate", "0.1",
+        "--key-pattern", KEYS, "--labels", environment["LABELS"],
     )  # fmt: skip
     assert (run["listed"], run["embedded"], run["quarantined"], run["duplicates"]) == (49, 48, 1, 0)
 
@@ -97,12 +97,12 @@ def test_crops_travel_from_s3_to_ranks_and_a_cmc(
     figures = clvr("evaluate", "latest", "--protocol", "vehicleid-paper", "--repeats", "2")
     assert figures["lists"][0]["labelled"] == 48
 
-    keys = [item.key for item in open_store(night["ARCHIVE"], seaweedfs.settings).list()]
+    keys = [item.key for item in open_store(environment["ARCHIVE"], seaweedfs.settings).list()]
     first = next(key for key in keys if "broken" not in key)
-    found = clvr("search", f"{night['ARCHIVE']}/{first}", "--top", "5")
-    assert found["generation"] == generation["name"]
-    assert found["answers"], "a probe of the archive finds other crops"
+    result = clvr("search", f"{environment['ARCHIVE']}/{first}", "--top", "5")
+    assert result["generation"] == generation["name"]
+    assert result["answers"], "a probe of the archive finds other crops"
 
     # A Milvus server in a network of its own asks for no token.
-    for secret in filter(None, (night["CLVR_MILVUS_TOKEN"], night["AWS_SECRET_ACCESS_KEY"])):
-        assert not any(secret in text for text in said), "a secret was printed"
+    for secret in filter(None, (environment["CLVR_MILVUS_TOKEN"], environment["AWS_SECRET_ACCESS_KEY"])):
+        assert not any(secret in text for text in outputs), "a secret was printed"

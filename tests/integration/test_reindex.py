@@ -1,4 +1,4 @@
-"""Submitted nights on S3, a Milvus server and Ray behind a token: killed, stopped, tried again, finished."""
+"""Reindex runs are submitted to Ray with S3 and a Milvus server, killed, stopped, retried and finished."""
 
 import json
 import os
@@ -32,7 +32,7 @@ WEBHOOK = "http://127.0.0.1:9/planted-webhook-secret"
 
 
 class Operator:
-    """Somebody at a terminal; the cluster has its secrets by itself."""
+    """A user at a terminal; the cluster has its own secrets."""
 
     def __init__(
         self, folder: Path, bucket: str, seaweedfs: SeaweedFs, milvus: MilvusServer, head: RayHead
@@ -41,22 +41,22 @@ class Operator:
         self.archive = open_store(f"{bucket}/archive", seaweedfs.settings)
         self.store = open_store(f"{bucket}/data", seaweedfs.settings)
         self.model = f"{bucket}/models/clvr"
-        self.heard: list[str] = []
-        away = ("CLVR_", "AWS_", "RAY_ADDRESS", "RAY_API")
+        self.outputs: list[str] = []
+        unset = ("CLVR_", "AWS_", "RAY_ADDRESS", "RAY_API")
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(away)},
+            **{name: value for name, value in os.environ.items() if not name.startswith(unset)},
             **head.environment(address=False),
             **seaweedfs.environment,
             "CLVR_JOBS_URL": head.dashboard,
             "CLVR_RUNS": self.store.uri,
             "CLVR_MILVUS": milvus.uri,
-            "CLVR_ALIAS": f"night_{secrets.token_hex(3)}",
+            "CLVR_ALIAS": f"reindex_{secrets.token_hex(3)}",
             "PYTHONPATH": str(ROOT),
         }
         if milvus.token:
             self.environment["CLVR_MILVUS_TOKEN"] = milvus.token
 
-    def starts(self, *words: str) -> subprocess.Popen[str]:
+    def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs", *words],
             cwd=self.folder,
@@ -66,9 +66,9 @@ class Operator:
             text=True,
         )
 
-    def ends(self, command: subprocess.Popen[str]) -> int:
-        self.heard.append(command.communicate(timeout=500)[0])
-        print(self.heard[-1])
+    def wait(self, command: subprocess.Popen[str]) -> int:
+        self.outputs.append(command.communicate(timeout=500)[0])
+        print(self.outputs[-1])
         return command.returncode
 
     def json(self, *words: str) -> Any:
@@ -81,10 +81,10 @@ class Operator:
             timeout=200,
             check=True,
         )
-        self.heard.append(done.stdout + done.stderr)
+        self.outputs.append(done.stdout + done.stderr)
         return json.loads(done.stdout)
 
-    def night(self, name: str) -> tuple[str, ...]:
+    def command(self, name: str) -> tuple[str, ...]:
         checks = (
             "--secret-env",
             "AWS_SECRET_ACCESS_KEY",
@@ -102,7 +102,7 @@ class Operator:
         return dict(json.loads(self.store.get(f"nights/{name}/summary.json")))
 
     def driver(self) -> int:
-        """The process id of the verb on the cluster."""
+        """Return the process id of the command on the cluster."""
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 words = (folder / "cmdline").read_bytes().split(b"\0")
@@ -113,9 +113,9 @@ class Operator:
                 and self.archive.uri.encode() in words
                 and words[0].endswith(b"python")
             ):
-                self.heard.append(b" ".join(words).decode())
+                self.outputs.append(b" ".join(words).decode())
                 return int(folder.name)
-        raise AssertionError("there is no driver")
+        raise AssertionError("the cluster has no driver process")
 
 
 @pytest.fixture
@@ -123,26 +123,26 @@ def operator(
     tmp_path: Path, server_folder: Path, bucket: str, seaweedfs: SeaweedFs, milvus_server: MilvusServer
 ) -> Iterator[Operator]:
     mark = f"test-{secrets.token_hex(8)}"
-    own = {
+    environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        # On a machine with much else to do, Ray's agent takes longer than the half minute it is given.
+        # On a busy machine Ray's agent needs more than the default of half a minute.
         "RAY_agent_register_timeout_ms": "180000",
     }
     token = {"CLVR_MILVUS_TOKEN": milvus_server.token} if milvus_server.token else {}
     head = RayHead.start(
-        server_folder / f"night-{mark[-4:]}",
-        environment={**own, **seaweedfs.environment, **token, "CLVR_WEBHOOK": WEBHOOK},
+        server_folder / f"reindex-{mark[-4:]}",
+        environment={**environment, **seaweedfs.environment, **token, "CLVR_WEBHOOK": WEBHOOK},
         cpus=2,
         object_store_bytes=150 << 20,
         mark=mark,
     )
     try:
-        someone = Operator(tmp_path, bucket, seaweedfs, milvus_server, head)
-        generate(someone.archive, SPEC)
-        someone.archive.put("dt=2026-01-05/cam=001/1767614400000_broken.jpg", b"not a picture")
-        store_checkpoint(someone.model, seaweedfs)
-        yield someone
+        operator = Operator(tmp_path, bucket, seaweedfs, milvus_server, head)
+        generate(operator.archive, SPEC)
+        operator.archive.put("dt=2026-01-05/cam=001/1767614400000_broken.jpg", b"not a picture")
+        store_checkpoint(operator.model, seaweedfs)
+        yield operator
     finally:
         end_all(processes_with_tag(mark))
 
@@ -156,34 +156,37 @@ def store_checkpoint(uri: str, seaweedfs: SeaweedFs) -> None:
             del os.environ[name]
 
 
-def wait_for(command: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+def wait_for(command: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 300
-    while not there():
+    while not condition():
         assert command.poll() is None, command.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def step(store: Store, night: str, name: str) -> bool:
-    return store.head(f"nights/{night}/steps/{name}.json") is not None
+def step(store: Store, run: str, name: str) -> bool:
+    return store.head(f"nights/{run}/steps/{name}.json") is not None
 
 
 @pytest.mark.timeout(1500)
-def test_nights_are_submitted_killed_tried_again_and_add_up(operator: Operator, tmp_path: Path) -> None:
-    first = operator.starts(*operator.night("first"))
+def test_reindex_runs_that_are_killed_stopped_and_retried_account_for_every_crop(
+    operator: Operator, tmp_path: Path
+) -> None:
+    first = operator.start(*operator.command("first"))
     wait_for(first, lambda: step(operator.store, "first", "plan"))
     os.kill(operator.driver(), signal.SIGKILL)
-    assert operator.ends(first) == 137
+    assert operator.wait(first) == 137
     assert not step(operator.store, "first", "load")
 
-    assert operator.ends(operator.starts("jobs", "retry", "job-first")) == 0
-    told = operator.summary("first")
-    assert (told["state"], len(told["attempts"])) == ("finished", 2)
-    assert {name: told["crops"][name] for name in ("listed", "embedded", "quarantined", "duplicates")} == {
+    assert operator.wait(operator.start("jobs", "retry", "job-first")) == 0
+    summary = operator.summary("first")
+    assert (summary["state"], len(summary["attempts"])) == ("finished", 2)
+    assert {name: summary["crops"][name] for name in ("listed", "embedded", "quarantined", "duplicates")} == {
         "listed": 49, "embedded": 48, "quarantined": 1, "duplicates": 0,
     }  # fmt: skip
-    found = operator.json("verify", "live")
-    assert (found["indexed"], found["expected"], found["missing_count"], found["repeated"]) == (48, 48, 0, 0)
+    verified = operator.json("verify", "live")
+    assert (verified["indexed"], verified["expected"]) == (48, 48)
+    assert (verified["missing_count"], verified["repeated"]) == (0, 0)
 
     keys = sorted(one.key for one in operator.archive.list() if "broken" not in one.key)
     for number in range(3):
@@ -191,32 +194,32 @@ def test_nights_are_submitted_killed_tried_again_and_add_up(operator: Operator, 
         operator.archive.put(f"dt=2026-02-01/cam=002/17699040000{number:02d}_new{number}.jpg", copied)
     operator.archive.put(keys[5], operator.archive.get(keys[30]))
     operator.archive.delete(keys[0], keys[1])
-    second = operator.starts(*operator.night("second"))
+    second = operator.start(*operator.command("second"))
     wait_for(second, lambda: step(operator.store, "second", "plan"))
     assert operator.json("jobs", "stop", "job-second")["stopping"]
-    assert operator.ends(second) == 130
+    assert operator.wait(second) == 130
     assert operator.json("verify", "live")["indexed"] == 48
 
-    assert operator.ends(operator.starts("jobs", "retry", "job-second")) == 0
-    told = operator.summary("second")
-    crops = told["crops"]
+    assert operator.wait(operator.start("jobs", "retry", "job-second")) == 0
+    summary = operator.summary("second")
+    crops = summary["crops"]
     assert [crops[name] for name in ("new", "changed", "vanished", "unchanged")] == [3, 1, 2, 46]
-    assert (told["live"]["rows_before"], told["live"]["rows"]) == (48, 49)
-    found = operator.json("verify", "live")
-    assert (found["listed"], found["embedded"], found["quarantined"]) == (53, 52, 1)
-    assert (found["superseded"], found["vanished"], found["indexed"]) == (1, 2, 49)
-    assert operator.ends(operator.starts(*operator.night("second"))) == 12  # the job's name is taken
+    assert (summary["live"]["rows_before"], summary["live"]["rows"]) == (48, 49)
+    verified = operator.json("verify", "live")
+    assert (verified["listed"], verified["embedded"], verified["quarantined"]) == (53, 52, 1)
+    assert (verified["superseded"], verified["vanished"], verified["indexed"]) == (1, 2, 49)
+    assert operator.wait(operator.start(*operator.command("second"))) == 12  # the job's name is taken
 
     for name in ("first", "second"):
         (tmp_path / f"{name}.html").write_bytes(operator.store.get(f"nights/{name}/summary.html"))
     print("pages in", tmp_path)
-    nothing_shows_a_secret(operator)
+    check_that_no_secret_is_shown(operator)
 
 
-def nothing_shows_a_secret(operator: Operator) -> None:
+def check_that_no_secret_is_shown(operator: Operator) -> None:
     token = operator.head.token_file.read_text()
     client = JobSubmissionClient(operator.head.dashboard, headers={"Authorization": f"Bearer {token}"})
-    places = {"jobs": "".join(repr(one) for one in client.list_jobs()), "terminal": "".join(operator.heard)}
+    places = {"jobs": "".join(repr(one) for one in client.list_jobs()), "terminal": "".join(operator.outputs)}
     places |= {one.key: operator.store.get(one.key).decode() for one in operator.store.list("nights")}
     logs = list((operator.head.session).glob("session_2*/logs/**/*"))
     assert any("job-driver" in path.name for path in logs)

@@ -1,4 +1,4 @@
-"""A night on many Ray nodes, of which one is lost in each of its phases: it goes on, and the counts hold."""
+"""A reindex run on many Ray nodes loses one in each of its steps; it continues, and the counts agree."""
 
 import io
 import json
@@ -29,18 +29,18 @@ CROPS, BROKEN = 384, 2
 
 
 class Stub:
-    """Stands for a network that takes its time."""
+    """A slow network, without weights."""
 
     batch_size, feature_dim, fingerprint = 8, 1024, "stub"
 
-    def __call__(self, pictures: np.ndarray) -> Embeddings:
+    def __call__(self, images: np.ndarray) -> Embeddings:
         time.sleep(0.2)
-        count = len(pictures)
-        features = pictures[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
+        count = len(images)
+        features = images[:, ::10, ::10].reshape(count, -1)[:, :1024].astype(np.float32) / 255
         return Embeddings(features, np.zeros(count, np.int32), np.ones(count, np.float32))
 
 
-def picture(seed: int) -> bytes:
+def jpeg(seed: int) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "JPEG")
@@ -48,10 +48,12 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.mark.timeout(900)
-def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reindex_run_survives_the_loss_of_a_node_in_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = open_store(str(tmp_path / "archive"))
     for number in range(CROPS):
-        archive.put(f"dt=2026-11-2{number % 3}/cam=00{number % 4}/{number:05d}.jpg", picture(number))
+        archive.put(f"dt=2026-11-2{number % 3}/cam=00{number % 4}/{number:05d}.jpg", jpeg(number))
     for number in range(BROKEN):
         archive.put(f"dt=2026-11-22/cam=000/broken-{number}.jpg", b"no picture")
     settings = Settings(runs=str(tmp_path / "data"), milvus=str(tmp_path / "milvus.db"))
@@ -61,7 +63,7 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
     killed: list[str] = []
 
     def lose_a_node(phase: str) -> None:
-        cluster.remove_node(min(cluster.worker_nodes, key=lambda one: one.node_id), allow_graceful=False)
+        cluster.remove_node(min(cluster.worker_nodes, key=lambda node: node.node_id), allow_graceful=False)
         killed.append(phase)
 
     def lose_one_while_embedding() -> None:
@@ -90,11 +92,11 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
         request = ReindexRequest(embed=EmbedRequest(archive.uri, model="stub", actors=4), reindex_id="n")
         done = reindex(request, settings, open_embedder=Stub)
         assert killed == ["embed", "load", "gate", "promote", "retention"]
-        prove(done.summary, settings)
+        check_counts(done.summary, settings)
         print("nodes lost while at:", ", ".join(killed))
         print(
             json.dumps(done.summary["crops"]),
-            [(one["name"], one["seconds"]) for one in done.summary["steps"]],
+            [(step["name"], step["seconds"]) for step in done.summary["steps"]],
         )
     finally:
         ray.shutdown()
@@ -102,9 +104,9 @@ def test_a_night_in_which_every_phase_loses_a_node(tmp_path: Path, monkeypatch: 
     assert store.head("nights/n/done.json") is not None
 
 
-def prove(summary: dict[str, Any], settings: Settings) -> None:
+def check_counts(summary: dict[str, Any], settings: Settings) -> None:
     crops = summary["crops"]
     assert (crops["listed"], crops["embedded"], crops["quarantined"]) == (CROPS + BROKEN, CROPS, BROKEN)
-    found = verify_generation("live", settings)
-    assert found.differences == ()
-    assert (found.indexed, found.repeated, found.missing_count) == (CROPS, 0, 0)
+    verified = verify_generation("live", settings)
+    assert verified.differences == ()
+    assert (verified.indexed, verified.repeated, verified.missing_count) == (CROPS, 0, 0)

@@ -1,4 +1,4 @@
-"""Loads as a user runs them: killed with -9, or the server is, and then the same command once more."""
+"""A load or its server is killed with SIGKILL, and the same command completes the load."""
 
 import json
 import os
@@ -32,7 +32,7 @@ NOW_MS = int(time.time() * 1000)
 
 @pytest.fixture
 def finished_run(make_finished_run: Callable[..., Run]) -> MakeRun:
-    """Ten pictures a vehicle, ten days between one and the next of them, four cameras."""
+    """Make a run of ten images per vehicle, captured ten days apart by four cameras."""
 
     def make(store: Store, run_id: str, first: int, rows: int, shards: int) -> Run:
         numbers = range(first, first + rows)
@@ -52,7 +52,7 @@ def finished_run(make_finished_run: Callable[..., Run]) -> MakeRun:
 
 @dataclass
 class User:
-    """Somebody at a terminal; `store` is where the runs are."""
+    """A user at a terminal; `store` has the runs."""
 
     store: Store
     environment: dict[str, str]
@@ -76,8 +76,8 @@ class User:
         return json.loads(self.runs(*words, "--json"))
 
     def receipts(self) -> list[dict[str, Any]]:
-        found = [one.key for one in self.store.list("erasures") if one.key.endswith("receipt.json")]
-        return [json.loads(self.store.get(key)) for key in sorted(found)]
+        keys = [info.key for info in self.store.list("erasures") if info.key.endswith("receipt.json")]
+        return [json.loads(self.store.get(key)) for key in sorted(keys)]
 
     def states(self) -> list[str]:
         return sorted(entry.state for entry in records.list_records(self.store))
@@ -88,8 +88,8 @@ def user(store: Store, milvus: str, more: dict[str, str]) -> User:
     return User(store, clean | {"CLVR_RUNS": store.uri, "CLVR_MILVUS": milvus, "CLVR_ALIAS": "cars"} | more)
 
 
-def at_server(server: MilvusServer, seaweedfs: SeaweedFs) -> User:
-    """The runs lie in the server's bucket."""
+def server_user(server: MilvusServer, seaweedfs: SeaweedFs) -> User:
+    """Return a user whose runs are in the bucket of the server."""
     store = open_store(f"s3://{server.bucket}/runs-{secrets.token_hex(3)}", seaweedfs.settings)
     token = {"CLVR_MILVUS_TOKEN": server.token} if server.token else {}
     bucket = {"CLVR_MILVUS_BUCKET": f"s3://{server.bucket}"}
@@ -97,15 +97,15 @@ def at_server(server: MilvusServer, seaweedfs: SeaweedFs) -> User:
 
 
 def kill_in_the_middle(
-    someone: User, command: list[str], victim: Callable[[int], None], *, wait: Callable[[], object]
+    operator: User, command: list[str], victim: Callable[[int], None], *, wait: Callable[[], object]
 ) -> int:
     """Start a command, call `victim` with its process id when rows are coming in and `wait` has returned.
 
     Returns the command's exit status.
     """
-    with someone.starts(*command) as loader:
+    with operator.starts(*command) as loader:
         deadline = time.monotonic() + 120
-        while someone.states() != ["loading"] and time.monotonic() < deadline:
+        while operator.states() != ["loading"] and time.monotonic() < deadline:
             assert loader.poll() is None, loader.communicate()
             time.sleep(0.1)
         wait()
@@ -119,10 +119,10 @@ def an_import() -> None:
     time.sleep(IMPORT_SECONDS)
 
 
-def prove_whole(someone: User, rows: int) -> None:
-    found = someone.json("verify", "latest")
-    assert (found["indexed"], found["expected"], found["repeated"]) == (rows, rows, 0)
-    assert (found["missing_count"], found["foreign_count"]) == (0, 0)
+def check_complete(operator: User, rows: int) -> None:
+    verified = operator.json("verify", "latest")
+    assert (verified["indexed"], verified["expected"], verified["repeated"]) == (rows, rows, 0)
+    assert (verified["missing_count"], verified["foreign_count"]) == (0, 0)
 
 
 def sigkill(pid: int) -> None:
@@ -130,71 +130,71 @@ def sigkill(pid: int) -> None:
 
 
 @pytest.mark.timeout(500)
-def test_a_loader_that_is_killed_in_an_import_and_the_same_command_again(
+def test_a_load_killed_during_an_import_is_rebuilt_by_the_same_command(
     milvus_server: MilvusServer, seaweedfs: SeaweedFs, finished_run: MakeRun
 ) -> None:
-    someone = at_server(milvus_server, seaweedfs)
-    finished_run(someone.store, "r1", 0, ROWS, SHARDS)
+    operator = server_user(milvus_server, seaweedfs)
+    finished_run(operator.store, "r1", 0, ROWS, SHARDS)
     command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
-    assert kill_in_the_middle(someone, command, sigkill, wait=an_import) == -signal.SIGKILL
-    assert someone.states() == ["loading"]
+    assert kill_in_the_middle(operator, command, sigkill, wait=an_import) == -signal.SIGKILL
+    assert operator.states() == ["loading"]
 
-    loaded = someone.json(*command)
+    loaded = operator.json(*command)
 
     assert loaded["rows"] == ROWS
     assert loaded["target"] == "grpc_v1"
-    assert someone.states() == ["dropped", "ready"]
-    prove_whole(someone, ROWS)
+    assert operator.states() == ["dropped", "ready"]
+    check_complete(operator, ROWS)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_a_loader_that_is_killed_after_its_last_import_is_finished_and_not_built_again(
+def test_a_load_killed_after_its_last_import_is_finished_by_the_same_command(
     milvus_server: MilvusServer, seaweedfs: SeaweedFs, finished_run: MakeRun
 ) -> None:
-    someone = at_server(milvus_server, seaweedfs)
-    finished_run(someone.store, "r1", 0, 2000, 2)
+    operator = server_user(milvus_server, seaweedfs)
+    finished_run(operator.store, "r1", 0, 2000, 2)
     command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
 
     def both_completed() -> None:
         with connect(milvus_server.uri, milvus_server.token) as milvus:
             while True:
-                (entry,) = records.list_records(someone.store)
+                (entry,) = records.list_records(operator.store)
                 states = [one.state_name for one in milvus.bulk_inserts(entry.name)]
                 if states == ["Completed", "Completed"]:
                     return
                 time.sleep(0.05)
 
-    assert kill_in_the_middle(someone, command, sigkill, wait=both_completed) == -signal.SIGKILL
-    (half,) = records.list_records(someone.store)
+    assert kill_in_the_middle(operator, command, sigkill, wait=both_completed) == -signal.SIGKILL
+    (half,) = records.list_records(operator.store)
     assert half.state == "loading"
 
-    loaded = someone.json(*command)
+    loaded = operator.json(*command)
 
     assert loaded["generation"]["name"] == half.name
     assert (loaded["rows"], loaded["seconds"]["fill"]) == (2000, 0.0)
-    assert someone.states() == ["ready"]
-    prove_whole(someone, 2000)
+    assert operator.states() == ["ready"]
+    check_complete(operator, 2000)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_server_that_is_killed_in_an_import_and_the_same_command_again(
+def test_a_load_whose_server_was_killed_is_rebuilt_by_the_same_command(
     server_folder: Path, seaweedfs: SeaweedFs, finished_run: MakeRun
 ) -> None:
     name = f"killed-{secrets.token_hex(4)}"
     with MilvusServer.start(server_folder / name, storage=seaweedfs, bucket=name) as server:
-        someone = at_server(server, seaweedfs)
-        finished_run(someone.store, "r1", 0, ROWS, SHARDS)
+        operator = server_user(server, seaweedfs)
+        finished_run(operator.store, "r1", 0, ROWS, SHARDS)
         command = ["load", "r1", "--target", "grpc_v1", "--index-type", "IVF_FLAT"]
-        assert kill_in_the_middle(someone, command, lambda _: server.kill(), wait=an_import) == 5
-        assert "Start Milvus" in someone.runs(*command, expect=5)
+        assert kill_in_the_middle(operator, command, lambda _: server.kill(), wait=an_import) == 5
+        assert "Start Milvus" in operator.runs(*command, expect=5)
         server.restart()
 
-        assert someone.json(*command)["rows"] == ROWS
+        assert operator.json(*command)["rows"] == ROWS
 
-        assert someone.states() == ["dropped", "ready"]
-        prove_whole(someone, ROWS)
+        assert operator.states() == ["dropped", "ready"]
+        check_complete(operator, ROWS)
 
 
 @pytest.fixture
@@ -204,48 +204,50 @@ def laptop(tmp_path: Path) -> Iterator[User]:
 
 
 @pytest.mark.timeout(500)
-def test_a_loader_killed_on_a_laptop_and_two_loads_at_once(laptop: User, finished_run: MakeRun) -> None:
-    finished_run(laptop.store, "night1", 0, FEW, 3)
+def test_a_killed_load_into_milvus_lite_is_rebuilt_and_a_second_load_at_once_is_refused(
+    laptop: User, finished_run: MakeRun
+) -> None:
+    finished_run(laptop.store, "run1", 0, FEW, 3)
     # At once: a moment later all rows may be in, and such a load would be finished instead of dropped.
-    assert kill_in_the_middle(laptop, ["load", "night1"], sigkill, wait=lambda: None) == -signal.SIGKILL
+    assert kill_in_the_middle(laptop, ["load", "run1"], sigkill, wait=lambda: None) == -signal.SIGKILL
 
-    with laptop.starts("load", "night1") as first:
+    with laptop.starts("load", "run1") as first:
         while laptop.states() != ["dropped", "loading"]:
             assert first.poll() is None, first.communicate()
             time.sleep(0.1)
         first.send_signal(signal.SIGSTOP)  # it must not end before the second one has come
-        refusal = laptop.runs("load", "night1", expect=10)
+        refusal = laptop.runs("load", "run1", expect=10)
         assert "error: " in refusal
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=240)
     assert first.returncode == 0
     assert laptop.states() == ["dropped", "ready"]
-    prove_whole(laptop, FEW)
+    check_complete(laptop, FEW)
 
 
 @pytest.mark.timeout(500)
-def test_increment_erasure_and_rebuild_on_a_laptop(laptop: User, finished_run: MakeRun) -> None:
-    finished_run(laptop.store, "night1", 0, FEW, 1)
-    laptop.runs("load", "night1")
+def test_increment_erasure_and_rebuild_agree_on_milvus_lite(laptop: User, finished_run: MakeRun) -> None:
+    finished_run(laptop.store, "run1", 0, FEW, 1)
+    laptop.runs("load", "run1")
     assert laptop.json("promote", "latest")["failures"] == []
-    finished_run(laptop.store, "night2", FEW - 100, 300, 1)
-    assert "300 rows upserted" in laptop.runs("load", "night2", "--into-live")
-    prove_whole(laptop, FEW + 200)
+    finished_run(laptop.store, "run2", FEW - 100, 300, 1)
+    assert "300 rows upserted" in laptop.runs("load", "run2", "--into-live")
+    check_complete(laptop, FEW + 200)
 
     draft = laptop.json("forget", "--camera", "cam-1", "--reason", "court order 17")
     assert draft["state"] == "dry run"
     receipt = laptop.json("forget", "--camera", "cam-1", "--reason", "court order 17", "--yes")
     left = receipt["generations"][0]["rows_after"]
     assert (receipt["state"], left) == ("done", FEW + 200 - receipt["crops"])
-    assert laptop.json("load", "night1", "night2", "--latest-wins")["rows"] == left
-    prove_whole(laptop, left)
+    assert laptop.json("load", "run1", "run2", "--latest-wins")["rows"] == left
+    check_complete(laptop, left)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_an_erasure_that_is_killed_and_the_same_command_again(laptop: User, finished_run: MakeRun) -> None:
-    finished_run(laptop.store, "night1", 0, FEW, 1)
-    laptop.runs("load", "night1")
+def test_a_killed_erasure_is_finished_by_the_same_command(laptop: User, finished_run: MakeRun) -> None:
+    finished_run(laptop.store, "run1", 0, FEW, 1)
+    laptop.runs("load", "run1")
     laptop.runs("promote", "latest")
     command = ["forget", "--vehicle", "17", "--vehicle", "18", "--reason", "court order 17"]
     draft = laptop.json(*command)
@@ -266,17 +268,19 @@ def test_an_erasure_that_is_killed_and_the_same_command_again(laptop: User, fini
     one, other = first["generations"][0], second["generations"][0]
     assert (one["rows_before"], one["matching"], one["rows_after"], one["left"]) == (FEW, 20, FEW - 20, 0)
     assert (other["rows_before"], other["matching"], other["rows_after"]) == (FEW - 20, 0, FEW - 20)
-    assert laptop.json("load", "night1")["rows"] == FEW - 20
-    prove_whole(laptop, FEW - 20)
+    assert laptop.json("load", "run1")["rows"] == FEW - 20
+    check_complete(laptop, FEW - 20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_retention_retirement_and_a_tampered_shard_on_a_laptop(laptop: User, finished_run: MakeRun) -> None:
-    finished_run(laptop.store, "night1", 0, FEW, 1)
+def test_retention_and_retirement_drop_rows_and_a_tampered_shard_is_refused(
+    laptop: User, finished_run: MakeRun
+) -> None:
+    finished_run(laptop.store, "run1", 0, FEW, 1)
     built = []
     for _ in range(3):
-        built.append(laptop.json("load", "night1")["generation"]["name"])
+        built.append(laptop.json("load", "run1")["generation"]["name"])
         laptop.runs("promote", "latest")
     retired = laptop.json("retire", "--keep", "1")
     assert (retired["dropped"], retired["kept"]) == (built[:1], built[1:])
@@ -292,18 +296,18 @@ def test_retention_retirement_and_a_tampered_shard_on_a_laptop(laptop: User, fin
     after = [(one["rows_before"], one["rows_after"], one["left"]) for one in receipt["generations"]]
     assert after == [(FEW, FEW // 2, 0)] * 2
     assert laptop.json("rollback")["name"] == built[1]
-    prove_whole(laptop, FEW // 2)
+    check_complete(laptop, FEW // 2)
 
-    (shard,) = Run.open(laptop.store, "night1").shard_keys()
+    (shard,) = Run.open(laptop.store, "run1").shard_keys()
     path = Path(laptop.store.uri_of(shard))
     tampered = bytearray(path.read_bytes())
     tampered[len(tampered) // 2] ^= 1
     path.write_bytes(bytes(tampered))
-    assert "was altered" in laptop.runs("load", "night1", expect=7)
+    assert "was altered" in laptop.runs("load", "run1", expect=7)
     assert len(laptop.json("generations")) == 2
 
 
-def test_an_erasure_needs_a_reason_and_something_to_erase(laptop: User) -> None:
+def test_an_erasure_needs_a_reason_and_a_selection(laptop: User) -> None:
     assert "needs a reason" in laptop.runs("forget", "--camera", "c", "--reason", " ", expect=3)
     assert "nothing selects" in laptop.runs("forget", "--reason", "r", expect=3)
     assert "would erase everything" in laptop.runs("retain", "--days", "0", expect=3)

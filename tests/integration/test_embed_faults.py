@@ -1,6 +1,6 @@
-"""Object storage on a bad day, under the real job: a proxy before SeaweedFS misbehaves on order.
+"""Faults of object storage under the real job: a proxy before SeaweedFS injects them.
 
-The weather hits GETs of pictures only; the archive is reached through the proxy, the runs are local.
+Only GETs of images fail. The archive is behind the proxy, and the runs are local.
 """
 
 import io
@@ -31,9 +31,12 @@ pytestmark = pytest.mark.integration
 CROPS = 120
 
 
-class Weather:
-    """A TCP proxy, one request a connection. `fault(n, path)` says what befalls the n-th GET of a picture:
-    '' (passes), '503', 'reset', 'hang', 'cut', '403'."""
+class FaultyProxy:
+    """A TCP proxy with one request per connection.
+
+    `fault(n, path)` returns the fault of the n-th GET of an image: '503', 'reset', 'hang', 'cut', '403', or
+    '' for none.
+    """
 
     def __init__(self, target: str, fault: Callable[[int, str], str]) -> None:
         host, _, port = target.removeprefix("http://").partition(":")
@@ -123,12 +126,14 @@ def embed_in(
     """Embed through a proxy with the given faults; returns the summary and the proxy."""
     from jobs.embed import job as job
 
-    proxies: list[Weather] = []
+    proxies: list[FaultyProxy] = []
 
-    def run(fault: Callable[[int, str], str], *, rate: float = 0.01, **patience: Any) -> tuple[Any, Weather]:
-        proxy = Weather(seaweedfs.endpoint, fault)
+    def run(
+        fault: Callable[[int, str], str], *, rate: float = 0.01, **retries: Any
+    ) -> tuple[Any, FaultyProxy]:
+        proxy = FaultyProxy(seaweedfs.endpoint, fault)
         proxies.append(proxy)
-        settings = replace(seaweedfs.settings, endpoint=proxy.endpoint, **patience)
+        settings = replace(seaweedfs.settings, endpoint=proxy.endpoint, **retries)
         request = job.EmbedRequest(
             crops, model="stub", actors=1, rows_per_part=30, max_quarantine_rate=rate, run_id="r"
         )
@@ -145,8 +150,8 @@ def stub() -> Callable[[], Any]:
     class Stub:  # inside a function, so that it travels to workers by value
         batch_size, feature_dim, fingerprint = 8, 1024, "stub"
 
-        def __call__(self, pictures: Any) -> Any:
-            count = len(pictures)
+        def __call__(self, images: Any) -> Any:
+            count = len(images)
             return Embeddings(
                 np.zeros((count, 1024), np.float32), np.zeros(count, np.int32), np.ones(count, np.float32)
             )
@@ -157,7 +162,7 @@ def stub() -> Callable[[], Any]:
 @pytest.mark.parametrize(
     "fault", ["503", *(pytest.param(f, marks=pytest.mark.slow) for f in ("reset", "cut", "hang"))]
 )
-def test_a_storm_costs_time_and_no_crop(embed_in: Callable[..., Any], fault: str) -> None:
+def test_transient_faults_lose_no_crop(embed_in: Callable[..., Any], fault: str) -> None:
     every = 20 if fault == "hang" else 3
     summary, proxy = embed_in(lambda n, _: fault if n % every == 0 else "", read_seconds=2.0)
     assert (summary.embedded, summary.quarantined) == (CROPS, 0)
@@ -165,7 +170,7 @@ def test_a_storm_costs_time_and_no_crop(embed_in: Callable[..., Any], fault: str
     print(f"{fault}: {proxy.faults} faults in {proxy.gets} GETs, {summary.embedded} of {CROPS} embedded")
 
 
-def test_a_store_that_stays_away_stops_the_run_and_the_same_call_continues(
+def test_a_lasting_outage_stops_the_run_and_the_same_call_continues_it(
     embed_in: Callable[..., Any], tmp_path: Path
 ) -> None:
     with pytest.raises(StoreUnreachable, match=r"no good answer about s3://.*503"):
@@ -177,7 +182,7 @@ def test_a_store_that_stays_away_stops_the_run_and_the_same_call_continues(
     assert proxy.gets == CROPS - 30 * len(done)
 
 
-def test_credentials_that_expire_stop_the_run_instead_of_filling_the_quarantine(
+def test_expired_credentials_stop_the_run_instead_of_filling_the_quarantine(
     embed_in: Callable[..., Any],
 ) -> None:
     with pytest.raises(StoreDenied, match="ExpiredToken") as stopped:
@@ -187,7 +192,7 @@ def test_credentials_that_expire_stop_the_run_instead_of_filling_the_quarantine(
     assert (summary.embedded, summary.quarantined) == (CROPS, 0)
 
 
-def test_a_changed_crop_is_quarantined_as_such(
+def test_a_changed_crop_is_quarantined_as_changed(
     embed_in: Callable[..., Any], crops: str, seaweedfs: SeaweedFs
 ) -> None:
     store = open_store(crops, seaweedfs.settings)
@@ -203,7 +208,7 @@ def test_a_changed_crop_is_quarantined_as_such(
     assert summary.embedded == CROPS - 1
 
 
-def test_a_night_that_goes_wrong_stops_early(
+def test_a_run_with_too_many_unusable_images_stops_early(
     embed_in: Callable[..., Any], crops: str, seaweedfs: SeaweedFs
 ) -> None:
     store = open_store(crops, seaweedfs.settings)
