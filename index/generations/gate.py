@@ -22,7 +22,6 @@ from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.search import search_generation
 from index.runs.run import Run
-from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, BadLabels
 from infra.store import Store
 
@@ -133,7 +132,7 @@ def check_gate(
             f"{generation.name} was built of other runs: {', '.join(record.run_ids)}",
             remedy="Give the gate the same runs in the same order.",
         )
-    plan = plan_load(runs, latest_wins=True, verify=False, erased=erased_ids(store))
+    plan = plan_load(runs, latest_wins=True, verify=False)
     collection.ensure_loaded(milvus, generation)
     vectors = _sample(plan, probes, seed)
     recall_at_1, recall_at_10 = _recall(milvus, generation, plan, vectors)

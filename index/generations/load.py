@@ -28,7 +28,6 @@ from index.milvus.index_types import ImportInterface, index_spec
 from index.milvus.rest_import import RestImporter
 from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run
-from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, BadSetting, ClvrError, CountMismatch, IndexRefused
 from infra.store import Store
 
@@ -128,7 +127,7 @@ def build_generation(
     times = times or LoadTimes()
     with _timed(times, "check"):
         collection.live_generation(milvus, alias)  # fails early if the alias belongs to another program
-        plan = plan_load(runs, latest_wins=options.latest_wins, erased=erased_ids(store))
+        plan = plan_load(runs, latest_wins=options.latest_wins)
     if not plan.rows:
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
     index = index_spec(milvus.capabilities, options.index_type, plan.rows)

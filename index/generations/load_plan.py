@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from index.runs.run import Run, vanished_ids
 from index.runs.shards import ShardInfo, check_shard, read_shards, require_unique, vectors_of
+from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
 
@@ -79,12 +80,11 @@ class LoadPlan:
         return np.sort(np.concatenate([NO_IDS, *(column.to_numpy() for column in columns)]))
 
 
-def plan_load(
-    runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = True, erased: Ids = NO_IDS
-) -> LoadPlan:
+def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = True) -> LoadPlan:
     """Plan a generation of finished runs of one model, given oldest first.
 
-    erased: crop_ids to leave out, see tombstones. Crops that a later run lists as vanished are left out too.
+    Erased crops and those that a later run lists as vanished are left out. This is the one place that decides
+    which rows of shards may be seen: loads, increments, the gate, reconciliation and exact search use it.
     verify: read every shard whole and check it against done.json and the contract, because Milvus silently
     imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the crop_ids are read.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
@@ -100,6 +100,8 @@ def plan_load(
                 f"run {runs[0].run_id} is of model {fingerprint}, run {run.run_id} of {run.fingerprint}",
                 remedy="Load the runs of one model only; embed the others again with it.",
             )
+    stores = {run.store.uri: run.store for run in runs}
+    erased = np.unique(np.concatenate([NO_IDS, *(erased_ids(store) for store in stores.values())]))
     planned: list[PlannedShard] = []
     newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
     superseded = vanished = num_erased = 0

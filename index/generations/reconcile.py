@@ -11,7 +11,6 @@ from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.runs.run import Run
-from index.runs.tombstones import erased_ids
 from infra.store import Store
 
 _MAX_EXAMPLES = 10
@@ -78,7 +77,7 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run.
     """
     record = records.read(store, generation.name)
-    plan = plan_load(runs, latest_wins=True, verify=False, erased=erased_ids(store))
+    plan = plan_load(runs, latest_wins=True, verify=False)
     collection.ensure_loaded(milvus, generation)
     expected = plan.crop_ids()
     indexed = collection.fetch_ids(milvus, generation.name)

@@ -16,7 +16,6 @@ from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run, vanished_ids
-from index.runs.tombstones import erased_ids
 from infra.errors import BadInput, FingerprintMismatch
 from infra.store import Store
 
@@ -64,8 +63,7 @@ def load_into_live(
                 remedy="Build the first one: `clvr load`, then `clvr promote`.",
             )
         resume_erasures(milvus, store)
-        erased = erased_ids(store)
-        checked = plan_load(runs, latest_wins=True, erased=erased)
+        checked = plan_load(runs, latest_wins=True)
         if checked.fingerprint != live.fingerprint:
             raise FingerprintMismatch(
                 f"{live.name} is of model {live.fingerprint}, the runs are of {checked.fingerprint}",
@@ -75,7 +73,7 @@ def load_into_live(
         live_runs = open_runs([run_id for run_id in record.run_ids if run_id not in new_ids])
         # Sorted by time: a repeated run must not overwrite the rows of a later one.
         all_runs = sorted([*live_runs, *runs], key=lambda run: run.info.created)
-        plan = plan_load(all_runs, latest_wins=True, verify=False, erased=erased)
+        plan = plan_load(all_runs, latest_wins=True, verify=False)
         increment = replace(
             plan, run_ids=new_ids, shards=tuple(shard for shard in plan.shards if shard.run_id in new_ids)
         )

@@ -47,8 +47,8 @@ class ScanStats:
 class ScanSource:
     """Finished runs of one model as a `CropSource`.
 
-    Crops that a later run has again or lists as vanished are left out. device: where distances are computed.
-    Raises what `plan_load` raises.
+    Erased crops and those that a later run has again or lists as vanished are left out.
+    device: where distances are computed. Raises what `plan_load` raises.
     """
 
     def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:

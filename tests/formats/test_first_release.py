@@ -564,7 +564,8 @@ def test_an_interrupted_sweep_is_continued(clvr: Clvr, home: Store) -> None:
     assert worker.search_part(1) == (4, 0)
     summary = sweep.finish()
     assert (summary.probes, summary.answers, summary.generation) == (20, 60, "exact:first")
-    assert (dict(summary.verdicts), summary.causes) == ({"found": 18, "not found": 2}, {})
+    # The first release's exact scan also found crops that were erased before: one probe more was "found".
+    assert (dict(summary.verdicts), summary.causes) == ({"found": 17, "not found": 3}, {})
     command = ["sweep", f"{ROOT}/labels/list.csv", "--out", f"{ROOT}/sweeps/open", "--case", "26-118"]
     assert clvr(*command, "--top", "3", "--exact", "--run", "first")["answers"] == 60
 

@@ -11,6 +11,7 @@ from index.generations.load import load_runs
 from index.milvus.client import Milvus
 from index.runs import shards
 from index.runs.run import Run
+from index.runs.tombstones import write_tombstones
 from index.search.milvus_source import MilvusSource
 from index.search.scan_source import ScanSource, prefetch
 from infra.store import Store
@@ -69,6 +70,19 @@ def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
     assert source.sightings(ids)[ids[0]].camera_id == rows[0]["camera_id"]
     assert {hit.uri for hit in source.crops(ids).values()} == {row["uri"] for row in rows}
     assert source.crops([]) == {}
+
+
+def test_erased_crops_are_neither_matches_nor_probes(run: Run, store: Store) -> None:
+    crop_ids = run.manifest()["crop_id"].to_numpy()
+    probe = ScanSource([run]).vectors(crop_ids[:1].tolist())[int(crop_ids[0])][None]
+    before = [hit.crop_id for hit in ScanSource([run]).nearest(probe, 10, Filters())[0]]
+    assert before[0] == crop_ids[0]
+    write_tombstones(store, "one-erasure", np.array(before[:3]))
+    source = ScanSource([run])
+    after = [hit.crop_id for hit in source.nearest(probe, 10, Filters())[0]]
+    assert after[:7] == before[3:]
+    assert not source.vectors(before[:3]) and not source.sightings(before[:3])
+    assert not source.crops(before[:3])
 
 
 def test_prefetch_yields_all_items_in_order_and_at_most_three_ahead() -> None:
