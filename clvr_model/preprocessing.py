@@ -1,7 +1,7 @@
 """Decode images to uint8 (299, 299, 3) RGB, for training and embedding alike.
 
 Images are untrusted input: size and dimensions are checked before decoding, only four formats are opened, and
-every decoder error becomes UnreadablePicture.
+every decoder error becomes UnreadableImage.
 """
 
 import importlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from infra.errors import UnreadablePicture
+from infra.errors import UnreadableImage
 
 
 def _optional(name: str) -> Any:
@@ -56,11 +56,11 @@ def decode(data: bytes) -> ImageArray:
     """Decode a JPEG, PNG, WebP or BMP to uint8 (299, 299, 3) RGB, upright and resized to a square.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and only the first of
-    several frames is read. Equal bytes give equal pixels. Raises UnreadablePicture with cause empty,
+    several frames is read. Equal bytes give equal pixels. Raises UnreadableImage with cause empty,
     too-large, not-a-picture, unsupported or truncated.
     """
     if not data:
-        raise UnreadablePicture("the object has no bytes", cause="empty")
+        raise UnreadableImage("the object has no bytes", cause="empty")
     if len(data) > MAX_BYTES:
         raise _too_large(f"{len(data):,} bytes, at most {MAX_BYTES:,}")
     size = _plain_jpeg_size(data)
@@ -129,12 +129,12 @@ def _open(data: bytes) -> Image.Image:
     except Exception as error:
         kind = _UNSUPPORTED.get(data[:4]) or ("HEIF" if data[4:8] == b"ftyp" else "")
         if kind:
-            raise UnreadablePicture(
+            raise UnreadableImage(
                 f"{kind} is not supported", cause="unsupported", remedy="convert it to JPEG or PNG"
             ) from error
         if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")):
-            raise UnreadablePicture("the image ends within its header", cause="truncated") from error
-        raise UnreadablePicture("not a JPEG, PNG, WebP or BMP image", cause="not-a-picture") from error
+            raise UnreadableImage("the image ends within its header", cause="truncated") from error
+        raise UnreadableImage("not a JPEG, PNG, WebP or BMP image", cause="not-a-picture") from error
 
 
 def _decode_jpeg(data: bytes, size: tuple[int, int]) -> ImageArray:
@@ -147,7 +147,7 @@ def _decode_jpeg(data: bytes, size: tuple[int, int]) -> ImageArray:
         # that ends early.
         if "extraneous bytes" in str(error):
             return _decode_pillow(_open(data))
-        raise UnreadablePicture(f"damaged JPEG: {error}", cause="truncated") from error
+        raise UnreadableImage(f"damaged JPEG: {error}", cause="truncated") from error
 
 
 def _decode_pillow(image: Image.Image) -> ImageArray:
@@ -160,7 +160,7 @@ def _decode_pillow(image: Image.Image) -> ImageArray:
             return np.repeat(grey[:, :, None], 3, axis=2)
         return np.asarray(image.convert("RGB"))
     except Exception as error:
-        raise UnreadablePicture(f"damaged {image.format}: {error}", cause="truncated") from error
+        raise UnreadableImage(f"damaged {image.format}: {error}", cause="truncated") from error
 
 
 def _resize_to_square(pixels: ImageArray) -> ImageArray:
@@ -203,5 +203,5 @@ def _apply_exif_orientation(pixels: ImageArray, orientation: int) -> ImageArray:
     return pixels
 
 
-def _too_large(size: str) -> UnreadablePicture:
-    return UnreadablePicture(f"too large: {size}", cause="too-large")
+def _too_large(size: str) -> UnreadableImage:
+    return UnreadableImage(f"too large: {size}", cause="too-large")

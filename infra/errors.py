@@ -3,7 +3,7 @@
     ClvrError                      1   anything not named below
     ├── BadInput                   3   an input is missing, empty, unreadable or contradictory
     │   ├── EmptyArchive               no crop under the given prefix
-    │   ├── UnreadablePicture          bytes that are not a usable image; `cause` names the reason
+    │   ├── UnreadableImage          bytes that are not a usable image; `cause` names the reason
     │   ├── BadLabels                  a label file that cannot be trusted, with its line
     │   ├── BadSetting                 a flag, variable or YAML value out of range
     │   └── UnmatchedProbe             a probe whose vehicle is not in the gallery
@@ -74,7 +74,7 @@ class EmptyArchive(BadInput):
     """No crop under the given prefix."""
 
 
-class UnreadablePicture(BadInput):
+class UnreadableImage(BadInput):
     """Bytes that are not a usable image.
 
     `cause` is the cause in the quarantine: empty, truncated, not-a-picture, too-large or unsupported.

@@ -220,7 +220,7 @@ class Chart:
 def build_evaluation_page(data: EvaluationPage) -> str:
     """Render the page; the same data give the same HTML.
 
-    Raises CountMismatch if the counts do not add up, UnreadablePicture for image bytes that are not JPEG.
+    Raises CountMismatch if the counts do not add up, UnreadableImage for image bytes that are not JPEG.
     """
     _check_counts(data.counts)
     chart = Chart(max_rank=min([len(result.mean) for result in data.results], default=1))

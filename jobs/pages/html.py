@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from infra.errors import UnreadablePicture
+from infra.errors import UnreadableImage
 from jobs.runtime import format
 
 
@@ -22,7 +22,7 @@ def render(
     """Render a template; all values are escaped, and the same values give the same HTML.
 
     styles: stylesheets; the content policy of the page admits them by their digest. filters: formats of
-    this page, in addition to `FILTERS`. Raises UnreadablePicture for image bytes that are not JPEG.
+    this page, in addition to `FILTERS`. Raises UnreadableImage for image bytes that are not JPEG.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs.pages", "templates"),
@@ -47,9 +47,9 @@ def sentence(text: str) -> str:
 
 
 def image(jpeg: bytes) -> str:
-    """Return a JPEG as a data URI. Raises UnreadablePicture for other bytes."""
+    """Return a JPEG as a data URI. Raises UnreadableImage for other bytes."""
     if not jpeg.startswith(b"\xff\xd8"):
-        raise UnreadablePicture("an image of the page is not JPEG", cause="unsupported")
+        raise UnreadableImage("an image of the page is not JPEG", cause="unsupported")
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 

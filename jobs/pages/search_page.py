@@ -82,7 +82,7 @@ class Drawing:
 
 
 def build_search_page(page: SearchPage) -> str:
-    """Render the page. Raises UnreadablePicture for image bytes that are not JPEG."""
+    """Render the page. Raises UnreadableImage for image bytes that are not JPEG."""
     return render(
         "search_page.html.j2",
         styles=("page.css.j2", "search_page.css.j2"),

@@ -6,21 +6,21 @@ from PIL import Image, ImageOps
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, UnreadablePicture
+from infra.errors import ClvrError, UnreadableImage
 
 SIDE = 240
 QUALITY = 85
 
 
 def thumbnail(data: bytes) -> bytes:
-    """Return a JPEG of at most 240 x 240 pixels of an encoded image. Raises UnreadablePicture."""
+    """Return a JPEG of at most 240 x 240 pixels of an encoded image. Raises UnreadableImage."""
     decode(data)  # checks the limits on bytes, pixels and formats
     try:
         file = Image.open(io.BytesIO(data))
         file.draft("RGB", (SIDE, SIDE))
         image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
-        raise UnreadablePicture(str(error), cause="not-a-picture") from error
+        raise UnreadableImage(str(error), cause="not-a-picture") from error
     image.thumbnail((SIDE, SIDE))
     return _jpeg(image)
 

@@ -133,7 +133,7 @@ class Matrix:
 
 
 def build_training_page(page: TrainingPage) -> str:
-    """Render the page. Raises UnreadablePicture for image bytes that are not JPEG."""
+    """Render the page. Raises UnreadableImage for image bytes that are not JPEG."""
     names = [_name(page, row.model_id) for row in page.models.classes] if page.models else []
     return render(
         "training_page.html.j2",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadablePicture
+from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
@@ -82,7 +82,7 @@ def stream_images(
 
 def _failure_of(error: ClvrError) -> ImageFailure:
     """Turn an error of one image into a value; raise any other error."""
-    if isinstance(error, UnreadablePicture):
+    if isinstance(error, UnreadableImage):
         return ImageFailure("decode", error.cause, error.message)
     cause = QUARANTINABLE_ERRORS.get(type(error))
     if cause is None:

@@ -19,7 +19,7 @@ from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
 from index.search.retrieval import Match, Rules, retrieve
-from infra.errors import BadInput, UnreadablePicture
+from infra.errors import BadInput, UnreadableImage
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.resolve import find_run, open_milvus
@@ -154,7 +154,7 @@ def read_image(uri: str) -> NDArray[np.uint8]:
 def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
     try:
         return decode(data)
-    except UnreadablePicture as error:
+    except UnreadableImage as error:
         raise BadInput(f"{name} is not a usable image ({error.cause}): {error.message}") from error
 
 

@@ -22,7 +22,7 @@ from index.milvus.collection import row_count
 from index.search.probe import Probe, merge_probes
 from index.search.retrieval import Rules
 from index.search.travel_time import CameraMap
-from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadablePicture
+from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadableImage
 from infra.store import open_store
 from jobs.pages.thumbnail import thumbnail
 from jobs.search.search import RulesRequest, make_rules, match_to_json, verdict
@@ -179,7 +179,7 @@ def make_app(
     def crop_thumbnail(crop_id: str) -> Response:
         try:
             data = service.thumbnail(crop_number(f"{CROP}{crop_id}"))
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             return JSONResponse({"error": error.message}, 404)
         # The object of a crop id never changes; only the browser may cache it.
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -13,7 +13,7 @@ from index.archive.reader import crop_id_at
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.retrieval import CropSource, Match, Rules, retrieve
-from infra.errors import BadInput, BadSetting, ClvrError, StoreDenied, StoreUnreachable, UnreadablePicture
+from infra.errors import BadInput, BadSetting, ClvrError, StoreDenied, StoreUnreachable, UnreadableImage
 from infra.store import open_store, split_uri
 from jobs.search.search import verdict
 from jobs.search.searcher import CROP, crop_number
@@ -106,7 +106,7 @@ class SweepWorker:
                     continue
                 try:
                     batch.append((row, decode(fetched.data)))
-                except UnreadablePicture as error:
+                except UnreadableImage as error:
                     row.fail(error.cause, error.message)
                 if len(batch) == EMBED_BATCH:
                     self._embed(batch)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from clvr_model import preprocessing
 from clvr_model.preprocessing import IMAGE_SIZE, decode, to_input
-from infra.errors import UnreadablePicture
+from infra.errors import UnreadableImage
 
 SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 
@@ -32,7 +32,7 @@ def _bytes(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
 
 
 def _cause(data: bytes) -> str:
-    with pytest.raises(UnreadablePicture) as caught:
+    with pytest.raises(UnreadableImage) as caught:
         decode(data)
     return caught.value.cause
 
@@ -177,7 +177,7 @@ def test_flipped_bytes_give_an_image_or_an_unreadable_error(form: str, data: st.
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
         first = decode(bytes(damaged))
-    except UnreadablePicture as error:
+    except UnreadableImage as error:
         assert error.cause in {"truncated", "not-a-picture", "unsupported", "too-large"}
     else:
         assert first.shape == SQUARE

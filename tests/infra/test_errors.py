@@ -7,7 +7,7 @@ import re
 import pytest
 
 from infra import errors
-from infra.errors import ClvrError, UnreadablePicture
+from infra.errors import ClvrError, UnreadableImage
 from jobs.cli.app import EXIT_CODES
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ClvrError)]
@@ -32,7 +32,7 @@ def test_every_exit_code_is_in_the_help(kind: type[ClvrError]) -> None:
 
 
 def test_message_remedy_and_cause_survive_pickling() -> None:
-    error = UnreadablePicture("it ends too soon", cause="truncated", remedy="fetch it again")
+    error = UnreadableImage("it ends too soon", cause="truncated", remedy="fetch it again")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - bytes of this test
     assert (again.message, again.cause, again.remedy) == ("it ends too soon", "truncated", "fetch it again")
-    assert isinstance(again, UnreadablePicture)
+    assert isinstance(again, UnreadableImage)

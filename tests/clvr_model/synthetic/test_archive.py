@@ -17,7 +17,7 @@ from clvr_model.synthetic.parts import VehicleModel, make_model
 from clvr_model.synthetic.render import draw
 from clvr_model.synthetic.trips import ArchiveSpec, synthetic_crop, synthetic_crops
 from clvr_model.synthetic.vehicle import make_vehicle
-from infra.errors import BadSetting, UnreadablePicture
+from infra.errors import BadSetting, UnreadableImage
 from infra.store import open_store
 
 SMALL = ArchiveSpec(seed=5, models=3, vehicles_per_model=4, sightings_per_vehicle=4, cameras=5, days=2)
@@ -61,7 +61,7 @@ class TestGenerate:
         for crop in synthetic_crops(spec):
             try:
                 decode(encode_crop(spec, crop))
-            except UnreadablePicture as error:
+            except UnreadableImage as error:
                 causes.append(error.cause)
         assert 20 <= len(causes) <= 60
         assert set(causes) == {"empty", "truncated", "not-a-picture"}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from index.evaluation.protocols import ProtocolResult, evaluate_protocol
-from infra.errors import CountMismatch, UnreadablePicture
+from infra.errors import CountMismatch, UnreadableImage
 from jobs.pages.evaluation_page import (
     Chart,
     Counts,
@@ -173,7 +173,7 @@ def test_counts_that_do_not_add_up_raise(full: EvaluationPage) -> None:
 
 def test_bytes_that_are_not_jpeg_raise(full: EvaluationPage) -> None:
     bad = replace(strip(1), probe=Sighting(b"<svg onload=alert(1)>"))
-    with pytest.raises(UnreadablePicture, match="not JPEG"):
+    with pytest.raises(UnreadableImage, match="not JPEG"):
         build_evaluation_page(replace(full, strips=[bad]))
 
 

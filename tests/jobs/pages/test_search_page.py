@@ -8,7 +8,7 @@ from PIL import Image
 from index.milvus.search import Hit
 from index.search.retrieval import Match
 from index.search.travel_time import TravelCheck
-from infra.errors import UnreadablePicture
+from infra.errors import UnreadableImage
 from jobs.pages.search_page import (
     PageMatch,
     ProbeStrip,
@@ -59,7 +59,7 @@ def test_names_are_escaped() -> None:
 
 
 def test_an_image_that_is_not_jpeg_raises() -> None:
-    with pytest.raises(UnreadablePicture):
+    with pytest.raises(UnreadableImage):
         page(make_match(1), image=b"<svg onload=alert(1)>")
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from index.evaluation.breakdowns import classification
-from infra.errors import UnreadablePicture
+from infra.errors import UnreadableImage
 from jobs.pages.training_page import (
     Epoch,
     Example,
@@ -93,5 +93,5 @@ def test_confusions_are_shares_of_the_true_models_pictures() -> None:
 
 
 def test_an_image_that_is_not_jpeg_raises() -> None:
-    with pytest.raises(UnreadablePicture):
+    with pytest.raises(UnreadableImage):
         build_training_page(page([0], [0], examples=[Example(b"GIF", "a", "b", 0.5, True)]))
