@@ -80,7 +80,7 @@ def test_classification_averages_over_images_and_over_models() -> None:
     ]
     assert classification(true, np.full(7, -1)) is None
     chart = class_chart(found, ["zero", "seven"])
-    assert chart.bars[0].text == "zero: 75.0% of 4 pictures, 66.7% of all"
+    assert chart.bars[0].tooltip == "zero: 75.0% of 4 images, 66.7% of all"
 
 
 def test_the_histogram_has_common_bins() -> None:
