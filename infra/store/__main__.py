@@ -1,6 +1,6 @@
 """`python -m infra.store URI...`: create the buckets or folders that do not exist yet."""
 
-import sys
+import argparse
 
 from infra.store import open_store
 
@@ -12,4 +12,6 @@ def main(uris: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m infra.store", description=main.__doc__)
+    parser.add_argument("uris", nargs="+", metavar="URI", help="s3://bucket or a folder")
+    main(parser.parse_args().uris)
