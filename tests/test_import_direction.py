@@ -33,7 +33,17 @@ SIBLINGS = {
         "runs": {"archive", "documents", "parquet", "schema"},
         "exact": set(),
         "milvus": {"filters", "runs", "schema"},
-        "generations": {"archive", "documents", "exact", "filters", "lock", "milvus", "runs", "schema"},
+        "generations": {
+            "archive",
+            "documents",
+            "exact",
+            "filters",
+            "lock",
+            "milvus",
+            "parquet",
+            "runs",
+            "schema",
+        },
         "evaluation": {"exact", "milvus", "schema"},
         "search": {
             "documents",
