@@ -29,9 +29,9 @@ def write_tombstones(store: Store, erasure_id: str, crop_ids: NDArray[np.int64])
 
 
 def read_tombstones(store: Store, erasure_id: str) -> NDArray[np.int64]:
-    """Return the crop_ids (n,) of one erasure, ascending. Raises ObjectMissing, CorruptShard."""
+    """Return the crop_ids (n,) of one erasure, ascending. Raises ObjectMissing, CorruptObject."""
     with open_parquet(store, _key(erasure_id)) as file:
-        return np.asarray(file.read(columns=["crop_id"])["crop_id"])
+        return np.asarray(file.read(["crop_id"])["crop_id"])
 
 
 def erasure_ids(store: Store) -> list[str]:
