@@ -32,7 +32,7 @@ from infra.errors import (
     BadInput,
     BadSetting,
     ClvrError,
-    CorruptShard,
+    CorruptObject,
     CountMismatch,
     ObjectExists,
     ObjectMissing,
@@ -81,8 +81,8 @@ def resume_erasures(milvus: Milvus, store: Store, *, held: Collection[str] = ())
     """Finish interrupted erasures; return their receipts. The caller holds the lock on rows of `store`.
 
     An erasure without a receipt deleted nothing, and is dropped. held: URIs of further folders of runs whose
-    locks the caller holds. Raises CorruptShard if an erasure that a generation's record names is gone, Locked
-    if an erasure reaches another folder whose rows are being changed.
+    locks the caller holds. Raises CorruptObject if an erasure that a generation's record names is gone,
+    Locked if an erasure reaches another folder whose rows are being changed.
     """
     names = tombstones.erasure_ids(store)
     _require_recorded(store, names)
@@ -295,7 +295,7 @@ def _read_pending(store: Store, erasure_id: str) -> SelectedCrops:
             md5s = table["md5"].to_pylist() if "md5" in table.schema.names else []
             known = {crop_id: md5 for crop_id, md5 in zip(crop_ids, md5s, strict=False) if md5 is not None}
             return SelectedCrops(np.asarray(table["crop_id"]), known)
-    raise CorruptShard(
+    raise CorruptObject(
         f"erasure {erasure_id} was interrupted, and its list of crops is gone",
         remedy="Erase the same crops again.",
     )
@@ -314,11 +314,11 @@ def _drop_leftovers(store: Store, states: Mapping[str, str]) -> None:
 
 
 def _require_recorded(store: Store, names: Sequence[str]) -> None:
-    """Raise CorruptShard if the record of a generation names an erasure that is gone."""
+    """Raise CorruptObject if the record of a generation names an erasure that is gone."""
     for record in records.list_records(store):
         for change in record.changes:
             if change.get("kind") == "erasure" and change["erasure_id"] not in names:
-                raise CorruptShard(
+                raise CorruptObject(
                     f"{record.name} was changed by erasure {change['erasure_id']}, and "
                     f"{store.uri_of('erasures')} has no receipt of it",
                     remedy=_LOST_REMEDY,

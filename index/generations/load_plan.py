@@ -88,7 +88,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
     verify: read every shard whole and check it against done.json and the contract, because Milvus silently
     imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the crop_ids are read.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
-    run, FingerprintMismatch, CorruptShard, and DuplicateCropId if two runs have the same crop, unless
+    run, FingerprintMismatch, CorruptObject, and DuplicateCropId if two runs have the same crop, unless
     `latest_wins`.
     """
     if not runs:

@@ -104,7 +104,7 @@ def select_crops(runs: Sequence[Run], selection: EraseSelection) -> SelectedCrop
 
     If the selection names vehicles or crops, their bytes are identified, by an ETag that is an MD5 or by
     reading the crop, and every crop of the same bytes is selected too; the bytes of crops that are gone from
-    the archive stay unknown. Linear in the rows of the manifests. Raises CorruptShard, StoreError.
+    the archive stay unknown. Linear in the rows of the manifests. Raises CorruptObject, StoreError.
     """
     selected, tables, undated = SelectedCrops(), [], [np.empty(0, np.int64)]
     for run, crops in _manifests(runs):

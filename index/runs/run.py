@@ -43,7 +43,7 @@ from index.runs.tombstones import TombstoneWatch
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
     BadSetting,
-    CorruptShard,
+    CorruptObject,
     CountMismatch,
     EmptyArchive,
     ObjectExists,
@@ -182,10 +182,10 @@ class Run:
         return [replace(info, key=self.folder.key(info.key)) for info in self.summary.shards if info.rows]
 
     def manifest(self) -> pa.Table:
-        """Return the whole manifest. Raises CorruptShard if it was altered."""
+        """Return the whole manifest. Raises CorruptObject if it was altered."""
         table = self.folder.read_tables(MANIFEST_SCHEMA, self.folder.manifest_keys())
         if manifest_digest(table) != self.info.manifest:
-            raise CorruptShard(
+            raise CorruptObject(
                 f"the manifest of run {self.run_id} was altered", remedy="Start a new run: `clvr embed`."
             )
         return table
@@ -224,8 +224,8 @@ class Run:
         """Write the result of one part, with rows in any order; a repeated write overwrites it.
 
         Crops that were erased since `part_manifest` are dropped from both. Raises CountMismatch unless each
-        crop of `part_manifest(part)` is in exactly one of the two tables, CorruptShard and SchemaMismatch for
-        invalid values and columns.
+        crop of `part_manifest(part)` is in exactly one of the two tables, CorruptObject and SchemaMismatch
+        for invalid values and columns.
         """
         rows = self.folder.part_rows(part)
         is_usable, unusable = split_usable(rows, self._tombstones.current())
@@ -335,7 +335,7 @@ def find_unfinished(
 def vanished_ids(run: Run) -> NDArray[np.int64]:
     """Return the crop_ids (n,) that a run lists as vanished, ascending.
 
-    Raises SchemaMismatch for a file without URIs, CorruptShard.
+    Raises SchemaMismatch for a file without URIs, CorruptObject.
     """
     uris = vanished_uris(run)["uri"].to_pylist()
     return np.unique(np.fromiter(map(crop_id_of, uris), np.int64, len(uris)))
@@ -346,8 +346,6 @@ def vanished_uris(run: Run) -> pa.Table:
     key = run.folder.vanished_key()
     try:
         with open_parquet(run.store, key) as file:
-            if "uri" not in file.schema_arrow.names:
-                raise SchemaMismatch(f"{run.store.uri_of(key)} has no column uri")
-            return file.read(columns=["uri"]).cast(_VANISHED_SCHEMA)
+            return file.read(["uri"]).cast(_VANISHED_SCHEMA)
     except ObjectMissing:
         return _VANISHED_SCHEMA.empty_table()

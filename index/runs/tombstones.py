@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from index.documents import JsonDocument, utc_now
 from index.parquet import open_parquet, write_table
 from index.runs.siphash import KEY_BYTES, siphash
-from infra.errors import CorruptShard, ObjectExists, ObjectMissing
+from infra.errors import CorruptObject, ObjectExists, ObjectMissing
 from infra.store import Store, ignore_missing_root
 
 Ids = NDArray[np.int64]
@@ -158,7 +158,7 @@ def write_tombstones(store: Store, erasure_id: str, crop_ids: Ids, md5s: Sequenc
 def read_tombstones(*stores: Store) -> ErasedCrops:
     """Read the tombstones of all erasures, finished or not, of some folders of runs.
 
-    Linear in the number of erased crops. Raises CorruptShard for tombstones that are damaged or gone.
+    Linear in the number of erased crops. Raises CorruptObject for tombstones that are damaged or gone.
     """
     unique = {store.uri: store for store in stores}
     return ErasedCrops(tuple(filter(len, (_read_folder(store) for store in unique.values()))))
@@ -201,7 +201,7 @@ def _read_folder(store: Store) -> Tombstones:
             with open_parquet(store, _hashes_key(name)) as file:
                 table = file.read(columns=_SCHEMA.names)
         except ObjectMissing as missing:
-            raise CorruptShard(
+            raise CorruptObject(
                 f"erasure {name} has a receipt, but its tombstones are gone: {missing.message}",
                 remedy="Restore them from a backup: without them erased crops come back.",
             ) from missing
@@ -210,7 +210,7 @@ def _read_folder(store: Store) -> Tombstones:
     try:
         key = _read_key(store) if len(hashes) > 1 else bytes(KEY_BYTES)
     except ObjectMissing as missing:
-        raise CorruptShard(
+        raise CorruptObject(
             f"the key of the tombstones is gone: {missing.message}", remedy=TombstoneKey.REMEDY
         ) from missing
     return Tombstones(
@@ -233,10 +233,10 @@ def _ensure_key(store: Store) -> bytes:
 
 
 def _read_key(store: Store) -> bytes:
-    """Raises ObjectMissing, SchemaMismatch, CorruptShard."""
+    """Raises ObjectMissing, SchemaMismatch, CorruptObject."""
     key = bytes.fromhex(TombstoneKey.read(store, _KEY).key)
     if len(key) != KEY_BYTES:
-        raise CorruptShard(f"{store.uri_of(_KEY)} is damaged", remedy=TombstoneKey.REMEDY)
+        raise CorruptObject(f"{store.uri_of(_KEY)} is damaged", remedy=TombstoneKey.REMEDY)
     return key
 
 

@@ -4,10 +4,8 @@ An image that fails during the training would stop all workers.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -20,6 +18,7 @@ from index.runs.tombstones import ErasedCrops
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import Store
+from infra.store.sealed import seal, unseal
 from jobs.runtime.image_stream import ERASED, ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
@@ -77,7 +76,7 @@ def drop_unreadable_images(
     Raises BudgetExceeded above that fraction of failures, StoreError.
     """
     try:
-        recorded: dict[str, Any] = json.loads(folder.get(CHECK_FILE))
+        recorded = unseal(folder.get(CHECK_FILE), folder.uri_of(CHECK_FILE))
         failures = {int(row): ImageFailure(**failure) for row, failure in recorded["left_out"].items()}
     except ObjectMissing:
         failures = _check_images(labelled, erased)
@@ -90,7 +89,7 @@ def drop_unreadable_images(
         "left_out": {str(row): asdict(failure) for row, failure in sorted(failures.items())},
         "uris": {str(row): labelled.uris[row] for row in sorted(failures.keys() - is_erased)},
     }
-    folder.put(CHECK_FILE, json.dumps(document, indent=1).encode())
+    folder.put(CHECK_FILE, seal(document))
     if len(failures) - len(is_erased) > max_fraction * len(labelled):
         causes = ", ".join(sorted({failure.cause for failure in failures.values()}))
         folder.delete(CHECK_FILE)  # the next attempt checks images that were repaired meanwhile

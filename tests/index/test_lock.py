@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,8 @@ def test_a_lock_is_renewed_while_it_is_held(store: Store) -> None:
 
 def test_an_expired_lock_is_taken_over_and_its_former_owner_notices(store: Store) -> None:
     with acquire(store, "rows", "a load", seconds=0.6) as expired:
-        record = store.get("locks/rows.json").replace(b'"expires": ', b'"expires": -')
-        store.put("locks/rows.json", record)
+        record = LockRecord.read(store, "locks/rows.json")
+        store.put("locks/rows.json", replace(record, expires=-record.expires).to_json())
         with acquire(store, "rows", "another load") as current:
             time.sleep(0.4)  # longer than the former owner waits before it renews its lock
             with pytest.raises(Locked, match="ran out"):

@@ -16,7 +16,7 @@ from index.runs.tombstones import (
     read_tombstones,
     write_tombstones,
 )
-from infra.errors import CorruptShard, SchemaMismatch
+from infra.errors import CorruptObject, SchemaMismatch
 from infra.store import Store, open_store
 
 Hide = Callable[..., str]
@@ -81,14 +81,14 @@ def test_lost_tombstones_and_a_lost_key_are_noticed(store: Store, hide: Hide) ->
     erasure_id = hide(store, IDS[:3])
     hashes = store.get(f"erasures/{erasure_id}/hashes.parquet")
     store.delete(f"erasures/{erasure_id}/hashes.parquet")
-    with pytest.raises(CorruptShard, match=f"{erasure_id} has a receipt, but its tombstones are gone"):
+    with pytest.raises(CorruptObject, match=f"{erasure_id} has a receipt, but its tombstones are gone"):
         read_tombstones(store)
     store.put(f"erasures/{erasure_id}/hashes.parquet", hashes)
     store.put("erasures/key.json", b"{}")
     with pytest.raises(SchemaMismatch, match="key of tombstones"):
         read_tombstones(store)
     store.delete("erasures/key.json")
-    with pytest.raises(CorruptShard, match="key"):
+    with pytest.raises(CorruptObject, match="key"):
         read_tombstones(store)
 
 
