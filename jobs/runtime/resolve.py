@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from index.generations import records
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation, get_generation, list_generations, live_generation
 from index.runs.run import Run, list_runs
@@ -36,6 +37,12 @@ def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
     """Open several finished runs, oldest first."""
     runs = {run.run_id: run for run in (find_run(run_id, settings) for run_id in run_ids)}
     return sorted(runs.values(), key=lambda run: run.info.created)
+
+
+def runs_of(generation: Generation, settings: Settings) -> list[Run]:
+    """Open the runs of a generation, those of its increments included, oldest first. Raises BadInput."""
+    record = records.read(open_store(settings.runs), generation.name)
+    return find_runs(record.run_ids if record else generation.run_ids, settings)
 
 
 def open_milvus(settings: Settings) -> Milvus:
