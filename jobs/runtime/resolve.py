@@ -45,6 +45,23 @@ def runs_of(generation: Generation, settings: Settings) -> list[Run]:
     return find_runs(record.run_ids if record else generation.run_ids, settings)
 
 
+def available_runs_of(generation: Generation, settings: Settings) -> list[Run]:
+    """Open those runs of a generation that are still stored: a search needs the index, not every run.
+
+    Raises BadInput if none is left.
+    """
+    record = records.read(open_store(settings.runs), generation.name)
+    runs, missing = [], None
+    for run_id in record.run_ids if record else generation.run_ids:
+        try:
+            runs.append(find_run(run_id, settings))
+        except BadInput as error:
+            missing = error
+    if missing is not None and not runs:
+        raise missing
+    return sorted(runs, key=lambda run: run.info.created)
+
+
 def open_milvus(settings: Settings) -> Milvus:
     """Connect to the Milvus of the settings. Raises IndexUnreachable, IndexRefused, Locked."""
     token = settings.milvus_token.get_secret_value() if settings.milvus_token else None
