@@ -187,7 +187,7 @@ def _acquire_within(store: Store, key: str, purpose: str, seconds: float, wait: 
             return _acquire(store, key, purpose, seconds, quiet=is_announced)
         except Locked as refused:
             left = deadline - boot_time()
-            if left <= 0:
+            if not left > 0:
                 raise
             if not is_announced:
                 _logger.info("waiting up to %.0f min: %s", left / 60, refused.message)

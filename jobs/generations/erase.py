@@ -8,7 +8,7 @@ from typing import Any
 
 from index.archive.reader import crop_id_at
 from index.generations.erasure import EraseSelection, Receipt, forget
-from index.lock import boot_time
+from index.lock import ROWS, acquire, boot_time
 from index.milvus.client import Milvus
 from index.runs.run import list_runs
 from infra.errors import BadSetting, Locked
@@ -104,8 +104,16 @@ def _erase(
     store = open_store(settings.runs)
     deadline = boot_time() + wait
     milvus = _open_when_free(settings, deadline)
-    left = max(0.0, deadline - boot_time())
-    return forget(milvus, store, list_runs(store), selection, reason=reason, dry_run=dry_run, wait=left)
+    if wait and not dry_run:
+        # The runs are listed after the wait: the load may be of a run that did not exist before.
+        with acquire(store, ROWS, "an erasure", wait=_left(deadline)):
+            pass
+    runs = list_runs(store)
+    return forget(milvus, store, runs, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - boot_time())
 
 
 def _open_when_free(settings: Settings, deadline: float) -> Milvus:
@@ -115,7 +123,7 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
         try:
             return open_milvus(settings)
         except Locked as refused:
-            if boot_time() >= deadline:
+            if not boot_time() < deadline:
                 raise
             if not is_announced:
                 logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")

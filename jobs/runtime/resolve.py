@@ -39,10 +39,15 @@ def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
     return sorted(runs.values(), key=lambda run: run.info.created)
 
 
-def runs_of(generation: Generation, settings: Settings) -> list[Run]:
-    """Open the runs of a generation, those of its increments included, oldest first. Raises BadInput."""
+def run_ids_of(generation: Generation, settings: Settings) -> tuple[str, ...]:
+    """Return the ids of the runs that a generation holds, those of its increments included."""
     record = records.read(open_store(settings.runs), generation.name)
-    return find_runs(record.run_ids if record else generation.run_ids, settings)
+    return record.run_ids if record else generation.run_ids
+
+
+def runs_of(generation: Generation, settings: Settings) -> list[Run]:
+    """Open the runs of a generation, oldest first. Raises BadInput if one is missing."""
+    return find_runs(run_ids_of(generation, settings), settings)
 
 
 def available_runs_of(generation: Generation, settings: Settings) -> list[Run]:
@@ -50,9 +55,8 @@ def available_runs_of(generation: Generation, settings: Settings) -> list[Run]:
 
     Raises BadInput if none is left.
     """
-    record = records.read(open_store(settings.runs), generation.name)
     runs, missing = [], None
-    for run_id in record.run_ids if record else generation.run_ids:
+    for run_id in run_ids_of(generation, settings):
         try:
             runs.append(find_run(run_id, settings))
         except BadInput as error:
