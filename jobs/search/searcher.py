@@ -57,7 +57,7 @@ class Searcher:
         if checkpoint is not None:
             # Load the model only if its fingerprint must be compared: archived probes need no model.
             target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
-        self.source = MilvusSource(milvus, target)
+        self.source: MilvusSource = MilvusSource(milvus, target)
         if predecessor and predecessor.source.fingerprint == target.fingerprint:
             self.checkpoint, self.embedder = predecessor.checkpoint, predecessor.embedder
 
