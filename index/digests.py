@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 def column_digest(chunks: Sequence[Any]) -> str:
     """Return 32 hex digits of xxh3_128 over type, length, validity and values of a column (n,).
 
-    chunks: Arrays of one type, at least one. Of strings and bytes the lengths and contents count, of lists the lengths and
-    flat values. Values without nulls are read in place, at more than 5 GB/s.
+    chunks: Arrays of one type, at least one. Of strings and bytes the lengths and contents count, of lists
+    the lengths and flat values. Values without nulls are read in place, at more than 5 GB/s.
     Raises TypeError for a type that no table of this system has.
     """
     digest = xxhash.xxh3_128()

@@ -447,7 +447,8 @@ def test_the_alias_rolls_back_and_forth(clvr: Clvr) -> None:
     assert clvr("rollback")["name"] == OLDER
     assert clvr("verify", OLDER, exit_code=7)["foreign"] == [crop_id(HALF_ERASED)]
     assert [one["live"] for one in clvr("generations")] == [True, False]
-    assert clvr("rollback")["name"] == LIVE
+    assert clvr("rollback")["name"] == OLDER  # a repeat changes nothing
+    assert clvr("rollback", LIVE)["name"] == LIVE
     assert [one["live"] for one in clvr("generations")] == [False, True]
 
 
