@@ -42,7 +42,9 @@ class RunInfo(JsonDocument):
 
     def check(self, where: str) -> None:
         """Raise CorruptObject for a name or a key that leaves the folder of the run, or impossible sizes."""
-        require_keys_inside([self.run_id, self.manifest, *(file.key for file in self.vanished or ())], where)
+        earlier = (self.settings.get(name) for name in ("since_run", "requeue"))
+        names = [self.run_id, self.manifest, *(str(run_id) for run_id in earlier if run_id)]
+        require_keys_inside([*names, *(file.key for file in self.vanished or ())], where)
         if not (0 <= self.duplicates <= self.listed and self.rows_per_part > 0 < self.parts_per_shard):
             raise CorruptObject(f"{where} states sizes that no run has")
 
