@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 def column_digest(chunks: Sequence[Any]) -> str:
     """Return 32 hex digits of xxh3_128 over type, length, validity and values of a column (n,).
 
-    chunks: Arrays of one type, at least one. Of strings the lengths and bytes count, of lists the lengths and
-    flat values. Values without nulls are read in place, at more than 5 GB/s.
+    chunks: Arrays of one type, at least one. Of strings and bytes the lengths and contents count, of lists
+    the lengths and flat values. Values without nulls are read in place, at more than 5 GB/s.
     Raises TypeError for a type that no table of this system has.
     """
     digest = xxhash.xxh3_128()
@@ -35,7 +35,7 @@ def _update(digest: Any, chunks: Sequence[Any]) -> None:
             digest.update(np.asarray(chunk.is_valid()).view(np.uint8))
         # What is stored in the place of a null is not a value.
         chunks = [chunk.drop_null() for chunk in chunks]
-    if not (pa.types.is_string(kind) or pa.types.is_list(kind)):
+    if not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_list(kind)):
         for chunk in chunks:
             digest.update(_fixed_width(chunk))
         return

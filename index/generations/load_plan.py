@@ -12,7 +12,7 @@ from index.parquet import ParquetReader
 from index.runs.balance import check_run
 from index.runs.run import Run, vanished_ids
 from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique, shard_ids, vectors_of
-from index.runs.tombstones import erased_ids
+from index.runs.tombstones import read_tombstones
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
 
@@ -114,8 +114,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
     if verify:
         for run in runs:
             check_run(run)
-    stores = {run.store.uri: run.store for run in runs}
-    erased = np.unique(np.concatenate([NO_IDS, *(erased_ids(store) for store in stores.values())]))
+    tombstones = read_tombstones(*(run.store for run in runs))
     planned: list[PlannedShard] = []
     newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
     superseded = vanished = num_erased = 0
@@ -129,11 +128,11 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
                 f"{repeated.size:,} crops of run {run.run_id} are in a later run too, such as {repeated[0]}",
                 remedy="Load one of the runs, or let the later run win (--latest-wins).",
             )
-        excluded = np.union1d(np.union1d(newer_ids, gone_ids), erased)
+        is_erased, is_gone = tombstones.is_erased(run_ids), np.isin(run_ids, gone_ids)
+        excluded = np.union1d(np.union1d(newer_ids, gone_ids), run_ids[is_erased])
         planned[:0] = [
             PlannedShard(run.store, run.run_id, info, np.intersect1d(ids, excluded)) for info, ids in shards
         ]
-        is_erased, is_gone = np.isin(run_ids, erased), np.isin(run_ids, gone_ids)
         superseded += int((np.isin(run_ids, newer_ids) & ~is_gone & ~is_erased).sum())
         vanished += int((is_gone & ~is_erased).sum())
         num_erased += int(is_erased.sum())

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
@@ -39,6 +40,7 @@ from index.runs.accounting import (
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo, RunSummary, StoredRows
 from index.runs.shards import ShardInfo, read_shard_files, write_shard
+from index.runs.tombstones import TombstoneWatch
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
     BadSetting,
@@ -176,6 +178,10 @@ class Run:
         summary.require_of(self.info, self.store.uri_of(key))
         return summary
 
+    @cached_property
+    def _tombstones(self) -> TombstoneWatch:
+        return TombstoneWatch([self.store])
+
     def shard_keys(self) -> list[str]:
         """Return the keys, in the store, of shards that have rows. Raises CountMismatch if not finished."""
         return [info.key for info in self.shards()]
@@ -234,19 +240,26 @@ class Run:
     def part_manifest(self, part: int) -> pa.Table:
         """Return the crops of one part to embed.
 
-        Crops whose URI, camera or track is too long for Milvus are left out; `write_part` quarantines them.
+        Erased crops and those whose URI, camera or track is too long for Milvus are left out; `write_part`
+        quarantines them.
         """
         rows = self.folder.part_rows(part)
-        return rows.filter(split_usable(rows)[0])
+        return rows.filter(split_usable(rows, self._tombstones.current())[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
         """Write the result of one part, with rows in any order; of repeated writes the last one counts.
 
-        Raises CountMismatch unless each crop of `part_manifest(part)` is in exactly one of the two tables,
-        CorruptObject and SchemaMismatch for invalid values and columns.
+        Crops that were erased since `part_manifest` are dropped from both. Raises CountMismatch unless each
+        crop of `part_manifest(part)` is in exactly one of the two tables, CorruptObject and SchemaMismatch
+        for invalid values and columns.
         """
         rows = self.folder.part_rows(part)
-        is_usable, unusable = split_usable(rows)
+        is_usable, unusable = split_usable(rows, self._tombstones.current())
+        refused = unusable["crop_id"].combine_chunks()
+        shard, quarantine = (
+            table.filter(pc.invert(pc.is_in(table["crop_id"], value_set=refused)))
+            for table in (shard, quarantine)
+        )
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
         verify_partition(
             f"part {part} of run {self.run_id}",

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
-from index.generations.load_plan import PlannedShard, plan_load
+from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
 from index.milvus.search import Hit
 from index.parquet import ParquetReader, Ranges
 from index.runs.run import Run
 from index.runs.shards import vectors_of
+from index.runs.tombstones import ErasedCrops, TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
@@ -46,15 +47,16 @@ class ScanStats:
 class ScanSource:
     """Finished runs of one model as a `CropSource`.
 
-    Erased crops and those that a later run has again or lists as vanished are left out.
-    device: where distances are computed. Raises what `plan_load` raises.
+    Crops that a later run has again or lists as vanished are left out, and erased ones, also if they are
+    erased later. device: where distances are computed. Raises what `plan_load` raises.
     """
 
     def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:
-        plan = plan_load(runs, latest_wins=True, verify=False)
-        self.shards = plan.shards
-        self.fingerprint = plan.fingerprint
-        self.name = "exact:" + "+".join(plan.run_ids)
+        self.tombstones = TombstoneWatch([run.store for run in runs])
+        self._runs = runs
+        self._erased, self._plan = self._planned()
+        self.fingerprint = self._plan.fingerprint
+        self.name = "exact:" + "+".join(self._plan.run_ids)
         self.device = device
         self.stats = ScanStats()
 
@@ -73,6 +75,17 @@ class ScanSource:
             ]
             for row_ids, row_distances in zip(ids, distances, strict=True)
         ]
+
+    @property
+    def shards(self) -> tuple[PlannedShard, ...]:
+        """The shards, and their rows that are left out."""
+        if self.tombstones.current() is not self._erased:
+            self._erased, self._plan = self._planned()
+        return self._plan.shards
+
+    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
+        """Return those of the crop_ids that were erased."""
+        return self.tombstones.current().erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the shards."""
@@ -95,6 +108,10 @@ class ScanSource:
         """Return the fields of those crops that are in the shards, as hits at rank and distance 0."""
         fields = self._fields(np.asarray(crop_ids, np.int64), None)
         return {crop_id: Hit(rank=0, distance=0.0, **row) for crop_id, row in fields.items()}
+
+    def _planned(self) -> tuple[ErasedCrops, LoadPlan]:
+        # The tombstones first: an erasure in between only makes the plan newer.
+        return self.tombstones.current(), plan_load(self._runs, latest_wins=True, verify=False)
 
     def _blocks(self, filters: Filters) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for shard, file, group in self._groups(filters):

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from index.archive.reader import crop_id_at
-from index.generations.erasure import EraseSelection, Receipt, forget
-from index.runs.run import list_runs
+from index.generations.erasure import forget
+from index.generations.receipt import Receipt
+from index.generations.selection import EraseSelection
 from infra.errors import BadSetting
 from infra.settings import Settings
 from infra.store import open_store
@@ -86,7 +87,7 @@ def retain_days(days: int, cameras: Sequence[str], settings: Settings, *, dry_ru
 
 def _erase(selection: EraseSelection, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
     store = open_store(settings.runs)
-    return forget(open_milvus(settings), store, list_runs(store), selection, reason=reason, dry_run=dry_run)
+    return forget(open_milvus(settings), store, selection, reason=reason, dry_run=dry_run)
 
 
 def _crop_id(crop: str) -> int:

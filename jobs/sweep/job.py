@@ -16,6 +16,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index.documents import current_user
 from index.milvus.collection import get_generation
+from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
@@ -98,7 +99,9 @@ class _Plan:
         if self.exact:
             return ScanSource(find_runs(self.run_ids, self.settings))
         milvus = open_milvus(self.settings)
-        return MilvusSource(milvus, get_generation(milvus, self.generation))
+        return MilvusSource(
+            milvus, get_generation(milvus, self.generation), TombstoneWatch([open_store(self.settings.runs)])
+        )
 
 
 class _Actor:

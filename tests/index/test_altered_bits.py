@@ -11,8 +11,8 @@ import pytest
 from index.archive.manifest import crop_id_of
 from index.filters import Filters
 from index.generations import records
-from index.generations.erasure import Receipt, read_receipt
 from index.generations.load_plan import plan_load
+from index.generations.receipt import Receipt, read_receipt
 from index.generations.records import GenerationRecord
 from index.lock import LockRecord, acquire
 from index.runs import tombstones
@@ -131,10 +131,14 @@ def test_of_a_shard_as_it_is_searched(
     assert_flips_are_noticed(finished.store, finished.folder.shard_key(0), answers)
 
 
-def test_of_tombstones(store: Store, assert_flips_are_noticed: Check) -> None:
-    tombstones.write_tombstones(store, "e1", np.arange(50))
-    key = "erasures/e1/crops.parquet"
-    assert_flips_are_noticed(store, key, lambda: tombstones.erased_ids(store).tolist(), tries=150)
+def test_of_tombstones(store: Store, assert_flips_are_noticed: Check, hide: Callable[..., str]) -> None:
+    erasure_id = hide(store, range(50), [bytes([number] * 16) for number in range(50)])
+
+    def erased() -> list[bool]:
+        return tombstones.read_tombstones(store).is_erased(np.arange(100)).tolist()
+
+    for name, tries in ((f"{erasure_id}/hashes.parquet", 150), ("key.json", 60)):
+        assert_flips_are_noticed(store, f"erasures/{name}", erased, tries=tries)
 
 
 def test_of_a_generation_record(store: Store, assert_flips_are_noticed: Check) -> None:
