@@ -45,7 +45,7 @@ SIBLINGS = {
             "runs",
             "schema",
         },
-        "evaluation": {"exact", "milvus", "schema"},
+        "evaluation": {"exact", "milvus", "parquet", "schema"},
         "search": {
             "documents",
             "exact",

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
-from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
+from infra.errors import ClvrError, CorruptObject, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
     StoreDenied: "denied",
     ObjectChanged: "changed",
+    CorruptObject: "altered",
 }
 ERASED = "erased"
 """The cause of an image whose bytes were erased under another name."""
