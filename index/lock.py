@@ -190,7 +190,7 @@ def _acquire_within(store: Store, key: str, purpose: str, seconds: float, wait: 
             if not left > 0:
                 raise
             if not is_announced:
-                _logger.info("waiting up to %.0f min: %s", left / 60, refused.message)
+                _logger.info("waiting up to %.3g min: %s", left / 60, refused.message)
                 is_announced = True
             time.sleep(min(_POLL_SECONDS, left))
 

@@ -103,13 +103,13 @@ def _erase(
 ) -> Receipt:
     store = open_store(settings.runs)
     deadline = boot_time() + wait
-    milvus = _open_when_free(settings, deadline)
-    if wait and not dry_run:
-        # The runs are listed after the wait: the load may be of a run that did not exist before.
-        with acquire(store, ROWS, "an erasure", wait=_left(deadline)):
-            pass
-    runs = list_runs(store)
-    return forget(milvus, store, runs, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
+    with _open_when_free(settings, deadline) as milvus:
+        if wait and not dry_run:
+            # The runs are listed after the wait: the load may be of a run that did not exist before.
+            with acquire(store, ROWS, "an erasure", wait=_left(deadline)):
+                pass
+        runs = list_runs(store)
+        return forget(milvus, store, runs, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
 
 
 def _left(deadline: float) -> float:
@@ -126,7 +126,7 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
             if not boot_time() < deadline:
                 raise
             if not is_announced:
-                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")
+                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.3g} min: {refused.message}")
                 is_announced = True
             time.sleep(1)
 
