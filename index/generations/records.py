@@ -116,6 +116,7 @@ def new_generation(
         run_ids=tuple(run_ids),
         index=index,
         created=now.isoformat(timespec="seconds"),
+        folder=store.uri,
     )
 
 
