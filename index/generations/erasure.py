@@ -123,6 +123,27 @@ def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator
         yield folders
 
 
+def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
+    """Write the receipt of a purge that erases no further crop. The caller holds the lock on rows."""
+    receipt = Receipt(
+        erasure_id=tombstones.new_erasure_id(),
+        state="purging",
+        wanted={},
+        reason=reason,
+        by=current_user(),
+        begun=utc_now(),
+        crops=0,
+        unknown_time=0,
+        runs={},
+        generations=(),
+        purge=True,
+        folders=tuple(folders),
+        by_design=beyond_reach([store], {run.info.archive for run in list_runs(store)}),
+    )
+    tombstones.write_tombstones(store, receipt.erasure_id, np.empty(0, np.int64), [])
+    store.create(receipt_key(receipt.erasure_id), receipt.to_json())
+
+
 def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
     """Count the embedded rows of the crop_ids (n,) in each finished run that has any."""
     counts = {}
