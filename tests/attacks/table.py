@@ -1,0 +1,48 @@
+"""The table of an attack: one row per attack, and every problem in words below it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from facts import Problem
+
+KINDS = ("lost", "doubled", "wrong", "half-done", "silent")
+
+
+@dataclass
+class Row:
+    """One attack: its tries, its problems by kind, further counts, and the problems in words."""
+
+    attack: str
+    tries: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, problems: Iterable[Problem], where: str) -> None:
+        """Count each problem of one try once, and keep its words."""
+        for kind, text in dict.fromkeys(problems):
+            self.counts[kind] += 1
+            self.notes.append(f"{where}: {kind}: {text}")
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, doubled, wrong, half-done or silent."""
+        return not any(self.counts[kind] for kind in KINDS)
+
+
+def as_markdown(rows: Iterable[Row], title: str) -> str:
+    """Return a section: the table, then the problems."""
+    rows = list(rows)
+    lines = [f"## {title}", "", f"| attack | tries | {' | '.join(KINDS)} | other |", "| --- " * 8 + "|"]
+    for row in rows:
+        other = ", ".join(
+            f"{count} {kind}" for kind, count in sorted(row.counts.items()) if kind not in KINDS and count
+        )
+        kinds = " | ".join(f"**{row.counts[kind]}**" if row.counts[kind] else "0" for kind in KINDS)
+        lines.append(f"| {row.attack} | {row.tries} | {kinds} | {other} |")
+    lines.append("")
+    for row in rows:
+        grouped = Counter(note.partition(": ")[2] for note in row.notes)
+        first = {note.partition(": ")[2]: note.partition(": ")[0] for note in reversed(row.notes)}
+        lines += [f"* {row.attack}: {text} ({times}x, first {first[text]})" for text, times in grouped.items()]
+    return "\n".join([*lines, ""])
