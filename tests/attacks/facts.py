@@ -221,7 +221,9 @@ def _of_generation(name: str, record: Any, facts: Facts, under_way: set[int]) ->
             Problem("doubled", f"count(*) of {name} is {collection['count']}, it has {len(ids)} keys")
         )
     if collection["wrong"] and not record["pending"]:
-        problems.append(Problem("wrong", f"{collection['wrong']} vectors of {name} are not those of its runs"))
+        problems.append(
+            Problem("wrong", f"{collection['wrong']} vectors of {name} are not those of its runs")
+        )
     return problems
 
 
@@ -239,7 +241,9 @@ def leftovers(facts: Facts) -> list[Problem]:
         if record and (record["state"] == "loading" or record["pending"]):
             problems.append(Problem("other", f"{name} is {record['state']}, pending {record['pending']}"))
         if record and record["state"] == "dropped" and name in facts["collections"]:
-            problems.append(Problem("half-done", f"{name} is recorded as dropped, and its collection is there"))
+            problems.append(
+                Problem("half-done", f"{name} is recorded as dropped, and its collection is there")
+            )
     for name, lock in facts["locks"].items():
         if lock and not lock["released"]:
             problems.append(Problem("other", f"the lock {name} is not released"))

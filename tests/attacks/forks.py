@@ -22,10 +22,24 @@ from typing import Any
 ATTACKS = Path(__file__).parent
 SITE = ATTACKS / "site"
 IMPORTS = (
-    "torch", "ray", "ray.data", "ray.train.torch", "pymilvus", "milvus_lite.adapter.grpc.server", "pyarrow.parquet", "boto3",
-    "jobs.cli.app", "jobs.embed.job", "jobs.sweep.job", "jobs.reindex.job", "jobs.generations.load",
-    "jobs.generations.erase", "jobs.train.train", "jobs.search.search", "jobs.evaluate.calibrate",
-)  # fmt: skip
+    "torch",
+    "ray",
+    "ray.data",
+    "ray.train.torch",
+    "pymilvus",
+    "milvus_lite.adapter.grpc.server",
+    "pyarrow.parquet",
+    "boto3",
+    "jobs.cli.app",
+    "jobs.embed.job",
+    "jobs.sweep.job",
+    "jobs.reindex.job",
+    "jobs.generations.load",
+    "jobs.generations.erase",
+    "jobs.train.train",
+    "jobs.search.search",
+    "jobs.evaluate.calibrate",
+)
 
 
 class Command:

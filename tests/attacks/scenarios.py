@@ -72,7 +72,9 @@ def _promoted(world: World, before: Facts, after: Facts) -> list[Problem]:
 def _rolled_back(world: World, before: Facts, after: Facts) -> list[Problem]:
     previous = before["records"][before["aliases"][world.alias]]["replaced"]
     live = after["aliases"].get(world.alias)
-    return [] if live == previous else [Problem("other", f"the repeated rollback undid itself: {live} is live")]
+    return (
+        [] if live == previous else [Problem("other", f"the repeated rollback undid itself: {live} is live")]
+    )
 
 
 def _forgotten(world: World, before: Facts, after: Facts) -> list[Problem]:
@@ -107,7 +109,9 @@ def _swept(world: World, before: Facts, after: Facts) -> list[Problem]:
     out = world.out
     if not (out / "done.json").exists():
         return [Problem("lost", "the sweep is not finished")]
-    outcomes = [name for path in out.glob("probes/*.parquet") for name in pq.read_table(path)["probe_id"].to_pylist()]
+    outcomes = [
+        name for path in out.glob("probes/*.parquet") for name in pq.read_table(path)["probe_id"].to_pylist()
+    ]
     problems = []
     if len(set(outcomes)) != len(list(world.probes.iterdir())):
         problems.append(Problem("lost", f"{len(set(outcomes))} probes have an outcome"))
@@ -159,11 +163,6 @@ def crops_of_vehicle(runs: Path, vehicle: int) -> set[int]:
     return found
 
 
-def _sweep(world: World, *more: str) -> list[str]:
-    words = ["sweep", world.probes, "--output", world.out, "--case-number", "26-7", "--top", "3"]
-    return [str(word) for word in (*words, *more)]
-
-
 def _fixed(*words: str) -> Callable[[World], list[str]]:
     return lambda world: list(words)
 
@@ -172,8 +171,8 @@ LOAD, PROMOTE = ("load", "r1"), ("promote", "latest")
 SCENARIOS = (
     Scenario("train", "bare", World.train_words, _trained, 2, ray=True),
     Scenario("embed", "bare", lambda world: world.embed_words("new"), _embedded, 10, ray=True),
-    Scenario("sweep --exact", "live", lambda world: _sweep(world, "--exact", "--run-id", "r1"), _swept, 3, ray=True),
-    Scenario("sweep", "live", _sweep, _swept, 3, ray=True),
+    Scenario("sweep --exact", "live", lambda world: world.sweep_words(world.out), _swept, 3, ray=True),
+    Scenario("sweep", "live", lambda world: world.sweep_words(world.out, exact=False), _swept, 3, ray=True),
     Scenario("reindex", "night", lambda world: world.night_words("n9"), _reindexed, 5, ray=True),
     Scenario("load", "embedded", _fixed(*LOAD), _loaded, 16, boundaries=True),
     Scenario("increment", "live", _fixed("load", "r2", "--into-live"), _increment, 12, boundaries=True),
@@ -184,22 +183,48 @@ SCENARIOS = (
     Scenario("retire", "four", _fixed("retire", "--keep", "1"), _retired, 8, boundaries=True),
     Scenario("load, server", "embedded", _fixed(*LOAD), _loaded, 3, server=True, boundaries=True),
     Scenario(
-        "import, server", "embedded", _fixed(*LOAD, "--target", "grpc_v1", "--index-type", "IVF_FLAT"), _loaded, 2,
-        server=True, boundaries=True,
-    ),
-    Scenario(
-        "promote, server", "embedded", _fixed(*PROMOTE), _promoted, server=True, prelude=(LOAD,), boundaries=True
-    ),
-    Scenario(
-        "forget, server", "embedded", _fixed(*FORGET), _forgotten, server=True, prelude=(LOAD, PROMOTE),
+        "import, server",
+        "embedded",
+        _fixed(*LOAD, "--target", "grpc_v1", "--index-type", "IVF_FLAT"),
+        _loaded,
+        2,
+        server=True,
         boundaries=True,
     ),
     Scenario(
-        "forget --purge, server", "embedded", _fixed(*FORGET, "--purge"), _purged, server=True,
-        prelude=(LOAD, PROMOTE), boundaries=True,
+        "promote, server",
+        "embedded",
+        _fixed(*PROMOTE),
+        _promoted,
+        server=True,
+        prelude=(LOAD,),
+        boundaries=True,
     ),
     Scenario(
-        "retire, server", "embedded", _fixed("retire", "--keep", "1"), _retired, server=True,
-        prelude=(LOAD, PROMOTE, LOAD, PROMOTE, LOAD), boundaries=True,
+        "forget, server",
+        "embedded",
+        _fixed(*FORGET),
+        _forgotten,
+        server=True,
+        prelude=(LOAD, PROMOTE),
+        boundaries=True,
     ),
-)  # fmt: skip
+    Scenario(
+        "forget --purge, server",
+        "embedded",
+        _fixed(*FORGET, "--purge"),
+        _purged,
+        server=True,
+        prelude=(LOAD, PROMOTE),
+        boundaries=True,
+    ),
+    Scenario(
+        "retire, server",
+        "embedded",
+        _fixed("retire", "--keep", "1"),
+        _retired,
+        server=True,
+        prelude=(LOAD, PROMOTE, LOAD, PROMOTE, LOAD),
+        boundaries=True,
+    ),
+)

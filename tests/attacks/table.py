@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from facts import Problem
 
-KINDS = ("lost", "doubled", "wrong", "half-done", "silent")
+COLUMNS = ("lost", "doubled", "wrong", "half-done", "silent")
 
 
 @dataclass
@@ -27,22 +27,24 @@ class Row:
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, doubled, wrong, half-done or silent."""
-        return not any(self.counts[kind] for kind in KINDS)
+        return not any(self.counts[kind] for kind in COLUMNS)
 
 
 def as_markdown(rows: Iterable[Row], title: str) -> str:
     """Return a section: the table, then the problems."""
     rows = list(rows)
-    lines = [f"## {title}", "", f"| attack | tries | {' | '.join(KINDS)} | other |", "| --- " * 8 + "|"]
+    lines = [f"## {title}", "", f"| attack | tries | {' | '.join(COLUMNS)} | other |", "| --- " * 8 + "|"]
     for row in rows:
         other = ", ".join(
-            f"{count} {kind}" for kind, count in sorted(row.counts.items()) if kind not in KINDS and count
+            f"{count} {kind}" for kind, count in sorted(row.counts.items()) if kind not in COLUMNS and count
         )
-        kinds = " | ".join(f"**{row.counts[kind]}**" if row.counts[kind] else "0" for kind in KINDS)
+        kinds = " | ".join(f"**{row.counts[kind]}**" if row.counts[kind] else "0" for kind in COLUMNS)
         lines.append(f"| {row.attack} | {row.tries} | {kinds} | {other} |")
     lines.append("")
     for row in rows:
         grouped = Counter(note.partition(": ")[2] for note in row.notes)
         first = {note.partition(": ")[2]: note.partition(": ")[0] for note in reversed(row.notes)}
-        lines += [f"* {row.attack}: {text} ({times}x, first {first[text]})" for text, times in grouped.items()]
+        lines += [
+            f"* {row.attack}: {text} ({times}x, first {first[text]})" for text, times in grouped.items()
+        ]
     return "\n".join([*lines, ""])

@@ -1,11 +1,11 @@
 """A small archive, its runs and generations in several states; each try starts from a copy of one state.
 
-    bare      labels and checkpoint only
-    embedded  runs r1 (all crops) and r2 (--since-run r1: new, changed and vanished crops)
-    night     run r1, live on Milvus Lite; the archive has changed since
-    live      both runs; a generation of r1 is live on Milvus Lite
-    four      and three more generations of r1, the newest but one of which is live
-    full      as `live`, after a calibration, a sweep, an erasure and a reindex run: every kind of object
+bare      labels and checkpoint only
+embedded  runs r1 (all crops) and r2 (--since-run r1: new, changed and vanished crops)
+night     run r1, live on Milvus Lite; the archive has changed since
+live      both runs; a generation of r1 is live on Milvus Lite
+four      and three more generations of r1, the newest but one of which is live
+full      as `live`, after a calibration, a sweep, an erasure and a reindex run: every kind of object
 """
 
 import os
@@ -41,7 +41,9 @@ NODE = {"num_cpus": 4, "object_store_memory": 100 << 20, "include_dashboard": Fa
 
 def environment() -> dict[str, str]:
     """Return this process's environment, without settings of the product, and with the tiny backbone."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLVR_", "AWS_", "RAY_"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("CLVR_", "AWS_", "RAY_"))
+    }
     paths = os.pathsep.join(map(str, (SITE, ATTACKS, ROOT)))
     return clean | {"PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
@@ -139,10 +141,28 @@ class World:
         words += ["--key-pattern", KEYS, "--labels", self.labels / "labels.parquet"]
         return [str(word) for word in (*words, "--max-quarantine-rate", "0.5", *more)]
 
+    def sweep_words(self, output: Path | str, *, exact: bool = True) -> list[str]:
+        """Return the words of a sweep of all probes, through the shards of r1 or through the live index."""
+        words = ["sweep", str(self.probes), "--output", str(output), "--case-number", "26-7", "--top", "5"]
+        return [*words, "--exact", "--run-id", "r1"] if exact else words
+
     def train_words(self) -> list[str]:
         """Return the words of a training of a second checkpoint."""
-        settings = ["network=tiny", "batch=8", "warmup.epochs=2", "target.epochs=2", "reestimate_statistics=0"]
-        words = ["train", self.labels / "labels.parquet", "--root", self.archive, "--output", self.here / "net"]
+        settings = [
+            "network=tiny",
+            "batch=8",
+            "warmup.epochs=2",
+            "target.epochs=2",
+            "reestimate_statistics=0",
+        ]
+        words = [
+            "train",
+            self.labels / "labels.parquet",
+            "--root",
+            self.archive,
+            "--output",
+            self.here / "net",
+        ]
         words += ["--recipe", "demo", "--weights", "random", "--max-bad-fraction", "0.5", "--workers", "2"]
         return [*map(str, words), *(word for value in settings for word in ("--set", value))]
 
@@ -185,8 +205,7 @@ class World:
         """Make the state `full`. An erasure comes last, because nothing may follow from erased crops."""
         self.reset("live")
         self.must("calibrate", "r1", "--false-alarm-rate", "0.1")
-        sweep = ["sweep", self.probes, "--output", self.out, "--case-number", "26-1", "--top", "3"]
-        self.must(*sweep, "--exact", "--run-id", "r1")
+        self.must(*self.sweep_words(self.out))
         self.must("load", "r2", "--into-live")
         self.must(*self.night_words("n1"))
         self.must("forget", "--vehicle", "4", "--reason", "test", "--yes")

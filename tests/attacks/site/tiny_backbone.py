@@ -1,9 +1,10 @@
 """A backbone without weights: the mean colours of 8 x 8 tiles."""
 
-from clvr_model.backbones.base import Backbone
-from clvr_model.layers import Pooling
 from torch import Tensor
 from torch.nn import functional
+
+from clvr_model.backbones.base import Backbone
+from clvr_model.layers import Pooling
 
 TILES = 8
 
