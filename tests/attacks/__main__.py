@@ -53,6 +53,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     started = time.monotonic()
     chosen = options.attacks or ATTACKS
     rows: list[Row] = []
+    text = "nothing to attack"
     with open_world(folder, ray=not options.without_ray) as world:
         for make in _attacks(world, chosen, options):
             rows += make()

@@ -99,7 +99,7 @@ def _report(title: str, world: World, needles: list[Needle], places: Iterator[tu
 
 def _search(row: Row, places: Iterator[tuple[str, bytes]], needles: list[Needle]) -> None:
     """Count every needle in every place once; the note names the file and the first offset."""
-    row.tries = len(needles)
+    row.tries, row.list_all = len(needles), True
     for place, data in places:
         row.counts["files"] += 1
         found: Counter[str] = Counter()

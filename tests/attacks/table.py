@@ -1,5 +1,6 @@
 """The table of an attack: one row per attack, and every problem in words below it."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ class Row:
     tries: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    list_all: bool = False
+    """Whether notes that differ in numbers only are listed one by one."""
 
     def add(self, problems: Iterable[Problem], where: str) -> None:
         """Count each problem of one try once, and keep its words."""
@@ -42,9 +45,11 @@ def as_markdown(rows: Iterable[Row], title: str) -> str:
         lines.append(f"| {row.attack} | {row.tries} | {kinds} | {other} |")
     lines.append("")
     for row in rows:
-        grouped = Counter(note.partition(": ")[2] for note in row.notes)
-        first = {note.partition(": ")[2]: note.partition(": ")[0] for note in reversed(row.notes)}
-        lines += [
-            f"* {row.attack}: {text} ({times}x, first {first[text]})" for text, times in grouped.items()
-        ]
+        groups: dict[str, list[str]] = {}
+        for note in row.notes:
+            text = note if row.list_all else re.sub(r"\d+", "N", note.partition(": ")[2])
+            groups.setdefault(text, []).append(note)
+        for notes in groups.values():
+            where, _, text = notes[0].partition(": ")
+            lines.append(f"* {row.attack}: {text} ({len(notes)}x, first {where})")
     return "\n".join([*lines, ""])
