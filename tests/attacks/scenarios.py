@@ -122,7 +122,8 @@ def _swept(world: World, before: Facts, after: Facts) -> list[Problem]:
         for path in out.glob("results/*.parquet")
         for row in pq.read_table(path, columns=["probe_id", "rank", "crop_id"]).to_pylist()
     )
-    expected = world.root / f"answers-{after['aliases'].get(world.alias, '')}.json"
+    generation = json.loads((out / "sweep.json").read_text())["generation"]
+    expected = world.root / f"answers-{generation.replace(':', '-')}.json"
     if not expected.exists():
         expected.write_text(json.dumps(answers))
     if json.loads(expected.read_text()) != [list(answer) for answer in answers]:
