@@ -74,7 +74,7 @@ class Attacker:
             writes = log.read_text().splitlines()
         stride = SERVER_STRIDE if scenario.server else 1
         chosen = range(1 + self.seed % stride, len(writes) + 2, stride)
-        row = Row(f"{scenario.name}: at {len(chosen)} of its {len(writes)} writes and its end")
+        row = Row(f"{scenario.name}: at {len(chosen)} of the {len(writes) + 1} points around its writes")
         for number in chosen:
             after = number > len(writes)
             wrap = {"kill": min(number, len(writes)), "after": after, "log": str(log)}
