@@ -52,11 +52,13 @@ def forget(
     reason: str,
     dry_run: bool,
     purge: bool = False,
+    wait: float = 0.0,
 ) -> Receipt:
     """Erase the selected crops from all generations on the server, and hide them from every reader.
 
     store: a folder of runs; those of other generations on the server are erased too. With `dry_run` the
     receipt tells what would be erased. With `purge` its state at the end is 'purging': see `index.purge`.
+    wait: how long to wait for another operation that changes rows, in s.
     Raises BadSetting for an empty reason or selection, BadInput for a generation whose folder of runs cannot
     be opened, Locked if another operation changes rows, CountMismatch if matching rows remain.
     """
@@ -65,7 +67,7 @@ def forget(
     selection.require_criteria()
     if dry_run:
         return _plan_erasure(milvus, folders_of(milvus, store), selection, reason, purge)[0]
-    with lock_folders(milvus, store) as stores:
+    with lock_folders(milvus, store, wait=wait) as stores:
         held = {folder.uri for folder in stores}
         for folder in stores:
             resume_erasures(milvus, folder, held=held)
@@ -107,14 +109,14 @@ def folders_of(milvus: Milvus, store: Store) -> list[Store]:
 
 
 @contextmanager
-def lock_folders(milvus: Milvus, store: Store, purpose: str = "an erasure") -> Iterator[list[Store]]:
+def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator[list[Store]]:
     """Hold the lock on rows of every folder of runs on the server; yield the folders, with `store` first."""
     folders = folders_of(milvus, store)
     with ExitStack() as locks:
         for folder in sorted(
             folders, key=lambda folder: folder.uri
         ):  # one order: two erasures never wait in a ring
-            locks.enter_context(acquire(folder, ROWS, purpose))
+            locks.enter_context(acquire(folder, ROWS, "an erasure", wait=wait))
         yield folders
 
 
