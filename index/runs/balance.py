@@ -61,8 +61,12 @@ def check_run(run: Run) -> RunBalance:
 def _check_finished(run: Run) -> RunBalance:
     summary, folder = run.summary, run.folder
     _require_files(run, "shards", (shard.key for shard in summary.shards))
-    quarantine_keys = map(folder.quarantine_key, range(run.info.shards))
-    _require_files(run, "quarantine", [key.removeprefix(f"{folder.key()}/") for key in quarantine_keys])
+    if summary.quarantine is not None:
+        quarantine_keys = [file.key for file in summary.quarantine]
+    else:
+        by_shard = map(folder.quarantine_key, range(run.info.shards))
+        quarantine_keys = [key.removeprefix(f"{folder.key()}/") for key in by_shard]
+    _require_files(run, "quarantine", quarantine_keys)
     embedded = [np.empty(0, np.int64), *(_ids(run, shard) for shard in summary.shards)]
     quarantine = run.quarantine()
     verify_partition(

@@ -76,6 +76,10 @@ class RunFolder:
         """Return the key of the list of vanished crops of a run of an older release."""
         return self.key("vanished.parquet")
 
+    def done_key(self) -> str:
+        """Return the key of the result of the run; each purge writes another one."""
+        return self.key(f"done-{self.info.revision}.json" if self.info.revision else "done.json")
+
     def relative(self, file: File) -> File:
         """Return the record of a file with its key relative to the run's folder, as documents have it."""
         return replace(file, key=file.key.removeprefix(self.key() + "/"))

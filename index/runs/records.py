@@ -36,6 +36,8 @@ class RunInfo(JsonDocument):
     created: str
     version: str
     """Release that started the run."""
+    revision: int = 0
+    """How often erased crops were purged from the run: see `index.runs.purge`."""
     vanished: tuple[StoredFile, ...] | None = None
     """The list of vanished crops, if there are any, as `RunSummary.shards`; None in older releases."""
     ledger_version: int = LEDGER_VERSION

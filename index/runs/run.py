@@ -160,7 +160,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether done.json exists."""
-        return "summary" in self.__dict__ or self.store.head(self.folder.key("done.json")) is not None
+        return "summary" in self.__dict__ or self.store.head(self.folder.done_key()) is not None
 
     @cached_property
     def summary(self) -> RunSummary:
@@ -168,7 +168,7 @@ class Run:
 
         Raises CountMismatch for a run that is not finished, CorruptObject if it is not of this run.
         """
-        key = self.folder.key("done.json")
+        key = self.folder.done_key()
         try:
             summary = RunSummary.read(self.store, key)
         except ObjectMissing as missing:
@@ -334,7 +334,7 @@ class Run:
                 settings=self.info.settings,
             )
             with suppress(ObjectExists):  # another process finished the run with the same result
-                self.store.create(self.folder.key("done.json"), summary.to_json())
+                self.store.create(self.folder.done_key(), summary.to_json())
         self.store.delete(*(info.key for info in self.store.list(self.folder.key("parts"))))
         return self.summary
 

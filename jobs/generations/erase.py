@@ -104,12 +104,9 @@ def _erase(
 ) -> Receipt:
     store = open_store(settings.runs)
     deadline = boot_time() + wait
-    milvus = _open_when_free(settings, deadline)
-    return forget(milvus, store, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
-
-
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - boot_time())
+    with _open_when_free(settings, deadline) as milvus:
+        left = max(0.0, deadline - boot_time())
+        return forget(milvus, store, selection, reason=reason, dry_run=dry_run, wait=left)
 
 
 def _open_when_free(settings: Settings, deadline: float) -> Milvus:
@@ -122,7 +119,7 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
             if not boot_time() < deadline:
                 raise
             if not is_announced:
-                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")
+                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.3g} min: {refused.message}")
                 is_announced = True
             time.sleep(1)
 
