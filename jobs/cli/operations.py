@@ -59,6 +59,10 @@ def reindex(
     index_type: IndexType = "auto",
     golden: Golden = None,
     keep: Annotated[int, typer.Option(help="Number of newest generations to keep.")] = 3,
+    retain_days: Annotated[
+        int | None, typer.Option(help="At the end, erase crops older than this many days.")
+    ] = None,
+    purge: Annotated[bool, typer.Option(help="At the end, remove the bytes of all erased crops.")] = False,
     price_per_node_hour: Price = None,
     webhook: Annotated[
         str | None, typer.Option(help="URL that receives the summary. It is a secret: prefer CLVR_WEBHOOK.")
@@ -95,6 +99,8 @@ def reindex(
         index_type=index_type,
         golden=golden,
         keep=keep,
+        retain_days=retain_days,
+        purge=purge,
         price_per_node_hour=price_per_node_hour,
     )
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
