@@ -127,10 +127,12 @@ def forget(
     *,
     reason: str,
     dry_run: bool,
+    wait: float = 0.0,
 ) -> Receipt:
     """Erase the selected crops from all generations of all aliases, and from all future ones.
 
     runs: all runs of the store, finished or not. With `dry_run` the receipt tells what would be erased.
+    wait: how long to wait for another operation that changes rows, in s.
     Raises BadSetting for an empty reason or selection, Locked if another operation changes rows,
     CountMismatch if matching rows remain.
     """
@@ -139,7 +141,7 @@ def forget(
     selection.require_criteria()
     if dry_run:
         return _plan_erasure(milvus, store, runs, selection, reason)[0]
-    with acquire(store, ROWS, "an erasure"):
+    with acquire(store, ROWS, "an erasure", wait=wait):
         resume_erasures(milvus, store)
         draft, crop_ids = _plan_erasure(milvus, store, runs, selection, reason)
         if not crop_ids.size:
