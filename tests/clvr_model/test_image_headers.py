@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from hostile_images import chunk, encoded, png, progressive_jpeg, scene
 from PIL import Image, ImageOps
 
 from clvr_model import image_headers
@@ -19,7 +20,6 @@ from clvr_model.image_headers import exif_orientation, read_header
 from clvr_model.preprocessing import IMAGE_SIZE, decode, decode_within
 from infra.errors import UnreadableImage
 from jobs.pages.thumbnail import thumbnail
-from tests.hostile_images import chunk, encoded, png, progressive_jpeg, scene
 
 SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)
 MIB = 1 << 20

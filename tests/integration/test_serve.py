@@ -25,6 +25,7 @@ from infra.store import open_store
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_app
+from jobs.serve.connections import server_config
 from jobs.serve.request import ServeRequest, make_policy, print_address
 
 pytestmark = pytest.mark.integration
@@ -40,7 +41,7 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         app = make_app(searcher, policy, limits=limits)
-        self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, log_level="error"))
+        self.server = uvicorn.Server(server_config(app, host="127.0.0.1", port=self.port))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
