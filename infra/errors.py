@@ -36,7 +36,8 @@
         ├── RayDenied                  its token is missing or wrong
         └── JobMissing                 no such job
 
-Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
+Exit code 2 is a usage error (typer), 130 an interruption from the keyboard, 141 a stdout that its reader
+closed.
 """
 
 from typing import ClassVar
