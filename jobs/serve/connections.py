@@ -1,9 +1,9 @@
 """The server's connections: time limits on each, and a number that hostile clients cannot use up.
 
 uvicorn limits neither the time until a request is complete nor the connections of one client. Here a
-connection that has no complete request waits. Waiting connections have a deadline, and above a number of them
-the one that waited longest is closed in favour of the new one, first those of the address that has most. So a
-client that sends its request is always served.
+connection without a complete request has a deadline. Above a number of them the one that waited longest is
+closed in favour of the new one, first those of the address that has most. So a client that sends its request
+is served.
 """
 
 import asyncio
@@ -27,10 +27,13 @@ RESPONSE_SECONDS = 300.0
 
 KEEP_ALIVE_SECONDS = 30
 MAX_WAITING = 400
-"""Connections without a complete request; above it the one that waited longest is closed."""
+"""Connections without complete headers; above it the one that waited longest is closed."""
 
-MAX_ACTIVE = 64
-"""Requests that are answered at the same time; others are answered 503."""
+MAX_UPLOADS = 32
+"""The same for connections whose body is not complete: each may need its size as a temporary file."""
+
+MAX_ANSWERING = 64
+"""Complete requests that are answered at the same time; others are answered 503."""
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_OPEN_FILES = 4096
@@ -39,9 +42,9 @@ BUSY = b'{"error": "the page answers many other requests now", "remedy": "repeat
 
 
 class ConnectionTable:
-    """The waiting connections of one server, the one that waited longest first."""
+    """The connections of one server that wait for the same, the one that waited longest first."""
 
-    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, max_waiting: int) -> None:
         self.max_waiting = max_waiting
         self._waiting: dict[LimitedProtocol, str] = {}
         self._by_address: Counter[str] = Counter()
@@ -70,9 +73,11 @@ class ConnectionTable:
 
 
 class LimitedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 protocol with a deadline for each part of a request. A subclass sets `table`."""
+    """uvicorn's HTTP/1.1 protocol with a deadline for each part of a request. A subclass sets the tables."""
 
-    table: ConnectionTable
+    waiting: ConnectionTable
+    uploads: ConnectionTable
+    answering: set["LimitedProtocol"]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -87,8 +92,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self.table.remove(self)
-        self._cancel_deadline()
+        self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,14 +128,23 @@ class LimitedProtocol(H11Protocol):
         if part == self._part:
             return
         self._part = part
-        if part == "response":
-            self.table.remove(self)
-        elif part != "body":  # a body keeps its place: its wait began with its headers
-            self.table.add(self, self._address)
-        self._cancel_deadline()
+        self._leave()
+        if part == "body":
+            self.uploads.add(self, self._address)
+        elif part == "response":
+            self.answering.add(self)
+        else:
+            self.waiting.add(self, self._address)
         seconds = {"head": HEAD_SECONDS, "body": BODY_SECONDS, "response": RESPONSE_SECONDS}.get(part)
         if seconds is not None:
             self._deadline = self.loop.call_later(seconds, self.abort)
+
+    def _leave(self) -> None:
+        """Leave the part of the request that the connection is in."""
+        self.waiting.remove(self)
+        self.uploads.remove(self)
+        self.answering.discard(self)
+        self._cancel_deadline()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
@@ -139,28 +152,16 @@ class LimitedProtocol(H11Protocol):
             self._deadline = None
 
 
-def limit_active(app: Any, max_active: int = MAX_ACTIVE) -> Any:
-    """Wrap an ASGI application: above `max_active` requests at a time, further ones are answered 503."""
-    active = 0
+def limit_answers(app: Any, answering: set[LimitedProtocol]) -> Any:
+    """Wrap an ASGI application: while more than `MAX_ANSWERING` requests are answered, others get 503."""
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal active
-        if scope["type"] != "http":
+        if scope["type"] != "http" or len(answering) <= MAX_ANSWERING:
             await app(scope, receive, send)
-        elif active >= max_active:
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"retry-after", b"5"),
-                (b"connection", b"close"),
-            ]
-            await send({"type": "http.response.start", "status": 503, "headers": headers})
-            await send({"type": "http.response.body", "body": BUSY})
-        else:
-            active += 1
-            try:
-                await app(scope, receive, send)
-            finally:
-                active -= 1
+            return
+        headers = [(b"content-type", b"application/json"), (b"retry-after", b"5"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": BUSY})
 
     return serve
 
@@ -179,11 +180,13 @@ def server_config(app: Any, **options: Any) -> uvicorn.Config:
     """Return the configuration of a server with all limits of this module. `options` are uvicorn's."""
 
     class Protocol(LimitedProtocol):
-        table = ConnectionTable()
+        waiting = ConnectionTable(MAX_WAITING)
+        uploads = ConnectionTable(MAX_UPLOADS)
+        answering: set[LimitedProtocol] = set()  # noqa: RUF012 (one set for the server)
 
     allow_open_files()
     return uvicorn.Config(
-        limit_active(app),
+        limit_answers(app, Protocol.answering),
         http=Protocol,
         ws="none",
         loop="jobs.serve.connections:ServerLoop",

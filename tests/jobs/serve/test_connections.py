@@ -28,6 +28,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         return
     if scope["path"] == "/fail":
         raise RuntimeError("a fault of the application")
+    if scope["path"] == "/large":  # more than the buffers of a connection hold
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(64 << 20), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     length = 0
     while (message := await receive())["type"] == "http.request":
         length += len(message.get("body", b""))
@@ -51,9 +56,10 @@ class Server:
         self.port: int = self.server.servers[0].sockets[0].getsockname()[1]
 
     @property
-    def table(self) -> ConnectionTable:
+    def waiting(self) -> int:
+        """The connections without a complete request."""
         protocol: type[LimitedProtocol] = self.config.http  # type: ignore[assignment]
-        return protocol.table
+        return len(protocol.waiting) + len(protocol.uploads)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -126,8 +132,8 @@ def test_a_thousand_unfinished_requests_keep_nobody_out(server: Server, begun: b
                     continue
         for _ in range(5):
             assert server.get()[0] == 200
-        assert len(server.table) <= connections.MAX_WAITING
-    wait_until(lambda: len(server.table) == 0)
+        assert server.waiting <= connections.MAX_WAITING + connections.MAX_UPLOADS
+    wait_until(lambda: server.waiting == 0)
 
 
 def test_an_unfinished_request_is_closed_at_its_deadline(
@@ -153,11 +159,12 @@ def test_a_trickle_of_bytes_does_not_move_the_deadline(
 
 
 def test_a_client_that_does_not_read_is_closed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(connections, "RESPONSE_SECONDS", 0.3)
     with server.connect() as line:
-        line.sendall(GET + b"\r\n" * 3)
-        wait_until(lambda: len(server.table) == 1)  # three answers, and the connection waits again
-    wait_until(lambda: len(server.table) == 0)
+        line.sendall(b"GET /large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        wait_until(
+            lambda: not server.server.server_state.tasks and not server.server.server_state.connections
+        )
 
 
 def test_a_connection_serves_several_requests(server: Server) -> None:
@@ -187,14 +194,22 @@ def test_above_the_limit_the_address_with_most_connections_loses_its_oldest() ->
     assert len(table) == 4
 
 
-def test_more_requests_than_can_be_answered_get_503() -> None:
-    slots = Slots(active=1, waiting=1)
+def test_more_requests_than_can_be_answered_get_503(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_ANSWERING", 2)
+    with ExitStack() as stack:
+        for _ in range(3):  # whose answers nobody reads
+            line = stack.enter_context(server.connect())
+            line.sendall(b"GET /large HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        wait_until(lambda: server.get()[0] == 503)
+    wait_until(lambda: server.get()[0] == 200)
+
+
+def test_more_decodes_than_can_wait_are_refused() -> None:
+    slots = Slots(active=1, waiting=0)
+    with slots.use(), pytest.raises(Locked), slots.use():
+        pass
     with slots.use():
-        waiter = threading.Thread(target=lambda: slots.use().__enter__(), daemon=True)
-        waiter.start()
-        wait_until(lambda: not slots._admitted.acquire(blocking=False))
-        with pytest.raises(Locked), slots.use():
-            pass
+        pass
 
 
 # ---- hostile requests -----------------------------------------------------------------------------------
