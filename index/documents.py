@@ -53,7 +53,7 @@ class JsonDocument:
                 key, readable = cls.FORMAT
                 if key in values and values[key] != readable:
                     raise SchemaMismatch(
-                        f"{where} is of version {values[key]}, this release reads version {readable}",
+                        f"{where} is of version {str(values[key])[:40]}, this release reads version {readable}",
                         remedy="Read it with the release that wrote it.",
                     )
             document: Self = _adapter(cls).validate_python(values)

@@ -26,10 +26,11 @@ def open_parquet(store: Store, key: str) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as failure:
         if store.head(key) is None:
             raise ObjectMissing(f"{store.uri_of(key)} does not exist") from failure
+        reason = next(iter(str(failure).splitlines()), type(failure).__name__)
         if "AWS Error" in str(failure):
-            raise StoreUnreachable(f"reading {store.uri_of(key)} failed: {failure}") from failure
+            raise StoreUnreachable(f"reading {store.uri_of(key)} failed: {reason}") from failure
         raise CorruptShard(
-            f"{store.uri_of(key)} is truncated, altered or no Parquet file: {failure}",
+            f"{store.uri_of(key)} is truncated, altered or no Parquet file: {reason}",
             remedy="Write the file again; if it is a copy, compare it with its source.",
         ) from failure
 

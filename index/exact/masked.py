@@ -81,7 +81,7 @@ class DistanceBounds:
         """
         k = min(k, allowed.shape[1])
         kth = np.partition(np.where(allowed, self.upper, np.inf), k - 1, axis=1)[:, k - 1]
-        probe, row = np.nonzero(allowed & (self.lower <= kth[:, None]))
+        probe, row = map(np.ascontiguousarray, np.nonzero(allowed & (self.lower <= kth[:, None])))
         sq_dist = pair_sq_distances(self.features, self.features, self.probes[probe], row)
         order = np.lexsort((row, sq_dist, probe))
         first = np.searchsorted(probe, np.arange(len(self.probes)))
