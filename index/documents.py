@@ -1,10 +1,9 @@
 """Records on disk: one JSON object each, made from a dataclass and checked when it is read."""
 
 import getpass
-import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,15 +11,17 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from infra.errors import SchemaMismatch
+from infra.errors import BadInput, CorruptObject, SchemaMismatch
 from infra.store import Store
+from infra.store.sealed import seal, unseal
+from infra.store.settings import checked_key
 
 # A class is turned into a validator once.
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 class JsonDocument:
-    """A dataclass that is stored as one JSON object. Keys are sorted: equal contents are equal bytes.
+    """A dataclass that is stored as one sealed JSON object. Keys are sorted: equal contents are equal bytes.
 
     A field whose name differs from its key on disk declares `Annotated[..., Field(alias="key")]`. A field of
     another release, a missing one, or a value of another type is an error that names the field.
@@ -35,41 +36,59 @@ class JsonDocument:
     """The key that holds the version of the format, and the version that this release reads."""
 
     def to_json(self) -> bytes:
-        """Return the record as UTF-8 JSON. Raises ValueError for a number that is not finite."""
-        values = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
-        return encode_json(values)
+        """Return the record as sealed JSON. Raises ValueError for a number that is not finite."""
+        return seal(self.plain_values())
+
+    def plain_values(self) -> dict[str, Any]:
+        """Return the record as plain JSON values, without a digest."""
+        values: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
+        return values
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a value that no record can have, such as a key outside its store.
+
+        `where` is the URI of the record. Called for each record that is read; most have nothing to check.
+        """
 
     @classmethod
     def read(cls, store: Store, key: str) -> Self:
-        """Read the record at a key. Raises ObjectMissing, SchemaMismatch."""
+        """Read the record at a key. Raises ObjectMissing, SchemaMismatch, CorruptObject."""
         return cls.from_json(store.get(key), store.uri_of(key))
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
-        """Read a record; `where` is its URI, for errors. Raises SchemaMismatch that names the field."""
+        """Read a record; `where` is its URI, for errors.
+
+        Raises CorruptObject for bytes that were altered, SchemaMismatch that names the field.
+        """
+        values = unseal(data, where, remedy=cls.REMEDY)
+        if cls.FORMAT and isinstance(values, dict):
+            key, readable = cls.FORMAT
+            if key in values and values[key] != readable:
+                found = str(values[key])[:40]
+                raise SchemaMismatch(
+                    f"{where} is of version {found}, this release reads version {readable}",
+                    remedy="Read it with the release that wrote it.",
+                )
         try:
-            values = json.loads(data)
-            if cls.FORMAT and isinstance(values, dict):
-                key, readable = cls.FORMAT
-                if key in values and values[key] != readable:
-                    found = str(values[key])[:40]
-                    raise SchemaMismatch(
-                        f"{where} is of version {found}, this release reads version {readable}",
-                        remedy="Read it with the release that wrote it.",
-                    )
             document: Self = _adapter(cls).validate_python(values)
         except ValidationError as error:
             raise SchemaMismatch(f"{where} is no {cls.NOUN}: {_first(error)}", remedy=cls.REMEDY) from error
         except ValueError as error:
             raise SchemaMismatch(f"{where} is no {cls.NOUN}: {error}", remedy=cls.REMEDY) from error
+        document.check(where)
         return document
 
 
-def encode_json(values: Any) -> bytes:
-    """Return plain values as the JSON of a record: UTF-8, sorted keys, a newline at the end."""
-    return (
-        json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    ).encode()
+def require_keys_inside(keys: Iterable[str], where: str) -> None:
+    """Raise CorruptObject for a key, named by the document `where`, that would leave its folder."""
+    for key in keys:
+        try:
+            checked_key(key)
+        except BadInput as outside:
+            raise CorruptObject(
+                f"{where} names {key!r}, which is outside of its folder", remedy="Restore it from a copy."
+            ) from outside
 
 
 def utc_now() -> str:

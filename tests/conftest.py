@@ -14,9 +14,13 @@ import pytest
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
+from index.documents import utc_now
+from index.generations.receipt import Receipt, receipt_key
+from index.runs import tombstones
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from infra.errors import AccountingError
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 
@@ -56,6 +60,21 @@ def store(tmp_path: Path) -> Store:
     """An empty local store."""
     (tmp_path / "store").mkdir()
     return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def hide() -> Callable[..., str]:
+    """Write the tombstones and the receipt of an erasure, as far as `forget` gets before it deletes rows."""
+
+    def write(store: Store, crop_ids: Sequence[int], contents: Sequence[bytes | None] = ()) -> str:
+        ids = np.asarray(crop_ids, np.int64)
+        erasure_id = tombstones.new_erasure_id()
+        tombstones.write_tombstones(store, erasure_id, ids, contents or [None] * len(ids))
+        receipt = Receipt(erasure_id, "done", {}, "a test", "a@b", utc_now(), len(ids), 0, {}, ())
+        store.create(receipt_key(erasure_id), receipt.to_json())
+        return erasure_id
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -164,3 +183,34 @@ def make_finished_run() -> Callable[..., Run]:
         return run
 
     return make
+
+
+def _flips(data: bytes, tries: int, tail: int = 6000) -> Iterator[bytes]:
+    """Yield copies with one altered bit: some anywhere, and as many near the end, where footers are."""
+    for first in (0, max(0, 8 * (len(data) - tail))):
+        step = max(1, (8 * len(data) - first) // tries) | 1  # odd, so that all bits of a byte get their turn
+        for bit in range(first, 8 * len(data), step):
+            altered = bytearray(data)
+            altered[bit // 8] ^= 1 << bit % 8
+            yield bytes(altered)
+
+
+@pytest.fixture(scope="session")
+def assert_flips_are_noticed() -> Callable[..., None]:
+    """Alter single bits of an object: `use` must then name it in an AccountingError, or answer as before."""
+
+    def check(store: Store, key: str, use: Callable[[], Any], *, tries: int = 60) -> None:
+        expected, data = use(), store.get(key)
+        noticed = 0
+        for altered in _flips(data, tries):
+            store.put(key, altered)
+            try:
+                assert use() == expected
+            except AccountingError as error:
+                assert key.rpartition("/")[2] in error.message
+                noticed += 1
+        store.put(key, data)
+        assert use() == expected
+        assert noticed > tries / 2
+
+    return check

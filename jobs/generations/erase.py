@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from index.archive.reader import crop_id_at
-from index.generations.erasure import EraseSelection, Receipt, forget
-from index.lock import ROWS, acquire, boot_time
+from index.generations.erasure import forget
+from index.generations.receipt import Receipt
+from index.generations.selection import EraseSelection
+from index.lock import boot_time
 from index.milvus.client import Milvus
-from index.runs.run import list_runs
 from infra.errors import BadSetting, Locked
 from infra.logging import logger
 from infra.settings import Settings
@@ -103,17 +104,9 @@ def _erase(
 ) -> Receipt:
     store = open_store(settings.runs)
     deadline = boot_time() + wait
-    milvus = _open_when_free(settings, deadline)
-    if wait and not dry_run:
-        # The runs are listed after the wait: the load may be of a run that did not exist before.
-        with acquire(store, ROWS, "an erasure", wait=_left(deadline)):
-            pass
-    runs = list_runs(store)
-    return forget(milvus, store, runs, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
-
-
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - boot_time())
+    with _open_when_free(settings, deadline) as milvus:
+        left = max(0.0, deadline - boot_time())
+        return forget(milvus, store, selection, reason=reason, dry_run=dry_run, wait=left)
 
 
 def _open_when_free(settings: Settings, deadline: float) -> Milvus:
@@ -126,7 +119,7 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
             if not boot_time() < deadline:
                 raise
             if not is_announced:
-                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")
+                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.3g} min: {refused.message}")
                 is_announced = True
             time.sleep(1)
 

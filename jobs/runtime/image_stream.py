@@ -13,15 +13,25 @@ from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
+from index.runs.tombstones import ErasedCrops
+from infra.errors import ClvrError, CorruptObject, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
     StoreDenied: "denied",
     ObjectChanged: "changed",
+    CorruptObject: "altered",
 }
+ERASED = "erased"
+"""The cause of an image whose bytes were erased under another name."""
+
 # So many refusals before the first image mean that the store refuses this client, not single objects.
 PERMANENT_ERRORS = 8
+
+
+class _Erased(ClvrError):
+    """An image whose bytes were erased."""
+
 
 Loaded = NDArray[np.uint8] | ClvrError
 
@@ -52,16 +62,18 @@ def stream_images(
     prefetch: int = 64,
     decoders: int = 1,
     times: StreamTimes | None = None,
+    erased: ErasedCrops | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
     """Yield `(position in uris, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
 
     etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
     prefetch: images (268 KB each) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
+    erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
     Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
     this client.
     """
-    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes())
+    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops())
     results = loader.run(prefetch)
     denied = loaded = 0
     try:
@@ -82,6 +94,8 @@ def stream_images(
 
 def _failure_of(error: ClvrError) -> ImageFailure:
     """Turn an error of one image into a value; raise any other error."""
+    if isinstance(error, _Erased):
+        return ImageFailure("fetch", ERASED, error.message)
     if isinstance(error, UnreadableImage):
         return ImageFailure("decode", error.cause, error.message)
     cause = QUARANTINABLE_ERRORS.get(type(error))
@@ -100,11 +114,13 @@ class _Loader:
         etags: Sequence[str] | None,
         decoders: int,
         times: StreamTimes,
+        erased: ErasedCrops,
     ) -> None:
         self.reader = reader
         self.uris = uris
         self.etags = etags
         self.times = times
+        self.erased = erased
         self.lock = threading.Lock()
         self.decoders = decoders
         # More decoding threads than CPUs slow each other down.
@@ -161,6 +177,8 @@ class _Loader:
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
             raise ObjectChanged(f"the etag is {fetched.etag}; it was {expected} when the object was listed")
+        if self.erased.is_erased_content(fetched.data):
+            raise _Erased("a crop of the same bytes was erased")
         with self.decode_slots:
             started = time.perf_counter()
             try:

@@ -15,6 +15,7 @@ from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
 from index.milvus.collection import live_generation, require_live
 from index.milvus.search import Hit
+from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
@@ -57,7 +58,7 @@ class Searcher:
         if checkpoint is not None:
             # Load the model only if its fingerprint must be compared: archived probes need no model.
             target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
-        self.source = MilvusSource(milvus, target)
+        self.source: MilvusSource = MilvusSource(milvus, target, TombstoneWatch([open_store(settings.runs)]))
         if predecessor and predecessor.source.fingerprint == target.fingerprint:
             self.checkpoint, self.embedder = predecessor.checkpoint, predecessor.embedder
 
@@ -99,6 +100,7 @@ class Searcher:
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
         crop_id = crop_id_at(uri)
+        self._require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
@@ -114,6 +116,7 @@ class Searcher:
 
     def crop(self, crop_id: int) -> Hit:
         """Return the fields of a crop. Raises BadInput if the generation does not contain it."""
+        self._require_kept(f"crop {crop_id}", crop_id)
         crops = self.source.crops([crop_id])
         if crop_id not in crops:
             raise BadInput(f"crop {crop_id} is not in {self.source.name}")
@@ -149,7 +152,12 @@ class Searcher:
         )
         return bool(rows)
 
+    def _require_kept(self, name: str, crop_id: int) -> None:
+        if self.source.erased_ids([crop_id]):
+            raise BadInput(f"{name} was erased", remedy="Search by another crop or image.")
+
     def _archived(self, name: str, crop_id: int) -> Probe:
+        self._require_kept(name, crop_id)
         vectors = self.source.vectors([crop_id])
         if crop_id not in vectors:
             raise BadInput(

@@ -19,6 +19,7 @@ from clvr_model.engines import default_cache
 from index.documents import current_user
 from index.milvus.collection import get_generation, live_generation, row_count
 from index.runs.run import Run
+from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
@@ -109,7 +110,9 @@ class _Plan:
         if self.exact:
             return ScanSource(find_runs(self.run_ids, self.settings))
         milvus = open_milvus(self.settings)
-        return MilvusSource(milvus, get_generation(milvus, self.generation))
+        return MilvusSource(
+            milvus, get_generation(milvus, self.generation), TombstoneWatch([open_store(self.settings.runs)])
+        )
 
 
 class _Actor:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.parquet import open_parquet, write_table
 from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, ignore_missing_root
@@ -71,6 +71,10 @@ class SweepInfo(JsonDocument):
     audit: str
     created: str
     version: int = VERSION
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a key of the audit record, or of the list, that leaves its store."""
+        require_keys_inside((self.audit, self.list_digest), where)
 
     @property
     def parts(self) -> int:

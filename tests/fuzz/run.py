@@ -38,12 +38,13 @@ from clvr_model.preprocessing import decode  # noqa: E402
 from index.archive.key_pattern import KeyPattern  # noqa: E402
 from index.archive.labels import read_label_table, with_labels  # noqa: E402
 from index.archive.manifest import read_manifest  # noqa: E402
-from index.parquet import open_parquet  # noqa: E402
+from index.parquet import SealedWriter, open_parquet  # noqa: E402
 from index.runs.records import RunInfo  # noqa: E402
 from index.search.calibration import Calibration  # noqa: E402
 from index.search.travel_time import read_cameras  # noqa: E402
 from infra.errors import ClvrError, UnreadableImage  # noqa: E402
 from infra.store import open_store, read_user_table  # noqa: E402
+from infra.store.sealed import encode_json, seal  # noqa: E402
 from jobs.pages.thumbnail import thumbnail  # noqa: E402
 from jobs.sweep.probe_list import read_probe_list  # noqa: E402
 
@@ -133,6 +134,10 @@ class Tables:
             buffer = io.BytesIO()
             pq.write_table(table, buffer, **options)
             self.bases.append(buffer.getvalue())
+        sealed = SealedWriter(folder / "sealed.parquet", table.schema, {})
+        sealed.write_row_group(table)
+        sealed.close()
+        self.bases.append(sealed.path.read_bytes())
         self.readers: list[Callable[[str], Any]] = [
             read_label_table,
             read_user_table,
@@ -149,7 +154,8 @@ class Tables:
 
     def _stream(self, uri: str) -> None:
         with open_parquet(open_store(str(self.folder)), Path(uri).name) as file:
-            for batch in file.iter_batches():
+            file.read()
+            for batch in file.batches(3):
                 batch.validate(full=True)
 
     def run(self, rng: random.Random) -> str:
@@ -214,7 +220,10 @@ class Documents:
             "version": "0.1.0",
             "created": "2026-01-01T00:00:00.000+00:00",
         }
-        self.bases = [(Calibration, calibration.to_json()), (RunInfo, json.dumps(run).encode())]
+        sealed = [(Calibration, calibration.to_json()), (RunInfo, seal(run))]
+        # Without a digest a document is accepted, so that mutations reach the checks of its fields.
+        plain = [(Calibration, encode_json(calibration.plain_values())), (RunInfo, encode_json(run))]
+        self.bases = [*sealed, *plain, *plain]
 
     def run(self, rng: random.Random) -> str:
         kind, text = rng.choice(self.bases)

@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.generations import records
-from index.generations.erasure import EraseSelection, forget
+from index.generations.erasure import forget
 from index.generations.gate import check_gate
 from index.generations.load import LoadOptions, Progress, load_runs
 from index.generations.load_plan import plan_load
 from index.generations.promotion import promote, rollback
 from index.generations.reconcile import reconcile
+from index.generations.selection import EraseSelection
 from index.generations.upsert import load_into_live
 from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
@@ -194,7 +196,9 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
     live = load_runs(milvus, foreign_store, [first], alias="nightly")
     promote(milvus, foreign_store, live.name, force="test")
     second = finished_run(foreign_store, "second", range(3095, 3110))
-    second.folder.write_vanished(pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)]))
+    gone = pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)])
+    second.info = replace(second.info, vanished=(second.folder.write_vanished(gone),))
+    foreign_store.put(second.folder.key("run.json"), second.info.to_json())
     done = load_into_live(
         milvus, foreign_store, [second], lambda _: [first], alias="nightly", options=LoadOptions()
     )
@@ -205,7 +209,7 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
         np.concatenate([run.manifest()["crop_id"].to_numpy() for run in (first, second)]).tolist()
     )
     wanted = EraseSelection(cameras=("cam-1",), crop_ids=crop_ids)
-    receipt = forget(milvus, foreign_store, [first, second], wanted, reason="test", dry_run=False)
+    receipt = forget(milvus, foreign_store, wanted, reason="test", dry_run=False)
     erased = next(row for row in receipt.generations if row.generation == live.name)
     assert (erased.rows_before, erased.rows_after, erased.left) == (108, 108 - erased.matching, 0)
     assert erased.matching > 30
