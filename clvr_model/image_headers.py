@@ -53,8 +53,9 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 class ImageHeader:
     """What is known of an image before it is decoded.
 
-    data: the bytes to decode, without metadata. components: colour channels of a JPEG. multi_picture: a JPEG
-    that is followed by others, as the cameras of some phones write.
+    data: the bytes to decode, without metadata. components: channels of a JPEG. multi_picture: a JPEG that is
+    followed by others, as the cameras of some phones write. has_end: a JPEG without its EOI marker has
+    one added to its data, and only a decoder can tell whether its last scan is whole.
     """
 
     format: str  # JPEG, PNG, WEBP or BMP
@@ -64,6 +65,7 @@ class ImageHeader:
     orientation: int = 1
     components: int = 3
     multi_picture: bool = False
+    has_end: bool = True
 
     @property
     def size(self) -> tuple[int, int]:
@@ -168,6 +170,7 @@ class _JpegReader:
             orientation=exif_orientation(self.exif, self.xmp),
             components=len(self.components),
             multi_picture=images is not None and images > 1,
+            has_end=whole,
         )
 
     def _clean(self, whole: bool) -> bytes:

@@ -47,6 +47,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _BAND_PIXELS = 1 << 22  # converted at a time, so that a large image is not held three times
 _MAX_STRAY_RUNS = 4
+_ZERO_TAIL = 8  # bytes; the last ones that the decoder of a JPEG without an end used
 _STRAY_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 ImageArray = NDArray[np.uint8]
@@ -103,28 +104,41 @@ def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 
 def _decode(header: ImageHeader) -> ImageArray:
-    if simplejpeg is not None and header.format == "JPEG" and header.components in (1, 3):
-        return _decode_jpeg(header)
+    if header.format != "JPEG":
+        return _decode_pillow(header)
+    if header.components in (1, 3) and simplejpeg is not None:
+        return _decode_jpeg(header, "RGB")
+    if not header.has_end:
+        # Pillow fills what is missing with grey.
+        if simplejpeg is None:
+            raise UnreadableImage("damaged JPEG: it has no end", cause="truncated")
+        _decode_jpeg(header, "CMYK")
     return _decode_pillow(header)
 
 
-def _decode_jpeg(header: ImageHeader) -> ImageArray:
+def _decode_jpeg(header: ImageHeader, color_space: str) -> ImageArray:
     """Decode by simplejpeg, which refuses an image that ends early or is damaged."""
     scaled = min(header.size) >= SCALED_FROM and not header.multi_picture
     min_side = 2 * IMAGE_SIZE if scaled else 0
     data, text = header.data, ""
     for _ in range(_MAX_STRAY_RUNS):
         try:
-            decoded: ImageArray = simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side)
-            return decoded
+            decoded: ImageArray = simplejpeg.decode_jpeg(
+                data, color_space, min_height=min_side, min_width=min_side
+            )
         except Exception as error:
             text = str(error)
+        else:
+            if not header.has_end and not any(data[-2 - _ZERO_TAIL : -2]):
+                # A copy that broke off often has zeros in place of the rest, and zeros can be decoded.
+                raise UnreadableImage("damaged JPEG: its end is zeros", cause="truncated")
+            return decoded
         # Cameras often write stray bytes behind a scan: they are removed, and the rest must be whole.
-        data_or_none = _without_stray_bytes(data, text)
-        if data_or_none is None:
+        without = _without_stray_bytes(data, text)
+        if without is None:
             break
-        data = data_or_none
-    if text.startswith("Warning: unknown JFIF revision"):
+        data = without
+    if text.startswith("Warning: unknown JFIF revision") and header.has_end:
         return _decode_pillow(header)
     raise UnreadableImage(f"damaged JPEG: {text}", cause="truncated")
 

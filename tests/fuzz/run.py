@@ -43,7 +43,7 @@ from index.runs.records import RunInfo  # noqa: E402
 from index.search.calibration import Calibration  # noqa: E402
 from index.search.travel_time import read_cameras  # noqa: E402
 from infra.errors import ClvrError, UnreadableImage  # noqa: E402
-from infra.store import open_store, read_user_table  # noqa: E402
+from infra.store import open_store  # noqa: E402
 from infra.store.sealed import encode_json, seal  # noqa: E402
 from jobs.pages.thumbnail import thumbnail  # noqa: E402
 from jobs.sweep.probe_list import read_probe_list  # noqa: E402
@@ -140,7 +140,6 @@ class Tables:
         self.bases.append(sealed.path.read_bytes())
         self.readers: list[Callable[[str], Any]] = [
             read_label_table,
-            read_user_table,
             read_manifest,
             read_probe_list,
             read_cameras,
@@ -265,7 +264,7 @@ def run_items(name: str, first: int, items: int, seconds: float = float("inf")) 
             if time.monotonic() > ends:
                 break
             _forget_peak()
-            started = time.thread_time()
+            started = time.process_time()
             try:
                 results[target.run(random.Random(f"{name}-{number}"))] += 1
             except Exception as error:
@@ -275,7 +274,7 @@ def run_items(name: str, first: int, items: int, seconds: float = float("inf")) 
                         :400
                     ]
                 )
-            spent = time.thread_time() - started
+            spent = time.process_time() - started
             slowest = max(slowest, spent)
             grown = _peak() - before
             if spent > MAX_CPU_SECONDS:
