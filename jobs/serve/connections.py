@@ -169,7 +169,7 @@ def limit_answers(app: Any, answering: set[LimitedProtocol]) -> Any:
 class ServerLoop(asyncio.SelectorEventLoop):
     """An event loop whose servers do not wait long for a TLS handshake."""
 
-    async def create_server(self, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
+    async def create_server(self, *arguments: Any, **options: Any) -> Any:
         """Create a server as usual, with a time limit for TLS handshakes."""
         if options.get("ssl") is not None:
             options.setdefault("ssl_handshake_timeout", HEAD_SECONDS)
