@@ -87,7 +87,7 @@ def resume_erasures(milvus: Milvus, store: Store, *, held: Collection[str] = ())
     Locked if an erasure reaches another folder whose rows are being changed.
     """
     names = tombstones.erasure_ids(store)
-    _require_recorded(store, names)
+    require_recorded(store, names)
     states = {name: read_receipt(store, name).state for name in names}
     _drop_leftovers(store, states)
     tombstones.seal_old_tombstones(store, [name for name in names if states[name] != "begun"])
@@ -121,6 +121,27 @@ def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator
         for folder in sorted(folders, key=lambda folder: folder.uri):
             locks.enter_context(acquire(folder, ROWS, "an erasure", wait=deadline - boot_time()))
         yield folders
+
+
+def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
+    """Write the receipt of a purge that erases no further crop. The caller holds the lock on rows."""
+    receipt = Receipt(
+        erasure_id=tombstones.new_erasure_id(),
+        state="purging",
+        wanted={},
+        reason=reason,
+        by=current_user(),
+        begun=utc_now(),
+        crops=0,
+        unknown_time=0,
+        runs={},
+        generations=(),
+        purge=True,
+        folders=tuple(folders),
+        by_design=beyond_reach([store], {run.info.archive for run in list_runs(store)}),
+    )
+    tombstones.write_tombstones(store, receipt.erasure_id, np.empty(0, np.int64), [])
+    store.create(receipt_key(receipt.erasure_id), receipt.to_json())
 
 
 def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
@@ -318,7 +339,7 @@ def _drop_leftovers(store: Store, states: Mapping[str, str]) -> None:
             store.delete(key)
 
 
-def _require_recorded(store: Store, names: Sequence[str]) -> None:
+def require_recorded(store: Store, names: Sequence[str]) -> None:
     """Raise CorruptObject if the record of a generation names an erasure that is gone."""
     for record in records.list_records(store):
         for change in record.changes:

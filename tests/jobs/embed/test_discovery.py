@@ -1,6 +1,7 @@
 """Selections of crops: a listing, a key list, a side table, an increment, a quarantine."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from clvr_model.embedder import Embeddings
+from index.archive.manifest import crop_id_of
 from index.runs.run import Run
 from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.store import Store, open_store
@@ -160,3 +162,25 @@ def test_retry_of_a_quarantine_reads_its_crops_anew(archive: Store, runs: Store)
 def test_contradicting_selection_is_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(BadSetting):
         CropSelection("/archive", **given)
+
+
+def test_erased_crops_are_in_no_full_run_no_increment_and_no_requeue(
+    archive: Store, runs: Store, hide: Callable[..., str]
+) -> None:
+    archive.put(KEYS[1], b"no picture")
+    selection = CropSelection(archive.uri)
+    run = finished_run("first", discover(selection, archive, runs), archive, runs)
+    hide(runs, [crop_id_of(archive.uri_of(key)) for key in KEYS[:2]])
+
+    found = discover(selection, archive, runs)
+    assert found.manifest["uri"].to_pylist() == [archive.uri_of(key) for key in KEYS[2:]]
+    assert "2 left out because they were erased" in found.notes[0]
+    with pytest.raises(EmptyArchive, match="has no new, changed or vanished crop"):
+        discover(CropSelection(archive.uri, since_run="first"), archive, runs)
+    archive.delete(*KEYS[:3])
+    changes = discover(CropSelection(archive.uri, since_run="first"), archive, runs).changes
+    assert changes is not None
+    assert changes.vanished.to_pylist() == [archive.uri_of(KEYS[2])]  # and no erased one is named
+    assert run.quarantine().num_rows == 1
+    with pytest.raises(EmptyArchive, match="quarantine of run first has no crop"):
+        discover(CropSelection(archive.uri, retry_quarantined="first"), archive, runs)
