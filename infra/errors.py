@@ -37,7 +37,8 @@
         ├── WorkerLost                 a process or a node of the cluster ended during the work
         └── JobMissing                 no such job
 
-Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
+Exit code 2 is a usage error (typer), 130 an interruption from the keyboard, 141 a stdout that its reader
+closed.
 """
 
 from typing import ClassVar

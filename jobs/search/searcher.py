@@ -106,10 +106,6 @@ class Searcher:
             return self._archived(uri, crop_id)
         return Probe(uri, self.features(read_image(uri)[None])[0])
 
-    def probe_from_bytes(self, data: bytes, name: str) -> Probe:
-        """Return the probe of an encoded image. Raises BadInput with the cause."""
-        return Probe(name, self.features(_decode(data, name)[None])[0])
-
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features (n, 1024) of images (n, 299, 299, 3)."""
         return self.embedder(images).features
@@ -174,10 +170,11 @@ class Searcher:
 
 def read_image(uri: str) -> NDArray[np.uint8]:
     """Read and decode an image: uint8 (299, 299, 3). Raises BadInput with the cause, StoreError."""
-    return _decode(read_uri(uri), uri)
+    return decode_named(read_uri(uri), uri)
 
 
-def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_named(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image: uint8 (299, 299, 3). Raises BadInput with its name and the cause."""
     try:
         return decode(data)
     except UnreadableImage as error:
@@ -187,6 +184,6 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
 def crop_number(uri: str) -> int:
     """Return the number in `crop:NUMBER`. Raises BadInput."""
     text = uri.removeprefix(CROP)
-    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-        raise BadInput(f"{uri!r} is not a crop", remedy="write crop: and the number of a match")
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63):
+        raise BadInput(f"{uri[:40]!r} is not a crop", remedy="write crop: and the number of a match")
     return int(text)

@@ -15,7 +15,8 @@ from infra.errors import BadInput, ClvrError, IndexRefused, IndexServerError
 from infra.logging import logger
 from infra.store import open_store
 from jobs.pages.thumbnail import thumbnail
-from jobs.search.searcher import Searcher
+from jobs.search.searcher import Searcher, decode_named
+from jobs.serve.slots import decode_slots
 
 CHECK_SECONDS = 1.0
 """How often the alias is looked up, at most."""
@@ -59,7 +60,9 @@ class View:
         for archive in self.searcher.archives:
             reader = ArchiveReader(open_store(archive))
             if reader.holds(uri):
-                return thumbnail(reader.fetch(uri).data)
+                data = reader.fetch(uri).data
+                with decode_slots.use():
+                    return thumbnail(data)
         raise BadInput(f"crop {crop_id} is outside the archive")
 
     @cachedmethod(
@@ -68,9 +71,11 @@ class View:
         lambda self: self._cache_lock,
     )
     def probe(self, data: bytes) -> Probe:
-        """Return the probe of an encoded image. Raises BadInput with the cause."""
+        """Return the probe of an encoded image. Raises BadInput with the cause, Locked under a flood."""
+        with decode_slots.use():
+            image = decode_named(data, "the image")
         with self._model_lock:
-            return self.searcher.probe_from_bytes(data, "the image")
+            return Probe("the image", self.searcher.features(image[None])[0])
 
     def remember_uris(self, uris: dict[int, str]) -> None:
         """Keep the URIs of crops whose thumbnails are probably requested next."""
