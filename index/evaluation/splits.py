@@ -5,15 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import Split
-from infra.errors import BadInput
+from infra.errors import BadInput, StoreError
+from infra.store import read_user_table
+from infra.store.cells import Kind
 
 SPLIT_SCHEMA = pa.schema(
     [("protocol", pa.string()), ("repeat", pa.int32()), ("role", pa.string()), ("crop_id", pa.int64())]
 )
+
+_SPLIT_KINDS: dict[str, Kind] = {
+    "protocol": "text",
+    "repeat": "integer",
+    "role": "text",
+    "crop_id": "integer",
+}
 
 
 def write_splits(path: Path, splits: Mapping[str, list[Split]], crop_ids: NDArray[np.int64]) -> None:
@@ -44,9 +54,13 @@ def read_splits(path: Path, crop_ids: NDArray[np.int64]) -> dict[str, list[Split
     probes or without gallery.
     """
     try:
-        table = pq.read_table(path, schema=SPLIT_SCHEMA)
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(f"{path} is not a split file: {str(error).splitlines()[0]}") from error
+        table = read_user_table(str(path), _SPLIT_KINDS, required=list(_SPLIT_KINDS))
+    except StoreError as error:
+        raise BadInput(f"{path} is not a split file: {error.message}", remedy=error.remedy) from error
+    for column in table.column_names:
+        if table[column].null_count:
+            row = pc.index(table[column].is_null(), True).as_py() + 1
+            raise BadInput(f"{path}, data row {row}: empty {column}", remedy="Write the file again.")
     order = np.argsort(crop_ids, kind="stable")
     split_ids = table["crop_id"].to_numpy()
     position = np.minimum(np.searchsorted(crop_ids, split_ids, sorter=order), len(crop_ids) - 1)

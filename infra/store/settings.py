@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from infra.errors import BadInput, BadSetting
+from infra.errors import BadInput, BadSetting, UnusableKey
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -118,12 +118,22 @@ def split_uri(uri: str) -> tuple[str, str]:
     return root or "/", key
 
 
+UNUSABLE_KEY_PATTERN = r"\A/|\A\z|//|/\z|(\A|/)\.{1,2}(/|\z)|[\x00-\x1f]"
+"""What no key may have on any kind of store: an empty, '.' or '..' part, or a control character."""
+
+_UNUSABLE_KEY = re.compile(UNUSABLE_KEY_PATTERN.replace(r"\z", r"\Z"))
+
+
+def is_usable_key(key: str) -> bool:
+    """Whether a key stays below its root on every kind of store, and is valid in UTF-8."""
+    return not _UNUSABLE_KEY.search(key) and not any("\ud800" <= letter <= "\udfff" for letter in key)
+
+
 def checked_key(key: str) -> str:
-    """Return the key if it stays below its root on every kind of store; raise BadInput if not."""
-    segments = key.split("/")
-    if any(part in {"", ".", ".."} for part in segments) or any(ord(letter) < 32 for letter in key):
-        raise BadInput(
+    """Return the key if it stays below its root on every kind of store; raise UnusableKey if not."""
+    if not is_usable_key(key):
+        raise UnusableKey(
             f"{key!r} is not a usable object key",
-            remedy="Keys are relative, with no empty, '.' or '..' part and no control characters.",
+            remedy="Keys are relative UTF-8, with no empty, '.' or '..' part and no control characters.",
         )
     return key
