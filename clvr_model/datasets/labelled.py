@@ -152,13 +152,18 @@ def read_folder(root: str) -> LabeledImages:
     """Read a tree with one folder per model: `<root>/<model>/**/<image>`, local or on S3.
 
     If all folder names are numbers, they are the model ids; otherwise the sorted names are numbered from 0
-    and become model names. Raises EmptyArchive without images, BadLabels for images outside of a folder.
+    and become model names. Hidden files and folders are no data. Raises EmptyArchive without images,
+    BadLabels for images outside of a folder.
     """
-    from infra.store import open_store
+    from infra.store import is_hidden, open_store
 
     store = open_store(root)
     store.ensure()
-    keys = sorted(info.key for info in store.list() if info.key.lower().endswith(_IMAGE_SUFFIXES))
+    keys = sorted(
+        info.key
+        for info in store.list()
+        if info.key.lower().endswith(_IMAGE_SUFFIXES) and not is_hidden(info.key)
+    )
     if not keys:
         raise EmptyArchive(
             f"no image under {store.uri}", remedy=f"Supported suffixes: {', '.join(_IMAGE_SUFFIXES)}."

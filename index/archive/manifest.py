@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.archive.skipped import UNUSABLE_KEY, SkippedObjects
+from index.archive.skipped import SkippedObjects
 from index.schema import COLUMN_KINDS, MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
-from infra.store import UNUSABLE_KEY_PATTERN, StoreSettings, TimeRange, read_user_table
+from infra.store import UNADDRESSABLE, UNUSABLE_KEY_PATTERN, StoreSettings, TimeRange, read_user_table
 
 BATCH_ROWS = 16_384
 """Rows that become Arrow columns at a time: Python strings of a million URIs would take 150 MB."""
@@ -101,7 +101,7 @@ def _addressable(table: pa.Table, name: str, skipped: SkippedObjects) -> pa.Tabl
     if not pc.any(is_unusable).as_py():
         return table
     for text in texts.filter(is_unusable).to_pylist():
-        skipped.add(UNUSABLE_KEY, text)
+        skipped.add(UNADDRESSABLE, text)
     return table.filter(pc.invert(is_unusable))
 
 

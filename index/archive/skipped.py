@@ -3,7 +3,6 @@
 import threading
 from collections import Counter
 
-UNUSABLE_KEY = "key that cannot be addressed"
 HIDDEN = "hidden file or folder"
 EXCLUDED = "left out by --include or --exclude"
 _MAX_EXAMPLES = 3

@@ -74,7 +74,7 @@ def read_user_table(
     """
     data = _read(uri, settings, error)
     if data[:2] == _GZIP_MAGIC:
-        data = _decompress(uri, data, error)
+        data = decompress_gzip(uri, data, error)
     if data[:4] == _PARQUET_MAGIC:
         return _read_parquet(uri, data, kinds, required, times, error)
     return _read_csv(uri, _as_utf8_csv(uri, data, error), kinds, required, times, error)
@@ -117,7 +117,8 @@ def _read(uri: str, settings: StoreSettings | None, error: type[BadInput]) -> by
     return store.get(key)
 
 
-def _decompress(uri: str, data: bytes, error: type[BadInput]) -> bytes:
+def decompress_gzip(uri: str, data: bytes, error: type[BadInput] = BadInput) -> bytes:
+    """Return the content of a gzip file of any number of members. Raises `error` if it is too much or cut."""
     budget = _Budget(uri, len(data), error)
     pieces: list[bytes] = []
     try:

@@ -15,7 +15,7 @@ from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
 from clvr_model.datasets.vric import read_vric
-from index.archive.labels import read_label_table, with_labels
+from index.archive.labels import read_label_table, require_fit, with_labels
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
@@ -200,12 +200,12 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         column = manifest.schema.get_field_index("vehicle_id")
         manifest = manifest.set_column(column, "vehicle_id", unlabelled)
         manifest, joined = with_labels(manifest, table, archive=run.info.archive)
+        require_fit(joined, manifest, f"list {chosen.name}" if chosen.name else "the list")
         not_in_run, examples = joined.unmatched, joined.examples
     is_known = pc.fill_null(pc.greater_equal(manifest["vehicle_id"], 0), False)  # -1 is unknown, as null is
     labelled = manifest.filter(is_known)
     if not labelled.num_rows:
-        reason = f"; {not_in_run:,} labels are of other images, such as {examples[0]}" if not_in_run else ""
-        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id{reason}", remedy="check --labels")
+        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id", remedy="Check --labels.")
     rows, crops, features = _embedded(run, labelled["crop_id"].to_numpy())
     labelled = labelled.take(pa.array(rows))
     uris = labelled["uri"].to_pylist()

@@ -33,6 +33,9 @@ RESUME_WINDOW = timedelta(hours=20)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+_LATER_INPUTS = frozenset({"include", "exclude", "manifest_sha256", "labels_sha256"})
+
+
 @dataclass(frozen=True, slots=True)
 class ReindexInputs:
     """The inputs that identify a run. `fingerprint` is that of the checkpoint, `beside` is --rebuild.
@@ -50,10 +53,19 @@ class ReindexInputs:
     lookback_days: int | None = None
     full: bool = False
     beside: bool = False
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    manifest_sha256: str | None = None
+    labels_sha256: str | None = None
 
     def digest(self) -> str:
         """Return eight hexadecimal digits, equal for equal inputs."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        # The fields of later releases leave the digest of a run that does not use them as it was.
+        inputs = asdict(self)
+        for name in _LATER_INPUTS:
+            if inputs[name] is None:
+                del inputs[name]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,22 @@ from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
+from infra.errors import (
+    ClvrError,
+    ObjectArchived,
+    ObjectChanged,
+    ObjectMissing,
+    StoreDenied,
+    UnreadableImage,
+    UnusableKey,
+)
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
+    ObjectArchived: "archived",
     StoreDenied: "denied",
     ObjectChanged: "changed",
+    UnusableKey: "unusable-key",
 }
 # So many refusals before the first image mean that the store refuses this client, not single objects.
 PERMANENT_ERRORS = 8

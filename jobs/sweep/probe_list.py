@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from infra.store import TABLE_SUFFIXES, open_store, read_user_table
+from infra.store import TABLE_SUFFIXES, is_hidden, open_store, read_user_table
 from jobs.sweep.state import checked_list
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -23,5 +23,9 @@ def read_probe_list(uri: str) -> pa.Table:
         return checked_list(ids, uris, uri)
     store = open_store(uri)
     store.ensure()
-    keys = sorted(info.key for info in store.list() if info.key.lower().endswith(IMAGE_SUFFIXES))
+    keys = sorted(
+        info.key
+        for info in store.list()
+        if info.key.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(info.key)
+    )
     return checked_list(keys, [store.uri_of(key) for key in keys], uri)

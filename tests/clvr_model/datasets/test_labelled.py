@@ -163,14 +163,14 @@ class TestReadTable:
 
     def test_a_data_row_is_counted_without_line_breaks_in_quotes(self, tmp_path: Path) -> None:
         rows = (["uri", "model_id", "note"], ["a", "1", "two\nlines"], ["b", "two", ""])
-        with pytest.raises(BadLabels, match=r"labels\.csv, data row 2: model_id is 'two'"):
+        with pytest.raises(BadLabels, match=r"labels\.csv, data row 2, column model_id: 'two' is not"):
             read_table(write_csv(tmp_path / "labels.csv", *rows))
 
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"data row 2: model_id is 'two'"),
-            ([["uri", "model_id"], ["a", "-5"]], r"data row 1: model_id is '-5'"),
+            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"data row 2, column model_id: 'two' is not"),
+            ([["uri", "model_id"], ["a", "-5"]], r"data row 1, column model_id: -5 is not"),
             (
                 [["uri", "model_id"], ["a", "1"], ["a", "2"]],
                 r"data row 2: a is already labelled in data row 1",
