@@ -30,9 +30,6 @@ QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectChanged: "changed",
     UnusableKey: "unusable-key",
 }
-# So many refusals before the first image mean that the store refuses this client, not single objects.
-PERMANENT_ERRORS = 8
-
 Loaded = NDArray[np.uint8] | ClvrError
 
 
@@ -69,22 +66,17 @@ def stream_images(
     prefetch: images (268 KB each) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
     Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
-    this client.
+    this client, which after a refused image a listing shows.
     """
     loader = _Loader(reader, uris, etags, decoders, times or StreamTimes())
     results = loader.run(prefetch)
-    denied = loaded = 0
     try:
         for position, result in results:
             if not isinstance(result, ClvrError):
-                loaded += 1
                 yield position, result
                 continue
             if isinstance(result, StoreDenied):
-                denied += 1
                 reader.store.ensure()
-                if not loaded and denied >= PERMANENT_ERRORS:
-                    raise result
             yield position, _failure_of(result)
     finally:
         results.close()

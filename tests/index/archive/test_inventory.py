@@ -89,6 +89,10 @@ def write(archive: Store, kind: str, **changes: Any) -> str:
     return store.uri_of("inventory/manifest.json")
 
 
+def _time(value: datetime) -> str:
+    return f"{value:%Y-%m-%dT%H:%M:%S}.000Z"
+
+
 def _word(value: bool) -> str:
     return str(value).lower()
 

@@ -154,7 +154,7 @@ def test_lists_with_roles_need_images_of_the_run(make_run: Make, settings: Setti
     (folder / "train_test_split" / "vehicle_info.txt").unlink()
     (folder / "vric_probe.txt").write_text("a.jpg 1 1\n")
     (folder / "vric_gallery.txt").write_text("b.jpg 1 2\n")
-    with pytest.raises(BadLabels, match=r"no crop of run r1 has a vehicle id; 2 labels are of other images"):
+    with pytest.raises(BadLabels, match=r"list vric labels 0 of 60 crops: it names .*, the archive has"):
         evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
 
 
