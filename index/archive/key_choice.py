@@ -1,7 +1,7 @@
 """Which keys of an archive are crops: not those of hidden files, and those that globs include."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from index.archive.skipped import EXCLUDED, HIDDEN
@@ -14,8 +14,8 @@ class KeyChoice:
     """Globs over keys, relative to the archive's root.
 
     include: take only keys that match one of them, hidden ones too. exclude: leave out keys that match one.
-    In a glob '*' and '?' match within a name, '**' over folders; one without a slash is of the name of the
-    file or of any folder above it. Raises BadSetting for an empty glob.
+    In a glob '*', '?' and '[abc]' match within a name, '**' over folders; one without a slash is of the name
+    of the file or of any folder above it. Raises BadSetting for an unusable glob.
     """
 
     include: tuple[str, ...] = ()
@@ -36,9 +36,12 @@ class KeyChoice:
         return HIDDEN if self._included is None and is_hidden(key) else ""
 
 
-def _union(globs: Iterable[str]) -> re.Pattern[str] | None:
+def _union(globs: Sequence[str]) -> re.Pattern[str] | None:
     expressions = [_expression(glob) for glob in globs]
-    return re.compile("|".join(expressions), re.DOTALL) if expressions else None
+    try:
+        return re.compile("|".join(expressions), re.DOTALL) if expressions else None
+    except re.error as error:
+        raise BadSetting(f"no pattern: {', '.join(globs)} ({error})", remedy="Correct the glob.") from error
 
 
 def _expression(glob: str) -> str:
@@ -48,11 +51,20 @@ def _expression(glob: str) -> str:
         raise BadSetting(f"the pattern {glob!r} is empty", remedy="Give a glob such as '*/night/*.jpg'.")
     if text.endswith("/"):
         text += "**"
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", text)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    body = "".join(known.get(piece) or re.escape(piece) for piece in pieces)
+    body = "".join(map(_piece, re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\])", text)))
     return body if "/" in text else f"(?:.*/)?{body}(?:/.*)?"
 
 
 VISIBLE_KEYS = KeyChoice()
 """All keys but those of hidden files."""
+
+
+def _piece(piece: str) -> str:
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    if piece in known:
+        return known[piece]
+    if piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
+        negated = piece.startswith("[!") and len(piece) > 3
+        letters = re.sub(r"([\\\[\]^])", r"\\\1", piece[2 if negated else 1 : -1])
+        return f"[{'^/' if negated else ''}{letters}]"
+    return re.escape(piece)

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 
 HIDDEN = "hidden file or folder"
-EXCLUDED = "left out by --include or --exclude"
+EXCLUDED = "by --include or --exclude"
 _MAX_EXAMPLES = 3
 _MAX_SHOWN = 120
 

@@ -38,6 +38,7 @@ _EXPECTED = {
     "time": "a time: ISO 8601 with a time of day, such as 2026-01-05T10:00:00Z, or whole ms since 1970",
 }
 _MAX_SHOWN = 40
+_VALUE_REMEDY = "Correct this value, or leave it empty where it is unknown."
 IMPLAUSIBLE_REMEDY = (
     "Correct it, leave it empty where the time is unknown, or set CLVR_EARLIEST_TIME and CLVR_LATEST_TIME."
 )
@@ -52,7 +53,7 @@ class Place:
     first_row: int
     error: type[BadInput]
 
-    def refuse(self, row: int, value: object, reason: str, remedy: str = "") -> BadInput:
+    def refuse(self, row: int, value: object, reason: str, remedy: str = _VALUE_REMEDY) -> BadInput:
         """Return the error for the value at position `row` of the array."""
         shown = repr(value)
         shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 1]}…"
@@ -64,7 +65,10 @@ class Place:
     def refuse_type(self, data_type: Any, kind: Kind) -> BadInput:
         """Return the error for a column that cannot be of the kind."""
         shown = str(data_type).partition("\n")[0][:80]
-        return self.error(f"{self.uri}: column {self.column} is {shown}, not {_EXPECTED[kind]}")
+        return self.error(
+            f"{self.uri}: column {self.column} is {shown}, not {_EXPECTED[kind]}",
+            remedy="Write the column again, or leave it out.",
+        )
 
 
 def convert(values: Any, kind: Kind, place: Place, times: TimeRange | None = None) -> Any:

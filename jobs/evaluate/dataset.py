@@ -23,7 +23,7 @@ from index.runs.tombstones import erased_ids
 from infra.errors import BadLabels
 from infra.logging import logger
 from infra.settings import Settings
-from infra.store import TABLE_SUFFIXES, open_store
+from infra.store import TABLE_SUFFIXES, TimeRange, open_store
 from jobs.embed.job import EmbedRequest, embed
 
 
@@ -75,17 +75,19 @@ class EvaluationList:
         return [uri.removeprefix(f"{root.rstrip('/')}/") for uri in uris]
 
 
-def evaluation_lists(labels: str | None, split: str | None) -> list[EvaluationList]:
+def evaluation_lists(
+    labels: str | None, split: str | None, times: TimeRange | None = None
+) -> list[EvaluationList]:
     """Read the labels to evaluate, one entry per test list.
 
     labels: None for the run's manifest, a CSV or Parquet table (`split` selects rows), or a folder in the
-    layout of VehicleID, VeRi-776, VERI-Wild or VRIC (`split` selects a test list; default: all). Raises
-    BadLabels, StoreError.
+    layout of VehicleID, VeRi-776, VERI-Wild or VRIC (`split` selects a test list; default: all).
+    times: the plausible capture times; None: those of the environment. Raises BadLabels, StoreError.
     """
     if labels is None:
         return [EvaluationList()]
     if labels.lower().endswith(TABLE_SUFFIXES):
-        return [EvaluationList(split or "", read_label_table(labels, split=split))]
+        return [EvaluationList(split or "", read_label_table(labels, split=split, times=times))]
     lists = _dataset_lists(labels, split)
     chosen = [listed for listed in lists if split is None or listed.name == split]
     if not chosen:

@@ -125,6 +125,22 @@ class TestReadFolder:
             read_folder(str(tmp_path / "nowhere"))
 
 
+def test_hidden_folders_and_files_are_no_training_data(tmp_path: Path) -> None:
+    for name in (
+        "golf/1.jpg",
+        "polo/2.jpg",
+        ".cache/3.jpg",
+        "golf/.thumbnails/4.jpg",
+        "__MACOSX/golf/._5.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    images = read_folder(str(tmp_path))
+    assert [Path(uri).name for uri in images.uris] == ["1.jpg", "2.jpg"]
+    assert images.model_names == {0: "golf", 1: "polo"}
+
+
 class TestReadTable:
     def test_a_csv_file_gives_uris_ids_and_cameras(self, tmp_path: Path) -> None:
         rows = (

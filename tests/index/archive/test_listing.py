@@ -151,7 +151,10 @@ class TestWhatIsLeftOut:
             ([], ["a/**"], ["night/2.jpg"]),
             ([], ["a/"], ["night/2.jpg"]),
             ([], ["?.jpg"], ["a/day/[4].jpg"]),
-            (["[4].jpg"], [], ["a/day/[4].jpg"]),
+            (["[[]4].jpg"], [], ["a/day/[4].jpg"]),
+            (["[12].jpg"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["[1-2].jpg"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["[!1-3].jpg"], ["[.h]*"], []),
             ([".hidden/**", "night"], ["a"], [".hidden/5.jpg", "night/2.jpg"]),
         ],
     )
@@ -161,13 +164,19 @@ class TestWhatIsLeftOut:
         store = open_store(str(tmp_path))
         for key in ("a/night/1.jpg", "night/2.jpg", "a/day/3.jpg", "a/day/[4].jpg", ".hidden/5.jpg"):
             store.put(key, b"x")
-        listing = list_crops(store, choice=KeyChoice(tuple(include), tuple(exclude)))
+        choice = KeyChoice(tuple(include), tuple(exclude))
+        if not expected:
+            with pytest.raises(EmptyArchive, match=r"left out: 5 \(by --include or --exclude\)"):
+                list_crops(store, choice=choice)
+            return
+        listing = list_crops(store, choice=choice)
         assert names_of(listing, store) == expected
         assert sum(listing.skipped.counts.values()) == 5 - len(expected)
 
-    def test_an_empty_glob_is_refused(self) -> None:
-        with pytest.raises(BadSetting, match="is empty"):
-            KeyChoice((" ",))
+    @pytest.mark.parametrize("glob", ["", " ", "/", "[z-a].jpg"])
+    def test_a_glob_that_is_none_is_refused(self, glob: str) -> None:
+        with pytest.raises(BadSetting, match="pattern"):
+            KeyChoice((glob,))
 
     def test_names_that_are_not_utf8_and_circular_links_do_not_stop_a_listing(self, tmp_path: Path) -> None:
         store = open_store(str(tmp_path))

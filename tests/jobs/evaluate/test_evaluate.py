@@ -180,6 +180,19 @@ def test_excluded_crops_and_labels_are_counted_with_the_reason(
     assert result.results[0].excluded_vehicles == 1
 
 
+@pytest.mark.parametrize("unknown", ["-1", "", "NULL"])
+def test_vehicles_that_are_unknown_are_left_out_however_that_is_written(
+    make_run: Make, settings: Settings, tmp_path: Path, unknown: str
+) -> None:
+    run = make_run("r1", labelled=False)
+    lines = [f"image/{row:07d}.jpg,{VEHICLES[row] if row < 30 else unknown}\n" for row in range(60)]
+    (tmp_path / "labels.csv").write_text("key,vehicle_id\n" + "".join(lines))
+    labels = evaluation_lists(str(tmp_path / "labels.csv"), None)[0]
+    labelled = labelled_run(run, labels)
+    assert labelled.vehicle_ids.tolist() == VEHICLES[:30].tolist()
+    assert labelled.unlabelled == 30
+
+
 def test_a_splits_file_is_written_once_and_then_used(
     make_run: Make, settings: Settings, tmp_path: Path
 ) -> None:
