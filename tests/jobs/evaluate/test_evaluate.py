@@ -19,7 +19,7 @@ from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
 from infra.store import open_store
 from jobs.evaluate.compare import compare_runs
-from jobs.evaluate.dataset import labelled_run
+from jobs.evaluate.dataset import evaluation_lists, labelled_run
 from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.results import EvaluateRequest
 
