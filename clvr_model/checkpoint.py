@@ -69,14 +69,19 @@ class Card:
     format: int = CARD_FORMAT
 
     def to_json(self) -> bytes:
-        """Return the card as it is stored."""
-        return (json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        """Return the card as it is stored: sealed JSON."""
+        # Imported late, so that the network needs no object storage client.
+        from infra.store.sealed import seal
+
+        return seal(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Card":
-        """Read a stored card. Raises BadCheckpoint if it is damaged or has another format."""
+        """Read a stored card. Raises CorruptObject if it was altered, BadCheckpoint for another format."""
+        from infra.store.sealed import unseal
+
+        values = unseal(data, where, remedy=_DAMAGED)
         try:
-            values = json.loads(data)
             if values["format"] != CARD_FORMAT:
                 raise BadCheckpoint(
                     f"{where} has card format {values['format']}, this version reads {CARD_FORMAT}",
@@ -165,7 +170,7 @@ def save_checkpoint(destination: "str | Store", network: Clvr, card: Card) -> Ch
 
 
 def read_card(source: "str | Store") -> Card:
-    """Read the card without the weights. Raises BadCheckpoint if there is none or it is damaged."""
+    """Read the card without the weights. Raises BadCheckpoint if there is none, CorruptObject."""
     store = _store(source)
     try:
         data = store.get(CARD_FILE)
@@ -181,7 +186,8 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
     """Read and verify the checkpoint in a folder (a URI or a Store).
 
     Raises BadCheckpoint for a folder without a card, weights that are missing, truncated
-    or altered, an architecture that this code does not build, and a card that contradicts itself.
+    or altered, an architecture that this code does not build, and a card that contradicts itself;
+    CorruptObject for a card that was altered.
     """
     store = _store(source)
     card = read_card(store)

@@ -1,7 +1,6 @@
 """Saved state of a training: network, optimizer and history, without pickle."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,6 +74,9 @@ class TrainingState:
 
     def save(self, folder: Path) -> None:
         """Write two files into an existing folder, the small one last."""
+        # Imported late, so that the network needs no object storage client.
+        from infra.store.sealed import seal
+
         tensors = {f"network.{name}": value.detach() for name, value in self.network.items()}
         tensors |= {f"average.{name}": value.detach() for name, value in self.average.items()}
         states: dict[str, dict[str, Any]] = {}
@@ -97,13 +99,18 @@ class TrainingState:
             "states": states,
             "sha256": _sha256(path),
         }
-        (folder / _VALUES).write_text(json.dumps(values))
+        (folder / _VALUES).write_bytes(seal(values))
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingState":
-        """Read what `save` wrote. Raises BadCheckpoint if it is incomplete, truncated or altered."""
+        """Read what `save` wrote.
+
+        Raises BadCheckpoint if it is incomplete or its tensors were altered, CorruptObject for other values.
+        """
+        from infra.store.sealed import unseal
+
         try:
-            values = json.loads((folder / _VALUES).read_text())
+            values = unseal((folder / _VALUES).read_bytes(), str(folder / _VALUES))
             data = (folder / _TENSORS).read_bytes()
             if hashlib.sha256(data).hexdigest() != values["sha256"]:
                 raise ValueError(f"{_TENSORS} is truncated or was altered")

@@ -1,7 +1,6 @@
 """Records on disk: one JSON object each, made from a dataclass and checked when it is read."""
 
 import getpass
-import json
 import os
 import socket
 from collections.abc import Callable
@@ -14,13 +13,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from infra.errors import SchemaMismatch
 from infra.store import Store
+from infra.store.sealed import seal, unseal
 
 # A class is turned into a validator once.
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 class JsonDocument:
-    """A dataclass that is stored as one JSON object. Keys are sorted: equal contents are equal bytes.
+    """A dataclass that is stored as one sealed JSON object. Keys are sorted: equal contents are equal bytes.
 
     A field whose name differs from its key on disk declares `Annotated[..., Field(alias="key")]`. A field of
     another release, a missing one, or a value of another type is an error that names the field.
@@ -35,40 +35,47 @@ class JsonDocument:
     """The key that holds the version of the format, and the version that this release reads."""
 
     def to_json(self) -> bytes:
-        """Return the record as UTF-8 JSON. Raises ValueError for a number that is not finite."""
-        values = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
-        return encode_json(values)
+        """Return the record as sealed JSON. Raises ValueError for a number that is not finite."""
+        return seal(self.plain_values())
+
+    def plain_values(self) -> dict[str, Any]:
+        """Return the record as plain JSON values, without a digest."""
+        values: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json", by_alias=True)
+        return values
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a value that no record can have, such as a key outside its store.
+
+        `where` is the URI of the record. Called for each record that is read; most have nothing to check.
+        """
 
     @classmethod
     def read(cls, store: Store, key: str) -> Self:
-        """Read the record at a key. Raises ObjectMissing, SchemaMismatch."""
+        """Read the record at a key. Raises ObjectMissing, SchemaMismatch, CorruptObject."""
         return cls.from_json(store.get(key), store.uri_of(key))
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
-        """Read a record; `where` is its URI, for errors. Raises SchemaMismatch that names the field."""
+        """Read a record; `where` is its URI, for errors.
+
+        Raises CorruptObject for bytes that were altered, SchemaMismatch that names the field.
+        """
+        values = unseal(data, where, remedy=cls.REMEDY)
+        if cls.FORMAT and isinstance(values, dict):
+            key, readable = cls.FORMAT
+            if key in values and values[key] != readable:
+                raise SchemaMismatch(
+                    f"{where} is of version {values[key]}, this release reads version {readable}",
+                    remedy="Read it with the release that wrote it.",
+                )
         try:
-            values = json.loads(data)
-            if cls.FORMAT and isinstance(values, dict):
-                key, readable = cls.FORMAT
-                if key in values and values[key] != readable:
-                    raise SchemaMismatch(
-                        f"{where} is of version {values[key]}, this release reads version {readable}",
-                        remedy="Read it with the release that wrote it.",
-                    )
             document: Self = _adapter(cls).validate_python(values)
         except ValidationError as error:
             raise SchemaMismatch(f"{where} is no {cls.NOUN}: {_first(error)}", remedy=cls.REMEDY) from error
         except ValueError as error:
             raise SchemaMismatch(f"{where} is no {cls.NOUN}: {error}", remedy=cls.REMEDY) from error
+        document.check(where)
         return document
-
-
-def encode_json(values: Any) -> bytes:
-    """Return plain values as the JSON of a record: UTF-8, sorted keys, a newline at the end."""
-    return (
-        json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=str) + "\n"
-    ).encode()
 
 
 def utc_now() -> str:

@@ -106,5 +106,8 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 """One row a crop that could not be embedded; `cause` is one short word, `detail` a sentence."""
 
+RANGE_COLUMNS = {"camera_id", "captured_at", "model_id", "crop_id"}
+"""Columns whose ranges let a scan leave out row groups."""
+
 REPEATING_COLUMNS = {column.name for column in COLUMNS if column.repeats} | {"stage", "cause"}
 """Columns that Parquet files keep as dictionaries."""

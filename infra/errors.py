@@ -28,7 +28,7 @@
     ├── AccountingError            7   counts that do not agree
     │   ├── CountMismatch              listed, embedded, quarantined or indexed counts disagree
     │   ├── DuplicateCropId            one crop_id for two crops
-    │   └── CorruptShard               a shard that is truncated, altered or holds values it must not
+    │   └── CorruptObject              an object that is truncated, altered or holds values it must not
     ├── GateFailed                 8   a generation did not pass the gate
     ├── BudgetExceeded             9   more unusable images than --max-quarantine-rate allows
     ├── Locked                    10   another process is doing this now
@@ -191,8 +191,8 @@ class DuplicateCropId(AccountingError):
     """One crop_id for two crops."""
 
 
-class CorruptShard(AccountingError):
-    """A shard that is truncated, altered or holds values it must not."""
+class CorruptObject(AccountingError):
+    """An object that is truncated, altered, or holds values that it must not."""
 
 
 class GateFailed(ClvrError):

@@ -14,6 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of
+from index.documents import utc_now
+from index.generations.receipt import Receipt, receipt_key
+from index.runs import tombstones
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
@@ -56,6 +59,21 @@ def store(tmp_path: Path) -> Store:
     """An empty local store."""
     (tmp_path / "store").mkdir()
     return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def hide() -> Callable[..., str]:
+    """Write the tombstones and the receipt of an erasure, as far as `forget` gets before it deletes rows."""
+
+    def write(store: Store, crop_ids: Sequence[int], contents: Sequence[bytes | None] = ()) -> str:
+        ids = np.asarray(crop_ids, np.int64)
+        erasure_id = tombstones.new_erasure_id()
+        tombstones.write_tombstones(store, erasure_id, ids, contents or [None] * len(ids))
+        receipt = Receipt(erasure_id, "done", {}, "a test", "a@b", utc_now(), len(ids), 0, {}, ())
+        store.create(receipt_key(erasure_id), receipt.to_json())
+        return erasure_id
+
+    return write
 
 
 @pytest.fixture(scope="session")

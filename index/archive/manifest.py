@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
@@ -28,6 +29,11 @@ _NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 def crop_id_of(uri: str) -> int:
     """Return the crop_id: 63 bits of xxh3 over the URI in UTF-8, which fit a signed int64."""
     return xxh3_64_intdigest(uri.encode()) & _INT63_MASK
+
+
+def uri_ids(uris: Any) -> NDArray[np.int64]:
+    """Return the crop_ids (n,) of URIs (a string Array of n)."""
+    return np.fromiter(map(crop_id_of, uris.to_pylist()), np.int64, len(uris))
 
 
 def read_manifest(

@@ -1,186 +1,123 @@
-"""Erasure: crops leave every generation, tombstones keep them out of later ones, a receipt records it.
+"""Erasure: crops leave every generation, tombstones hide them from every reader, a receipt records it.
 
-    erasures/<erasure_id>/crops.parquet     first: the tombstones
-                          receipt.json      before any row is deleted, and again at the end
+    erasures/<erasure_id>/pending.parquet   first: crop_ids and MD5s, only while the erasure is under way
+                          hashes.parquet    the tombstones
+                          receipt.json      the switch: now the tombstones count; written again at the end
 
-An interrupted erasure is finished by the next erasure and by every load.
+An interrupted erasure is finished by the next erasure and by every load. Several folders of runs may share a
+server: an erasure writes tombstones and a receipt into each of them, and refuses to start if it cannot.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.documents import JsonDocument, current_user, utc_now
-from index.filters import Filters
+from index.documents import current_user, utc_now
 from index.generations import records
+from index.generations.receipt import GenerationErasure, Receipt, beyond_reach, read_receipt, receipt_key
+from index.generations.selection import EraseSelection, SelectedCrops, select_crops
 from index.lock import ROWS, acquire
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
+from index.parquet import open_parquet, write_table
 from index.runs import tombstones
-from index.runs.run import Run
+from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards
-from index.schema import UNKNOWN_TIME
-from infra.errors import BadSetting, ClvrError, CountMismatch, ObjectMissing
-from infra.store import Store
+from infra.errors import (
+    BadInput,
+    BadSetting,
+    ClvrError,
+    CorruptObject,
+    CountMismatch,
+    ObjectExists,
+    ObjectMissing,
+)
+from infra.store import Store, ignore_missing_root, open_store
 
 Ids = NDArray[np.int64]
-_COLUMNS = ["crop_id", "uri", "camera_id", "captured_at", "vehicle_id"]
-
-
-@dataclass(frozen=True, slots=True)
-class EraseSelection:
-    """Criteria of the crops to erase; a crop must match all of them.
-
-    Times are in ms since the epoch, UTC, from inclusive, to exclusive. `vehicles` are labels, so they match
-    labelled crops only.
-    """
-
-    vehicles: tuple[int, ...] = ()
-    crop_ids: tuple[int, ...] = ()
-    cameras: tuple[str, ...] = ()
-    captured_from: int | None = None
-    captured_to: int | None = None
-
-    @property
-    def has_time_window(self) -> bool:
-        """Whether the capture time is a criterion."""
-        return self.captured_from is not None or self.captured_to is not None
-
-    def require_criteria(self) -> None:
-        """Raise BadSetting if there are no criteria, or if the time window is empty."""
-        if not (self.vehicles or self.crop_ids or self.cameras or self.has_time_window):
-            raise BadSetting(
-                "nothing selects the crops to erase",
-                remedy="Give --vehicle, --crop, --camera, --from or --until.",
-            )
-        start, end = self.captured_from, self.captured_to
-        if start is not None and end is not None and start >= end:
-            raise BadSetting("the time window is empty", remedy="--from must be before --until.")
-
-    def expression(self) -> str:
-        """Return the criteria as a Milvus filter; '' if they name vehicles, which Milvus does not store."""
-        if self.vehicles:
-            return ""
-        return Filters(
-            cameras=self.cameras,
-            captured_from=self.captured_from,
-            captured_to=self.captured_to,
-            crop_ids=self.crop_ids,
-        ).expression()
-
-    def document(self) -> dict[str, Any]:
-        """Return the criteria for the receipt."""
-        given = {name: value for name, value in asdict(self).items() if value not in ((), None)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationErasure:
-    """One generation: rows before, matching rows of them, rows after, and matching rows that are `left`."""
-
-    generation: str
-    alias: str
-    live: bool
-    rows_before: int
-    matching: int
-    rows_after: int | None = None
-    left: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt(JsonDocument):
-    """What was erased, where, when, by whom and why. A dry run has no id and changes nothing.
-
-    `crops` counts the matching crops of all manifests and generations; `runs` counts their embedded rows by
-    run, which stay in the shards but are never loaded again. `unknown_time` counts crops that match except
-    for their unknown time: they are not erased.
-    """
-
-    NOUN = "receipt"
-
-    erasure_id: str
-    state: Literal["dry run", "nothing matches", "begun", "done"]
-    wanted: dict[str, Any]
-    reason: str
-    by: str
-    begun: str
-    crops: int
-    unknown_time: int
-    runs: dict[str, int]
-    generations: tuple[GenerationErasure, ...]
-    tombstones: str = ""
-    finished: str = ""
+_PENDING_SCHEMA = pa.schema([("crop_id", pa.int64()), ("md5", pa.binary())])
+_LOST_REMEDY = "Restore the folder from a backup: without its tombstones erased crops come back."
 
 
 def forget(
     milvus: Milvus,
     store: Store,
-    runs: Sequence[Run],
     selection: EraseSelection,
     *,
     reason: str,
     dry_run: bool,
+    purge: bool = False,
+    wait: float = 0.0,
 ) -> Receipt:
-    """Erase the selected crops from all generations of all aliases, and from all future ones.
+    """Erase the selected crops from all generations on the server, and hide them from every reader.
 
-    runs: all runs of the store, finished or not. With `dry_run` the receipt tells what would be erased.
-    Raises BadSetting for an empty reason or selection, Locked if another operation changes rows,
-    CountMismatch if matching rows remain.
+    store: a folder of runs; those of other generations on the server are erased too. With `dry_run` the
+    receipt tells what would be erased. With `purge` its state at the end is 'purging': see `index.purge`.
+    wait: how long to wait for another operation that changes rows, in s.
+    Raises BadSetting for an empty reason or selection, BadInput for a generation whose folder of runs cannot
+    be opened, Locked if another operation changes rows, CountMismatch if matching rows remain.
     """
     if not reason.strip():
         raise BadSetting("an erasure needs a reason", remedy="Give --reason; the receipt records it.")
     selection.require_criteria()
     if dry_run:
-        return _plan_erasure(milvus, store, runs, selection, reason)[0]
-    with acquire(store, ROWS, "an erasure"):
-        resume_erasures(milvus, store)
-        draft, crop_ids = _plan_erasure(milvus, store, runs, selection, reason)
-        if not crop_ids.size:
+        return _plan_erasure(milvus, folders_of(milvus, store), selection, reason, purge)[0]
+    with lock_folders(milvus, store, wait=wait) as stores:
+        held = {folder.uri for folder in stores}
+        for folder in stores:
+            resume_erasures(milvus, folder, held=held)
+        draft, selected = _plan_erasure(milvus, stores, selection, reason, purge)
+        if not selected.crop_ids.size:
             return replace(draft, state="nothing matches")
         receipt = replace(draft, erasure_id=tombstones.new_erasure_id(), state="begun")
-        tombstones.write_tombstones(store, receipt.erasure_id, crop_ids)
-        store.create(_key(receipt.erasure_id), receipt.to_json())
-        return _finish(milvus, store, receipt, crop_ids)
+        _begin(store, receipt, selected)
+        return _finish(milvus, store, receipt.erasure_id, held)
 
 
-def resume_erasures(milvus: Milvus, store: Store) -> list[Receipt]:
-    """Finish interrupted erasures; return their receipts. The caller holds the lock on rows."""
-    receipts = []
-    for erasure_id in tombstones.erasure_ids(store):
-        with suppress(ObjectMissing):  # interrupted before its receipt: it deleted nothing
-            receipt = read_receipt(store, erasure_id)
-            if receipt.state == "begun":
-                crop_ids = tombstones.read_tombstones(store, erasure_id)
-                receipts.append(_finish(milvus, store, receipt, crop_ids))
-    return receipts
+def resume_erasures(milvus: Milvus, store: Store, *, held: Collection[str] = ()) -> list[Receipt]:
+    """Finish interrupted erasures; return their receipts. The caller holds the lock on rows of `store`.
+
+    An erasure without a receipt deleted nothing, and is dropped. held: URIs of further folders of runs whose
+    locks the caller holds. Raises CorruptObject if an erasure that a generation's record names is gone,
+    Locked if an erasure reaches another folder whose rows are being changed.
+    """
+    names = tombstones.erasure_ids(store)
+    _require_recorded(store, names)
+    states = {name: read_receipt(store, name).state for name in names}
+    _drop_leftovers(store, states)
+    tombstones.seal_old_tombstones(store, [name for name in names if states[name] != "begun"])
+    return [_finish(milvus, store, name, held) for name in names if states[name] == "begun"]
 
 
-def read_receipt(store: Store, erasure_id: str) -> Receipt:
-    """Read the receipt of an erasure. Raises ObjectMissing, SchemaMismatch."""
-    return Receipt.read(store, _key(erasure_id))
+def folders_of(milvus: Milvus, store: Store) -> list[Store]:
+    """Return the folders of runs of all generations on the server, with `store` first.
+
+    Raises BadInput for a generation whose folder is unknown or cannot be opened: its record and its
+    tombstones would not follow an erasure.
+    """
+    folders = {store.uri: store}
+    for generation in collection.list_generations(milvus):
+        if records.read(store, generation.name) is None:
+            other = _other_folder(store, generation)
+            folders[other.uri] = other
+    return list(folders.values())
 
 
-def select_crops(runs: Sequence[Run], selection: EraseSelection) -> tuple[Ids, int]:
-    """Return the crop_ids (n,) that match in any manifest, and how many fail by an unknown time only."""
-    matching: list[Ids] = [np.empty(0, np.int64)]
-    undated: list[Ids] = [np.empty(0, np.int64)]
-    for run in runs:
-        for key in run.folder.manifest_keys():
-            crops = run.folder.read(key, _COLUMNS)
-            crops = crops.filter(_matches_identity(crops, selection))
-            if selection.has_time_window:
-                is_undated = pc.equal(crops["captured_at"], UNKNOWN_TIME)
-                undated.append(np.asarray(crops.filter(is_undated)["crop_id"]))
-                crops = crops.filter(_matches_time(crops, selection))
-            matching.append(np.asarray(crops["crop_id"]))
-    return np.unique(np.concatenate(matching)), int(np.unique(np.concatenate(undated)).size)
+@contextmanager
+def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator[list[Store]]:
+    """Hold the lock on rows of every folder of runs on the server; yield the folders, with `store` first."""
+    folders = folders_of(milvus, store)
+    with ExitStack() as locks:
+        for folder in sorted(
+            folders, key=lambda folder: folder.uri
+        ):  # one order: two erasures never wait in a ring
+            locks.enter_context(acquire(folder, ROWS, "an erasure", wait=wait))
+        yield folders
 
 
 def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
@@ -195,37 +132,31 @@ def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
     return counts
 
 
-def _matches_identity(crops: pa.Table, selection: EraseSelection) -> Any:
-    mask = pc.is_valid(crops["crop_id"])
-    for name, values, data_type in (
-        ("vehicle_id", selection.vehicles, pa.int64()),
-        ("crop_id", selection.crop_ids, pa.int64()),
-        ("camera_id", selection.cameras, pa.string()),
-    ):
-        if values:
-            mask = pc.and_(mask, pc.is_in(crops[name], value_set=pa.array(values, data_type)))
-    return mask
-
-
-def _matches_time(crops: pa.Table, selection: EraseSelection) -> Any:
-    times = crops["captured_at"]
-    mask = pc.not_equal(times, UNKNOWN_TIME)
-    if selection.captured_from is not None:
-        mask = pc.and_(mask, pc.greater_equal(times, selection.captured_from))
-    if selection.captured_to is not None:
-        mask = pc.and_(mask, pc.less(times, selection.captured_to))
-    return mask
+def _other_folder(store: Store, generation: Generation) -> Store:
+    remedy = "Erase with the folder of its runs (CLVR_RUNS), or drop it: `clvr retire`."
+    if not generation.folder:
+        raise BadInput(f"{generation.name} is on this server, but no folder of runs knows it", remedy=remedy)
+    with suppress(ClvrError):
+        other = open_store(generation.folder, None if store.local else store.settings)
+        if records.read(other, generation.name) is not None:
+            return other
+    raise BadInput(
+        f"{generation.name} is on this server, and its folder of runs {generation.folder} cannot be read",
+        remedy=remedy,
+    )
 
 
 def _plan_erasure(
-    milvus: Milvus, store: Store, runs: Sequence[Run], selection: EraseSelection, reason: str
-) -> tuple[Receipt, Ids]:
-    crop_ids, unknown_time = select_crops(runs, selection)
-    generations = _loaded_generations(milvus, store)
+    milvus: Milvus, stores: Sequence[Store], selection: EraseSelection, reason: str, purge: bool
+) -> tuple[Receipt, SelectedCrops]:
+    runs = [run for folder in stores for run in list_runs(folder)]
+    selected = select_crops(runs, selection)
+    generations = list(_loaded_generations(milvus, stores))
     if expression := selection.expression():
         # Rows of runs that were deleted are in no manifest, but must be erased too.
-        indexed = [collection.fetch_ids(milvus, generation.name, expression) for generation in generations]
-        crop_ids = np.unique(np.concatenate([crop_ids, *indexed]))
+        for _, generation in generations:
+            selected.add(collection.fetch_ids(milvus, generation.name, expression))
+    crop_ids = selected.crop_ids
     receipt = Receipt(
         erasure_id="",
         state="dry run",
@@ -234,25 +165,33 @@ def _plan_erasure(
         by=current_user(),
         begun=utc_now(),
         crops=int(crop_ids.size),
-        unknown_time=unknown_time,
+        unknown_time=selected.unknown_time,
         runs=rows_by_run(runs, crop_ids),
-        generations=tuple(_count_before(milvus, generation, crop_ids) for generation in generations),
+        generations=tuple(
+            _count_before(milvus, folder, generation, crop_ids) for folder, generation in generations
+        ),
+        copies=selected.copies,
+        unread=selected.contents().count(None) if selection.names_crops else 0,
+        purge=purge,
+        folders=tuple(folder.uri for folder in stores),
+        by_design=beyond_reach(stores, {run.info.archive for run in runs}),
     )
-    return receipt, crop_ids
+    return receipt, selected
 
 
-def _loaded_generations(milvus: Milvus, store: Store) -> list[Generation]:
-    """Load and return all generations except those of interrupted loads, which the next load drops."""
-    generations = []
+def _loaded_generations(milvus: Milvus, stores: Sequence[Store]) -> Iterator[tuple[Store, Generation]]:
+    """Load and yield all generations but those of interrupted loads, which the next load drops."""
     for generation in collection.list_generations(milvus):
-        record = records.read(store, generation.name)
-        if record is None or record.state != "loading":
-            collection.ensure_loaded(milvus, generation)
-            generations.append(generation)
-    return generations
+        for folder in stores:
+            record = records.read(folder, generation.name)
+            if record is not None:
+                if record.state != "loading":
+                    collection.ensure_loaded(milvus, generation)
+                    yield folder, generation
+                break
 
 
-def _count_before(milvus: Milvus, generation: Generation, crop_ids: Ids) -> GenerationErasure:
+def _count_before(milvus: Milvus, folder: Store, generation: Generation, crop_ids: Ids) -> GenerationErasure:
     current = collection.live_generation(milvus, generation.alias)
     return GenerationErasure(
         generation=generation.name,
@@ -260,18 +199,47 @@ def _count_before(milvus: Milvus, generation: Generation, crop_ids: Ids) -> Gene
         live=current is not None and current.name == generation.name,
         rows_before=collection.row_count(milvus, generation),
         matching=collection.count_of(milvus, generation.name, crop_ids),
+        folder=folder.uri,
     )
 
 
-def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Receipt:
-    erased = tuple(
-        _erase(milvus, store, receipt.erasure_id, planned, crop_ids) for planned in receipt.generations
+def _begin(store: Store, receipt: Receipt, selected: SelectedCrops) -> None:
+    contents = selected.contents()
+    pending = pa.table([pa.array(selected.crop_ids), pa.array(contents, pa.binary())], schema=_PENDING_SCHEMA)
+    write_table(
+        store, _pending_key(receipt.erasure_id), pending, metadata={"clvr.erasure": receipt.erasure_id}
     )
+    tombstones.write_tombstones(store, receipt.erasure_id, selected.crop_ids, contents)
+    store.create(receipt_key(receipt.erasure_id), receipt.to_json())
+
+
+def _finish(milvus: Milvus, store: Store, erasure_id: str, held: Collection[str]) -> Receipt:
+    """Finish an erasure that has begun in `store`, in all folders of runs that it reaches."""
+    receipt, selected = read_receipt(store, erasure_id), _read_pending(store, erasure_id)
+    settings = None if store.local else store.settings
+    others = [open_store(uri, settings) for uri in receipt.folders if uri != store.uri]
+    with ExitStack() as locks:
+        for other in others:
+            if other.uri not in held:
+                locks.enter_context(acquire(other, ROWS, "an erasure"))
+        # Every folder has its tombstones before any row goes; the folder that began is done last.
+        for other in others:
+            with suppress(ObjectExists):
+                _begin(other, receipt, selected)
+        for other in others:
+            if read_receipt(other, erasure_id).state == "begun":
+                _finish_folder(milvus, other, receipt, selected.crop_ids)
+        return _finish_folder(milvus, store, receipt, selected.crop_ids)
+
+
+def _finish_folder(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Receipt:
+    erasure_id = receipt.erasure_id
+    erased = tuple(_erase(milvus, store, erasure_id, planned, crop_ids) for planned in receipt.generations)
     finished = replace(
         receipt,
-        state="done",
+        state="purging" if receipt.purge else "done",
         generations=erased,
-        tombstones=store.uri_of(f"erasures/{receipt.erasure_id}/crops.parquet"),
+        tombstones=store.uri_of(f"erasures/{erasure_id}"),
         finished=utc_now(),
     )
     incomplete = [generation for generation in erased if generation.left]
@@ -280,7 +248,9 @@ def _finish(milvus: Milvus, store: Store, receipt: Receipt, crop_ids: Ids) -> Re
             f"{incomplete[0].left:,} rows that match are still in {incomplete[0].generation}",
             remedy="Run the same command again; the tombstones are already written.",
         )
-    store.put(_key(receipt.erasure_id), finished.to_json())
+    store.put(receipt_key(erasure_id), finished.to_json())
+    store.delete(_pending_key(erasure_id))
+    tombstones.seal_old_tombstones(store, [erasure_id])
     return finished
 
 
@@ -316,5 +286,46 @@ def _erase(
     return erased
 
 
-def _key(erasure_id: str) -> str:
-    return f"erasures/{erasure_id}/receipt.json"
+def _read_pending(store: Store, erasure_id: str) -> SelectedCrops:
+    for key in (
+        _pending_key(erasure_id),
+        f"erasures/{erasure_id}/crops.parquet",
+    ):  # the latter by release 0.1
+        with suppress(ObjectMissing), open_parquet(store, key) as file:
+            table = file.read()
+            crop_ids = table["crop_id"].to_pylist()
+            md5s = table["md5"].to_pylist() if "md5" in table.schema.names else []
+            known = {crop_id: md5 for crop_id, md5 in zip(crop_ids, md5s, strict=False) if md5 is not None}
+            return SelectedCrops(np.asarray(table["crop_id"]), known)
+    raise CorruptObject(
+        f"erasure {erasure_id} was interrupted, and its list of crops is gone",
+        remedy="Erase the same crops again.",
+    )
+
+
+def _drop_leftovers(store: Store, states: Mapping[str, str]) -> None:
+    """Delete what erasures that never began left, and the lists of crops of those that have ended."""
+    keys: list[str] = []
+    with ignore_missing_root(store):
+        keys = [info.key for info in store.list("erasures") if info.key.count("/") == 2]
+    for key in keys:
+        name = key.split("/")[1]
+        state = states.get(name)
+        if state is None or (state != "begun" and key == _pending_key(name)):
+            store.delete(key)
+
+
+def _require_recorded(store: Store, names: Sequence[str]) -> None:
+    """Raise CorruptObject if the record of a generation names an erasure that is gone."""
+    for record in records.list_records(store):
+        for change in record.changes:
+            if change.get("kind") == "erasure" and change["erasure_id"] not in names:
+                raise CorruptObject(
+                    f"{record.name} was changed by erasure {change['erasure_id']}, and "
+                    f"{store.uri_of('erasures')} has no receipt of it",
+                    remedy=_LOST_REMEDY,
+                )
+
+
+def _pending_key(erasure_id: str) -> str:
+    return f"erasures/{erasure_id}/pending.parquet"

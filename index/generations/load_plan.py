@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from index.runs.run import Run, vanished_ids
 from index.runs.shards import ShardInfo, check_shard, read_shards, require_unique, vectors_of
-from index.runs.tombstones import erased_ids
+from index.runs.tombstones import read_tombstones
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
 
@@ -88,7 +88,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
     verify: read every shard whole and check it against done.json and the contract, because Milvus silently
     imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the crop_ids are read.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
-    run, FingerprintMismatch, CorruptShard, and DuplicateCropId if two runs have the same crop, unless
+    run, FingerprintMismatch, CorruptObject, and DuplicateCropId if two runs have the same crop, unless
     `latest_wins`.
     """
     if not runs:
@@ -100,8 +100,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
                 f"run {runs[0].run_id} is of model {fingerprint}, run {run.run_id} of {run.fingerprint}",
                 remedy="Load the runs of one model only; embed the others again with it.",
             )
-    stores = {run.store.uri: run.store for run in runs}
-    erased = np.unique(np.concatenate([NO_IDS, *(erased_ids(store) for store in stores.values())]))
+    tombstones = read_tombstones(*(run.store for run in runs))
     planned: list[PlannedShard] = []
     newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
     superseded = vanished = num_erased = 0
@@ -115,11 +114,11 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
                 f"{repeated.size:,} crops of run {run.run_id} are in a later run too, such as {repeated[0]}",
                 remedy="Load one of the runs, or let the later run win (--latest-wins).",
             )
-        excluded = np.union1d(np.union1d(newer_ids, gone_ids), erased)
+        is_erased, is_gone = tombstones.is_erased(run_ids), np.isin(run_ids, gone_ids)
+        excluded = np.union1d(np.union1d(newer_ids, gone_ids), run_ids[is_erased])
         planned[:0] = [
             PlannedShard(run.store, run.run_id, info, np.intersect1d(ids, excluded)) for info, ids in shards
         ]
-        is_erased, is_gone = np.isin(run_ids, erased), np.isin(run_ids, gone_ids)
         superseded += int((np.isin(run_ids, newer_ids) & ~is_gone & ~is_erased).sum())
         vanished += int((is_gone & ~is_erased).sum())
         num_erased += int(is_erased.sum())

@@ -9,7 +9,7 @@ from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
-from infra.errors import BadInput, BadSetting, GateFailed, IndexRefused
+from infra.errors import BadInput, BadSetting, GateFailed, IndexRefused, Locked
 from infra.store import Store
 
 KEEP = 3
@@ -17,24 +17,49 @@ KEEP = 3
 
 @dataclass(frozen=True, slots=True)
 class Retirement:
-    """The generations that were dropped and kept, oldest first."""
+    """The generations that were dropped and kept, oldest first.
+
+    `corrected`: generations whose collection was gone already, and whose record now says so.
+    """
 
     dropped: tuple[str, ...]
     kept: tuple[str, ...]
+    corrected: tuple[str, ...] = ()
 
 
-def promote(milvus: Milvus, store: Store, name: str, *, force: str = "") -> Generation:
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """The live generation after a rollback.
+
+    moved: False if it was live already, because the rollback was completed earlier. `replaced` names the
+    generation that was live before the move, and `at` is the time of the move; None and '' if no rollback
+    made it live.
+    """
+
+    generation: Generation
+    moved: bool
+    replaced: str | None
+    at: str
+
+
+def promote(
+    milvus: Milvus, store: Store, name: str, *, force: str = "", replacing: Generation | None = None
+) -> Generation:
     """Move the alias to a generation that passed its gate; each search sees one generation, old or new.
 
-    force: a reason to promote despite a failed or missing gate; it is recorded. Raises GateFailed, also if
-    rows changed unrecorded or another model went live since the gate; BadInput for a generation that does
-    not exist or is being loaded; Locked if another operation moves the alias.
+    force: a reason to promote despite a failed or missing gate; it is recorded. replacing: the generation
+    that was live when the caller decided; the alias does not move if another one is live now.
+    Raises GateFailed, also if rows changed unrecorded or another model went live since the gate; BadInput
+    for a generation that does not exist or is being loaded; Locked if another operation moves the alias, or
+    has moved it away from `replacing`.
     """
     generation = collection.get_generation(milvus, name)
     with acquire(store, alias_lock(generation.alias), f"a promotion of {name}") as lock:
         current = collection.live_generation(milvus, generation.alias)
         if current is not None and current.name == name:
             return generation
+        if replacing is not None:
+            _require_unmoved(generation.alias, replacing, current)
         record = records.read(store, name)
         if record is not None and record.state == "loading":
             raise BadInput(
@@ -49,48 +74,59 @@ def promote(milvus: Milvus, store: Store, name: str, *, force: str = "") -> Gene
     return generation
 
 
-def rollback(milvus: Milvus, store: Store, alias: str, *, force: str = "") -> Generation:
-    """Move the alias back to the generation that was live before; a second rollback undoes the first.
+def rollback(
+    milvus: Milvus, store: Store, alias: str, name: str | None = None, *, force: str = ""
+) -> Rollback:
+    """Move the alias back to the generation `name`, by default to the one that was live before.
 
-    force: a reason to return to a generation whose rows changed unrecorded; it is recorded.
-    Raises BadInput if there is no previous generation; GateFailed if its rows changed unrecorded, unless
-    forced; Locked if another operation moves the alias.
+    A repeated rollback moves nothing: with a name, if that generation is live; without, if the last completed
+    move of the alias was a rollback. force: a reason to return to a generation whose rows changed unrecorded;
+    it is recorded.
+    Raises BadInput for a generation that was never live, and without a name if there is no previous one;
+    GateFailed if its rows changed unrecorded, unless forced; Locked if another operation moves the alias, or
+    moved it between the start of this call and its lock.
     """
+    seen = collection.live_generation(milvus, alias)
     with acquire(store, alias_lock(alias), f"a rollback of {alias}") as lock:
         current = collection.live_generation(milvus, alias)
-        before = records.previous(milvus, store, alias)
-        if current is None or before is None:
-            raise BadInput(
-                f"alias {alias} has no previous generation to return to",
-                remedy="`clvr generations` lists all generations; `clvr promote` makes one live.",
-            )
-        collection.ensure_loaded(milvus, before)
-        row_change = _unexplained_row_change(milvus, before, records.read(store, before.name))
+        if name is None:
+            _require_unmoved(alias, seen, current)
+        if current is not None and (done := _completed_rollback(store, current, name)):
+            return done
+        target = (
+            _previous(milvus, store, alias, current)
+            if name is None
+            else _formerly_live(milvus, store, alias, current, name)
+        )
+        collection.ensure_loaded(milvus, target)
+        row_change = _unexplained_row_change(milvus, target, records.read(store, target.name))
         if row_change and not force:
             raise GateFailed(
-                f"{before.name} has changed: {row_change}",
+                f"{target.name} has changed: {row_change}",
                 remedy="Force with a reason (--force), or load and promote a new one.",
             )
         lock.require()
-        _point_alias(milvus, store, before, current, kind="rollback", force=force)
-    return before
+        at = _point_alias(milvus, store, target, current, kind="rollback", force=force)
+    return Rollback(target, moved=True, replaced=current.name if current else None, at=at)
 
 
 def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Retirement:
     """Drop all but the newest `keep` generations of an alias; the live and the previous one stay as well.
 
-    Generations that are being loaded are left alone. Raises BadSetting, Locked.
+    Generations that are being loaded are left alone. Records of generations whose collection is gone are
+    corrected, unless the server has no generation of the alias at all: it may be the wrong server.
+    Raises BadSetting, Locked.
     """
     if keep < 1:
         raise BadSetting(f"{keep} generations cannot be kept", remedy="Keep at least one.")
     purpose = f"retiring generations of {alias}"
     with acquire(store, ROWS, purpose), acquire(store, alias_lock(alias), purpose):
         states = {record.name: record.state for record in records.list_records(store, alias)}
-        names = [
-            generation.name
-            for generation in collection.list_generations(milvus, alias)
-            if states.get(generation.name) != "loading"
-        ]
+        generations = collection.list_generations(milvus, alias)
+        corrected = records.without_collection(milvus, store, alias) if generations else []
+        for record in corrected:
+            records.update(store, record.name, state="dropped")
+        names = [generation.name for generation in generations if states.get(generation.name) != "loading"]
         current = collection.live_generation(milvus, alias)
         before = records.previous(milvus, store, alias)
         protected = {generation.name for generation in (current, before) if generation is not None}
@@ -98,15 +134,69 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
         dropped = [name for name in names if name not in kept]
         for name in dropped:
             records.drop(milvus, store, name)
-    return Retirement(tuple(dropped), tuple(name for name in names if name in kept))
+    return Retirement(
+        dropped=tuple(dropped),
+        kept=tuple(name for name in names if name in kept),
+        corrected=tuple(record.name for record in corrected),
+    )
+
+
+def _require_unmoved(alias: str, seen: Generation | None, current: Generation | None) -> None:
+    """Raise Locked if the alias moved from the generation that the caller saw."""
+    if seen != current:
+        names = [generation.name if generation else "nothing" for generation in (seen, current)]
+        raise Locked(
+            f"another process moved {alias} from {names[0]} to {names[1]} meanwhile",
+            remedy="Look at `clvr generations`, and name the generation that must be live.",
+        )
+
+
+def _completed_rollback(store: Store, current: Generation, name: str | None) -> Rollback | None:
+    """Return the rollback that made the live generation live, if a repeated one need not move the alias."""
+    if name not in (None, current.name):
+        return None
+    record = records.read(store, current.name)
+    last = record.promotions[-1] if record and record.promotions else {}
+    if last.get("kind") == "rollback":
+        return Rollback(current, moved=False, replaced=last.get("replaced"), at=str(last.get("at", "")))
+    return Rollback(current, moved=False, replaced=None, at="") if name else None
+
+
+def _previous(milvus: Milvus, store: Store, alias: str, current: Generation | None) -> Generation:
+    before = records.previous(milvus, store, alias)
+    if current is None or before is None:
+        raise BadInput(
+            f"alias {alias} has no previous generation to return to",
+            remedy="`clvr generations` lists all generations; `clvr promote` makes one live.",
+        )
+    return before
+
+
+def _formerly_live(
+    milvus: Milvus, store: Store, alias: str, current: Generation | None, name: str
+) -> Generation:
+    """Return a generation that some move of the alias replaced; a recorded move to it may not have ended."""
+    generation = collection.get_generation(milvus, name)
+    if generation.alias != alias:
+        raise BadInput(f"{name} is of alias {generation.alias}", remedy="Give that alias: --alias.")
+    replaced = {
+        former
+        for record in records.list_records(store, alias)
+        for former in (record.previous, *(move.get("replaced") for move in record.promotions))
+    }
+    if name not in replaced:
+        raise BadInput(f"{name} was never live as {alias}", remedy=f"Make it live: `clvr promote {name}`.")
+    return generation
 
 
 def _point_alias(
     milvus: Milvus, store: Store, target: Generation, current: Generation | None, *, kind: str, force: str
-) -> None:
+) -> str:
+    """Record the move and make it; return its time."""
     record = records.read(store, target.name)
     previous = current.name if current else None
-    move: dict[str, Any] = {"at": utc_now(), "kind": kind, "replaced": previous, "force": force}
+    at = utc_now()
+    move: dict[str, Any] = {"at": at, "kind": kind, "replaced": previous, "force": force}
     # Recorded before the move: if the process is killed between the two, a rollback is still possible, and
     # the record of a generation that did not go live does no harm.
     records.update(
@@ -122,6 +212,7 @@ def _point_alias(
             raise
         # An alias whose collection was dropped by hand still exists, although it points to nothing.
         milvus.call("alter_alias", target.name, target.alias)
+    return at
 
 
 def _require_gate(milvus: Milvus, store: Store, generation: Generation, current: Generation | None) -> None:

@@ -116,6 +116,7 @@ def new_generation(
         run_ids=tuple(run_ids),
         index=index,
         created=now.isoformat(timespec="seconds"),
+        folder=store.uri,
     )
 
 
@@ -128,10 +129,21 @@ def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:
     return get_generation(milvus, record.previous)
 
 
+def without_collection(milvus: Milvus, store: Store, alias: str) -> list[GenerationRecord]:
+    """Return the records in state `ready` whose collection is gone, in the order of their names.
+
+    A drop that was cut off before it changed the record leaves one, and so does a drop by other programs.
+    """
+    ready = [record for record in list_records(store, alias) if record.state == "ready"]
+    gone = [record for record in ready if not milvus.call("has_collection", record.name)]
+    return sorted(gone, key=lambda record: record.name)
+
+
 def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> None:
     """Drop a generation; its record stays. The live and the previous one only with `force`.
 
-    Raises BadInput if there is no such generation, or if it is the live or the previous one.
+    A drop that is cut off before it changes the record is completed by the next retirement. Raises BadInput
+    if there is no such generation, or if it is the live or the previous one.
     """
     generation = get_generation(milvus, name)
     # Asked of the collection itself, because any alias makes it live. Servers before 2.5.5 drop it anyway.

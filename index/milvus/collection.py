@@ -41,6 +41,8 @@ class Generation:
     run_ids: tuple[str, ...]
     index: IndexSpec
     created: str
+    folder: str = ""
+    """URI of the folder of runs that has its record; "" by release 0.1."""
 
 
 def create_collection(milvus: Milvus, generation: Generation) -> None:
@@ -61,6 +63,7 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
             "run_ids": generation.run_ids,
             "index": {"type": generation.index.type, "params": generation.index.params},
             "created": generation.created,
+            "folder": generation.folder,
         }
     )
     # Milvus Lite drops the description, and some server versions drop unknown properties.
@@ -235,6 +238,7 @@ def _read_description(milvus: Milvus, name: str) -> Generation | None:
             run_ids=tuple(fields["run_ids"]),
             index=IndexSpec(fields["index"]["type"], fields["index"]["params"]),
             created=fields["created"],
+            folder=fields.get("folder", ""),
         )
     except (ValueError, KeyError, TypeError):
         return None

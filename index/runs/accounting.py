@@ -12,10 +12,17 @@ from numpy.typing import NDArray
 
 from index.runs.folder import RunFolder
 from index.runs.shards import ShardInfo, read_shards, require_unique
+from index.runs.tombstones import ErasedCrops
 from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
 from infra.errors import CountMismatch, SchemaMismatch
 
 Ids = NDArray[np.int64]
+ERASED_CAUSE = "erased"
+"""Cause in the quarantine of a crop that was erased."""
+
+ERASED_URI = ""
+"""URI of a row that stands for a crop whose bytes were purged: see `index.runs.purge`."""
+
 _MAX_EXAMPLES = 10
 
 
@@ -65,26 +72,27 @@ def count_causes(table: pa.Table) -> Counter[str]:
     return Counter({f"{group['stage']}/{group['cause']}": group["count_all"] for group in groups})
 
 
-def split_usable(manifest: pa.Table) -> tuple[Any, pa.Table]:
-    """Find rows (n) that no shard can hold, because a string is too long for Milvus.
+def split_usable(manifest: pa.Table, erased: ErasedCrops) -> tuple[Any, pa.Table]:
+    """Find rows (n) that no shard may hold: erased crops, and those with a string too long for Milvus.
 
     Returns a bool Array (n,), true where usable, and the other rows as a quarantine table.
     """
     is_usable = pa.repeat(True, manifest.num_rows)
-    tables: list[pa.Table] = []
+    is_erased = pc.or_(pa.array(erased.is_erased(crop_ids(manifest))), pc.equal(manifest["uri"], ERASED_URI))
+    refusals = [(is_erased, ERASED_CAUSE, "the crop was erased")]
     for name, limit in MAX_BYTES.items():
-        is_too_long = pc.and_(is_usable, pc.greater(pc.binary_length(manifest[name]), limit))
-        rows = manifest.filter(is_too_long)
+        is_too_long = pc.greater(pc.binary_length(manifest[name]), limit)
+        refusals.append(
+            (is_too_long, f"{name.removesuffix('_id')}-too-long", f"{name} is longer than {limit} bytes")
+        )
+    tables: list[pa.Table] = []
+    for is_refused, cause, detail in refusals:
+        rows = manifest.filter(pc.and_(is_usable, is_refused))
         if rows.num_rows:
-            values = {
-                "stage": "manifest",
-                "cause": f"{name.removesuffix('_id')}-too-long",
-                "detail": f"{name} is longer than {limit} bytes",
-            }
-            for column, value in values.items():
+            for column, value in (("stage", "manifest"), ("cause", cause), ("detail", detail)):
                 rows = rows.append_column(column, pa.repeat(value, rows.num_rows))
             tables.append(rows.select(QUARANTINE_SCHEMA.names))
-            is_usable = pc.and_not(is_usable, is_too_long)
+            is_usable = pc.and_not(is_usable, is_refused)
     return is_usable, pa.concat_tables([quarantine_table(), *tables]).combine_chunks()
 
 

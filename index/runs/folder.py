@@ -104,7 +104,7 @@ class RunFolder:
     def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file of the run."""
         with open_parquet(self.store, key) as file:
-            return file.read(columns=columns)
+            return file.read(columns)
 
     def read_tables(self, schema: pa.Schema, keys: Iterable[str]) -> pa.Table:
         """Read several files of one schema into one table."""

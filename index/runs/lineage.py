@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from index.runs.accounting import ERASED_URI
 from index.runs.run import Run, vanished_uris
 from infra.errors import BadInput
 from infra.store import Store
@@ -19,6 +21,7 @@ def known_crops(store: Store, run_id: str) -> pa.Table:
     tables, chain = [], lineage(store, run_id)
     for age, run in enumerate(reversed(chain)):
         crops, vanished = run.manifest().select(["uri", "etag"]), vanished_uris(run)
+        crops = crops.filter(pc.not_equal(crops["uri"], ERASED_URI))
         vanished = vanished.append_column("etag", pa.repeat("", vanished.num_rows))
         for rows, exists in ((crops, True), (vanished, False)):
             rows = rows.append_column("age", pa.repeat(age, rows.num_rows))

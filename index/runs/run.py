@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
@@ -38,10 +39,11 @@ from index.runs.accounting import (
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo, RunSummary
 from index.runs.shards import ShardInfo, read_shards, write_shard
+from index.runs.tombstones import TombstoneWatch
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
     BadSetting,
-    CorruptShard,
+    CorruptObject,
     CountMismatch,
     EmptyArchive,
     ObjectExists,
@@ -167,6 +169,10 @@ class Run:
                 f"run {self.run_id} is not finished", remedy="Resume it with `clvr embed`."
             ) from missing
 
+    @cached_property
+    def _tombstones(self) -> TombstoneWatch:
+        return TombstoneWatch([self.store])
+
     def shard_keys(self) -> list[str]:
         """Return the keys, in the store, of shards that have rows. Raises CountMismatch if not finished."""
         return [info.key for info in self.shards()]
@@ -176,10 +182,10 @@ class Run:
         return [replace(info, key=self.folder.key(info.key)) for info in self.summary.shards if info.rows]
 
     def manifest(self) -> pa.Table:
-        """Return the whole manifest. Raises CorruptShard if it was altered."""
+        """Return the whole manifest. Raises CorruptObject if it was altered."""
         table = self.folder.read_tables(MANIFEST_SCHEMA, self.folder.manifest_keys())
         if manifest_digest(table) != self.info.manifest:
-            raise CorruptShard(
+            raise CorruptObject(
                 f"the manifest of run {self.run_id} was altered", remedy="Start a new run: `clvr embed`."
             )
         return table
@@ -208,19 +214,26 @@ class Run:
     def part_manifest(self, part: int) -> pa.Table:
         """Return the crops of one part to embed.
 
-        Crops whose URI, camera or track is too long for Milvus are left out; `write_part` quarantines them.
+        Erased crops and those whose URI, camera or track is too long for Milvus are left out; `write_part`
+        quarantines them.
         """
         rows = self.folder.part_rows(part)
-        return rows.filter(split_usable(rows)[0])
+        return rows.filter(split_usable(rows, self._tombstones.current())[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
         """Write the result of one part, with rows in any order; a repeated write overwrites it.
 
-        Raises CountMismatch unless each crop of `part_manifest(part)` is in exactly one of the two tables,
-        CorruptShard and SchemaMismatch for invalid values and columns.
+        Crops that were erased since `part_manifest` are dropped from both. Raises CountMismatch unless each
+        crop of `part_manifest(part)` is in exactly one of the two tables, CorruptObject and SchemaMismatch
+        for invalid values and columns.
         """
         rows = self.folder.part_rows(part)
-        is_usable, unusable = split_usable(rows)
+        is_usable, unusable = split_usable(rows, self._tombstones.current())
+        refused = unusable["crop_id"].combine_chunks()
+        shard, quarantine = (
+            table.filter(pc.invert(pc.is_in(table["crop_id"], value_set=refused)))
+            for table in (shard, quarantine)
+        )
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
         verify_partition(
             f"part {part} of run {self.run_id}",
@@ -322,7 +335,7 @@ def find_unfinished(
 def vanished_ids(run: Run) -> NDArray[np.int64]:
     """Return the crop_ids (n,) that a run lists as vanished, ascending.
 
-    Raises SchemaMismatch for a file without URIs, CorruptShard.
+    Raises SchemaMismatch for a file without URIs, CorruptObject.
     """
     uris = vanished_uris(run)["uri"].to_pylist()
     return np.unique(np.fromiter(map(crop_id_of, uris), np.int64, len(uris)))
@@ -333,8 +346,6 @@ def vanished_uris(run: Run) -> pa.Table:
     key = run.folder.vanished_key()
     try:
         with open_parquet(run.store, key) as file:
-            if "uri" not in file.schema_arrow.names:
-                raise SchemaMismatch(f"{run.store.uri_of(key)} has no column uri")
-            return file.read(columns=["uri"]).cast(_VANISHED_SCHEMA)
+            return file.read(["uri"]).cast(_VANISHED_SCHEMA)
     except ObjectMissing:
         return _VANISHED_SCHEMA.empty_table()

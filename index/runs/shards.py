@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,11 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from index.documents import JsonDocument
-from index.parquet import open_parquet, temporary_parquet
+from index.parquet import StoredFile, open_parquet, require_same, sealed_parquet
 from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA, SHARD_VERSION
 from infra.errors import (
-    CorruptShard,
+    CorruptObject,
     DuplicateCropId,
     FingerprintMismatch,
     ObjectMissing,
@@ -24,6 +22,7 @@ from infra.errors import (
     StoreUnreachable,
 )
 from infra.store import Store
+from infra.store.settings import checked_key
 
 ROW_GROUP_ROWS = 8192
 REBUILD_REMEDY = (
@@ -32,16 +31,9 @@ REBUILD_REMEDY = (
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInfo(JsonDocument):
-    """One shard: its key, its rows, its size in bytes, and their SHA-256.
+class ShardInfo(StoredFile):
+    """One shard. `crop_ids`, int64 (rows,), is set by `check_shard` only."""
 
-    `crop_ids`, int64 (rows,), is set by `check_shard` only.
-    """
-
-    key: str
-    rows: int
-    bytes: int
-    sha256: str
     # Any, because pydantic knows no arrays; the ids are no part of the record.
     crop_ids: Annotated[Any, Field(exclude=True)] = field(default=None, compare=False, repr=False)
 
@@ -76,23 +68,18 @@ def write_shard(
 ) -> ShardInfo:
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
-    Raises CorruptShard for values that violate the contract, SchemaMismatch for other columns, DiskFull.
+    `{digest}` in the key stands for the first digits of the file's SHA-256.
+    Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
-    written = 0
-    with temporary_parquet(
-        SHARD_SCHEMA,
-        {"clvr.fingerprint": fingerprint, "clvr.schema": str(SHARD_VERSION), "clvr.run_id": run_id},
-    ) as (path, writer):
+    footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(SHARD_VERSION), "clvr.run_id": run_id}
+    with sealed_parquet(SHARD_SCHEMA, footer) as writer:
         for group in _row_groups(batches):
             check_columns(group.schema, key)
-            check_values(group, key, first_row=written)
-            writer.write_table(pa.Table.from_batches([group.cast(SHARD_SCHEMA)]), ROW_GROUP_ROWS)
-            written += group.num_rows
-        writer.close()
-        info = ShardInfo(key, written, path.stat().st_size, _sha256(path))
-        store.put(key, path)
-    return info
+            check_values(group, key, first_row=writer.rows)
+            writer.write_row_group(pa.Table.from_batches([group]))
+        stored = writer.put(store, key)
+    return ShardInfo(stored.key, stored.rows, stored.bytes, stored.sha256)
 
 
 def read_shards(
@@ -106,19 +93,18 @@ def read_shards(
     """Yield the rows of shards in order, at most `batch_rows` at a time; each footer is checked first.
 
     Raises ObjectMissing, SchemaMismatch, FingerprintMismatch for another model than `fingerprint`,
-    CorruptShard.
+    CorruptObject.
     """
     for key in keys:
         with open_parquet(store, key) as file:
-            check_footer(file.schema_arrow, key, fingerprint=fingerprint)
-            names = None if columns is None else list(columns)
-            yield from file.iter_batches(batch_size=batch_rows, columns=names)
+            check_footer(file.schema, key, fingerprint=fingerprint)
+            yield from file.batches(batch_rows, columns)
 
 
 def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
     """Return the embeddings of a batch as a read-only (n, 1024) view, without a copy.
 
-    A table of several chunks is copied once. Raises CorruptShard for a missing vector or one of another
+    A table of several chunks is copied once. Raises CorruptObject for a missing vector or one of another
     length.
     """
     column = rows.column("embedding")
@@ -132,29 +118,25 @@ def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
 def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:
     """Read a whole shard and check its bytes, footer, columns, values and unique crop_ids.
 
-    expected: its entry in done.json. Raises what `read_shards` raises, DuplicateCropId, CorruptShard with row
-    and column, or for another digest or number of rows.
+    expected: its entry in done.json. Raises what `read_shards` raises, DuplicateCropId, and CorruptObject:
+    with row and column, or for another digest or number of rows.
     """
+    where = store.uri_of(key)
     if expected is not None:
         size, digest = _stored_digest(store, key)
-        if (size, digest) != (expected.bytes, expected.sha256):
-            raise CorruptShard(
-                f"{store.uri_of(key)} was altered: {size:,} bytes with SHA-256 {digest[:12]}…, "
-                f"but its run wrote {expected.bytes:,} bytes with {expected.sha256[:12]}…",
-                remedy=REBUILD_REMEDY,
-            )
+        require_same(ShardInfo(key, expected.rows, size, digest), expected, where)
     columns, rows = [np.empty(0, np.int64)], 0
     for batch in read_shards(store, [key], fingerprint=fingerprint):
-        check_values(batch, store.uri_of(key), first_row=rows)
+        check_values(batch, where, first_row=rows)
         rows += batch.num_rows
         columns.append(batch.column("crop_id").to_numpy())
     crop_ids = np.concatenate(columns)
-    require_unique(crop_ids, store.uri_of(key))
+    require_unique(crop_ids, where)
     if expected is None:
         size, digest = _stored_digest(store, key)
-    elif rows != expected.rows:
-        raise CorruptShard(f"{store.uri_of(key)} has {rows:,} rows, its run wrote {expected.rows:,}")
-    return ShardInfo(key, rows, size, digest, crop_ids)
+    info = ShardInfo(key, rows, size, digest, crop_ids)
+    require_same(info, expected or info, where)
+    return info
 
 
 def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> None:
@@ -193,7 +175,7 @@ def check_columns(schema: pa.Schema, key: str) -> None:
 def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
     """Check the values of a batch.
 
-    Raises CorruptShard, with row and column, for a null, an over-long or non-UTF-8 string, a vector that is
+    Raises CorruptObject, with row and column, for a null, an over-long or non-UTF-8 string, a vector that is
     not of 1024 finite numbers, or a confidence that is not finite.
     """
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -203,7 +185,7 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
             try:
                 column.validate(full=True)
             except pa.ArrowInvalid as invalid:
-                raise CorruptShard(
+                raise CorruptObject(
                     f"{key}, near row {first_row}, column {name}: {invalid}", remedy=REBUILD_REMEDY
                 ) from invalid
             is_too_long = pc.greater(pc.binary_length(column), MAX_BYTES[name])
@@ -223,7 +205,7 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
 
 
 def check_vectors(column: Any, key: str, *, first_row: int) -> None:
-    """Raise CorruptShard unless a list<float32> Array (n,) holds n vectors of 1024 numbers, without nulls."""
+    """Raise CorruptObject unless a list<float32> Array (n,) holds vectors of 1024 numbers, without nulls."""
     is_other_length = pc.not_equal(pc.fill_null(pc.list_value_length(column), -1), EMBEDDING_DIM)
     if pc.any(is_other_length, min_count=0).as_py():
         raise _corrupt(key, first_row, is_other_length, "embedding", f"is not of {EMBEDDING_DIM} numbers")
@@ -245,9 +227,9 @@ def require_unique(crop_ids: NDArray[np.int64], where: str) -> None:
         )
 
 
-def _corrupt(key: str, first_row: int, bad: Any, column: str, problem: str) -> CorruptShard:
+def _corrupt(key: str, first_row: int, bad: Any, column: str, problem: str) -> CorruptObject:
     row = first_row + int(np.flatnonzero(np.asarray(bad))[0])
-    return CorruptShard(f"{key}, row {row}, column {column} {problem}", remedy=REBUILD_REMEDY)
+    return CorruptObject(f"{key}, row {row}, column {column} {problem}", remedy=REBUILD_REMEDY)
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -267,16 +249,11 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(pending)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _stored_digest(store: Store, key: str) -> tuple[int, str]:
     filesystem, root = store.arrow()
     digest, size = hashlib.sha256(), 0
     try:
-        with filesystem.open_input_stream(f"{root}/{key}", compression=None) as stream:
+        with filesystem.open_input_stream(f"{root}/{checked_key(key)}", compression=None) as stream:
             while block := stream.read(1 << 23):
                 digest.update(block)
                 size += len(block)

@@ -1,6 +1,7 @@
 """Search in a generation: nearest crops, and crops by their ids."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,28 +11,43 @@ from index.filters import Filters
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, ensure_loaded, fetch_rows
 from index.milvus.search import Hit, search_generation
+from index.runs.tombstones import TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
 
 class MilvusSource:
-    """A loaded generation as a `CropSource`."""
+    """A loaded generation as a `CropSource`.
 
-    def __init__(self, milvus: Milvus, generation: Generation) -> None:
+    tombstones: those of the folder of runs. Rows that an erasure has not deleted yet are left out.
+    """
+
+    def __init__(self, milvus: Milvus, generation: Generation, tombstones: TombstoneWatch) -> None:
         ensure_loaded(milvus, generation)
         self.milvus = milvus
         self.generation = generation
         self.name = generation.name
         self.fingerprint = generation.fingerprint
+        self.tombstones = tombstones
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         """Return the nearest crops of each row of features (q, 1024), nearest first."""
-        batches = search_generation(self.milvus, self.generation, features, top, filters)
-        return [hits for batch in batches for hits in batch]
+        while True:
+            batches = search_generation(self.milvus, self.generation, features, top, filters)
+            results = [hits for batch in batches for hits in batch]
+            erased = self.erased_ids([hit.crop_id for hits in results for hit in hits])
+            if not erased:
+                return results
+            # Searched again without them, so that other crops take their places.
+            filters = replace(filters, not_crop_ids=(*filters.not_crop_ids, *sorted(erased)))
+
+    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
+        """Return those of the crop_ids that were erased."""
+        return self.tombstones.current().erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the generation."""
-        rows = fetch_rows(self.milvus, self.name, crop_ids, ["crop_id", "embedding"])
+        rows = fetch_rows(self.milvus, self.name, self._visible(crop_ids), ["crop_id", "embedding"])
         return {int(row["crop_id"]): np.asarray(row["embedding"], np.float32) for row in rows}
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
@@ -45,7 +61,7 @@ class MilvusSource:
         """Return the fields of those crops that are in the generation, as hits at rank and distance 0."""
         return {
             int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in SCALAR_NAMES})
-            for row in fetch_rows(self.milvus, self.name, crop_ids, SCALAR_NAMES)
+            for row in fetch_rows(self.milvus, self.name, self._visible(crop_ids), SCALAR_NAMES)
         }
 
     def sample(self, rows: int) -> list[dict[str, Any]]:
@@ -60,3 +76,7 @@ class MilvusSource:
                 timeout=60,
             )
         )
+
+    def _visible(self, crop_ids: Sequence[int]) -> list[int]:
+        erased = self.erased_ids(crop_ids)
+        return [crop_id for crop_id in crop_ids if crop_id not in erased]

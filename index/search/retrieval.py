@@ -43,6 +43,10 @@ class CropSource(Protocol):
         """Return the sightings of those crops that are in the source."""
         ...
 
+    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
+        """Return those of the crop_ids that were erased: they are in no answer, and are no probes."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:

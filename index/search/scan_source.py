@@ -1,4 +1,4 @@
-"""Exact search by a scan of shards, without an index; statistics rule out row groups.
+"""Exact search by a scan of shards, without an index; ranges of columns rule out row groups.
 
 Memory does not depend on the size of the archive. Manifests are sorted by URI, and URIs begin with date and
 camera, so a filter by time or camera skips most row groups.
@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
-from index.generations.load_plan import PlannedShard, plan_load
+from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
 from index.milvus.search import Hit
-from index.parquet import open_parquet
+from index.parquet import ParquetReader, Ranges, open_parquet
 from index.runs.run import Run
 from index.runs.shards import vectors_of
+from index.runs.tombstones import ErasedCrops, TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
 
@@ -47,15 +47,16 @@ class ScanStats:
 class ScanSource:
     """Finished runs of one model as a `CropSource`.
 
-    Erased crops and those that a later run has again or lists as vanished are left out.
-    device: where distances are computed. Raises what `plan_load` raises.
+    Crops that a later run has again or lists as vanished are left out, and erased ones, also if they are
+    erased later. device: where distances are computed. Raises what `plan_load` raises.
     """
 
     def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:
-        plan = plan_load(runs, latest_wins=True, verify=False)
-        self.shards = plan.shards
-        self.fingerprint = plan.fingerprint
-        self.name = "exact:" + "+".join(plan.run_ids)
+        self.tombstones = TombstoneWatch([run.store for run in runs])
+        self._runs = runs
+        self._erased, self._plan = self._planned()
+        self.fingerprint = self._plan.fingerprint
+        self.name = "exact:" + "+".join(self._plan.run_ids)
         self.device = device
         self.stats = ScanStats()
 
@@ -74,6 +75,17 @@ class ScanSource:
             ]
             for row_ids, row_distances in zip(ids, distances, strict=True)
         ]
+
+    @property
+    def shards(self) -> tuple[PlannedShard, ...]:
+        """The shards, and their rows that are left out."""
+        if self.tombstones.current() is not self._erased:
+            self._erased, self._plan = self._planned()
+        return self._plan.shards
+
+    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
+        """Return those of the crop_ids that were erased."""
+        return self.tombstones.current().erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the shards."""
@@ -97,17 +109,21 @@ class ScanSource:
         fields = self._fields(np.asarray(crop_ids, np.int64), None)
         return {crop_id: Hit(rank=0, distance=0.0, **row) for crop_id, row in fields.items()}
 
+    def _planned(self) -> tuple[ErasedCrops, LoadPlan]:
+        # The tombstones first: an erasure in between only makes the plan newer.
+        return self.tombstones.current(), plan_load(self._runs, latest_wins=True, verify=False)
+
     def _blocks(self, filters: Filters) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for shard, file, group in self._groups(filters):
-            num_rows = file.metadata.row_group(group).num_rows
+            num_rows = file.rows_of(group)
             mask = np.ones(num_rows, bool)
             if filters != Filters() or len(shard.excluded_ids):
-                columns = file.read_row_group(group, columns=_FILTER_COLUMNS)
+                columns = file.read_row_group(group, _FILTER_COLUMNS)
                 mask = _filter_rows(columns, filters, shard.excluded_ids)
             if not mask.any():
                 continue
             start = 0
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=["crop_id", "embedding"]):
+            for batch in file.batches(_BATCH_ROWS, ["crop_id", "embedding"], group=group):
                 batch_mask = mask[start : start + batch.num_rows]
                 start += batch.num_rows
                 if not batch_mask.all():
@@ -117,15 +133,14 @@ class ScanSource:
                     yield batch.column("crop_id").to_numpy(), vectors_of(batch)
             assert start == num_rows  # noqa: S101 (the mask relies on this contract of pyarrow)
 
-    def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, pq.ParquetFile, int]]:
+    def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, ParquetReader, int]]:
         """Yield the row groups that may have rows which pass the filters."""
         for shard in self.shards:
             with open_parquet(shard.store, shard.info.key) as file:
-                for group in range(file.metadata.num_row_groups):
-                    ranges = _ranges(file.metadata.row_group(group))
+                for group in range(file.num_row_groups):
                     self.stats.groups += 1
-                    self.stats.rows += file.metadata.row_group(group).num_rows
-                    if _statistics_match(ranges, filters):
+                    self.stats.rows += file.rows_of(group)
+                    if _ranges_match(file.ranges(group), filters):
                         yield shard, file, group
                     else:
                         self.stats.groups_skipped += 1
@@ -145,13 +160,13 @@ class ScanSource:
             return
         for shard in self.shards:
             with open_parquet(shard.store, shard.info.key) as file:
-                for group in range(file.metadata.num_row_groups):
-                    if filters and not _statistics_match(_ranges(file.metadata.row_group(group)), filters):
+                for group in range(file.num_row_groups):
+                    if filters and not _ranges_match(file.ranges(group), filters):
                         continue
-                    ids = file.read_row_group(group, columns=["crop_id"])["crop_id"].to_numpy()
+                    ids = file.read_row_group(group, ["crop_id"])["crop_id"].to_numpy()
                     positions = np.flatnonzero(np.isin(ids, crop_ids) & ~np.isin(ids, shard.excluded_ids))
                     if len(positions):
-                        yield file.read_row_group(group, columns=columns).take(pa.array(positions))
+                        yield file.read_row_group(group, columns).take(pa.array(positions))
 
 
 @contextmanager
@@ -196,17 +211,7 @@ def prefetch(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
         reader.join()
 
 
-def _ranges(group: Any) -> dict[str, tuple[Any, Any]]:
-    """Return the minimum and maximum of each column of a row group that has statistics."""
-    columns = (group.column(number) for number in range(group.num_columns))
-    return {
-        column.path_in_schema: (column.statistics.min, column.statistics.max)
-        for column in columns
-        if column.statistics is not None and column.statistics.has_min_max
-    }
-
-
-def _statistics_match(ranges: dict[str, tuple[Any, Any]], filters: Filters) -> bool:
+def _ranges_match(ranges: Ranges, filters: Filters) -> bool:
     """Return False if no row of a row group can pass the filters."""
     checks: dict[str, Callable[[Any, Any], bool]] = {
         "camera_id": lambda low, high: (

@@ -10,6 +10,10 @@ from jobs.cli.options import Alias, Golden, IndexType, Json, Milvus, RunIds, Run
 Force = Annotated[
     str | None, typer.Option("--force", help="Skip the checks for this reason; it is recorded.")
 ]
+Wait = Annotated[
+    float,
+    typer.Option("--wait", min=0, help="Minutes to wait for a running load; 0 fails at once."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Erase; the default is a dry run.")]
 
 
@@ -58,13 +62,23 @@ def promote(
 
 
 def rollback(
-    runs: Runs = None, milvus: Milvus = None, alias: Alias = None, force: Force = None, as_json: Json = False
+    generation: Annotated[
+        str | None, typer.Argument(help="Generation that was live before (default: the previous one).")
+    ] = None,
+    runs: Runs = None,
+    milvus: Milvus = None,
+    alias: Alias = None,
+    force: Force = None,
+    as_json: Json = False,
 ) -> None:
-    """Point the alias back to the previous generation. Example: clvr rollback"""
+    """Point the alias back to a generation that was live before. Example: clvr rollback
+
+    The same command again changes nothing. To undo a rollback, name the generation.
+    """
     from jobs.generations.load import rollback_generation
 
-    generation = rollback_generation(settings_of(runs=runs, milvus=milvus, alias=alias), force=force)
-    emit(generation, as_json, f"{generation.name} is live again")
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
+    emit(rollback_generation(settings, generation, force=force), as_json)
 
 
 def generations(runs: Runs = None, milvus: Milvus = None, alias: Alias = None, as_json: Json = False) -> None:
@@ -85,7 +99,10 @@ def retire(
     from jobs.generations.load import retire_generations
 
     done = retire_generations(settings_of(runs=runs, milvus=milvus, alias=alias), keep=keep)
-    emit(done, as_json, f"dropped: {', '.join(done.dropped) or 'none'}; kept: {', '.join(done.kept)}")
+    text = f"dropped: {', '.join(done.dropped) or 'none'}; kept: {', '.join(done.kept)}"
+    if done.corrected:
+        text += f"; collection was gone already: {', '.join(done.corrected)}"
+    emit(done, as_json, text)
 
 
 def verify(
@@ -118,6 +135,7 @@ def forget(
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="End of the time window, exclusive.")] = None,
     yes: Yes = False,
+    wait: Wait = 60.0,
     runs: Runs = None,
     milvus: Milvus = None,
     as_json: Json = False,
@@ -133,6 +151,7 @@ def forget(
         since=since,
         until=until,
         dry_run=not yes,
+        wait=60 * wait,
     )
     receipt = forget_crops(request, settings_of(runs=runs, milvus=milvus))
     emit(EraseResult(receipt), as_json)
@@ -142,6 +161,7 @@ def retain(
     days: Annotated[int, typer.Option(help="Erase crops older than this many days.")],
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
     yes: Yes = False,
+    wait: Wait = 60.0,
     runs: Runs = None,
     milvus: Milvus = None,
     as_json: Json = False,
@@ -149,5 +169,6 @@ def retain(
     """Erase by age. Example: clvr retain --days 90 --camera c4 --yes"""
     from jobs.generations.erase import EraseResult, retain_days
 
-    receipt = retain_days(days, camera or [], settings_of(runs=runs, milvus=milvus), dry_run=not yes)
+    settings = settings_of(runs=runs, milvus=milvus)
+    receipt = retain_days(days, camera or [], settings, dry_run=not yes, wait=60 * wait)
     emit(EraseResult(receipt), as_json)

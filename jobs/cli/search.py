@@ -116,7 +116,10 @@ def sweep(
         bool, typer.Option("--exact", help="Scan the shards of runs exactly, without an index.")
     ] = False,
     run_id: Annotated[
-        list[str] | None, typer.Option(help="With --exact: run to scan (default: latest); may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="With --exact: run to scan (default: those of the live generation); may be repeated."
+        ),
     ] = None,
     user: Annotated[
         str | None, typer.Option(help="User in the audit log (default: the system's user).")
@@ -156,7 +159,7 @@ def sweep(
         case_number=case_number,
         rules=rules,
         exact=exact,
-        runs=tuple(run_id or ("latest",)),
+        runs=tuple(run_id or ()),
         user=user,
         workers=workers,
         strips=strips,

@@ -16,11 +16,13 @@ from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, require_fit, with_labels
 from index.archive.listing import Listing, list_crops
-from index.archive.manifest import read_manifest
+from index.archive.manifest import read_manifest, uri_ids
 from index.archive.reader import ArchiveReader
 from index.archive.skipped import SkippedObjects
+from index.runs.accounting import ERASED_URI, crop_ids
 from index.runs.lineage import known_crops
 from index.runs.run import Run
+from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, ClvrError, EmptyArchive, StoreError
 from infra.store import Store, TimeRange, is_hidden, open_store, split_uri
@@ -115,8 +117,9 @@ def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery
     BadSetting for a key pattern.
     """
     archive.ensure()
+    erased = read_tombstones(runs)
     find = _quarantined_crops if selection.retry_quarantined else _listed_crops
-    discovery = find(selection, archive, runs)
+    discovery = find(selection, archive, runs, erased)
     if selection.labels is None:
         return discovery
     labels = read_label_table(selection.labels, times=selection.times)
@@ -131,7 +134,7 @@ def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery
     return replace(discovery, manifest=manifest, notes=[*discovery.notes, note])
 
 
-def _listed_crops(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+def _listed_crops(selection: CropSelection, archive: Store, runs: Store, erased: ErasedCrops) -> Discovery:
     """List the archive, and compare it with an earlier run if one is given."""
     before = known_crops(runs, selection.since_run) if selection.since_run else None
     since = None
@@ -139,12 +142,19 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store) -> Disc
         days = days_of(before["uri"], archive.uri).values()
         since = max(days) - timedelta(selection.lookback_days) if days else None
     listing = _list(selection, archive, since)
+    is_erased = erased.is_erased(crop_ids(listing.manifest))
+    listing = replace(listing, manifest=listing.manifest.filter(pa.array(~is_erased)))
+    if before is not None:
+        # Or an erased crop would count as vanished, and the run would name it.
+        before = before.filter(pa.array(~erased.is_erased(uri_ids(before["uri"]))))
     note = f"archive {archive.uri}: {listing.manifest.num_rows:,} crops"
     if since is not None:
         note += f" since {since}"
     note += f", {listing.num_not_images:,} other objects ignored"
     if listing.unmatched:
         note += f", {listing.unmatched:,} keys do not match the pattern"
+    if is_erased.any():
+        note += f", {int(is_erased.sum()):,} left out because they were erased"
     notes = [note, *listing.skipped.notes()]
     if before is None:
         return Discovery(listing.manifest, notes, listing.num_not_images, listing.unmatched)
@@ -249,13 +259,20 @@ def _content_digest(uri: str | None) -> str | None:
         return None
 
 
-def _quarantined_crops(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+def _quarantined_crops(
+    selection: CropSelection, archive: Store, runs: Store, erased: ErasedCrops
+) -> Discovery:
     """Select the quarantine of a run, with the present metadata of its crops."""
     assert selection.retry_quarantined is not None  # noqa: S101  # for the type checker
     run = Run.open(runs, selection.retry_quarantined)
     if run.info.archive != archive.uri:
         raise BadInput(f"run {run.run_id} is of the archive {run.info.archive}, not of {archive.uri}")
     quarantine = run.quarantine()
+    quarantine = quarantine.filter(
+        pc.and_not(
+            pc.not_equal(quarantine["uri"], ERASED_URI), pa.array(erased.is_erased(crop_ids(quarantine)))
+        )
+    )
     if selection.causes:
         qualified = pc.binary_join_element_wise(quarantine["stage"], quarantine["cause"], "/")
         causes = pa.array(selection.causes)

@@ -16,6 +16,7 @@ from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.runs.timings import STAGES, StageSeconds
+from index.runs.tombstones import ErasedCrops, read_tombstones
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, StreamTimes, stream_images
 
@@ -106,7 +107,9 @@ def embed_part(
             causes=dict(Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values())),
         )
 
-    for batch in _batches(manifest, archive, embedder.batch_size, failures, stream_times, decoders):
+    erased = read_tombstones(run.store)
+    size = embedder.batch_size
+    for batch in _batches(manifest, archive, size, failures, stream_times, decoders, erased):
         timer.end("waiting")
         if batch.rows:
             output = embedder(batch.images[: len(batch.rows)])
@@ -141,6 +144,7 @@ def _batches(
     failures: dict[int, ImageFailure],
     times: StreamTimes,
     decoders: int,
+    erased: ErasedCrops,
 ) -> Iterator[_Batch]:
     """Yield batches of `size` images, and an empty batch after `size` failures, to report progress."""
     uris = manifest["uri"].to_pylist()
@@ -149,7 +153,15 @@ def _batches(
     batch: _Batch | None = None
     failed = 0
     reader = ArchiveReader(archive)
-    stream = stream_images(reader, uris, etags=etags, prefetch=prefetch, decoders=decoders, times=times)
+    stream = stream_images(
+        reader,
+        uris,
+        etags=etags,
+        prefetch=prefetch,
+        decoders=decoders,
+        times=times,
+        erased=erased,
+    )
     for row, image in stream:
         if isinstance(image, ImageFailure):
             failures[row] = image

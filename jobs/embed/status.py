@@ -59,7 +59,7 @@ class RunStatus:
 def run_status(run_id: str, settings: Settings) -> RunStatus:
     """Read the state of a run; every shard of a finished run is read in full.
 
-    Raises CorruptShard for a shard whose contents differ from its record.
+    Raises CorruptObject for a shard whose contents differ from its record.
     """
     run = find_run(run_id, settings, finished=False)
     quarantine = run.quarantine()

@@ -19,7 +19,7 @@ from index.archive.labels import read_label_table, require_fit, with_labels
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
-from index.runs.tombstones import erased_ids
+from index.runs.tombstones import read_tombstones
 from infra.errors import BadLabels
 from infra.logging import logger
 from infra.settings import Settings
@@ -232,12 +232,12 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
 def _embedded(run: Run, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.float32]]:
     """Return rows in `ids`, scalar columns and features of the crops that are not erased, in shard order."""
     order = np.argsort(ids)
-    erased = erased_ids(run.store)
+    erased = read_tombstones(run.store)
     batches, features, id_rows = [], [], []
     for batch in read_shards(run.store, run.shard_keys(), fingerprint=run.fingerprint):
         crop_ids = batch.column("crop_id").to_numpy()
         id_row = order[np.minimum(np.searchsorted(ids, crop_ids, sorter=order), len(ids) - 1)]
-        rows = np.flatnonzero((ids[id_row] == crop_ids) & ~np.isin(crop_ids, erased))
+        rows = np.flatnonzero((ids[id_row] == crop_ids) & ~erased.is_erased(crop_ids))
         features.append(vectors_of(batch)[rows])
         id_rows.append(id_row[rows])
         batches.append(batch.drop_columns(["embedding"]).take(pa.array(rows)))

@@ -34,7 +34,7 @@ from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
-from jobs.runtime.resolve import find_run, open_milvus
+from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
 INDEX_TOP = 1000
@@ -185,7 +185,7 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
     run = labelled.run
     with open_milvus(settings) as milvus:
         generation = require_live(milvus, settings.alias, run.fingerprint)
-        if run.run_id not in generation.run_ids:
+        if run.run_id not in run_ids_of(generation, settings):
             raise BadInput(
                 f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
             )

@@ -1,14 +1,19 @@
 """`clvr forget` and `clvr retain`: erase crops from all generations, with a receipt."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from index.archive.reader import crop_id_at
-from index.generations.erasure import EraseSelection, Receipt, forget
-from index.runs.run import list_runs
-from infra.errors import BadSetting
+from index.generations.erasure import forget
+from index.generations.receipt import Receipt
+from index.generations.selection import EraseSelection
+from index.lock import boot_time
+from index.milvus.client import Milvus
+from infra.errors import BadSetting, Locked
+from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.resolve import epoch_ms, open_milvus
@@ -16,7 +21,10 @@ from jobs.runtime.resolve import epoch_ms, open_milvus
 
 @dataclass(frozen=True, slots=True)
 class ForgetRequest:
-    """The request of `clvr forget`; times are ISO 8601, UTC without a zone."""
+    """The request of `clvr forget`; times are ISO 8601, UTC without a zone.
+
+    wait: how long to wait for a running load or increment, in s.
+    """
 
     reason: str
     vehicles: tuple[int, ...] = ()
@@ -25,6 +33,7 @@ class ForgetRequest:
     since: str | None = None
     until: str | None = None
     dry_run: bool = True
+    wait: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +80,51 @@ def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
         captured_from=epoch_ms("--from", request.since),
         captured_to=epoch_ms("--until", request.until),
     )
-    return _erase(selection, settings, reason=request.reason, dry_run=request.dry_run)
+    return _erase(selection, settings, reason=request.reason, dry_run=request.dry_run, wait=request.wait)
 
 
-def retain_days(days: int, cameras: Sequence[str], settings: Settings, *, dry_run: bool) -> Receipt:
-    """Erase crops that were captured more than `days` days ago, of the cameras or of all cameras."""
+def retain_days(
+    days: int, cameras: Sequence[str], settings: Settings, *, dry_run: bool, wait: float = 0.0
+) -> Receipt:
+    """Erase crops that were captured more than `days` days ago, of the cameras or of all cameras.
+
+    wait: how long to wait for a running load or increment, in s. Raises the errors of `forget`.
+    """
     if days < 1:
         raise BadSetting(f"--days {days} would erase everything", remedy="Keep at least one day.")
     end = datetime.now(UTC) - timedelta(days=days)
     selection = EraseSelection(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
     of_cameras = f" of {', '.join(cameras)}" if cameras else ""
-    return _erase(selection, settings, reason=f"retention{of_cameras}: {days} days", dry_run=dry_run)
+    reason = f"retention{of_cameras}: {days} days"
+    return _erase(selection, settings, reason=reason, dry_run=dry_run, wait=wait)
 
 
-def _erase(selection: EraseSelection, settings: Settings, *, reason: str, dry_run: bool) -> Receipt:
+def _erase(
+    selection: EraseSelection, settings: Settings, *, reason: str, dry_run: bool, wait: float
+) -> Receipt:
     store = open_store(settings.runs)
-    return forget(open_milvus(settings), store, list_runs(store), selection, reason=reason, dry_run=dry_run)
+    deadline = boot_time() + wait
+    milvus = _open_when_free(settings, deadline)
+    return forget(milvus, store, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - boot_time())
+
+
+def _open_when_free(settings: Settings, deadline: float) -> Milvus:
+    """Connect to Milvus; wait until a boot time for another process that has a local file open."""
+    is_announced = False
+    while True:
+        try:
+            return open_milvus(settings)
+        except Locked as refused:
+            if not boot_time() < deadline:
+                raise
+            if not is_announced:
+                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")
+                is_announced = True
+            time.sleep(1)
 
 
 def _crop_id(crop: str) -> int:

@@ -18,7 +18,7 @@ _ROW_BYTES = 4 * EMBEDDING_DIM + 256
 
 @dataclass(frozen=True, slots=True)
 class GenerationRow:
-    """One generation in the list."""
+    """One generation in the list. Not `exists`: the collection is gone, although the record is `ready`."""
 
     name: str
     state: str
@@ -32,9 +32,13 @@ class GenerationRow:
     previous: bool
     runs: tuple[str, ...]
     pending: tuple[str, ...]
+    exists: bool = True
 
     def to_text(self) -> str:
         """Return the generation as one line."""
+        if not self.exists:
+            state = f"{self.state}  its collection is gone; the next clvr retire records that"
+            return f"{'':<8}  {self.name}  {state}"
         role = "live" if self.live else "previous" if self.previous else ""
         recall = (
             f"recall@10 {self.recall_at_10:.3f}" if self.recall_at_10 is not None else "not through the gate"
@@ -69,16 +73,34 @@ def list_alias_generations(settings: Settings) -> GenerationList:
     store = open_store(settings.runs)
     live = live_generation(milvus, settings.alias)
     rollback_target = previous(milvus, store, settings.alias)
-    return GenerationList(
-        tuple(
-            _row(
-                generation,
-                records.read(store, generation.name),
-                is_live=generation == live,
-                is_previous=generation == rollback_target,
-            )
-            for generation in list_generations(milvus, settings.alias)
+    rows = [
+        _row(
+            generation,
+            records.read(store, generation.name),
+            is_live=generation == live,
+            is_previous=generation == rollback_target,
         )
+        for generation in list_generations(milvus, settings.alias)
+    ]
+    gone = [_dropped_row(record) for record in records.without_collection(milvus, store, settings.alias)]
+    return GenerationList((*gone, *rows))
+
+
+def _dropped_row(record: GenerationRecord) -> GenerationRow:
+    return GenerationRow(
+        name=record.name,
+        state="dropped",
+        rows=0,
+        bytes=0,
+        index="",
+        fingerprint=record.fingerprint,
+        recall_at_10=None,
+        created="",
+        live=False,
+        previous=False,
+        runs=record.run_ids,
+        pending=record.pending,
+        exists=False,
     )
 
 

@@ -8,19 +8,18 @@ from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
 from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
-from index.generations.promotion import Retirement, promote, retire, rollback
+from index.generations.promotion import Retirement, Rollback, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
 from index.milvus.bulk_import import ImportProgress
 from index.milvus.collection import Generation, live_generation
-from index.runs.run import Run
 from infra.errors import BadInput
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.metrics import show_gap, show_gate, show_load
 from jobs.runtime.progress import ProgressState, progress
-from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milvus
+from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milvus, runs_of
 
 LIVE = "live"
 
@@ -111,6 +110,37 @@ class VerifyResult:
         return asdict(self.reconciliation)
 
 
+@dataclass(frozen=True, slots=True)
+class RollbackResult:
+    """The result of `clvr rollback`; `undo` names the generation to which an opposite rollback would go."""
+
+    rollback: Rollback
+    undo: str | None
+
+    def to_text(self) -> str:
+        """Return the live generation, and how to return to the one that was live before."""
+        done = self.rollback
+        name, alias = done.generation.name, done.generation.alias
+        undo = f"; to undo it: clvr rollback {self.undo}" if self.undo else ""
+        if done.moved:
+            return f"{name} is live again{undo}"
+        if done.replaced is None:
+            return f"{name} is live already; nothing was changed"
+        return (
+            f"{alias} was rolled back to {name} from {done.replaced} at {done.at}; nothing was changed{undo}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the live generation as a JSON object, and the move that made it live."""
+        done = self.rollback
+        return asdict(done.generation) | {
+            "moved": done.moved,
+            "replaced": done.replaced,
+            "at": done.at,
+            "undo": self.undo,
+        }
+
+
 @dataclass(slots=True)
 class _LoadProgress:
     """Rows, notes and import jobs of a load, for its progress display and for its metrics."""
@@ -188,12 +218,16 @@ def promote_generation(
     """Measure a generation at the gate and, if it passes or is forced, point the alias to it.
 
     golden: URI of a table of golden probes, `uri, vehicle_id`.
-    Raises GateFailed with every failure; the alias then stays where it is.
+    Raises GateFailed with every failure, and Locked if the alias moved during the gate; the alias then stays
+    where it is.
     """
+    milvus = open_milvus(settings)
+    replacing = live_generation(milvus, settings.alias)
     report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
         logger.info(f"  overridden   {'; '.join(report.failures)}: {force}")
-    promote(open_milvus(settings), open_store(settings.runs), report.generation, force=force or "")
+    store = open_store(settings.runs)
+    promote(milvus, store, report.generation, force=force or "", replacing=replacing)
     return report
 
 
@@ -208,7 +242,7 @@ def gate_generation(
         milvus,
         open_store(settings.runs),
         generation,
-        _runs_of(generation, settings),
+        runs_of(generation, settings),
         new_model=new_model,
         golden=probes,
     )
@@ -237,9 +271,14 @@ def _gate_text(report: GateReport) -> str:
     )
 
 
-def rollback_generation(settings: Settings, *, force: str | None = None) -> Generation:
-    """Point the alias back to the previous generation. Raises BadInput without one, GateFailed."""
-    return rollback(open_milvus(settings), open_store(settings.runs), settings.alias, force=force or "")
+def rollback_generation(
+    settings: Settings, name: str | None = None, *, force: str | None = None
+) -> RollbackResult:
+    """Point the alias back to a generation, by default the previous one. Raises the errors of `rollback`."""
+    milvus, store = open_milvus(settings), open_store(settings.runs)
+    done = rollback(milvus, store, settings.alias, name, force=force or "")
+    can_undo = done.replaced is not None and bool(milvus.call("has_collection", done.replaced))
+    return RollbackResult(done, done.replaced if can_undo else None)
 
 
 def retire_generations(settings: Settings, *, keep: int) -> Retirement:
@@ -255,11 +294,6 @@ def verify_generation(name: str, settings: Settings) -> Reconciliation:
     )
     if generation is None:
         raise BadInput(f"alias {settings.alias} points to no generation", remedy="promote one: clvr promote")
-    counts = reconcile(milvus, open_store(settings.runs), generation, _runs_of(generation, settings))
+    counts = reconcile(milvus, open_store(settings.runs), generation, runs_of(generation, settings))
     show_gap(settings.alias, expected=counts.expected, indexed=counts.indexed)
     return counts
-
-
-def _runs_of(generation: Generation, settings: Settings) -> list[Run]:
-    record = records.read(open_store(settings.runs), generation.name)
-    return [find_run(run_id, settings) for run_id in (record.run_ids if record else generation.run_ids)]

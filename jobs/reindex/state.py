@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from index.documents import JsonDocument, encode_json, utc_now
+from index.documents import JsonDocument, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
 from infra.store import Store, ignore_missing_root
+from infra.store.sealed import seal, unseal
 
 StepName = Literal["plan", "embed", "load", "gate", "promote", "retention"]
 STEPS: tuple[StepName, ...] = ("plan", "embed", "load", "gate", "promote", "retention")
@@ -181,7 +182,7 @@ class ReindexRun:
     def start_attempt(self) -> Attempt:
         """Record that a process starts to work on the run."""
         attempt = Attempt(len(self.attempts()) + 1, utc_now())
-        document = encode_json({"began": attempt.started})
+        document = seal({"began": attempt.started})
         self.store.create(self.key(f"attempts/{attempt.number:04d}.json"), document)
         return attempt
 
@@ -195,13 +196,13 @@ class ReindexRun:
                 "remedy": getattr(error, "remedy", ""),
                 "exit_code": error.exit_code if isinstance(error, ClvrError) else 1,
             }
-        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), encode_json(outcome))
+        self.store.put(self.key(f"attempts/{attempt.number:04d}-ended.json"), seal(outcome))
         return Attempt(attempt.number, attempt.started, outcome)
 
     def write_summary(self, summary: Mapping[str, Any], page: str) -> None:
         """Write the summary and its page, in place of those of an earlier attempt."""
         self.store.put(self.key("summary.html"), page.encode())
-        self.store.put(self.key("summary.json"), encode_json(summary))
+        self.store.put(self.key("summary.json"), seal(summary))
 
     def read_summary(self) -> dict[str, Any] | None:
         """Return the summary, or None if no attempt wrote one."""
@@ -213,7 +214,7 @@ class ReindexRun:
     def finish(self) -> None:
         """Mark the run as finished."""
         with suppress(ObjectExists):
-            self.store.create(self.key("done.json"), encode_json({"at": utc_now()}))
+            self.store.create(self.key("done.json"), seal({"at": utc_now()}))
 
 
 def current_reindex_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
@@ -254,8 +255,7 @@ def _key(reindex_id: str, name: str) -> str:
 
 
 def _read(store: Store, key: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(store.get(key))
-    except ValueError as error:
-        raise SchemaMismatch(f"{store.uri_of(key)} is no JSON document: {error}") from error
+    document = unseal(store.get(key), store.uri_of(key))
+    if not isinstance(document, dict):
+        raise SchemaMismatch(f"{store.uri_of(key)} is no document of a reindex run")
     return document

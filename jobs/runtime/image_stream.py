@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
+from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
     ObjectArchived,
@@ -30,6 +31,14 @@ QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectChanged: "changed",
     UnusableKey: "unusable-key",
 }
+ERASED = "erased"
+"""The cause of an image whose bytes were erased under another name."""
+
+
+class _Erased(ClvrError):
+    """An image whose bytes were erased."""
+
+
 Loaded = NDArray[np.uint8] | ClvrError
 
 
@@ -59,16 +68,18 @@ def stream_images(
     prefetch: int = 64,
     decoders: int = 1,
     times: StreamTimes | None = None,
+    erased: ErasedCrops | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
     """Yield `(position in uris, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
 
     etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
     prefetch: images (268 KB each) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
+    erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
     Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
     this client, which after a refused image a listing shows.
     """
-    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes())
+    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops())
     results = loader.run(prefetch)
     try:
         for position, result in results:
@@ -84,6 +95,8 @@ def stream_images(
 
 def _failure_of(error: ClvrError) -> ImageFailure:
     """Turn an error of one image into a value; raise any other error."""
+    if isinstance(error, _Erased):
+        return ImageFailure("fetch", ERASED, error.message)
     if isinstance(error, UnreadableImage):
         return ImageFailure("decode", error.cause, error.message)
     cause = QUARANTINABLE_ERRORS.get(type(error))
@@ -102,11 +115,13 @@ class _Loader:
         etags: Sequence[str] | None,
         decoders: int,
         times: StreamTimes,
+        erased: ErasedCrops,
     ) -> None:
         self.reader = reader
         self.uris = uris
         self.etags = etags
         self.times = times
+        self.erased = erased
         self.lock = threading.Lock()
         self.decoders = decoders
         # More decoding threads than CPUs slow each other down.
@@ -163,6 +178,8 @@ class _Loader:
         expected = self.etags[position] if self.etags is not None else ""
         if expected and fetched.etag != expected:
             raise ObjectChanged(f"the etag is {fetched.etag}; it was {expected} when the object was listed")
+        if self.erased.is_erased_content(fetched.data):
+            raise _Erased("a crop of the same bytes was erased")
         with self.decode_slots:
             started = time.perf_counter()
             try:

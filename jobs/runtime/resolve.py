@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from index.generations import records
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation, get_generation, list_generations, live_generation
 from index.runs.run import Run, list_runs
@@ -36,6 +37,33 @@ def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
     """Open several finished runs, oldest first."""
     runs = {run.run_id: run for run in (find_run(run_id, settings) for run_id in run_ids)}
     return sorted(runs.values(), key=lambda run: run.info.created)
+
+
+def run_ids_of(generation: Generation, settings: Settings) -> tuple[str, ...]:
+    """Return the ids of the runs that a generation holds, those of its increments included."""
+    record = records.read(open_store(settings.runs), generation.name)
+    return record.run_ids if record else generation.run_ids
+
+
+def runs_of(generation: Generation, settings: Settings) -> list[Run]:
+    """Open the runs of a generation, oldest first. Raises BadInput if one is missing."""
+    return find_runs(run_ids_of(generation, settings), settings)
+
+
+def available_runs_of(generation: Generation, settings: Settings) -> list[Run]:
+    """Open those runs of a generation that are still stored: a search needs the index, not every run.
+
+    Raises BadInput if none is left.
+    """
+    runs, missing = [], None
+    for run_id in run_ids_of(generation, settings):
+        try:
+            runs.append(find_run(run_id, settings))
+        except BadInput as error:
+            missing = error
+    if missing is not None and not runs:
+        raise missing
+    return sorted(runs, key=lambda run: run.info.created)
 
 
 def open_milvus(settings: Settings) -> Milvus:

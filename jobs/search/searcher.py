@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import Checkpoint, load_checkpoint
+from clvr_model.checkpoint import Checkpoint, load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from clvr_model.preprocessing import decode
@@ -15,14 +15,15 @@ from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
 from index.milvus.collection import live_generation, require_live
 from index.milvus.search import Hit
+from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
 from index.search.retrieval import Match, Rules, retrieve
-from infra.errors import BadInput, UnreadableImage
+from infra.errors import BadInput, FingerprintMismatch, UnreadableImage
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.resolve import find_run, open_milvus
+from jobs.runtime.resolve import available_runs_of, open_milvus
 
 CROP = "crop:"
 _SAMPLE_ROWS = 5000
@@ -31,23 +32,35 @@ _SAMPLE_ROWS = 5000
 class Searcher:
     """One generation, resolved once: all matches are from it, even if the alias moves meanwhile.
 
-    checkpoint: the model that embeds probes; by default the one that the generation's runs name. Safe to
-    share between threads. Raises BadInput if no generation is live, FingerprintMismatch for another model.
+    checkpoint: the model that embeds probes; by default the one that the generation's runs name.
+    predecessor: a searcher of the same settings whose connection, and whose model if it is the same one, are
+    used again. Safe to share between threads. Raises BadInput if no generation is live, FingerprintMismatch
+    for another model.
     """
 
-    def __init__(self, settings: Settings, *, checkpoint: str | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        checkpoint: str | None = None,
+        threads: int = 1,
+        predecessor: "Searcher | None" = None,
+    ) -> None:
         self.settings = settings
         self.threads = threads
-        milvus = open_milvus(settings)
+        milvus = predecessor.source.milvus if predecessor else open_milvus(settings)
         # Without a live generation `require_live` raises BadInput, for any fingerprint.
         target = live_generation(milvus, settings.alias) or require_live(milvus, settings.alias, "")
-        self.run = find_run(target.run_ids[-1], settings)
+        runs = available_runs_of(target, settings)
+        self.run = runs[-1]
+        self.archives = {run.info.archive for run in runs}
         self.checkpoint_uri = checkpoint or self.run.info.model
         if checkpoint is not None:
             # Load the model only if its fingerprint must be compared: archived probes need no model.
             target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
-        self.source = MilvusSource(milvus, target)
-        self.archives = {find_run(run_id, settings).info.archive for run_id in target.run_ids}
+        self.source: MilvusSource = MilvusSource(milvus, target, TombstoneWatch([open_store(settings.runs)]))
+        if predecessor and predecessor.source.fingerprint == target.fingerprint:
+            self.checkpoint, self.embedder = predecessor.checkpoint, predecessor.embedder
 
     def close(self) -> None:
         """Close the connection: only one process can open a Milvus Lite file."""
@@ -61,7 +74,12 @@ class Searcher:
     @cached_property
     def embedder(self) -> Embedder:
         """The model, compiled for this machine. Raises FingerprintMismatch if it is not the archive's."""
-        require_live(self.source.milvus, self.settings.alias, self.checkpoint.fingerprint)
+        if self.checkpoint.fingerprint != self.source.fingerprint:
+            raise FingerprintMismatch(
+                f"{self.source.name} holds embeddings of model {self.source.fingerprint}, "
+                f"{self.checkpoint_uri} is model {self.checkpoint.fingerprint}",
+                remedy=f"Restore the archive's model at {self.checkpoint_uri}.",
+            )
         return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
@@ -72,7 +90,7 @@ class Searcher:
     @cached_property
     def model_names(self) -> dict[int, str]:
         """Names of the predicted vehicle models."""
-        return dict(self.checkpoint.card.label_names)
+        return dict(read_card(self.checkpoint_uri).label_names)
 
     def probe(self, uri: str) -> Probe:
         """Return the probe of `crop:ID`, a path or an s3:// URI; archived crops have a camera and a time.
@@ -82,6 +100,7 @@ class Searcher:
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
         crop_id = crop_id_at(uri)
+        self._require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
@@ -101,6 +120,7 @@ class Searcher:
 
     def crop(self, crop_id: int) -> Hit:
         """Return the fields of a crop. Raises BadInput if the generation does not contain it."""
+        self._require_kept(f"crop {crop_id}", crop_id)
         crops = self.source.crops([crop_id])
         if crop_id not in crops:
             raise BadInput(f"crop {crop_id} is not in {self.source.name}")
@@ -136,7 +156,12 @@ class Searcher:
         )
         return bool(rows)
 
+    def _require_kept(self, name: str, crop_id: int) -> None:
+        if self.source.erased_ids([crop_id]):
+            raise BadInput(f"{name} was erased", remedy="Search by another crop or image.")
+
     def _archived(self, name: str, crop_id: int) -> Probe:
+        self._require_kept(name, crop_id)
         vectors = self.source.vectors([crop_id])
         if crop_id not in vectors:
             raise BadInput(

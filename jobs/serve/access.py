@@ -47,13 +47,15 @@ class Limits:
 class AccessPolicy:
     """The token, host names and cookie of a server.
 
-    token: None permits requests without a token. hosts: names that a request may address; None permits any.
+    token: None permits requests without a token; `generated`: it is ours and not the operator's, so it may be
+    shown. hosts: names that a request may address; None permits any.
     The cookie is a keyed digest of the token, and its key is of this process: no other server accepts it.
     """
 
     token: str | None = field(repr=False)
     hosts: frozenset[str] | None = None
     secure_cookie: bool = False
+    generated: bool = False
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property

@@ -4,35 +4,30 @@ A request contains bytes of images, ids of crops and values of filters. It canno
 URI of a crop is read from the index, and must be in an archive of the generation's runs.
 """
 
-import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from cachetools import LRUCache, cachedmethod
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from index.archive.reader import ArchiveReader
 from index.milvus.collection import row_count
-from index.search.probe import Probe, merge_probes
+from index.search.calibration import Calibration
+from index.search.probe import merge_probes
 from index.search.retrieval import Rules
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadableImage
-from infra.store import open_store
-from jobs.pages.thumbnail import thumbnail
 from jobs.search.search import RulesRequest, make_rules, match_to_json, verdict
 from jobs.search.searcher import CROP, Searcher, crop_number
 from jobs.serve.access import AccessPolicy, Limits, with_access_control
+from jobs.serve.live import LiveView, View
 
 ASSETS = Path(__file__).parent / "static"
 MAX_IMAGES = 5
 MAX_TOP = 1000
-CACHED_THUMBNAILS, CACHED_URIS, CACHED_PROBES = 2000, 50_000, 256
 
 
 class WebRules(BaseModel):
@@ -60,25 +55,33 @@ class WebRules(BaseModel):
 
 
 class SearchService:
-    """The work of the routes: one searcher, and caches of thumbnails, URIs and probes."""
+    """The work of the routes, on the generation that is live at the time of the request."""
 
     def __init__(self, searcher: Searcher, cameras: CameraMap | None) -> None:
-        self.searcher = searcher
+        self.live = LiveView(searcher)
         self.cameras = cameras
-        self._thumbnails: LRUCache[int, bytes] = LRUCache(CACHED_THUMBNAILS)
-        self._uris: LRUCache[int, str] = LRUCache(CACHED_URIS)
-        self._probes: LRUCache[str, Probe] = LRUCache(CACHED_PROBES)
-        self._cache_lock = threading.Lock()
-        # OpenVINO runs one request at a time; waiting for this lock keeps the queue in Python.
-        self._model_lock = threading.Lock()
 
     def about(self) -> dict[str, Any]:
         """Return the facts that the page shows before the first search."""
-        searcher = self.searcher
-        calibration = searcher.calibration
+        return self.live.answer(self._about)
+
+    def search(self, images: list[bytes], crops: list[int], request: WebRules) -> dict[str, Any]:
+        """Search one probe made of all images and crops. Raises BadInput, BadSetting, errors of Milvus."""
+        if not 1 <= len(images) + len(crops) <= MAX_IMAGES:
+            raise BadInput(f"a search needs 1 to {MAX_IMAGES} images of one vehicle")
+        rules = request.to_rules(self.cameras)
+        cameras = (*request.cameras, *request.not_cameras)
+        return self.live.answer(lambda view: _search(view, images, crops, rules, cameras))
+
+    def thumbnail(self, crop_id: int) -> bytes:
+        """Return the JPEG thumbnail of a crop. Raises BadInput for a crop outside the archive, StoreError."""
+        return self.live.answer(lambda view: view.thumbnail(crop_id))
+
+    def _about(self, view: View) -> dict[str, Any]:
+        searcher = view.searcher
         span = searcher.time_range()
         return {
-            "generation": searcher.source.name,
+            "generation": view.name,
             "fingerprint": searcher.source.fingerprint,
             "crops": row_count(searcher.source.milvus, searcher.source.generation),
             "cameras": searcher.known_cameras(),
@@ -86,64 +89,48 @@ class SearchService:
             "models": searcher.model_names,
             "first": span[0] if span else None,
             "last": span[1] if span else None,
-            "threshold": calibration.threshold if calibration else None,
-            "false_alarm_rate": calibration.false_alarm_rate if calibration else None,
+            **_threshold(searcher.calibration),
             "max_top": MAX_TOP,
             "max_pictures": MAX_IMAGES,
         }
 
-    def search(self, images: list[bytes], crops: list[int], request: WebRules) -> dict[str, Any]:
-        """Search one probe made of all images and crops. Raises BadInput, BadSetting, errors of Milvus."""
-        if not 1 <= len(images) + len(crops) <= MAX_IMAGES:
-            raise BadInput(f"a search needs 1 to {MAX_IMAGES} images of one vehicle")
-        rules = request.to_rules(self.cameras)
-        self.searcher.require_cameras((*request.cameras, *request.not_cameras))
-        started = time.perf_counter()
-        probes = [self._probe(data) for data in images]
-        probes += [self.searcher.probe(f"{CROP}{crop}") for crop in crops]
-        probe = probes[0] if len(probes) == 1 else merge_probes("several images", probes)
-        embedded = time.perf_counter()
-        (matches,) = self.searcher.search([probe], rules)
-        finished = time.perf_counter()
-        names = self.searcher.model_names
-        with self._cache_lock:
-            self._uris.update((match.hit.crop_id, match.hit.uri) for match in matches)
-        return {
-            "verdict": verdict(matches, self.searcher.calibration),
-            "sightings": [
-                {"camera_id": sighting.camera_id, "captured_at": sighting.captured_at}
-                for sighting in probe.sightings
-            ],
-            "answers": [
-                match_to_json(match, names.get(match.hit.model_id, f"model {match.hit.model_id}"))
-                for match in matches
-            ],
-            "embed_ms": round(1000 * (embedded - started), 1),
-            "search_ms": round(1000 * (finished - embedded), 1),
-        }
 
-    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
-    def thumbnail(self, crop_id: int) -> bytes:
-        """Return the JPEG thumbnail of a crop. Raises BadInput for a crop outside the archive, StoreError."""
-        uri = self._uri(crop_id)
-        for archive in self.searcher.archives:
-            reader = ArchiveReader(open_store(archive))
-            if reader.holds(uri):
-                return thumbnail(reader.fetch(uri).data)
-        raise BadInput(f"crop {crop_id} is outside the archive")
+def _search(
+    view: View, images: list[bytes], crops: list[int], rules: Rules, cameras: tuple[str, ...]
+) -> dict[str, Any]:
+    searcher = view.searcher
+    searcher.require_cameras(cameras)
+    started = time.perf_counter()
+    probes = [view.probe(data) for data in images]
+    probes += [searcher.probe(f"{CROP}{crop}") for crop in crops]
+    probe = probes[0] if len(probes) == 1 else merge_probes("several images", probes)
+    embedded = time.perf_counter()
+    (matches,) = searcher.search([probe], rules)
+    finished = time.perf_counter()
+    names = searcher.model_names
+    view.remember_uris({match.hit.crop_id: match.hit.uri for match in matches})
+    return {
+        "generation": view.name,
+        "verdict": verdict(matches, searcher.calibration),
+        **_threshold(searcher.calibration),
+        "sightings": [
+            {"camera_id": sighting.camera_id, "captured_at": sighting.captured_at}
+            for sighting in probe.sightings
+        ],
+        "answers": [
+            match_to_json(match, names.get(match.hit.model_id, f"model {match.hit.model_id}"))
+            for match in matches
+        ],
+        "embed_ms": round(1000 * (embedded - started), 1),
+        "search_ms": round(1000 * (finished - embedded), 1),
+    }
 
-    @cachedmethod(lambda self: self._uris, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
-    def _uri(self, crop_id: int) -> str:
-        return self.searcher.crop(crop_id).uri
 
-    @cachedmethod(
-        lambda self: self._probes,
-        lambda self, data: hashlib.sha256(data).hexdigest(),
-        lambda self: self._cache_lock,
-    )
-    def _probe(self, data: bytes) -> Probe:
-        with self._model_lock:
-            return self.searcher.probe_from_bytes(data, "the image")
+def _threshold(calibration: Calibration | None) -> dict[str, float | None]:
+    return {
+        "threshold": calibration.threshold if calibration else None,
+        "false_alarm_rate": calibration.false_alarm_rate if calibration else None,
+    }
 
 
 def make_app(
@@ -181,8 +168,8 @@ def make_app(
             data = service.thumbnail(crop_number(f"{CROP}{crop_id}"))
         except UnreadableImage as error:
             return JSONResponse({"error": error.message}, 404)
-        # The object of a crop id never changes; only the browser may cache it.
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        # No cache of the browser or of a proxy may keep a crop that is erased later.
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     for path, file, media_type in (
         ("/", "index.html", "text/html"),

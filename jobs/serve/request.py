@@ -57,12 +57,16 @@ def read_camera_positions(request: ServeRequest) -> CameraMap | None:
 
 
 def print_address(request: ServeRequest, policy: AccessPolicy) -> None:
-    """Print the address of the page."""
+    """Print the address of the page, with the token only if this process generated it."""
     scheme = "https" if request.certificate else "http"
     host = f"[{request.host}]" if ":" in request.host else request.host
     address = f"{scheme}://{host}:{request.port}/"
     # In the fragment, which browsers do not send: no server logs the token.
-    logger.info(f"The page: {address}{'#token=' + policy.token if policy.token else ''}")
+    if policy.token and policy.generated:
+        address += f"#token={policy.token}"
+    elif policy.token:
+        address += f" (its token is that of {TOKEN_VARIABLE})"
+    logger.info(f"The page: {address}")
     if policy.token and scheme == "http":
         logger.warning("without --certificate the token is sent unencrypted")
 
@@ -83,4 +87,5 @@ def make_policy(request: ServeRequest) -> AccessPolicy:
         (token or secrets.token_urlsafe(24)) if required else None,
         LOOPBACK | {request.host} if local else None,
         request.certificate is not None,
+        generated=required and token is None,
     )

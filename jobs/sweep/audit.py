@@ -5,7 +5,6 @@
 A sweep writes its record before it searches.
 """
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +62,7 @@ class AuditLog:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the records with their keys."""
-        return [{"key": key, **json.loads(record.to_json())} for key, record in self.records]
+        return [{"key": key, **record.plain_values()} for key, record in self.records]
 
 
 def append_record(store: Store, record: AuditRecord) -> str:

@@ -5,7 +5,9 @@ Each actor searches whole parts, as in `clvr embed`: Ray transfers part numbers 
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,19 +17,21 @@ from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index.documents import current_user
-from index.milvus.collection import get_generation
+from index.milvus.collection import get_generation, live_generation, row_count
+from index.runs.run import Run
+from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
-from infra.errors import BadInput, FingerprintMismatch, Mismatch
+from infra.errors import BadInput, FingerprintMismatch, IndexServerError, Locked, Mismatch
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
-from jobs.runtime.resolve import find_runs, open_milvus
+from jobs.runtime.resolve import LATEST, available_runs_of, find_run, find_runs, open_milvus, runs_of
 from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
 from jobs.search.searcher import Searcher
 from jobs.sweep.audit import AuditRecord, append_record, require_record
@@ -42,14 +46,17 @@ PARTS_PER_ACTOR = 8
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """A request of `clvr sweep`. runs: ids for an exact sweep; otherwise the live generation is searched."""
+    """A request of `clvr sweep`.
+
+    runs: ids of the runs that an exact sweep scans; by default those of the live generation.
+    """
 
     probes: str
     output: str
     case_number: str
     rules: RulesRequest = field(default_factory=RulesRequest)
     exact: bool = False
-    runs: tuple[str, ...] = ("latest",)
+    runs: tuple[str, ...] = ()
     user: str | None = None
     workers: int | None = None
     rows_per_part: int | None = None
@@ -74,6 +81,7 @@ class SweepResult:
         causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(summary.causes.items()))
         return (
             f"{summary.probes:,} probes: {verdicts}; {summary.answers:,} matches\n"
+            + (f"searched: {searched}\n" if (searched := summary.searched()) else "")
             + (f"causes: {causes}\n" if causes else "")
             + f"the report: {self.output.rstrip('/')}/report.html"
         )
@@ -81,7 +89,10 @@ class SweepResult:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The source and the rules of a sweep: every actor opens the same source."""
+    """The source and the rules of a sweep: every actor opens the same source.
+
+    rows: those of the generation; None for a scan, whose rows are counted from its shards.
+    """
 
     settings: Settings
     rules: Rules
@@ -92,13 +103,16 @@ class _Plan:
     model: str
     exact: bool
     one_process: bool
+    rows: int | None = None
 
     def source(self) -> CropSource:
         """Open the shards or the generation."""
         if self.exact:
             return ScanSource(find_runs(self.run_ids, self.settings))
         milvus = open_milvus(self.settings)
-        return MilvusSource(milvus, get_generation(milvus, self.generation))
+        return MilvusSource(
+            milvus, get_generation(milvus, self.generation), TombstoneWatch([open_store(self.settings.runs)])
+        )
 
 
 class _Actor:
@@ -134,6 +148,8 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     """
     if not request.case_number.strip():
         raise BadInput("a sweep needs a reason", remedy="give --case-number")
+    if request.runs and not request.exact:
+        raise BadInput("a sweep by the index searches the live generation", remedy="add --exact to --run-id")
     probes = read_probe_list(request.probes)
     folder = open_store(request.output)
     sweep = Sweep.open(folder)
@@ -142,7 +158,10 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     if sweep:
         sweep.require_same(probes, request_document, plan.fingerprint)
     summary = sweep.summary if sweep else None
+    scan = ScanSource(find_runs(plan.run_ids, settings))
     if summary is None:
+        rows = sum(shard.rows for shard in scan.shards) if plan.rows is None else plan.rows
+        logger.info(f"searching {rows:,} rows of runs {', '.join(plan.run_ids)}")
         action = "continue" if sweep else "start"
         record = _write_audit_record(request, settings, plan, request_document, action)
         sweep = sweep or Sweep.create(
@@ -155,13 +174,13 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
             rows_per_part=request.rows_per_part or _part_size(probes.num_rows, request.workers),
         )
         _search_parts(sweep, request, plan, record)
-        summary = sweep.finish()
+        summary = sweep.finish(plan.run_ids, rows)
     else:
         logger.info(f"the sweep in {request.output} is already finished")
     assert sweep is not None  # noqa: S101 (created or opened above)
     calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
     context = ReportContext(
-        ScanSource(find_runs(plan.run_ids, settings)),
+        scan,
         dict(read_card(plan.model).label_names),
         calibration.threshold if calibration else None,
     )
@@ -181,16 +200,18 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
             searcher.source.milvus, existing.info.generation if existing else searcher.source.name
         )
         rules = make_rules(request.rules)
+        runs = available_runs_of(generation, settings)
         return _Plan(
             settings=settings,
             rules=resolve_model_filters(rules, request.rules, searcher) if request.rules.models else rules,
             output=request.output,
             generation=generation.name,
             fingerprint=generation.fingerprint,
-            run_ids=generation.run_ids,
-            model=find_runs(generation.run_ids, settings)[-1].info.model,
+            run_ids=tuple(run.run_id for run in runs),
+            model=runs[-1].info.model,
             exact=False,
             one_process=not settings.milvus.startswith("http"),
+            rows=row_count(searcher.source.milvus, generation),
         )
     finally:
         # Only one process can open a Milvus Lite file, and the actor opens it next.
@@ -200,8 +221,15 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
 def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | None) -> _Plan:
     if request.rules.models:
         raise BadInput("an exact sweep cannot filter by vehicle model", remedy="leave out --vehicle-model")
-    run_ids = existing.info.generation.removeprefix("exact:").split("+") if existing else request.runs
-    runs = find_runs(run_ids, settings)
+    if existing:
+        runs = find_runs(existing.info.generation.removeprefix("exact:").split("+"), settings)
+        if request.runs and _names(runs) != _names(named := find_runs(request.runs, settings)):
+            raise Mismatch(
+                f"the sweep in {request.output} scans {_names(runs)}, not {_names(named)}",
+                remedy="give --output another folder, or leave out --run-id to continue it",
+            )
+    else:
+        runs = find_runs(request.runs, settings) if request.runs else _live_runs(settings)
     if len({run.fingerprint for run in runs}) > 1:
         raise FingerprintMismatch("the runs are of different models", remedy="sweep the runs of one model")
     return _Plan(
@@ -215,6 +243,31 @@ def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | Non
         exact=True,
         one_process=False,
     )
+
+
+def _live_runs(settings: Settings) -> list[Run]:
+    """Return the runs of the live generation, or the latest run if none is live; the log says so.
+
+    Raises IndexServerError and Locked if Milvus cannot be asked.
+    """
+    is_server = settings.milvus.startswith("http")
+    if is_server or Path(settings.milvus).exists():  # opening a local index would create it
+        try:
+            with open_milvus(settings) as milvus:
+                live = live_generation(milvus, settings.alias)
+        except (IndexServerError, Locked) as error:
+            raise type(error)(
+                error.message, remedy=f"{error.remedy} Or name the runs to scan: --run-id."
+            ) from error
+        if live is not None:
+            return runs_of(live, settings)
+    run = find_run(LATEST, settings)
+    logger.warning(f"nothing is live as {settings.alias}: scanning the latest run only, {run.run_id}")
+    return [run]
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(run.run_id for run in runs)
 
 
 def _write_audit_record(

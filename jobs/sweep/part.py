@@ -82,6 +82,10 @@ class SweepWorker:
             except (BadInput, BadSetting) as error:
                 row.fail("bad-uri", error.message)
         ids = sorted({row.crop_id for row in rows if row.crop_id is not None})
+        erased = self.source.erased_ids(ids)
+        for row in rows:
+            if row.crop_id in erased:
+                row.fail("erased", "the crop was erased")
         vectors = self.source.vectors(ids)
         sightings = self.source.sightings(list(vectors))
         for row in rows:

@@ -47,6 +47,7 @@ def write_sweep_report(
         strips=list(_strips(sweep, chosen, context, rules)),
         facts={
             "generation": info.generation,
+            **({"searched": searched} if (searched := summary.searched()) else {}),
             "model": info.fingerprint,
             "audit record": info.audit,
             "request": ", ".join(f"{name} {value}" for name, value in info.request.items() if value),

@@ -12,7 +12,7 @@ A part is a fixed slice of the list and has a fixed name. Searching it again rep
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -80,7 +80,10 @@ class SweepInfo(JsonDocument):
 
 @dataclass(frozen=True, slots=True)
 class SweepSummary(JsonDocument):
-    """The content of done.json: probes by verdict, number of matches, failures by cause."""
+    """The content of done.json: probes by verdict, number of matches, failures by cause.
+
+    `runs` and `rows` are what was searched; a sweep of an earlier release does not state them.
+    """
 
     probes: int
     answers: int
@@ -88,6 +91,15 @@ class SweepSummary(JsonDocument):
     causes: Mapping[str, int]
     generation: str
     finished: str
+    runs: tuple[str, ...] = ()
+    rows: int | None = None
+
+    def searched(self) -> str:
+        """Return what was searched, in words; '' if it is not known."""
+        if self.rows is None:
+            return ""
+        noun = "run" if len(self.runs) == 1 else "runs"
+        return f"{self.rows:,} rows of {len(self.runs)} {noun}: {', '.join(self.runs)}"
 
 
 class Sweep:
@@ -200,8 +212,11 @@ class Sweep:
             return None
         return SweepSummary.read(self.store, "done.json")
 
-    def finish(self) -> SweepSummary:
-        """Count every probe once and write done.json. Raises CountMismatch for a missing part."""
+    def finish(self, run_ids: Sequence[str] = (), rows: int | None = None) -> SweepSummary:
+        """Count every probe once and write done.json. Raises CountMismatch for a missing part.
+
+        run_ids, rows: what was searched.
+        """
         if missing := self.pending():
             raise CountMismatch(f"{len(missing):,} parts of {self.store.uri} are not done")
         verdicts: Counter[str] = Counter()
@@ -215,11 +230,18 @@ class Sweep:
             probe_ids.update(table["probe_id"].to_pylist())
         if not len(probe_ids) == sum(verdicts.values()) == self.info.probes:
             raise CountMismatch(f"{self.info.probes:,} probes are listed, {len(probe_ids):,} have an outcome")
-        rows = sum(self.results(part).num_rows for part in range(self.info.parts))
-        if rows != answers:
-            raise CountMismatch(f"the outcomes count {answers:,} matches, the results contain {rows:,}")
+        written = sum(self.results(part).num_rows for part in range(self.info.parts))
+        if written != answers:
+            raise CountMismatch(f"the outcomes count {answers:,} matches, the results contain {written:,}")
         summary = SweepSummary(
-            self.info.probes, answers, dict(verdicts), dict(causes), self.info.generation, utc_now()
+            probes=self.info.probes,
+            answers=answers,
+            verdicts=dict(verdicts),
+            causes=dict(causes),
+            generation=self.info.generation,
+            finished=utc_now(),
+            runs=tuple(run_ids),
+            rows=rows,
         )
         self.store.put("done.json", summary.to_json())
         return summary

@@ -4,21 +4,22 @@ An image that fails during the training would stop all workers.
 """
 
 import hashlib
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
 
 from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
 from clvr_model.datasets.registry import read_release
+from index.archive.manifest import crop_id_of
 from index.archive.reader import ArchiveReader, reader_of
+from index.runs.tombstones import ErasedCrops
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import TABLE_SUFFIXES, Store
-from jobs.runtime.image_stream import ImageFailure, stream_images
+from infra.store.sealed import seal, unseal
+from jobs.runtime.image_stream import ERASED, ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
 
@@ -54,46 +55,60 @@ def data_digest(labelled: LabeledImages) -> str:
     return digest.hexdigest()
 
 
+def drop_erased_images(labelled: LabeledImages, erased: ErasedCrops) -> LabeledImages:
+    """Return the images that were not erased as crops."""
+    if not len(erased):
+        return labelled
+    ids = np.fromiter(map(crop_id_of, labelled.uris), np.int64, len(labelled.uris))
+    kept = np.flatnonzero(~erased.is_erased(ids))
+    if len(kept) < len(labelled):
+        logger.info(f"{len(labelled) - len(kept):,} images are left out because they were erased")
+    return labelled.take(kept)
+
+
 def drop_unreadable_images(
-    labelled: LabeledImages, max_fraction: float, folder: Store
+    labelled: LabeledImages, max_fraction: float, folder: Store, erased: ErasedCrops
 ) -> tuple[LabeledImages, int]:
     """Return the images that can be decoded, and the number of the others.
 
-    The failures are kept in the training's folder, so that a resume uses the same images.
+    The failures are kept in the training's folder, so that a resume uses the same images. Images of the same
+    bytes as erased crops are left out too.
     Raises BudgetExceeded above that fraction of failures, StoreError.
     """
     try:
-        recorded: dict[str, Any] = json.loads(folder.get(CHECK_FILE))
+        recorded = unseal(folder.get(CHECK_FILE), folder.uri_of(CHECK_FILE))
         failures = {int(row): ImageFailure(**failure) for row, failure in recorded["left_out"].items()}
     except ObjectMissing:
-        failures = _check_images(labelled)
+        failures = _check_images(labelled, erased)
+    is_erased = {row for row, failure in failures.items() if failure.cause == ERASED}
     for row, failure in list(failures.items())[:MAX_SHOWN]:
         logger.info(f"left out: {labelled.uris[row]}: {failure.cause}: {failure.detail}")
     if len(failures) > MAX_SHOWN:
         logger.info(f"left out: {len(failures) - MAX_SHOWN:,} more, see {folder.uri_of(CHECK_FILE)}")
     document = {
         "left_out": {str(row): asdict(failure) for row, failure in sorted(failures.items())},
-        "uris": {str(row): labelled.uris[row] for row in sorted(failures)},
+        "uris": {str(row): labelled.uris[row] for row in sorted(failures.keys() - is_erased)},
     }
-    folder.put(CHECK_FILE, json.dumps(document, indent=1).encode())
-    if len(failures) > max_fraction * len(labelled):
+    folder.put(CHECK_FILE, seal(document))
+    if len(failures) - len(is_erased) > max_fraction * len(labelled):
         causes = ", ".join(sorted({failure.cause for failure in failures.values()}))
         folder.delete(CHECK_FILE)  # the next attempt checks images that were repaired meanwhile
         raise BudgetExceeded(
-            f"{len(failures):,} of {len(labelled):,} images cannot be used ({causes}), more than the "
-            f"{max_fraction:.2%} that --max-bad-fraction allows",
+            f"{len(failures) - len(is_erased):,} of {len(labelled):,} images cannot be used ({causes}), "
+            f"more than the {max_fraction:.2%} that --max-bad-fraction allows",
             remedy="repair the images, or give a higher --max-bad-fraction",
         )
     good = np.array([row for row in range(len(labelled)) if row not in failures], np.int64)
     return labelled.take(good), len(failures)
 
 
-def _check_images(labelled: LabeledImages) -> dict[int, ImageFailure]:
+def _check_images(labelled: LabeledImages, erased: ErasedCrops) -> dict[int, ImageFailure]:
     """Decode every image on the cluster, and return the failures by row."""
     reader, uris = reader_of(labelled.uris), labelled.uris
     check = ray.remote(num_cpus=1)(_failures)
     starts = range(0, len(uris), TASK_IMAGES)
-    pending = {check.remote(reader, uris[start : start + TASK_IMAGES]): start for start in starts}
+    known = ray.put(erased)
+    pending = {check.remote(reader, uris[start : start + TASK_IMAGES], known): start for start in starts}
     failures: dict[int, ImageFailure] = {}
     done = 0
 
@@ -112,8 +127,8 @@ def _check_images(labelled: LabeledImages) -> dict[int, ImageFailure]:
     return failures
 
 
-def _failures(reader: ArchiveReader, uris: list[str]) -> dict[int, ImageFailure]:
-    images = stream_images(reader, uris)
+def _failures(reader: ArchiveReader, uris: list[str], erased: ErasedCrops) -> dict[int, ImageFailure]:
+    images = stream_images(reader, uris, erased=erased)
     return {position: image for position, image in images if isinstance(image, ImageFailure)}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,10 +13,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from clvr_model.checkpoint import CARD_FILE, Card, load_checkpoint, save_checkpoint
-from clvr_model.datasets.labelled import class_numbers, split_per_class
+from clvr_model.datasets.labelled import LabeledImages, class_numbers, split_per_class
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
+from index.runs.tombstones import read_tombstones
 from infra.errors import BadCheckpoint, BadSetting, ObjectExists
 from infra.logging import logger
 from infra.settings import Settings
@@ -23,7 +25,13 @@ from infra.store import Store, open_store
 from jobs.runtime.progress import progress
 from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
-from jobs.train.dataset import data_digest, drop_unreadable_images, read_labelled, report_classes
+from jobs.train.dataset import (
+    data_digest,
+    drop_erased_images,
+    drop_unreadable_images,
+    read_labelled,
+    report_classes,
+)
 from jobs.train.feature_cache import remove_features
 from jobs.train.input import choose_input_backend
 from jobs.train.job import Images, TrainJob, Work
@@ -104,21 +112,23 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     if request.select_epoch not in ("last", "best"):
         raise BadSetting(f"--select-epoch is {request.select_epoch!r}", remedy="choose one of best, last")
     recipe = requested_recipe(request)
-    labelled = read_labelled(request.data, root=request.root, split=request.split)
-    digest = data_digest(labelled)
-    identity = hashlib.sha256(json.dumps([recipe.as_dict(), digest], sort_keys=True).encode()).hexdigest()
+    erased = read_tombstones(open_store(settings.runs))
+    everything = read_labelled(request.data, root=request.root, split=request.split)
+    labelled = drop_erased_images(everything, erased)
+    identity = _identity(recipe, labelled)
     destination = open_store(request.output)
     if destination.local:
         destination.create_bucket()  # creates the local folder; a real bucket must exist
     if destination.head(CARD_FILE) is not None:
-        return _existing_result(request, identity)
+        # A model that was trained before an erasure stays the model of this command.
+        return _existing_result(request, {identity, _identity(recipe, everything)})
 
     connect(settings)
     backend = _check_workers(request)
     folder = open_store(destination.uri_of(f"training/{identity[:12]}"))
     if folder.local:
         folder.create_bucket()
-    usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder)
+    usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder, erased)
     training, validation = split_per_class(usable, recipe.train_share, recipe.seed)
     untrained_classes = report_classes(labelled, training, validation)
     classes = tuple(labelled.classes)
@@ -165,7 +175,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         },
         backbone={"source": recipe.pretrained},
         unstated=recipe.undocumented_choices(),
-        data_digest=digest,
+        data_digest=data_digest(labelled),
     )
     saved = save_checkpoint(destination, network, card)
     inputs = ReportInputs(request.data, training, validation, final, cost)
@@ -176,10 +186,16 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     return TrainResult(uri=request.output, fingerprint=saved.fingerprint, **metrics)
 
 
-def _existing_result(request: TrainRequest, identity: str) -> TrainResult:
+def _identity(recipe: Recipe, labelled: LabeledImages) -> str:
+    """Return the SHA-256 of a recipe and its data: equal ones continue one training."""
+    document = [recipe.as_dict(), data_digest(labelled)]
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _existing_result(request: TrainRequest, identities: Collection[str]) -> TrainResult:
     checkpoint = load_checkpoint(request.output)
     metrics = checkpoint.card.metrics
-    if metrics.get("job") != identity:
+    if metrics.get("job") not in identities:
         raise ObjectExists(
             f"{request.output} holds a checkpoint of other data or another recipe",
             remedy="give another --output",

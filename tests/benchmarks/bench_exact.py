@@ -202,9 +202,9 @@ def write(store: Store, vectors: NDArray[np.float32]) -> None:
 
 
 def blocks(store: Store) -> Any:
-    """Yield the shard's ids and vectors, a row group at a time, on one thread."""
+    """Yield the shard's ids and vectors, a row group at a time."""
     with open_parquet(store, "shard.parquet") as file:
-        for batch in file.iter_batches(8192, columns=["crop_id", "embedding"], use_threads=False):
+        for batch in file.batches(8192, ["crop_id", "embedding"]):
             yield batch.column("crop_id").to_numpy(), vectors_of(batch)
 
 

@@ -21,6 +21,7 @@ from measure import Row, add_json_option, machine, save_rows
 from index.filters import Filters
 from index.milvus.client import connect
 from index.milvus.collection import live_generation
+from index.runs.tombstones import TombstoneWatch
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe
 from index.search.retrieval import Rules, retrieve
@@ -51,7 +52,7 @@ def main() -> None:
         with connect(settings.milvus) as milvus:
             generation = live_generation(milvus, settings.alias)
             assert generation is not None
-            index = MilvusSource(milvus, generation)
+            index = MilvusSource(milvus, generation, TombstoneWatch([run.store]))
             rates: dict[str, list[float]] = {}
             for name, source in (("index (Milvus Lite)", index), ("exact scan of the shards", scan)):
                 rates[name] = [rate(source, probes, nq) for nq in SIZES]

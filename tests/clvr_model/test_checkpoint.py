@@ -1,7 +1,6 @@
 """A checkpoint is whole, unaltered and of the architecture that its card states, or it is refused."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.network import Clvr
-from infra.errors import BadCheckpoint, BadInput, ObjectExists
+from infra.errors import BadCheckpoint, BadInput, CorruptObject, ObjectExists
+from infra.store.sealed import seal, unseal
 
 CARD = Card(label_ids=(7, 3, 249), label_names={7: "Golf", 3: "Astra"}, metrics={"accuracy": 0.5})
 
@@ -40,7 +40,7 @@ def saved(original: Path, tmp_path: Path) -> Path:
 
 def _edit_card(folder: Path, **changes: Any) -> None:
     path = folder / "card.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_bytes(seal(unseal(path.read_bytes(), "") | changes))
 
 
 def _rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -165,7 +165,15 @@ def test_an_inconsistent_card_is_refused(saved: Path, changes: dict[str, Any], m
 
 def test_a_card_that_is_not_json_is_refused(saved: Path) -> None:
     (saved / "card.json").write_text('{"format": 1, "label_')
-    with pytest.raises(BadCheckpoint, match="not a model card"):
+    with pytest.raises(CorruptObject, match=r"card\.json is truncated, altered or no JSON"):
+        load_checkpoint(str(saved))
+
+
+@pytest.mark.parametrize(("name", "other"), [("Golf", "Polo"), ("0.5", "0.9")])
+def test_altered_label_names_and_metrics_are_noticed(saved: Path, name: str, other: str) -> None:
+    path = saved / "card.json"
+    path.write_text(path.read_text().replace(name, other))
+    with pytest.raises(CorruptObject, match=r"card\.json was altered"):
         load_checkpoint(str(saved))
 
 

@@ -3,7 +3,6 @@
 Images of 75 x 75, the least that Inception-V3 takes, keep the real network fast enough.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -35,7 +34,8 @@ from clvr_model.training import (
 )
 from clvr_model.training_state import TrainingState
 from clvr_model.validation import predict, score
-from infra.errors import BadCheckpoint, BadInput, TrainingDiverged
+from infra.errors import BadCheckpoint, BadInput, CorruptObject, TrainingDiverged
+from infra.store.sealed import seal, unseal
 
 WARMUP = Stage(name="warmup", epochs=2, optimizer="rmsprop", lr=1e-3, trainable="head")
 TARGET = Stage(name="target", epochs=2, optimizer="sgd", lr=1e-3, momentum=0.9)
@@ -226,7 +226,7 @@ def test_a_state_between_two_stages_has_no_optimizer(saved: Path) -> None:
     assert _equal(head, _network().head)
 
 
-@pytest.mark.parametrize("damage", ["no values", "no tensors", "truncated", "altered", "not json", "no seed"])
+@pytest.mark.parametrize("damage", ["no values", "no tensors", "truncated", "altered", "no seed"])
 def test_a_damaged_state_is_refused(saved: Path, damage: str) -> None:
     values, tensors = saved / "state.json", saved / "state.safetensors"
     data = tensors.read_bytes()
@@ -239,14 +239,20 @@ def test_a_damaged_state_is_refused(saved: Path, damage: str) -> None:
             tensors.write_bytes(data[:-10])
         case "altered":
             tensors.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        case "not json":
-            values.write_text("{")
         case "no seed":
-            stored = json.loads(values.read_text())
+            stored = unseal(values.read_bytes(), "")
             del stored["seed"]
-            values.write_text(json.dumps(stored))
+            values.write_bytes(seal(stored))
     with pytest.raises(BadCheckpoint, match="no complete training state"):
         TrainingState.load(saved)
+
+
+def test_altered_values_of_a_state_are_noticed(saved: Path) -> None:
+    values = saved / "state.json"
+    for altered in (b"{", values.read_bytes().replace(b'"stage": 1', b'"stage": 0')):
+        values.write_bytes(altered)
+        with pytest.raises(CorruptObject, match=r"state\.json"):
+            TrainingState.load(saved)
 
 
 def test_the_state_of_another_network_is_refused(saved: Path) -> None:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from index.filters import Filters
 from index.generations import records
-from index.generations.erasure import EraseSelection, forget
+from index.generations.erasure import forget
 from index.generations.gate import check_gate
 from index.generations.load import LoadOptions, Progress, load_runs
 from index.generations.load_plan import plan_load
 from index.generations.promotion import promote, rollback
 from index.generations.reconcile import reconcile
+from index.generations.selection import EraseSelection
 from index.generations.upsert import load_into_live
 from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
@@ -205,7 +206,7 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
         np.concatenate([run.manifest()["crop_id"].to_numpy() for run in (first, second)]).tolist()
     )
     wanted = EraseSelection(cameras=("cam-1",), crop_ids=crop_ids)
-    receipt = forget(milvus, foreign_store, [first, second], wanted, reason="test", dry_run=False)
+    receipt = forget(milvus, foreign_store, wanted, reason="test", dry_run=False)
     erased = next(row for row in receipt.generations if row.generation == live.name)
     assert (erased.rows_before, erased.rows_after, erased.left) == (108, 108 - erased.matching, 0)
     assert erased.matching > 30
@@ -228,7 +229,7 @@ def test_gate_promotion_and_rollback_work_on_a_server(
     promote(milvus, own_store, imported.name)
     promote(milvus, own_store, inserted.name, force="test")
     assert collection.live_generation(milvus, "swapped") == inserted
-    assert rollback(milvus, own_store, "swapped") == imported
+    assert rollback(milvus, own_store, "swapped").generation == imported
     assert collection.live_generation(milvus, "swapped") == imported
 
 

@@ -8,18 +8,24 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from index.generations import records
+from index.generations.load import load_runs
+from index.generations.promotion import promote, rollback
+from index.milvus.collection import live_generation
+from index.runs.run import Run
 from infra.errors import BadSetting
+from infra.store import open_store
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_app
-from jobs.serve.request import ServeRequest, make_policy
+from jobs.serve.request import ServeRequest, make_policy, print_address
 
 pytestmark = pytest.mark.integration
 
@@ -102,6 +108,7 @@ def test_an_image_is_searched_and_the_crops_have_thumbnails(served: Served, sear
     assert [match["rank"] for match in answers] == list(range(1, 8))
     status, headers, jpeg = served.ask(f"/api/crops/{answers[0]['crop'][5:]}.jpg")
     assert (status, headers["content-type"], jpeg[:2]) == (200, "image/jpeg", b"\xff\xd8")
+    assert headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(
@@ -203,6 +210,69 @@ def test_a_token_is_required_by_default_except_on_the_loopback(monkeypatch: pyte
         make_policy(ServeRequest())
 
 
+def test_only_a_generated_token_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ServeRequest(require_token=True)
+    generated = make_policy(request)
+    print_address(request, generated)
+    assert generated.token is not None
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count(generated.token) == 1
+    monkeypatch.setenv("CLVR_SERVE_TOKEN", TOKEN)
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
+        request = ServeRequest(host=host)
+        print_address(request, make_policy(request))
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.out + printed.err
+    assert "CLVR_SERVE_TOKEN" in printed.err
+
+
+@pytest.fixture
+def promoted(served: Served, searcher: Searcher, searchable: Any) -> Iterator[tuple[str, Any]]:
+    """The live generation, and a function that makes a new one live; afterwards it is rolled back."""
+    milvus, runs = searcher.source.milvus, open_store(searchable.settings.runs)
+    alias = searchable.settings.alias
+    before = live_generation(milvus, alias)
+    assert before is not None
+    made = []
+
+    def promote_new() -> str:
+        generation = load_runs(milvus, runs, [Run.open(runs, searchable.run_id)], alias=alias)
+        promote(milvus, runs, generation.name, force="test")
+        made.append(generation.name)
+        return generation.name
+
+    yield before.name, promote_new
+    rollback(milvus, runs, alias, before.name)
+    for name in made:
+        records.drop(milvus, runs, name, force=True)
+    until(lambda: about(served)["generation"] == before.name)
+
+
+def about(served: Served) -> Any:
+    return json.loads(served.ask("/api/about")[2])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_the_server_follows_the_alias(
+    served: Served, searchable: Any, promoted: tuple[str, Callable[[], str]]
+) -> None:
+    old, promote_new = promoted
+    assert about(served)["generation"] == old
+    new = promote_new()
+    until(lambda: about(served)["generation"] == new)
+    image = searchable.pictures[0].read_bytes()
+    answer = json.loads(served.ask("/api/search", **form(image, {"top": 3}))[2])
+    assert (answer["generation"], len(answer["answers"])) == (new, 3)
+
+
 # ---- the page -----------------------------------------------------------------------------------------
 
 
@@ -274,6 +344,22 @@ def test_filters_apply_and_errors_are_shown(page: Page, served: Served, searchab
     page.fill("[name=cameras]", "<b>999</b>")
     page.click("#filters .main")
     expect(page.locator("#error")).to_contain_text("<b>999</b>")
+
+
+def test_an_open_page_shows_that_the_archive_has_changed(
+    page: Page, served: Served, searchable: Any, promoted: tuple[str, Callable[[], str]]
+) -> None:
+    old, promote_new = promoted
+    page.goto(f"{served.url}/?crop={searchable.crop_id(0, 0)}")
+    expect(page.locator(".hit")).not_to_have_count(0)
+    expect(page.locator("#about")).to_contain_text(old)
+    new = promote_new()
+    until(lambda: about(served)["generation"] == new)
+    page.evaluate("refreshAbout()")
+    expect(page.locator("#about")).to_contain_text(new)
+    expect(page.locator("#verdict")).to_contain_text("search again")
+    page.click("#filters .main")
+    expect(page.locator("#verdict")).not_to_contain_text("search again")
 
 
 def test_the_theme_follows_the_system_and_the_button(page: Page, served: Served) -> None:

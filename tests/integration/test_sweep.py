@@ -2,16 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from index.archive.manifest import crop_id_of
+from index.generations.load import LoadOptions, load_runs
+from index.generations.promotion import promote
+from index.generations.upsert import load_into_live
+from index.milvus.client import connect
+from index.runs.run import Run
+from index.runs.shards import shard_table
+from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from infra.settings import Settings
 from infra.store import open_store
 from jobs.sweep.audit import AuditLog
 from jobs.sweep.state import RESULT_SCHEMA
@@ -150,3 +163,89 @@ def test_an_invalid_sweep_fails_before_anything_is_written(
     assert exit_code == code, errors
     assert message in errors
     assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Incremented:
+    """A live generation of two runs: the crops of the archive, and five more as an increment."""
+
+    settings: Settings
+    crop_ids: tuple[int, int]
+
+    def environment(self) -> dict[str, str]:
+        return {"CLVR_RUNS": self.settings.runs, "CLVR_MILVUS": self.settings.milvus}
+
+
+@pytest.fixture
+def incremented(searchable: Any, tmp_path: Path) -> Incremented:
+    settings = Settings(runs=str(tmp_path / "data"), milvus=str(tmp_path / "milvus.db"))
+    shutil.copytree(Path(searchable.settings.runs) / "runs", tmp_path / "data" / "runs")
+    runs = open_store(settings.runs)
+    base = Run.open(runs, searchable.run_id)
+    uris = [f"{base.info.archive}/added-{number}.jpg" for number in range(5)]
+    for number, uri in enumerate(uris):
+        shutil.copy(searchable.crops[number], uri)
+    rows = base.manifest().slice(0, 5).to_pylist()
+    added = [row | {"uri": uri, "crop_id": crop_id_of(uri)} for row, uri in zip(rows, uris, strict=True)]
+    run = Run.create(
+        runs,
+        "r2",
+        manifest=pa.Table.from_pylist(added, schema=MANIFEST_SCHEMA),
+        archive=base.info.archive,
+        fingerprint=base.fingerprint,
+        model=base.info.model,
+        settings={},
+    )
+    features = np.random.default_rng(2).normal(size=(5, 1024)).astype(np.float32)
+    for part in run.pending_parts():
+        shard = shard_table(run.part_manifest(part), features, np.zeros(5, np.int32), np.ones(5, np.float32))
+        run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
+    run.finish()
+    with connect(settings.milvus) as milvus:
+        generation = load_runs(milvus, runs, [base], alias=settings.alias)
+        promote(milvus, runs, generation.name, force="test")
+        load_into_live(milvus, runs, [run], lambda _: [base], alias=settings.alias, options=LoadOptions())
+    return Incremented(settings, (searchable.crop_id(0, 0), crop_id_of(uris[0])))
+
+
+@pytest.mark.timeout(500)
+def test_an_exact_sweep_scans_the_runs_of_the_live_generation(
+    incremented: Incremented, tmp_path: Path
+) -> None:
+    probes = tmp_path / "probes.csv"
+    old, new = incremented.crop_ids
+    probes.write_text(f"probe_id,uri\nold,crop:{old}\nnew,crop:{new}\n")
+
+    def swept(name: str, *options: str) -> tuple[str, str, dict[str, Any]]:
+        folder = tmp_path / name
+        code, out, errors = done(
+            incremented, "sweep", probes, "--exact", "--output", folder, "--case-number", "1", *options
+        )
+        assert code == 0, errors
+        causes = {row["probe_id"]: row["cause"] for row in table(folder / "probes")}
+        summary = json.loads((folder / "done.json").read_text())
+        return out, errors, summary | {"unknown": sorted(name for name in causes if causes[name])}
+
+    out, _, summary = swept("live")
+    assert (summary["runs"], summary["rows"], summary["unknown"]) == (["r1", "r2"], 65, [])
+    assert "searched: 65 rows of 2 runs: r1, r2" in out
+    assert "65 rows of 2 runs: r1, r2" in (tmp_path / "live" / "report.html").read_text()
+    refused = ("--output", tmp_path / "live", "--case-number", "1", "--run-id", "r1")
+    assert done(incremented, "sweep", probes, "--exact", *refused)[0] == 6
+
+    _, _, summary = swept("named", "--run-id", "r1")
+    assert (summary["runs"], summary["rows"], summary["unknown"]) == (["r1"], 60, ["new"])
+
+    nowhere = tmp_path / "no-index.db"
+    _, errors, summary = swept("latest", "--milvus", str(nowhere))
+    assert "nothing is live as vehicles: scanning the latest run only, r2" in " ".join(errors.split())
+    assert (summary["runs"], summary["rows"], summary["unknown"]) == (["r2"], 5, ["old"])
+    assert not nowhere.exists()
+
+    code, _, errors = done(
+        incremented, "sweep", probes, "--exact", "--output", tmp_path / "x", "--case-number", "1",
+        "--milvus", "http://127.0.0.1:9",
+    )  # fmt: skip
+    assert code == 5
+    assert "--run-id" in errors
+    assert not (tmp_path / "x").exists()

@@ -75,6 +75,7 @@ async function search() {
   try {
     const response = await fetchJson("/api/search", { method: "POST", body, signal: current.signal });
     result = { ...response, total_ms: performance.now() - started };
+    if (result.generation !== about.generation) await loadAbout();
     draw();
   } catch (error) {
     if (error.name !== "AbortError") showError(error.message);
@@ -148,7 +149,7 @@ function svgElement(name, attributes = {}, text = "") {
 }
 
 const cropUrl = (crop) => `/api/crops/${crop.slice(5)}.jpg`;
-const isWithin = (match) => about.threshold !== null && match.distance <= about.threshold;
+const isWithin = (match) => result.threshold !== null && match.distance <= result.threshold;
 const isImpossible = (match) => match.journey !== null && !match.journey.possible;
 const matchClass = (match) => (isImpossible(match) ? " impossible" : isWithin(match) ? " within" : "");
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -176,14 +177,17 @@ function drawVerdict() {
   const count = result.answers.length;
   const labels = { found: "Found", "not found": "Not in the archive", nothing: "Nothing", ranked: "Ranked" };
   const within = result.answers.filter(isWithin).length;
-  const note = about.threshold === null
+  const note = result.threshold === null
     ? `${count} matches; not calibrated`
-    : `${within} of ${count} matches within ${about.threshold.toFixed(2)} (false alarms ${percent(about.false_alarm_rate)})`;
+    : `${within} of ${count} matches within ${result.threshold.toFixed(2)} (false alarms ${percent(result.false_alarm_rate)})`;
   const time = `embedded in ${result.embed_ms} ms, searched in ${result.search_ms} ms`;
   $("verdict").replaceChildren(
     element("span", { class: result.verdict.replace(" ", "-") }, labels[result.verdict]),
     element("span", { class: "soft small" }, `  ${note} · ${time}`),
   );
+  if (result.generation !== about.generation) {
+    $("verdict").append(element("span", { class: "warn" }, ` · of ${result.generation}; the archive is now ${about.generation}: search again`));
+  }
 }
 
 function card(match) {
@@ -386,15 +390,29 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 document.addEventListener("paste", (event) => { if (about && event.clipboardData.files.length) setFiles(event.clipboardData.files); });
 window.addEventListener("popstate", (event) => { const previous = visited[event.state]; if (previous) openProbe(previous); });
 
-async function start() {
+async function loadAbout() {
   about = await fetchJson("/api/about");
-  $("login").hidden = true;
-  $("app").hidden = false;
   $("about").textContent = `${about.crops.toLocaleString("en")} crops · ${about.cameras.length} cameras · ${formatTime(about.first ?? -1)} – ${formatTime(about.last ?? -1)} · ${about.generation}`;
   $("cameras").replaceChildren(...about.cameras.map((name) => element("option", { value: name })));
   const models = Object.entries(about.models).sort((a, b) => a[1].localeCompare(b[1]));
+  const chosen = $("filters").elements.models.value;
   $("filters").elements.models.replaceChildren(element("option", { value: "" }, "any"), ...models.map(([id, name]) => element("option", { value: id }, name)));
+  $("filters").elements.models.value = chosen in about.models ? chosen : "";
   $("impossible").hidden = !Object.keys(about.positions).length;
+}
+
+// The archive of an open page changes: another generation goes live, crops are added.
+const ABOUT_SECONDS = 30;
+async function refreshAbout() {
+  if (!about || document.hidden || $("app").hidden) return;
+  await loadAbout().catch(() => {});
+  if (result) drawVerdict();
+}
+
+async function start() {
+  await loadAbout();
+  $("login").hidden = true;
+  $("app").hidden = false;
   const crop = new URLSearchParams(location.search).get("crop");
   if (crop) setCrop(`crop:${crop}`);
 }
@@ -408,3 +426,4 @@ try { const stored = localStorage.getItem("theme"); if (stored === "light" || st
   }
   await start().catch(() => {});
 })();
+setInterval(refreshAbout, 1000 * ABOUT_SECONDS);

@@ -19,7 +19,7 @@ from index.schema import MANIFEST_SCHEMA
 from infra.errors import (
     BadInput,
     BadSetting,
-    CorruptShard,
+    CorruptObject,
     CountMismatch,
     DuplicateCropId,
     FingerprintMismatch,
@@ -151,7 +151,7 @@ def test_a_shard_that_was_altered_never_reaches_milvus(milvus: Milvus, store: St
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 0x55
     path.write_bytes(bytes(damaged))
-    with pytest.raises(CorruptShard, match="was altered"):
+    with pytest.raises(CorruptObject, match="was altered"):
         load_runs(milvus, store, [run], alias="clvr")
     assert collection.list_generations(milvus) == []
     assert list(records.list_records(store, "clvr")) == []

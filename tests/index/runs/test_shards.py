@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from index.runs.shards import ROW_GROUP_ROWS, check_shard, read_shards, shard_table, vectors_of, write_shard
 from index.schema import EMBEDDING_DIM, MAX_NAME_BYTES, MAX_URI_BYTES, SHARD_SCHEMA
-from infra.errors import CorruptShard, DuplicateCropId, FingerprintMismatch, ObjectMissing, SchemaMismatch
+from infra.errors import CorruptObject, DuplicateCropId, FingerprintMismatch, ObjectMissing, SchemaMismatch
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store
 
@@ -98,7 +98,7 @@ class TestWriting:
 
     def test_invalid_rows_are_refused_and_nothing_is_written(self, store: Store) -> None:
         poisoned = changed(rows(3), 2, embedding=[float("nan")] * EMBEDDING_DIM)
-        with pytest.raises(CorruptShard, match="row 2, column embedding"):
+        with pytest.raises(CorruptObject, match="row 2, column embedding"):
             write_shard(store, KEY, poisoned, fingerprint=MODEL, run_id=RUN)
         with pytest.raises(SchemaMismatch, match="track_id"):
             write_shard(store, KEY, rows(3).drop_columns("track_id"), fingerprint=MODEL, run_id=RUN)
@@ -143,7 +143,7 @@ class TestReading:
         write_shard(store, KEY, rows(100), fingerprint=MODEL, run_id=RUN)
         whole = store.get(KEY)
         store.put(KEY, whole[: int(len(whole) * share)])
-        with pytest.raises(CorruptShard, match=r"shard-00000\.parquet is truncated"):
+        with pytest.raises(CorruptObject, match=r"shard-00000\.parquet is truncated"):
             list(read_shards(store, [KEY]))
 
     def test_over_s3_is_the_same(self, seaweedfs: SeaweedFs, bucket: str) -> None:
@@ -151,7 +151,7 @@ class TestReading:
         info = write_shard(store, KEY, rows(100), fingerprint=MODEL, run_id=RUN)
         assert check_shard(store, KEY, fingerprint=MODEL, expected=info) == info
         store.put(KEY, store.get(KEY)[:1000])
-        with pytest.raises(CorruptShard, match="truncated"):
+        with pytest.raises(CorruptObject, match="truncated"):
             list(read_shards(store, [KEY]))
         with pytest.raises(ObjectMissing):
             list(read_shards(store, ["none.parquet"]))
@@ -175,7 +175,7 @@ class TestVectors:
     def test_of_another_length_are_refused_even_if_the_sum_is_right(self) -> None:
         chunked = changed(rows(2), 0, embedding=[0.0] * 1000)
         chunked = changed(chunked, 1, embedding=[0.0] * 1048)
-        with pytest.raises(CorruptShard, match="row 0, column embedding is not of 1024 numbers"):
+        with pytest.raises(CorruptObject, match="row 0, column embedding is not of 1024 numbers"):
             vectors_of(chunked.to_batches()[0])
 
 
@@ -201,13 +201,13 @@ class TestChecking:
         self, store: Store, column: str, value: object, problem: str
     ) -> None:
         write_unchecked(store, changed(rows(20), 17, **{column: value}))
-        with pytest.raises(CorruptShard, match=f"row 17, column {column} {problem}"):
+        with pytest.raises(CorruptObject, match=f"row 17, column {column} {problem}"):
             check_shard(store, KEY, fingerprint=MODEL)
 
     def test_finds_bytes_that_are_not_utf_8(self, store: Store) -> None:
         broken = pa.array([b"ok", b"\xff\xfe"], pa.binary()).view(pa.string())
         write_unchecked(store, rows(2).set_column(4, "track_id", broken))
-        with pytest.raises(CorruptShard, match="column track_id"):
+        with pytest.raises(CorruptObject, match="column track_id"):
             check_shard(store, KEY, fingerprint=MODEL)
 
     def test_finds_a_crop_id_that_occurs_twice(self, store: Store) -> None:
@@ -231,7 +231,7 @@ class TestChecking:
         altered = bytearray(store.get(KEY))
         altered[int(place * len(altered))] ^= flip
         store.put(KEY, bytes(altered))
-        with pytest.raises(CorruptShard, match="was altered"):
+        with pytest.raises(CorruptObject, match="was altered"):
             check_shard(store, KEY, fingerprint=MODEL, expected=info)
 
     def test_of_a_missing_shard_names_its_key(self, store: Store) -> None:

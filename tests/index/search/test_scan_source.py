@@ -11,7 +11,7 @@ from index.generations.load import load_runs
 from index.milvus.client import Milvus
 from index.runs import shards
 from index.runs.run import Run
-from index.runs.tombstones import write_tombstones
+from index.runs.tombstones import TombstoneWatch
 from index.search.milvus_source import MilvusSource
 from index.search.scan_source import ScanSource, prefetch
 from infra.store import Store
@@ -41,7 +41,7 @@ def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def test_every_filter_gives_the_same_crops_as_in_the_index(run: Run, milvus: Milvus, store: Store) -> None:
     source = ScanSource([run])
-    index = MilvusSource(milvus, load_runs(milvus, store, [run], alias="clvr"))
+    index = MilvusSource(milvus, load_runs(milvus, store, [run], alias="clvr"), TombstoneWatch([store]))
     probes = np.stack(list(source.vectors(run.manifest()["crop_id"].to_pylist()[:5]).values()))
     for filters in FILTERS:
         exact, indexed = (origin.nearest(probes, 40, filters) for origin in (source, index))
@@ -72,12 +72,14 @@ def test_crops_are_looked_up_by_their_ids(run: Run) -> None:
     assert source.crops([]) == {}
 
 
-def test_erased_crops_are_neither_matches_nor_probes(run: Run, store: Store) -> None:
+def test_erased_crops_are_neither_matches_nor_probes(
+    run: Run, store: Store, hide: Callable[..., str]
+) -> None:
     crop_ids = run.manifest()["crop_id"].to_numpy()
     probe = ScanSource([run]).vectors(crop_ids[:1].tolist())[int(crop_ids[0])][None]
     before = [hit.crop_id for hit in ScanSource([run]).nearest(probe, 10, Filters())[0]]
     assert before[0] == crop_ids[0]
-    write_tombstones(store, "one-erasure", np.array(before[:3]))
+    hide(store, before[:3])
     source = ScanSource([run])
     after = [hit.crop_id for hit in source.nearest(probe, 10, Filters())[0]]
     assert after[:7] == before[3:]

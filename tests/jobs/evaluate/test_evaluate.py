@@ -13,7 +13,6 @@ import pytest
 from index.archive.manifest import crop_id_of
 from index.runs.run import Run
 from index.runs.shards import shard_table
-from index.runs.tombstones import new_erasure_id, write_tombstones
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
@@ -246,10 +245,10 @@ def test_invalid_requests_raise(make_run: Make, settings: Settings) -> None:
         evaluate_run(EvaluateRequest("r9"), settings)
 
 
-def test_erased_crops_are_not_evaluated(make_run: Make) -> None:
+def test_erased_crops_are_not_evaluated(make_run: Make, hide: Callable[..., str]) -> None:
     run = make_run("r1")
     erased = run.manifest()["crop_id"].to_numpy()[:5]  # the first vehicle, whole
-    write_tombstones(run.store, new_erasure_id(), erased)
+    hide(run.store, erased)
     crop_ids = labelled_run(run).crops["crop_id"].to_numpy()
     assert len(crop_ids) == len(VEHICLES) - 5
     assert not np.isin(erased, crop_ids).any()

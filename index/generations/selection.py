@@ -1,0 +1,197 @@
+"""The crops that an erasure selects: by their labels, cameras and times, and all copies of a named crop."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from index.archive.reader import ArchiveReader
+from index.filters import Filters
+from index.runs.run import Run
+from index.runs.tombstones import md5_of
+from index.schema import UNKNOWN_TIME
+from infra.errors import BadSetting, ClvrError
+from infra.store import ObjectBody, open_store
+
+Ids = NDArray[np.int64]
+_COLUMNS = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "vehicle_id"]
+_MD5_ETAG = r"\A[0-9a-f]{32}\z"
+
+
+@dataclass(frozen=True, slots=True)
+class EraseSelection:
+    """Criteria of the crops to erase; a crop must match all of them.
+
+    Times are in ms since the epoch, UTC, from inclusive, to exclusive. `vehicles` are labels, so they match
+    labelled crops only.
+    """
+
+    vehicles: tuple[int, ...] = ()
+    crop_ids: tuple[int, ...] = ()
+    cameras: tuple[str, ...] = ()
+    captured_from: int | None = None
+    captured_to: int | None = None
+
+    @property
+    def has_time_window(self) -> bool:
+        """Whether the capture time is a criterion."""
+        return self.captured_from is not None or self.captured_to is not None
+
+    @property
+    def names_crops(self) -> bool:
+        """Whether vehicles or crops are meant, hence their copies too, and not a place or a time."""
+        return bool(self.vehicles or self.crop_ids)
+
+    def require_criteria(self) -> None:
+        """Raise BadSetting if there are no criteria, or if the time window is empty."""
+        if not (self.vehicles or self.crop_ids or self.cameras or self.has_time_window):
+            raise BadSetting(
+                "nothing selects the crops to erase",
+                remedy="Give --vehicle, --crop, --camera, --from or --until.",
+            )
+        start, end = self.captured_from, self.captured_to
+        if start is not None and end is not None and start >= end:
+            raise BadSetting("the time window is empty", remedy="--from must be before --until.")
+
+    def expression(self) -> str:
+        """Return the criteria as a Milvus filter; '' if they name vehicles, which Milvus does not store."""
+        if self.vehicles:
+            return ""
+        return Filters(
+            cameras=self.cameras,
+            captured_from=self.captured_from,
+            captured_to=self.captured_to,
+            crop_ids=self.crop_ids,
+        ).expression()
+
+    def document(self) -> dict[str, Any]:
+        """Return the criteria for the receipt; crops are counted, because their numbers would name them."""
+        given = {name: value for name, value in asdict(self).items() if value not in ((), None)}
+        if self.crop_ids:
+            given["crop_ids"] = len(self.crop_ids)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+
+@dataclass(slots=True)
+class SelectedCrops:
+    """The crops to erase: their ids, ascending, and the MD5 of their bytes where it is known.
+
+    copies: how many have other names than the selected ones and the same bytes. unknown_time: how many crops
+    match except for their unknown time; they are not selected.
+    """
+
+    crop_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    md5s: dict[int, bytes] = field(default_factory=dict)
+    copies: int = 0
+    unknown_time: int = 0
+
+    def add(self, crop_ids: Ids) -> None:
+        """Select further crops, of which only the ids are known."""
+        self.crop_ids = np.union1d(self.crop_ids, crop_ids)
+
+    def contents(self) -> list[bytes | None]:
+        """Return the MD5 of each crop (n), None where it is not known."""
+        return [self.md5s.get(crop_id) for crop_id in self.crop_ids.tolist()]
+
+
+def select_crops(runs: Sequence[Run], selection: EraseSelection) -> SelectedCrops:
+    """Select the crops of all manifests that match.
+
+    If the selection names vehicles or crops, their bytes are identified, by an ETag that is an MD5 or by
+    reading the crop, and every crop of the same bytes is selected too; the bytes of crops that are gone from
+    the archive stay unknown. Linear in the rows of the manifests. Raises CorruptObject, StoreError.
+    """
+    selected, tables, undated = SelectedCrops(), [], [np.empty(0, np.int64)]
+    for run, crops in _manifests(runs):
+        crops = crops.filter(_matches_identity(crops, selection))
+        if selection.has_time_window:
+            is_undated = pc.equal(crops["captured_at"], UNKNOWN_TIME)
+            undated.append(np.asarray(crops.filter(is_undated)["crop_id"]))
+            crops = crops.filter(_matches_time(crops, selection))
+        selected.add(np.asarray(crops["crop_id"]))
+        tables.append((run, crops))
+    selected.unknown_time = int(np.unique(np.concatenate(undated)).size)
+    if selection.names_crops and selected.crop_ids.size:
+        for run, crops in tables:
+            selected.md5s |= _md5s_of(run, crops)
+        _select_copies(runs, selected, tables)
+    return selected
+
+
+def _manifests(runs: Sequence[Run]) -> Iterator[tuple[Run, pa.Table]]:
+    for run in runs:
+        for key in run.folder.manifest_keys():
+            yield run, run.folder.read(key, _COLUMNS)
+
+
+def _select_copies(
+    runs: Sequence[Run], selected: SelectedCrops, tables: Sequence[tuple[Run, pa.Table]]
+) -> None:
+    """Select every crop whose bytes are those of a selected one, wherever it lies."""
+    wanted = set(selected.md5s.values())
+    sizes = pa.array(sorted({size for _, crops in tables for size in crops["size"].to_pylist()}), pa.int64())
+    if not wanted:
+        return
+    known = selected.crop_ids
+    for run, crops in _manifests(runs):
+        # Bytes of another length are not read.
+        likely = crops.filter(pc.is_in(crops["size"], value_set=sizes))
+        likely = likely.filter(pa.array(~np.isin(np.asarray(likely["crop_id"]), known)))
+        same = {crop_id: md5 for crop_id, md5 in _md5s_of(run, likely).items() if md5 in wanted}
+        selected.md5s |= same
+        selected.add(np.fromiter(same, np.int64, len(same)))
+    selected.copies = len(selected.crop_ids) - len(known)
+
+
+def _md5s_of(run: Run, crops: pa.Table) -> dict[int, bytes]:
+    """Return the MD5 of crops by crop_id: from their ETags, or read from the archive."""
+    is_md5 = pc.match_substring_regex(crops["etag"], _MD5_ETAG)
+    stated, others = crops.filter(is_md5), crops.filter(pc.invert(is_md5))
+    md5s = {
+        crop_id: bytes.fromhex(etag)
+        for crop_id, etag in zip(stated["crop_id"].to_pylist(), stated["etag"].to_pylist(), strict=True)
+    }
+    if not others.num_rows:
+        return md5s
+    reader = ArchiveReader(open_store(run.info.archive, None if run.store.local else run.store.settings))
+    with suppress(ClvrError):
+        reader.store.ensure()  # an archive that is gone or locked is asked once, and not for each crop
+        return md5s | _read_md5s(reader, others)
+    return md5s
+
+
+def _read_md5s(reader: ArchiveReader, crops: pa.Table) -> dict[int, bytes]:
+    """Return the MD5 of the crops that can be read."""
+    ids, uris = crops["crop_id"].to_pylist(), crops["uri"].to_pylist()
+    held = [
+        (crop_id, reader.key_of(uri)) for crop_id, uri in zip(ids, uris, strict=True) if reader.holds(uri)
+    ]
+    bodies = reader.store.get_many([key for _, key in held])
+    return {held[at][0]: md5_of(body.data) for at, body in bodies if isinstance(body, ObjectBody)}
+
+
+def _matches_identity(crops: pa.Table, selection: EraseSelection) -> Any:
+    mask = pc.is_valid(crops["crop_id"])
+    for name, values, data_type in (
+        ("vehicle_id", selection.vehicles, pa.int64()),
+        ("crop_id", selection.crop_ids, pa.int64()),
+        ("camera_id", selection.cameras, pa.string()),
+    ):
+        if values:
+            mask = pc.and_(mask, pc.is_in(crops[name], value_set=pa.array(values, data_type)))
+    return mask
+
+
+def _matches_time(crops: pa.Table, selection: EraseSelection) -> Any:
+    times = crops["captured_at"]
+    mask = pc.not_equal(times, UNKNOWN_TIME)
+    if selection.captured_from is not None:
+        mask = pc.and_(mask, pc.greater_equal(times, selection.captured_from))
+    if selection.captured_to is not None:
+        mask = pc.and_(mask, pc.less(times, selection.captured_to))
+    return mask
