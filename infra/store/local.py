@@ -75,7 +75,10 @@ class LocalBackend:
         pending = [(folder, (os.path.realpath(self.folder / folder),))]
         while pending:
             current, ancestors = pending.pop()
-            subfolders, files = _scan(self.folder, current)
+            try:
+                subfolders, files = _scan(self.folder, current)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
             yield from files
             for name in subfolders:
                 real = os.path.realpath(self.folder / name)
