@@ -78,7 +78,7 @@ def _read_source(source: str) -> bytes:
     try:
         root, key = split_uri(source)
         return open_store(root).get(key)
-    except (ObjectMissing, BucketMissing) as error:
+    except (ObjectMissing, BucketMissing, BadInput) as error:
         raise BadInput(f"no backbone weights at {source}", remedy=remedy) from error
 
 

@@ -26,6 +26,7 @@ SIBLINGS = {
     "index": {
         "documents": set(),
         "schema": set(),
+        "times": {"schema"},
         "filters": set(),
         "digests": set(),
         "parquet": {"digests", "documents", "schema"},
@@ -44,6 +45,7 @@ SIBLINGS = {
             "parquet",
             "runs",
             "schema",
+            "times",
         },
         "evaluation": {"exact", "milvus", "schema"},
         "search": {

@@ -49,6 +49,7 @@ _MISSING_REMEDY = (
 )
 _NO_CREDENTIALS = "Received None from session.get_credentials"
 _NO_SUCH_FILE = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+_ARCHIVED = re.compile(r"<Code>InvalidObjectState</Code>|\(InvalidObjectState\) when calling")
 _REDIRECT = "Received redirect without LOCATION"
 
 
@@ -101,7 +102,7 @@ def _s3_error(failure: Exception, text: str, brief: str, where: str) -> StoreErr
         return StoreDenied(f"no credentials for {where}", remedy=_MISSING_REMEDY)
     if isinstance(failure, CredentialRetrievalError | ProfileNotFound | PartialCredentialsError):
         return StoreDenied(f"no usable credentials for {where}: {brief}", remedy=_MISSING_REMEDY)
-    if "InvalidObjectState" in _ADDRESS.sub("", text):
+    if _ARCHIVED.search(text):
         return ObjectArchived(
             f"{where} is in cold storage",
             remedy="Restore it (aws s3api restore-object), then retry the quarantined crops.",
