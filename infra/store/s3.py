@@ -208,8 +208,10 @@ class S3Backend:
             if not _is_about_a_key(failure):
                 raise
             return self._level_slowly(folder)
-        objects = [self._without_marker(object_info(meta)) for meta in listing["objects"]]
-        return Level(sorted(name.rstrip("/") for name in listing["common_prefixes"]), objects)
+        folders = sorted(name.rstrip("/") for name in listing["common_prefixes"])
+        if not all(map(is_usable_key, folders)):
+            return self._level_slowly(folder)
+        return Level(folders, [self._without_marker(object_info(meta)) for meta in listing["objects"]])
 
     def _list_slowly(self, folder: str, start_after: str) -> Iterator[Listed]:
         options = {"StartAfter": self._full_key(start_after)} if start_after else {}
