@@ -193,7 +193,9 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     """
     from infra.store import read_user_table
 
-    required = [("uri", "key"), "model_id", *(["split"] if split is not None else [])]
+    required: list[str | tuple[str, ...]] = [("uri", "key"), "model_id"]
+    if split is not None:
+        required.append("split")
     try:
         table = read_user_table(uri, _TABLE_KINDS, required=required, error=BadLabels)
     except ObjectMissing:

@@ -72,7 +72,7 @@ class LocalBackend:
         self.client  # noqa: B018  # a missing root is an error, a missing folder is empty
         if not (self.folder / folder).is_dir():
             return
-        pending = [(folder, (os.path.realpath(self.folder / folder),))]
+        pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(self.folder / folder),))]
         while pending:
             current, ancestors = pending.pop()
             try:

@@ -396,7 +396,7 @@ def test_label_tables_are_equal_in_both_formats(home: Store) -> None:
     assert csv.to_pylist() == parquet.to_pylist()
     assert parquet.num_rows == 24
     assert parquet.slice(0, 1).to_pylist() == [
-        {"key": BLUE, "vehicle_id": 100, "model_id": 10, "model_name": "Model 0", "split": "train"}
+        {"key": BLUE, "vehicle_id": 100, "model_id": 10, "split": "train"}
     ]
     assert read_label_table(f"{ROOT}/labels/labels.csv", split="test").num_rows == 12
 

@@ -99,12 +99,15 @@ def test_key_list_of_another_archive_is_rejected(archive: Store, runs: Store, tm
         discover(CropSelection(archive.uri, manifest=str(tmp_path / "keys.parquet")), archive, runs)
 
 
+TIMES = [1_767_600_000_005, 1_767_600_000_006, 1_767_600_000_007, 1_767_600_000_008]
+
+
 def test_side_table_adds_camera_and_time(archive: Store, runs: Store, tmp_path: Path) -> None:
-    table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": [5, 6, 7, 8]})
+    table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": TIMES})
     pq.write_table(table, tmp_path / "side.parquet")
     discovery = discover(CropSelection(archive.uri, labels=str(tmp_path / "side.parquet")), archive, runs)
     assert sorted(discovery.manifest["camera_id"].to_pylist()) == list("abcd")
-    assert sorted(discovery.manifest["captured_at"].to_pylist()) == [5, 6, 7, 8]
+    assert sorted(discovery.manifest["captured_at"].to_pylist()) == TIMES
 
 
 def test_increment_selects_new_and_changed_crops(archive: Store, runs: Store) -> None:
