@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench clean
+.PHONY: help demo test test-slow check format bench attack clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ format: $(READY) ## Put the code in the house format
 bench: $(READY) ## Run the benchmarks and write docs/benchmarks.md (about 15 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@$(BIN)/python tests/benchmarks/report.py $(BENCH)
+
+attack: $(READY) ## Kill, flip bits, start pairs of commands, look for erased crops (about 30 minutes)
+	@$(BIN)/python tests/attacks $(ATTACK)
 
 clean: ## Remove what the commands above made
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
 import getpass
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from infra.errors import SchemaMismatch
+from infra.errors import BadInput, CorruptObject, SchemaMismatch
 from infra.store import Store
 from infra.store.sealed import seal, unseal
+from infra.store.settings import checked_key
 
 # A class is turned into a validator once.
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
@@ -76,6 +77,17 @@ class JsonDocument:
             raise SchemaMismatch(f"{where} is no {cls.NOUN}: {error}", remedy=cls.REMEDY) from error
         document.check(where)
         return document
+
+
+def require_keys_inside(keys: Iterable[str], where: str) -> None:
+    """Raise CorruptObject for a key, named by the document `where`, that would leave its folder."""
+    for key in keys:
+        try:
+            checked_key(key)
+        except BadInput as outside:
+            raise CorruptObject(
+                f"{where} names {key!r}, which is outside of its folder", remedy="Restore it from a copy."
+            ) from outside
 
 
 def utc_now() -> str:

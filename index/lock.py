@@ -26,6 +26,7 @@ from index.documents import JsonDocument, current_user, utc_now
 from infra.errors import (
     BadSetting,
     ClvrError,
+    CorruptObject,
     Locked,
     ObjectChanged,
     ObjectExists,
@@ -121,7 +122,7 @@ class Lock:
             renewed = replace(record, expires=_expiry(record.seconds), renewals=record.renewals + 1)
             try:
                 self._write(renewed)
-            except (ObjectChanged, ObjectMissing, SchemaMismatch):
+            except (ObjectChanged, ObjectMissing, SchemaMismatch, CorruptObject):
                 if not self._is_still_ours():
                     self._lost.set()
                     return
@@ -135,7 +136,7 @@ class Lock:
         self._record = record
         written = self._store.fetch(self._key)
         # Only the owner may write the object, unless this process stood still and lost the lock meanwhile.
-        if _parse(self._store, self._key, written.data).nonce != record.nonce:
+        if LockRecord.from_json(written.data, self._store.uri_of(self._key)).nonce != record.nonce:
             raise ObjectChanged(f"{self._store.uri_of(self._key)} was taken over")
         self._etag = written.etag
 
@@ -143,8 +144,8 @@ class Lock:
         """Adopt the etag of a renewal whose answer was lost; return False if the lock is lost."""
         try:
             body = self._store.fetch(self._key)
-            record = _parse(self._store, self._key, body.data)
-        except (ObjectMissing, SchemaMismatch):
+            record = LockRecord.from_json(body.data, self._store.uri_of(self._key))
+        except (ObjectMissing, SchemaMismatch, CorruptObject):
             return False
         except ClvrError:
             return True
@@ -163,7 +164,7 @@ def acquire(
     seconds: how long the lock outlives this process on another machine, at most an hour.
     wait: how long to wait for another owner, in s; the log names it once.
     Raises Locked, with owner and purpose, if another process holds the lock and, with `wait`, holds it for
-    that long; SchemaMismatch if the object is no lock; BadSetting for other `seconds`.
+    that long; SchemaMismatch or CorruptObject if the object is no lock; BadSetting for other `seconds`.
     """
     if not 0 < seconds <= MAX_LOCK_SECONDS:
         raise BadSetting(f"a lock of {seconds:g} s is not between 0 and {MAX_LOCK_SECONDS:g} s")
@@ -190,7 +191,7 @@ def _acquire_within(store: Store, key: str, purpose: str, seconds: float, wait: 
             if not left > 0:
                 raise
             if not is_announced:
-                _logger.info("waiting up to %.0f min: %s", left / 60, refused.message)
+                _logger.info("waiting up to %.3g min: %s", left / 60, refused.message)
                 is_announced = True
             time.sleep(min(_POLL_SECONDS, left))
 
@@ -217,7 +218,7 @@ def _acquire(store: Store, key: str, purpose: str, seconds: float, *, quiet: boo
         body = store.fetch(key)
     except (ObjectChanged, ObjectMissing):
         raise _lost_race(purpose) from None
-    if _parse(store, key, body.data).nonce != record.nonce:
+    if LockRecord.from_json(body.data, store.uri_of(key)).nonce != record.nonce:
         raise _lost_race(purpose)
     return Lock(store, key, record, body.etag, written)
 
@@ -227,7 +228,7 @@ def _require_ended(store: Store, key: str, *, quiet: bool) -> str:
     is_watched = False
     for _ in range(_ATTEMPTS):
         body = store.fetch(key)
-        holder = _parse(store, key, body.data)
+        holder = LockRecord.from_json(body.data, store.uri_of(key))
         if holder.released or _is_dead(holder.process):
             return body.etag
         if is_watched:
@@ -288,16 +289,6 @@ def _store_time(store: Store) -> float:
     if info is None:
         raise ObjectMissing(f"{store.uri_of(_CLOCK_KEY)} was deleted", remedy="Try again.")
     return info.last_modified.timestamp()
-
-
-def _parse(store: Store, key: str, data: bytes) -> LockRecord:
-    """Read a record. Raises SchemaMismatch, with the name of the object, for anything that is no lock."""
-    try:
-        return LockRecord.from_json(data, store.uri_of(key))
-    except RecursionError:
-        raise SchemaMismatch(
-            f"{store.uri_of(key)} is no {LockRecord.NOUN}: it is nested too deeply", remedy=LockRecord.REMEDY
-        ) from None
 
 
 def _refusal(holder: LockRecord) -> Locked:

@@ -64,6 +64,11 @@ class ParquetReader:
             self.schema: pa.Schema = self._file.schema_arrow.with_metadata(metadata)
 
     @property
+    def sealed(self) -> bool:
+        """Whether the file has an index."""
+        return self._index is not None
+
+    @property
     def num_rows(self) -> int:
         """Number of rows."""
         return int(self._file.metadata.num_rows)
@@ -201,9 +206,11 @@ def open_parquet(store: Store, key: str, *, expected: StoredFile | None = None) 
     checked_key(key)
     if expected is not None:
         data = store.get(key)
-        found = StoredFile(expected.key, expected.rows, len(data), hashlib.sha256(data).hexdigest())
-        require_same(found, expected, store.uri_of(key))
-        yield ParquetReader(store, key, pa.BufferReader(data))
+        digest = hashlib.sha256(data).hexdigest()
+        require_same(StoredFile(key, expected.rows, len(data), digest), expected, store.uri_of(key))
+        file = ParquetReader(store, key, pa.BufferReader(data))
+        require_same(StoredFile(key, file.num_rows, len(data), digest), expected, store.uri_of(key))
+        yield file
         return
     filesystem, root = store.arrow()
     kinds = (pa.ArrowException, OSError)  # others are errors of the caller's block

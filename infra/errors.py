@@ -36,6 +36,7 @@
     └── ClusterError              12   the Ray cluster
         ├── RayUnreachable             no cluster at the address, or it does not answer
         ├── RayDenied                  its token is missing or wrong
+        ├── WorkerLost                 a process or a node of the cluster ended during the work
         └── JobMissing                 no such job
 
 Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
@@ -231,6 +232,10 @@ class RayUnreachable(ClusterError):
 
 class RayDenied(ClusterError):
     """The Ray cluster needs a token, which is missing or wrong."""
+
+
+class WorkerLost(ClusterError):
+    """A process or a node of the Ray cluster ended during the work."""
 
 
 class JobMissing(ClusterError):

@@ -20,6 +20,7 @@ from index.runs import tombstones
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from infra.errors import AccountingError
 from infra.servers import MilvusServer, SeaweedFs
 from infra.store import Store, open_store
 
@@ -182,3 +183,34 @@ def make_finished_run() -> Callable[..., Run]:
         return run
 
     return make
+
+
+def _flips(data: bytes, tries: int, tail: int = 6000) -> Iterator[bytes]:
+    """Yield copies with one altered bit: some anywhere, and as many near the end, where footers are."""
+    for first in (0, max(0, 8 * (len(data) - tail))):
+        step = max(1, (8 * len(data) - first) // tries) | 1  # odd, so that all bits of a byte get their turn
+        for bit in range(first, 8 * len(data), step):
+            altered = bytearray(data)
+            altered[bit // 8] ^= 1 << bit % 8
+            yield bytes(altered)
+
+
+@pytest.fixture(scope="session")
+def assert_flips_are_noticed() -> Callable[..., None]:
+    """Alter single bits of an object: `use` must then name it in an AccountingError, or answer as before."""
+
+    def check(store: Store, key: str, use: Callable[[], Any], *, tries: int = 60) -> None:
+        expected, data = use(), store.get(key)
+        noticed = 0
+        for altered in _flips(data, tries):
+            store.put(key, altered)
+            try:
+                assert use() == expected
+            except AccountingError as error:
+                assert key.rpartition("/")[2] in error.message
+                noticed += 1
+        store.put(key, data)
+        assert use() == expected
+        assert noticed > tries / 2
+
+    return check

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import Split
+from index.parquet import INDEX_KEY, open_parquet, write_table
 from infra.errors import BadInput, StoreError
-from infra.store import read_user_table
+from infra.store import open_store, read_user_table
 from infra.store.cells import Kind
 
 SPLIT_SCHEMA = pa.schema(
@@ -42,25 +42,16 @@ def write_splits(path: Path, splits: Mapping[str, list[Split]], crop_ids: NDArra
         for repeat, split in enumerate(repeats)
         for role, rows in (("probe", split.probes), ("gallery", split.gallery))
     ]
-    unfinished = path.with_suffix(".part")
-    pq.write_table(pa.concat_tables(tables), unfinished, compression="zstd")
-    unfinished.replace(path)
+    write_table(open_store(str(path.parent)), path.name, pa.concat_tables(tables), metadata={})
 
 
 def read_splits(path: Path, crop_ids: NDArray[np.int64]) -> dict[str, list[Split]]:
     """Read splits as rows of `crop_ids` (n,), in the order of the file.
 
     Raises BadInput for a file that is not a split file, that names other crops, or that has a repeat without
-    probes or without gallery.
+    probes or without gallery; CorruptObject for one of this system that was altered.
     """
-    try:
-        table = read_user_table(str(path), _SPLIT_KINDS, required=list(_SPLIT_KINDS))
-    except StoreError as error:
-        raise BadInput(f"{path} is not a split file: {error.message}", remedy=error.remedy) from error
-    for column in table.column_names:
-        if table[column].null_count:
-            row = pc.index(table[column].is_null(), True).as_py() + 1
-            raise BadInput(f"{path}, data row {row}: empty {column}", remedy="Write the file again.")
+    table = _read_table(path)
     order = np.argsort(crop_ids, kind="stable")
     split_ids = table["crop_id"].to_numpy()
     position = np.minimum(np.searchsorted(crop_ids, split_ids, sorter=order), len(crop_ids) - 1)
@@ -89,3 +80,19 @@ def read_splits(path: Path, crop_ids: NDArray[np.int64]) -> dict[str, list[Split
                 raise BadInput(f"{path}: repeat {number} of {name} has no probes or no gallery")
             splits.setdefault(name, []).append(split)
     return splits
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Read a file of this system, whose digests are checked, or a table that a user wrote."""
+    if path.is_file() and INDEX_KEY.encode() in path.read_bytes():
+        with open_parquet(open_store(str(path.parent)), path.name) as file:
+            return file.read(SPLIT_SCHEMA.names).select(SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
+    try:
+        table = read_user_table(str(path), _SPLIT_KINDS, required=list(_SPLIT_KINDS))
+    except StoreError as error:
+        raise BadInput(f"{path} is not a split file: {error.message}", remedy=error.remedy) from error
+    for column in table.column_names:
+        if table[column].null_count:
+            row = pc.index(table[column].is_null(), True).as_py() + 1
+            raise BadInput(f"{path}, data row {row}: empty {column}", remedy="Write the file again.")
+    return table

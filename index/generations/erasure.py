@@ -20,7 +20,7 @@ from index.documents import current_user, utc_now
 from index.generations import records
 from index.generations.receipt import GenerationErasure, Receipt, beyond_reach, read_receipt, receipt_key
 from index.generations.selection import EraseSelection, SelectedCrops, select_crops
-from index.lock import ROWS, acquire
+from index.lock import ROWS, acquire, boot_time
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -58,7 +58,7 @@ def forget(
 
     store: a folder of runs; those of other generations on the server are erased too. With `dry_run` the
     receipt tells what would be erased. With `purge` its state at the end is 'purging': see `index.purge`.
-    wait: how long to wait for another operation that changes rows, in s.
+    wait: how long to wait for other operations that change rows, in s.
     Raises BadSetting for an empty reason or selection, BadInput for a generation whose folder of runs cannot
     be opened, Locked if another operation changes rows, CountMismatch if matching rows remain.
     """
@@ -110,14 +110,38 @@ def folders_of(milvus: Milvus, store: Store) -> list[Store]:
 
 @contextmanager
 def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator[list[Store]]:
-    """Hold the lock on rows of every folder of runs on the server; yield the folders, with `store` first."""
+    """Hold the lock on rows of every folder of runs on the server; yield the folders, with `store` first.
+
+    wait: how long to wait for all of them together, in s.
+    """
     folders = folders_of(milvus, store)
+    deadline = boot_time() + wait
     with ExitStack() as locks:
-        for folder in sorted(
-            folders, key=lambda folder: folder.uri
-        ):  # one order: two erasures never wait in a ring
-            locks.enter_context(acquire(folder, ROWS, "an erasure", wait=wait))
+        # In one order everywhere, so that two erasures never wait in a ring.
+        for folder in sorted(folders, key=lambda folder: folder.uri):
+            locks.enter_context(acquire(folder, ROWS, "an erasure", wait=deadline - boot_time()))
         yield folders
+
+
+def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
+    """Write the receipt of a purge that erases no further crop. The caller holds the lock on rows."""
+    receipt = Receipt(
+        erasure_id=tombstones.new_erasure_id(),
+        state="purging",
+        wanted={},
+        reason=reason,
+        by=current_user(),
+        begun=utc_now(),
+        crops=0,
+        unknown_time=0,
+        runs={},
+        generations=(),
+        purge=True,
+        folders=tuple(folders),
+        by_design=beyond_reach([store], {run.info.archive for run in list_runs(store)}),
+    )
+    tombstones.write_tombstones(store, receipt.erasure_id, np.empty(0, np.int64), [])
+    store.create(receipt_key(receipt.erasure_id), receipt.to_json())
 
 
 def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:

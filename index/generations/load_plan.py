@@ -1,14 +1,17 @@
 """Plan a generation: which shards it takes, and which of their rows it leaves out."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.parquet import ParquetReader
+from index.runs.balance import check_run
 from index.runs.run import Run, vanished_ids
-from index.runs.shards import ShardInfo, check_shard, read_shards, require_unique, vectors_of
+from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique, shard_ids, vectors_of
 from index.runs.tombstones import read_tombstones
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
@@ -33,12 +36,19 @@ class PlannedShard:
 
     def batches(self, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows that are loaded, at most `batch_rows` at a time."""
-        for batch in read_shards(self.store, [self.info.key], columns=columns, batch_rows=batch_rows):
-            if self.excluded_ids.size:
-                crop_ids = batch.column("crop_id").to_numpy()
-                batch = batch.filter(pa.array(~np.isin(crop_ids, self.excluded_ids)))
-            if batch.num_rows:
-                yield batch
+        with self.open() as file:
+            for batch in file.batches(batch_rows, columns):
+                if self.excluded_ids.size:
+                    crop_ids = batch.column("crop_id").to_numpy()
+                    batch = batch.filter(pa.array(~np.isin(crop_ids, self.excluded_ids)))
+                if batch.num_rows:
+                    yield batch
+
+    @contextmanager
+    def open(self) -> Iterator[ParquetReader]:
+        """Open the file, all rows of it. Raises CorruptObject if it is not the one in done.json."""
+        with open_shard(self.store, self.info, run_id=self.run_id) as file:
+            yield file
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,9 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
 
     Erased crops and those that a later run lists as vanished are left out. This is the one place that decides
     which rows of shards may be seen: loads, increments, the gate, reconciliation and exact search use it.
-    verify: read every shard whole and check it against done.json and the contract, because Milvus silently
-    imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the crop_ids are read.
+    verify: check the counts of every run, and read every shard whole and check it against done.json and the
+    contract, because Milvus silently imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the
+    crop_ids are read, and each shard's run and number of rows are compared with done.json.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
     run, FingerprintMismatch, CorruptObject, and DuplicateCropId if two runs have the same crop, unless
     `latest_wins`.
@@ -100,6 +111,9 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
                 f"run {runs[0].run_id} is of model {fingerprint}, run {run.run_id} of {run.fingerprint}",
                 remedy="Load the runs of one model only; embed the others again with it.",
             )
+    if verify:
+        for run in runs:
+            check_run(run)
     tombstones = read_tombstones(*(run.store for run in runs))
     planned: list[PlannedShard] = []
     newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
@@ -142,5 +156,4 @@ def _crop_ids(run: Run, info: ShardInfo, *, verify: bool) -> Ids:
         checked = check_shard(run.store, info.key, fingerprint=run.fingerprint, expected=info)
         crop_ids: Ids = checked.crop_ids
         return crop_ids
-    batches = read_shards(run.store, [info.key], columns=["crop_id"], fingerprint=run.fingerprint)
-    return np.concatenate([NO_IDS, *(batch.column("crop_id").to_numpy() for batch in batches)])
+    return shard_ids(run.store, info, fingerprint=run.fingerprint, run_id=run.run_id)

@@ -10,6 +10,7 @@ from index.generations.load_plan import plan_load
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
+from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
 from infra.store import Store
 
@@ -50,9 +51,6 @@ class Reconciliation:
     def differences(self) -> tuple[str, ...]:
         """The sums and rows that do not match, in words."""
         differences = []
-        accounted = self.embedded + self.quarantined + self.duplicates
-        if self.listed != accounted:
-            differences.append(f"{self.listed:,} crops were listed, {accounted:,} are accounted for")
         if self.pending:
             runs = " ".join(self.pending)
             differences.append(f"an increment was interrupted: repeat `clvr load {runs} --into-live`")
@@ -74,9 +72,11 @@ class Reconciliation:
 def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequence[Run]) -> Reconciliation:
     """Compare every primary key of a generation with the crop_ids in the shards of its runs.
 
-    runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run.
+    runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run, and what
+    `check_run` raises for a run whose own counts disagree.
     """
     record = records.read(store, generation.name)
+    balance = sum(map(check_run, runs), RunBalance(0, 0, 0, 0))
     plan = plan_load(runs, latest_wins=True, verify=False)
     collection.ensure_loaded(milvus, generation)
     expected = plan.crop_ids()
@@ -84,15 +84,14 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     distinct = np.unique(indexed)
     missing = np.setdiff1d(expected, distinct, assume_unique=True)
     unexpected = np.setdiff1d(distinct, expected, assume_unique=True)
-    summaries = [run.summary for run in runs]
     return Reconciliation(
         generation=generation.name,
         state=record.state if record else "not in the ledger",
         runs=plan.run_ids,
-        listed=sum(summary.listed for summary in summaries),
-        embedded=sum(summary.embedded for summary in summaries),
-        quarantined=sum(summary.quarantined for summary in summaries),
-        duplicates=sum(summary.duplicates for summary in summaries),
+        listed=balance.listed,
+        embedded=balance.embedded,
+        quarantined=balance.quarantined,
+        duplicates=balance.duplicates,
         superseded=plan.superseded,
         vanished=plan.vanished,
         erased=plan.erased,

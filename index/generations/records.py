@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.milvus.client import Milvus
 from index.milvus.collection import DROP_TIMEOUT_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
 from index.schema import SHARD_VERSION
-from infra.errors import BadInput, BadSetting, ObjectChanged, ObjectMissing
+from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import Store
 
 State = Literal["loading", "ready", "dropped"]
@@ -50,6 +50,11 @@ class GenerationRecord(JsonDocument):
     changes: tuple[dict[str, Any], ...] = ()
     pending: tuple[str, ...] = ()
 
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a name of a generation or of a run that leaves its folder."""
+        names = (self.name, *self.run_ids, *self.pending, *filter(None, [self.previous]))
+        require_keys_inside(names, where)
+
 
 def create(store: Store, record: GenerationRecord) -> None:
     """Write the first record of a generation. Raises ObjectExists if the name is taken."""
@@ -57,11 +62,16 @@ def create(store: Store, record: GenerationRecord) -> None:
 
 
 def read(store: Store, name: str) -> GenerationRecord | None:
-    """Return the record of a generation, or None. Raises SchemaMismatch if it is damaged."""
+    """Return the record of a generation, or None. Raises CorruptObject if it was altered or is of another."""
     try:
-        return GenerationRecord.read(store, _key(name))
+        record = GenerationRecord.read(store, _key(name))
     except ObjectMissing:
         return None
+    if record.name != name:
+        raise CorruptObject(
+            f"{store.uri_of(_key(name))} is the record of {record.name}", remedy="Restore it from a copy."
+        )
+    return record
 
 
 def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:

@@ -15,6 +15,9 @@ INDEX_STALL_SECONDS = 3600.0
 """The same for the indexed rows. A server counts them by segments of up to 250,000 rows: on two busy cores a
 graph over 100,000 rows took longer than three minutes between two reports."""
 
+COMPACTION_SECONDS = 3600.0
+"""How long the compaction of one generation may take."""
+
 ORPHAN_STALL_SECONDS = 60.0
 """How long the imports of an interrupted load may show the same states before the wait ends."""
 
@@ -49,6 +52,22 @@ def wait_for_index(milvus: Milvus, generation: Generation) -> None:
                 f"the index of {generation.name} makes no progress: "
                 f"{indexed_rows} of {status['total_rows']} rows",
                 remedy="Look at the server's log; it may hang on an index type that it cannot build.",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def compact(milvus: Milvus, generation: Generation) -> None:
+    """Rewrite all segments without their deleted rows, and wait for it: on a server only, Lite never does.
+
+    The server deletes the old segments at its next garbage collection. Raises IndexRefused if it stalls.
+    """
+    job = milvus.call("compact", generation.name, timeout=60)
+    deadline = time.monotonic() + COMPACTION_SECONDS
+    while str(milvus.call("get_compaction_state", job, timeout=60)) != "Completed":
+        if time.monotonic() > deadline:
+            raise IndexRefused(
+                f"{generation.name} was not compacted within {COMPACTION_SECONDS / 60:.0f} minutes",
+                remedy="Look at the server's log; then run the same command again.",
             )
         time.sleep(POLL_SECONDS)
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.parquet import StoredFile
 from index.runs.folder import RunFolder
-from index.runs.shards import ShardInfo, read_shards, require_unique
+from index.runs.shards import ShardInfo, require_unique, shard_ids
 from index.runs.tombstones import ErasedCrops
 from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
 from infra.errors import CountMismatch, SchemaMismatch
@@ -121,22 +122,55 @@ def verify_partition(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids
             )
 
 
-def verify_run(folder: RunFolder, shards: Iterable[ShardInfo]) -> Counter[str]:
+def verify_run(
+    folder: RunFolder, shards: Iterable[ShardInfo], quarantine_files: Iterable[StoredFile]
+) -> Counter[str]:
     """Check the crop_ids of a compacted run, and count its quarantine by 'stage/cause'.
 
-    Raises DuplicateCropId and CountMismatch, with up to ten ids.
+    The keys of the files are those in the store. Raises DuplicateCropId and CountMismatch, with up to ten
+    ids, and CorruptObject.
     """
-    keys = [folder.key(shard.key) for shard in shards]
-    embedded = [crop_ids(batch) for batch in read_shards(folder.store, keys, columns=["crop_id"])]
-    listed = [crop_ids(folder.read(key, ["crop_id"])) for key in folder.manifest_keys()]
-    quarantine = folder.read_tables(QUARANTINE_SCHEMA, map(folder.quarantine_key, range(folder.info.shards)))
+    info = folder.info
+    embedded = [
+        shard_ids(folder.store, shard, fingerprint=info.fingerprint, run_id=info.run_id) for shard in shards
+    ]
+    quarantine = folder.read_files(QUARANTINE_SCHEMA, quarantine_files)
     verify_partition(
-        f"run {folder.info.run_id}",
-        listed=np.concatenate([np.empty(0, np.int64), *listed]),
+        f"run {info.run_id}",
+        listed=manifest_ids(folder),
         embedded=np.concatenate([np.empty(0, np.int64), *embedded]),
         quarantined=crop_ids(quarantine),
     )
     return count_causes(quarantine)
+
+
+def manifest_ids(folder: RunFolder) -> Ids:
+    """Return the crop_ids (n,) of a manifest, in its order. Raises CorruptObject."""
+    ids = [np.empty(0, np.int64)]
+    for number in range(len(folder.manifest_keys())):
+        with folder.open_manifest(number) as file:
+            ids.append(crop_ids(file.read(["crop_id"])))
+    return np.concatenate(ids)
+
+
+def checked_sum(where: str, total: tuple[str, int], *terms: tuple[str, int]) -> str:
+    """Return 'listed 3 = embedded 2 + quarantined 1', of names and numbers; every printed sum is made here.
+
+    A term whose name begins with '-' is subtracted. A total without a name comes last: 'embedded 2 = 2'.
+    Raises CountMismatch if the terms do not add up to the total.
+    """
+    amount = sum(-number if name.startswith("-") else number for name, number in terms)
+    words = "".join(
+        f" - {name[1:]} {number:,}" if name.startswith("-") else f" + {name} {number:,}"
+        for name, number in terms
+    ).removeprefix(" + ")
+    name, number = total
+    if amount != number:
+        raise CountMismatch(
+            f"{where}: {name or 'the total'} {number:,} is not {words}, which is {amount:,}",
+            remedy="Embed the archive again as a new run, and report this as a bug.",
+        )
+    return f"{name} {number:,} = {words}" if name else f"{words} = {number:,}"
 
 
 def crop_ids(table: Any) -> Ids:

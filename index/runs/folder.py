@@ -1,19 +1,23 @@
 """The folder of a run: the keys of its objects, and how they are read and written."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.parquet import open_parquet, write_table
-from index.runs.records import RunInfo
+from index.parquet import ParquetReader, StoredFile, open_parquet, write_table
+from index.runs.records import RunInfo, StoredRows
+from index.runs.shards import ShardInfo
 from index.schema import MANIFEST_SCHEMA
-from infra.errors import BadSetting, CountMismatch
+from infra.errors import BadSetting, ClvrError, CorruptObject, CountMismatch
 from infra.store import Store, ignore_missing_root
 
 _PARTS_PER_FILE = 256
+File = TypeVar("File", bound=StoredFile)
 
 
 class RunFolder:
@@ -43,20 +47,46 @@ class RunFolder:
         return [self.manifest_key(number) for number in range(-(-self.info.parts // _PARTS_PER_FILE))]
 
     def part_keys(self, part: int) -> tuple[str, str]:
-        """Return the keys of a part's shard rows and of its quarantine."""
-        return self.key(f"parts/part-{part:05d}.parquet"), self.key(f"parts/quarantine-{part:05d}.parquet")
+        """Return the keys of a part's shard rows and quarantine, `{digest}` for that of their bytes.
+
+        Of two writers of one part, neither overwrites what the mark of the other names.
+        """
+        return (
+            self.key(f"parts/part-{part:05d}-{{digest}}.parquet"),
+            self.key(f"parts/quarantine-{part:05d}-{{digest}}.parquet"),
+        )
+
+    def part_mark_key(self, part: int) -> str:
+        """Return the key of the done-mark of a part."""
+        return self.key(f"parts/part-{part:05d}.json")
 
     def quarantine_key(self, shard: int) -> str:
         """Return the key of the quarantine of all parts of one shard."""
         return self.key(f"quarantine/quarantine-{shard:05d}.parquet")
 
-    def record_key(self, shard: int) -> str:
+    def shard_key(self, shard: int) -> str:
+        """Return the key of one shard."""
+        return self.key(f"shards/shard-{shard:05d}.parquet")
+
+    def shard_mark_key(self, shard: int) -> str:
         """Return the key of the done-mark of one compacted shard."""
-        return self.key(f"parts/shard-{shard:05d}.json")
+        return self.key(f"parts/compacted-{shard:05d}.json")
 
     def vanished_key(self) -> str:
-        """Return the key of the list of vanished crops."""
+        """Return the key of the list of vanished crops of a run of an older release."""
         return self.key("vanished.parquet")
+
+    def done_key(self) -> str:
+        """Return the key of the result of the run; each purge writes another one."""
+        return self.key(f"done-{self.info.revision}.json" if self.info.revision else "done.json")
+
+    def relative(self, file: File) -> File:
+        """Return the record of a file with its key relative to the run's folder, as documents have it."""
+        return replace(file, key=file.key.removeprefix(self.key() + "/"))
+
+    def absolute(self, file: File) -> File:
+        """Return the record of a file, as a document has it, with its key in the store."""
+        return replace(file, key=self.key(file.key))
 
     def started(self) -> bool:
         """Return whether run.json exists."""
@@ -69,27 +99,87 @@ class RunFolder:
         """Write the manifest with one row group per part, so each part can be read alone."""
         per_file = _PARTS_PER_FILE * self.info.rows_per_part
         for number, key in enumerate(self.manifest_keys()):
-            rows = crops.slice(number * per_file, per_file)
-            write_table(self.store, key, rows, metadata=self.footer, row_group_rows=self.info.rows_per_part)
+            rows, footer = crops.slice(number * per_file, per_file), self._manifest_footer(number)
+            write_table(self.store, key, rows, metadata=footer, row_group_rows=self.info.rows_per_part)
 
-    def write_vanished(self, uris: Any) -> None:
-        """Write the URIs (string Array) of crops that an earlier run has and the archive has no longer."""
+    def write_vanished(self, uris: Any) -> StoredFile:
+        """Write the URIs (string Array) of crops that an earlier run has and the archive has no longer.
+
+        Returns its record for run.json.
+        """
         rows = pa.table({"uri": pc.cast(uris, pa.string())})
-        write_table(self.store, self.vanished_key(), rows, metadata=self.footer)
+        key = self.key("vanished-{digest}.parquet")
+        return self.relative(write_table(self.store, key, rows, metadata=self.footer))
 
     def part_rows(self, part: int) -> pa.Table:
-        """Return all rows of one part. Raises BadSetting for a part that does not exist."""
+        """Return all rows of one part. Raises BadSetting for a part that does not exist, CorruptObject."""
         if not 0 <= part < self.info.parts:
             raise BadSetting(f"run {self.info.run_id} has {self.info.parts} parts, not one of number {part}")
         file_number, row_group = divmod(part, _PARTS_PER_FILE)
-        with open_parquet(self.store, self.manifest_key(file_number)) as file:
-            return file.read_row_group(row_group).cast(MANIFEST_SCHEMA)
+        with self.open_manifest(file_number) as file:
+            rows = file.read_row_group(row_group).cast(MANIFEST_SCHEMA)
+        expected = self.info.rows_of_part(part)
+        if rows.num_rows != expected:
+            raise CorruptObject(
+                f"{file.uri} has {rows.num_rows:,} crops of part {part}, but run.json gives it {expected:,}",
+                remedy="Start a new run: `clvr embed`.",
+            )
+        return rows
+
+    @contextmanager
+    def open_manifest(self, number: int) -> Iterator[ParquetReader]:
+        """Open one file of the manifest. Raises CorruptObject if it is of another manifest."""
+        with self.open(self.manifest_key(number)) as file:
+            footer = {name.encode(): value.encode() for name, value in self._manifest_footer(number).items()}
+            if file.sealed and file.schema.metadata != footer:
+                raise CorruptObject(
+                    f"{file.uri} is a file of another manifest", remedy="Start a new run: `clvr embed`."
+                )
+            yield file
+
+    @contextmanager
+    def open(self, key: str, *, expected: StoredFile | None = None) -> Iterator[ParquetReader]:
+        """Open one Parquet file of the run. Raises CorruptObject if it is of another run."""
+        with open_parquet(self.store, key, expected=expected) as file:
+            run_id = (file.schema.metadata or {}).get(b"clvr.run_id", self.info.run_id.encode()).decode()
+            if run_id != self.info.run_id:
+                raise CorruptObject(
+                    f"{file.uri} is a file of run {run_id}",
+                    remedy="Restore it from a copy.",
+                )
+            yield file
 
     def done_parts(self) -> set[int]:
-        """Return the numbers of the parts whose shard rows are written."""
+        """Return the numbers of the parts that have a done-mark."""
         names = (info.key.rpartition("/")[2] for info in self.store.list(self.key("parts")))
-        matches = (re.fullmatch(r"part-(\d{5,})\.parquet", name) for name in names)
+        matches = (re.fullmatch(r"part-(\d{5,})\.json", name) for name in names)
         return {int(match[1]) for match in matches if match}
+
+    def part_mark(self, part: int) -> StoredRows:
+        """Read the done-mark of a part, with keys in the store. Raises ObjectMissing, CorruptObject."""
+        return self.part_marks([part])[0]
+
+    def part_marks(self, parts: Iterable[int]) -> list[StoredRows]:
+        """Read the done-marks of parts, in order, with keys in the store. Raises as `part_mark` does."""
+        numbers = list(parts)
+        keys = [self.part_mark_key(part) for part in numbers]
+        marks: dict[int, StoredRows] = {}
+        for position, body in self.store.get_many(keys):
+            if isinstance(body, ClvrError):
+                raise body
+            marks[position] = self._mark(body.data, keys[position], numbers[position])
+        return [marks[position] for position in range(len(numbers))]
+
+    def shard_mark(self, shard: int) -> StoredRows:
+        """Read the done-mark of a compacted shard, with keys in the store. Raises as `part_mark` does."""
+        key = self.shard_mark_key(shard)
+        return self._mark(self.store.get(key), key, shard)
+
+    def write_mark(self, key: str, number: int, shard: ShardInfo, quarantine: StoredFile) -> StoredRows:
+        """Write the done-mark of a part or of a compacted shard; return it, with keys in the store."""
+        mark = StoredRows(number, self.relative(shard), self.relative(quarantine))
+        self.store.put(key, mark.to_json())
+        return StoredRows(number, shard, quarantine)
 
     def require_done(self, parts: set[int]) -> None:
         """Raise CountMismatch, naming up to ten, if any of these parts is pending."""
@@ -103,9 +193,29 @@ class RunFolder:
 
     def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
         """Read one Parquet file of the run."""
-        with open_parquet(self.store, key) as file:
+        with self.open(key) as file:
             return file.read(columns)
 
     def read_tables(self, schema: pa.Schema, keys: Iterable[str]) -> pa.Table:
         """Read several files of one schema into one table."""
         return pa.concat_tables([schema.empty_table(), *(self.read(key).cast(schema) for key in keys)])
+
+    def read_files(self, schema: pa.Schema, files: Iterable[StoredFile]) -> pa.Table:
+        """Read several files of one schema, compared with their records, into one table."""
+        tables = [schema.empty_table()]
+        for expected in files:
+            with self.open(expected.key, expected=expected) as file:
+                tables.append(file.read().cast(schema))
+        return pa.concat_tables(tables)
+
+    def _manifest_footer(self, number: int) -> dict[str, str]:
+        return {**self.footer, "clvr.manifest": self.info.manifest, "clvr.file": str(number)}
+
+    def _mark(self, data: bytes, key: str, number: int) -> StoredRows:
+        mark = StoredRows.from_json(data, self.store.uri_of(key))
+        if mark.number != number:
+            raise CorruptObject(
+                f"{self.store.uri_of(key)} is the mark of number {mark.number}",
+                remedy="Delete it, and resume the run: `clvr embed`.",
+            )
+        return StoredRows(number, self.absolute(mark.shard), self.absolute(mark.quarantine))

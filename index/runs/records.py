@@ -1,11 +1,12 @@
-"""The two records of a run: run.json, its input, and done.json, its result."""
+"""The records of a run: run.json, its input, done.json, its result, and the marks of work in progress."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from index.documents import JsonDocument
+from index.documents import JsonDocument, require_keys_inside
+from index.parquet import StoredFile
 from index.runs.shards import ShardInfo
-from infra.errors import FingerprintMismatch, Mismatch
+from infra.errors import CorruptObject, FingerprintMismatch, Mismatch
 
 LEDGER_VERSION = 1
 
@@ -35,7 +36,19 @@ class RunInfo(JsonDocument):
     created: str
     version: str
     """Release that started the run."""
+    revision: int = 0
+    """How often erased crops were purged from the run: see `index.runs.purge`."""
+    vanished: tuple[StoredFile, ...] | None = None
+    """The list of vanished crops, if there are any, as `RunSummary.shards`; None in older releases."""
     ledger_version: int = LEDGER_VERSION
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a name or a key that leaves the folder of the run, or impossible sizes."""
+        earlier = (self.settings.get(name) for name in ("since_run", "requeue"))
+        names = [self.run_id, self.manifest, *(str(run_id) for run_id in earlier if run_id)]
+        require_keys_inside([*names, *(file.key for file in self.vanished or ())], where)
+        if not (0 <= self.duplicates <= self.listed and self.rows_per_part > 0 < self.parts_per_shard):
+            raise CorruptObject(f"{where} states sizes that no run has")
 
     @property
     def rows(self) -> int:
@@ -51,6 +64,10 @@ class RunInfo(JsonDocument):
     def shards(self) -> int:
         """Number of shards that the parts are compacted into."""
         return -(-self.parts // self.parts_per_shard)
+
+    def rows_of_part(self, part: int) -> int:
+        """Return the number of crops of a part."""
+        return min(self.rows_per_part, self.rows - part * self.rows_per_part)
 
     def require_same(self, requested: "RunInfo") -> None:
         """Raise FingerprintMismatch or Mismatch, with both values, unless both have the same input."""
@@ -89,4 +106,35 @@ class RunSummary(JsonDocument):
     started: str
     finished: str
     settings: dict[str, Any]
+    quarantine: tuple[StoredFile, ...] | None = None
+    """The files of the quarantine, as `shards`; None in older releases."""
     ledger_version: int = LEDGER_VERSION
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a key that leaves the folder of the run."""
+        require_keys_inside((file.key for file in (*self.shards, *(self.quarantine or ()))), where)
+
+    def require_of(self, info: RunInfo, where: str) -> None:
+        """Raise CorruptObject unless this is the result of the run that run.json describes."""
+        for name in ("run_id", "archive", "fingerprint", "manifest", "listed", "duplicates"):
+            stated, value = getattr(self, name), getattr(info, name)
+            if stated != value:
+                raise CorruptObject(
+                    f"{where} states {name} {stated}, but run.json states {value}",
+                    remedy="Restore both from a copy, or embed the archive again as a new run.",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows(JsonDocument):
+    """The mark of a finished part, or of a compacted shard: its files, with keys as `RunSummary.shards`."""
+
+    NOUN = "mark of a finished part"
+
+    number: int
+    shard: ShardInfo
+    quarantine: StoredFile
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a key that leaves the folder of the run."""
+        require_keys_inside((self.shard.key, self.quarantine.key), where)

@@ -2,11 +2,12 @@
 
     runs/<run_id>/run.json                          first, written once (If-None-Match)
                   manifest/<digest>-00000.parquet   one row group per part
-                  vanished.parquet                  of an incremental run: crops that are gone
+                  vanished-<digest>.parquet         of an incremental run: crops that are gone
+                  parts/part-00000.json             mark of a finished part: its files, with their digests
                   parts/…                           work in progress, removed at the end
                   shards/shard-00000.parquet
                   quarantine/quarantine-00000.parquet
-                  done.json                         last: counts and digests
+                  done.json                         last: counts, and all files with their digests
                   timings/<time>.json               one per attempt, for information only
 
 Each step writes whole objects under fixed names, and its done-mark last, so an interrupted step is simply
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
 from index.documents import package_version, utc_now
-from index.parquet import open_parquet, write_table
+from index.parquet import StoredFile, write_table
 from index.runs.accounting import (
     check_quarantine,
     crop_ids,
@@ -37,8 +38,8 @@ from index.runs.accounting import (
     verify_run,
 )
 from index.runs.folder import RunFolder
-from index.runs.records import RunInfo, RunSummary
-from index.runs.shards import ShardInfo, read_shards, write_shard
+from index.runs.records import RunInfo, RunSummary, StoredRows
+from index.runs.shards import ShardInfo, read_shard_files, write_shard
 from index.runs.tombstones import TombstoneWatch
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
@@ -123,12 +124,14 @@ class Run:
             parts_per_shard=max(1, rows_per_shard // rows_per_part),
             created=utc_now(),
             version=package_version(),
+            vanished=(),
         )
         run = cls(store, info)
         if not run.folder.started():
             run.folder.write_manifest(crops)
             if len(vanished):
-                run.folder.write_vanished(vanished)
+                info = replace(info, vanished=(run.folder.write_vanished(vanished),))
+                run = cls(store, info)
             try:
                 store.create(run.folder.key("run.json"), info.to_json())
             except ObjectExists:
@@ -138,12 +141,13 @@ class Run:
         existing = cls.open(store, run_id)
         if existing.folder.manifest_key(0) != run.folder.manifest_key(0):
             store.delete(*run.folder.manifest_keys())
+        store.delete(*({file.key for file in run.vanished()} - {file.key for file in existing.vanished()}))
         existing.info.require_same(info)
         return existing
 
     @classmethod
     def open(cls, store: Store, run_id: str) -> Self:
-        """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch."""
+        """Open a run, finished or not. Raises ObjectMissing, SchemaMismatch, CorruptObject."""
         key = f"runs/{run_id}/run.json"
         info = RunInfo.read(store, key)
         if info.run_id != run_id:
@@ -156,18 +160,23 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether done.json exists."""
-        return "summary" in self.__dict__ or self.store.head(self.folder.key("done.json")) is not None
+        return "summary" in self.__dict__ or self.store.head(self.folder.done_key()) is not None
 
     @cached_property
     def summary(self) -> RunSummary:
-        """The contents of done.json. Raises CountMismatch for a run that is not finished."""
-        key = self.folder.key("done.json")
+        """The contents of done.json.
+
+        Raises CountMismatch for a run that is not finished, CorruptObject if it is not of this run.
+        """
+        key = self.folder.done_key()
         try:
-            return RunSummary.read(self.store, key)
+            summary = RunSummary.read(self.store, key)
         except ObjectMissing as missing:
             raise CountMismatch(
                 f"run {self.run_id} is not finished", remedy="Resume it with `clvr embed`."
             ) from missing
+        summary.require_of(self.info, self.store.uri_of(key))
+        return summary
 
     @cached_property
     def _tombstones(self) -> TombstoneWatch:
@@ -179,11 +188,19 @@ class Run:
 
     def shards(self) -> list[ShardInfo]:
         """Return the shards in done.json that have rows, with keys in the store."""
-        return [replace(info, key=self.folder.key(info.key)) for info in self.summary.shards if info.rows]
+        return [self.folder.absolute(info) for info in self.summary.shards if info.rows]
+
+    def vanished(self) -> list[StoredFile]:
+        """Return the lists of vanished crops, with keys in the store; none or one."""
+        return [self.folder.absolute(file) for file in self.info.vanished or ()]
 
     def manifest(self) -> pa.Table:
         """Return the whole manifest. Raises CorruptObject if it was altered."""
-        table = self.folder.read_tables(MANIFEST_SCHEMA, self.folder.manifest_keys())
+        tables = [MANIFEST_SCHEMA.empty_table()]
+        for number in range(len(self.folder.manifest_keys())):
+            with self.folder.open_manifest(number) as file:
+                tables.append(file.read().cast(MANIFEST_SCHEMA))
+        table = pa.concat_tables(tables)
         if manifest_digest(table) != self.info.manifest:
             raise CorruptObject(
                 f"the manifest of run {self.run_id} was altered", remedy="Start a new run: `clvr embed`."
@@ -191,15 +208,24 @@ class Run:
         return table
 
     def quarantine(self) -> pa.Table:
-        """Return the quarantine; of an unfinished run, that of the parts written so far."""
-        if self.finished:
-            keys = [self.folder.quarantine_key(number) for number in range(self.info.shards)]
-        else:
-            keys = [self.folder.part_keys(part)[1] for part in sorted(self.folder.done_parts())]
+        """Return the quarantine; of an unfinished run, that of the parts written so far.
+
+        Raises CorruptObject for a file that differs from its record.
+        """
+        if not self.finished:
+            return self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine for mark in self.part_marks()])
+        if self.summary.quarantine is not None:
+            files = map(self.folder.absolute, self.summary.quarantine)
+            return self.folder.read_files(QUARANTINE_SCHEMA, files)
+        keys = [self.folder.quarantine_key(number) for number in range(self.info.shards)]
         return self.folder.read_tables(QUARANTINE_SCHEMA, keys)
 
+    def part_marks(self) -> list[StoredRows]:
+        """Return the marks of the finished parts of an unfinished run, in order."""
+        return self.folder.part_marks(sorted(self.folder.done_parts()))
+
     def pending_parts(self) -> list[int]:
-        """Return the numbers of the parts whose shard rows are not written, ascending."""
+        """Return the numbers of the parts that have no done-mark, ascending."""
         if self.finished:
             return []
         return sorted(set(range(self.info.parts)) - self.folder.done_parts())
@@ -221,7 +247,7 @@ class Run:
         return rows.filter(split_usable(rows, self._tombstones.current())[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
-        """Write the result of one part, with rows in any order; a repeated write overwrites it.
+        """Write the result of one part, with rows in any order; of repeated writes the last one counts.
 
         Crops that were erased since `part_manifest` are dropped from both. Raises CountMismatch unless each
         crop of `part_manifest(part)` is in exactly one of the two tables, CorruptObject and SchemaMismatch
@@ -243,35 +269,41 @@ class Run:
         )
         shard_key, quarantine_key = self.folder.part_keys(part)
         quarantined = sort_like(pa.concat_tables([quarantine, unusable]), rows)
-        write_table(self.store, quarantine_key, quarantined, metadata=self.folder.footer)
-        # The shard is the done-mark of the part, so it comes last.
-        write_shard(
+        quarantine_file = write_table(self.store, quarantine_key, quarantined, metadata=self.folder.footer)
+        shard_file = write_shard(
             self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
         )
+        self.folder.write_mark(self.folder.part_mark_key(part), part, shard_file, quarantine_file)
 
     def compact(self, shard: int) -> ShardInfo:
-        """Join the parts of one shard in shards/ and quarantine/. Raises CountMismatch if any is pending.
+        """Join the parts of one shard in shards/ and quarantine/; return its entry for done.json.
 
-        Shards may be compacted in parallel.
+        Shards may be compacted in parallel. Raises CountMismatch if any part is pending, CorruptObject for a
+        file of a part that differs from the part's mark.
         """
         if self.finished:
             return self.summary.shards[shard]
-        if self.store.head(self.folder.record_key(shard)) is not None:
-            return ShardInfo.read(self.store, self.folder.record_key(shard))
+        return self.folder.relative(self._compacted(shard).shard)
+
+    def _compacted(self, shard: int) -> StoredRows:
+        with suppress(ObjectMissing):
+            return self.folder.shard_mark(shard)
         first = shard * self.info.parts_per_shard
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
         self.folder.require_done(set(parts))
-        keys = [self.folder.part_keys(part) for part in parts]
-        quarantined = self.folder.read_tables(QUARANTINE_SCHEMA, [quarantine for _, quarantine in keys])
-        write_table(self.store, self.folder.quarantine_key(shard), quarantined, metadata=self.folder.footer)
-        rows = read_shards(self.store, [rows for rows, _ in keys], fingerprint=self.fingerprint)
-        name = f"shards/shard-{shard:05d}.parquet"
-        written = write_shard(
-            self.store, self.folder.key(name), rows, fingerprint=self.fingerprint, run_id=self.run_id
+        marks = self.folder.part_marks(parts)
+        quarantined = self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine for mark in marks])
+        quarantine = write_table(
+            self.store, self.folder.quarantine_key(shard), quarantined, metadata=self.folder.footer
         )
-        info = replace(written, key=name)
-        self.store.put(self.folder.record_key(shard), info.to_json())
-        return info
+        written = write_shard(
+            self.store,
+            self.folder.shard_key(shard),
+            read_shard_files(self.store, [mark.shard for mark in marks], fingerprint=self.fingerprint),
+            fingerprint=self.fingerprint,
+            run_id=self.run_id,
+        )
+        return self.folder.write_mark(self.folder.shard_mark_key(shard), shard, written, quarantine)
 
     def finish(self) -> RunSummary:
         """Compact the remaining shards, verify the accounting, write done.json, remove the parts.
@@ -281,8 +313,9 @@ class Run:
         """
         if not self.finished:
             self.folder.require_done(set(range(self.info.parts)))
-            shards = tuple(self.compact(shard) for shard in range(self.info.shards))
-            causes = verify_run(self.folder, shards)
+            compacted = [self._compacted(shard) for shard in range(self.info.shards)]
+            shards = [mark.shard for mark in compacted]
+            causes = verify_run(self.folder, shards, [mark.quarantine for mark in compacted])
             embedded = sum(shard.rows for shard in shards)
             summary = RunSummary(
                 run_id=self.run_id,
@@ -294,13 +327,14 @@ class Run:
                 quarantined=causes.total(),
                 duplicates=self.info.duplicates,
                 causes=dict(causes),
-                shards=shards,
+                shards=tuple(map(self.folder.relative, shards)),
+                quarantine=tuple(self.folder.relative(mark.quarantine) for mark in compacted),
                 started=self.info.created,
                 finished=utc_now(),
                 settings=self.info.settings,
             )
             with suppress(ObjectExists):  # another process finished the run with the same result
-                self.store.create(self.folder.key("done.json"), summary.to_json())
+                self.store.create(self.folder.done_key(), summary.to_json())
         self.store.delete(*(info.key for info in self.store.list(self.folder.key("parts"))))
         return self.summary
 
@@ -343,9 +377,9 @@ def vanished_ids(run: Run) -> NDArray[np.int64]:
 
 def vanished_uris(run: Run) -> pa.Table:
     """Return the URIs that a run lists as vanished, in the column `uri`. Raises as `vanished_ids` does."""
-    key = run.folder.vanished_key()
+    if run.info.vanished is not None:
+        return run.folder.read_files(_VANISHED_SCHEMA, run.vanished())
     try:
-        with open_parquet(run.store, key) as file:
-            return file.read(["uri"]).cast(_VANISHED_SCHEMA)
+        return run.folder.read(run.folder.vanished_key(), ["uri"]).cast(_VANISHED_SCHEMA)
     except ObjectMissing:
         return _VANISHED_SCHEMA.empty_table()

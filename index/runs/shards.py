@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from index.parquet import StoredFile, open_parquet, require_same, sealed_parquet
+from index.parquet import ParquetReader, StoredFile, open_parquet, require_same, sealed_parquet
 from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA, SHARD_VERSION
 from infra.errors import (
     CorruptObject,
@@ -97,8 +98,51 @@ def read_shards(
     """
     for key in keys:
         with open_parquet(store, key) as file:
-            check_footer(file.schema, key, fingerprint=fingerprint)
+            check_footer(file.schema, file.uri, fingerprint=fingerprint)
             yield from file.batches(batch_rows, columns)
+
+
+def read_shard_files(
+    store: Store, files: Iterable[ShardInfo], *, fingerprint: str, batch_rows: int = ROW_GROUP_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of small shards; each is held in memory as a whole and compared with its record.
+
+    Raises CorruptObject for other bytes, and what `read_shards` raises.
+    """
+    for expected in files:
+        with open_parquet(store, expected.key, expected=expected) as file:
+            check_footer(file.schema, file.uri, fingerprint=fingerprint)
+            yield from file.batches(batch_rows)
+
+
+@contextmanager
+def open_shard(
+    store: Store, info: ShardInfo, *, fingerprint: str | None = None, run_id: str | None = None
+) -> Iterator[ParquetReader]:
+    """Open the shard of an entry in done.json, and compare its footer with it, so a swap is noticed.
+
+    Raises CorruptObject for a shard of another run or with another number of rows, and what `read_shards`
+    raises.
+    """
+    with open_parquet(store, info.key) as file:
+        check_footer(file.schema, file.uri, fingerprint=fingerprint)
+        found = file.schema.metadata.get(b"clvr.run_id", b"").decode(errors="replace")
+        if run_id not in (None, found):
+            raise CorruptObject(
+                f"{file.uri} is a shard of run {found}, not of run {run_id}", remedy=REBUILD_REMEDY
+            )
+        if file.num_rows != info.rows:
+            raise CorruptObject(
+                f"{file.uri} has {file.num_rows:,} rows, its run wrote {info.rows:,}", remedy=REBUILD_REMEDY
+            )
+        yield file
+
+
+def shard_ids(store: Store, info: ShardInfo, *, fingerprint: str, run_id: str) -> NDArray[np.int64]:
+    """Return the crop_ids (rows,) of a shard in done.json. Raises what `open_shard` raises."""
+    with open_shard(store, info, fingerprint=fingerprint, run_id=run_id) as file:
+        ids: NDArray[np.int64] = file.read(["crop_id"])["crop_id"].to_numpy()
+        return ids
 
 
 def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:

@@ -69,6 +69,11 @@ class Tombstones:
         """Return whether a crop with bytes of this MD5 was erased, under whatever name."""
         return bool(self.content_hashes) and _content_hash(self.key, md5) in self.content_hashes
 
+    def is_erased_anonymous(self, numbers: Ids) -> NDArray[np.bool_]:
+        """Return a mask (n,) of the numbers (n,), made by `anonymous_ids`, that stand for erased crops."""
+        known = np.concatenate([self.crop_hashes, siphash(self.key, self.ids)])
+        return np.isin(numbers, _anonymous(known))
+
 
 @dataclass(frozen=True, slots=True)
 class ErasedCrops:
@@ -90,6 +95,11 @@ class ErasedCrops:
         for folder in self.folders:
             mask |= folder.is_erased(crop_ids)
         return mask
+
+    def is_erased_anonymous(self, numbers: Iterable[int]) -> bool:
+        """Return whether any of some numbers, made by `anonymous_ids`, stands for an erased crop."""
+        known = np.fromiter(numbers, np.int64)
+        return any(folder.is_erased_anonymous(known).any() for folder in self.folders)
 
     def erased_ids(self, crop_ids: Iterable[int]) -> set[int]:
         """Return those of some crop_ids that were erased."""
@@ -161,7 +171,14 @@ def read_tombstones(*stores: Store) -> ErasedCrops:
     Linear in the number of erased crops. Raises CorruptObject for tombstones that are damaged or gone.
     """
     unique = {store.uri: store for store in stores}
-    return ErasedCrops(tuple(filter(len, (_read_folder(store) for store in unique.values()))))
+    return ErasedCrops(
+        tuple(filter(len, (_read_folder(store, erasure_ids(store)) for store in unique.values())))
+    )
+
+
+def read_erasure(store: Store, erasure_id: str) -> ErasedCrops:
+    """Read the tombstones of one erasure. Raises as `read_tombstones` does."""
+    return ErasedCrops((_read_folder(store, [erasure_id]),))
 
 
 def erasure_ids(store: Store) -> list[str]:
@@ -174,8 +191,7 @@ def erasure_ids(store: Store) -> list[str]:
 
 def anonymous_ids(store: Store, crop_ids: Ids) -> Ids:
     """Return numbers (n,) that stand for erased crops where a row must remain: nobody can tell of which."""
-    hashes = siphash(_ensure_key(store), crop_ids)
-    return np.asarray((hashes >> np.uint64(1)).view(np.int64))
+    return _anonymous(siphash(_ensure_key(store), crop_ids))
 
 
 def seal_old_tombstones(store: Store, names: Iterable[str]) -> None:
@@ -186,8 +202,7 @@ def seal_old_tombstones(store: Store, names: Iterable[str]) -> None:
             store.delete(_ids_key(erasure_id))
 
 
-def _read_folder(store: Store) -> Tombstones:
-    names = erasure_ids(store)
+def _read_folder(store: Store, names: Sequence[str]) -> Tombstones:
     if not names:
         return Tombstones()
     ids: list[Ids] = [np.empty(0, np.int64)]
@@ -222,6 +237,10 @@ def _read_ids(store: Store, erasure_id: str) -> Ids | None:
     with suppress(ObjectMissing), open_parquet(store, _ids_key(erasure_id)) as file:
         return np.asarray(file.read(columns=["crop_id"])["crop_id"])
     return None
+
+
+def _anonymous(hashes: NDArray[np.uint64]) -> Ids:
+    return np.asarray((hashes >> np.uint64(1)).view(np.int64))
 
 
 def _ensure_key(store: Store) -> bytes:

@@ -20,7 +20,7 @@ from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
 from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
 from index.milvus.search import Hit
-from index.parquet import ParquetReader, Ranges, open_parquet
+from index.parquet import ParquetReader, Ranges
 from index.runs.run import Run
 from index.runs.shards import vectors_of
 from index.runs.tombstones import ErasedCrops, TombstoneWatch
@@ -136,7 +136,7 @@ class ScanSource:
     def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, ParquetReader, int]]:
         """Yield the row groups that may have rows which pass the filters."""
         for shard in self.shards:
-            with open_parquet(shard.store, shard.info.key) as file:
+            with shard.open() as file:
                 for group in range(file.num_row_groups):
                     self.stats.groups += 1
                     self.stats.rows += file.rows_of(group)
@@ -159,7 +159,7 @@ class ScanSource:
         if not len(crop_ids):
             return
         for shard in self.shards:
-            with open_parquet(shard.store, shard.info.key) as file:
+            with shard.open() as file:
                 for group in range(file.num_row_groups):
                     if filters and not _ranges_match(file.ranges(group), filters):
                         continue

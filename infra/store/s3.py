@@ -4,6 +4,8 @@ obstore reads and writes objects, several times faster than boto3 for small ones
 copies objects on the server; pyarrow streams Parquet.
 """
 
+import hashlib
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,7 +16,7 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
-from infra.errors import StoreUnreachable
+from infra.errors import CorruptObject, StoreUnreachable
 from infra.store.backend import (
     FOLDER_MARKER,
     UNADDRESSABLE,
@@ -39,6 +41,9 @@ _BODY_ATTEMPTS = 4
 _LISTING_FAILURES = (BaseError, ValueError)
 _MAYBE_MARKERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # elsewhere a marker does no harm
 _ROLE_ENDPOINT_SECONDS = 2
+_UNKNOWN_ETAGS = 5
+"""So many first objects whose etag is not their MD5 mean that no etag of the store is."""
+_MD5 = re.compile(r"[0-9a-fA-F]{32}")  # of an upload in several parts the etag is longer
 
 
 def object_client(bucket: str, prefix: str, use: StoreSettings) -> S3Store:
@@ -146,6 +151,22 @@ def arrow_file_system(use: StoreSettings) -> Any:
     )
 
 
+class _EtagKind:
+    """Whether the etags of a store are the MD5 of the bodies, as its first objects show."""
+
+    def __init__(self) -> None:
+        self.matches = 0
+        self.misses = 0
+
+    def accepts(self, body: ObjectBody) -> bool:
+        """Return whether a body has the MD5 in its etag, or whether the etag is known to be no MD5."""
+        if not _MD5.fullmatch(body.etag) or (self.misses >= _UNKNOWN_ETAGS and not self.matches):
+            return True
+        is_same = hashlib.md5(body.data, usedforsecurity=False).hexdigest() == body.etag.lower()
+        self.matches += is_same
+        return is_same
+
+
 class S3Backend:
     """The objects below one prefix of a bucket."""
 
@@ -155,6 +176,7 @@ class S3Backend:
         self.root = root
         self.settings = settings
         self.bucket, _, self.prefix = root.removeprefix("s3://").partition("/")
+        self._etags = _EtagKind()
 
     @cached_property
     def client(self) -> S3Store:
@@ -167,16 +189,31 @@ class S3Backend:
         return self.client
 
     def fetch(self, key: str) -> ObjectBody:
-        """Read a whole object; a body that is cut short is read again."""
+        """Read a whole object; a body that is cut short, or not of the MD5 in its etag, is read again.
+
+        Raises CorruptObject if the object itself is altered: the same bytes come twice, though other etags of
+        this store are MD5. Etags of objects that KMS or a customer's key encrypts are not.
+        """
+        earlier: set[bytes] = set()
         for attempt in range(_BODY_ATTEMPTS):
-            response = obstore.get(self.client, key)
-            data = response.bytes().to_bytes()
-            size = response.meta["size"]
-            if len(data) == size:
-                return ObjectBody(data, unquoted_etag(response.meta["e_tag"]))
-            time.sleep(0.1 * 2**attempt)
+            body, size = self._read(key)
+            if len(body.data) == size:
+                if self._etags.accepts(body):
+                    return body
+                if body.data in earlier:
+                    if self._etags.matches and not self._is_encrypted(key):
+                        raise CorruptObject(
+                            f"{self.root}/{key} was altered: its MD5 is not that of its etag {body.etag}",
+                            remedy="Write the object again from its source.",
+                        )
+                    self._etags.misses += 1
+                    return body
+                earlier.add(body.data)
+            if attempt:
+                time.sleep(0.1 * 2**attempt)
+        problem = "other bytes" if earlier else f"{len(body.data)} of {size} bytes"
         raise StoreUnreachable(
-            f"{self.root}/{key} arrived with {len(data)} of {size} bytes in {_BODY_ATTEMPTS} attempts",
+            f"{self.root}/{key} arrived with {problem} in {_BODY_ATTEMPTS} attempts",
             remedy="Check the server and the network between.",
         )
 
@@ -306,6 +343,18 @@ class S3Backend:
         copy_source: CopySourceTypeDef = {"Bucket": source.bucket, "Key": source._full_key(key)}
         self._admin_client.copy(copy_source, self.bucket, self._full_key(target_key))
         return True
+
+    def _read(self, key: str) -> tuple[ObjectBody, int]:
+        """Return what arrived of an object, and its size in bytes."""
+        response = obstore.get(self.client, key)
+        body = ObjectBody(response.bytes().to_bytes(), unquoted_etag(response.meta["e_tag"]))
+        return body, response.meta["size"]
+
+    def _is_encrypted(self, key: str) -> bool:
+        """Return whether the etag of an object cannot be an MD5, because of how it is encrypted."""
+        head = self._admin_client.head_object(Bucket=self.bucket, Key=self._full_key(key))
+        by_kms = head.get("ServerSideEncryption", "").startswith("aws:kms")
+        return by_kms or "SSECustomerAlgorithm" in head
 
     @cached_property
     def _admin_client(self) -> "S3Client":

@@ -34,6 +34,11 @@ class ClvrGroup(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith("typer"):  # usage errors and --help
                 raise
+            if type(error).__module__.startswith("ray."):
+                from jobs.runtime.ray_cluster import root_cause
+
+                if isinstance(cause := root_cause(error), ClvrError):
+                    _fail(cause.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
             unexpected = ClvrError(
                 f"unexpected: {type(error).__name__}: {error}",
                 remedy="run `clvr --debug …` for the traceback, and report the error",

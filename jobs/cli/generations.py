@@ -14,6 +14,10 @@ Wait = Annotated[
     float,
     typer.Option("--wait", min=0, help="Minutes to wait for a running load; 0 fails at once."),
 ]
+Purge = Annotated[
+    bool,
+    typer.Option("--purge", help="Also remove the bytes: from runs, Milvus, sweeps and pages."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Erase; the default is a dry run.")]
 
 
@@ -124,7 +128,7 @@ def verify(
 
 
 def forget(
-    reason: Annotated[str, typer.Option(help="Reason; stored with the receipt.")],
+    reason: Annotated[str, typer.Option(help="Reason; stored with the receipt.")] = "",
     vehicle: Annotated[
         list[int] | None, typer.Option(help="vehicle_id of labelled crops; may be repeated.")
     ] = None,
@@ -134,6 +138,11 @@ def forget(
         str | None, typer.Option("--from", help="Start of the time window, ISO 8601, UTC.")
     ] = None,
     until: Annotated[str | None, typer.Option("--until", help="End of the time window, exclusive.")] = None,
+    purge: Purge = False,
+    audit: Annotated[
+        str | None,
+        typer.Option(metavar="ERASURE", help="Erase nothing; look again for this erasure, or `latest`."),
+    ] = None,
     yes: Yes = False,
     wait: Wait = 60.0,
     runs: Runs = None,
@@ -141,8 +150,13 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Erase crops. Example: clvr forget --camera c4 --until 2026-01-01 --reason case-17"""
-    from jobs.generations.erase import EraseResult, ForgetRequest, forget_crops
+    from jobs.generations.erase import EraseResult, ForgetRequest, audit_erasure, forget_crops
 
+    if audit is not None:
+        result = audit_erasure(audit, settings_of(runs=runs, milvus=milvus))
+        emit(result, as_json)
+        result.require_gone()
+        return
     request = ForgetRequest(
         reason=reason,
         vehicles=tuple(vehicle or ()),
@@ -151,6 +165,7 @@ def forget(
         since=since,
         until=until,
         dry_run=not yes,
+        purge=purge,
         wait=60 * wait,
     )
     receipt = forget_crops(request, settings_of(runs=runs, milvus=milvus))
@@ -160,6 +175,7 @@ def forget(
 def retain(
     days: Annotated[int, typer.Option(help="Erase crops older than this many days.")],
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be repeated.")] = None,
+    purge: Purge = False,
     yes: Yes = False,
     wait: Wait = 60.0,
     runs: Runs = None,
@@ -170,5 +186,5 @@ def retain(
     from jobs.generations.erase import EraseResult, retain_days
 
     settings = settings_of(runs=runs, milvus=milvus)
-    receipt = retain_days(days, camera or [], settings, dry_run=not yes, wait=60 * wait)
+    receipt = retain_days(days, camera or [], settings, dry_run=not yes, purge_bytes=purge, wait=60 * wait)
     emit(EraseResult(receipt), as_json)

@@ -1,8 +1,8 @@
 """`clvr embed`: embed an archive into a run of shards, on Ray Data.
 
 The unit of work is a *part*, a fixed slice of the manifest. An actor fetches, decodes, embeds and writes a
-whole part, under a name that depends only on the part's number. Only part numbers and counters pass through
-Ray, and a part that is embedded twice overwrites itself with the same rows.
+whole part, and then its mark, whose name depends only on the part's number. Only part numbers and counters
+pass through Ray, and of a part that is embedded twice the last mark counts.
 """
 
 import math

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from index.runs.accounting import count_causes
+from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
 from index.runs.shards import check_shard
 from index.runs.timings import Timings, read_timings, sum_timings
@@ -41,8 +42,7 @@ class RunStatus:
             f"run {self.run_id}: {state}",
             f"  archive      {self.archive}",
             f"  fingerprint  {self.fingerprint} ({self.precision})",
-            f"  listed {self.listed:,} = embedded {self.embedded:,} + quarantined {self.quarantined:,} "
-            f"+ duplicates {self.duplicates:,}" + ("" if self.finished else f" + pending {self.pending:,}"),
+            f"  {self._balance().to_text(f'run {self.run_id}')}",
         ]
         if causes:
             lines.append(f"  quarantine   {causes}")
@@ -55,27 +55,33 @@ class RunStatus:
         """Return the status as a JSON object."""
         return asdict(self)
 
+    def _balance(self) -> RunBalance:
+        pending = None if self.finished else self.pending
+        return RunBalance(self.listed, self.embedded, self.quarantined, self.duplicates, pending)
+
 
 def run_status(run_id: str, settings: Settings) -> RunStatus:
     """Read the state of a run; every shard of a finished run is read in full.
 
-    Raises CorruptObject for a shard whose contents differ from its record.
+    Raises CorruptObject for an object that differs from its record, and CountMismatch if the counts of its
+    objects and documents disagree.
     """
     run = find_run(run_id, settings, finished=False)
     quarantine = run.quarantine()
-    pending = run.pending_rows()
-    written = run.info.rows - pending - quarantine.num_rows
+    balance = check_run(run)
+    if run.finished:
+        _check_shards(run)
     timings = sum_timings(read_timings(run.folder))
     return RunStatus(
         run_id=run.run_id,
         finished=run.finished,
         archive=run.info.archive,
         fingerprint=run.fingerprint,
-        listed=run.info.listed,
-        embedded=_checked_rows(run) if run.finished else written,
-        quarantined=quarantine.num_rows,
-        duplicates=run.info.duplicates,
-        pending=pending,
+        listed=balance.listed,
+        embedded=balance.embedded,
+        quarantined=balance.quarantined,
+        duplicates=balance.duplicates,
+        pending=balance.pending or 0,
         parts_pending=len(run.pending_parts()),
         shards=run.info.shards,
         causes=dict(count_causes(quarantine)),
@@ -101,8 +107,6 @@ def _seconds(timings: Timings) -> dict[str, float]:
     }
 
 
-def _checked_rows(run: Run) -> int:
-    return sum(
-        check_shard(run.store, shard.key, fingerprint=run.fingerprint, expected=shard).rows
-        for shard in run.shards()
-    )
+def _check_shards(run: Run) -> None:
+    for shard in run.shards():
+        check_shard(run.store, shard.key, fingerprint=run.fingerprint, expected=shard)

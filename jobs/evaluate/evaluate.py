@@ -27,6 +27,7 @@ from index.evaluation.protocols import (
 )
 from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
+from index.outputs import record_output
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
@@ -59,6 +60,9 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     evaluation = Evaluation(tuple(lists))
     if request.html:
         first = evaluation.lists[0]
+        store, crop_ids = run.store, first.labelled.crop_ids.tolist()
+        record_output(store, "page", str(request.html.resolve()), crop_ids)
+        record_output(store, "page", str(request.html.with_suffix(".json").resolve()))
         write_page(
             request.html,
             first.labelled,
@@ -137,6 +141,7 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
         for name in names
     )
     if path is not None and not path.exists():
+        record_output(labelled.run.store, "table", str(path.resolve()))
         write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
         logger.info(f"  splits written to {path}")
     return results

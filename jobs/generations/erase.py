@@ -1,4 +1,4 @@
-"""`clvr forget` and `clvr retain`: erase crops from all generations, with a receipt."""
+"""`clvr forget` and `clvr retain`: erase crops, purge their bytes, and look for them again."""
 
 import time
 from collections.abc import Sequence
@@ -7,23 +7,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from index.archive.reader import crop_id_at
-from index.generations.erasure import forget
-from index.generations.receipt import Receipt
+from index.generations.audit import audit_folder, audit_index
+from index.generations.erasure import folders_of, forget
+from index.generations.purge import purge
+from index.generations.receipt import Place, Receipt, read_receipt
 from index.generations.selection import EraseSelection
 from index.lock import boot_time
 from index.milvus.client import Milvus
-from infra.errors import BadSetting, Locked
+from index.runs.tombstones import erasure_ids, read_erasure
+from infra.errors import BadInput, BadSetting, CountMismatch, Locked
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.runtime.resolve import epoch_ms, open_milvus
+from jobs.generations.outputs import find_in_outputs, purge_outputs
+from jobs.runtime.resolve import LATEST, epoch_ms, open_milvus
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetRequest:
     """The request of `clvr forget`; times are ISO 8601, UTC without a zone.
 
-    wait: how long to wait for a running load or increment, in s.
+    purge: remove their bytes too. wait: how long to wait for a running load or increment, in s.
     """
 
     reason: str
@@ -33,6 +37,7 @@ class ForgetRequest:
     since: str | None = None
     until: str | None = None
     dry_run: bool = True
+    purge: bool = False
     wait: float = 0.0
 
 
@@ -60,10 +65,19 @@ class EraseResult:
                 f"  {erased.generation}{' (live)' if erased.live else ''}: {erased.rows_before:,} rows, "
                 f"{erased.matching:,} match{after}"
             )
+        if receipt.copies:
+            lines.append(f"  copies       {receipt.copies:,} of them have other names and the same bytes")
+        if receipt.unread:
+            lines.append(f"  by name only {receipt.unread:,} crops, whose bytes could not be read")
         if receipt.unknown_time:
             lines.append(f"  not touched  {receipt.unknown_time:,} crops of unknown time")
+        lines += places_text(receipt.places)
         if receipt.state == "dry run":
             lines.append("nothing was changed; to erase, run it again with --yes")
+        elif receipt.state == "done":
+            if not receipt.purge:
+                lines.append("hidden from every search; their bytes are still in runs: add --purge")
+            lines += [f"  not reached  {note}" for note in receipt.by_design]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +85,81 @@ class EraseResult:
         return asdict(self.receipt)
 
 
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """The result of `clvr forget --audit`: every place that was looked at, and what was found there."""
+
+    receipt: Receipt
+    places: tuple[Place, ...]
+
+    @property
+    def found(self) -> int:
+        """How many rows and names of erased crops were found."""
+        return sum(place.found for place in self.places)
+
+    @property
+    def shown(self) -> int:
+        """How many are where a search could show them, which an erasure rules out with or without a purge."""
+        return sum(place.found for place in self.places if place.kind == "generation")
+
+    def require_gone(self) -> None:
+        """Raise CountMismatch if an erased crop is in a generation, or anywhere after a purge."""
+        where = [place.where for place in self.places if place.found]
+        if self.shown or (self.receipt.purge and self.found):
+            raise CountMismatch(
+                f"erasure {self.receipt.erasure_id}: {self.found:,} traces are left, the first in {where[0]}",
+                remedy="Run `clvr forget --purge --yes`.",
+            )
+
+    def to_text(self) -> str:
+        """Return the places as lines."""
+        receipt = self.receipt
+        kind = "purged" if receipt.purge else "hidden"
+        title = f"erasure {receipt.erasure_id} ({kind} {receipt.finished[:16]}): {self.found:,} traces found"
+        return "\n".join([title, *places_text(self.places)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the audit as a JSON object."""
+        return {
+            "erasure_id": self.receipt.erasure_id,
+            "found": self.found,
+            "places": list(map(asdict, self.places)),
+        }
+
+
+def places_text(places: Sequence[Place]) -> list[str]:
+    """Return one line per place that was looked at."""
+    return [
+        f"  {place.kind:<12} {place.where}: {place.found:,} found"
+        + (f", {place.removed:,} removed" if place.removed else "")
+        + (f" ({place.note})" if place.note else "")
+        for place in places
+    ]
+
+
+def audit_erasure(name: str, settings: Settings) -> AuditResult:
+    """Look again for the crops of an erasure, `latest` or by its id. Raises BadInput without it."""
+    store = open_store(settings.runs)
+    names = erasure_ids(store)
+    name = names[-1] if name == LATEST and names else name
+    if name not in names:
+        raise BadInput(
+            f"there is no erasure {name} in {store.uri}",
+            remedy=f"The last one is {names[-1]}." if names else "Nothing was erased yet.",
+        )
+    receipt, erased = read_receipt(store, name), read_erasure(store, name)
+    with open_milvus(settings) as milvus:
+        stores = folders_of(milvus, store)
+        places = [place for folder in stores for place in audit_folder(folder, erased)]
+        places += [*audit_index(milvus, erased), *find_in_outputs(stores, erased)]
+    return AuditResult(receipt, tuple(places))
+
+
 def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
-    """Erase the requested crops, or count them in a dry run. Raises the errors of `forget`."""
+    """Erase the requested crops, or count them in a dry run; with nothing requested, purge what was erased.
+
+    Raises the errors of `forget` and of `purge`.
+    """
     selection = EraseSelection(
         vehicles=request.vehicles,
         crop_ids=tuple(_crop_id(crop) for crop in request.crops),
@@ -80,11 +167,24 @@ def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
         captured_from=epoch_ms("--from", request.since),
         captured_to=epoch_ms("--until", request.until),
     )
-    return _erase(selection, settings, reason=request.reason, dry_run=request.dry_run, wait=request.wait)
+    return _erase(
+        selection,
+        settings,
+        reason=request.reason,
+        dry_run=request.dry_run,
+        purge_bytes=request.purge,
+        wait=request.wait,
+    )
 
 
 def retain_days(
-    days: int, cameras: Sequence[str], settings: Settings, *, dry_run: bool, wait: float = 0.0
+    days: int,
+    cameras: Sequence[str],
+    settings: Settings,
+    *,
+    dry_run: bool,
+    purge_bytes: bool = False,
+    wait: float = 0.0,
 ) -> Receipt:
     """Erase crops that were captured more than `days` days ago, of the cameras or of all cameras.
 
@@ -96,20 +196,33 @@ def retain_days(
     selection = EraseSelection(cameras=tuple(cameras), captured_to=int(end.timestamp() * 1000))
     of_cameras = f" of {', '.join(cameras)}" if cameras else ""
     reason = f"retention{of_cameras}: {days} days"
-    return _erase(selection, settings, reason=reason, dry_run=dry_run, wait=wait)
+    return _erase(selection, settings, reason=reason, dry_run=dry_run, purge_bytes=purge_bytes, wait=wait)
 
 
 def _erase(
-    selection: EraseSelection, settings: Settings, *, reason: str, dry_run: bool, wait: float
+    selection: EraseSelection,
+    settings: Settings,
+    *,
+    reason: str,
+    dry_run: bool,
+    purge_bytes: bool,
+    wait: float,
 ) -> Receipt:
     store = open_store(settings.runs)
     deadline = boot_time() + wait
-    milvus = _open_when_free(settings, deadline)
-    return forget(milvus, store, selection, reason=reason, dry_run=dry_run, wait=_left(deadline))
 
+    def left() -> float:
+        return max(0.0, deadline - boot_time())
 
-def _left(deadline: float) -> float:
-    return max(0.0, deadline - boot_time())
+    with _open_when_free(settings, deadline) as milvus:
+        if selection == EraseSelection() and purge_bytes and not dry_run:
+            return purge(milvus, store, purge_outputs, reason=reason, wait=left())
+        receipt = forget(
+            milvus, store, selection, reason=reason, dry_run=dry_run, purge=purge_bytes, wait=left()
+        )
+        if purge_bytes and not dry_run:
+            return purge(milvus, store, purge_outputs, reason=reason, wait=left())
+        return receipt
 
 
 def _open_when_free(settings: Settings, deadline: float) -> Milvus:
@@ -122,7 +235,7 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
             if not boot_time() < deadline:
                 raise
             if not is_announced:
-                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.0f} min: {refused.message}")
+                logger.info(f"waiting up to {(deadline - boot_time()) / 60:.3g} min: {refused.message}")
                 is_announced = True
             time.sleep(1)
 

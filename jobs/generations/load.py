@@ -13,6 +13,8 @@ from index.generations.reconcile import Reconciliation, reconcile
 from index.generations.upsert import Increment, load_into_live
 from index.milvus.bulk_import import ImportProgress
 from index.milvus.collection import Generation, live_generation
+from index.runs.accounting import checked_sum
+from index.runs.balance import RunBalance
 from infra.errors import BadInput
 from infra.logging import logger
 from infra.settings import Settings
@@ -92,15 +94,21 @@ class VerifyResult:
     def to_text(self) -> str:
         """Return the counts of the generation and of its runs, and whether all keys match."""
         counts = self.reconciliation
+        listed = RunBalance(counts.listed, counts.embedded, counts.quarantined, counts.duplicates)
+        expected = checked_sum(
+            counts.generation,
+            ("", counts.expected),
+            ("embedded", counts.embedded),
+            ("-superseded", counts.superseded),
+            ("-vanished", counts.vanished),
+            ("-erased", counts.erased),
+        )
         keys = "DIFFERS: " + "; ".join(counts.differences) if counts.differences else "matches"
         return "\n".join(
             [
                 f"generation {counts.generation} ({counts.state}), runs {', '.join(counts.runs)}",
-                f"  listed {counts.listed:,} = embedded {counts.embedded:,} + quarantined "
-                f"{counts.quarantined:,} + duplicates {counts.duplicates:,}",
-                f"  embedded {counts.embedded:,} - superseded {counts.superseded:,} - vanished "
-                f"{counts.vanished:,} - erased {counts.erased:,} = {counts.expected:,}; "
-                f"count(*) {counts.indexed:,}",
+                f"  {listed.to_text(counts.generation)}",
+                f"  {expected}; count(*) {counts.indexed:,}",
                 f"  every key    {keys}",
             ]
         )
@@ -258,12 +266,14 @@ def _gate_text(report: GateReport) -> str:
         for title, result in (("golden CMC", report.golden), ("  live CMC", report.live_golden))
         if result
     ]
+    low, high = report.recall_at_10_low, report.recall_at_10_high
+    interval = f"[{low:.4f}, {high:.4f}] with 95 % confidence " if None not in (low, high) else ""
     return "\n".join(
         [
             f"generation {report.generation}",
             f"  rows         {report.rows_indexed:,} of {report.rows_expected:,}",
             f"  recall       @1 {report.recall_at_1:.4f}, @10 {report.recall_at_10:.4f} "
-            f"(bar {report.recall_bar}, {report.probes:,} probes)",
+            f"{interval}(bar {report.recall_bar}, {report.probes:,} probes)",
             *golden,
             f"  latency      p50 {report.latency_p50_ms:.1f} ms, p95 {report.latency_p95_ms:.1f} ms",
             f"  gate         {'passed' if report.passed else 'FAILED: ' + '; '.join(report.failures)}",

@@ -15,6 +15,7 @@ from index.evaluation.breakdowns import FALSE_POSITIVE_RATES, CameraPair, Classi
 from index.evaluation.index_recall import IndexCmcLoss
 from index.evaluation.metrics import METRICS, REPORTED_RANKS
 from index.evaluation.protocols import ProtocolResult
+from index.runs.balance import RunBalance
 from index.schema import UNKNOWN_TIME
 from infra.errors import CountMismatch
 from jobs.pages.charts import class_chart, histogram
@@ -245,12 +246,8 @@ def build_evaluation_page(data: EvaluationPage) -> str:
 
 
 def _check_counts(counts: Counts) -> None:
-    total = counts.embedded + counts.quarantined + counts.duplicates
-    if counts.listed != total:
-        raise CountMismatch(
-            f"listed {counts.listed} is not embedded {counts.embedded} + quarantined {counts.quarantined} "
-            f"+ duplicates {counts.duplicates} = {total}"
-        )
+    balance = RunBalance(counts.listed, counts.embedded, counts.quarantined, counts.duplicates)
+    balance.to_text("the run of the evaluation")
     if counts.causes and sum(counts.causes.values()) != counts.quarantined:
         raise CountMismatch(
             f"causes add up to {sum(counts.causes.values())} of {counts.quarantined} quarantined crops"

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, require_keys_inside, utc_now
 from infra.errors import BadSetting, ClvrError, Mismatch, ObjectExists, ObjectMissing, SchemaMismatch
 from infra.store import Store, ignore_missing_root
 from infra.store.sealed import seal, unseal
@@ -87,6 +87,10 @@ class _RunDocument(JsonDocument):
     reindex_id: Annotated[str, Field(alias="night")]
     created: str
     inputs: ReindexInputs
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a name that leaves its folder."""
+        require_keys_inside([self.reindex_id], where)
 
 
 @dataclass(frozen=True, slots=True)

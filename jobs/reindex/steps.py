@@ -202,7 +202,8 @@ def gate_step(context: ReindexContext) -> Outcome:
         )
         raise GateFailed(f"{report.generation} did not pass: {'; '.join(report.failures)}", remedy=remedy)
     return {
-        "said": f"passed: {report.rows_indexed:,} rows, recall@10 {report.recall_at_10:.4f}",
+        "said": f"passed: {report.rows_indexed:,} rows, recall@10 {report.recall_at_10:.4f} "
+        f"({report.probes:,} probes)",
         "report": asdict(report),
     }
 

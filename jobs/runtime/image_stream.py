@@ -16,6 +16,7 @@ from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
+    CorruptObject,
     ObjectArchived,
     ObjectChanged,
     ObjectMissing,
@@ -30,6 +31,7 @@ QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     StoreDenied: "denied",
     ObjectChanged: "changed",
     UnusableKey: "unusable-key",
+    CorruptObject: "altered",
 }
 ERASED = "erased"
 """The cause of an image whose bytes were erased under another name."""

@@ -7,8 +7,17 @@ from typing import Any
 
 import ray
 
-from infra.errors import ClvrError, RayUnreachable
+from infra.errors import ClvrError, RayUnreachable, WorkerLost
 from infra.settings import Settings
+
+_DEATHS = (
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+)
 
 _expected_gpus = 0  # see Settings.gpus
 
@@ -94,13 +103,21 @@ def run_as_ray_task(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the ClvrError that Ray wrapped, or the error itself."""
+    """Return the ClvrError that Ray wrapped, WorkerLost for a dead process or node, or the error itself."""
     current: BaseException | None = error
+    lost: BaseException | None = None
     while current is not None:
         # Ray's wrapper derives from the wrapped class, but its text is a remote traceback.
         if isinstance(current, ClvrError) and not isinstance(current, ray.exceptions.RayTaskError):
             return current
+        if isinstance(current, _DEATHS):
+            lost = current
         failures = getattr(current, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else getattr(current, "cause", None)
         current = inner or current.__cause__ or current.__context__
-    return error
+    if lost is None:
+        return error
+    return WorkerLost(
+        f"a process or a node of the Ray cluster ended: {str(lost).splitlines()[0]}",
+        remedy="run the same command again; if it recurs, check the memory of the nodes",
+    )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from index.archive.reader import open_uri
 from index.filters import Filters
+from index.outputs import record_output
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
@@ -163,6 +164,9 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
         calibration=searcher.calibration,
     )
     if request.html:
+        shown = [match.hit.crop_id for match in result.matches]
+        shown += [sighting.crop_id for sighting in probe.sightings if sighting.crop_id is not None]
+        record_output(searcher.run.store, "page", str(request.html.resolve()), shown)
         _write_page(request.html, request, result, rules, searcher)
     return result
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from index.documents import JsonDocument, utc_now
-from infra.errors import AccountingError, BadInput
+from infra.errors import AccountingError, BadInput, ObjectMissing
 from infra.store import Store
 
 
@@ -74,8 +74,13 @@ def append_record(store: Store, record: AuditRecord) -> str:
 
 
 def require_record(store: Store, key: str) -> None:
-    """Raise AccountingError if there is no record of this key."""
-    if not key.startswith("audit/") or store.head(key) is None:
-        raise AccountingError(
-            f"there is no audit record {store.uri_of(key)}", remedy="start the sweep by clvr sweep"
-        )
+    """Raise AccountingError if there is no record of this key, or if it was altered."""
+    missing = AccountingError(
+        f"there is no audit record {store.uri_of(key)}", remedy="start the sweep by clvr sweep"
+    )
+    if not key.startswith("audit/"):
+        raise missing
+    try:
+        AuditRecord.read(store, key)
+    except ObjectMissing:
+        raise missing from None

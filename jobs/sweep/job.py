@@ -18,6 +18,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index.documents import current_user
 from index.milvus.collection import get_generation, live_generation, row_count
+from index.outputs import record_output
 from index.runs.run import Run
 from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import calibration_of
@@ -164,6 +165,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         logger.info(f"searching {rows:,} rows of runs {', '.join(plan.run_ids)}")
         action = "continue" if sweep else "start"
         record = _write_audit_record(request, settings, plan, request_document, action)
+        record_output(open_store(settings.runs), "sweep", folder.uri)
         sweep = sweep or Sweep.create(
             folder,
             probes,

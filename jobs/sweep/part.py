@@ -13,8 +13,9 @@ from index.archive.reader import crop_id_at
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.retrieval import CropSource, Match, Rules, retrieve
-from infra.errors import BadInput, BadSetting, ClvrError, StoreDenied, StoreUnreachable, UnreadableImage
+from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadableImage
 from infra.store import open_store, split_uri
+from jobs.runtime.image_stream import QUARANTINABLE_ERRORS
 from jobs.search.search import verdict
 from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
@@ -106,7 +107,7 @@ class SweepWorker:
                 if isinstance(fetched, StoreUnreachable):
                     raise fetched
                 if isinstance(fetched, ClvrError):
-                    row.fail("denied" if isinstance(fetched, StoreDenied) else "missing", fetched.message)
+                    row.fail(QUARANTINABLE_ERRORS.get(type(fetched), "missing"), fetched.message)
                     continue
                 try:
                     batch.append((row, decode(fetched.data)))

@@ -13,12 +13,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.parquet import open_parquet, write_table
 from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, ignore_missing_root
@@ -71,6 +71,10 @@ class SweepInfo(JsonDocument):
     audit: str
     created: str
     version: int = VERSION
+
+    def check(self, where: str) -> None:
+        """Raise CorruptObject for a key of the audit record, or of the list, that leaves its store."""
+        require_keys_inside((self.audit, self.list_digest), where)
 
     @property
     def parts(self) -> int:
@@ -194,11 +198,26 @@ class Sweep:
         write_table(self.store, _probe_key(part), probes.cast(PROBE_SCHEMA), metadata=footer)
         write_table(self.store, _result_key(part), results.cast(RESULT_SCHEMA), metadata=footer)
 
+    def replace_list(self, probes: pa.Table) -> "Sweep":
+        """Write another list of as many probes, and return the sweep that has it."""
+        sweep = Sweep(self.store, replace(self.info, list_digest=list_digest(probes)))
+        if sweep.info.list_digest != self.info.list_digest:
+            rows = self.info.rows_per_part
+            write_table(
+                self.store, sweep._list_key, probes.cast(LIST_SCHEMA), metadata={}, row_group_rows=rows
+            )
+            self.store.put("sweep.json", sweep.info.to_json())
+            self.store.delete(self._list_key)
+        return sweep
+
     def outcomes(self) -> Iterator[pa.Table]:
         """Read the outcomes of all probes, part by part."""
-        for part in range(self.info.parts):
-            with open_parquet(self.store, _probe_key(part)) as file:
-                yield file.read()
+        yield from map(self.outcomes_of, range(self.info.parts))
+
+    def outcomes_of(self, part: int) -> pa.Table:
+        """Read the outcomes of one part."""
+        with open_parquet(self.store, _probe_key(part)) as file:
+            return file.read()
 
     def results(self, part: int) -> pa.Table:
         """Read the matches of one part."""

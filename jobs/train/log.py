@@ -1,6 +1,7 @@
 """The log of a training (`log.jsonl`, TensorBoard events, Prometheus series), and its cost by that log."""
 
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from infra.errors import ObjectMissing
+from infra.errors import CorruptObject, ObjectMissing
 from infra.store import Store
 from jobs.runtime.metrics import TRAIN_IMAGES, TRAIN_LOSS, TRAIN_RATE, TRAIN_WAIT_SECONDS, count, set_gauge
 
@@ -23,14 +24,15 @@ LOCAL_FLUSH_SECONDS = 1.0
 class TrainLog:
     """One JSON object per line: `event` is start, step, epoch, final, stop or error. Rank 0 writes it.
 
-    A resumed training appends to the same file; for an epoch that ran twice, the later lines count.
+    The last line is the digest of the others. A resumed training appends to the same file; for an epoch that
+    ran twice, the later lines count.
     """
 
     def __init__(self, folder: Store) -> None:
         self.folder = folder
         self.lines: list[str] = []
         with contextlib.suppress(ObjectMissing):
-            self.lines = folder.get(LOG_FILE).decode().splitlines()
+            self.lines = _unsealed_lines(folder)
         self.last_flush = 0.0
         self.flush_seconds = LOCAL_FLUSH_SECONDS if folder.local else FLUSH_SECONDS
         self.tensorboard = _TensorBoard(folder)
@@ -40,7 +42,7 @@ class TrainLog:
         self.lines.append(json.dumps({"event": event, "time": round(time.time(), 3), **values}))
         self.tensorboard.add(event, values)
         if event != "step" or time.monotonic() - self.last_flush > self.flush_seconds:
-            self.folder.put(LOG_FILE, ("\n".join(self.lines) + "\n").encode())
+            self.folder.put(LOG_FILE, _joined([*self.lines, _digest_line(self.lines)]))
             self.tensorboard.flush()
             self.last_flush = time.monotonic()
 
@@ -81,12 +83,38 @@ class _TensorBoard:
 
 
 def read_log(folder: Store) -> list[dict[str, Any]]:
-    """Return the lines of a training's log, oldest first; empty without a log."""
+    """Return the lines of a training's log, oldest first; empty without a log. Raises CorruptObject."""
     try:
-        lines = folder.get(LOG_FILE).decode().splitlines()
+        return [json.loads(line) for line in _unsealed_lines(folder)]
     except ObjectMissing:
         return []
-    return [json.loads(line) for line in lines]
+
+
+def _unsealed_lines(folder: Store) -> list[str]:
+    """Return the lines without the last one, the digest of the others; logs of older releases have none."""
+    data = folder.get(LOG_FILE)
+    try:
+        lines = data.decode().splitlines()
+        last = json.loads(lines[-1]) if lines else {}
+        if {"sha256", "digest"}.isdisjoint((*last, last.get("event"))):
+            [json.loads(line) for line in lines]
+            return lines
+        if _joined([*lines[:-1], _digest_line(lines[:-1])]) != data:
+            raise ValueError("its lines do not have the digest that it carries")
+    except (ValueError, TypeError, AttributeError) as failure:
+        raise CorruptObject(
+            f"{folder.uri_of(LOG_FILE)} was altered: {failure}",
+            remedy="Delete it: the report and the costs then start anew, the training does not.",
+        ) from failure
+    return lines[:-1]
+
+
+def _digest_line(lines: Sequence[str]) -> str:
+    return json.dumps({"event": "digest", "sha256": hashlib.sha256(_joined(lines)).hexdigest()})
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 class TrainMetrics:

@@ -17,6 +17,8 @@ from clvr_model.datasets.labelled import LabeledImages, class_numbers, split_per
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
+from index.archive.manifest import crop_id_of
+from index.outputs import record_output
 from index.runs.tombstones import read_tombstones
 from infra.errors import BadCheckpoint, BadSetting, ObjectExists
 from infra.logging import logger
@@ -128,6 +130,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     folder = open_store(destination.uri_of(f"training/{identity[:12]}"))
     if folder.local:
         folder.create_bucket()
+    record_output(open_store(settings.runs), "training", destination.uri, map(crop_id_of, labelled.uris))
     usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder, erased)
     training, validation = split_per_class(usable, recipe.train_share, recipe.seed)
     untrained_classes = report_classes(labelled, training, validation)

@@ -175,7 +175,7 @@ def test_a_lasting_outage_stops_the_run_and_the_same_call_continues_it(
 ) -> None:
     with pytest.raises(StoreUnreachable, match=r"no good answer about s3://.*503"):
         embed_in(lambda n, _: "503" if n > 70 else "", retries=2, retry_seconds=3.0)
-    done = list((tmp_path / "runs").glob("runs/r/parts/part-*"))
+    done = list((tmp_path / "runs").glob("runs/r/parts/part-*.json"))
     assert 1 <= len(done) <= 3
     summary, proxy = embed_in(lambda n, _: "")
     assert (summary.embedded, summary.quarantined) == (CROPS, 0)

@@ -157,7 +157,7 @@ def check_accounting(job: Job) -> None:
 
 
 def half_way(job: Job) -> bool:
-    parts = list((job.folder / "runs").glob("runs/*/parts/part-*.parquet"))
+    parts = list((job.folder / "runs").glob("runs/*/parts/part-*.json"))
     return len(parts) >= 3 and job.embedded_rows() >= CROPS // 3
 
 

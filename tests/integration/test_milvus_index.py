@@ -4,6 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,9 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
     live = load_runs(milvus, foreign_store, [first], alias="nightly")
     promote(milvus, foreign_store, live.name, force="test")
     second = finished_run(foreign_store, "second", range(3095, 3110))
-    second.folder.write_vanished(pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)]))
+    gone = pa.array([f"s3://archive/{number:06d}.jpg" for number in (3000, 3001)])
+    second.info = replace(second.info, vanished=(second.folder.write_vanished(gone),))
+    foreign_store.put(second.folder.key("run.json"), second.info.to_json())
     done = load_into_live(
         milvus, foreign_store, [second], lambda _: [first], alias="nightly", options=LoadOptions()
     )

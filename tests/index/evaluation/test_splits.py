@@ -1,5 +1,6 @@
 """Split files are read as they were written, and those of other crops are refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from index.evaluation.protocols import draw_splits, evaluate_protocol
 from index.evaluation.splits import SPLIT_SCHEMA, read_splits, write_splits
 from infra.errors import BadInput
+from infra.store import open_store
 
 IDS = np.array([5, 5, 5, 8, 8, 3, 9, 9])
 CAMERAS = np.array(["1", "2", "2", "1", "3", "1", "2", "1"])
@@ -49,6 +51,17 @@ def test_splits_of_another_run_are_refused(tmp_path: Path) -> None:
         read_splits(tmp_path / "s.parquet", np.arange(7))
     with pytest.raises(BadInput, match="without an embedding"):
         read_splits(tmp_path / "s.parquet", np.array([], dtype=np.int64))
+
+
+def test_every_altered_bit_is_noticed(tmp_path: Path, assert_flips_are_noticed: Callable[..., None]) -> None:
+    path, crop_ids = tmp_path / "s.parquet", np.arange(8)
+    write_splits(path, {"p": draw_splits("vehicleid-paper", IDS, repeats=2)}, crop_ids)
+
+    def read() -> list[list[int]]:
+        splits = read_splits(path, crop_ids)["p"]
+        return [[*split.probes.tolist(), *split.gallery.tolist()] for split in splits]
+
+    assert_flips_are_noticed(open_store(str(tmp_path)), path.name, read)
 
 
 def test_files_that_are_not_splits_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from index.generations.gate import (
     golden_probes,
     measure_golden,
     regressions,
+    wilson_interval,
 )
 from index.generations.load import LoadOptions, load_runs
 from index.generations.promotion import promote
@@ -37,11 +38,21 @@ def test_a_good_generation_passes_with_all_its_numbers_on_record(
     assert (report.rows_expected, report.rows_indexed, report.probes) == (400, 400, 100)
     assert report.recall_at_1 == 1.0
     assert report.recall_at_10 >= 0.98
+    assert report.recall_at_10_low is not None and report.recall_at_10_high is not None
+    assert 0.96 < report.recall_at_10_low < report.recall_at_10 <= report.recall_at_10_high <= 1.0
     assert 0 < report.latency_p50_ms <= report.latency_p95_ms
     record = records.read(store, generation.name)
     assert record is not None
     assert record.gate is not None
     assert GateReport(**{**record.gate, "failures": tuple(record.gate["failures"])}) == report
+
+
+def test_the_interval_of_a_share_is_that_of_wilson() -> None:
+    # Source: R. G. Newcombe, Two-sided confidence intervals for the single proportion, 1998, Table I.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson_interval(1.0, 1000)[0] == pytest.approx(0.9962, abs=1e-4)
+    assert wilson_interval(0.0, 0) == (0.0, 1.0)
 
 
 def test_a_generation_with_fewer_than_ten_rows_can_pass(milvus: Milvus, store: Store, make_run) -> None:

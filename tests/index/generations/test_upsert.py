@@ -1,8 +1,9 @@
 """Small increments go into the live generation, may be repeated, and never replace newer rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from index.generations import records
@@ -46,8 +47,8 @@ def vectors(milvus: Milvus, name: str) -> dict[int, np.ndarray]:
 
 
 def lists_vanished(run: Run, uris: list[str]) -> None:
-    path = run.store.uri_of(run.folder.key("vanished.parquet"))
-    pq.write_table(pa.table({"uri": uris}), path)
+    run.info = replace(run.info, vanished=(run.folder.write_vanished(pa.array(uris, pa.string())),))
+    run.store.put(run.folder.key("run.json"), run.info.to_json())
 
 
 def test_an_increment_adds_new_rows_and_replaces_changed_ones(milvus: Milvus, store: Store, make_run) -> None:

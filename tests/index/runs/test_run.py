@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import index.runs.run
@@ -81,6 +82,15 @@ def outcome(crops: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 def embed(run: Run, part: int) -> None:
     run.write_part(part, *outcome(run.part_manifest(part)))
+
+
+def write_other_rows(run: Run, part: int, rows: pa.Table, *, fingerprint: str = MODEL) -> None:
+    """Write a part with a mark, without the checks of `write_part`."""
+    folder = run.folder
+    shard = write_shard(
+        run.store, folder.part_keys(part)[0], rows, fingerprint=fingerprint, run_id=run.run_id
+    )
+    folder.write_mark(folder.part_mark_key(part), part, shard, folder.part_mark(part).quarantine)
 
 
 def scenario(store: Store) -> Run:
@@ -293,11 +303,38 @@ class TestParts:
     def test_have_the_same_bytes_for_rows_in_any_order(self, store: Store) -> None:
         run = create(store)
         shard, bad = outcome(run.part_manifest(0))
-        written = [run.folder.part_keys(0)[0], run.folder.part_keys(0)[1]]
         run.write_part(0, shard, bad)
-        before = [store.get(key) for key in written]
+        mark = run.folder.part_mark(0)
+        before = [store.get(file.key) for file in (mark.shard, mark.quarantine)]
         run.write_part(0, shard.take(list(range(shard.num_rows))[::-1]), bad)
-        assert [store.get(key) for key in written] == before
+        assert run.folder.part_mark(0) == mark
+        assert [store.get(file.key) for file in (mark.shard, mark.quarantine)] == before
+
+    def test_of_two_writers_never_overwrite_what_the_mark_of_the_other_names(self, store: Store) -> None:
+        run = create(store)
+        embed(run, 0)
+        first = run.folder.part_mark(0)
+        shard, bad = outcome(run.part_manifest(0))
+        other = shard.set_column(6, "model_id", pa.array([5] * shard.num_rows, pa.int32()))
+        run.write_part(0, other.select(shard.schema.names).cast(SHARD_SCHEMA), bad)
+        second = run.folder.part_mark(0)
+        assert first.shard.key != second.shard.key and first.quarantine == second.quarantine
+        for mark in (first, second):
+            assert check_shard(store, mark.shard.key, fingerprint=MODEL, expected=mark.shard) == mark.shard
+
+    def test_without_a_mark_are_pending(self, store: Store) -> None:
+        run = create(store)
+        embed(run, 0)
+        mark = run.folder.part_mark(0)
+        store.delete(run.folder.part_mark_key(0))
+        # An older release named the files of parts so, and had no marks.
+        store.put("runs/r/parts/part-00000.parquet", store.get(mark.shard.key))
+        store.put("runs/r/parts/quarantine-00000.parquet", store.get(mark.quarantine.key))
+        assert run.pending_parts() == [0, 1, 2, 3]
+        for part in run.pending_parts():
+            embed(run, part)
+        run.finish()
+        assert list(store.list("runs/r/parts")) == []
 
     def test_overwrite_the_quarantine_of_an_interrupted_attempt(self, store: Store) -> None:
         run = create(store)
@@ -352,13 +389,12 @@ class TestFinishing:
         run = create(store)
         for part in run.pending_parts():
             embed(run, part)
-        key = run.folder.part_keys(1)[0]
-        rows = pa.Table.from_batches(read_shards(store, [key]))
-        write_shard(store, key, rows.slice(1), fingerprint=MODEL, run_id="r")
+        rows = pa.Table.from_batches(read_shards(store, [run.folder.part_mark(1).shard.key]))
+        write_other_rows(run, 1, rows.slice(1))
         with pytest.raises(CountMismatch, match=rf"1 lost: {rows['crop_id'][0]}"):
             run.finish()
-        store.delete(run.folder.record_key(0))
-        write_shard(store, key, pa.concat_tables([rows, rows]), fingerprint=MODEL, run_id="r")
+        store.delete(run.folder.shard_mark_key(0))
+        write_other_rows(run, 1, pa.concat_tables([rows, rows]))
         with pytest.raises(DuplicateCropId, match="run r holds"):
             run.finish()
         assert not run.finished
@@ -367,10 +403,18 @@ class TestFinishing:
         run = create(store)
         for part in run.pending_parts():
             embed(run, part)
-        key = run.folder.part_keys(1)[0]
-        rows = pa.Table.from_batches(read_shards(store, [key]))
-        write_shard(store, key, rows, fingerprint="beef", run_id="r")
+        rows = pa.Table.from_batches(read_shards(store, [run.folder.part_mark(1).shard.key]))
+        write_other_rows(run, 1, rows, fingerprint="beef")
         with pytest.raises(FingerprintMismatch, match=r"beef.*f00d"):
+            run.finish()
+
+    def test_refuses_a_part_that_differs_from_its_mark(self, store: Store) -> None:
+        run = create(store)
+        for part in run.pending_parts():
+            embed(run, part)
+        first, second = run.folder.part_mark(0), run.folder.part_mark(1)
+        store.put(second.shard.key, store.get(first.shard.key))
+        with pytest.raises(CorruptObject, match="was altered"):
             run.finish()
 
     def test_may_run_in_parallel(self, store: Store) -> None:
@@ -416,7 +460,23 @@ class TestOpening:
 
     def test_an_altered_manifest_is_refused(self, store: Store) -> None:
         run, other = create(store), create(store, "other", manifest=manifest(CROPS, etag="f"))
+        whole = store.get(run.folder.manifest_key(0))
         store.put(run.folder.manifest_key(0), store.get(other.folder.manifest_key(0)))
+        for read in (run.manifest, lambda: run.part_manifest(1)):
+            with pytest.raises(CorruptObject, match="is a file of run other"):
+                read()
+        store.delete(run.folder.key("run.json"))
+        store.put(run.folder.manifest_key(0), whole)
+        earlier = create(store, manifest=manifest(CROPS, etag="f"))
+        store.put(earlier.folder.manifest_key(0), whole)
+        with pytest.raises(CorruptObject, match="is a file of another manifest"):
+            earlier.part_manifest(1)
+
+    def test_an_altered_manifest_of_an_older_release_is_refused(self, store: Store) -> None:
+        run = create(store)
+        path = Path(store.uri_of(run.folder.manifest_key(0)))
+        rows = run.manifest().set_column(2, "etag", pa.array(["f"] * CROPS))
+        pq.write_table(rows.replace_schema_metadata({"clvr.run_id": "r"}), path)
         with pytest.raises(CorruptObject, match="manifest of run r was altered"):
             run.manifest()
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 import ray
+import typer
 
-from infra.errors import RayUnreachable
+from infra.errors import BadInput, RayUnreachable, WorkerLost
 from infra.settings import Settings
+from jobs.cli.app import app
 from jobs.embed.job import actor_resources
 from jobs.runtime import ray_cluster
 
@@ -87,3 +89,34 @@ def test_actor_requests_a_gpu_that_the_settings_expect_before_a_node_is_up(
     ray_cluster.connect(Settings.model_validate({"gpus": 4}))
     assert ray_cluster.num_gpus() == 4
     assert actor_resources() == {"num_gpus": 1, "num_cpus": 1}
+
+
+def test_a_dead_process_or_node_is_an_error_of_the_cluster_and_an_error_behind_it_is_not_hidden() -> None:
+    for death in (
+        ray.exceptions.LocalRayletDiedError(),
+        ray.exceptions.ActorDiedError(),
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.NodeDiedError("node 7 ended"),
+    ):
+        wrapped = RuntimeError("ended by Ray Data")
+        wrapped.__cause__ = death
+        lost = ray_cluster.root_cause(wrapped)
+        assert isinstance(lost, WorkerLost)
+        assert "\n" not in lost.message
+        death.__cause__ = BadInput("the true cause")
+        assert ray_cluster.root_cause(wrapped) is death.__cause__
+    other = ValueError("no death")
+    assert ray_cluster.root_cause(other) is other
+
+
+def test_a_death_that_no_command_expects_is_no_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise ray.exceptions.LocalRayletDiedError
+
+    monkeypatch.setattr("jobs.embed.status.run_status", dies)
+    with pytest.raises(SystemExit) as end:
+        typer.main.get_command(app)(["status", "r1"])
+    assert end.value.code == WorkerLost.exit_code
+    assert "unexpected" not in capsys.readouterr().err

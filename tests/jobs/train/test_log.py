@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import CorruptObject
 from infra.store import Store, open_store
 from jobs.train.log import LOG_FILE, TrainLog, cost_of, read_log
 
@@ -24,6 +25,19 @@ def test_event_is_one_line_and_a_resume_appends_to_the_same_file(folder: Store) 
     ]
     for line in folder.get(LOG_FILE).decode().splitlines():
         json.loads(line)
+
+
+def test_every_altered_bit_is_noticed_and_a_log_of_an_older_release_is_read(folder: Store) -> None:
+    TrainLog(folder).write("start", stage=0)
+    data = folder.get(LOG_FILE)
+    for bit in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[bit // 8] ^= 1 << bit % 8
+        folder.put(LOG_FILE, bytes(altered))
+        with pytest.raises(CorruptObject, match=r"log\.jsonl"):
+            read_log(folder)
+    folder.put(LOG_FILE, data.splitlines(keepends=True)[0])
+    assert [line["event"] for line in read_log(folder)] == ["start"]
 
 
 def test_steps_are_written_with_the_next_epoch_at_the_latest(folder: Store) -> None:

@@ -1,0 +1,76 @@
+"""An audit looks for erased crops again, by another reading: with pyarrow alone, in every object."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from index.generations.receipt import Place
+from index.generations.traces import erased_tokens, rows_of_erased
+from index.milvus import collection
+from index.milvus.client import Milvus
+from index.runs.tombstones import ErasedCrops
+from infra.errors import ClvrError
+from infra.store import Store
+
+_MAX_TEXT_BYTES = 64 << 20
+
+
+def audit_folder(store: Store, erased: ErasedCrops) -> Iterator[Place]:
+    """Look into every object of a folder of runs; yield those that hold erased crops, and one sum.
+
+    Tombstones are keyed hashes and are not looked into. Linear in the bytes of the folder.
+    """
+    objects = 0
+    for info in store.list():
+        if info.key.startswith("erasures/") and info.key.endswith(("hashes.parquet", "key.json")):
+            continue
+        objects += 1
+        try:
+            found, note = count_in_object(store.get(info.key), erased), ""
+        except ClvrError as error:
+            found, note = 0, f"not looked at: {error.message}"
+        if found or note:
+            yield Place(info.key.partition("/")[0], store.uri_of(info.key), found, 0, note)
+    yield Place("folder", store.uri, 0, 0, f"{objects:,} objects looked at")
+
+
+def audit_index(milvus: Milvus, erased: ErasedCrops) -> Iterator[Place]:
+    """Look for erased crops among all primary keys of all generations, and in the files of Milvus Lite."""
+    for generation in collection.list_generations(milvus):
+        collection.ensure_loaded(milvus, generation)
+        crop_ids = collection.fetch_ids(milvus, generation.name)
+        found = int(erased.is_erased(crop_ids).sum())
+        yield Place("generation", generation.name, found, 0, f"{len(crop_ids):,} primary keys looked at")
+    if milvus.capabilities.lite and (folder := Path(milvus.uri)).is_dir():
+        files = [path for path in folder.rglob("*.parquet") if path.is_file()]
+        for path in files:
+            if found := count_in_object(path.read_bytes(), erased):
+                yield Place(
+                    "index file", str(path), found, 0, "deleted rows; `clvr forget --purge` removes them"
+                )
+        yield Place("index files", str(folder), 0, 0, f"{len(files):,} files looked at")
+
+
+def count_in_object(data: bytes, erased: ErasedCrops) -> int:
+    """Count the rows of a Parquet file, or the names and numbers in any other one, of erased crops."""
+    if data[:4] == b"PAR1":
+        try:
+            return _count_rows(data, erased)
+        except (pa.ArrowException, OSError, ValueError):
+            return 0
+    return len(erased_tokens(data[:_MAX_TEXT_BYTES].decode(errors="replace"), erased))
+
+
+def _count_rows(data: bytes, erased: ErasedCrops) -> int:
+    found = 0
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        names = [name for name in ("crop_id", "uri") if name in file.schema_arrow.names]
+        if names:
+            for batch in file.iter_batches(65_536, columns=names):
+                mask = rows_of_erased(pa.Table.from_batches([batch]), erased)
+                found += int(pc.sum(mask, min_count=0).as_py())
+    return found

@@ -1,0 +1,131 @@
+"""Purge: the bytes of erased crops leave runs, documents and Milvus. `erasure` hides them first.
+
+Every run is written again under the rules of `index.runs.purge`; every document of the folder that names an
+erased crop is replaced by one that does not; every generation whose rows were deleted is compacted by a
+server, or copied in Milvus Lite. Each step may be repeated: the same command ends a purge that was cut off.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from index.documents import current_user, utc_now
+from index.generations import records
+from index.generations.copy import replace_by_copy
+from index.generations.erasure import begin_purge, lock_folders, resume_erasures
+from index.generations.receipt import Place, Receipt, read_receipt, receipt_key
+from index.generations.traces import erased_tokens, redact
+from index.milvus import collection
+from index.milvus.client import Milvus
+from index.milvus.collection import Generation
+from index.milvus.waiting import compact
+from index.runs import tombstones
+from index.runs.purge import PurgedRun, purge_run
+from index.runs.run import list_runs
+from index.runs.tombstones import ErasedCrops, read_tombstones
+from infra.errors import CorruptObject, ObjectChanged
+from infra.store import ObjectInfo, Store
+from infra.store.sealed import seal, unseal
+
+OtherPlaces = Callable[[Sequence[Store], ErasedCrops], list[Place]]
+"""Purges what commands wrote elsewhere: sweeps, pages, evaluations, trainings."""
+
+
+def purge(
+    milvus: Milvus, store: Store, other_places: OtherPlaces, *, reason: str = "", wait: float = 0.0
+) -> Receipt:
+    """Remove the bytes of all crops that were ever erased; return the receipt of the last erasure.
+
+    Without an erasure that waits for its purge, a receipt of the purge itself is written. Linear in the rows
+    of all runs, and of the generations whose rows were deleted.
+    Raises Locked if another operation changes rows, and the errors of `purge_run` and `replace_by_copy`.
+    """
+    with lock_folders(milvus, store, wait=wait) as stores:
+        held = {folder.uri for folder in stores}
+        for folder in stores:
+            resume_erasures(milvus, folder, held=held)
+        erased = read_tombstones(*stores)
+        if not _waiting(store):
+            begin_purge(store, reason or "purge of all erased crops", [folder.uri for folder in stores])
+        places = [place for folder in stores for place in _purge_folder(milvus, folder, erased)]
+        places += other_places(stores, erased)
+        receipts = [_finish(folder, name, places) for folder in reversed(stores) for name in _waiting(folder)]
+        return receipts[-1]
+
+
+def _waiting(store: Store) -> list[str]:
+    return [name for name in tombstones.erasure_ids(store) if read_receipt(store, name).state == "purging"]
+
+
+def _finish(store: Store, name: str, places: Sequence[Place]) -> Receipt:
+    receipt = replace(read_receipt(store, name), state="done", places=tuple(places), finished=utc_now())
+    store.put(receipt_key(name), receipt.to_json())
+    return receipt
+
+
+def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator[Place]:
+    for run in list_runs(store):
+        yield _place_of(store, purge_run(run, erased))
+    for info in list(store.list()):
+        if is_document(info.key) and (place := _purge_document(store, info, erased)):
+            yield place
+    for generation in collection.list_generations(milvus):
+        record = records.read(store, generation.name)
+        if record is not None and record.state == "ready":
+            yield _purge_generation(milvus, store, generation, record)
+
+
+def _place_of(store: Store, purged: PurgedRun) -> Place:
+    parts = (
+        f"manifest {purged.manifest:,}, shards {purged.shards:,}, quarantine {purged.quarantine:,}, "
+        f"vanished {purged.vanished:,} rows" + (f"; {purged.parts:,} parts dropped" if purged.parts else "")
+    )
+    return Place("run", store.uri_of(f"runs/{purged.run_id}"), purged.rows, purged.rows, parts)
+
+
+def _purge_generation(
+    milvus: Milvus, store: Store, generation: Generation, record: records.GenerationRecord
+) -> Place:
+    kinds = [change.get("kind") for change in record.changes]
+    since = len(kinds) - 1 - kinds[::-1].index("purge") if "purge" in kinds else -1
+    deleted = [
+        change for change in record.changes[since + 1 :] if change.get("kind") in ("erasure", "increment")
+    ]
+    rows = sum(max(0, change["rows_before"] - change["rows_after"]) for change in deleted)
+    if not deleted:
+        return Place("generation", generation.name, 0, 0, "no row was deleted since it was built or purged")
+    name, note = generation.name, "compacted; the server deletes the old segments at its garbage collection"
+    if milvus.capabilities.lite:
+        name = replace_by_copy(milvus, store, generation).name
+        note = f"copied to {name}"
+    else:
+        compact(milvus, generation)
+    current = records.read(store, name)
+    assert current is not None  # noqa: S101  it has just been read or made
+    change = {"at": utc_now(), "kind": "purge", "by": current_user()}
+    records.update(store, name, changes=(*current.changes, change))
+    return Place("generation", generation.name, rows, rows, note)
+
+
+def is_document(key: str) -> bool:
+    """Return whether an object of a folder of runs is a document or a page outside runs and erasures."""
+    top = key.partition("/")[0]
+    return top not in ("runs", "erasures", "locks") and key.endswith((".json", ".html"))
+
+
+def _purge_document(store: Store, info: ObjectInfo, erased: ErasedCrops) -> Place | None:
+    body = store.fetch(info.key)
+    text = body.data.decode(errors="replace")
+    if not erased_tokens(text, erased):
+        return None
+    where = store.uri_of(info.key)
+    if info.key.endswith(".html"):
+        store.delete(info.key)
+        return Place("page", where, 1, 1, "deleted")
+    values, count = redact(unseal(body.data, where), erased)
+    try:
+        store.replace(info.key, seal(values), etag=body.etag)
+    except ObjectChanged as changed:
+        raise CorruptObject(
+            f"{where} changed during a purge", remedy="Run the same command again."
+        ) from changed
+    return Place("document", where, count, count, "names replaced")

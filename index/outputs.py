@@ -1,0 +1,52 @@
+"""What commands wrote outside the folder of runs and what shows crops there: kept so that a purge finds it.
+
+outputs/<digest of the URI>.json
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from index.documents import JsonDocument, utc_now
+from index.runs.tombstones import anonymous_ids
+from infra.errors import ClvrError
+from infra.logging import logger
+from infra.store import Store, ignore_missing_root
+
+OutputKind = Literal["sweep", "page", "table", "training"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output(JsonDocument):
+    """One folder or file. `crops` are the anonymous numbers of the crops that it shows as pictures."""
+
+    NOUN = "record of an output"
+
+    kind: OutputKind
+    uri: str
+    crops: tuple[int, ...]
+    written: str
+
+
+def record_output(store: Store, kind: OutputKind, uri: str, crop_ids: Iterable[int] = ()) -> None:
+    """Record what is about to be written, with the crop_ids of the crops that it shows as pictures.
+
+    store: the folder of runs. One that may not be written is no reason not to search: then a warning says
+    that a purge will not find the output.
+    """
+    numbers = anonymous_ids(store, np.fromiter(crop_ids, np.int64)).tolist()
+    output = Output(kind, uri, tuple(sorted(numbers)), utc_now())
+    try:
+        store.put(f"outputs/{hashlib.sha256(uri.encode()).hexdigest()[:16]}.json", output.to_json())
+    except ClvrError as error:
+        logger.warning(f"{uri} is not recorded, so a purge will not find it: {error.message}")
+
+
+def list_outputs(store: Store) -> Iterator[Output]:
+    """Yield all records, in no particular order. Raises CorruptObject, SchemaMismatch."""
+    with ignore_missing_root(store):
+        for info in store.list("outputs"):
+            yield Output.read(store, info.key)

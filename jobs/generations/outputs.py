@@ -1,0 +1,116 @@
+"""Purge and search of what commands wrote elsewhere: sweeps, pages, tables and trainings."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow.compute as pc
+
+from index.generations.receipt import Place
+from index.generations.traces import erased_tokens, redact, rows_of_erased
+from index.outputs import Output, list_outputs
+from index.parquet import open_parquet, write_table
+from index.runs.tombstones import ErasedCrops
+from index.search.calibration import calibration_of
+from infra.errors import ClvrError
+from infra.store import Store, open_store, split_uri
+from infra.store.sealed import seal, unseal
+from jobs.sweep.audit import AuditLog
+from jobs.sweep.purge import count_erased, purge_sweep
+from jobs.sweep.state import Sweep
+
+FEATURES = "features-"
+GONE = "is not there any more"
+
+
+def purge_outputs(stores: Sequence[Store], erased: ErasedCrops) -> list[Place]:
+    """Remove erased crops from every recorded output; one that cannot be read is left, and says so."""
+    return [_attempt(store, output, erased) for store in stores for output in outputs_of(store)]
+
+
+def find_in_outputs(stores: Sequence[Store], erased: ErasedCrops) -> list[Place]:
+    """Count erased crops in every output that is recorded, and change nothing."""
+    return [_attempt(store, output, erased, purge=False) for store in stores for output in outputs_of(store)]
+
+
+def outputs_of(store: Store) -> Iterator[Output]:
+    """Yield the recorded outputs, and the sweeps that only the audit log knows, each once."""
+    known = {output.uri: output for output in list_outputs(store)}
+    for _, record in AuditLog.read(store).records:
+        uri = str(record.request.get("out", ""))
+        if uri:
+            try:
+                canonical = open_store(uri).uri
+            except ClvrError:
+                continue
+            known.setdefault(canonical, Output("sweep", canonical, (), record.when))
+    yield from known.values()
+
+
+def _attempt(store: Store, output: Output, erased: ErasedCrops, *, purge: bool = True) -> Place:
+    try:
+        if output.kind == "sweep":
+            return _sweep(store, output, erased, purge=purge)
+        if output.kind == "training":
+            return _training(output, erased, purge=purge)
+        return _file(output, erased, purge=purge)
+    except ClvrError as error:
+        return Place(output.kind, output.uri, 0, 0, f"not looked at: {error.message}")
+
+
+def _sweep(store: Store, output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
+    folder = open_store(output.uri, store.settings if not store.local else None)
+    sweep = Sweep.open(folder)
+    if sweep is None:
+        return Place("sweep", output.uri, 0, 0, GONE)
+    if not purge:
+        return Place("sweep", output.uri, count_erased(sweep, erased))
+    place = purge_sweep(folder, erased, calibration_of(store, sweep.info.fingerprint))
+    return place or Place("sweep", output.uri, 0)
+
+
+def _file(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
+    root, key = split_uri(output.uri)
+    folder = open_store(root)
+    if folder.head(key) is None:
+        return Place(output.kind, output.uri, 0, 0, GONE)
+    if output.kind == "table":
+        return _table(output, folder, key, erased, purge=purge)
+    text = folder.get(key).decode(errors="replace")
+    if not (erased.is_erased_anonymous(output.crops) or erased_tokens(text, erased)):
+        return Place(output.kind, output.uri, 0)
+    if not purge:
+        return Place(output.kind, output.uri, 1)
+    folder.delete(key)
+    return Place(output.kind, output.uri, 1, 1, "deleted; the same command writes it again")
+
+
+def _table(output: Output, folder: Store, key: str, erased: ErasedCrops, *, purge: bool) -> Place:
+    with open_parquet(folder, key) as file:
+        table = file.read()
+    is_erased = rows_of_erased(table, erased)
+    found = int(pc.sum(is_erased, min_count=0).as_py())
+    if found and purge:
+        write_table(folder, key, table.filter(pc.invert(is_erased)).replace_schema_metadata(), metadata={})
+    return Place(output.kind, output.uri, found, found if purge else 0)
+
+
+def _training(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
+    """The report shows pictures; an unfinished training has features of its images, and names some."""
+    folder = open_store(output.uri)
+    names = [info.key for info in folder.list() if info.key.rpartition("/")[2].startswith(FEATURES)]
+    doomed = [*names] if erased.is_erased_anonymous(output.crops) else []
+    found = len(doomed)
+    for info in list(folder.list()):
+        if not info.key.endswith((".json", ".html")):
+            continue
+        data = folder.get(info.key)
+        tokens = erased_tokens(data.decode(errors="replace"), erased)
+        shows = info.key.endswith(".html") and erased.is_erased_anonymous(output.crops)
+        found += len(tokens) or int(shows)
+        if info.key.endswith(".html") and (tokens or shows):
+            doomed.append(info.key)
+        elif tokens and purge:
+            values, _ = redact(unseal(data, folder.uri_of(info.key)), erased)
+            folder.put(info.key, seal(values))
+    if purge:
+        folder.delete(*doomed)
+    return Place("training", output.uri, found, found if purge else 0)

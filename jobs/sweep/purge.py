@@ -1,0 +1,114 @@
+"""Purge of a sweep: its lists, outcomes and matches are written again without erased crops."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from index.generations.receipt import Place
+from index.generations.traces import REDACTED, rows_of_erased
+from index.runs.tombstones import ErasedCrops
+from index.search.calibration import Calibration
+from infra.store import Store
+from jobs.sweep.report import REPORT
+from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
+
+
+def purge_sweep(folder: Store, erased: ErasedCrops, calibration: Calibration | None) -> Place | None:
+    """Remove erased crops from a sweep, as matches and as probes; None if there is no sweep.
+
+    The report is deleted if anything was found: the same `clvr sweep` writes it again. Without its done.json
+    the sweep counts as unfinished while it is rewritten, so a purge that was cut off is simply repeated.
+    Raises CountMismatch if the sweep does not add up, CorruptObject.
+    """
+    sweep = Sweep.open(folder)
+    if sweep is None:
+        return None
+    found = count_erased(sweep, erased)
+    if not found:
+        return Place("sweep", folder.uri, 0)
+    summary = sweep.summary
+    folder.delete("done.json", REPORT)
+    written = [part for part in range(sweep.info.parts) if part not in set(sweep.pending())]
+    parts = {part: _without_erased(sweep, part, erased, calibration) for part in written}
+    sweep = sweep.replace_list(_anonymous_list(sweep, erased))
+    for part, (results, outcomes) in parts.items():
+        sweep.write_part(part, results, outcomes)
+    if summary is not None:
+        sweep.finish(summary.runs, summary.rows)
+    return Place("sweep", folder.uri, found, found, f"rewritten; {REPORT} deleted")
+
+
+def count_erased(sweep: Sweep, erased: ErasedCrops) -> int:
+    """Count the probes and the matches that are erased crops."""
+    found = sum(_count(sweep.probes(part), erased) for part in range(sweep.info.parts))
+    for part in set(range(sweep.info.parts)) - set(sweep.pending()):
+        found += _count(sweep.results(part), erased) + _count(sweep.outcomes_of(part), erased)
+    return found
+
+
+def _count(table: pa.Table, erased: ErasedCrops) -> int:
+    return int(pc.sum(rows_of_erased(table, erased), min_count=0).as_py())
+
+
+def _anonymous_list(sweep: Sweep, erased: ErasedCrops) -> pa.Table:
+    """Return the list of probes, in which erased crops have neither their name nor their URI."""
+    probes = pa.concat_tables(sweep.probes(part) for part in range(sweep.info.parts))
+    is_erased = rows_of_erased(probes, erased)
+    names = pa.array([f"{REDACTED}-{row}" for row in range(probes.num_rows)])
+    return pa.table(
+        {
+            "probe_id": pc.if_else(is_erased, names, probes["probe_id"]),
+            "uri": pc.if_else(is_erased, pa.scalar(REDACTED), probes["uri"]),
+        }
+    )
+
+
+def _without_erased(
+    sweep: Sweep, part: int, erased: ErasedCrops, calibration: Calibration | None
+) -> tuple[pa.Table, pa.Table]:
+    """Return the matches and the outcomes of a part as if the erased crops had never been there."""
+    listed, outcomes = sweep.probes(part), list(sweep.outcomes_of(part).to_pylist())
+    # After a purge that was cut off, the list may be anonymous before the outcomes are.
+    gone = np.asarray(
+        pc.or_(rows_of_erased(listed, erased), pc.equal(listed["uri"], REDACTED).combine_chunks())
+    )
+    results = sweep.results(part)
+    results = results.filter(pc.invert(rows_of_erased(results, erased)))
+    by_probe: dict[str, list[dict[str, object]]] = {}
+    for row in results.to_pylist():
+        by_probe.setdefault(row["probe_id"], []).append(row)
+    kept: list[dict[str, object]] = []
+    first = part * sweep.info.rows_per_part
+    for number, outcome in enumerate(outcomes):
+        matches = sorted(by_probe.get(outcome["probe_id"], []), key=lambda row: row["rank"])  # type: ignore[arg-type,return-value]
+        if gone[number]:
+            outcomes[number] = {
+                "probe_id": f"{REDACTED}-{first + number}",
+                "uri": REDACTED,
+                "verdict": "failed",
+                "answers": 0,
+                "cause": "erased",
+                "detail": "the crop was erased",
+            }
+            continue
+        kept += [{**row, "rank": rank} for rank, row in enumerate(matches, start=1)]
+        if len(matches) != outcome["answers"]:
+            best = matches[0] if matches else {}
+            outcomes[number] = outcome | {
+                "answers": len(matches),
+                "verdict": _verdict(best.get("distance"), calibration),
+                "best_distance": best.get("distance"),
+                "best_likelihood": best.get("likelihood"),
+            }
+    return (
+        pa.Table.from_pylist(kept, schema=RESULT_SCHEMA),
+        pa.Table.from_pylist(outcomes, schema=PROBE_SCHEMA),
+    )
+
+
+def _verdict(best_distance: object, calibration: Calibration | None) -> str:
+    if not isinstance(best_distance, float):
+        return "nothing"
+    if calibration is None:
+        return "ranked"
+    return "found" if best_distance <= calibration.threshold else "not found"
