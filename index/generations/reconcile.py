@@ -75,6 +75,7 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run, and what
     `check_run` raises for a run whose own counts disagree.
     """
+    require_recorded(store, erasure_ids(store))
     record = records.read(store, generation.name)
     balance = sum(map(check_run, runs), RunBalance(0, 0, 0, 0))
     plan = plan_load(runs, latest_wins=True, verify=False)

@@ -100,7 +100,7 @@ class Searcher:
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
         crop_id = crop_id_at(uri)
-        self._require_kept(uri, crop_id)
+        self.require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
@@ -120,7 +120,7 @@ class Searcher:
 
     def crop(self, crop_id: int) -> Hit:
         """Return the fields of a crop. Raises BadInput if the generation does not contain it."""
-        self._require_kept(f"crop {crop_id}", crop_id)
+        self.require_kept(f"crop {crop_id}", crop_id)
         crops = self.source.crops([crop_id])
         if crop_id not in crops:
             raise BadInput(f"crop {crop_id} is not in {self.source.name}")
@@ -156,12 +156,13 @@ class Searcher:
         )
         return bool(rows)
 
-    def _require_kept(self, name: str, crop_id: int) -> None:
+    def require_kept(self, name: str, crop_id: int) -> None:
+        """Raise BadInput if a crop was erased."""
         if self.source.erased_ids([crop_id]):
             raise BadInput(f"{name} was erased", remedy="Search by another crop or image.")
 
     def _archived(self, name: str, crop_id: int) -> Probe:
-        self._require_kept(name, crop_id)
+        self.require_kept(name, crop_id)
         vectors = self.source.vectors([crop_id])
         if crop_id not in vectors:
             raise BadInput(

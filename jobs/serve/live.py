@@ -44,9 +44,17 @@ class View:
         self._probes: LRUCache[str, Probe] = LRUCache(CACHED_PROBES)
         self._cache_lock = threading.Lock()
 
-    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
     def thumbnail(self, crop_id: int) -> bytes:
-        """Return the JPEG thumbnail of a crop. Raises BadInput for a crop outside the archive, StoreError."""
+        """Return the JPEG thumbnail of a crop.
+
+        Raises BadInput for a crop that was erased or is outside the archive, StoreError.
+        """
+        # Before any cache is asked, which may have it from before the erasure.
+        self.searcher.require_kept(f"crop {crop_id}", crop_id)
+        return self._thumbnail(crop_id)
+
+    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
+    def _thumbnail(self, crop_id: int) -> bytes:
         uri = self._uri(crop_id)
         for archive in self.searcher.archives:
             reader = ArchiveReader(open_store(archive))

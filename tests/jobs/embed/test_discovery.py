@@ -1,6 +1,7 @@
 """Selections of crops: a listing, a key list, a side table, an increment, a quarantine."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from clvr_model.embedder import Embeddings
+from index.archive.manifest import crop_id_of
 from index.runs.run import Run
 from infra.errors import BadInput, BadLabels, BadSetting, EmptyArchive
 from infra.store import Store, TimeRange, open_store
@@ -232,3 +234,25 @@ def test_a_corrected_list_or_label_file_is_another_origin(archive: Store, tmp_pa
     assert after["manifest_sha256"] != before["manifest_sha256"]
     assert after["labels_sha256"] != before["labels_sha256"]
     assert replace(selection, include=("*.png",)).origin() != after
+
+
+def test_erased_crops_are_in_no_full_run_no_increment_and_no_requeue(
+    archive: Store, runs: Store, hide: Callable[..., str]
+) -> None:
+    archive.put(KEYS[1], b"no picture")
+    selection = CropSelection(archive.uri)
+    run = finished_run("first", discover(selection, archive, runs), archive, runs)
+    hide(runs, [crop_id_of(archive.uri_of(key)) for key in KEYS[:2]])
+
+    found = discover(selection, archive, runs)
+    assert found.manifest["uri"].to_pylist() == [archive.uri_of(key) for key in KEYS[2:]]
+    assert "2 left out because they were erased" in found.notes[0]
+    with pytest.raises(EmptyArchive, match="has no new, changed or vanished crop"):
+        discover(CropSelection(archive.uri, since_run="first"), archive, runs)
+    archive.delete(*KEYS[:3])
+    changes = discover(CropSelection(archive.uri, since_run="first"), archive, runs).changes
+    assert changes is not None
+    assert changes.vanished.to_pylist() == [archive.uri_of(KEYS[2])]  # and no erased one is named
+    assert run.quarantine().num_rows == 1
+    with pytest.raises(EmptyArchive, match="quarantine of run first has no crop"):
+        discover(CropSelection(archive.uri, retry_quarantined="first"), archive, runs)
