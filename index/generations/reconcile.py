@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.generations import records
+from index.generations.erasure import require_recorded
 from index.generations.load_plan import plan_load
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
+from index.runs.tombstones import erasure_ids
 from infra.store import Store
 
 _MAX_EXAMPLES = 10
