@@ -5,11 +5,13 @@
     │   ├── EmptyArchive               no crop under the given prefix
     │   ├── UnreadableImage          bytes that are not a usable image; `cause` names the reason
     │   ├── BadLabels                  a label file that cannot be trusted, with its line
+    │   ├── UnusableKey                a key that no store can address
     │   ├── BadSetting                 a flag, variable or YAML value out of range
     │   └── UnmatchedProbe             a probe whose vehicle is not in the gallery
     ├── StoreError                 4   object storage
     │   ├── StoreUnreachable           no answer, or only errors after all retries
     │   ├── StoreDenied                wrong credentials, or no permission
+    │   ├── ObjectArchived             an object in cold storage, which must be restored first
     │   ├── BucketMissing              the bucket (or the local root folder) does not exist
     │   ├── ObjectMissing              no such key
     │   ├── ObjectExists               the key of a conditional create exists already
@@ -91,6 +93,10 @@ class BadLabels(BadInput):
     """A label file that cannot be trusted, with its line."""
 
 
+class UnusableKey(BadInput):
+    """A key that no store can address: empty parts, '..', control characters, or not UTF-8."""
+
+
 class BadSetting(BadInput):
     """A flag, variable or YAML value out of range."""
 
@@ -111,6 +117,10 @@ class StoreUnreachable(StoreError):
 
 class StoreDenied(StoreError):
     """Wrong credentials, or no permission."""
+
+
+class ObjectArchived(StoreError):
+    """An object in cold storage, such as S3 Glacier: it must be restored before it can be read."""
 
 
 class BucketMissing(StoreError):
