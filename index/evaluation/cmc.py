@@ -51,10 +51,29 @@ class LabeledFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows of a label table that are probes and gallery in one repeat."""
+    """Rows of a label table that are probes and gallery in one repeat.
+
+    `parts` divide the probes, in their order, where not all of them have the same gallery; `gallery` is then
+    the union of theirs.
+    """
 
     probes: NDArray[np.int64]
     gallery: NDArray[np.int64]
+    parts: "tuple[Split, ...]" = ()
+
+    @classmethod
+    def of_parts(cls, parts: "Sequence[Split]") -> "Split":
+        """Join splits of different galleries to one repeat."""
+        return cls(
+            probes=np.concatenate([part.probes for part in parts]),
+            gallery=np.unique(np.concatenate([part.gallery for part in parts])),
+            parts=tuple(parts),
+        )
+
+    @property
+    def one_gallery_each(self) -> "tuple[Split, ...]":
+        """The parts, or the split itself if all its probes have the same gallery."""
+        return self.parts or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +175,12 @@ def cmc_of_splits(
     )
 
 
+def rankings_of_splits(rankings: Sequence[Ranking], splits: Sequence[Split]) -> list[Ranking]:
+    """Join the rankings of all `one_gallery_each` of some splits to one ranking for each split."""
+    remaining = iter(rankings)
+    return [Ranking.concatenate([next(remaining) for _ in split.one_gallery_each]) for split in splits]
+
+
 def cmc_from_ranking(ranking: Ranking, max_rank: int) -> Cmc:
     """Compute curve and metrics of ranked probes; probes without a positive count as skipped."""
     rows = np.flatnonzero(ranking.has_positive)
@@ -213,7 +238,17 @@ def _rank(
     skip_unmatched: bool,
     device: str,
 ) -> list[Cmc]:
-    _check(table, splits, max_rank, block_size, junk)
+    parts = [part for split in splits for part in split.one_gallery_each]
+    _check(table, parts, max_rank, block_size, junk)
+    rankings = rankings_of_splits(_rankings(table, parts, block_size, junk, device), splits)
+    for split, ranking in zip(splits, rankings, strict=True):
+        _check_matched(ranking, table.vehicle_ids[split.probes], skip_unmatched)
+    return [cmc_from_ranking(ranking, max_rank) for ranking in rankings]
+
+
+def _rankings(
+    table: _EvaluationTable, splits: Sequence[Split], block_size: int, junk: bool, device: str
+) -> list[Ranking]:
     in_gallery = np.zeros((len(splits), len(table.vehicle_ids)), dtype=np.bool_)
     for repeat, split in enumerate(splits):
         in_gallery[repeat, split.gallery] = True
@@ -222,8 +257,6 @@ def _rank(
     gallery_rows = np.flatnonzero(in_gallery.any(axis=0))
     pairs = _positive_pairs(table, np.unique(probe_row), gallery_rows, junk)
     trials, num_excluded = _make_trials(probe_row, repeat_of, pairs, in_gallery)
-    for repeat in range(len(splits)):
-        _check_matched(trials, repeat, table.vehicle_ids, skip_unmatched)
     num_ahead = count_negatives_ahead_shared(
         table.features,
         in_gallery,
@@ -234,10 +267,7 @@ def _rank(
     )
     gallery_sizes = in_gallery.sum(axis=1)[repeat_of] - num_excluded
     ranking = Ranking.from_counts(num_ahead, trials.num_targets, gallery_sizes)
-    return [
-        cmc_from_ranking(ranking.take(np.flatnonzero(repeat_of == repeat)), max_rank)
-        for repeat in range(len(splits))
-    ]
+    return [ranking.take(np.flatnonzero(repeat_of == repeat)) for repeat in range(len(splits))]
 
 
 def _check(
@@ -303,15 +333,12 @@ def _make_trials(
     return trials, num_excluded
 
 
-def _check_matched(
-    trials: ProbeTrials, repeat: int, vehicle_ids: NDArray[np.int64], skip_unmatched: bool
-) -> None:
-    in_repeat = trials.repeat == repeat
-    unmatched = np.flatnonzero(in_repeat & (trials.num_targets == 0))
-    if len(unmatched) and (not skip_unmatched or len(unmatched) == in_repeat.sum()):
+def _check_matched(ranking: Ranking, vehicle_ids: NDArray[np.int64], skip_unmatched: bool) -> None:
+    unmatched = np.flatnonzero(~ranking.has_positive)
+    if len(unmatched) and (not skip_unmatched or len(unmatched) == len(vehicle_ids)):
         raise UnmatchedProbe(
-            f"{len(unmatched)} of {in_repeat.sum()} probes have no true match in the gallery, "
-            f"the first of vehicle {vehicle_ids[trials.probe_row[unmatched[0]]]}",
+            f"{len(unmatched)} of {len(vehicle_ids)} probes have no true match in the gallery, "
+            f"the first of vehicle {vehicle_ids[unmatched[0]]}",
             remedy="exclude these vehicles (the named protocols do), or give a gallery that has them",
         )
 

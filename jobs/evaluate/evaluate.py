@@ -27,13 +27,14 @@ from index.evaluation.protocols import (
 )
 from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
+from index.exact.k_reciprocal import RunBlocks, run_here
 from index.outputs import record_output
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
-from jobs.evaluate.ray_ranker import make_ray_ranker
+from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
@@ -91,6 +92,7 @@ def _check_request(request: EvaluateRequest) -> None:
 
 def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
     rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
+    run = make_ray_blocks(settings) if request.workers else run_here
     results = _protocols(labelled, request, rank)
     first = results[0]
     junk = first.name in JUNK
@@ -98,7 +100,7 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
     return ListEvaluation(
         labelled=labelled,
         results=results,
-        variants=tuple(_variants(labelled, results, request.variants, rank)),
+        variants=tuple(_variants(labelled, results, request.variants, rank, run)),
         distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(images)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
@@ -148,7 +150,11 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
 
 
 def _variants(
-    labelled: LabelledRun, results: Sequence[ProtocolResult], variants: Sequence[str], rank: Ranker
+    labelled: LabelledRun,
+    results: Sequence[ProtocolResult],
+    variants: Sequence[str],
+    rank: Ranker,
+    run: RunBlocks,
 ) -> list[ProtocolResult]:
     """Rank the same splits in other ways; each variant is reported next to plain L2, never instead."""
     rankings = []
@@ -178,7 +184,7 @@ def _variants(
             ]
             rankings.append(with_rankings(result, ranked, "query expansion of 5, first repeat"))
         if "re-ranking" in variants:
-            ranked = [rerank(labelled.images(unit_length), split, junk=junk) for split in first]
+            ranked = [rerank(labelled.images(unit_length), split, junk=junk, run=run) for split in first]
             label = "L2-normalised, k-reciprocal re-ranking 20/6/0.3, first repeat"
             rankings.append(with_rankings(result, ranked, label))
     return rankings

@@ -1,16 +1,27 @@
-"""Ranking on Ray workers: each ranks a part of every repeat's probes against the whole gallery."""
+"""Ranking and re-ranking on Ray workers, by parts of the probes and by blocks of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 
-from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc_from_ranking, cmc_of_splits
+from index.evaluation.cmc import (
+    Cmc,
+    LabeledFeatures,
+    Split,
+    cmc_from_ranking,
+    cmc_of_splits,
+    rankings_of_splits,
+)
 from index.evaluation.metrics import Ranking
 from index.evaluation.protocols import Ranker
+from index.exact.k_reciprocal import Block, RunBlocks
 from infra.errors import UnmatchedProbe
 from infra.settings import Settings
 from jobs.runtime.ray_cluster import connect, root_cause
+
+_Result = TypeVar("_Result")
 
 
 def make_ray_ranker(num_parts: int, settings: Settings) -> Ranker:
@@ -25,10 +36,11 @@ def make_ray_ranker(num_parts: int, settings: Settings) -> Ranker:
         skip_unmatched: bool,
     ) -> list[Cmc]:
         connect(settings)
+        one_gallery_each = [part for split in splits for part in split.one_gallery_each]
         images_ref = ray.put(images)
         task = ray.remote(_rank_part)
         tasks = [
-            task.remote(images_ref, _part_of(splits, part, num_parts), same_camera_is_junk)
+            task.remote(images_ref, _part_of(one_gallery_each, part, num_parts), same_camera_is_junk)
             for part in range(num_parts)
         ]
         try:
@@ -36,8 +48,8 @@ def make_ray_ranker(num_parts: int, settings: Settings) -> Ranker:
         except Exception as error:
             raise root_cause(error) from error
         results = []
-        for rankings in zip(*parts, strict=True):
-            ranking = _merge_rankings(rankings)
+        merged = [_merge_rankings(rankings) for rankings in zip(*parts, strict=True)]
+        for ranking in rankings_of_splits(merged, splits):
             num_probes, num_unmatched = len(ranking.num_positives), int((~ranking.has_positive).sum())
             if num_unmatched and (not skip_unmatched or num_unmatched == num_probes):
                 raise UnmatchedProbe(f"{num_unmatched} of {num_probes} probes have no true match")
@@ -45,6 +57,24 @@ def make_ray_ranker(num_parts: int, settings: Settings) -> Ranker:
         return results
 
     return rank
+
+
+def make_ray_blocks(settings: Settings) -> RunBlocks:
+    """Return a runner of blocks as Ray tasks; what they share travels once, each as one object."""
+
+    def run(
+        function: Callable[..., _Result], shared: Sequence[Any], blocks: Sequence[Block]
+    ) -> list[_Result]:
+        connect(settings)
+        refs = [ray.put(value) for value in shared]
+        task = ray.remote(function)
+        try:
+            results: list[_Result] = ray.get([task.remote(*refs, block) for block in blocks])
+        except Exception as error:
+            raise root_cause(error) from error
+        return results
+
+    return run
 
 
 def _part_of(splits: Sequence[Split], part: int, num_parts: int) -> list[Split]:

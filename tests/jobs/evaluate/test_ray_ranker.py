@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from index.evaluation.cmc import LabeledFeatures, Split, cmc_of_splits
+from index.evaluation.rerank import rerank
 from infra.errors import UnmatchedProbe
 from infra.settings import load_settings
 from jobs.evaluate import ray_ranker
@@ -50,3 +51,21 @@ def test_a_probe_without_a_positive_is_refused_unless_skipped() -> None:
     rank = ray_ranker.make_ray_ranker(2, load_settings({}))
     with pytest.raises(UnmatchedProbe, match="2 of 10 probes"):
         rank(make_images(), splits, max_rank=5, same_camera_is_junk=False, skip_unmatched=False)
+
+
+def test_parts_with_their_own_galleries_merge_too() -> None:
+    images = make_images()
+    parts = [Split(np.arange(0, 30, 4), np.arange(40)), Split(np.arange(1, 30, 4), np.arange(20, 60))]
+    options = {"max_rank": 20, "same_camera_is_junk": False, "skip_unmatched": True}
+    (expected,) = cmc_of_splits(images, [Split.of_parts(parts)], **options)
+    rank = ray_ranker.make_ray_ranker(3, load_settings({}))
+    (result,) = rank(images, [Split.of_parts(parts)], **options)
+    assert result.first_ranks.tolist() == expected.first_ranks.tolist()
+    assert result.means == expected.means
+
+
+def test_re_ranking_in_tasks_equals_that_of_one_process() -> None:
+    images, split = make_images(), Split(np.arange(0, 48, 2), np.arange(1, 60, 2))
+    run = ray_ranker.make_ray_blocks(load_settings({}))
+    expected, result = rerank(images, split), rerank(images, split, run=run)
+    assert result.ranking.positive_ranks.tolist() == expected.ranking.positive_ranks.tolist()
