@@ -1,5 +1,6 @@
 """Labels: user tables of vehicle, model, camera, time or track, read and joined to a manifest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ import pyarrow.compute as pc
 from index.schema import COLUMN_KINDS, LABEL_COLUMNS, MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
 from infra.store import TimeRange, read_user_table
+from infra.store.cells import Kind
 
 _MAX_EXAMPLES = 10
 _LABEL_KINDS = {name: COLUMN_KINDS[name] for name in ("uri", "key", *LABEL_COLUMNS, "split")}
+_EVALUATION_KINDS: dict[str, Kind] = {"color": "text"}  # not joined to a manifest
 
 MIN_FIT = 0.01
 """Labels are refused as those of another archive if they name fewer of its crops, and of them fewer exist."""
@@ -31,14 +34,14 @@ def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | N
     """Read labels from a CSV or Parquet file; with `split`, only the rows of that split.
 
     times: the plausible values of captured_at; None: those of the environment. Returns the columns that are
-    found of uri, key (string), LABEL_COLUMNS (their types, times in ms) and split; null is unknown.
+    found of uri, key (string), LABEL_COLUMNS (their types, times in ms), split and color; null is unknown.
     Raises BadLabels if the file is missing, has another format or an unusable value (with its data row), or
     has no rows of the split.
     """
     try:
         table = read_user_table(
             uri,
-            _LABEL_KINDS,
+            {**_LABEL_KINDS, **_EVALUATION_KINDS},
             required=[("uri", "key")],
             times=times or TimeRange.from_env(),
             error=BadLabels,
@@ -114,6 +117,15 @@ def require_fit(report: LabelReport, manifest: pa.Table, source: str) -> None:
             f"{report.examples[0]}, the archive has {manifest['uri'][0]}",
             remedy="Make the column 'uri' or 'key' the crops' own; keys are relative to the archive.",
         )
+
+
+def label_texts(labels: pa.Table, name: str, uris: Sequence[str], archive: str) -> list[str] | None:
+    """Return what a text column of labels says of some crops, '' where nothing; None without the column."""
+    if name not in labels.schema.names:
+        return None
+    known = zip(_label_uris(labels, archive).to_pylist(), labels[name].to_pylist(), strict=True)
+    texts = {uri: text for uri, text in known if text}
+    return [texts.get(uri, "") for uri in uris]
 
 
 def _label_uris(labels: pa.Table, archive: str | None) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.metrics import METRICS, rank_k
+from index.evaluation.metrics import metrics_by, rank_k
 from index.evaluation.protocols import ProtocolResult
 from infra.errors import BadInput
 
@@ -36,10 +36,11 @@ def compare(
     b: ProtocolResult,
     vehicle_ids: NDArray[np.int64],
     *,
+    ap: str = "mean",
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare rank-1, rank-5 and each of `METRICS` of two results on the same splits of the same images.
+    """Compare rank-1, rank-5 and `metrics_by(ap)` of two results on the same splits of the same images.
 
     Vehicles are drawn with replacement, with all their probes of all repeats: neither images of one vehicle
     nor repeats are independent. vehicle_ids: int64 (n,) of the images. Raises BadInput for other splits.
@@ -59,7 +60,7 @@ def compare(
     )
     num_drawn = draws @ probes_per_vehicle
     differences = []
-    for metric in (rank_k(1), rank_k(5), *METRICS):
+    for metric in (rank_k(1), rank_k(5), *metrics_by(ap)):
         sums = []
         for result in (a, b):
             values = np.concatenate([metric.per_probe(ranking) for ranking in result.rankings])

@@ -94,26 +94,36 @@ def sample_distances(
     """
     rng = np.random.default_rng(seed)
     num_probes = max(1, min(_MAX_SAMPLED_PROBES, _MAX_SAMPLED_PAIRS // len(split.gallery)))
-    probes = np.sort(rng.permutation(split.probes)[:num_probes])
-    gallery = split.gallery
-    if len(gallery) > _MAX_SAMPLED_PAIRS:
-        gallery = np.sort(rng.permutation(gallery)[:_MAX_SAMPLED_PAIRS])
-    x = np.ascontiguousarray(images.features[probes], dtype=np.float32)
-    require_finite(x)
+    sampled = np.sort(rng.permutation(split.probes)[:num_probes])
+    kept = split.gallery
+    if len(kept) > _MAX_SAMPLED_PAIRS:
+        kept = np.sort(rng.permutation(kept)[:_MAX_SAMPLED_PAIRS])
     same, different = [], []
-    for start in range(0, len(gallery), _GALLERY_CHUNK):
-        rows = gallery[start : start + _GALLERY_CHUNK]
-        y = np.ascontiguousarray(images.features[rows], dtype=np.float32)
-        require_finite(y)
-        distances = np.sqrt(sq_distance_matrix(x, y))
-        is_positive = images.vehicle_ids[probes][:, None] == images.vehicle_ids[rows]
-        is_ranked = probes[:, None] != rows
-        if junk and images.camera_ids is not None:
-            is_same_camera = images.camera_ids[probes][:, None] == images.camera_ids[rows]
-            is_ranked &= ~(is_positive & is_same_camera)
-        same.append(distances[is_positive & is_ranked])
-        different.append(distances[~is_positive])
-    return Distances(np.concatenate(same), np.concatenate(different), len(probes))
+    for part in split.one_gallery_each:
+        probes = sampled[np.isin(sampled, part.probes)]
+        gallery = part.gallery[np.isin(part.gallery, kept)]
+        for start in range(0, len(gallery) if len(probes) else 0, _GALLERY_CHUNK):
+            rows = gallery[start : start + _GALLERY_CHUNK]
+            near, far = _distances(images, probes, rows, junk)
+            same.append(near)
+            different.append(far)
+    return Distances(np.concatenate(same), np.concatenate(different), len(sampled))
+
+
+def _distances(
+    images: LabeledFeatures, probes: NDArray[np.int64], rows: NDArray[np.int64], junk: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the distances of ranked pairs of the same vehicle, and of pairs of different vehicles."""
+    x, y = (np.ascontiguousarray(images.features[part], dtype=np.float32) for part in (probes, rows))
+    require_finite(x)
+    require_finite(y)
+    distances = np.sqrt(sq_distance_matrix(x, y))
+    is_positive = images.vehicle_ids[probes][:, None] == images.vehicle_ids[rows]
+    is_ranked = probes[:, None] != rows
+    if junk and images.camera_ids is not None:
+        is_same_camera = images.camera_ids[probes][:, None] == images.camera_ids[rows]
+        is_ranked &= ~(is_positive & is_same_camera)
+    return distances[is_positive & is_ranked], distances[~is_positive]
 
 
 def by_camera_pair(images: LabeledFeatures, *, max_images: int = 20_000, seed: int = 0) -> list[CameraPair]:

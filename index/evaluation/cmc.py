@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.metrics import METRICS, Ranking, segmented_arange
+from index.evaluation.metrics import COMPUTED, Ranking, segmented_arange
 from index.exact.features import FeatureTable, ProbeTrials
 from index.exact.numba_kernels import rank_order
 from index.exact.rank_counting import count_negatives_ahead_shared
@@ -82,7 +82,7 @@ class Cmc:
 
     curve: NDArray[np.float64]  # (max_rank,)
     probes: int  # that have a positive
-    means: Mapping[str, float]  # of each of `METRICS` by its name, over these probes
+    means: Mapping[str, float]  # of each of `COMPUTED` by its name, over these probes
     chance: NDArray[np.float64]  # (max_rank,) the curve of a random order of the same gallery
     ranking: Ranking  # of all probes
     skipped: int = 0  # probes without a positive
@@ -189,7 +189,7 @@ def cmc_from_ranking(ranking: Ranking, max_rank: int) -> Cmc:
     return Cmc(
         curve=np.cumsum(hits) / len(rows),
         probes=len(rows),
-        means={metric.name: metric.mean(ranked) for metric in METRICS},
+        means={metric.name: metric.mean(ranked) for metric in COMPUTED},
         chance=chance_curve(ranked.num_positives, ranked.gallery_sizes, max_rank),
         ranking=ranking,
         skipped=len(ranking.num_positives) - len(rows),

@@ -39,11 +39,15 @@ def ranks_through_index(
 
     Hits outside of the split's gallery, the probe's own image and junk are skipped, as in `cmc`.
     """
-    gallery = {int(crop_ids[row]): int(row) for row in split.gallery}
+    parts = split.one_gallery_each
+    part_of = np.repeat(np.arange(len(parts)), [len(part.probes) for part in parts])
+    gallery: dict[int, int] = {}
     ranks = np.zeros(len(split.probes), dtype=np.int64)
     num_short = number = 0
     for batch in search_generation(milvus, generation, images.features[split.probes], top):
         for hits in batch:
+            if number == 0 or part_of[number] != part_of[number - 1]:
+                gallery = {int(crop_ids[row]): int(row) for row in parts[part_of[number]].gallery}
             probe = split.probes[number]
             rows = [row for hit in hits if (row := gallery.get(hit.crop_id)) is not None and row != probe]
             is_positive = images.vehicle_ids[rows] == images.vehicle_ids[probe] if rows else np.empty(0, bool)

@@ -7,13 +7,18 @@
     veri-wild         one random image per vehicle       all other images without junk 10 (lists: 1)
     vric              one random image per vehicle       one of it by another camera   10 (lists: 1)
     leave-one-out     every image                        all other images              1 (nothing is random)
+    cross-camera      one random image per vehicle       all images by other cameras   10
+    within-model      one random image per vehicle       other images of its model     10
+    within-model-color  the same                         of its model and color        10
+    unseen-models     as vehicleid-paper, with models alone that the network was not trained on
 
 The first is the text of the paper, the second the rule of nearly all public code. They give very different
 figures on the same features, so every figure names its protocol. Junk (VeRi-776) is an image of the probe's
 vehicle by the probe's camera: it is not ranked, and counts neither as a match nor as a miss.
 The datasets of the same names publish lists of probes and gallery; if available, these are used.
 Otherwise the same rule draws from any labelled images. Vehicles that cannot have a positive are excluded and
-counted.
+counted. `cross-camera` is what a search sees: no image by the probe's camera, and every other vehicle.
+`within-model` and its variants are explained in `index.evaluation.model_groups`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc_of_splits
-from index.evaluation.metrics import METRICS, Ranking
+from index.evaluation.metrics import COMPUTED, Ranking
+from index.evaluation.model_groups import ModelLabels, has_rivals, pair_numbers, split_by_group
 from index.exact.numba_kernels import TIE_RULE
 from infra.errors import BadLabels, BadSetting
 
@@ -38,10 +44,24 @@ RULES = {
     "without those of the probe's vehicle by the probe's camera",
     "vric": "one random image of each vehicle is the probe, one of it by another camera is in the gallery",
     "leave-one-out": "each image is the probe once, all other images are the gallery",
+    "cross-camera": "one random image of each vehicle is the probe, all images by other cameras are the "
+    "gallery, as in a search",
+    "within-model": "one random image of each vehicle is the probe, the other images of its vehicle model "
+    "are the gallery",
+    "within-model-color": "one random image of each vehicle is the probe, the other images of its vehicle "
+    "model and color are the gallery",
+    "unseen-models": "one random image of each vehicle is the probe, all other images are the gallery, with "
+    "vehicle models alone that the network was not trained on",
 }
 EXCLUSION = "vehicles with a single image are excluded: they cannot have a true match"
 CAMERA_EXCLUSION = "vehicles seen by a single camera are excluded: they cannot have a true match"
-BY_CAMERA = ("veri", "veri-wild", "vric")
+ONE_CAMERA = "vehicles seen by a single camera: they cannot have a true match"
+MODEL_EXCLUSION = (
+    "vehicles with a single image, or of a group that is unknown or has no second such vehicle, are excluded"
+)
+UNSEEN_EXCLUSION = "vehicles of trained or unknown models, or with a single image, are excluded"
+BY_CAMERA = ("veri", "veri-wild", "vric", "cross-camera")
+BY_MODEL = ("within-model", "within-model-color")
 JUNK = ("veri", "veri-wild")
 AS_EMBEDDED = "as embedded"
 
@@ -54,7 +74,7 @@ class ProtocolResult:
     rule: str
     seed: int
     curves: NDArray[np.float64]  # (repeats, max_rank)
-    means: Mapping[str, NDArray[np.float64]]  # each of `METRICS` by its name: (repeats,)
+    means: Mapping[str, NDArray[np.float64]]  # each of `COMPUTED` by its name: (repeats,)
     chance: NDArray[np.float64]  # (max_rank,) mean over repeats
     rankings: list[Ranking]  # for each repeat, of each probe in the order of the split
     splits: list[Split]
@@ -86,7 +106,7 @@ class ProtocolResult:
         return _std(self.curves)
 
     def figure(self, metric: str) -> tuple[float, float]:
-        """Mean and sample standard deviation over repeats of one of `METRICS`, by its name."""
+        """Mean and sample standard deviation over repeats of one of `COMPUTED`, by its name."""
         values = self.means[metric]
         return float(values.mean()), float(_std(values))
 
@@ -97,7 +117,9 @@ class ProtocolResult:
 
     @property
     def gallery(self) -> int:
-        """Gallery entries in each repeat (for leave-one-out without the probe itself)."""
+        """Gallery entries in each repeat (for leave-one-out without the probe itself), or their mean."""
+        if self.splits[0].parts:
+            return round(float(self.rankings[0].gallery_sizes.mean()))
         return len(self.splits[0].gallery) - (self.name == "leave-one-out")
 
     @property
@@ -109,20 +131,28 @@ class ProtocolResult:
         """The protocol and its numbers in one line."""
         times = "once" if self.repeats == 1 else f"{self.repeats} times"
         source = "from given lists" if self.has_user_splits else f"seed {self.seed}"
-        reason = CAMERA_EXCLUSION if self.name in BY_CAMERA else EXCLUSION
-        excluded = (
-            f"{self.excluded_vehicles:,} excluded ({reason})"
-            if self.excluded_vehicles
-            else "no vehicle excluded"
-        )
+        reason = EXCLUSION
+        if self.name in BY_CAMERA:
+            reason = CAMERA_EXCLUSION
+        elif self.name in BY_MODEL:
+            reason = MODEL_EXCLUSION
+        elif self.name == "unseen-models":
+            reason = UNSEEN_EXCLUSION
+        mean = "on average " if self.splits[0].parts else ""
+        vehicles, excluded = self.vehicles, "no vehicle excluded"
+        if self.name == "cross-camera" and not self.has_user_splits:
+            vehicles += self.excluded_vehicles
+            excluded = f"{self.excluded_vehicles:,} in the gallery alone ({ONE_CAMERA})"
+        elif self.excluded_vehicles:
+            excluded = f"{self.excluded_vehicles:,} excluded ({reason})"
         skipped = (
             f"; {self.without_positive:,} probes without a true match not counted"
             if self.without_positive
             else ""
         )
         return (
-            f"{self.title}: {self.rule}; {self.probes:,} probes against {self.gallery:,} images of "
-            f"{self.vehicles:,} vehicles, {times}, {source}; {excluded}{skipped}; {TIE_RULE}"
+            f"{self.title}: {self.rule}; {self.probes:,} probes against {mean}{self.gallery:,} images of "
+            f"{vehicles:,} vehicles, {times}, {source}; {excluded}{skipped}; {TIE_RULE}"
         )
 
 
@@ -180,10 +210,38 @@ def vric(vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, 
     return Split(np.flatnonzero(is_probe), gallery)
 
 
+def cross_camera(
+    vehicle_ids: NDArray[np.int64], cameras: NDArray[np.int64], seed: int, repeat: int = 0
+) -> Split:
+    """One random image per vehicle is the probe, all images by other cameras are the gallery."""
+    is_probe = _sample_one_per_group(vehicle_ids, seed, repeat) & _seen_by_two(vehicle_ids, cameras)
+    return split_by_camera(Split(np.flatnonzero(is_probe), np.arange(len(vehicle_ids))), cameras)
+
+
+def split_by_camera(split: Split, cameras: NDArray[np.int64]) -> Split:
+    """Take the images by its own camera out of the gallery of each probe."""
+    probe_cameras, gallery_cameras = cameras[split.probes], cameras[split.gallery]
+    parts = [
+        Split(split.probes[probe_cameras == camera], split.gallery[gallery_cameras != camera])
+        for camera in np.unique(probe_cameras)
+    ]
+    return Split.of_parts(parts)
+
+
+def within_groups(
+    vehicle_ids: NDArray[np.int64], groups: NDArray[np.int64], seed: int, repeat: int = 0
+) -> Split:
+    """One random image per vehicle is the probe, all other images of its group are the gallery."""
+    usable = has_rivals(vehicle_ids, groups)
+    is_probe = _sample_one_per_group(pair_numbers(vehicle_ids, groups), seed, repeat) & usable
+    return split_by_group(Split(np.flatnonzero(is_probe), np.flatnonzero(~is_probe & usable)), groups)
+
+
 _CAMERA_PROTOCOLS: dict[str, Callable[[NDArray[np.int64], NDArray[np.int64], int, int], Split]] = {
     "veri": veri,
     "veri-wild": veri_wild,
     "vric": vric,
+    "cross-camera": cross_camera,
 }
 
 
@@ -192,12 +250,14 @@ def draw_splits(
     vehicle_ids: NDArray[np.int64],
     camera_ids: NDArray[np.str_] | None = None,
     *,
+    models: ModelLabels | None = None,
     repeats: int = 10,
     seed: int = 0,
 ) -> list[Split]:
     """Draw all repeats of a protocol.
 
-    Raises BadSetting for an unknown name, BadLabels if no vehicle is usable or a camera is unknown.
+    Raises BadSetting for an unknown name, BadLabels if no vehicle is usable, or a camera or the models that
+    the protocol needs are unknown.
     """
     if name not in RULES:
         raise BadSetting(f"unknown protocol '{name}'", remedy=f"use one of: {', '.join(RULES)}")
@@ -208,15 +268,83 @@ def draw_splits(
             f"none of {len(np.unique(vehicle_ids)):,} vehicles has two images",
             remedy="label at least two images of some vehicles",
         )
+    usable = usable_images(name, vehicle_ids, camera_ids, models)
+    if not usable.any():
+        raise BadLabels(f"protocol {name}: {_UNUSABLE.get(name, 'no vehicle was seen by two cameras')}")
     if name in _CAMERA_PROTOCOLS:
         cameras = _camera_numbers(name, camera_ids)
-        if not _seen_by_two(vehicle_ids, cameras).any():
-            raise BadLabels(f"protocol {name}: no vehicle was seen by two cameras")
         return [_CAMERA_PROTOCOLS[name](vehicle_ids, cameras, seed, repeat) for repeat in range(repeats)]
+    if name in BY_MODEL:
+        groups = _groups(name, models)
+        return [within_groups(vehicle_ids, groups, seed, repeat) for repeat in range(repeats)]
     if name == "leave-one-out":
         return [leave_one_out(vehicle_ids)]
-    split = vehicleid_paper if name == "vehicleid-paper" else vehicleid_common
+    if name == "unseen-models":
+        rows = np.flatnonzero(usable)
+        drawn = [vehicleid_paper(vehicle_ids[rows], seed, repeat) for repeat in range(repeats)]
+        return [Split(rows[split.probes], rows[split.gallery]) for split in drawn]
+    split = vehicleid_common if name == "vehicleid-common" else vehicleid_paper
     return [split(vehicle_ids, seed, repeat) for repeat in range(repeats)]
+
+
+_UNUSABLE = {
+    "within-model": "no vehicle model has two vehicles with two images each",
+    "within-model-color": "no vehicle model and color has two vehicles with two images each",
+    "unseen-models": "no vehicle with two images is of a known model that the network was not trained on",
+}
+
+
+def usable_images(
+    name: str,
+    vehicle_ids: NDArray[np.int64],
+    camera_ids: NDArray[np.str_] | None = None,
+    models: ModelLabels | None = None,
+) -> NDArray[np.bool_]:
+    """Return which images (n,) are of vehicles that a protocol can draw as probes.
+
+    Raises BadLabels if a camera or the models that the protocol needs are unknown.
+    """
+    if name in BY_CAMERA:
+        return _seen_by_two(vehicle_ids, _camera_numbers(name, camera_ids))
+    if name in BY_MODEL:
+        return has_rivals(vehicle_ids, _groups(name, models))
+    if name != "unseen-models":
+        return _has_partner(vehicle_ids)
+    if models is None or models.trained is None:
+        raise BadLabels(
+            "protocol unseen-models needs the true model of the images, and the models of the training",
+            remedy="give labels with model_id, and a run by a checkpoint of clvr train",
+        )
+    rows = np.flatnonzero(models.is_unseen)
+    usable = np.zeros(len(vehicle_ids), dtype=np.bool_)
+    usable[rows] = _has_partner(vehicle_ids[rows])
+    return usable
+
+
+def applicable_protocols(
+    vehicle_ids: NDArray[np.int64], camera_ids: NDArray[np.str_] | None, models: ModelLabels | None
+) -> list[str]:
+    """Return which of cross-camera, within-model, within-model-color and unseen-models the labels allow."""
+    return [
+        name
+        for name, is_known in (
+            ("cross-camera", camera_ids is not None),
+            ("within-model", models is not None),
+            ("within-model-color", models is not None and models.colors is not None),
+            ("unseen-models", models is not None and models.trained is not None),
+        )
+        if is_known and usable_images(name, vehicle_ids, camera_ids, models).any()
+    ]
+
+
+def _groups(name: str, models: ModelLabels | None) -> NDArray[np.int64]:
+    by_color = name == "within-model-color"
+    if models is None or (by_color and models.colors is None):
+        raise BadLabels(
+            f"protocol {name} needs the true model{' and the color' if by_color else ''} of the images",
+            remedy=f"give labels with model_id{' and color' if by_color else ''}",
+        )
+    return models.groups(by_color=by_color)
 
 
 class Ranker(Protocol):
@@ -249,6 +377,7 @@ def evaluate_protocol(
     vehicle_ids: NDArray[np.int64],
     *,
     camera_ids: NDArray[np.str_] | None = None,
+    models: ModelLabels | None = None,
     repeats: int = 10,
     seed: int = 0,
     max_rank: int = 50,
@@ -258,7 +387,8 @@ def evaluate_protocol(
 ) -> ProtocolResult:
     """Draw a protocol, or take the splits of the user, and rank every repeat.
 
-    features: float32 (n, d); vehicle_ids: int64 (n,); camera_ids: (n,), needed by veri, veri-wild and vric.
+    features: float32 (n, d); vehicle_ids: int64 (n,); camera_ids: (n,), needed by the protocols by camera.
+    models: the true models of the images, needed by within-model, within-model-color and unseen-models.
     Probes of user splits without a positive are skipped and counted.
     Raises the errors of `draw_splits` and `cmc_of_splits`.
     """
@@ -270,9 +400,9 @@ def evaluate_protocol(
         crop_ids=np.arange(len(features)),
     )
     used_splits = (
-        draw_splits(name, vehicle_ids, camera_ids, repeats=repeats, seed=seed)
+        draw_splits(name, vehicle_ids, camera_ids, models=models, repeats=repeats, seed=seed)
         if splits is None
-        else list(splits)
+        else [_with_parts(name, split, camera_ids, models) for split in splits]
     )
     results = rank(
         images,
@@ -281,10 +411,8 @@ def evaluate_protocol(
         same_camera_is_junk=name in JUNK,
         skip_unmatched=splits is not None,
     )
-    if name in BY_CAMERA and splits is None:
-        usable = _seen_by_two(vehicle_ids, _camera_numbers(name, camera_ids))
-    elif splits is None:
-        usable = _has_partner(vehicle_ids)
+    if splits is None:
+        usable = usable_images(name, vehicle_ids, camera_ids, models)
     else:
         usable = np.zeros(len(vehicle_ids), dtype=np.bool_)
         rows = [rows for split in used_splits for rows in (split.probes, split.gallery)]
@@ -306,6 +434,15 @@ def evaluate_protocol(
     )
 
 
+def _with_parts(
+    name: str, split: Split, camera_ids: NDArray[np.str_] | None, models: ModelLabels | None
+) -> Split:
+    """Divide a given split by the rule of its protocol, if that gives its probes different galleries."""
+    if name == "cross-camera":
+        return split_by_camera(split, _camera_numbers(name, camera_ids))
+    return split_by_group(split, _groups(name, models)) if name in BY_MODEL else split
+
+
 def with_rankings(result: ProtocolResult, ranked: Sequence[Cmc], features: str) -> ProtocolResult:
     """Return the protocol with the figures of its first splits, ranked again in another way."""
     return replace(result, **_figures(ranked), splits=result.splits[: len(ranked)], features=features)
@@ -315,7 +452,7 @@ def _figures(results: Sequence[Cmc]) -> dict[str, Any]:
     return {
         "curves": np.stack([result.curve for result in results]),
         "means": {
-            metric.name: np.array([result.means[metric.name] for result in results]) for metric in METRICS
+            metric.name: np.array([result.means[metric.name] for result in results]) for metric in COMPUTED
         },
         "rankings": [result.ranking for result in results],
     }

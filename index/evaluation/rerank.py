@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc_from_ranking, rankings_of_splits
+from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc, cmc_from_ranking, rankings_of_splits
 from index.evaluation.metrics import Ranking
 from index.exact.k_reciprocal import (
     Block,
@@ -141,6 +141,21 @@ def _sq_distances(
         sq_dist += y_sq
         for number, probe in enumerate(probes.tolist()):
             yield probe, sq_dist[number] + x_sq[number], relative * (y_sq + x_sq[number])
+
+
+def expand_probes(images: LabeledFeatures, split: Split, *, junk: bool = False, max_rank: int = 50) -> Cmc:
+    """Rank one split by expanded probes: see `with_probe_expansion`. Raises the errors of `cmc`."""
+    rankings = [
+        cmc(
+            with_probe_expansion(images, part),
+            images.take(part.gallery),
+            same_camera_is_junk=junk,
+            skip_unmatched=True,
+        ).ranking
+        for part in split.one_gallery_each
+    ]
+    (ranking,) = rankings_of_splits(rankings, [split])
+    return cmc_from_ranking(ranking, max_rank)
 
 
 def with_probe_expansion(images: LabeledFeatures, split: Split, *, neighbours: int = 5) -> LabeledFeatures:

@@ -27,7 +27,10 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out"),
+        typer.Option(
+            help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out, cross-camera, "
+            "within-model, within-model-color, unseen-models; may be repeated."
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only this split of --labels, or this test list of its dataset.")
@@ -41,6 +44,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="normalised (default), query-expansion, re-ranking, none; may be repeated."),
     ] = None,
+    ap: Annotated[
+        str, typer.Option(help="Average precision: mean of the precisions, or VeRi's trapezoid.")
+    ] = "mean",
     through_index: Annotated[bool, typer.Option(help="Also search the live generation.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Ray tasks that rank; 0 ranks in this process.")] = 0,
     device: Annotated[str, typer.Option(help="Device without --workers: cpu, cuda, cuda:1.")] = "cpu",
@@ -77,6 +83,7 @@ def evaluate(
         index=through_index,
         workers=workers,
         device=device,
+        ap=ap,
     )
     if compare is None:
         emit(evaluate_run(request, settings), as_json)

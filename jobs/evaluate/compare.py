@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from clvr_model.checkpoint import read_card
 from index.evaluation.bootstrap import Difference, compare
+from index.evaluation.metrics import AP_RULES
+from index.evaluation.model_groups import ModelLabels
 from index.evaluation.protocols import RULES, ProtocolResult, evaluate_protocol
 from infra.errors import BadInput, BadLabels, BadSetting
 from infra.logging import logger
@@ -65,6 +68,8 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
     unknown = [name for name in names if name not in RULES]
     if unknown:
         raise BadSetting(f"unknown protocol '{unknown[0]}'", remedy=f"use one of: {', '.join(RULES)}")
+    if request.ap not in AP_RULES:
+        raise BadSetting(f"--ap is {request.ap!r}", remedy=f"choose one of {', '.join(AP_RULES)}")
     lists = evaluation_lists(request.labels, request.split, settings.plausible_times())
     if len(lists) > 1:
         raise BadInput(
@@ -77,11 +82,14 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
         f"{len(b.features) - len(rows_b):,} of B alone are excluded"
     )
     vehicles = a.vehicle_ids[rows_a]
+    trained = {model for run in (a, b) for model in read_card(run.run.info.model).label_ids}
+    models = a.models(trained)
+    models = None if models is None else models.take(rows_a)
     differences = {}
     for name in names:
-        first = _ranked(name, a, rows_a, request)
-        second = _ranked(name, b, rows_b, request)
-        differences[name] = compare(first, second, vehicles, seed=request.seed)
+        first = _ranked(name, a, rows_a, models, request)
+        second = _ranked(name, b, rows_b, models, request)
+        differences[name] = compare(first, second, vehicles, ap=request.ap, seed=request.seed)
     return Comparison((a.run.run_id, b.run.run_id), differences)
 
 
@@ -104,12 +112,15 @@ def _shared_rows(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
     return rows_a, rows_b
 
 
-def _ranked(name: str, run: LabelledRun, rows: Any, request: EvaluateRequest) -> ProtocolResult:
+def _ranked(
+    name: str, run: LabelledRun, rows: Any, models: ModelLabels | None, request: EvaluateRequest
+) -> ProtocolResult:
     return evaluate_protocol(
         name,
         run.features[rows],
         run.vehicle_ids[rows],
         camera_ids=None if run.cameras is None else run.cameras[rows],
+        models=models,
         repeats=request.repeats,
         seed=request.seed,
     )

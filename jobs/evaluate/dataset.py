@@ -15,8 +15,9 @@ from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
 from clvr_model.datasets.vric import read_vric
-from index.archive.labels import read_label_table, require_fit, with_labels
+from index.archive.labels import label_texts, read_label_table, require_fit, with_labels
 from index.evaluation.cmc import LabeledFeatures, Split
+from index.evaluation.model_groups import ModelLabels
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import read_tombstones
@@ -58,6 +59,7 @@ class EvaluationList:
     table: pa.Table | None = None
     root: str = ""
     protocol: str = ""  # of the dataset
+    dataset: str = ""  # its name, '' for a table
     probes: frozenset[str] = field(default_factory=frozenset)  # keys, if the dataset defines the roles
     gallery: frozenset[str] = field(default_factory=frozenset)
 
@@ -116,7 +118,7 @@ def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
         labelled = read_vehicleid(root, name)
         keys = [uri.removeprefix(f"{store.uri}/") for uri in labelled.uris]
         table = pa.table({"key": keys, "vehicle_id": labelled.vehicle_ids})
-        lists.append(EvaluationList(name, table, store.uri, "vehicleid-paper"))
+        lists.append(EvaluationList(name, table, store.uri, "vehicleid-paper", "VehicleID"))
     return lists
 
 
@@ -133,7 +135,14 @@ def _with_roles(test_list: TestList, root: str) -> EvaluationList:
         role: frozenset(key for key, key_role in zip(keys, test_list.roles, strict=True) if key_role == role)
         for role in ("probe", "gallery")
     }
-    return EvaluationList(test_list.name, table, root, test_list.protocol, roles["probe"], roles["gallery"])
+    return EvaluationList(
+        name=test_list.name,
+        table=table,
+        root=root,
+        protocol=test_list.protocol,
+        probes=roles["probe"],
+        gallery=roles["gallery"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,9 @@ class LabelledRun:
     not_in_run_examples: tuple[str, ...] = ()
     dataset_split: Split | None = None  # the probes and the gallery that the dataset defines
     protocol: str = ""  # of the dataset
+    dataset: str = ""  # its name, '' if the labels are a table's or the manifest's
+    colors: NDArray[np.str_] | None = None  # (n,), '' if unknown; None if the labels have no colors
+    true_model_names: NDArray[np.str_] | None = None  # (n,), likewise
 
     @property
     def crop_ids(self) -> NDArray[np.int64]:
@@ -169,6 +181,19 @@ class LabelledRun:
         """Return the input of `index.evaluation.cmc`; image ids are rows, so no image matches itself."""
         chosen = self.features if features is None else features
         return LabeledFeatures(chosen, self.vehicle_ids, self.cameras, np.arange(len(chosen)))
+
+    def models(self, trained: Iterable[int] | None = None) -> ModelLabels | None:
+        """Return the true models and colors of the images, by name where no id is known; None without any.
+
+        trained: the model ids that the network was trained on.
+        """
+        ids, names = self.true_model_ids, self.true_model_names
+        if (ids >= 0).any():
+            return ModelLabels(ids, self.colors, None if trained is None else frozenset(trained))
+        if names is None or not (names != "").any():
+            return None
+        numbers = np.unique(names, return_inverse=True)[1]
+        return ModelLabels(np.where(names == "", -1, numbers).astype(np.int64), self.colors)
 
     def accounting(self) -> list[str]:
         """Return which labels and crops are not ranked and why, one line per reason."""
@@ -226,7 +251,15 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         not_in_run_examples=examples,
         dataset_split=_dataset_split(chosen, run.info.archive, uris),
         protocol=chosen.protocol,
+        dataset=chosen.dataset,
+        colors=_texts(table, "color", uris, run.info.archive),
+        true_model_names=_texts(table, "model_name", uris, run.info.archive),
     )
+
+
+def _texts(table: pa.Table | None, name: str, uris: list[str], archive: str) -> NDArray[np.str_] | None:
+    texts = None if table is None else label_texts(table, name, uris, archive)
+    return None if texts is None else np.asarray(texts, dtype=np.str_)
 
 
 def _embedded(run: Run, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.float32]]:

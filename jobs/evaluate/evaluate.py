@@ -14,18 +14,20 @@ from index.evaluation.breakdowns import (
     l2_normalized,
     sample_distances,
 )
-from index.evaluation.cmc import cmc
 from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
+from index.evaluation.metrics import AP_RULES
+from index.evaluation.model_groups import ModelLabels, Oracle, oracles
 from index.evaluation.protocols import (
     JUNK,
     RULES,
     ProtocolResult,
     Ranker,
+    applicable_protocols,
     evaluate_protocol,
     make_ranker,
     with_rankings,
 )
-from index.evaluation.rerank import rerank, with_probe_expansion
+from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
 from index.outputs import record_output
@@ -50,6 +52,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     """
     _check_request(request)
     run = find_run(request.run, settings)
+    card = read_card(run.info.model)
     lists = []
     for chosen in evaluation_lists(request.labels, request.split, settings.plausible_times()):
         labelled = labelled_run(run, chosen)
@@ -57,21 +60,13 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")
         for line in labelled.accounting():
             logger.info(f"  {line}")
-        lists.append(_evaluate_list(labelled, request, settings))
-    evaluation = Evaluation(tuple(lists))
+        lists.append(_evaluate_list(labelled, labelled.models(card.label_ids), request, settings))
+    evaluation = Evaluation(tuple(lists), request.ap)
     if request.html:
-        first = evaluation.lists[0]
-        store, crop_ids = run.store, first.labelled.crop_ids.tolist()
-        record_output(store, "page", str(request.html.resolve()), crop_ids)
-        record_output(store, "page", str(request.html.with_suffix(".json").resolve()))
-        write_page(
-            request.html,
-            first.labelled,
-            first.results,
-            read_card(run.info.model),
-            _report_text(request, run.run_id),
-            first,
-        )
+        crop_ids = np.unique(np.concatenate([each.labelled.crop_ids for each in lists])).tolist()
+        record_output(run.store, "page", str(request.html.resolve()), crop_ids)
+        record_output(run.store, "page", str(request.html.with_suffix(".json").resolve()))
+        write_page(request.html, evaluation, card, _report_text(request, run.run_id))
         request.html.with_suffix(".json").write_text(json.dumps(evaluation.to_json(), indent=2, default=str))
     return evaluation
 
@@ -84,16 +79,19 @@ def _check_request(request: EvaluateRequest) -> None:
     for names, known, kind in (
         (request.protocols, RULES, "protocol"),
         (request.variants, VARIANTS, "variant"),
+        ((request.ap,), AP_RULES, "rule of the average precision"),
     ):
         for name in names:
             if name not in known:
                 raise BadSetting(f"unknown {kind} '{name}'", remedy=f"use one of: {', '.join(known)}")
 
 
-def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Settings) -> ListEvaluation:
+def _evaluate_list(
+    labelled: LabelledRun, models: ModelLabels | None, request: EvaluateRequest, settings: Settings
+) -> ListEvaluation:
     rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
     run = make_ray_blocks(settings) if request.workers else run_here
-    results = _protocols(labelled, request, rank)
+    results = _protocols(labelled, models, request, rank)
     first = results[0]
     junk = first.name in JUNK
     images = labelled.images()
@@ -108,10 +106,24 @@ def _evaluate_list(labelled: LabelledRun, request: EvaluateRequest, settings: Se
             labelled.crops["model_id"].to_numpy().astype(np.int64), labelled.true_model_ids
         ),
         index=_through_index(labelled, first, settings) if request.index else None,
+        oracles={result.name: oracles_of(labelled, models, result) for result in results} if models else {},
     )
 
 
-def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) -> tuple[ProtocolResult, ...]:
+def oracles_of(labelled: LabelledRun, models: ModelLabels, result: ProtocolResult) -> list[Oracle]:
+    """Return what perfect recognisers of the model, and of model and color, reach on a protocol's splits."""
+    return oracles(
+        result.splits,
+        labelled.vehicle_ids,
+        models,
+        junk_cameras=labelled.cameras if result.name in JUNK else None,
+        max_rank=result.curves.shape[1],
+    )
+
+
+def _protocols(
+    labelled: LabelledRun, models: ModelLabels | None, request: EvaluateRequest, rank: Ranker
+) -> tuple[ProtocolResult, ...]:
     splits = {labelled.protocol: [labelled.dataset_split]} if labelled.dataset_split else {}
     names: Sequence[str] = request.protocols
     path = request.splits
@@ -127,14 +139,14 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
             )
         logger.info(f"  splits read from {path}")
     if not names:
-        defaults = ("vehicleid-paper", "vehicleid-common")
-        names = defaults if labelled.protocol in ("", "vehicleid-paper") else (labelled.protocol,)
+        names = default_protocols(labelled, models)
     results = tuple(
         evaluate_protocol(
             name,
             labelled.features,
             labelled.vehicle_ids,
             camera_ids=labelled.cameras,
+            models=models,
             repeats=request.repeats,
             seed=request.seed,
             splits=splits.get(name),
@@ -147,6 +159,14 @@ def _protocols(labelled: LabelledRun, request: EvaluateRequest, rank: Ranker) ->
         write_splits(path, {result.name: result.splits for result in results}, labelled.crop_ids)
         logger.info(f"  splits written to {path}")
     return results
+
+
+def default_protocols(labelled: LabelledRun, models: ModelLabels | None) -> tuple[str, ...]:
+    """Return the protocol of the dataset, or both directions of VehicleID and what else the labels allow."""
+    if labelled.protocol not in ("", "vehicleid-paper"):
+        return (labelled.protocol,)
+    allowed = applicable_protocols(labelled.vehicle_ids, labelled.cameras, models)
+    return ("vehicleid-paper", "vehicleid-common", *allowed)
 
 
 def _variants(
@@ -172,16 +192,7 @@ def _variants(
             rankings.append(with_rankings(result, ranked, "L2-normalised"))
         first = result.splits[:1]
         if "query-expansion" in variants:
-            images = labelled.images()
-            ranked = [
-                cmc(
-                    with_probe_expansion(images, split),
-                    images.take(split.gallery),
-                    same_camera_is_junk=junk,
-                    skip_unmatched=True,
-                )
-                for split in first
-            ]
+            ranked = [expand_probes(labelled.images(), split, junk=junk) for split in first]
             rankings.append(with_rankings(result, ranked, "query expansion of 5, first repeat"))
         if "re-ranking" in variants:
             ranked = [rerank(labelled.images(unit_length), split, junk=junk, run=run) for split in first]
@@ -219,7 +230,7 @@ def _report_text(request: EvaluateRequest, run_id: str) -> ReportText:
     return ReportText(
         title="Evaluation of vehicle re-identification",
         summary="Features of vehicle models, compared by plain L2 distance.",
-        dataset=f"run {run_id}{f', {request.split}' if request.split else ''}",
+        dataset=f"run {run_id}",
         note="These figures are valid for this run, its labels and the named protocols only.",
         command=f"clvr evaluate {run_id}{labels}{split} --html {request.html}",
     )

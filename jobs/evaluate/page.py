@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Card
 from index.archive.reader import ArchiveReader
-from index.evaluation.breakdowns import by_camera_pair, by_day_part, classification, sample_distances
 from index.evaluation.cmc import Split
+from index.evaluation.metrics import metrics_by
 from index.evaluation.protocols import JUNK, ProtocolResult
 from index.exact.knn import NO_ID, nearest
 from index.runs.records import RunSummary
@@ -22,6 +22,7 @@ from jobs.pages.evaluation_page import (
     Classified,
     Counts,
     EvaluationPage,
+    ListSection,
     ModelAccuracy,
     Outcomes,
     Ranked,
@@ -30,10 +31,11 @@ from jobs.pages.evaluation_page import (
     Timing,
     build_evaluation_page,
 )
+from jobs.pages.published import published_beside
 from jobs.pages.thumbnail import thumbnail_of
 
 if TYPE_CHECKING:
-    from jobs.evaluate.results import ListEvaluation
+    from jobs.evaluate.results import Evaluation, ListEvaluation
 
 STRIP_RANKS = 5
 STRIPS_PER_PANEL = 4
@@ -52,24 +54,12 @@ class ReportText:
     timings: tuple[Timing, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    evaluated: str = ""  # the images of the evaluation, if not the whole dataset
 
 
-def write_page(
-    path: Path,
-    labelled: LabelledRun,
-    results: tuple[ProtocolResult, ...],
-    card: Card,
-    text: ReportText,
-    evaluation: "ListEvaluation | None" = None,
-) -> None:
-    """Write the report of a run's evaluation atomically."""
-    summary = labelled.run.summary
-    first = results[0]
-    predicted = labelled.crops["model_id"].to_numpy().astype(np.int64)
-    models = evaluation.models if evaluation else classification(predicted, labelled.true_model_ids)
-    junk = first.name in JUNK
-    images = labelled.images()
-    distances = evaluation.distances if evaluation else sample_distances(images, first.splits[0], junk=junk)
+def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportText) -> None:
+    """Write the report of an evaluation, with a section for each of its lists, atomically."""
+    summary = evaluation.labelled.run.summary
     page = build_evaluation_page(
         EvaluationPage(
             title=text.title,
@@ -77,23 +67,8 @@ def write_page(
             dataset=text.dataset,
             note=text.note,
             counts=_counts(summary),
-            results=results,
-            strips=list(_strips(labelled, first, card.label_names, _draw_probes(first.first_ranks[0]))),
-            hardest=list(_strips(labelled, first, card.label_names, _hardest_probes(first.first_ranks[0]))),
-            distances=distances,
-            models=models,
-            model_names=[_model_name(card.label_names, row.model_id) for row in models.classes]
-            if models
-            else [],
-            classified=list(_classified(labelled, predicted, card.label_names)) if models else [],
-            camera_pairs=evaluation.camera_pairs if evaluation else by_camera_pair(images),
-            day_parts=evaluation.day_parts
-            if evaluation
-            else by_day_part(first.splits[0], first.rankings[0], labelled.captured_at),
-            variants=evaluation.variants if evaluation else (),
-            index=evaluation.index if evaluation else None,
-            not_ranked=labelled.accounting(),
-            outcomes=_outcomes(first),
+            lists=[_section(each, card.label_names, text) for each in evaluation.lists],
+            metrics=metrics_by(evaluation.ap),
             model_accuracy=_model_accuracy(card),
             timings=text.timings,
             facts={
@@ -108,6 +83,37 @@ def write_page(
     unfinished = path.with_suffix(".part")
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(path)
+
+
+def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: ReportText) -> ListSection:
+    labelled, first = evaluation.labelled, evaluation.results[0]
+    predicted = labelled.crops["model_id"].to_numpy().astype(np.int64)
+    first_ranks, models = first.first_ranks[0], evaluation.models
+    dataset = text.evaluated or text.dataset
+    return ListSection(
+        dataset=f"{dataset}, list {labelled.name}" if labelled.name else dataset,
+        name=labelled.name,
+        results=evaluation.results,
+        strips=list(_strips(labelled, first, names, _draw_probes(first_ranks))),
+        hardest=list(_strips(labelled, first, names, _hardest_probes(first_ranks))),
+        distances=evaluation.distances,
+        models=models,
+        model_names=[_model_name(names, row.model_id) for row in models.classes] if models else [],
+        classified=list(_classified(labelled, predicted, names)) if models else [],
+        camera_pairs=evaluation.camera_pairs,
+        day_parts=evaluation.day_parts,
+        variants=evaluation.variants,
+        index=evaluation.index,
+        not_ranked=labelled.accounting(),
+        outcomes=_outcomes(first),
+        oracles=evaluation.oracles,
+        published=published_beside(
+            labelled.dataset,
+            labelled.name,
+            [result.name for result in evaluation.results],
+            labelled.quarantined + labelled.not_in_run,
+        ),
+    )
 
 
 def _counts(summary: RunSummary) -> Counts:
@@ -147,13 +153,16 @@ def _strips(
     if not len(chosen):
         return
     probes = split.probes[chosen]
-    gallery = [(split.gallery, labelled.features[split.gallery])]
-    nearest_rows, distances = nearest(
-        labelled.features[probes],
-        gallery,
-        STRIP_RANKS,
-        exclude_ids=_excluded_rows(labelled, split, probes, result.name in JUNK),
-    )
+    nearest_rows = np.full((len(chosen), STRIP_RANKS), NO_ID, dtype=np.int64)
+    distances = np.full(nearest_rows.shape, np.inf, dtype=np.float32)
+    for part in split.one_gallery_each:
+        here = np.flatnonzero(np.isin(probes, part.probes))
+        nearest_rows[here], distances[here] = nearest(
+            labelled.features[probes[here]],
+            [(part.gallery, labelled.features[part.gallery])],
+            STRIP_RANKS,
+            exclude_ids=_excluded_rows(labelled, part, probes[here], result.name in JUNK),
+        )
     sighting = _sighting_of_row(labelled, names)
     for probe, rank, rows, row_distances in zip(probes, ranks[chosen], nearest_rows, distances, strict=True):
         vehicle = labelled.vehicle_ids[probe]

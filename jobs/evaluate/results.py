@@ -1,9 +1,12 @@
 """The request and the results of an evaluation."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from index.evaluation.breakdowns import (
     FALSE_POSITIVE_RATES,
@@ -13,7 +16,8 @@ from index.evaluation.breakdowns import (
     TimeOfDay,
 )
 from index.evaluation.index_recall import IndexCmcLoss
-from index.evaluation.metrics import METRICS, REPORTED_RANKS
+from index.evaluation.metrics import COMPUTED, REPORTED_RANKS, Metric, metrics_by
+from index.evaluation.model_groups import Oracle
 from index.evaluation.protocols import ProtocolResult
 from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
@@ -40,6 +44,13 @@ def _list_figures(evaluation: "ListEvaluation") -> dict[str, Any]:
         "labels_of_no_crop": labelled.not_in_run,
         "left_out": labelled.accounting(),
         "protocols": [_protocol_figures(result) for result in (*evaluation.results, *evaluation.variants)],
+        "oracles": {
+            name: [
+                {"recognises": oracle.name, "curve": oracle.curve.tolist(), "known_share": oracle.known}
+                for oracle in found
+            ]
+            for name, found in evaluation.oracles.items()
+        },
         "tpr_at_fpr": None
         if distances is None
         else {f"{rate:g}": distances.tpr_at_fpr(rate) for rate in FALSE_POSITIVE_RATES},
@@ -70,32 +81,32 @@ def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
         "curve": [float(share) for share in result.mean],
         **{
             metric.name: dict(zip(("mean", "std"), result.figure(metric.name), strict=True))
-            for metric in METRICS
+            for metric in COMPUTED
         },
         "chance_rank_1": float(result.chance[0]),
     }
 
 
-def table_of(lists: Sequence["ListEvaluation"]) -> str:
-    """Return the main figures as text."""
-    return "\n\n".join("\n".join(_list_lines(evaluation)) for evaluation in lists)
+def table_of(lists: Sequence["ListEvaluation"], ap: str = "mean") -> str:
+    """Return the main figures as text, with the average precision by one of `AP_RULES`."""
+    return "\n\n".join("\n".join(_list_lines(evaluation, metrics_by(ap))) for evaluation in lists)
 
 
-def _list_lines(evaluation: "ListEvaluation") -> Iterator[str]:
+def _list_lines(evaluation: "ListEvaluation", metrics: Sequence[Metric]) -> Iterator[str]:
     if evaluation.labelled.name:
         yield f"list {evaluation.labelled.name}"
-    measures = (*(f"rank-{k}" for k in REPORTED_RANKS), *(metric.title for metric in METRICS))
+    measures = (*(f"rank-{k}" for k in REPORTED_RANKS), *(metric.title for metric in metrics))
     yield f"{'protocol':18} {'probes':>7} {'gallery':>8}" + "".join(f"{name:>14}" for name in measures)
     for result in evaluation.results:
-        yield _row(f"{result.name:18} {result.probes:>7,} {result.gallery:>8,}", result)
-        chance = "".join(
-            f"{result.chance[min(k, len(result.chance)) - 1]:>8.1%}      " for k in REPORTED_RANKS
-        )
-        yield f"{'  by chance':35}{chance}".rstrip()
+        yield _row(f"{result.name:18} {result.probes:>7,} {result.gallery:>8,}", result, metrics)
+        yield _curve_row("by chance", result.chance)
+        for oracle in evaluation.oracles.get(result.name, ()):
+            known = "" if oracle.known == 1 else f", {oracle.known:.0%} known"
+            yield _curve_row(f"perfect {oracle.name}{known}", oracle.curve)
         for variant in evaluation.variants:
             if variant.name == result.name:
                 yield f"  {variant.features}:"
-                yield _row(" " * 35, variant)
+                yield _row(" " * 35, variant, metrics)
     if evaluation.distances is not None:
         rates = ((rate, evaluation.distances.tpr_at_fpr(rate)) for rate in FALSE_POSITIVE_RATES)
         shown = ", ".join(f"{share:.1%} at {rate:g}" for rate, share in rates if share is not None)
@@ -115,8 +126,13 @@ def _list_lines(evaluation: "ListEvaluation") -> Iterator[str]:
             yield f"  {loss.short:,} probes had too few gallery images in {loss.top:,} hits: missed"
 
 
-def _row(start: str, result: ProtocolResult) -> str:
-    figures = [*_at(result, REPORTED_RANKS), *(result.figure(metric.name) for metric in METRICS)]
+def _curve_row(name: str, curve: NDArray[np.float64]) -> str:
+    shares = "".join(f"{curve[min(k, len(curve)) - 1]:>8.1%}      " for k in REPORTED_RANKS)
+    return f"  {name:33}{shares}".rstrip()
+
+
+def _row(start: str, result: ProtocolResult, metrics: Sequence[Metric]) -> str:
+    figures = [*_at(result, REPORTED_RANKS), *(result.figure(metric.name) for metric in metrics)]
     return start + "".join(f"{mean:>8.1%} ±{std:4.1%}" for mean, std in figures)
 
 
@@ -131,7 +147,7 @@ class EvaluateRequest:
 
     run: str
     labels: str | None = None
-    protocols: tuple[str, ...] = ()  # empty: that of the dataset, or the two of VehicleID
+    protocols: tuple[str, ...] = ()  # empty: that of the dataset, or all that apply
     repeats: int = 10
     seed: int = 0
     html: Path | None = None
@@ -141,6 +157,7 @@ class EvaluateRequest:
     index: bool = False
     workers: int = 0
     device: str = "cpu"
+    ap: str = "mean"  # of `AP_RULES`, in tables and pages; JSON has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +172,7 @@ class ListEvaluation:
     day_parts: tuple[TimeOfDay, ...] = ()
     models: Classification | None = None
     index: IndexCmcLoss | None = None
+    oracles: Mapping[str, Sequence[Oracle]] = field(default_factory=dict)  # by protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +180,7 @@ class Evaluation:
     """The figures of all lists of an evaluation."""
 
     lists: tuple[ListEvaluation, ...]
+    ap: str = "mean"  # the rule of the average precision in tables and pages
 
     @property
     def labelled(self) -> LabelledRun:
@@ -179,4 +198,4 @@ class Evaluation:
 
     def to_text(self) -> str:
         """Return the main figures."""
-        return table_of(self.lists)
+        return table_of(self.lists, self.ap)

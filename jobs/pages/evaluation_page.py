@@ -13,21 +13,15 @@ from numpy.typing import NDArray
 
 from index.evaluation.breakdowns import FALSE_POSITIVE_RATES, CameraPair, Classification, Distances, TimeOfDay
 from index.evaluation.index_recall import IndexCmcLoss
-from index.evaluation.metrics import METRICS, REPORTED_RANKS
+from index.evaluation.metrics import METRICS, REPORTED_RANKS, Metric
+from index.evaluation.model_groups import Oracle
 from index.evaluation.protocols import ProtocolResult
 from index.runs.balance import RunBalance
 from index.schema import UNKNOWN_TIME
 from infra.errors import CountMismatch
-from jobs.pages.charts import class_chart, histogram
+from jobs.pages.charts import ClassChart, Histogram, class_chart, histogram
 from jobs.pages.html import render
-
-# Published on VehicleID: the paper, Table 1; rank-1 and rank-5 in percent, small, medium and large list.
-TABLE_1 = (
-    ("CCL", (43.6, 64.2), (37.0, 57.1), (32.9, 53.3)),
-    ("Mixed Diff + CCL", (49.0, 73.5), (42.8, 66.8), (38.2, 61.6)),
-    ("CLVR", (62.0, 76.0), (56.1, 71.8), (50.6, 68.0)),
-)
-PUBLISHED_MODEL_ACCURACY = 0.948  # the paper, section 4: 228 models, 18,119 validation images
+from jobs.pages.published import PUBLISHED_MODEL_ACCURACY, Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +113,14 @@ class Classified:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationPage:
-    """The content of the page. `note`: limits of the figures."""
+class ListSection:
+    """The part of the page on one list of images. `dataset` says in words which images these are."""
 
-    title: str
-    summary: str
     dataset: str
-    note: str
-    counts: Counts
+    name: str = ""  # of the list, '' if there is only one
     results: Sequence[ProtocolResult] = ()  # the first is the headline
     strips: Sequence[Strip] = ()
     outcomes: Outcomes | None = None
-    model_accuracy: ModelAccuracy | None = None
-    timings: Sequence[Timing] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)  # fingerprint, device, version, date, …
-    command: str = ""  # that makes this page
     variants: Sequence[ProtocolResult] = ()  # the same splits with other features or re-ranking
     hardest: Sequence[Strip] = ()  # probes with the worst rank of the first true match
     distances: Distances | None = None
@@ -144,6 +131,62 @@ class EvaluationPage:
     day_parts: Sequence[TimeOfDay] = ()
     index: IndexCmcLoss | None = None
     not_ranked: Sequence[str] = ()  # excluded crops and labels, with the reason
+    oracles: Mapping[str, Sequence[Oracle]] = field(default_factory=dict)  # by protocol
+    published: Published | None = None
+
+    @property
+    def panels(self) -> list[list[Strip]]:
+        """The strips by the rank of their first true match."""
+        return [[strip for strip in self.strips if strip.panel == panel] for panel in range(3)]
+
+    @property
+    def chart(self) -> "Chart":
+        """The CMC chart of the protocols."""
+        return Chart(max_rank=min([len(result.mean) for result in self.results], default=1))
+
+    @property
+    def rates(self) -> list[tuple[float, float | None]]:
+        """The true positive rate at each of the false positive rates; None for too few pairs."""
+        distances = self.distances
+        return [(rate, distances.tpr_at_fpr(rate) if distances else None) for rate in FALSE_POSITIVE_RATES]
+
+    @property
+    def histogram(self) -> Histogram | None:
+        """The histogram of distances."""
+        return histogram(self.distances) if self.distances else None
+
+    @property
+    def classes(self) -> ClassChart | None:
+        """The chart of the accuracy of each vehicle model."""
+        return class_chart(self.models, self.model_names) if self.models else None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPage:
+    """The content of the page. `note`: limits of the figures. The headline is of the first list."""
+
+    title: str
+    summary: str
+    dataset: str
+    note: str
+    counts: Counts
+    lists: Sequence[ListSection] = ()
+    metrics: Sequence[Metric] = METRICS  # to show besides the CMC
+    model_accuracy: ModelAccuracy | None = None
+    timings: Sequence[Timing] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)  # fingerprint, device, version, date, …
+    command: str = ""  # that makes this page
+
+    @property
+    def headline(self) -> ProtocolResult | None:
+        """The result whose figures head the page."""
+        return next((section.results[0] for section in self.lists if section.results), None)
+
+    @property
+    def beside(self) -> ProtocolResult | None:
+        """The result by the paper's protocol, if the headline is another protocol's."""
+        results = self.lists[0].results if self.lists else ()
+        return next((result for result in results[1:] if result.name == "vehicleid-paper"), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,21 +267,10 @@ def build_evaluation_page(data: EvaluationPage) -> str:
     Raises CountMismatch if the counts do not add up, UnreadableImage for image bytes that are not JPEG.
     """
     _check_counts(data.counts)
-    chart = Chart(max_rank=min([len(result.mean) for result in data.results], default=1))
     return render(
         "evaluation_page.html.j2",
         data=data,
-        metrics=METRICS,
-        panels=[[strip for strip in data.strips if strip.panel == panel] for panel in range(3)],
-        chart=chart,
-        lines=chart.lines(data.results),
-        table_1=TABLE_1,
-        histogram=histogram(data.distances) if data.distances else None,
-        rates=[
-            (rate, data.distances.tpr_at_fpr(rate) if data.distances else None)
-            for rate in FALSE_POSITIVE_RATES
-        ],
-        classes=class_chart(data.models, data.model_names) if data.models else None,
+        metrics=data.metrics,
         published_accuracy=PUBLISHED_MODEL_ACCURACY,
         total_seconds=sum(timing.seconds for timing in data.timings),
         longest=max((timing.seconds for timing in data.timings), default=0.0),

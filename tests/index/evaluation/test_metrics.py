@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from index.evaluation.metrics import METRICS, Ranking, average_precision, inverse_negative_penalty, rank_k
+from index.evaluation.metrics import (
+    METRICS,
+    Ranking,
+    average_precision,
+    inverse_negative_penalty,
+    metrics_by,
+    rank_k,
+    trapezoid_average_precision,
+)
 
 
 def make_ranking() -> Ranking:
@@ -30,6 +38,27 @@ def test_each_metric_is_its_definition() -> None:
     assert rank_k(1).per_probe(ranking).tolist() == [1, 0, 0]
     assert rank_k(5).per_probe(ranking).tolist() == [1, 0, 1]
     assert [(metric.name, metric.title) for metric in METRICS] == [("map", "mAP"), ("minp", "mINP")]
+
+
+def veri_ap(positive_ranks: list[int]) -> float:
+    """`compute_AP.m` of VeRi-776 for a ranking without junk, statement by statement."""
+    old_recall, old_precision, area, found = 0.0, 1.0, 0.0, 0
+    for place in range(max(positive_ranks, default=0)):
+        found += place + 1 in positive_ranks
+        recall, precision = found / len(positive_ranks), found / (place + 1)
+        area += (recall - old_recall) * (old_precision + precision) / 2
+        old_recall, old_precision = recall, precision
+    return area
+
+
+def test_the_trapezoid_precision_is_that_of_veri() -> None:
+    ranking = make_ranking()
+    expected = [veri_ap([1, 5]), 0, veri_ap([2, 3, 7])]
+    assert trapezoid_average_precision(ranking) == pytest.approx(expected)
+    assert expected[0] == pytest.approx((1 + (1 / 4 + 2 / 5) / 2) / 2)
+    assert (trapezoid_average_precision(ranking) <= average_precision(ranking)).all()
+    assert [metric.name for metric in metrics_by("trapezoid")] == ["map_trapezoid", "minp"]
+    assert metrics_by("mean") == METRICS
 
 
 def test_a_mean_is_over_probes_with_a_positive() -> None:

@@ -103,7 +103,10 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
     figures = result.to_json()["lists"][0]
     names = [(row["protocol"], row["features"].split(",")[0]) for row in figures["protocols"]]
     assert names[:2] == [("vehicleid-paper", "as embedded"), ("vehicleid-common", "as embedded")]
-    assert len(names) == 2 + 2 * 3
+    applied = ("vehicleid-paper", "vehicleid-common", "cross-camera", "within-model")
+    assert [name for name, features in names if features == "as embedded"] == list(applied)
+    assert len(names) == 4 + 4 * 3
+    assert [oracle["recognises"] for oracle in figures["oracles"]["vehicleid-paper"]] == ["model"]
     assert figures["protocols"][0]["repeats"] == 10
     assert len(figures["by_camera_pair"]) == 12
     assert {part["name"] for part in figures["by_day_part"]} <= {"night", "morning", "afternoon", "evening"}
@@ -140,6 +143,31 @@ def test_every_test_list_of_vehicleid_is_evaluated(
         settings,
     )
     assert alone.results[0].curves.tolist() == result.lists[0].results[0].curves.tolist()
+
+
+def test_the_page_shows_every_list_and_does_not_take_it_for_the_paper_s(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    make_run("r1", labelled=False)
+    folder = tmp_path / "lists" / "train_test_split"
+    folder.mkdir(parents=True)
+    for name, vehicles in (("800", 4), ("3200", 12)):
+        lines = [f"{row:07d} {v}" for row, v in enumerate(VEHICLES.tolist()) if v < vehicles]
+        (folder / f"test_list_{name}.txt").write_text("\n".join(lines))
+    page = tmp_path / "page.html"
+    evaluate_run(
+        EvaluateRequest(
+            "r1", labels=str(tmp_path / "lists"), repeats=2, variants=(), html=page, ap="trapezoid"
+        ),
+        settings,
+    )
+    text = page.read_text()
+    first, second = text.split("<h2>List test_800</h2>")[1].split("<h2>List test_3200</h2>")
+    assert "compare with vehicleid-paper and vehicleid-common" in first
+    assert "none of the paper" in second
+    assert "mAP, trapezoid" in first
+    protocols = json.loads(page.with_suffix(".json").read_text())["lists"][1]["protocols"]
+    assert protocols[0]["map_trapezoid"]["mean"] < protocols[0]["map"]["mean"]
 
 
 def test_lists_with_roles_need_images_of_the_run(make_run: Make, settings: Settings, tmp_path: Path) -> None:
@@ -239,6 +267,8 @@ def test_invalid_requests_raise(make_run: Make, settings: Settings) -> None:
         evaluate_run(EvaluateRequest("r1", protocols=("market",)), settings)
     with pytest.raises(BadSetting, match="unknown variant 'magic'"):
         evaluate_run(EvaluateRequest("r1", variants=("magic",)), settings)
+    with pytest.raises(BadSetting, match="unknown rule of the average precision 'oxford'"):
+        evaluate_run(EvaluateRequest("r1", ap="oxford"), settings)
     with pytest.raises(BadSetting, match="no device 'abacus'"):
         evaluate_run(EvaluateRequest("r1", device="abacus"), settings)
     with pytest.raises(BadInput, match="no run r9"):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from index.evaluation.model_groups import Oracle
 from index.evaluation.protocols import ProtocolResult, evaluate_protocol
 from infra.errors import CountMismatch, UnreadableImage
 from jobs.pages.evaluation_page import (
     Chart,
     Counts,
     EvaluationPage,
+    ListSection,
     ModelAccuracy,
     Outcomes,
     Ranked,
@@ -25,6 +27,7 @@ from jobs.pages.evaluation_page import (
     Timing,
     build_evaluation_page,
 )
+from jobs.pages.published import LISTS, TABLE_1, published_beside
 
 HOSTILE = "<script>alert('cam')</script>\"'&"
 
@@ -49,6 +52,18 @@ def results() -> list[ProtocolResult]:
     ]
 
 
+def section(name: str = "") -> ListSection:
+    return ListSection(
+        dataset=f"generated {HOSTILE}",
+        name=name,
+        results=results(),
+        strips=[strip(1), strip(3), strip(12), strip(None)],
+        outcomes=Outcomes(70, 20, 10, HOSTILE),
+        oracles={"vehicleid-paper": [Oracle("model", np.full(50, 0.1234), 0.75)]},
+        published=published_beside("", "", ["vehicleid-paper"]),
+    )
+
+
 @pytest.fixture(scope="module")
 def full() -> EvaluationPage:
     return EvaluationPage(
@@ -57,9 +72,7 @@ def full() -> EvaluationPage:
         dataset=f"generated {HOSTILE}",
         note=f"Not real {HOSTILE}",
         counts=Counts(110, 100, 7, 3, {HOSTILE: 7}),
-        results=results(),
-        strips=[strip(1), strip(3), strip(12), strip(None)],
-        outcomes=Outcomes(70, 20, 10, HOSTILE),
+        lists=[section()],
         model_accuracy=ModelAccuracy(0.9, 0.8, 12, 240, 0.1),
         timings=[Timing(HOSTILE, 61.0, 100, "crops"), Timing("load", 0.0)],
         facts={HOSTILE: HOSTILE, "machine": HOSTILE},
@@ -136,13 +149,61 @@ def test_strips_are_sorted_into_three_panels_with_their_frames(full: EvaluationP
 
 def test_each_figure_has_its_source(full: EvaluationPage) -> None:
     text = build_evaluation_page(full)
-    first = full.results[0]
+    first = full.lists[0].results[0]
     assert f"chance {100 * first.chance[0]:.2f} % &middot; vehicleid-paper" in text
     assert f"{100 * first.mean[0]:.1f} &plusmn; {100 * first.std[0]:.1f}" in text
     assert "Published, on VehicleID" in text
     assert "62.0 / 76.0" in text
-    for result in full.results:
+    for result in full.lists[0].results:
         assert result.rule[1:] in text
+
+
+def test_every_list_has_its_sections_and_a_row_in_the_overview(full: EvaluationPage) -> None:
+    names = ("test_800", "test_1600", "test_2400")
+    text = build_evaluation_page(replace(full, lists=[section(name) for name in names]))
+    assert not Collector(text).open
+    overview = text.split("<h2>All lists</h2>")[1].split("</section>")[0]
+    for name in names:
+        assert overview.count(f'<th scope="row">{name}</th>') == 2
+        assert f"<h2>List {name}</h2>" in text
+    assert text.count("<h2>Cumulative matching characteristic</h2>") == 3
+    assert text.count("<h3>First match at rank 1</h3>") == 3
+    assert "All lists" not in build_evaluation_page(full)
+
+
+def test_the_paper_stands_beside_a_headline_by_another_protocol(full: EvaluationPage) -> None:
+    paper, other = results()
+    text = build_evaluation_page(replace(full, lists=[replace(section(), results=[other, paper])]))
+    headline = text.split('<dl class="headline">')[1].split("</dl>")[0]
+    assert f"{100 * other.mean[0]:.1f}<small>" in headline
+    assert f"{100 * paper.mean[0]:.1f} % &middot; vehicleid-paper" in headline
+    assert headline.index("leave-one-out") < headline.index("vehicleid-paper")
+
+
+def test_an_oracle_says_how_many_images_it_knows(full: EvaluationPage) -> None:
+    text = build_evaluation_page(full)
+    assert "perfect model" in text
+    assert "12.3" in text.split("perfect model")[1][:200]
+    assert "75 % known" in text
+
+
+@pytest.mark.parametrize(("name", "column"), LISTS.items())
+def test_table_1_is_comparable_on_the_same_list_and_rule_only(name: str, column: str) -> None:
+    both = ["vehicleid-paper", "vehicleid-common"]
+    same = published_beside("VehicleID", name, both)
+    assert same.is_comparable
+    assert same.columns == (column,)
+    assert [row[1][0] for row in same.rows] == [row[1 + list(LISTS).index(name)] for row in TABLE_1]
+    assert "compare with vehicleid-paper and vehicleid-common" in same.note
+    for other in (
+        published_beside("VehicleID", name, both, not_ranked=3),
+        published_beside("VehicleID", name, ["cross-camera"]),
+        published_beside("VehicleID", "test_3200", both),
+        published_beside("VERI-Wild", name, both),
+        published_beside("", name, both),
+    ):
+        assert not other.is_comparable
+        assert "not comparable" in other.note
 
 
 def test_a_page_with_counts_only_has_no_empty_sections() -> None:
@@ -157,7 +218,9 @@ def test_a_curve_shorter_than_5_ranks_has_no_rank_5(full: EvaluationPage) -> Non
     short = evaluate_protocol(
         "vehicleid-common", rng.random((8, 2), dtype=np.float32), np.arange(8) // 2, max_rank=3
     )
-    assert "in ranks 1&ndash;5" not in build_evaluation_page(replace(full, results=[short]))
+    assert "in ranks 1&ndash;5" not in build_evaluation_page(
+        replace(full, lists=[ListSection("d", results=[short])])
+    )
 
 
 def test_the_same_data_give_the_same_page(full: EvaluationPage) -> None:
@@ -172,9 +235,9 @@ def test_counts_that_do_not_add_up_raise(full: EvaluationPage) -> None:
 
 
 def test_bytes_that_are_not_jpeg_raise(full: EvaluationPage) -> None:
-    bad = replace(strip(1), probe=Sighting(b"<svg onload=alert(1)>"))
+    bad = replace(section(), strips=[replace(strip(1), probe=Sighting(b"<svg onload=alert(1)>"))])
     with pytest.raises(UnreadableImage, match="not JPEG"):
-        build_evaluation_page(replace(full, strips=[bad]))
+        build_evaluation_page(replace(full, lists=[bad]))
 
 
 def test_the_chart_stays_in_its_frame_and_its_labels_do_not_overlap() -> None:
