@@ -124,6 +124,33 @@ def split_per_class(
     return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
 
 
+def hold_out_models(
+    labelled: LabeledImages, train_share: float = 0.8, seed: int = 0
+) -> tuple[LabeledImages, list[int]]:
+    """Take whole models out of a training at random: floor(train_share * n) of the n models stay.
+
+    Returns the images of the models that stay, and the ids of the others, ascending. Images of an unknown
+    model are left out too, as they may be of any. Raises BadSetting if that takes out no model, BadLabels if
+    it leaves fewer than two.
+    """
+    models = labelled.classes
+    share = Fraction(str(train_share))
+    count = len(models) * share.numerator // share.denominator
+    if count == len(models):
+        raise BadSetting(
+            f"a train_share of {train_share} holds out none of {len(models)} models",
+            remedy="Give a lower share, such as --set train_share=0.8.",
+        )
+    if count < 2:
+        raise BadLabels(
+            f"a train_share of {train_share} leaves {count} of {len(models)} models to train on",
+            remedy="Label more models, or raise the share.",
+        )
+    kept = np.sort(np.random.default_rng([seed, 1]).permutation(models)[:count])
+    held_out = sorted(set(models) - set(kept.tolist()))
+    return labelled.take(np.flatnonzero(np.isin(labelled.model_ids, kept))), held_out
+
+
 def single_image_models(labelled: LabeledImages) -> list[int]:
     """Return the models with one image, which have no validation image."""
     models, counts = np.unique(labelled.model_ids, return_counts=True)

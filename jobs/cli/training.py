@@ -35,6 +35,13 @@ def train(
         str, typer.Option(help="Epoch of the checkpoint: last, or best on the validation split.")
     ] = "last",
     log_every: Annotated[int, typer.Option(help="Write a line of log.jsonl every so many steps.")] = 20,
+    hold_out: Annotated[
+        str,
+        typer.Option(
+            help="Hold out images of every model (images), or whole models as well (models), for the "
+            "protocol unseen-models."
+        ),
+    ] = "images",
     price_per_node_hour: Price = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only estimate steps, hours and cost. Writes nothing.")
@@ -64,6 +71,7 @@ def train(
         select_epoch=select_epoch,
         log_every=log_every,
         price_per_node_hour=price_per_node_hour,
+        hold_out=hold_out,
     )
     if plan:
         from jobs.train.plan import plan_training

@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from clvr_model.datasets.labelled import LabeledImages, read_folder, read_table, single_image_models
+from clvr_model.datasets.labelled import (
+    LabeledImages,
+    hold_out_models,
+    read_folder,
+    read_table,
+    single_image_models,
+)
 from clvr_model.datasets.registry import read_release
+from clvr_model.recipe import Recipe
 from index.archive.manifest import crop_id_of
 from index.archive.reader import ArchiveReader, reader_of
 from index.runs.tombstones import ErasedCrops
-from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
+from infra.errors import BadLabels, BadSetting, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import TABLE_SUFFIXES, Store
 from infra.store.sealed import seal, unseal
@@ -25,6 +32,7 @@ from jobs.runtime.ray_cluster import root_cause
 
 CHECK_FILE = "pictures.json"
 TASK_IMAGES = 1000  # images that one task checks
+HOLD_OUT = ("images", "models")  # what the validation share takes from the training
 MAX_SHOWN = 10  # failures and models that are named
 
 
@@ -42,6 +50,22 @@ def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Lab
         return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
     release = read_release(data, split)
     return read_folder(data) if release is None else release.with_known_model()
+
+
+def without_held_out_models(
+    labelled: LabeledImages, hold_out: str, recipe: Recipe
+) -> tuple[LabeledImages, list[int]]:
+    """Return the images to train and validate on, and the models that `--hold-out models` takes out whole.
+
+    Raises BadSetting for another value than images and models, and the errors of `hold_out_models`.
+    """
+    if hold_out not in HOLD_OUT:
+        raise BadSetting(f"--hold-out is {hold_out!r}", remedy=f"choose one of {', '.join(HOLD_OUT)}")
+    if hold_out == "images":
+        return labelled, []
+    kept, held_out = hold_out_models(labelled, recipe.train_share, recipe.seed)
+    logger.info(f"{len(held_out)} models are held out whole: {_shortened(_names(labelled, set(held_out)))}")
+    return kept, held_out
 
 
 def _absolute(uri: str) -> str:

@@ -28,7 +28,7 @@ from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
 from jobs.runtime.format import duration
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
-from jobs.train.dataset import read_labelled
+from jobs.train.dataset import read_labelled, without_held_out_models
 from jobs.train.job import Work
 from jobs.train.train import TrainRequest, requested_recipe
 
@@ -103,6 +103,7 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     """
     recipe = requested_recipe(request)
     labelled = read_labelled(request.data, root=request.root, split=request.split)
+    labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
     training, validation = split_per_class(labelled, recipe.train_share, recipe.seed)
     device = _device(request)
     images, unreadable, decoded_per_second = _sample(labelled)

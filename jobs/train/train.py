@@ -33,6 +33,7 @@ from jobs.train.dataset import (
     drop_unreadable_images,
     read_labelled,
     report_classes,
+    without_held_out_models,
 )
 from jobs.train.feature_cache import remove_features
 from jobs.train.input import choose_input_backend
@@ -68,6 +69,7 @@ class TrainRequest:
     select_epoch: str = "last"
     log_every: int = 20
     price_per_node_hour: float | None = None
+    hold_out: str = "images"  # or models, which then are no classes of the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     recipe = requested_recipe(request)
     erased = read_tombstones(open_store(settings.runs))
     everything = read_labelled(request.data, root=request.root, split=request.split)
+    everything, held_out_models = without_held_out_models(everything, request.hold_out, recipe)
     labelled = drop_erased_images(everything, erased)
     identity = _identity(recipe, labelled)
     destination = open_store(request.output)
@@ -175,6 +178,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
             "job": identity,
             "picked": request.select_epoch,
             "unlearned": untrained_classes,
+            "held_out_models": held_out_models,
         },
         backbone={"source": recipe.pretrained},
         unstated=recipe.undocumented_choices(),

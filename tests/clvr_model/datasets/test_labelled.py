@@ -12,6 +12,7 @@ from clvr_model.datasets.labelled import (
     UNKNOWN_MODEL,
     LabeledImages,
     class_numbers,
+    hold_out_models,
     read_folder,
     read_table,
     single_image_models,
@@ -28,6 +29,23 @@ def write_csv(path: Path, *rows: list[str]) -> str:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return str(path)
+
+
+class TestHoldOutModels:
+    def test_whole_models_leave_at_the_share_that_is_not_trained(self) -> None:
+        images = labelled(*list(range(10)) * 4, UNKNOWN_MODEL)
+        kept, held_out = hold_out_models(images, 0.8, seed=3)
+        assert len(held_out) == 2
+        assert sorted([*kept.classes, *held_out]) == list(range(10))
+        assert len(kept) == 32  # all images of the eight, and none of an unknown model
+        assert hold_out_models(images, 0.8, seed=3)[1] == held_out
+        assert any(hold_out_models(images, 0.8, seed)[1] != held_out for seed in range(4, 9))
+
+    def test_a_share_that_holds_out_no_model_or_all_but_one_is_refused(self) -> None:
+        with pytest.raises(BadSetting, match="holds out none of 3 models"):
+            hold_out_models(labelled(1, 2, 3), 1.0)
+        with pytest.raises(BadLabels, match="leaves 1 of 2 models"):
+            hold_out_models(labelled(1, 2), 0.8)
 
 
 class TestSplitPerClass:

@@ -1,5 +1,6 @@
 """`clvr train --plan` measures a training without Ray and writes nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_plan_adds_up_hours_and_multiplies_them_by_the_price(labels: Path) -> No
     assert planned.hours == pytest.approx(sum(stage.hours for stage in planned.stages))
     assert planned.cost == pytest.approx(3.0 * planned.hours)
     assert "in all" in planned.to_text()
+
+
+def test_held_out_models_are_no_classes(labels: Path) -> None:
+    lines = labels.read_text().splitlines()
+    rows = [f"{line.rpartition(',')[0]},{number % 5}" for number, line in enumerate(lines[1:])]
+    labels.write_text("\n".join([lines[0], *rows]))
+    planned = plan.plan_training(replace(request(labels), hold_out="models"))
+    assert planned.classes == 4
+    assert planned.pictures + planned.held_out < 26
+    with pytest.raises(BadSetting, match="--hold-out is 'vehicles'"):
+        plan.plan_training(replace(request(labels), hold_out="vehicles"))
 
 
 def test_stage_without_epochs_takes_no_time(labels: Path) -> None:
