@@ -218,7 +218,14 @@ def _erase(
         if selection == EraseSelection() and purge_bytes and not dry_run:
             return purge(milvus, store, purge_outputs, reason=reason, wait=left())
         receipt = forget(
-            milvus, store, selection, reason=reason, dry_run=dry_run, purge=purge_bytes, wait=left()
+            milvus,
+            store,
+            selection,
+            reason=reason,
+            dry_run=dry_run,
+            purge=purge_bytes,
+            wait=left(),
+            times=settings.plausible_times(),
         )
         if purge_bytes and not dry_run:
             return purge(milvus, store, purge_outputs, reason=reason, wait=left())
