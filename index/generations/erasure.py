@@ -124,7 +124,7 @@ def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator
         yield folders
 
 
-def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
+def begin_purge(milvus: Milvus, store: Store, reason: str, folders: Sequence[str]) -> None:
     """Write the receipt of a purge that erases no further crop. The caller holds the lock on rows."""
     receipt = Receipt(
         erasure_id=tombstones.new_erasure_id(),
@@ -139,7 +139,9 @@ def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
         generations=(),
         purge=True,
         folders=tuple(folders),
-        by_design=beyond_reach([store], {run.info.archive for run in list_runs(store)}),
+        by_design=beyond_reach(
+            [store], {run.info.archive for run in list_runs(store)}, server=not milvus.capabilities.lite
+        ),
     )
     tombstones.write_tombstones(store, receipt.erasure_id, np.empty(0, np.int64), [])
     store.create(receipt_key(receipt.erasure_id), receipt.to_json())
@@ -204,7 +206,9 @@ def _plan_erasure(
         unread=selected.contents().count(None) if selection.names_crops else 0,
         purge=purge,
         folders=tuple(folder.uri for folder in stores),
-        by_design=beyond_reach(stores, {run.info.archive for run in runs}),
+        by_design=beyond_reach(
+            stores, {run.info.archive for run in runs}, server=not milvus.capabilities.lite
+        ),
     )
     return receipt, selected
 
