@@ -60,12 +60,7 @@ def promote(
             return generation
         if replacing is not None:
             _require_unmoved(generation.alias, replacing, current)
-        record = records.read(store, name)
-        if record is not None and record.state == "loading":
-            raise BadInput(
-                f"{name} is being loaded, or its load was interrupted",
-                remedy="Wait for the load, or repeat it: `clvr load`.",
-            )
+        _require_usable(records.read(store, name))
         collection.ensure_loaded(milvus, generation)
         if not force:
             _require_gate(milvus, store, generation, current)
@@ -98,6 +93,7 @@ def rollback(
             if name is None
             else _formerly_live(milvus, store, alias, current, name)
         )
+        _require_usable(records.read(store, target.name))
         collection.ensure_loaded(milvus, target)
         row_change = _unexplained_row_change(milvus, target, records.read(store, target.name))
         if row_change and not force:
@@ -113,7 +109,7 @@ def rollback(
 def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Retirement:
     """Drop all but the newest `keep` generations of an alias; the live and the previous one stay as well.
 
-    Generations that are being loaded are left alone. Records of generations whose collection is gone are
+    Generations that are being loaded are left alone, and drops that were cut off are completed. Records of generations whose collection is gone are
     corrected, unless the server has no generation of the alias at all: it may be the wrong server.
     Raises BadSetting, Locked.
     """
@@ -121,6 +117,7 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
         raise BadSetting(f"{keep} generations cannot be kept", remedy="Keep at least one.")
     purpose = f"retiring generations of {alias}"
     with acquire(store, ROWS, purpose), acquire(store, alias_lock(alias), purpose):
+        finished = records.finish_drops(milvus, store, alias)
         states = {record.name: record.state for record in records.list_records(store, alias)}
         generations = collection.list_generations(milvus, alias)
         corrected = records.without_collection(milvus, store, alias) if generations else []
@@ -135,10 +132,24 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
         for name in dropped:
             records.drop(milvus, store, name)
     return Retirement(
-        dropped=tuple(dropped),
+        dropped=(*finished, *dropped),
         kept=tuple(name for name in names if name in kept),
         corrected=tuple(record.name for record in corrected),
     )
+
+
+def _require_usable(record: records.GenerationRecord | None) -> None:
+    """Raise BadInput for a generation that is being loaded or dropped."""
+    if record is not None and record.state == "loading":
+        raise BadInput(
+            f"{record.name} is being loaded, or its load was interrupted",
+            remedy="Wait for the load, or repeat it: `clvr load`.",
+        )
+    if record is not None and record.state == "dropping":
+        raise BadInput(
+            f"{record.name} is being dropped, or its drop was interrupted",
+            remedy="Load its runs again: `clvr load`.",
+        )
 
 
 def _require_unmoved(alias: str, seen: Generation | None, current: Generation | None) -> None:

@@ -68,6 +68,8 @@ def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator
     for info in list(store.list()):
         if is_document(info.key) and (place := _purge_document(store, info, erased)):
             yield place
+    for name in records.finish_drops(milvus, store):
+        yield Place("generation", name, 0, 0, "its drop, which was cut off, was completed")
     for generation in collection.list_generations(milvus):
         record = records.read(store, generation.name)
         if record is not None and record.state == "ready":
