@@ -35,9 +35,12 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a part of the name of a command or kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--folder", type=Path, help="keep the world here, and use it again")
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--without-server", action="store_true")
     options = parser.parse_args()
+    if options.folder is not None:
+        return run(options, options.folder.resolve())
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     try:
         return run(options, folder)
@@ -87,10 +90,12 @@ def _attacks(
         if one.boundaries:
             yield lambda one=one: [attacker.boundary_kills(one)]
     if "flips" in chosen:
-        if world.cluster is not None:
+        if world.cluster is not None and not (world.states / "purged").exists():
             world.build_full()
         kinds = [kind for kind in KINDS if options.only in kind.name]
-        for kind in kinds if world.cluster else (kind for kind in kinds if kind.state != "full"):
+        for kind in (
+            kinds if world.cluster else (kind for kind in kinds if kind.state not in ("full", "purged"))
+        ):
             yield lambda kind=kind: [flip_bits(world, kind, options.flips, options.seed)]
     if "pairs" in chosen:
         pairs, lite = Pairs(world, options.seed), round(options.pairs * PAIRS_ON_LITE)
