@@ -109,8 +109,9 @@ def rollback(
 def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Retirement:
     """Drop all but the newest `keep` generations of an alias; the live and the previous one stay as well.
 
-    Generations that are being loaded are left alone, and drops that were cut off are completed. Records of generations whose collection is gone are
-    corrected, unless the server has no generation of the alias at all: it may be the wrong server.
+    Generations that are being loaded are left alone, and drops that were cut off are completed. Records of
+    generations whose collection is gone are corrected, unless the server has no generation of the alias at
+    all: it may be the wrong server.
     Raises BadSetting, Locked.
     """
     if keep < 1:

@@ -20,7 +20,7 @@ from index.documents import current_user
 from index.milvus.collection import get_generation, live_generation, row_count
 from index.outputs import record_output
 from index.runs.run import Run
-from index.runs.tombstones import TombstoneWatch
+from index.runs.tombstones import TombstoneWatch, read_tombstones
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
@@ -39,7 +39,7 @@ from jobs.sweep.audit import AuditRecord, append_record, require_record
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.probe_list import read_probe_list
 from jobs.sweep.report import ReportContext, write_sweep_report
-from jobs.sweep.state import Sweep, SweepSummary
+from jobs.sweep.state import Sweep, SweepSummary, anonymous_list
 
 MIN_PART_PROBES, MAX_PART_PROBES = 16, 1024
 PARTS_PER_ACTOR = 8
@@ -151,13 +151,14 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         raise BadInput("a sweep needs a reason", remedy="give --case-number")
     if request.runs and not request.exact:
         raise BadInput("a sweep by the index searches the live generation", remedy="add --exact to --run-id")
-    probes = read_probe_list(request.probes)
+    erased = read_tombstones(open_store(settings.runs))
+    probes = anonymous_list(read_probe_list(request.probes), erased)
     folder = open_store(request.output)
     sweep = Sweep.open(folder)
     plan = _plan(request, settings, sweep)
     request_document = {**asdict(request.rules), "exact": request.exact}
     if sweep:
-        sweep.require_same(probes, request_document, plan.fingerprint)
+        sweep.require_same(probes, request_document, plan.fingerprint, erased)
     summary = sweep.summary if sweep else None
     scan = ScanSource(find_runs(plan.run_ids, settings))
     if summary is None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
 from index.archive.reader import crop_id_at
+from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.retrieval import CropSource, Match, Rules, retrieve
@@ -21,6 +22,7 @@ from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
 
 EMBED_BATCH = 16
+ERASED_DETAIL = "the crop was erased"
 
 
 @dataclass(slots=True)
@@ -78,6 +80,9 @@ class SweepWorker:
     def _fetch_archived(self, rows: list[_Row]) -> None:
         """Take the features of probes that are crops of the archive from the source."""
         for row in rows:
+            if row.uri == REDACTED:
+                row.fail("erased", ERASED_DETAIL)
+                continue
             try:
                 row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
             except (BadInput, BadSetting) as error:
@@ -86,7 +91,7 @@ class SweepWorker:
         erased = self.source.erased_ids(ids)
         for row in rows:
             if row.crop_id in erased:
-                row.fail("erased", "the crop was erased")
+                row.fail("erased", ERASED_DETAIL)
         vectors = self.source.vectors(ids)
         sightings = self.source.sightings(list(vectors))
         for row in rows:

@@ -10,7 +10,7 @@ from index.runs.tombstones import ErasedCrops
 from index.search.calibration import Calibration
 from infra.store import Store
 from jobs.sweep.report import REPORT
-from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
+from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep, anonymous_list
 
 
 def purge_sweep(folder: Store, erased: ErasedCrops, calibration: Calibration | None) -> Place | None:
@@ -30,7 +30,7 @@ def purge_sweep(folder: Store, erased: ErasedCrops, calibration: Calibration | N
     folder.delete("done.json", REPORT)
     written = [part for part in range(sweep.info.parts) if part not in set(sweep.pending())]
     parts = {part: _without_erased(sweep, part, erased, calibration) for part in written}
-    sweep = sweep.replace_list(_anonymous_list(sweep, erased))
+    sweep = sweep.replace_list(anonymous_list(sweep.all_probes(), erased))
     for part, (results, outcomes) in parts.items():
         sweep.write_part(part, results, outcomes)
     if summary is not None:
@@ -48,19 +48,6 @@ def count_erased(sweep: Sweep, erased: ErasedCrops) -> int:
 
 def _count(table: pa.Table, erased: ErasedCrops) -> int:
     return int(pc.sum(rows_of_erased(table, erased), min_count=0).as_py())
-
-
-def _anonymous_list(sweep: Sweep, erased: ErasedCrops) -> pa.Table:
-    """Return the list of probes, in which erased crops have neither their name nor their URI."""
-    probes = pa.concat_tables(sweep.probes(part) for part in range(sweep.info.parts))
-    is_erased = rows_of_erased(probes, erased)
-    names = pa.array([f"{REDACTED}-{row}" for row in range(probes.num_rows)])
-    return pa.table(
-        {
-            "probe_id": pc.if_else(is_erased, names, probes["probe_id"]),
-            "uri": pc.if_else(is_erased, pa.scalar(REDACTED), probes["uri"]),
-        }
-    )
 
 
 def _without_erased(
