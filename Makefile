@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench attack clean
+.PHONY: help demo test test-slow fuzz check format bench attack clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: check ## Set up, then run lint, types and the tests with real S3, Milvus a
 
 test-slow: $(READY) ## Run the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+fuzz: $(READY) ## Feed 600,000 mutated pictures, tables, keys and documents to the readers (FUZZ="--seconds 600")
+	@$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 check: $(READY) ## Lint, format check, strict types
 	@$(BIN)/ruff check .

@@ -1,11 +1,12 @@
 """Decode images to uint8 (299, 299, 3) RGB, for training and embedding alike.
 
-Images are untrusted input: size and dimensions are checked before decoding, only four formats are opened, and
-every decoder error becomes UnreadableImage.
+Images are untrusted input: `image_headers` checks them against budgets before they are decoded, only four
+formats are opened, and every decoder error becomes UnreadableImage.
 """
 
 import importlib
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from clvr_model.image_headers import ImageHeader, read_header, too_large
 from infra.errors import UnreadableImage
 
 
@@ -33,8 +35,6 @@ if cv2:
     cv2.setNumThreads(0)
 
 IMAGE_SIZE = 299
-MAX_BYTES = 32 * 1024 * 1024
-MAX_PIXELS = 50_000_000
 # From 4 times the target size, scaled decoding saves most of the work and leaves a factor of 2 to average.
 SCALED_FROM = 4 * IMAGE_SIZE
 # Part of the fingerprint: raise the number with any change that changes a pixel.
@@ -45,9 +45,10 @@ PREPROCESSING_VERSION = f"1-{'turbojpeg' if simplejpeg else 'pillow'}-{'cv2' if 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-_UNSUPPORTED = {b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF"}
-_EXIF_ORIENTATION = 0x0112
+_BAND_PIXELS = 1 << 22  # converted at a time, so that a large image is not held three times
+_MAX_STRAY_RUNS = 4
+_ZERO_TAIL = 8  # bytes; the last ones that the decoder of a JPEG without an end used
+_STRAY_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 ImageArray = NDArray[np.uint8]
 
@@ -56,23 +57,27 @@ def decode(data: bytes) -> ImageArray:
     """Decode a JPEG, PNG, WebP or BMP to uint8 (299, 299, 3) RGB, upright and resized to a square.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and only the first of
-    several frames is read. Equal bytes give equal pixels. Raises UnreadableImage with cause empty,
-    too-large, not-a-picture, unsupported or truncated.
+    several frames is read. Equal bytes give equal pixels. The cost is bounded: see `image_headers`. Raises
+    UnreadableImage with cause empty, too-large, not-a-picture, unsupported or truncated.
     """
-    if not data:
-        raise UnreadableImage("the object has no bytes", cause="empty")
-    if len(data) > MAX_BYTES:
-        raise _too_large(f"{len(data):,} bytes, at most {MAX_BYTES:,}")
-    size = _plain_jpeg_size(data)
-    if size:
-        _check_pixels(*size)
-        return np.ascontiguousarray(_resize_to_square(_decode_jpeg(data, size)))
-    header = _open(data)
-    _check_pixels(*header.size)
-    orientation = _orientation(header)
-    direct = simplejpeg is not None and header.format == "JPEG" and header.mode in ("RGB", "L")
-    pixels = _decode_jpeg(data, header.size) if direct else _decode_pillow(header)
-    return np.ascontiguousarray(_apply_exif_orientation(_resize_to_square(pixels), orientation))
+    header = read_header(data)
+    pixels = _resize_to_square(_decode(header))
+    return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
+
+
+def decode_within(data: bytes, side: int) -> ImageArray:
+    """Decode to uint8 (h, w, 3) RGB, upright, in its own proportions and at most `side` pixels high and wide.
+
+    `side` is at most twice `IMAGE_SIZE`. Smaller images are not enlarged. Raises as `decode` does.
+    """
+    header = read_header(data)
+    pixels = _decode(header)
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size != (width, height):
+        pixels = _resize(pixels, size, shrink=True)
+    return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -98,69 +103,97 @@ def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return x * scale + shift
 
 
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG without EXIF and MPF blocks, else None.
+def _decode(header: ImageHeader) -> ImageArray:
+    if header.format != "JPEG":
+        return _decode_pillow(header)
+    if header.components in (1, 3) and simplejpeg is not None:
+        return _decode_jpeg(header, "RGB")
+    if not header.has_end:
+        # Pillow fills what is missing with grey.
+        if simplejpeg is None:
+            raise UnreadableImage("damaged JPEG: it has no end", cause="truncated")
+        _decode_jpeg(header, "CMYK")
+    return _decode_pillow(header)
 
-    This avoids Pillow's header parser, which is a tenth of the work for a usual crop. EXIF may have an
-    orientation, and MPF more images.
-    """
-    if simplejpeg is None or not data.startswith(b"\xff\xd8\xff") or b"Exif\0" in data or b"MPF\0" in data:
+
+def _decode_jpeg(header: ImageHeader, color_space: str) -> ImageArray:
+    """Decode by simplejpeg, which refuses an image that ends early or is damaged."""
+    scaled = min(header.size) >= SCALED_FROM and not header.multi_picture
+    min_side = 2 * IMAGE_SIZE if scaled else 0
+    data, text = header.data, ""
+    for _ in range(_MAX_STRAY_RUNS):
+        try:
+            decoded: ImageArray = simplejpeg.decode_jpeg(
+                data, color_space, min_height=min_side, min_width=min_side
+            )
+        except Exception as error:
+            text = str(error)
+        else:
+            if not header.has_end and not any(data[-2 - _ZERO_TAIL : -2]):
+                # A copy that broke off often has zeros in place of the rest, and zeros can be decoded.
+                raise UnreadableImage("damaged JPEG: its end is zeros", cause="truncated")
+            return decoded
+        # Cameras often write stray bytes behind a scan: they are removed, and the rest must be whole.
+        without = _without_stray_bytes(data, text)
+        if without is None:
+            break
+        data = without
+    if text.startswith("Warning: unknown JFIF revision") and header.has_end:
+        return _decode_pillow(header)
+    raise UnreadableImage(f"damaged JPEG: {text}", cause="truncated")
+
+
+def _without_stray_bytes(data: bytes, warning: str) -> bytes | None:
+    """Remove the bytes that libjpeg skipped before a marker; None if it warns of something else."""
+    found = _STRAY_BYTES.search(warning)
+    if not found:
         return None
-    try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    count, marker = int(found[1]), b"\xff" + bytes.fromhex(found[2])
+    end = data.rfind(marker)
+    if not 0 < count <= end:
         return None
-    return (width, height) if color_space in ("YCbCr", "Gray") else None
+    return data[: end - count] + data[end:]
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{width} x {height} pixels, at most {MAX_PIXELS:,} in all")
-
-
-def _open(data: bytes) -> Image.Image:
+def _decode_pillow(header: ImageHeader) -> ImageArray:
     try:
         with warnings.catch_warnings():
-            # Pillow warns about large images; our limit is lower and refuses them.
+            # Pillow warns about large images; our limits are lower.
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(header.data), formats=[header.format])
+            if image.size != header.size:
+                raise UnreadableImage(f"damaged {header.format}: it has two sizes", cause="truncated")
+            if header.format == "JPEG" and min(image.size) >= SCALED_FROM:
+                image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
+            image.load()
+            return _to_rgb(image)
     except Image.DecompressionBombError as error:
-        raise _too_large(str(error)) from error
+        raise too_large(str(error)) from error
+    except UnreadableImage:
+        raise
     except Exception as error:
-        kind = _UNSUPPORTED.get(data[:4]) or ("HEIF" if data[4:8] == b"ftyp" else "")
-        if kind:
-            raise UnreadableImage(
-                f"{kind} is not supported", cause="unsupported", remedy="convert it to JPEG or PNG"
-            ) from error
-        if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")):
-            raise UnreadableImage("the image ends within its header", cause="truncated") from error
-        raise UnreadableImage("not a JPEG, PNG, WebP or BMP image", cause="not-a-picture") from error
+        raise UnreadableImage(f"damaged {header.format}: {error}", cause="truncated") from error
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int]) -> ImageArray:
-    min_side = 2 * IMAGE_SIZE if min(size) >= SCALED_FROM else 0
-    try:
-        decoded: ImageArray = simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side)
-        return decoded
-    except Exception as error:
-        # Cameras often write stray bytes between two markers. Pillow skips them, and still refuses an image
-        # that ends early.
-        if "extraneous bytes" in str(error):
-            return _decode_pillow(_open(data))
-        raise UnreadableImage(f"damaged JPEG: {error}", cause="truncated") from error
+def _to_rgb(image: Image.Image) -> ImageArray:
+    """Convert to uint8 (h, w, 3), in bands of rows."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    if height <= rows:
+        return _band_to_rgb(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _band_to_rgb(image.crop((0, top, width, bottom)))
+    return pixels
 
 
-def _decode_pillow(image: Image.Image) -> ImageArray:
-    try:
-        if image.format == "JPEG" and min(image.size) >= SCALED_FROM:
-            image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
-        if image.mode.startswith("I"):
-            # Pillow clips 16-bit grey at 255 instead of scaling it.
-            grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)
-        return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        raise UnreadableImage(f"damaged {image.format}: {error}", cause="truncated") from error
+def _band_to_rgb(image: Image.Image) -> ImageArray:
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _resize_to_square(pixels: ImageArray) -> ImageArray:
@@ -184,13 +217,6 @@ def _resize(pixels: ImageArray, size: tuple[int, int], *, shrink: bool) -> Image
     return np.asarray(Image.fromarray(pixels).resize(size, method))
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block does not make the image unreadable
-        return 1
-
-
 def _apply_exif_orientation(pixels: ImageArray, orientation: int) -> ImageArray:
     """Undo an EXIF orientation (Exif 2.3, tag 0x0112); unknown values change nothing."""
     if orientation in (5, 6, 7, 8):
@@ -201,7 +227,3 @@ def _apply_exif_orientation(pixels: ImageArray, orientation: int) -> ImageArray:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def _too_large(size: str) -> UnreadableImage:
-    return UnreadableImage(f"too large: {size}", cause="too-large")

@@ -1,23 +1,32 @@
 """Load a backbone's pretrained weights from a local file or the Hugging Face hub."""
 
 import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from clvr_model.backbones.base import Backbone
 from clvr_model.network import Clvr
-from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
+from infra.errors import BadCheckpoint, BadInput, BucketMissing, ObjectMissing, StoreUnreachable
 
 NO_PRETRAINING = "random"
 HUB_PREFIX = "hf:"
 HUB_FILE = "model.safetensors"
 # A counter of torch that has no effect.
 IGNORED_SUFFIX = ".num_batches_tracked"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "model_ema")
+"""Names below which training programs save the table of weights."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.")
+"""What wrappers put before all names: data-parallel training, torch.compile, a surrounding network."""
+
+_MAX_WRAPPERS = 4
 # No published file has the parameters of our pool.
 POOL_PREFIX = "pool."
 
@@ -34,23 +43,19 @@ class BackboneSource:
 def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     """Load the backbone's weights from `source`, in place, converted to float32.
 
-    source: a `.safetensors`, `.pth` or `.pt` file; `hf:owner/name` or `hf:owner/name@revision`, of which
-    `model.safetensors` is read; or `random`, which keeps the seeded random weights. Keys of a
-    classifier (the backbone's `heads`) are ignored; all others must match in name and shape.
-    Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or of another backbone),
-    StoreUnreachable (no answer from the hub).
+    source: a `.safetensors`, `.pth` or `.pt` file at a path or s3:// URI; `hf:owner/name` or
+    `hf:owner/name@revision`, of which `model.safetensors` is read; or `random`, which keeps the seeded random
+    weights. A table in `state_dict`, `model` and the like is unwrapped, and a prefix such as `module.` that
+    all names have is dropped. Keys of a classifier (the backbone's `heads`) are ignored; all others must
+    match in name and shape.
+    Raises BadInput (no such file or scheme), BadCheckpoint (damaged, or of another backbone), StoreError.
     """
     backbone = network.backbone if isinstance(network, Clvr) else network
     module = backbone.published_part
     if source == NO_PRETRAINING:
         return BackboneSource(NO_PRETRAINING, "")
-    path = _download(source) if source.startswith(HUB_PREFIX) else Path(source)
-    if not path.is_file():
-        raise BadInput(
-            f"no backbone weights at {source}",
-            remedy="give a .safetensors or .pth file, hf:owner/name, or the word random",
-        )
-    tensors = _read(path)
+    data = _read_source(source)
+    tensors = _without_prefix(_decode(source, data), module.state_dict().keys())
     expected = {
         key: value
         for key, value in module.state_dict().items()
@@ -58,46 +63,88 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     }
     ignored = {key for key in tensors if key.startswith(backbone.heads) or key.endswith(IGNORED_SUFFIX)}
     name = network.architecture.backbone if isinstance(network, Clvr) else type(backbone).__name__
-    _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, path, name)
+    _check(expected, {key: value for key, value in tensors.items() if key not in ignored}, source, name)
     module.load_state_dict({key: tensors[key].float() for key in expected}, strict=False)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
     return BackboneSource(source, digest, tuple(sorted(ignored)))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_source(source: str) -> bytes:
+    from infra.store import open_store, split_uri
+
+    remedy = "give a .safetensors or .pth file, its s3:// URI, hf:owner/name, or the word random"
+    if source.startswith(HUB_PREFIX):
+        return _download(source).read_bytes()
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        root, key = split_uri(source)
+        return open_store(root).get(key)
+    except (ObjectMissing, BucketMissing, BadInput) as error:
+        raise BadInput(f"no backbone weights at {source}", remedy=remedy) from error
+
+
+def _decode(source: str, data: bytes) -> dict[str, Tensor]:
+    """Return the named tensors of a file. Nothing in it is run: other objects than tensors are refused."""
+    try:
+        if source.lower().endswith(".safetensors") or source.startswith(HUB_PREFIX):
+            return load(data)
+        loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise BadCheckpoint(f"{path} is damaged: {_line(error)}", remedy="download it again") from error
+        raise BadCheckpoint(f"{source} is damaged: {_line(error)}", remedy="download it again") from error
     except Exception as error:  # torch raises UnpicklingError for objects that weights_only refuses
         raise BadCheckpoint(
-            f"{path} contains more than weights and is not opened: {_line(error)}",
+            f"{source} contains more than weights and is not opened: {_line(error)}",
             remedy="use a .safetensors file",
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise BadCheckpoint(f"{path} is not a dictionary of tensors", remedy="use a .safetensors file")
-    return loaded
+    tensors = _unwrapped(loaded)
+    if tensors is None:
+        raise BadCheckpoint(f"{source} is not a dictionary of tensors", remedy="use a .safetensors file")
+    return tensors
 
 
-def _check(expected: dict[str, Tensor], given: dict[str, Tensor], path: Path, name: str) -> None:
+def _unwrapped(loaded: object) -> dict[str, Tensor] | None:
+    """Return the table of named tensors, at the top or below one of WRAPPERS; None if there is none."""
+    for _ in range(_MAX_WRAPPERS):
+        if not isinstance(loaded, dict) or not loaded:
+            return None
+        if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
+            return dict(loaded)
+        loaded = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), dict)), None)
+    return None
+
+
+def _without_prefix(tensors: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors without the PREFIXES that all names have, unless the backbone has them too."""
+    names = set(expected)
+    for _ in range(_MAX_WRAPPERS):
+        for prefix in PREFIXES:
+            is_common = all(name.startswith(prefix) for name in tensors)
+            if is_common and not any(name.startswith(prefix) for name in names):
+                tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+                break
+        else:
+            break
+    return tensors
+
+
+def _check(expected: dict[str, Tensor], given: dict[str, Tensor], source: str, name: str) -> None:
     remedy = f"it must be weights of {name} under the parameter names of torchvision or timm"
     for problem, keys in (
         ("lacks", expected.keys() - given.keys()),
         ("has unknown", given.keys() - expected.keys()),
     ):
         if keys:
-            raise BadCheckpoint(f"{path} {problem} {len(keys)} parameters, first {min(keys)}", remedy=remedy)
+            raise BadCheckpoint(
+                f"{source} {problem} {len(keys)} parameters, first {min(keys)}", remedy=remedy
+            )
     for key, value in expected.items():
         tensor = given[key]
         if tensor.shape != value.shape:
             raise BadCheckpoint(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}", remedy=remedy
+                f"{source}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}",
+                remedy=remedy,
             )
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise BadCheckpoint(f"{path}: {key} holds values that are not finite floats", remedy=remedy)
+            raise BadCheckpoint(f"{source}: {key} holds values that are not finite floats", remedy=remedy)
 
 
 def _download(source: str) -> Path:

@@ -65,8 +65,9 @@ class JsonDocument:
         if cls.FORMAT and isinstance(values, dict):
             key, readable = cls.FORMAT
             if key in values and values[key] != readable:
+                found = str(values[key])[:40]
                 raise SchemaMismatch(
-                    f"{where} is of version {values[key]}, this release reads version {readable}",
+                    f"{where} is of version {found}, this release reads version {readable}",
                     remedy="Read it with the release that wrote it.",
                 )
         try:

@@ -4,6 +4,7 @@ outputs/<digest of the URI>.json
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +14,9 @@ import numpy as np
 from index.documents import JsonDocument, utc_now
 from index.runs.tombstones import anonymous_ids
 from infra.errors import ClvrError
-from infra.logging import logger
 from infra.store import Store, ignore_missing_root
+
+_logger = logging.getLogger("clvr")
 
 OutputKind = Literal["sweep", "page", "table", "training"]
 
@@ -42,7 +44,7 @@ def record_output(store: Store, kind: OutputKind, uri: str, crop_ids: Iterable[i
     try:
         store.put(f"outputs/{hashlib.sha256(uri.encode()).hexdigest()[:16]}.json", output.to_json())
     except ClvrError as error:
-        logger.warning(f"{uri} is not recorded, so a purge will not find it: {error.message}")
+        _logger.warning("%s is not recorded, so a purge will not find it: %s", uri, error.message)
 
 
 def list_outputs(store: Store) -> Iterator[Output]:

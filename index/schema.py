@@ -5,6 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from infra.store.cells import Kind
+
 UNKNOWN_TIME = -1
 """`captured_at` where nothing gives the time. Unknown cameras and tracks are the empty string."""
 
@@ -75,6 +77,22 @@ UNKNOWN = {column.name: column.unknown for column in COLUMNS if column.manifest 
 
 LABEL_COLUMNS = tuple(column.name for column in COLUMNS if column.label)
 """What a label table may say of a crop."""
+
+COLUMN_KINDS: dict[str, Kind] = {
+    "key": "text",
+    "uri": "text",
+    "crop_id": "integer",
+    "etag": "text",
+    "size": "integer",
+    "last_modified": "time",
+    "camera_id": "text",
+    "captured_at": "time",
+    "track_id": "text",
+    "vehicle_id": "id",
+    "model_id": "small_id",
+    "split": "text",
+}
+"""What the columns of tables that users write hold, see `infra.store.cells`."""
 
 QUARANTINE_STAGES = ("manifest", "fetch", "decode", "embed")
 QUARANTINE_SCHEMA = pa.schema(

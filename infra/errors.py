@@ -5,11 +5,13 @@
     │   ├── EmptyArchive               no crop under the given prefix
     │   ├── UnreadableImage          bytes that are not a usable image; `cause` names the reason
     │   ├── BadLabels                  a label file that cannot be trusted, with its line
+    │   ├── UnusableKey                a key that no store can address
     │   ├── BadSetting                 a flag, variable or YAML value out of range
     │   └── UnmatchedProbe             a probe whose vehicle is not in the gallery
     ├── StoreError                 4   object storage
     │   ├── StoreUnreachable           no answer, or only errors after all retries
     │   ├── StoreDenied                wrong credentials, or no permission
+    │   ├── ObjectArchived             an object in cold storage, which must be restored first
     │   ├── BucketMissing              the bucket (or the local root folder) does not exist
     │   ├── ObjectMissing              no such key
     │   ├── ObjectExists               the key of a conditional create exists already
@@ -37,7 +39,8 @@
         ├── WorkerLost                 a process or a node of the cluster ended during the work
         └── JobMissing                 no such job
 
-Exit code 2 is a usage error (typer), 130 an interruption from the keyboard.
+Exit code 2 is a usage error (typer), 130 an interruption from the keyboard, 141 a stdout that its reader
+closed.
 """
 
 from typing import ClassVar
@@ -90,6 +93,10 @@ class BadLabels(BadInput):
     """A label file that cannot be trusted, with its line."""
 
 
+class UnusableKey(BadInput):
+    """A key that no store can address: empty parts, '..', control characters, or not UTF-8."""
+
+
 class BadSetting(BadInput):
     """A flag, variable or YAML value out of range."""
 
@@ -110,6 +117,10 @@ class StoreUnreachable(StoreError):
 
 class StoreDenied(StoreError):
     """Wrong credentials, or no permission."""
+
+
+class ObjectArchived(StoreError):
+    """An object in cold storage, such as S3 Glacier: it must be restored before it can be read."""
 
 
 class BucketMissing(StoreError):

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from infra.errors import BadSetting
+from infra.store.times import DEFAULT_EARLIEST, TimeRange
 
 DEFAULT_FILE = Path("clvr.yaml")
 PREFIX = "CLVR_"
@@ -44,7 +45,17 @@ class Settings(BaseModel):
         None, description="Token of the cluster (default: RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
     )
     jobs_ca: Path | None = Field(None, description="PEM file: the certificate authority of jobs_url")
+    earliest_time: str = Field(
+        DEFAULT_EARLIEST, description="Capture times before this are refused: ISO 8601, UTC without a zone"
+    )
+    latest_time: str | None = Field(
+        None, description="Capture times after this are refused (default: 24 hours from now)"
+    )
     webhook: SecretStr | None = Field(None, description="URL that the summary of a reindex run is posted to")
+
+    def plausible_times(self) -> TimeRange:
+        """Return the plausible capture times. Raises BadSetting."""
+        return TimeRange.of(self.earliest_time, self.latest_time)
 
 
 @dataclass(frozen=True, slots=True)

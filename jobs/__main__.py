@@ -1,5 +1,5 @@
 """`python -m jobs` is `clvr`."""
 
-from jobs.cli.app import main
+from jobs.cli.main import main
 
 main()

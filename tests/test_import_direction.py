@@ -26,6 +26,7 @@ SIBLINGS = {
     "index": {
         "documents": set(),
         "schema": set(),
+        "times": {"schema"},
         "filters": set(),
         "digests": set(),
         "parquet": {"digests", "documents", "schema"},
@@ -45,6 +46,7 @@ SIBLINGS = {
             "parquet",
             "runs",
             "schema",
+            "times",
         },
         "evaluation": {"exact", "milvus", "parquet", "schema"},
         "search": {

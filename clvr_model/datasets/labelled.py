@@ -10,11 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.errors import BadLabels, BadSetting, EmptyArchive, ObjectMissing
+from infra.store.cells import Kind
 
 UNKNOWN_MODEL: Final = -1
 
 _IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_TABLE_COLUMNS: Final = ("uri", "key", "model_id", "vehicle_id", "camera_id", "model_name", "split")
+_TABLE_KINDS: Final[dict[str, Kind]] = {
+    "uri": "text",
+    "key": "text",
+    "model_id": "id",
+    "vehicle_id": "id",
+    "camera_id": "text",
+    "model_name": "text",
+    "split": "text",
+}
 _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -143,13 +152,18 @@ def read_folder(root: str) -> LabeledImages:
     """Read a tree with one folder per model: `<root>/<model>/**/<image>`, local or on S3.
 
     If all folder names are numbers, they are the model ids; otherwise the sorted names are numbered from 0
-    and become model names. Raises EmptyArchive without images, BadLabels for images outside of a folder.
+    and become model names. Hidden files and folders are no data. Raises EmptyArchive without images,
+    BadLabels for images outside of a folder.
     """
-    from infra.store import open_store
+    from infra.store import is_hidden, open_store
 
     store = open_store(root)
     store.ensure()
-    keys = sorted(info.key for info in store.list() if info.key.lower().endswith(_IMAGE_SUFFIXES))
+    keys = sorted(
+        info.key
+        for info in store.list()
+        if info.key.lower().endswith(_IMAGE_SUFFIXES) and not is_hidden(info.key)
+    )
     if not keys:
         raise EmptyArchive(
             f"no image under {store.uri}", remedy=f"Supported suffixes: {', '.join(_IMAGE_SUFFIXES)}."
@@ -174,21 +188,20 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     """Read labels from a CSV or Parquet file, local or on S3.
 
     Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id` and `model_name` where
-    known. An empty model_id means unknown. With `split`, only rows with that value in the column `split`.
+    known. An empty id, or -1, means unknown. With `split`, only rows with that value in the column `split`.
     Raises BadLabels with the data row of the error, from 1; the header of a CSV file is not counted.
     """
     from infra.store import read_user_table
 
+    required: list[str | tuple[str, ...]] = [("uri", "key"), "model_id"]
+    if split is not None:
+        required.append("split")
     try:
-        table = read_user_table(uri, text=True, error=BadLabels)
+        table = read_user_table(uri, _TABLE_KINDS, required=required, error=BadLabels)
     except ObjectMissing:
         raise BadLabels(f"no label file at {uri}", remedy="Check the path.") from None
     names = table.column_names
     key_column = "uri" if "uri" in names else "key"
-    required = [key_column, "model_id", *(["split"] if split is not None else [])]
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise BadLabels(f"{uri} has no column {', '.join(missing)}", remedy=f"It has: {', '.join(names)}.")
     if key_column == "key" and not root:
         raise BadLabels(f"{uri} gives keys, not URIs", remedy="Give the root of the keys.")
     prefix = "" if key_column == "uri" else f"{root.rstrip('/')}/"
@@ -196,24 +209,25 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     rows: dict[str, int] = {}
     models, vehicles, cameras = [], [], []
     model_names: dict[int, str] = {}
-    used = table.select([name for name in _TABLE_COLUMNS if name in names])
-    records = (record for batch in used.to_batches() for record in batch.to_pylist())
+    records = (record for batch in table.to_batches() for record in batch.to_pylist())
     for row, record in enumerate(records, start=1):
         if split is not None and record["split"] != split:
             continue
-        where = f"{uri}, data row {row}"
-        target = str(record[key_column] or "")
-        if not target:
-            raise BadLabels(f"{where}: empty {key_column}")
+        target = record[key_column]
+        if target is None:
+            raise BadLabels(f"{uri}, data row {row}: empty {key_column}", remedy="Remove the row.")
         if target in rows:
-            raise BadLabels(f"{where}: {target} is already labelled in data row {rows[target]}")
+            raise BadLabels(
+                f"{uri}, data row {row}: {target} is already labelled in data row {rows[target]}",
+                remedy="Remove one of the two.",
+            )
         rows[target] = row
-        model = _number(record["model_id"], f"{where}: model_id", absent=UNKNOWN_MODEL)
-        if record.get("model_name"):
-            model_names[model] = str(record["model_name"])
+        model = _or_unknown(record["model_id"])
+        if record.get("model_name") and model != UNKNOWN_MODEL:
+            model_names[model] = record["model_name"]
         models.append(model)
-        vehicles.append(_number(record.get("vehicle_id"), f"{where}: vehicle_id", absent=-1))
-        cameras.append(str(record.get("camera_id") or ""))
+        vehicles.append(_or_unknown(record.get("vehicle_id")))
+        cameras.append(record.get("camera_id") or "")
     if not rows:
         raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
     return LabeledImages(
@@ -225,10 +239,5 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     )
 
 
-def _number(value: object, name: str, *, absent: int) -> int:
-    if value is None or value == "":
-        return absent
-    text = str(value).strip()
-    if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < absent:
-        raise BadLabels(f"{name} is {text[:40]!r}, not a whole number of at least 0")
-    return int(text)
+def _or_unknown(number: int | None) -> int:
+    return UNKNOWN_MODEL if number is None else number

@@ -1,27 +1,32 @@
-"""S3 Inventory: a listing that S3 writes daily or weekly, as Parquet or CSV with a manifest.json.
+"""S3 Inventory: a listing that S3 writes daily or weekly, as Parquet, ORC or CSV with a manifest.json.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html
 """
 
-import gzip
 import hashlib
 import io
 import json
-import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
+import pyarrow.orc
 
+from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import IMAGE_SUFFIXES, Listing
 from index.archive.manifest import crop_id_of, manifest_batch, normalize_manifest
+from index.archive.skipped import SkippedObjects
+from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput, EmptyArchive
-from infra.store import Store, StoreSettings, open_store, split_uri
+from infra.store import UNADDRESSABLE, Store, StoreSettings, is_usable_key, open_store, split_uri
+from infra.store.cells import Kind, Place, convert
+from infra.store.parquet_tables import OVER_BUDGET, decoded_parquet
+from infra.store.tables import decompress_gzip
 
 _COLUMNS = {
     "key": "key",
@@ -31,7 +36,18 @@ _COLUMNS = {
     "islatest": "latest",
     "isdeletemarker": "deleted",
 }
-_REMEDY = "Give the manifest.json of an S3 Inventory in CSV or Parquet."
+_KINDS: dict[str, Kind] = {
+    "key": "text",
+    "size": "integer",
+    "last_modified": "time",
+    "etag": "text",
+    "latest": "text",
+    "deleted": "text",
+}
+_PARQUET_NAMES = ("key", "size", "last_modified_date", "e_tag", "is_latest", "is_delete_marker")
+_MIN_BUDGET = 1 << 30
+_MAX_RATIO = 100
+_REMEDY = "Give the manifest.json of an S3 Inventory in CSV, Parquet or ORC."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +72,12 @@ def read_inventory(
     archive: Store,
     pattern: KeyPattern | None = None,
     settings: StoreSettings | None = None,
+    choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
     """Read an S3 Inventory of the archive's bucket into a manifest of the images below the archive's root.
 
-    Older versions and delete markers are left out. The data files are read from the inventory's destination
-    bucket, one at a time, and their MD5 is checked against the manifest.
+    Older versions, delete markers and keys that are not in `choice` are left out. The data files are read
+    from the inventory's destination bucket, one at a time, and their MD5 is checked against the manifest.
     Raises BadInput for another bucket, format or digest, EmptyArchive, and what `Store.get` raises.
     """
     inventory = _open_inventory(uri, settings)
@@ -71,20 +88,37 @@ def read_inventory(
             remedy="Give the inventory of the archive's bucket.",
         )
     prefix = f"{prefix}/" if prefix else ""
+    skipped = SkippedObjects()
     batches: list[pa.RecordBatch] = []
     num_not_images = unmatched = 0
     for file in inventory.files:
-        objects = _latest_versions(_read_data_file(inventory, file))
+        objects = _latest_versions(_read_data_file(inventory, file, skipped))
         objects = objects.filter(pc.starts_with(objects["key"], prefix))
         images = objects.filter(_is_image(objects["key"]))
         num_not_images += objects.num_rows - images.num_rows
+        images = _chosen(images, len(prefix), choice, skipped)
         for batch in images.combine_chunks().to_batches():
             rows, missed = _manifest_rows(batch, archive, len(prefix), pattern)
             batches.append(rows)
             unmatched += missed
     if not any(batch.num_rows for batch in batches):
-        raise EmptyArchive(f"{uri} lists no images below {archive.uri}", remedy="Check the prefix.")
-    return Listing(normalize_manifest(pa.Table.from_batches(batches)), num_not_images, unmatched)
+        raise EmptyArchive(
+            "; ".join([f"{uri} lists no images below {archive.uri}", *skipped.notes()]),
+            remedy="Check the prefix.",
+        )
+    manifest = normalize_manifest(pa.Table.from_batches(batches))
+    return Listing(manifest, num_not_images, unmatched, skipped)
+
+
+def _chosen(images: pa.Table, prefix_chars: int, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:
+    mask = []
+    for key in images["key"].to_pylist():
+        relative = key[prefix_chars:]
+        cause = choice.why_not(relative) if is_usable_key(relative) else UNADDRESSABLE
+        if cause:
+            skipped.add(cause, key)
+        mask.append(not cause)
+    return images.filter(pa.array(mask, pa.bool_()))
 
 
 def _open_inventory(uri: str, settings: StoreSettings | None) -> _Inventory:
@@ -93,15 +127,17 @@ def _open_inventory(uri: str, settings: StoreSettings | None) -> _Inventory:
     try:
         document = json.loads(data)
         file_format = document["fileFormat"].upper()
-        schema = str(document["fileSchema"])
+        schema = str(document.get("fileSchema", ""))
         columns = tuple(_column_key(name) for name in schema.split(",")) if file_format == "CSV" else ()
         destination = document["destinationBucket"].rpartition(":")[2]
-        files = tuple({"key": file["key"], "md5": file.get("MD5checksum")} for file in document["files"])
-        source = document["sourceBucket"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        files = tuple({"key": str(file["key"]), "md5": file.get("MD5checksum")} for file in document["files"])
+        source = str(document["sourceBucket"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{uri} is not the manifest of an S3 Inventory: {error!r}", remedy=_REMEDY) from error
-    if file_format not in ("CSV", "PARQUET"):
-        raise BadInput(f"{uri} is an inventory in the format {file_format}", remedy=_REMEDY)
+    if file_format not in ("CSV", "PARQUET", "ORC"):
+        raise BadInput(f"{uri} is an inventory in the format {file_format[:40]}", remedy=_REMEDY)
+    if file_format == "CSV" and (columns.count("key") != 1 or len(set(columns)) < len(columns)):
+        raise BadInput(f"{uri} has the fileSchema {schema[:200]!r}, with other than one Key", remedy=_REMEDY)
     return _Inventory(
         bucket=source,
         store=open_store(f"s3://{destination}", settings),
@@ -111,31 +147,85 @@ def _open_inventory(uri: str, settings: StoreSettings | None) -> _Inventory:
     )
 
 
-def _read_data_file(inventory: _Inventory, file: dict[str, Any]) -> pa.Table:
+def _read_data_file(inventory: _Inventory, file: dict[str, Any], skipped: SkippedObjects) -> pa.Table:
+    """Read one data file into the columns of _KINDS that it has."""
     where = inventory.store.uri_of(file["key"])
     data = inventory.store.get(file["key"])
-    if file["md5"] and hashlib.md5(data, usedforsecurity=False).hexdigest() != file["md5"].lower():
+    if file["md5"] and hashlib.md5(data, usedforsecurity=False).hexdigest() != str(file["md5"]).lower():
         raise BadInput(f"{where} does not have the MD5 that its manifest states", remedy="Copy it again.")
+    if not data:
+        return pa.table({name: pa.array([], pa.string()) for name in ("key",)})
     try:
         if inventory.file_format == "PARQUET":
-            table = pq.read_table(io.BytesIO(data))
-            table = table.rename_columns([_column_key(name) for name in table.schema.names])
+            batches = _parquet_batches(where, data)
+        elif inventory.file_format == "ORC":
+            batches = pyarrow.orc.ORCFile(io.BytesIO(data)).read().to_batches()
         else:
-            text = gzip.decompress(data) if file["key"].endswith(".gz") else data
-            table = pyarrow.csv.read_csv(
-                io.BytesIO(text),
-                read_options=pyarrow.csv.ReadOptions(column_names=inventory.columns),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(inventory.columns, pa.string())
-                ),
-            )
-            # Only in CSV are keys encoded as in a URL.
-            keys = [unquote(key) if "%" in key else key for key in table["key"].to_pylist()]
-            table = table.set_column(table.schema.get_field_index("key"), "key", pa.array(keys, pa.string()))
-        names = [name for name in table.schema.names if name in _COLUMNS]
-        return table.select(names).rename_columns([_COLUMNS[name] for name in names])
-    except (pa.ArrowException, KeyError, OSError, EOFError, zlib.error) as error:
-        raise BadInput(f"{where} is not a usable inventory file: {error}", remedy=_REMEDY) from error
+            batches = _csv_batches(where, data, inventory.columns)
+        tables = list(_converted(where, batches))
+    except (pa.ArrowException, KeyError, OSError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        raise BadInput(f"{where} is not a usable inventory file: {reason}", remedy=_REMEDY) from error
+    if not tables:
+        return pa.table({"key": pa.array([], pa.string())})
+    table = pa.concat_tables(tables)
+    if "key" not in table.column_names:
+        raise BadInput(f"{where} has no column key", remedy=_REMEDY)
+    table = table.filter(table["key"].is_valid())
+    return _with_decoded_keys(table, skipped) if inventory.file_format == "CSV" else table
+
+
+def _parquet_batches(where: str, data: bytes) -> list[pa.RecordBatch]:
+    budget = max(_MIN_BUDGET, _MAX_RATIO * len(data))
+    with decoded_parquet(data, _PARQUET_NAMES, budget) as parquet:
+        if parquet.stopped or parquet.nested:
+            reason = parquet.stopped or f"{next(iter(parquet.nested))} is nested"
+            reason = "it decodes to far more than it has bytes" if reason == OVER_BUDGET else reason
+            raise BadInput(f"{where} is not a usable inventory file: {reason}", remedy=_REMEDY)
+        if "key" not in parquet.names:
+            raise BadInput(f"{where} has no column key", remedy=_REMEDY)
+        return list(parquet.batches())
+
+
+def _csv_batches(where: str, data: bytes, columns: tuple[str, ...]) -> list[pa.RecordBatch]:
+    if data[:2] == b"\x1f\x8b":
+        data = decompress_gzip(where, data)
+    if not data.strip():
+        return []
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        read_options=pyarrow.csv.ReadOptions(column_names=columns),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+    )
+    return table.to_batches()  # type: ignore[no-any-return]
+
+
+def _converted(where: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    first_row = 1
+    for batch in batches:
+        columns = {}
+        for position, in_file in enumerate(batch.schema.names):
+            name = _COLUMNS.get(_column_key(in_file))
+            if name is not None:
+                place = Place(where, in_file, first_row, BadInput)
+                columns[name] = convert(batch.column(position), _KINDS[name], place)
+        yield pa.table(columns)
+        first_row += batch.num_rows
+
+
+def _with_decoded_keys(table: pa.Table, skipped: SkippedObjects) -> pa.Table:
+    """Decode keys as S3 encodes them in CSV: as in a form, with '+' for a space."""
+    keys: list[str | None] = []
+    for key in table["key"].to_pylist():
+        try:
+            keys.append(unquote_to_bytes(key.replace("+", " ")).decode() if "%" in key or "+" in key else key)
+        except UnicodeDecodeError:
+            skipped.add(UNADDRESSABLE, key)
+            keys.append(None)
+    decoded = pa.array(keys, pa.string())
+    table = table.set_column(table.schema.get_field_index("key"), "key", decoded)
+    return table.filter(table["key"].is_valid())
 
 
 def _column_key(name: str) -> str:
@@ -146,7 +236,7 @@ def _column_key(name: str) -> str:
 def _latest_versions(table: pa.Table) -> pa.Table:
     for name, expected in (("latest", "true"), ("deleted", "false")):
         if name in table.schema.names:
-            values = pc.utf8_lower(table[name].cast(pa.string()))
+            values = pc.utf8_lower(table[name])
             table = table.filter(pc.or_kleene(values.is_null(), pc.equal(values, expected)))
     return table
 
@@ -163,25 +253,16 @@ def _manifest_rows(
     batch: pa.RecordBatch, archive: Store, prefix_chars: int, pattern: KeyPattern | None
 ) -> tuple[pa.RecordBatch, int]:
     names = batch.schema.names
-    keys = pc.utf8_slice_codeunits(batch["key"].cast(pa.string()), prefix_chars)
+    keys = pc.utf8_slice_codeunits(batch["key"], prefix_chars)
     uris = pc.binary_join_element_wise(archive.uri, keys, "/")
     columns: dict[str, Any] = {
         "crop_id": pa.array([crop_id_of(uri) for uri in uris.to_pylist()], pa.int64()),
         "uri": uris,
     }
     if "etag" in names:
-        columns["etag"] = pc.replace_substring(pc.fill_null(batch["etag"].cast(pa.string()), ""), '"', "")
+        columns["etag"] = pc.replace_substring(pc.fill_null(batch["etag"], ""), '"', "")
     if "size" in names:
-        columns["size"] = pc.fill_null(batch["size"].cast(pa.int64()), -1)
+        columns["size"] = pc.fill_null(batch["size"], -1)
     if "last_modified" in names:
-        columns["last_modified"] = _to_epoch_ms(batch["last_modified"])
+        columns["last_modified"] = pc.fill_null(batch["last_modified"], UNKNOWN_TIME)
     return manifest_batch(columns, keys, pattern)
-
-
-def _to_epoch_ms(column: Any) -> Any:
-    if pa.types.is_integer(column.type):
-        return pc.fill_null(column.cast(pa.int64()), -1)
-    if not pa.types.is_timestamp(column.type):
-        text = pc.replace_substring_regex(column.cast(pa.string()), r"(\.\d+)?Z?$", "")
-        column = pc.strptime(text, format="%Y-%m-%dT%H:%M:%S", unit="ms", error_is_null=True)
-    return pc.fill_null(column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), -1)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from index.schema import MAX_NAME_BYTES, UNKNOWN, UNKNOWN_TIME
 from infra.errors import BadSetting
+from infra.store import TimeRange
 
 _FIELDS = {
     "date": r"\d{4}-\d{2}-\d{2}|\d{8}",
@@ -25,11 +26,13 @@ class KeyPattern:
 
     Fields: {date} (2026-11-22 or 20261122; only its form is checked), {camera_id}, {track_id},
     {captured_at} (13 digits: ms since the epoch; 10 digits: s; or yyyymmddThhmmss[fff]; always UTC), and {*}
-    for any text. No field contains a '/'. Raises BadSetting for an invalid pattern.
+    for any text. No field contains a '/'. times: the plausible values of {captured_at}; None: those of the
+    environment. Raises BadSetting for an invalid pattern.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, times: TimeRange | None = None) -> None:
         self.text = text
+        self._times = times or TimeRange.from_env()
         self._names: set[str] = set()
         # RE2 requires at least one named group, hence the outer one.
         self._regex = rf"\A(?P<key>{''.join(map(self._piece, re.split(r'({[^{}]*})', text)))})\z"
@@ -41,7 +44,9 @@ class KeyPattern:
         """Read a string Array (n,) of keys into Arrays (n,) without nulls.
 
         camera_id and track_id (string), captured_at (int64 ms, UTC), matched (bool). A key does not match if
-        its time does not exist or its names are longer than MAX_NAME_BYTES; its fields are then unknown.
+        its time does not exist or its names are longer than MAX_NAME_BYTES; its fields are then unknown. A
+        key with an implausible time does not match either, and only its time is unknown: the camera's clock
+        was wrong.
         """
         groups = pc.extract_regex(keys, pattern=self._regex)
         matched = groups.is_valid()
@@ -53,13 +58,16 @@ class KeyPattern:
                 matched = pc.and_(matched, pc.fill_null(fits, False))
             else:
                 columns[name] = pa.repeat(UNKNOWN[name], len(keys))
+        is_plausible = pa.repeat(True, len(keys))
         if "captured_at" in self._names:
-            columns["captured_at"] = parse_captured_at(pc.struct_field(groups, "captured_at"))
-            matched = pc.and_(matched, columns["captured_at"].is_valid())
+            times = parse_captured_at(pc.struct_field(groups, "captured_at"))
+            matched = pc.and_(matched, times.is_valid())
+            is_plausible = pc.fill_null(self._times.mask(times), False)
+            columns["captured_at"] = pc.if_else(is_plausible, times, UNKNOWN_TIME)
         else:
             columns["captured_at"] = pa.repeat(pa.scalar(UNKNOWN_TIME, pa.int64()), len(keys))
         columns = {name: pc.if_else(matched, column, UNKNOWN[name]) for name, column in columns.items()}
-        return columns | {"matched": matched}
+        return columns | {"matched": pc.and_(matched, is_plausible)}
 
     def _piece(self, piece: str) -> str:
         if piece == "{*}":

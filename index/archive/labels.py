@@ -6,11 +6,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.schema import LABEL_COLUMNS, MANIFEST_SCHEMA
+from index.schema import COLUMN_KINDS, LABEL_COLUMNS, MANIFEST_SCHEMA
 from infra.errors import BadLabels, ObjectMissing
-from infra.store import read_user_table
+from infra.store import TimeRange, read_user_table
 
 _MAX_EXAMPLES = 10
+_LABEL_KINDS = {name: COLUMN_KINDS[name] for name in ("uri", "key", *LABEL_COLUMNS, "split")}
+
+MIN_FIT = 0.01
+"""Labels are refused as those of another archive if they name fewer of its crops, and of them fewer exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +27,34 @@ class LabelReport:
     examples: tuple[str, ...]
 
 
-def read_label_table(uri: str, *, split: str | None = None) -> pa.Table:
-    """Read labels from a `.csv` or `.parquet` file; with `split`, only the rows of that split.
+def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | None = None) -> pa.Table:
+    """Read labels from a CSV or Parquet file; with `split`, only the rows of that split.
 
-    Raises BadLabels if the file is missing, has another format, or has no rows of the split.
+    times: the plausible values of captured_at; None: those of the environment. Returns the columns that are
+    found of uri, key (string), LABEL_COLUMNS (their types, times in ms) and split; null is unknown.
+    Raises BadLabels if the file is missing, has another format or an unusable value (with its data row), or
+    has no rows of the split.
     """
     try:
-        table = read_user_table(uri, error=BadLabels)
+        table = read_user_table(
+            uri,
+            _LABEL_KINDS,
+            required=[("uri", "key")],
+            times=times or TimeRange.from_env(),
+            error=BadLabels,
+        )
     except ObjectMissing as missing:
         raise BadLabels(f"no label file at {uri}", remedy="check the path") from missing
+    for name in ("uri", "key"):
+        if name in table.column_names and table[name].null_count:
+            row = pc.index(table[name].is_null(), True).as_py() + 1
+            raise BadLabels(f"{uri}, data row {row}: empty {name}", remedy="Remove the row.")
     if split is None:
         return table
     rows = (
-        table.filter(pc.equal(table["split"], split)) if "split" in table.column_names else table.slice(0, 0)
+        table.filter(pc.fill_null(pc.equal(table["split"], split), False))
+        if "split" in table.column_names
+        else table.slice(0, 0)
     )
     if not rows.num_rows:
         raise BadLabels(f"{uri} has no row whose column split is {split!r}", remedy="leave out --split")
@@ -47,9 +66,9 @@ def with_labels(
 ) -> tuple[pa.Table, LabelReport]:
     """Join labels to a manifest by `uri`, or by `key` below the archive's URI; the order of rows stays.
 
-    Labels may have the columns vehicle_id, model_id, camera_id, captured_at (ms, UTC) and track_id; a value
-    that is not null replaces that of the manifest. Raises BadLabels for missing columns, values of another
-    type, and two different labels of one crop.
+    Labels may have the columns vehicle_id, model_id, camera_id, captured_at (ms, UTC) and track_id; a known
+    value replaces that of the manifest. Null, the empty text and an id or a time of -1 are unknown. Raises
+    BadLabels for missing columns, values of another type, and two different labels of one crop.
     """
     uris = _label_uris(labels, archive)
     columns = {"uri": uris}
@@ -82,6 +101,21 @@ def with_labels(
     return manifest, report
 
 
+def require_fit(report: LabelReport, manifest: pa.Table, source: str) -> None:
+    """Raise BadLabels, with an example of each, if labels from `source` and the crops hardly match.
+
+    That is if less than MIN_FIT of the labels name a crop, and less than MIN_FIT of the crops have a label.
+    """
+    labels = report.labelled + report.unmatched
+    is_other = report.labelled < MIN_FIT * labels and report.labelled < MIN_FIT * manifest.num_rows
+    if labels and manifest.num_rows and (is_other or not report.labelled):
+        raise BadLabels(
+            f"{source} labels {report.labelled:,} of {manifest.num_rows:,} crops: it names "
+            f"{report.examples[0]}, the archive has {manifest['uri'][0]}",
+            remedy="Make the column 'uri' or 'key' the crops' own; keys are relative to the archive.",
+        )
+
+
 def _label_uris(labels: pa.Table, archive: str | None) -> Any:
     if "uri" in labels.schema.names:
         uris = _cast(labels["uri"], "uri")
@@ -94,14 +128,16 @@ def _label_uris(labels: pa.Table, archive: str | None) -> Any:
             remedy="Add the column 'uri', or name the archive's root.",
         )
     if uris.null_count:
-        row = pc.index(uris.is_null(), True).as_py()
-        raise BadLabels(f"row {row} of the labels names no crop")
+        row = pc.index(uris.is_null(), True).as_py() + 1
+        raise BadLabels(f"data row {row} of the labels names no crop", remedy="Remove the row.")
     return uris
 
 
 def _cast(column: Any, name: str) -> Any:
     data_type = pa.string() if name == "key" else MANIFEST_SCHEMA.field(name).type
     try:
-        return column.cast(data_type)
+        column = column.cast(data_type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as failure:
         raise BadLabels(f"column {name} of the labels is not {data_type}: {failure}") from failure
+    unknown = "" if data_type == pa.string() else -1
+    return pc.if_else(pc.equal(column, unknown), pa.scalar(None, data_type), column)

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs
 
+from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
+from index.archive.skipped import SkippedObjects
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
-from infra.store import ObjectInfo, Store
+from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_PREFIX_OBJECTS = 1000
@@ -22,27 +23,45 @@ _MAX_PREFIX_OBJECTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A manifest, the number of objects that are not images, and of crops whose key misses the pattern."""
+    """A manifest, the number of objects that are not images, and of crops whose key misses the pattern.
+
+    skipped: the objects that were left out of the manifest though they may be images.
+    """
 
     manifest: pa.Table
     num_not_images: int
     unmatched: int
+    skipped: SkippedObjects = field(default_factory=SkippedObjects)
 
 
 def list_crops(
-    store: Store, *, pattern: KeyPattern | None = None, workers: int = 16, since: date | None = None
+    store: Store,
+    *,
+    pattern: KeyPattern | None = None,
+    workers: int = 16,
+    since: date | None = None,
+    choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
     """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
 
     Images are recognised by their suffix, in upper or lower case. Crops whose key misses the pattern stay in
     the manifest with an unknown camera, time and track.
-    since: list only the folders dt=… of this day and later.
+    since: list only the folders dt=… of this day and later. choice: the keys to take; without hidden ones by
+    default.
     Raises EmptyArchive, BadSetting if the archive has no such folders, and what `Store.list` raises.
     """
+    skipped = SkippedObjects()
     if since is None:
-        sources = _sources(store, workers)
+        sources = _sources(store, workers, skipped)
     else:
-        sources = [source for day in days_since(store, since) for source in _sources(store, workers, day)]
+        days = days_since(store, since)
+        sources = [source for day in days for source in _sources(store, workers, skipped, day)]
+
+    def is_taken(key: str) -> bool:
+        cause = choice.why_not(key)
+        if cause:
+            skipped.add(cause, key)
+        return not cause
 
     def collect(source: Iterable[ObjectInfo]) -> tuple[list[pa.RecordBatch], int, int]:
         batches, num_not_images, unmatched = [], 0, 0
@@ -50,6 +69,7 @@ def list_crops(
         while page := list(islice(objects, BATCH_ROWS)):
             images = [info for info in page if info.key.lower().endswith(IMAGE_SUFFIXES)]
             num_not_images += len(page) - len(images)
+            images = [info for info in images if is_taken(info.key)]
             batch, missed = _batch(store, images, pattern)
             batches.append(batch)
             unmatched += missed
@@ -61,10 +81,11 @@ def list_crops(
     num_not_images = sum(count for _, count, _ in results)
     if not table.num_rows:
         raise EmptyArchive(
-            f"no images below {store.uri} ({num_not_images:,} other objects)",
+            "; ".join([f"no images below {store.uri} ({num_not_images:,} other objects)", *skipped.notes()]),
             remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
         )
-    return Listing(normalize_manifest(table), num_not_images, sum(count for _, _, count in results))
+    unmatched = sum(count for _, _, count in results)
+    return Listing(normalize_manifest(table), num_not_images, unmatched, skipped)
 
 
 def days_since(store: Store, since: date) -> list[str]:
@@ -102,37 +123,34 @@ def _batch(store: Store, images: list[ObjectInfo], pattern: KeyPattern | None) -
     return manifest_batch(columns, pa.array([info.key for info in images], pa.string()), pattern)
 
 
-def _sources(store: Store, workers: int, root: str = "") -> list[Iterable[ObjectInfo]]:
+def _sources(
+    store: Store, workers: int, skipped: SkippedObjects, root: str = ""
+) -> list[Iterable[ObjectInfo]]:
     """Split an archive into `workers` listings or more, if two levels of its folders allow that."""
+
+    def skip(found: UnusableObject) -> None:
+        if found.cause != FOLDER_MARKER:
+            skipped.add(found.cause, found.key)
+
     prefixes, sources = [root], list[Iterable[ObjectInfo]]()
     for _ in range(1 if root else 2):
         subfolders: list[str] = []
         for prefix in prefixes:
-            folders = store.folders(prefix)
-            objects = None
-            if folders and all(map(_is_partition, folders)):
-                objects = _objects_at_prefix(store, prefix)
-            if objects is None:
-                sources.append(store.list(prefix))
+            level = store.level(prefix)
+            is_partitioned = bool(level.folders) and all(map(_is_partition, level.folders))
+            if is_partitioned and len(level.objects) <= _MAX_PREFIX_OBJECTS:
+                sources.append([found for found in level.objects if isinstance(found, ObjectInfo)])
+                for found in level.objects:
+                    if isinstance(found, UnusableObject):
+                        skip(found)
+                subfolders += level.folders
             else:
-                sources.append(objects)
-                subfolders += folders
+                sources.append(store.list(prefix, unusable=skip))
         prefixes = subfolders
         if len(prefixes) >= workers:
             break
-    return sources + [store.list(prefix) for prefix in prefixes]
+    return sources + [store.list(prefix, unusable=skip) for prefix in prefixes]
 
 
 def _is_partition(folder: str) -> bool:
     return "=" in folder.rpartition("/")[2]
-
-
-def _objects_at_prefix(store: Store, prefix: str) -> list[ObjectInfo] | None:
-    """Return the objects directly at a prefix, without its folders; None if there are too many."""
-    filesystem, root = store.arrow()
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(f"{root}/{prefix}".rstrip("/")))
-    names = [entry.base_name for entry in entries if entry.type == pyarrow.fs.FileType.File]
-    if len(names) > _MAX_PREFIX_OBJECTS:
-        return None
-    infos = [store.head(f"{prefix}/{name}".lstrip("/")) for name in names]
-    return [info for info in infos if info is not None]

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from index.archive.key_pattern import KeyPattern
-from index.schema import MANIFEST_SCHEMA, UNKNOWN
+from index.archive.skipped import SkippedObjects
+from index.schema import COLUMN_KINDS, MANIFEST_SCHEMA, UNKNOWN
 from infra.errors import BadInput, DuplicateCropId, EmptyArchive, SchemaMismatch
-from infra.store import StoreSettings, read_user_table
+from infra.store import UNADDRESSABLE, UNUSABLE_KEY_PATTERN, StoreSettings, TimeRange, read_user_table
 
 BATCH_ROWS = 16_384
 """Rows that become Arrow columns at a time: Python strings of a million URIs would take 150 MB."""
@@ -21,7 +22,7 @@ BATCH_ROWS = 16_384
 _DIGEST_ROWS = 65_536
 _TAKE_ROWS = 1_000_000
 _INT63_MASK = (1 << 63) - 1
-_LIST_TYPES = {"key": pa.string()} | {field.name: field.type for field in MANIFEST_SCHEMA}
+_LIST_KINDS = {name: COLUMN_KINDS[name] for name in ("key", *MANIFEST_SCHEMA.names)}
 _NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 
 
@@ -41,44 +42,89 @@ def read_manifest(
     archive: str | None = None,
     pattern: KeyPattern | None = None,
     settings: StoreSettings | None = None,
+    times: TimeRange | None = None,
+    skipped: SkippedObjects | None = None,
 ) -> pa.Table:
     """Read a list of crops, Parquet or CSV with a header line, into a sorted manifest.
 
     The list has the column `uri`, or `key` together with the archive's URI, and may have further columns of
-    MANIFEST_SCHEMA. Missing columns are read from the keys by the pattern, if given, or are unknown.
-    Raises BadInput for missing columns, values of another type, or crop_ids that do not match the URIs.
+    MANIFEST_SCHEMA. Missing columns are read from the keys by the pattern, if given, or are unknown. Rows
+    whose key no store can address are left out and counted in `skipped`.
+    times: the plausible values of captured_at; None: those of the environment.
+    Raises BadInput, with the data row, for missing columns, values of another type, rows without a crop, and
+    crop_ids that do not match the URIs; EmptyArchive for a list without crops.
     """
-    table = read_user_table(uri, types=_LIST_TYPES, settings=settings)
+    table = read_user_table(
+        uri,
+        _LIST_KINDS,
+        required=["uri"] if archive is None else [("uri", "key")],
+        times=times or TimeRange.from_env(),
+        settings=settings,
+    )
     if not table.num_rows:
-        raise EmptyArchive(f"{uri} lists no crops")
-    if "uri" in table.schema.names:
-        uris = table["uri"]
-    elif "key" in table.schema.names and archive is not None:
-        uris = pc.binary_join_element_wise(archive.rstrip("/"), table["key"].cast(pa.string()), "/")
-    else:
-        raise BadInput(
-            f"{uri} has neither a column 'uri' nor a column 'key' below a known archive",
-            remedy="Add the column 'uri', or name the archive's root.",
+        raise EmptyArchive(f"{uri} lists no crops", remedy="Give a list with at least one row.")
+    name = "uri" if "uri" in table.schema.names else "key"
+    if table[name].null_count:
+        row = pc.index(table[name].is_null(), True).as_py() + 1
+        raise BadInput(f"{uri}, data row {row}: empty {name}", remedy="Remove the row.")
+    table = _addressable(table, name, skipped or SkippedObjects())
+    if not table.num_rows:
+        raise EmptyArchive(
+            f"{uri} lists only crops whose keys cannot be addressed", remedy="Rename the objects."
         )
-    if uris.null_count:
-        raise BadInput(f"{uri} has {uris.null_count:,} rows without a crop")
+    uris = table["uri"] if name == "uri" else below(archive or "", table["key"])
+    crop_ids = _crop_ids(uris)
+    if "crop_id" in table.schema.names:
+        differs = pc.fill_null(pc.not_equal(table["crop_id"], crop_ids), False)
+        if (row := pc.index(differs, True).as_py()) >= 0:
+            raise BadInput(
+                f"{uri}: crop_id {table['crop_id'][row]} does not belong to its URI {uris[row]}",
+                remedy="Leave out the column crop_id.",
+            )
     columns = {name: table[name] for name in UNKNOWN if name in table.schema.names}
     if pattern is not None:
         keys = pc.replace_substring_regex(uris.combine_chunks(), rf"\A{re.escape((archive or '') + '/')}", "")
-        columns = pattern.extract(keys) | columns
+        columns = _known_or(columns, pattern.extract(keys))
     for name, value in UNKNOWN.items():
         data_type = MANIFEST_SCHEMA.field(name).type
         columns.setdefault(name, pa.repeat(pa.scalar(value, data_type), table.num_rows))
         if value is not None:
             columns[name] = pc.fill_null(columns[name], value)
-    batches = (uris.slice(first, BATCH_ROWS) for first in range(0, table.num_rows, BATCH_ROWS))
-    crop_ids = pa.chunked_array(
-        [pa.array([crop_id_of(text) for text in batch.to_pylist()], pa.int64()) for batch in batches]
-    )
-    if "crop_id" in table.schema.names and not pc.all(pc.equal(table["crop_id"], crop_ids)).as_py():
-        raise BadInput(f"{uri} has crop_ids that do not belong to its URIs", remedy="Leave out that column.")
     columns |= {"crop_id": crop_ids, "uri": uris}
     return normalize_manifest(pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}))
+
+
+def below(root: str, keys: Any) -> Any:
+    """Return the URIs of keys (string Array or ChunkedArray) below a root."""
+    return pc.binary_join_element_wise(root.rstrip("/"), keys, "/")
+
+
+def _addressable(table: pa.Table, name: str, skipped: SkippedObjects) -> pa.Table:
+    """Return the rows whose URI or key every kind of store can address; count the others as skipped."""
+    texts = table[name]
+    keys = pc.replace_substring_regex(texts, r"\A(s3:/)?/", "") if name == "uri" else texts
+    is_unusable = pc.match_substring_regex(keys, UNUSABLE_KEY_PATTERN)
+    if not pc.any(is_unusable).as_py():
+        return table
+    for text in texts.filter(is_unusable).to_pylist():
+        skipped.add(UNADDRESSABLE, text)
+    return table.filter(pc.invert(is_unusable))
+
+
+def _crop_ids(uris: Any) -> Any:
+    batches = (uris.slice(first, BATCH_ROWS) for first in range(0, len(uris), BATCH_ROWS))
+    return pa.chunked_array(
+        [pa.array([crop_id_of(text) for text in batch.to_pylist()], pa.int64()) for batch in batches],
+        pa.int64(),
+    )
+
+
+def _known_or(columns: dict[str, Any], extracted: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a list; where a value is unknown there, what the keys say."""
+    return {
+        name: pc.coalesce(columns[name], extracted[name]) if name in columns else extracted[name]
+        for name in extracted
+    } | {name: column for name, column in columns.items() if name not in extracted}
 
 
 def manifest_batch(

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, Split, cmc_from_ranking, cmc_of_splits
 from index.evaluation.metrics import Ranking
-from index.exact.products import pairwise_sq_distances
+from index.exact.masked import require_finite
+from index.exact.numba_kernels import sq_distance_matrix
+from index.exact.products import count_within
 from index.schema import UNKNOWN_TIME
 
 FALSE_POSITIVE_RATES = (1e-2, 1e-3, 1e-4)
@@ -24,13 +26,16 @@ _MS_PER_HOUR = 3_600_000
 class Distances:
     """L2 distances of sampled probes of one split to gallery entries."""
 
-    same: NDArray[np.float32]  # to images of the same vehicle
-    different: NDArray[np.float32]
+    same: NDArray[np.floating]  # to images of the same vehicle
+    different: NDArray[np.floating]
     probes: int  # sampled
 
     def tpr_at_fpr(self, rate: float) -> float | None:
-        """Share of same-vehicle pairs nearer than all but `rate` of the different ones; None for too few."""
-        allowed = int(rate * len(self.different))
+        """Share of same-vehicle pairs nearer than all but `rate` of the different ones; None for too few.
+
+        It is the largest true-positive rate whose false-positive rate is at most `rate`.
+        """
+        allowed = count_within(rate, len(self.different))
         if allowed < 1 or not len(self.same):
             return None
         threshold = np.partition(self.different, allowed)[allowed]
@@ -85,7 +90,7 @@ def sample_distances(
 ) -> Distances:
     """Distances between sampled probes of a split and its gallery, at most `_MAX_SAMPLED_PAIRS` of them.
 
-    Junk and the probe's own image are excluded. In float32: good for distributions and thresholds.
+    Junk and the probe's own image are excluded. The distances are exact. Raises BadInput for NaN, infinity.
     """
     rng = np.random.default_rng(seed)
     num_probes = max(1, min(_MAX_SAMPLED_PROBES, _MAX_SAMPLED_PAIRS // len(split.gallery)))
@@ -93,12 +98,14 @@ def sample_distances(
     gallery = split.gallery
     if len(gallery) > _MAX_SAMPLED_PAIRS:
         gallery = np.sort(rng.permutation(gallery)[:_MAX_SAMPLED_PAIRS])
-    origin = images.features[probes].mean(axis=0)
-    x = images.features[probes] - origin
+    x = np.ascontiguousarray(images.features[probes], dtype=np.float32)
+    require_finite(x)
     same, different = [], []
     for start in range(0, len(gallery), _GALLERY_CHUNK):
         rows = gallery[start : start + _GALLERY_CHUNK]
-        distances = np.sqrt(pairwise_sq_distances(x, images.features[rows] - origin))
+        y = np.ascontiguousarray(images.features[rows], dtype=np.float32)
+        require_finite(y)
+        distances = np.sqrt(sq_distance_matrix(x, y))
         is_positive = images.vehicle_ids[probes][:, None] == images.vehicle_ids[rows]
         is_ranked = probes[:, None] != rows
         if junk and images.camera_ids is not None:

@@ -5,16 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import Split
 from index.parquet import INDEX_KEY, open_parquet, write_table
-from infra.errors import BadInput, CorruptObject, ObjectMissing, SchemaMismatch
-from infra.store import open_store
+from infra.errors import BadInput, StoreError
+from infra.store import open_store, read_user_table
+from infra.store.cells import Kind
 
 SPLIT_SCHEMA = pa.schema(
     [("protocol", pa.string()), ("repeat", pa.int32()), ("role", pa.string()), ("crop_id", pa.int64())]
 )
+
+_SPLIT_KINDS: dict[str, Kind] = {
+    "protocol": "text",
+    "repeat": "integer",
+    "role": "text",
+    "crop_id": "integer",
+}
 
 
 def write_splits(path: Path, splits: Mapping[str, list[Split]], crop_ids: NDArray[np.int64]) -> None:
@@ -74,10 +83,16 @@ def read_splits(path: Path, crop_ids: NDArray[np.int64]) -> dict[str, list[Split
 
 
 def _read_table(path: Path) -> pa.Table:
-    try:
+    """Read a file of this system, whose digests are checked, or a table that a user wrote."""
+    if path.is_file() and INDEX_KEY.encode() in path.read_bytes():
         with open_parquet(open_store(str(path.parent)), path.name) as file:
             return file.read(SPLIT_SCHEMA.names).select(SPLIT_SCHEMA.names).cast(SPLIT_SCHEMA)
-    except (ObjectMissing, SchemaMismatch, CorruptObject) as error:
-        if isinstance(error, CorruptObject) and INDEX_KEY.encode() in path.read_bytes():
-            raise
-        raise BadInput(f"{path} is not a split file: {error.message}") from error
+    try:
+        table = read_user_table(str(path), _SPLIT_KINDS, required=list(_SPLIT_KINDS))
+    except StoreError as error:
+        raise BadInput(f"{path} is not a split file: {error.message}", remedy=error.remedy) from error
+    for column in table.column_names:
+        if table[column].null_count:
+            row = pc.index(table[column].is_null(), True).as_py() + 1
+            raise BadInput(f"{path}, data row {row}: empty {column}", remedy="Write the file again.")
+    return table

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from index.exact.products import pairwise_sq_distances
+from index.exact.masked import require_finite
+from index.exact.products import pairwise_sq_distances, subsample
 from infra.errors import BadSetting
 
 MAX_IMAGES = 10_000  # probes and gallery together: three float32 matrices of that square are 1.2 GB
@@ -17,7 +18,8 @@ def k_reciprocal(
     The Jaccard distance of k-reciprocal neighbourhoods, plus `lambda_` times the squared L2 distance divided
     by the largest of its row. Source: Zhong et al., "Re-ranking Person Re-identification with k-reciprocal
     Encoding", CVPR 2017, sections 3.2 to 3.5 and its parameters k1 = 20, k2 = 6, λ = 0.3.
-    Raises BadSetting for more than `MAX_IMAGES` images: all pairs must fit in memory.
+    Raises BadSetting for more than `MAX_IMAGES` images: all pairs must fit in memory; BadInput for NaN and
+    infinity.
     """
     total = len(features)
     if total > MAX_IMAGES:
@@ -25,7 +27,10 @@ def k_reciprocal(
             f"re-ranking {total:,} images needs all their pairs in memory",
             remedy=f"re-rank at most {MAX_IMAGES:,}: give a smaller list, or leave re-ranking out",
         )
-    sq_dist = pairwise_sq_distances(features, features)
+    require_finite(features)
+    # Far from zero the squared norms would hide the distances. The median ignores a single outlier.
+    moved = (features - np.median(subsample(features, 2048), axis=0)).astype(np.float32)
+    sq_dist = pairwise_sq_distances(moved, moved)
     sq_dist /= np.maximum(sq_dist.max(axis=1, keepdims=True), 1e-30)
     order = np.argsort(sq_dist, axis=1, kind="stable")
     nearest_k1 = order[:, : k1 + 1]

@@ -158,6 +158,16 @@ def pair_sq_distances(
     return sq_dist
 
 
+@njit_cached(_MATRIX, _MATRIX)
+def sq_distance_matrix(left: Float32Array, right: Float32Array) -> Float64Array:
+    """|left - right|² (p, n) of all pairs of rows (p, d) and (n, d), each as `pair_sq_distances` has it."""
+    sq_dist = np.empty((len(left), len(right)))
+    for i in range(len(left)):
+        for j in range(len(right)):
+            sq_dist[i, j] = _sq_distance(left[i], right[j])
+    return sq_dist
+
+
 @njit_cached(_TARGETS, _BOUNDS)
 def score_intervals(targets: Targets, bounds: Bounds) -> tuple[Float32Array, Float32Array]:
     """Intervals [low, high], two arrays (v, t), that hold the score of each target for certain.

@@ -219,3 +219,12 @@ def min_cpu_seconds(
 def subsample(rows: NDArray[_Row], max_rows: int) -> NDArray[_Row]:
     """Return at most `max_rows` rows, evenly spaced: a view."""
     return rows[:: max(1, -(-len(rows) // max_rows))]
+
+
+def count_within(rate: float, total: int) -> int:
+    """Return the largest count whose share of `total` is at most `rate`."""
+    count = int(rate * total)
+    # The product may be rounded to either side of a whole number.
+    if total and (count + 1) / total <= rate:
+        return count + 1
+    return count - 1 if count and count / total > rate else count

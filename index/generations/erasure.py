@@ -87,7 +87,7 @@ def resume_erasures(milvus: Milvus, store: Store, *, held: Collection[str] = ())
     Locked if an erasure reaches another folder whose rows are being changed.
     """
     names = tombstones.erasure_ids(store)
-    _require_recorded(store, names)
+    require_recorded(store, names)
     states = {name: read_receipt(store, name).state for name in names}
     _drop_leftovers(store, states)
     tombstones.seal_old_tombstones(store, [name for name in names if states[name] != "begun"])
@@ -339,7 +339,7 @@ def _drop_leftovers(store: Store, states: Mapping[str, str]) -> None:
             store.delete(key)
 
 
-def _require_recorded(store: Store, names: Sequence[str]) -> None:
+def require_recorded(store: Store, names: Sequence[str]) -> None:
     """Raise CorruptObject if the record of a generation names an erasure that is gone."""
     for record in records.list_records(store):
         for change in record.changes:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.generations import records
+from index.generations.erasure import require_recorded
 from index.generations.load_plan import plan_load
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
+from index.runs.tombstones import erasure_ids
 from infra.store import Store
 
 _MAX_EXAMPLES = 10
@@ -75,6 +77,7 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run, and what
     `check_run` raises for a run whose own counts disagree.
     """
+    require_recorded(store, erasure_ids(store))
     record = records.read(store, generation.name)
     balance = sum(map(check_run, runs), RunBalance(0, 0, 0, 0))
     plan = plan_load(runs, latest_wins=True, verify=False)

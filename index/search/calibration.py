@@ -75,8 +75,8 @@ def calibrate(
 ) -> Calibration:
     """Learn curve and threshold from labelled features (n, d), vehicle ids (n,) and cameras (n,).
 
-    Up to `MAX_PROBES` probes are drawn. Raises BadSetting for a rate outside 0..1, and BadInput for too few
-    probes.
+    Up to `MAX_PROBES` probes are drawn. All distances are exact. Raises BadSetting for a rate outside 0..1,
+    and BadInput for too few probes, for NaN and infinity, and where other vehicles have equal features.
     """
     if not 0 < false_alarm_rate < 1:
         raise BadSetting(f"a false-alarm rate of {false_alarm_rate} is not between 0 and 1")
@@ -91,11 +91,19 @@ def calibrate(
             remedy="calibrate on more vehicles with several sightings, or with --same-camera",
         )
     impostors = np.sort(pairs.impostor[np.isfinite(pairs.impostor)])
-    allowed = int(false_alarm_rate * len(impostors))
+    from index.exact.products import count_within  # here, because a search needs no torch
+
+    allowed = count_within(false_alarm_rate, len(impostors))
     if not allowed:
         raise BadInput(
             f"{len(impostors)} probes cannot resolve a false-alarm rate of {false_alarm_rate:g}",
             remedy=f"ask for {1 / max(1, len(impostors)):.3g} or more, or label more crops",
+        )
+    if not impostors[allowed]:
+        raise BadInput(
+            f"{int((impostors == 0).sum())} of {len(impostors)} crops have the features of another vehicle's "
+            "crop: no threshold keeps the rate",
+            remedy="look for pictures under two vehicle ids in the labels, or ask for a higher rate",
         )
     # Just below the first impostor that would exceed the rate.
     threshold = float(np.nextafter(impostors[allowed], -np.inf))
@@ -138,34 +146,31 @@ class _NearestPairs:
         cameras: NDArray[np.str_] | None,
         rows: NDArray[np.int64],
     ) -> "_NearestPairs":
-        from index.exact.products import pairwise_sq_distances
+        from index.exact.masked import NO_ROW, MaskedNearest
 
-        sq_norms = np.einsum("ij,ij->i", features, features, dtype=np.float64)
+        searcher = MaskedNearest(features)
         chunks: list[tuple[NDArray[Any], ...]] = []
         for start in range(0, len(rows), _PROBE_CHUNK):
             probes = rows[start : start + _PROBE_CHUNK]
-            sq_dist = pairwise_sq_distances(features[probes], features, sq_norms[probes], sq_norms)
-            distance = np.sqrt(sq_dist)  # (p, n)
-            distance[np.arange(len(probes)), probes] = np.inf
+            is_searched = probes[:, None] != np.arange(len(features))
             if cameras is not None:
                 is_known = cameras[probes] != ""
-                distance[(cameras[probes, None] == cameras) & is_known[:, None]] = np.inf
+                is_searched &= ~((cameras[probes, None] == cameras) & is_known[:, None])
             is_genuine = vehicles[probes, None] == vehicles
-            genuine = np.where(is_genuine, distance, np.inf).min(axis=1)
-            impostor = np.where(is_genuine, np.inf, distance).min(axis=1)
-            depth = min(DEPTH, distance.shape[1])
-            nearest = np.argpartition(distance, depth - 1, axis=1)[:, :depth]
-            near_distance = np.take_along_axis(distance, nearest, axis=1)
-            near_genuine = np.take_along_axis(is_genuine, nearest, axis=1)
-            is_searched = np.isfinite(near_distance)
-            probe_vehicle = np.broadcast_to(vehicles[probes, None], near_distance.shape)
+            bounds = searcher.bound(probes)
+            _, genuine = bounds.nearest(1, is_searched & is_genuine)
+            _, impostor = bounds.nearest(1, is_searched & ~is_genuine)
+            near_rows, near_distance = bounds.nearest(DEPTH, is_searched)
+            near_genuine = np.take_along_axis(is_genuine, near_rows, axis=1)
+            exists = near_rows != NO_ROW
+            probe_vehicle = np.broadcast_to(vehicles[probes, None], near_rows.shape)
             chunks.append(
                 (
-                    near_distance[is_searched],
-                    near_genuine[is_searched],
-                    probe_vehicle[is_searched],
-                    genuine,
-                    impostor,
+                    near_distance[exists],
+                    near_genuine[exists],
+                    probe_vehicle[exists],
+                    genuine[:, 0],
+                    impostor[:, 0],
                 )
             )
         return cls(*(np.concatenate(column) for column in zip(*chunks, strict=True)))

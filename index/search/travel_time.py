@@ -8,13 +8,14 @@ from index.schema import UNKNOWN_TIME
 from index.search.probe import Sighting
 from infra.errors import BadInput, BadSetting
 from infra.store import read_user_table
+from infra.store.cells import Kind
 
 EARTH_KM = 6371.0088  # mean radius, IUGG
 MAX_SPEED_KMH = 150.0
 CLOCK_TOLERANCE_SECONDS = 10.0
 """How far the clocks of two cameras may differ; added to the time that the vehicle had."""
 
-_COLUMNS = ("camera_id", "lat", "lon")
+_COLUMNS: dict[str, Kind] = {"camera_id": "text", "lat": "number", "lon": "number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +77,19 @@ class CameraMap:
 
 def read_cameras(uri: str, *, max_speed_kmh: float = MAX_SPEED_KMH) -> CameraMap:
     """Read a table with the columns camera_id, lat, lon. Raises BadInput, with the data row of the error."""
-    table = read_user_table(uri, text=True)
-    missing = [name for name in _COLUMNS if name not in table.column_names]
-    if missing:
-        raise BadInput(
-            f"{uri} has no column {', '.join(missing)}", remedy="Add a header line: camera_id,lat,lon"
-        )
+    table = read_user_table(uri, _COLUMNS, required=list(_COLUMNS))
     positions: dict[str, tuple[float, float]] = {}
-    for row, record in enumerate(table.select(_COLUMNS).to_pylist(), start=1):
-        name, position = str(record["camera_id"] or ""), _position(record["lat"], record["lon"])
-        if not name or position is None:
-            raise BadInput(f"{uri}, data row {row}: no camera with a latitude and a longitude")
-        if positions.setdefault(name, position) != position:
-            raise BadInput(f"{uri}, data row {row}: camera {name} has two positions")
+    for row, record in enumerate(table.to_pylist(), start=1):
+        name, lat, lon = record["camera_id"], record["lat"], record["lon"]
+        if name is None or lat is None or lon is None or abs(lat) > 90 or abs(lon) > 180:
+            raise BadInput(
+                f"{uri}, data row {row}: no camera with a latitude and a longitude",
+                remedy="Latitudes are -90 to 90 degrees, longitudes -180 to 180.",
+            )
+        if positions.setdefault(name, (lat, lon)) != (lat, lon):
+            raise BadInput(
+                f"{uri}, data row {row}: camera {name} has two positions", remedy="Remove one of them."
+            )
     if not positions:
-        raise BadInput(f"{uri} names no camera")
+        raise BadInput(f"{uri} names no camera", remedy="Add a line for each camera.")
     return CameraMap(positions, max_speed_kmh)
-
-
-def _position(lat: object, lon: object) -> tuple[float, float] | None:
-    try:
-        position = float(str(lat)), float(str(lon))
-    except ValueError:
-        return None
-    return position if abs(position[0]) <= 90 and abs(position[1]) <= 180 else None

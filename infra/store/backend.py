@@ -1,5 +1,6 @@
 """What a store asks of the storage behind it: see `LocalBackend` and `S3Backend`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,10 @@ from obstore.store import LocalStore, S3Store
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
+
+
+UNADDRESSABLE = "key that cannot be addressed"
+FOLDER_MARKER = "folder marker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,25 @@ class ObjectBody:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class UnusableObject:
+    """An object that is listed and that no `Store` can read, with the cause in a few words."""
+
+    key: str
+    cause: str
+
+
+Listed = ObjectInfo | UnusableObject
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What is right below a prefix: `folders` as prefixes without a trailing slash, and objects."""
+
+    folders: list[str]
+    objects: list[Listed]
+
+
 class Backend(Protocol):
     """The operations on which a local folder and a bucket differ. All keys are checked by the caller.
 
@@ -47,6 +71,12 @@ class Backend(Protocol):
 
     def fetch(self, key: str) -> ObjectBody:
         """Read a whole object."""
+
+    def list(self, folder: str) -> Iterator[Listed]:
+        """Yield every object below a folder ('' is the root)."""
+
+    def level(self, folder: str) -> Level:
+        """Return the folders and the objects right below a folder ('' is the root)."""
 
     def replace(self, key: str, data: bytes, etag: str) -> None:
         """Write an object that still has this etag. Raises PreconditionError."""

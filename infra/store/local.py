@@ -1,8 +1,12 @@
 """A local folder as object storage."""
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,20 @@ from obstore.exceptions import PreconditionError
 from obstore.store import LocalStore
 
 from infra.errors import DiskFull, StoreUnreachable
-from infra.store.backend import Backend, ObjectBody, object_info
+from infra.store.backend import (
+    UNADDRESSABLE,
+    Backend,
+    Level,
+    Listed,
+    ObjectBody,
+    ObjectInfo,
+    UnusableObject,
+    object_info,
+)
 from infra.store.errors import bucket_missing, store_error
+from infra.store.settings import is_usable_key
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LocalBackend:
@@ -42,14 +58,42 @@ class LocalBackend:
     def fetch(self, key: str) -> ObjectBody:
         """Read a whole file, in a third of the time that obstore takes for a small one."""
         self.client  # noqa: B018  # a missing root is another error than a missing object
-        with (self.folder / key).open("rb", buffering=0) as file:
+        with open(self.folder / key, "rb", buffering=0, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(f"{key} is not a regular file")
             data = file.read(status.st_size + 1)
         if len(data) != status.st_size:
             raise StoreUnreachable(f"{self.folder / key} changed during the read", remedy="Read it again.")
-        # The form that obstore gives to etags of local files.
-        etag = f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
-        return ObjectBody(data, etag)
+        return ObjectBody(data, _etag(status))
+
+    def list(self, folder: str) -> Iterator[Listed]:
+        """Yield every file below a folder, following links. Raises FileNotFoundError, PermissionError."""
+        self.client  # noqa: B018  # a missing root is an error, a missing folder is empty
+        if not (self.folder / folder).is_dir():
+            return
+        pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(self.folder / folder),))]
+        while pending:
+            current, ancestors = pending.pop()
+            try:
+                subfolders, files = _scan(self.folder, current)
+            except FileNotFoundError:
+                continue  # deleted meanwhile
+            yield from files
+            for name in subfolders:
+                real = os.path.realpath(self.folder / name)
+                if real in ancestors:
+                    yield UnusableObject(name, "a link to a folder that contains it")
+                else:
+                    pending.append((name, (*ancestors, real)))
+
+    def level(self, folder: str) -> Level:
+        """Return the folders and the files right below a folder; a missing one is empty."""
+        self.client  # noqa: B018  # a missing root is an error
+        if not (self.folder / folder).is_dir():
+            return Level([], [])
+        folders, files = _scan(self.folder, folder)
+        return Level(sorted(folders), files)
 
     def replace(self, key: str, data: bytes, etag: str) -> None:
         """Write a file that still has this etag, under a lock on its folder. Raises PreconditionError."""
@@ -103,3 +147,50 @@ class LocalBackend:
     def copy_on_server(self, source: Backend, key: str, target_key: str) -> bool:
         """Return False: a local folder has no server."""
         return False
+
+
+def _etag(status: os.stat_result) -> str:
+    """Return the etag in the form that obstore gives to local files."""
+    return f"{status.st_ino:x}-{status.st_mtime_ns // 1000:x}-{status.st_size:x}"
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block
+
+
+def _scan(root: Path, folder: str) -> tuple[list[str], list[Listed]]:
+    """Return the folders and the files right below a folder, by their keys. Raises PermissionError."""
+    folders: list[str] = []
+    files: list[Listed] = []
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            key = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue  # deleted meanwhile, or a link to nothing
+            except OSError as failure:
+                cause = "a circular link" if failure.errno == errno.ELOOP else str(failure.strerror)
+                files.append(UnusableObject(key, cause))
+                continue
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if not is_usable_key(key):
+                files.append(UnusableObject(f"{key}/" if is_folder else key, UNADDRESSABLE))
+            elif is_folder:
+                folders.append(key)
+            elif stat.S_ISREG(status.st_mode) and not _is_partial(entry.name):
+                files.append(ObjectInfo(key, status.st_size, _etag(status), _modified(status)))
+    return folders, files
+
+
+def _modified(status: os.stat_result) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    except OverflowError:  # a file system may hold any number
+        return _EPOCH
+
+
+def _is_partial(name: str) -> bool:
+    """Whether obstore is writing this file: it appends '#' and a number until the file is whole."""
+    _, separator, number = name.rpartition("#")
+    return bool(separator) and number.isdigit()

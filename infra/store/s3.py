@@ -7,23 +7,40 @@ copies objects on the server; pyarrow streams Parquet.
 import hashlib
 import re
 import time
+from collections.abc import Iterator
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import obstore
+from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from infra.errors import CorruptObject, StoreUnreachable
-from infra.store.backend import Backend, ObjectBody, unquoted_etag
-from infra.store.settings import StoreSettings
+from infra.store.backend import (
+    FOLDER_MARKER,
+    UNADDRESSABLE,
+    Backend,
+    Level,
+    Listed,
+    ObjectBody,
+    ObjectInfo,
+    UnusableObject,
+    object_info,
+    unquoted_etag,
+)
+from infra.store.settings import StoreSettings, is_usable_key
 
 if TYPE_CHECKING:
+    import boto3
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CopySourceTypeDef
     from obstore import PutMode
 
 _BODY_ATTEMPTS = 4
+_LISTING_FAILURES = (BaseError, ValueError)
+_MAYBE_MARKERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # elsewhere a marker does no harm
+_ROLE_ENDPOINT_SECONDS = 2
 _UNKNOWN_ETAGS = 5
 """So many first objects whose etag is not their MD5 mean that no etag of the store is."""
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")  # of an upload in several parts the etag is longer
@@ -32,20 +49,23 @@ _MD5 = re.compile(r"[0-9a-fA-F]{32}")  # of an upload in several parts the etag 
 def object_client(bucket: str, prefix: str, use: StoreSettings) -> S3Store:
     """Return obstore's client for one prefix of a bucket; keys are relative to it. No I/O.
 
-    Without an access key boto3's chain supplies the credentials; raises ValueError or BotoCoreError if it
-    has none.
+    Without an access key boto3's chain supplies the credentials; raises NoCredentialsError if it has none.
     """
     options: dict[str, Any] = {"region": use.region}
     if use.endpoint is not None:
         options["endpoint"] = use.endpoint
-    if use.access_key is not None:
+    if use.request_payer:
+        options["request_payer"] = True
+    if use.unsigned:
+        options["skip_signature"] = True
+    elif use.access_key is not None:
         options |= {"access_key_id": use.access_key, "secret_access_key": use.secret_key}
         if use.session_token is not None:
             options["session_token"] = use.session_token
     else:
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        options["credential_provider"] = Boto3CredentialProvider()
+        options["credential_provider"] = Boto3CredentialProvider(session_with_credentials())
     return S3Store(
         bucket,
         prefix=prefix or None,
@@ -68,12 +88,35 @@ def object_client(bucket: str, prefix: str, use: StoreSettings) -> S3Store:
     )
 
 
+@cache
+def session_with_credentials() -> "boto3.Session":
+    """Return a session of boto3 with credentials of its chain: profile, web identity, role of the machine.
+
+    Raises NoCredentialsError if the chain has none. It is asked once, and the role's endpoint with a short
+    limit: without one, each request would wait for it, with retries.
+    """
+    import boto3
+    import botocore.session
+    from botocore.exceptions import NoCredentialsError
+
+    core = botocore.session.Session()
+    core.set_config_variable("metadata_service_timeout", _ROLE_ENDPOINT_SECONDS)
+    core.set_config_variable("metadata_service_num_attempts", 1)
+    session = boto3.Session(botocore_session=core)
+    if session.get_credentials() is None:
+        raise NoCredentialsError
+    return session
+
+
 def admin_client(use: StoreSettings) -> "S3Client":
     """Return boto3's client, for buckets and for copies on the server."""
     import boto3
+    from botocore import UNSIGNED
     from botocore.config import Config
 
-    return boto3.client(
+    has_keys = use.unsigned or use.access_key is not None
+    session = boto3.Session() if has_keys else session_with_credentials()
+    return session.client(
         "s3",
         endpoint_url=use.endpoint,
         region_name=use.region,
@@ -81,7 +124,7 @@ def admin_client(use: StoreSettings) -> "S3Client":
         aws_secret_access_key=use.secret_key,
         aws_session_token=use.session_token,
         config=Config(
-            signature_version="s3v4",
+            signature_version=UNSIGNED if use.unsigned else "s3v4",
             connect_timeout=use.connect_seconds,
             read_timeout=use.read_seconds,
             retries={"total_max_attempts": use.retries + 1, "mode": "standard"},
@@ -99,6 +142,7 @@ def arrow_file_system(use: StoreSettings) -> Any:
         access_key=use.access_key,
         secret_key=use.secret_key,
         session_token=use.session_token,
+        anonymous=use.unsigned,
         region=use.region,
         endpoint_override=use.endpoint,
         connect_timeout=use.connect_seconds,
@@ -173,6 +217,92 @@ class S3Backend:
             remedy="Check the server and the network between.",
         )
 
+    def list(self, folder: str) -> Iterator[Listed]:
+        """Yield every object below a folder.
+
+        obstore lists several times faster than boto3, but gives up at the first key that it cannot address;
+        boto3 goes on from there, because S3 lists keys in their order.
+        """
+        if not folder and not self.prefix and self._has_leading_slashes:
+            yield from self._list_slowly(folder, "")
+            return
+        last = ""
+        try:
+            for page in obstore.list(self.client, folder or None, chunk_size=1000):
+                for meta in page:
+                    yield self._without_marker(object_info(meta))
+                last = max(last, max((meta["path"] for meta in page), default=""))
+        except _LISTING_FAILURES as failure:
+            if not _is_about_a_key(failure):
+                raise
+            yield from self._list_slowly(folder, last)
+
+    def level(self, folder: str) -> Level:
+        """Return the folders and the objects right below a folder."""
+        try:
+            listing = obstore.list_with_delimiter(self.client, folder or None)
+        except _LISTING_FAILURES as failure:
+            if not _is_about_a_key(failure):
+                raise
+            return self._level_slowly(folder)
+        folders = sorted(name.rstrip("/") for name in listing["common_prefixes"])
+        if not all(map(is_usable_key, folders)):
+            return self._level_slowly(folder)
+        return Level(folders, [self._without_marker(object_info(meta)) for meta in listing["objects"]])
+
+    def _list_slowly(self, folder: str, start_after: str) -> Iterator[Listed]:
+        options = {"StartAfter": self._full_key(start_after)} if start_after else {}
+        for page in self._pages(folder, **options):
+            for entry in page.get("Contents", ()):
+                yield self._listed(entry)
+
+    def _level_slowly(self, folder: str) -> Level:
+        folders: list[str] = []
+        objects: list[Listed] = []
+        for page in self._pages(folder, Delimiter="/"):
+            objects += [self._listed(entry) for entry in page.get("Contents", ())]
+            for entry in page.get("CommonPrefixes", ()):
+                key = self._relative(entry["Prefix"])
+                if is_usable_key(key.removesuffix("/")):
+                    folders.append(key.removesuffix("/"))
+                else:
+                    objects.append(UnusableObject(key, UNADDRESSABLE))
+        return Level(sorted(folders), objects)
+
+    def _pages(self, folder: str, **options: Any) -> Iterator[Any]:
+        prefix = self._full_key(f"{folder}/") if folder else self._full_key("")
+        if self.settings.request_payer:
+            options["RequestPayer"] = "requester"
+        pages = self._admin_client.get_paginator("list_objects_v2")
+        yield from pages.paginate(**({"Bucket": self.bucket, "Prefix": prefix} | options))
+
+    def _listed(self, entry: Any) -> Listed:
+        key = self._relative(entry["Key"])
+        if key.endswith("/") and is_usable_key(key[:-1]) and not entry["Size"]:
+            return UnusableObject(key, FOLDER_MARKER)
+        if not is_usable_key(key):
+            return UnusableObject(key, UNADDRESSABLE)
+        return ObjectInfo(key, entry["Size"], unquoted_etag(entry.get("ETag")), entry["LastModified"])
+
+    def _without_marker(self, info: ObjectInfo) -> Listed:
+        """Return the object, unless it is the marker of a folder, of which obstore drops the last slash."""
+        if info.size or not info.key.lower().endswith(_MAYBE_MARKERS):
+            return info
+        try:
+            obstore.head(self.client, info.key)
+        except FileNotFoundError:
+            return UnusableObject(f"{info.key}/", FOLDER_MARKER)
+        return info
+
+    @cached_property
+    def _has_leading_slashes(self) -> bool:
+        """Whether the bucket has keys that begin with a slash: obstore would drop it from their names."""
+        page = next(self._pages("", Prefix="/", MaxKeys=1))
+        return bool(page.get("Contents"))
+
+    def _relative(self, full_key: str) -> str:
+        return full_key.removeprefix(f"{self.prefix}/" if self.prefix else "")
+
     def replace(self, key: str, data: bytes, etag: str) -> None:
         """Write an object that still has this etag. Raises PreconditionError."""
         mode: PutMode = {"e_tag": f'"{etag}"'}
@@ -232,3 +362,8 @@ class S3Backend:
 
     def _full_key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
+
+
+def _is_about_a_key(failure: Exception) -> bool:
+    """Whether a listing failed because obstore cannot hold a listed key, not because of the server."""
+    return isinstance(failure, InvalidPathError) or "arse path" in str(failure)

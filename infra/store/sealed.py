@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from infra.errors import CorruptObject
@@ -56,11 +57,13 @@ def unseal(data: bytes, where: str, *, remedy: str = _REMEDY) -> Any:
         values.pop(DIGEST, None)
         return values
     contents = {key: value for key, value in values.items() if key != DIGEST}
-    if DIGEST not in values:
-        if not _has_renamed_digest(values):
-            return values
-    elif encode_json(contents | {DIGEST: _digest_of(contents)}) == data:
-        return contents
+    # What has no encoding, such as NaN or half of a surrogate pair, cannot have been sealed.
+    with suppress(ValueError, RecursionError):
+        if DIGEST not in values:
+            if not _has_renamed_digest(values):
+                return values
+        elif encode_json(contents | {DIGEST: _digest_of(contents)}) == data:
+            return contents
     raise CorruptObject(
         f"{where} was altered: its contents do not have the digest that it carries", remedy=remedy or _REMEDY
     )

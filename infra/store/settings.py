@@ -3,14 +3,16 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from infra.errors import BadInput, BadSetting
+from infra.errors import BadInput, BadSetting, UnusableKey
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _TRUE = frozenset({"1", "true", "yes", "on"})
+PUBLIC_BUCKETS_VARIABLE = "CLVR_PUBLIC_BUCKETS"
+_UNSIGNED_VARIABLES = ("AWS_SKIP_SIGNATURE", "AWS_NO_SIGN_REQUEST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class StoreSettings:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    unsigned: bool = False  # a public bucket: no credentials are sent, whatever there are
+    request_payer: bool = False  # whoever reads the bucket pays
     allow_http: bool = False  # plain HTTP is opt-in: the network can read the images
     retries: int = 5  # of one request, with exponential backoff from 0.1 s
     retry_seconds: float = 120.0  # no retry starts later than this after the first attempt
@@ -64,8 +68,16 @@ class StoreSettings:
             access_key=env.get("AWS_ACCESS_KEY_ID") or None,
             secret_key=env.get("AWS_SECRET_ACCESS_KEY") or None,
             session_token=env.get("AWS_SESSION_TOKEN") or None,
+            unsigned=any(env.get(name, "").lower() in _TRUE for name in _UNSIGNED_VARIABLES),
+            request_payer=env.get("AWS_REQUEST_PAYER", "").lower() in _TRUE | {"requester"},
             allow_http=env.get("AWS_ALLOW_HTTP", "").lower() in _TRUE,
         )
+
+    def for_bucket(self, bucket: str, environment: Mapping[str, str] | None = None) -> "StoreSettings":
+        """Return the settings for one bucket: those named in CLVR_PUBLIC_BUCKETS are read unsigned."""
+        env = os.environ if environment is None else environment
+        public = {name.strip() for name in env.get(PUBLIC_BUCKETS_VARIABLE, "").split(",")}
+        return replace(self, unsigned=True) if bucket in public else self
 
     def environment(self) -> dict[str, str]:
         """Return the variables that `from_env` reads as these settings, for child processes."""
@@ -75,6 +87,8 @@ class StoreSettings:
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_SESSION_TOKEN": self.session_token,
+            "AWS_SKIP_SIGNATURE": "true" if self.unsigned else None,
+            "AWS_REQUEST_PAYER": "true" if self.request_payer else None,
             "AWS_ALLOW_HTTP": "true" if self.allow_http else None,
         }
         return {name: value for name, value in values.items() if value is not None}
@@ -101,8 +115,8 @@ def canonical_uri(uri: str) -> str:
         raise BadInput(
             f"{uri!r} has an unknown scheme: {scheme}", remedy="Use s3://bucket/prefix or a local path."
         )
-    if not uri or "\0" in uri:
-        raise BadInput(f"{uri!r} is not a local path", remedy="Use s3://bucket/prefix or a local path.")
+    if not uri or "\0" in uri or not is_utf8(uri):
+        raise BadInput(f"{uri!r} is not a local path", remedy="Use s3://bucket/prefix or a path in UTF-8.")
     return str(Path(uri).expanduser().resolve())
 
 
@@ -118,12 +132,27 @@ def split_uri(uri: str) -> tuple[str, str]:
     return root or "/", key
 
 
+UNUSABLE_KEY_PATTERN = r"\A/|\A\z|//|/\z|(\A|/)\.{1,2}(/|\z)|[\x00-\x1f]"
+"""What no key may have on any kind of store: an empty, '.' or '..' part, or a control character."""
+
+_UNUSABLE_KEY = re.compile(UNUSABLE_KEY_PATTERN.replace(r"\z", r"\Z"))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written in UTF-8: a file name that Python could not decode cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def is_usable_key(key: str) -> bool:
+    """Whether a key stays below its root on every kind of store, and is valid in UTF-8."""
+    return not _UNUSABLE_KEY.search(key) and (key.isascii() or is_utf8(key))
+
+
 def checked_key(key: str) -> str:
-    """Return the key if it stays below its root on every kind of store; raise BadInput if not."""
-    segments = key.split("/")
-    if any(part in {"", ".", ".."} for part in segments) or any(ord(letter) < 32 for letter in key):
-        raise BadInput(
+    """Return the key if it stays below its root on every kind of store; raise UnusableKey if not."""
+    if not is_usable_key(key):
+        raise UnusableKey(
             f"{key!r} is not a usable object key",
-            remedy="Keys are relative, with no empty, '.' or '..' part and no control characters.",
+            remedy="Keys are relative UTF-8, with no empty, '.' or '..' part and no control characters.",
         )
     return key

@@ -1,6 +1,6 @@
 """One interface to objects, over S3 and over a local folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -13,7 +13,7 @@ import obstore
 from obstore.exceptions import PreconditionError
 
 from infra.errors import BucketMissing, ClvrError, ObjectMissing, StoreUnreachable
-from infra.store.backend import Backend, ObjectBody, ObjectInfo, object_info
+from infra.store.backend import Backend, Level, ObjectBody, ObjectInfo, UnusableObject, object_info
 from infra.store.errors import STORE_FAILURES, store_error
 from infra.store.local import LocalBackend
 from infra.store.s3 import S3Backend
@@ -25,12 +25,14 @@ Prefixes = list[str]  # an alias, because `list` is a method inside the class
 def open_store(uri: str, settings: StoreSettings | None = None) -> "Store":
     """Open a store at 's3://bucket/prefix' or at a local path. Only a local path is resolved, by I/O.
 
-    settings: None reads the `AWS_*` variables. Raises BadInput for an unusable URI and BadSetting for
-    contradictory variables.
+    settings: None reads the `AWS_*` variables and `CLVR_PUBLIC_BUCKETS`. Raises BadInput for an unusable URI
+    and BadSetting for contradictory variables.
     """
     root = canonical_uri(uri)
     if settings is None:
-        settings = StoreSettings.from_env() if root.startswith("s3://") else StoreSettings()
+        bucket = root.removeprefix("s3://").partition("/")[0]
+        is_local = not root.startswith("s3://")
+        settings = StoreSettings() if is_local else StoreSettings.from_env().for_bucket(bucket)
     return Store(root, settings)
 
 
@@ -139,22 +141,29 @@ class Store:
             self._root_checked  # noqa: B018
             return None
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, unusable: Callable[[UnusableObject], object] = lambda found: None
+    ) -> Iterator[ObjectInfo]:
         """Yield every object below a prefix, which is whole folders: 'dt=1' does not match 'dt=10/a'.
 
-        Streams by pages of 1000, in no particular order.
+        Streams by pages of 1000, in no particular order. unusable: called with each object that is listed but
+        cannot be read: one whose key cannot be addressed, a folder marker, a circular link.
         """
-        folder = _checked_prefix(prefix)
         with self._as_clvr_error(prefix):
-            for page in obstore.list(self._backend.client, folder, chunk_size=1000):
-                for meta in page:
-                    yield object_info(meta)
+            for found in self._backend.list(_checked_prefix(prefix)):
+                if isinstance(found, ObjectInfo):
+                    yield found
+                else:
+                    unusable(found)
+
+    def level(self, prefix: str = "") -> Level:
+        """Return the folders and the objects right below a prefix; folders sorted, as prefixes."""
+        with self._as_clvr_error(prefix):
+            return self._backend.level(_checked_prefix(prefix))
 
     def folders(self, prefix: str = "") -> Prefixes:
         """Return the folders right below a prefix, sorted, as prefixes: 'dt=2026-11-22/cam=004'."""
-        with self._as_clvr_error(prefix):
-            listing = obstore.list_with_delimiter(self._backend.client, _checked_prefix(prefix))
-        return sorted(name.rstrip("/") for name in listing["common_prefixes"])
+        return self.level(prefix).folders
 
     def delete(self, *keys: str) -> None:
         """Delete objects; missing ones are ignored."""
@@ -208,6 +217,6 @@ class Store:
             raise store_error(failure, self.uri_of(key) if key else self.uri) from failure
 
 
-def _checked_prefix(prefix: str) -> str | None:
+def _checked_prefix(prefix: str) -> str:
     prefix = prefix.rstrip("/")
-    return checked_key(prefix) if prefix else None
+    return checked_key(prefix) if prefix else ""

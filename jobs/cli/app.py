@@ -13,12 +13,14 @@ from typer.core import TyperGroup
 from infra.errors import ClvrError
 from infra.logging import logger, wants_json, without_secrets
 from jobs.cli import archive, evaluation, generations, operations, search, setup, training
-from jobs.cli.options import flag_aliases, redirect_stdout_to_stderr, set_config_file
+from jobs.cli.interrupts import INTERRUPTED, allow_interrupts, exit_on_interrupt
+from jobs.cli.options import flag_aliases, set_config_file
+from jobs.cli.streams import prepare_streams
 
 EXIT_CODES = """
 Exit codes: 0 success; 1 unexpected error; 2 usage; 3 bad input; 4 object storage; 5 Milvus; 6 inputs that
 do not match each other; 7 counts that do not add up; 8 gate failed; 9 too many quarantined images; 10 locked
-by another process; 11 training diverged; 12 Ray cluster; 130 interrupted.
+by another process; 11 training diverged; 12 Ray cluster; 130 interrupted; 141 stdout closed by its reader.
 """
 
 
@@ -45,8 +47,9 @@ class ClvrGroup(TyperGroup):
             )
             _fail(unexpected.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
         except KeyboardInterrupt:
+            exit_on_interrupt()  # a second Ctrl-C ends the process at once
             typer.echo("interrupted; run the same command again to continue", err=True)
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED) from None
 
 
 def _fail(error: ClvrError, *, debug: bool) -> NoReturn:
@@ -124,6 +127,9 @@ def main() -> None:
     """Run the console script."""
     # gRPC logs a line for every fork of a process that has an open channel.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if "--help" not in sys.argv[1:]:
-        redirect_stdout_to_stderr()
-    app()
+    prepare_streams(keep_stdout="--help" in sys.argv[1:])
+    allow_interrupts()
+    try:
+        app()
+    except ClvrError as error:  # from the output of --help
+        _fail(error, debug=False)

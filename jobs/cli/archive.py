@@ -37,6 +37,14 @@ LookbackDays = Annotated[
     typer.Option("--lookback-days", help="With --since-run: list dt= folders from this many days before."),
 ]
 Requeue = Annotated[str | None, typer.Option("--requeue", help="Only the crops that this run quarantined.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", help="Only crops whose key matches this glob; may be repeated."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", help="Leave out crops whose key matches this glob; may be repeated."),
+]
 Cause = Annotated[
     list[str] | None, typer.Option("--cause", help="With --requeue: only this cause; may be repeated.")
 ]
@@ -83,6 +91,8 @@ def plan(
     lookback_days: LookbackDays = None,
     requeue: Requeue = None,
     cause: Cause = None,
+    include: Include = None,
+    exclude: Exclude = None,
     workers: Workers = None,
     price_per_node_hour: Price = None,
     ray: Ray = None,
@@ -95,6 +105,7 @@ def plan(
     from jobs.embed.discovery import CropSelection
     from jobs.embed.plan import plan as plan_archive
 
+    settings = settings_of(runs=runs, ray=ray)
     selection = CropSelection(
         archive,
         key_pattern=key_pattern,
@@ -104,10 +115,13 @@ def plan(
         lookback_days=lookback_days,
         retry_quarantined=requeue,
         causes=tuple(cause or ()),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        times=settings.plausible_times(),
     )
     planned = plan_archive(
         selection,
-        settings_of(runs=runs, ray=ray),
+        settings,
         model=checkpoint,
         actors=workers,
         price_per_node_hour=price_per_node_hour,
@@ -127,6 +141,8 @@ def embed(
     lookback_days: LookbackDays = None,
     requeue: Requeue = None,
     cause: Cause = None,
+    include: Include = None,
+    exclude: Exclude = None,
     workers: Workers = None,
     rows_per_shard: RowsPerShard = 122_880,
     precision: Annotated[
@@ -144,6 +160,7 @@ def embed(
     from jobs.embed.job import EmbedRequest
     from jobs.embed.job import embed as embed_archive
 
+    settings = settings_of(runs=runs, ray=ray)
     request = EmbedRequest(
         archive,
         model=checkpoint,
@@ -154,13 +171,16 @@ def embed(
         lookback_days=lookback_days,
         retry_quarantined=requeue,
         causes=tuple(cause or ()),
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        times=settings.plausible_times(),
         run_id=run_id,
         actors=workers,
         rows_per_shard=rows_per_shard,
         precision=precision,
         max_quarantine_rate=max_quarantine_rate,
     )
-    summary = embed_archive(request, settings_of(runs=runs, ray=ray))
+    summary = embed_archive(request, settings)
     emit(summary, as_json, f"run {summary.run_id} is finished; next: clvr load {summary.run_id}")
 
 

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error.message}\nremedy: {error.remedy}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None
     sys.argv = ["clvr", *options.command]
-    from jobs.cli.app import main as clvr
+    from jobs.cli.main import main as clvr
 
     clvr()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from infra.logging import logger
-from jobs.cli.archive import Archive, KeyPattern, Labels, Manifest, Workers
+from jobs.cli.archive import Archive, Exclude, Include, KeyPattern, Labels, Manifest, Workers
 from jobs.cli.options import (
     Alias,
     Golden,
@@ -43,6 +43,8 @@ def reindex(
     key_pattern: KeyPattern = None,
     manifest: Manifest = None,
     labels: Labels = None,
+    include: Include = None,
+    exclude: Exclude = None,
     lookback_days: Annotated[
         int | None, typer.Option(help="List dt= folders from this many days before the last known crop.")
     ] = None,
@@ -59,6 +61,10 @@ def reindex(
     index_type: IndexType = "auto",
     golden: Golden = None,
     keep: Annotated[int, typer.Option(help="Number of newest generations to keep.")] = 3,
+    retain_days: Annotated[
+        int | None, typer.Option(help="At the end, erase crops older than this many days.")
+    ] = None,
+    purge: Annotated[bool, typer.Option(help="At the end, remove the bytes of all erased crops.")] = False,
     price_per_node_hour: Price = None,
     webhook: Annotated[
         str | None, typer.Option(help="URL that receives the summary. It is a secret: prefer CLVR_WEBHOOK.")
@@ -74,12 +80,16 @@ def reindex(
     from jobs.reindex.job import reindex as run_reindex
     from jobs.reindex.plan import ReindexRequest
 
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
     embedding = EmbedRequest(
         archive,
         model=checkpoint,
         key_pattern=key_pattern,
         manifest=manifest,
         labels=labels,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        times=settings.plausible_times(),
         precision=precision,
         actors=workers,
         rows_per_shard=rows_per_shard,
@@ -95,9 +105,10 @@ def reindex(
         index_type=index_type,
         golden=golden,
         keep=keep,
+        retain_days=retain_days,
+        purge=purge,
         price_per_node_hour=price_per_node_hour,
     )
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
     emit(run_reindex(request, settings), as_json)
 
 

@@ -1,16 +1,15 @@
 """Options that commands share, the settings of a command, and how results are printed."""
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TextIO
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from infra.settings import Settings, load_settings
+from jobs.cli.streams import results
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Runs = Annotated[str | None, typer.Option("--runs", help="URI of the folder of runs.")]
@@ -97,26 +96,6 @@ def config_file() -> Path | None:
 def settings_of(**flags: Any) -> Settings:
     """Return the settings, overridden by the flags of this command. Raises BadSetting."""
     return load_settings(flags, file=_config_file)
-
-
-_results: TextIO | None = None
-
-
-def redirect_stdout_to_stderr() -> None:
-    """Send everything that libraries print on stdout to stderr; only `results()` writes to stdout.
-
-    Ray reports a dead worker on stdout, which would break `--json`. Its C++ code writes below Python's
-    `sys.stdout`, so the file descriptor is redirected and not only the Python object.
-    """
-    global _results
-    sys.stdout.flush()
-    _results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-
-def results() -> TextIO:
-    """Return the stream for results: the original stdout."""
-    return _results or sys.stdout
 
 
 class Result(Protocol):

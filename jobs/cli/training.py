@@ -15,7 +15,10 @@ def train(
     recipe: Annotated[str, typer.Option(help="paper, strong, demo, or a YAML file.")] = "paper",
     override: Annotated[list[str] | None, typer.Option("--set", help="e.g. stage2.epochs=5")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Initial weights: a .pth/.safetensors file, hf:NAME, or random.")
+        str | None,
+        typer.Option(
+            help="Initial weights: a .pth/.safetensors file (a path or s3://…), hf:NAME, or random."
+        ),
     ] = None,
     root: Annotated[str, typer.Option(help="Root of the keys of a table.")] = "",
     split: Annotated[str | None, typer.Option(help="Only this split of a table or of VehicleID.")] = None,

@@ -1,5 +1,6 @@
 """The crops that a command embeds: the first phase of `embed`, and all that `plan` reads. Writes nothing."""
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,20 +12,24 @@ import pyarrow.compute as pc
 
 from index.archive.diff import Changes, days_of, diff_manifests, in_lookback
 from index.archive.inventory import is_inventory, read_inventory
+from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.labels import read_label_table, with_labels
+from index.archive.labels import read_label_table, require_fit, with_labels
 from index.archive.listing import Listing, list_crops
 from index.archive.manifest import read_manifest, uri_ids
 from index.archive.reader import ArchiveReader
+from index.archive.skipped import SkippedObjects
 from index.runs.accounting import ERASED_URI, crop_ids
 from index.runs.lineage import known_crops
 from index.runs.run import Run
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import MANIFEST_SCHEMA
-from infra.errors import BadInput, BadSetting, EmptyArchive
-from infra.store import Store
+from infra.errors import BadInput, BadSetting, ClvrError, EmptyArchive, StoreError
+from infra.store import Store, TimeRange, is_hidden, open_store, split_uri
 
 _MAX_CONCURRENT_HEADS = 32
+_SAMPLED_CROPS = 64  # of a list
+_MIN_EXISTING = 0.02  # of a sample
 
 
 class NoChanges(EmptyArchive):
@@ -46,6 +51,8 @@ class CropSelection:
     than so many days before its newest day.
     retry_quarantined: select the quarantined crops of this run, with `causes` ('truncated' or
     'decode/truncated') only those.
+    include, exclude: globs over keys, see `KeyChoice`; without them a listing has no hidden files, and a list
+    all that it names. times: the plausible capture times; None: those of the environment.
     """
 
     archive: str
@@ -56,6 +63,9 @@ class CropSelection:
     lookback_days: int | None = None
     retry_quarantined: str | None = None
     causes: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    times: TimeRange | None = None
 
     def __post_init__(self) -> None:
         if self.retry_quarantined and (self.manifest or self.since_run):
@@ -68,14 +78,25 @@ class CropSelection:
             raise BadSetting(f"--lookback-days is {self.lookback_days}")
 
     def origin(self) -> dict[str, Any]:
-        """Return the settings that decide the crops of a run, as run.json keeps them beside the archive."""
+        """Return the settings that decide the crops of a run, as run.json keeps them beside the archive.
+
+        They have the content of the list and of the labels, so that a run of a corrected file is another run.
+        """
         return {
             "manifest": self.manifest,
             "since_run": self.since_run,
             "lookback_days": self.lookback_days,
             "requeue": self.retry_quarantined,
             "causes": list(self.causes),
+            "include": list(self.include) or None,
+            "exclude": list(self.exclude) or None,
+            "manifest_sha256": _content_digest(self.manifest),
+            "labels_sha256": _content_digest(self.labels),
         }
+
+    def choice(self) -> KeyChoice:
+        """Return the choice of keys. Raises BadSetting for an unusable glob."""
+        return KeyChoice(self.include, self.exclude)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +122,11 @@ def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery
     discovery = find(selection, archive, runs, erased)
     if selection.labels is None:
         return discovery
-    labels = read_label_table(selection.labels)
+    labels = read_label_table(selection.labels, times=selection.times)
     manifest, joined = with_labels(discovery.manifest, labels, archive=archive.uri)
+    if selection.since_run is None and selection.retry_quarantined is None:
+        # Only a part of the archive was selected otherwise, and all labels may be of the other part.
+        require_fit(joined, manifest, selection.labels)
     note = (
         f"labels: {joined.labelled:,} crops labelled, {joined.unlabelled:,} not, "
         f"{joined.unmatched:,} labels without a crop"
@@ -131,8 +155,9 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store, erased:
         note += f", {listing.unmatched:,} keys do not match the pattern"
     if is_erased.any():
         note += f", {int(is_erased.sum()):,} left out because they were erased"
+    notes = [note, *listing.skipped.notes()]
     if before is None:
-        return Discovery(listing.manifest, [note], listing.num_not_images, listing.unmatched)
+        return Discovery(listing.manifest, notes, listing.num_not_images, listing.unmatched)
     listed_before = None if since is None else in_lookback(before["uri"], archive.uri, since)
     changes = diff_manifests(listing.manifest, before, listed_mask=listed_before)
     if not changes.to_embed.num_rows and not len(changes.vanished):
@@ -142,19 +167,31 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store, erased:
         )
         error.unchanged = changes.unchanged
         raise error
-    notes = [note, f"since run {selection.since_run}: {changes}"]
+    notes.append(f"since run {selection.since_run}: {changes}")
     return Discovery(changes.to_embed, notes, listing.num_not_images, listing.unmatched, changes)
 
 
 def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
     """List the archive itself, or read the list of keys that stands in for it."""
-    pattern = KeyPattern(selection.key_pattern) if selection.key_pattern else None
+    pattern = KeyPattern(selection.key_pattern, selection.times) if selection.key_pattern else None
     if selection.manifest is None:
-        return list_crops(archive, pattern=pattern, since=since)
+        return list_crops(archive, pattern=pattern, since=since, choice=selection.choice())
     if is_inventory(selection.manifest):
-        return read_inventory(selection.manifest, archive=archive, pattern=pattern, settings=archive.settings)
+        return read_inventory(
+            selection.manifest,
+            archive=archive,
+            pattern=pattern,
+            settings=archive.settings,
+            choice=selection.choice(),
+        )
+    skipped = SkippedObjects()
     manifest = read_manifest(
-        selection.manifest, archive=archive.uri, pattern=pattern, settings=archive.settings
+        selection.manifest,
+        archive=archive.uri,
+        pattern=pattern,
+        settings=archive.settings,
+        times=selection.times,
+        skipped=skipped,
     )
     foreign = manifest.filter(pc.invert(pc.starts_with(manifest["uri"], archive.uri_of(""))))
     if foreign.num_rows:
@@ -163,7 +200,63 @@ def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
             f"such as {foreign['uri'][0]}",
             remedy="Give a folder that contains all of them as the archive.",
         )
-    return Listing(manifest, 0, 0)
+    if selection.include or selection.exclude:
+        manifest = _chosen(manifest, archive, selection.choice(), skipped)
+    _require_existing(manifest, archive, selection.manifest)
+    return Listing(manifest, 0, 0, skipped)
+
+
+def _chosen(manifest: pa.Table, archive: Store, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:
+    reader = ArchiveReader(archive)
+    mask = []
+    for uri in manifest["uri"].to_pylist():
+        cause = choice.why_not(reader.key_of(uri))
+        if cause:
+            skipped.add(cause, uri)
+        mask.append(not cause)
+    chosen = manifest.filter(pa.array(mask, pa.bool_()))
+    if not chosen.num_rows:
+        raise EmptyArchive("; ".join(["the list has no crop that is chosen", *skipped.notes()]))
+    return chosen
+
+
+def _require_existing(manifest: pa.Table, archive: Store, source: str) -> None:
+    """Raise BadInput, with an example of each side, if (almost) no crop of a sample of the list exists.
+
+    A run would be frozen that can never be finished. What cannot be asked about counts as existing.
+    """
+    stride = -(-manifest.num_rows // _SAMPLED_CROPS)
+    uris = manifest["uri"][::stride].to_pylist()
+    reader = ArchiveReader(archive)
+
+    def exists(uri: str) -> bool:
+        try:
+            return reader.head(uri) is not None
+        except StoreError:
+            return True
+
+    with ThreadPoolExecutor(_MAX_CONCURRENT_HEADS) as pool:
+        missing = [uri for uri, found in zip(uris, pool.map(exists, uris), strict=True) if not found]
+    if len(uris) - len(missing) > _MIN_EXISTING * len(uris):
+        return
+    present = next((info.key for info in archive.list() if not is_hidden(info.key)), None)
+    example = f"the archive has {archive.uri_of(present)}" if present else f"{archive.uri} has no object"
+    raise BadInput(
+        f"of {len(uris):,} sampled crops of {source}, {len(missing):,} do not exist: it names {missing[0]}, "
+        f"{example}",
+        remedy="Make the column 'uri' or 'key' the crops' own; keys are relative to the archive.",
+    )
+
+
+def _content_digest(uri: str | None) -> str | None:
+    """Return the SHA-256 of a file, or None where there is none to read; its reader says why."""
+    if uri is None:
+        return None
+    try:
+        root, key = split_uri(uri)
+        return hashlib.sha256(open_store(root).get(key)).hexdigest()
+    except ClvrError:
+        return None
 
 
 def _quarantined_crops(

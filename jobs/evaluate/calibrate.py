@@ -69,7 +69,9 @@ def calibrate_run(request: CalibrateRequest, settings: Settings) -> CalibrationR
     Raises BadLabels if no crop has a vehicle id, BadInput for too few probes, BadSetting.
     """
     run = find_run(request.run, settings)
-    labelled = labelled_run(run, evaluation_lists(request.labels, request.split)[0])
+    labelled = labelled_run(
+        run, evaluation_lists(request.labels, request.split, settings.plausible_times())[0]
+    )
     calibration = calibrate(
         labelled.features,
         labelled.vehicle_ids,

@@ -65,7 +65,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
     unknown = [name for name in names if name not in RULES]
     if unknown:
         raise BadSetting(f"unknown protocol '{unknown[0]}'", remedy=f"use one of: {', '.join(RULES)}")
-    lists = evaluation_lists(request.labels, request.split)
+    lists = evaluation_lists(request.labels, request.split, settings.plausible_times())
     if len(lists) > 1:
         raise BadInput(
             f"{request.labels} has several test lists", remedy=f"choose one: --split {lists[0].name}"

@@ -15,7 +15,7 @@ from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.datasets.veri import read_veri
 from clvr_model.datasets.veri_wild import read_veri_wild
 from clvr_model.datasets.vric import read_vric
-from index.archive.labels import read_label_table, with_labels
+from index.archive.labels import read_label_table, require_fit, with_labels
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
@@ -23,7 +23,7 @@ from index.runs.tombstones import read_tombstones
 from infra.errors import BadLabels
 from infra.logging import logger
 from infra.settings import Settings
-from infra.store import open_store
+from infra.store import TABLE_SUFFIXES, TimeRange, open_store
 from jobs.embed.job import EmbedRequest, embed
 
 
@@ -75,17 +75,19 @@ class EvaluationList:
         return [uri.removeprefix(f"{root.rstrip('/')}/") for uri in uris]
 
 
-def evaluation_lists(labels: str | None, split: str | None) -> list[EvaluationList]:
+def evaluation_lists(
+    labels: str | None, split: str | None, times: TimeRange | None = None
+) -> list[EvaluationList]:
     """Read the labels to evaluate, one entry per test list.
 
-    labels: None for the run's manifest, a `.csv` or `.parquet` (`split` selects rows), or a folder in the
-    layout of VehicleID, VeRi-776, VERI-Wild or VRIC (`split` selects a test list; default: all). Raises
-    BadLabels, StoreError.
+    labels: None for the run's manifest, a CSV or Parquet table (`split` selects rows), or a folder in the
+    layout of VehicleID, VeRi-776, VERI-Wild or VRIC (`split` selects a test list; default: all).
+    times: the plausible capture times; None: those of the environment. Raises BadLabels, StoreError.
     """
     if labels is None:
         return [EvaluationList()]
-    if labels.lower().endswith((".csv", ".parquet")):
-        return [EvaluationList(split or "", read_label_table(labels, split=split))]
+    if labels.lower().endswith(TABLE_SUFFIXES):
+        return [EvaluationList(split or "", read_label_table(labels, split=split, times=times))]
     lists = _dataset_lists(labels, split)
     chosen = [listed for listed in lists if split is None or listed.name == split]
     if not chosen:
@@ -200,11 +202,12 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         column = manifest.schema.get_field_index("vehicle_id")
         manifest = manifest.set_column(column, "vehicle_id", unlabelled)
         manifest, joined = with_labels(manifest, table, archive=run.info.archive)
+        require_fit(joined, manifest, f"list {chosen.name}" if chosen.name else "the list")
         not_in_run, examples = joined.unmatched, joined.examples
-    labelled = manifest.filter(pc.is_valid(manifest["vehicle_id"]))
+    is_known = pc.fill_null(pc.greater_equal(manifest["vehicle_id"], 0), False)  # -1 is unknown, as null is
+    labelled = manifest.filter(is_known)
     if not labelled.num_rows:
-        reason = f"; {not_in_run:,} labels are of other images, such as {examples[0]}" if not_in_run else ""
-        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id{reason}", remedy="check --labels")
+        raise BadLabels(f"no crop of run {run.run_id} has a vehicle id", remedy="Check --labels.")
     rows, crops, features = _embedded(run, labelled["crop_id"].to_numpy())
     labelled = labelled.take(pa.array(rows))
     uris = labelled["uri"].to_pylist()
@@ -218,7 +221,7 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         captured_at=labelled["captured_at"].to_numpy(),
         true_model_ids=pc.fill_null(labelled["model_id"], -1).to_numpy().astype(np.int64),
         unlabelled=run.summary.embedded - len(rows),
-        quarantined=manifest.num_rows - manifest["vehicle_id"].null_count - len(rows),
+        quarantined=len(is_known.filter(is_known)) - len(rows),
         not_in_run=not_in_run,
         not_in_run_examples=examples,
         dataset_split=_dataset_split(chosen, run.info.archive, uris),

@@ -50,7 +50,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     _check_request(request)
     run = find_run(request.run, settings)
     lists = []
-    for chosen in evaluation_lists(request.labels, request.split):
+    for chosen in evaluation_lists(request.labels, request.split, settings.plausible_times()):
         labelled = labelled_run(run, chosen)
         suffix = f" of {labelled.name}" if labelled.name else ""
         logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")

@@ -2,11 +2,11 @@
 
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from clvr_model.preprocessing import decode
+from clvr_model.preprocessing import decode_within
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, UnreadableImage
+from infra.errors import ClvrError
 
 SIDE = 240
 QUALITY = 85
@@ -14,15 +14,7 @@ QUALITY = 85
 
 def thumbnail(data: bytes) -> bytes:
     """Return a JPEG of at most 240 x 240 pixels of an encoded image. Raises UnreadableImage."""
-    decode(data)  # checks the limits on bytes, pixels and formats
-    try:
-        file = Image.open(io.BytesIO(data))
-        file.draft("RGB", (SIDE, SIDE))
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(str(error), cause="not-a-picture") from error
-    image.thumbnail((SIDE, SIDE))
-    return _jpeg(image)
+    return _jpeg(Image.fromarray(decode_within(data, SIDE)))
 
 
 def thumbnail_of(reader: ArchiveReader, uri: str) -> bytes:

@@ -100,6 +100,7 @@ def reindex(
     store, archive = open_store(settings.runs), open_store(embedding.archive)
     archive.ensure()
     model = open_embedder() if open_embedder else load_checkpoint(embedding.model)
+    origin = embedding.origin()
     inputs = ReindexInputs(
         archive=archive.uri,
         fingerprint=model.fingerprint,
@@ -111,6 +112,10 @@ def reindex(
         lookback_days=request.lookback_days,
         full=request.full,
         beside=request.rebuild,
+        include=origin["include"],
+        exclude=origin["exclude"],
+        manifest_sha256=origin["manifest_sha256"],
+        labels_sha256=origin["labels_sha256"],
     )
     purpose = f"a reindex run of {archive.uri} into {settings.alias}"
     with acquire(store, f"night-{settings.alias}", purpose) as lock:

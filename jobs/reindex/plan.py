@@ -49,6 +49,10 @@ class ReindexRequest:
     index_type: str = "auto"
     golden: str | None = None
     keep: int = KEEP
+    retain_days: int | None = None
+    """Erase crops that were captured longer ago than this many days."""
+    purge: bool = False
+    """Remove the bytes of all erased crops, whenever they were erased."""
     price_per_node_hour: float | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +64,10 @@ class ReindexRequest:
                 raise BadSetting(f"{flag} is {rate}, not a share between 0 and 1")
         if self.keep < 1:
             raise BadSetting(f"--keep is {self.keep}", remedy="Keep at least one generation.")
+        if self.retain_days is not None and self.retain_days < 1:
+            raise BadSetting(
+                f"--retain-days {self.retain_days} would erase everything", remedy="Keep at least one day."
+            )
         if self.lookback_days is not None and (self.lookback_days < 0 or self.embed.manifest or self.full):
             raise BadSetting(
                 f"--lookback-days {self.lookback_days} needs a listing of the new crops",

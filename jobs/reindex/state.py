@@ -34,6 +34,9 @@ RESUME_WINDOW = timedelta(hours=20)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+_LATER_INPUTS = frozenset({"include", "exclude", "manifest_sha256", "labels_sha256"})
+
+
 @dataclass(frozen=True, slots=True)
 class ReindexInputs:
     """The inputs that identify a run. `fingerprint` is that of the checkpoint, `beside` is --rebuild.
@@ -51,10 +54,28 @@ class ReindexInputs:
     lookback_days: int | None = None
     full: bool = False
     beside: bool = False
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    manifest_sha256: str | None = None
+    labels_sha256: str | None = None
+
+    def differences(self, requested: "ReindexInputs") -> dict[str, tuple[object, object]]:
+        """Return the fields that differ, with both values; a digest that an older release lacks is equal."""
+        recorded, values = asdict(self), asdict(requested)
+        return {
+            name: (recorded[name], value)
+            for name, value in values.items()
+            if recorded[name] != value and not (name.endswith("_sha256") and recorded[name] is None)
+        }
 
     def digest(self) -> str:
         """Return eight hexadecimal digits, equal for equal inputs."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        # The fields of later releases leave the digest of a run that does not use them as it was.
+        inputs = asdict(self)
+        for name in _LATER_INPUTS:
+            if inputs[name] is None:
+                del inputs[name]
+        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +136,11 @@ class ReindexRun:
             document = _RunDocument(reindex_id, utc_now(), inputs)
             store.create(_key(reindex_id, "night.json"), document.to_json())
         run = cls.open(store, reindex_id)
-        for name, value in asdict(inputs).items():
-            recorded = getattr(run.inputs, name)
-            if recorded != value:
-                raise Mismatch(
-                    f"reindex run {reindex_id} was started with {name} {recorded}, not {value}",
-                    remedy="Give another name: --night NAME.",
-                )
+        for name, (recorded, value) in run.inputs.differences(inputs).items():
+            raise Mismatch(
+                f"reindex run {reindex_id} was started with {name} {recorded}, not {value}",
+                remedy="Give another name: --night NAME.",
+            )
         return run
 
     @classmethod
@@ -212,12 +231,11 @@ class ReindexRun:
 def current_reindex_id(store: Store, inputs: ReindexInputs, *, now: datetime | None = None) -> str:
     """Return the id of the recent unfinished run with these inputs, or an id by today's date."""
     now = now or datetime.now(UTC)
-    digest = inputs.digest()
     for run in reversed(list_reindex_runs(store)):
         is_recent = now - datetime.fromisoformat(run.created) < RESUME_WINDOW
-        if run.inputs.digest() == digest and is_recent and not run.finished:
+        if not run.inputs.differences(inputs) and is_recent and not run.finished:
             return run.reindex_id
-    return f"{now:%Y-%m-%d}-{digest}"
+    return f"{now:%Y-%m-%d}-{inputs.digest()}"
 
 
 def list_reindex_runs(store: Store) -> list[ReindexRun]:

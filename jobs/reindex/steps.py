@@ -6,6 +6,7 @@ from typing import Any
 
 from index.generations import records
 from index.generations.promotion import promote
+from index.generations.receipt import Receipt
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, list_generations, live_generation
 from index.runs.lineage import lineage
@@ -18,11 +19,15 @@ from infra.store import Store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import embed
 from jobs.generations import load as loading
+from jobs.generations.erase import ForgetRequest, forget_crops, retain_days
 from jobs.reindex.plan import ReindexRequest, embed_request, fingerprints_of, start_run
 from jobs.reindex.state import ReindexRun, StepName
 from jobs.runtime.resolve import open_milvus
 
 Outcome = dict[str, Any]
+
+ERASE_WAIT_SECONDS = 3600.0
+"""How long the last step waits for an operation of somebody else that changes rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +230,44 @@ def promote_step(context: ReindexContext) -> Outcome:
 
 
 def retention_step(context: ReindexContext) -> Outcome:
-    """Drop old generations, never the live or the previous one."""
+    """Drop old generations, never the live or the previous one; erase and purge old crops, if requested."""
     retirement = loading.retire_generations(context.settings, keep=context.request.keep)
+    receipts = _erase_old(context)
     live, rows = _live(context, open_milvus(context.settings))
+    said = [f"{len(retirement.dropped)} generations dropped, {len(retirement.kept)} kept"]
+    said += [f"erasure {receipt.erasure_id}: {receipt.crops:,} crops" for receipt in receipts]
     return {
-        "said": f"{len(retirement.dropped)} generations dropped, {len(retirement.kept)} kept",
+        "said": "; ".join(said),
+        "erasures": [receipt.erasure_id for receipt in receipts],
+        "erased": sum(receipt.crops for receipt in receipts),
         "dropped": list(retirement.dropped),
         "kept": list(retirement.kept),
         "live": live.name if live else None,
         "live_rows": rows,
     }
+
+
+def _erase_old(context: ReindexContext) -> list[Receipt]:
+    """Erase crops by age and purge what was erased, as far as the request says; return what was done."""
+    request, settings = context.request, context.settings
+    receipts = []
+    if request.retain_days is not None:
+        receipts.append(
+            retain_days(request.retain_days, (), settings, dry_run=False, wait=ERASE_WAIT_SECONDS)
+        )
+    if request.purge:
+        receipts.append(
+            forget_crops(
+                ForgetRequest(
+                    reason=f"reindex run {context.reindex_run.reindex_id}",
+                    dry_run=False,
+                    purge=True,
+                    wait=ERASE_WAIT_SECONDS,
+                ),
+                settings,
+            )
+        )
+    return [receipt for receipt in receipts if receipt.erasure_id]
 
 
 def _live(context: ReindexContext, milvus: Milvus) -> tuple[Generation | None, int]:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from index.schema import UNKNOWN_TIME
+from infra.store import format_ms
 
 NO_VALUE = "\N{EN DASH}"
 
@@ -60,7 +61,10 @@ def capture_time(milliseconds: int) -> str:
     """A capture time in ms since the epoch, UTC; empty if it is unknown."""
     if milliseconds == UNKNOWN_TIME:
         return ""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
+    except (OverflowError, ValueError, OSError):  # a time that no calendar has must not hide the crop
+        return format_ms(milliseconds)
 
 
 def timestamp(iso: str | None) -> str:
@@ -69,7 +73,10 @@ def timestamp(iso: str | None) -> str:
 
 
 def iso_timestamp(milliseconds: int | None) -> str | None:
-    """ISO 8601, UTC, to the second, of ms since the epoch; None if the time is unknown."""
+    """ISO 8601, UTC, to the second, of ms since the epoch; None if it is unknown or in no calendar."""
     if milliseconds is None:
         return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    except (OverflowError, ValueError, OSError):
+        return None

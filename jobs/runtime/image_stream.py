@@ -14,19 +14,27 @@ from numpy.typing import NDArray
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
-from infra.errors import ClvrError, CorruptObject, ObjectChanged, ObjectMissing, StoreDenied, UnreadableImage
+from infra.errors import (
+    ClvrError,
+    CorruptObject,
+    ObjectArchived,
+    ObjectChanged,
+    ObjectMissing,
+    StoreDenied,
+    UnreadableImage,
+    UnusableKey,
+)
 
 QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
+    ObjectArchived: "archived",
     StoreDenied: "denied",
     ObjectChanged: "changed",
+    UnusableKey: "unusable-key",
     CorruptObject: "altered",
 }
 ERASED = "erased"
 """The cause of an image whose bytes were erased under another name."""
-
-# So many refusals before the first image mean that the store refuses this client, not single objects.
-PERMANENT_ERRORS = 8
 
 
 class _Erased(ClvrError):
@@ -71,22 +79,17 @@ def stream_images(
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
     erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
     Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
-    this client.
+    this client, which after a refused image a listing shows.
     """
     loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops())
     results = loader.run(prefetch)
-    denied = loaded = 0
     try:
         for position, result in results:
             if not isinstance(result, ClvrError):
-                loaded += 1
                 yield position, result
                 continue
             if isinstance(result, StoreDenied):
-                denied += 1
                 reader.store.ensure()
-                if not loaded and denied >= PERMANENT_ERRORS:
-                    raise result
             yield position, _failure_of(result)
     finally:
         results.close()

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,15 @@ import ray
 
 from infra.errors import ClvrError, RayUnreachable, WorkerLost
 from infra.settings import Settings
+
+CONNECT_SECONDS = 10.0
+"""Until a cluster accepts a connection, and once more until it answers as gRPC does."""
+
+_ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^\[\]/]+?)\]?:(?P<port>\d{1,5})/?")
+# HTTP/2, which gRPC speaks: a client starts with these bytes and an empty frame of settings, and the server
+# sends its own settings.
+_HTTP2_START = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_SETTINGS = 4
 
 _DEATHS = (
     ray.exceptions.LocalRayletDiedError,
@@ -26,7 +37,8 @@ def connect(settings: Settings) -> None:
     """Join the cluster at `settings.ray`, or start a local Ray; do nothing if Ray is already up.
 
     A local Ray that fails to start is started a second time: on a busy machine its start can time out.
-    Raises RayUnreachable with the address in the message.
+    Raises RayUnreachable with the address in the message, and within 2 x `CONNECT_SECONDS`
+    where nothing answers.
     """
     global _expected_gpus
     _expected_gpus = settings.gpus or 0
@@ -34,6 +46,8 @@ def connect(settings: Settings) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = settings.ray or os.environ.get("RAY_ADDRESS")
+        if address:
+            _require_answer(address)
         for can_retry in (False,) if address else (True, False):
             try:
                 ray.init(
@@ -48,6 +62,29 @@ def connect(settings: Settings) -> None:
                     raise _unreachable(address, str(error).splitlines()[0]) from error
                 ray.shutdown()
     _quiet_ray_data()
+
+
+def _require_answer(address: str) -> None:
+    """Check that something that speaks gRPC listens: `ray.init` itself would try for minutes.
+
+    Raises RayUnreachable. Addresses without a port, such as auto, are left to Ray.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if not match or int(match["port"]) > 65_535:
+        return
+    try:
+        with socket.create_connection((match["host"], int(match["port"])), timeout=CONNECT_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return  # only Ray has the certificates
+            line.sendall(_HTTP2_START)
+            answer = line.recv(9)
+    except TimeoutError as error:
+        raise _unreachable(address, f"no answer within {CONNECT_SECONDS:.0f} s") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _unreachable(address, reason) from error
+    if len(answer) < 4 or answer[3] != _SETTINGS:
+        raise _unreachable(address, "what listens there is not Ray")
 
 
 def _unreachable(address: str | None, reason: str) -> RayUnreachable:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
+from infra.store import format_ms
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
@@ -251,7 +251,7 @@ def format_time(captured_at: int) -> str:
     """Format milliseconds since the epoch as UTC, to the second."""
     if captured_at == UNKNOWN_TIME:
         return "-"
-    return datetime.fromtimestamp(captured_at / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return format_ms(captured_at)
 
 
 def _parse_sighting(text: str | None) -> Sighting | None:

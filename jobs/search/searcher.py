@@ -100,15 +100,11 @@ class Searcher:
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
         crop_id = crop_id_at(uri)
-        self._require_kept(uri, crop_id)
+        self.require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
         return Probe(uri, self.features(read_image(uri)[None])[0])
-
-    def probe_from_bytes(self, data: bytes, name: str) -> Probe:
-        """Return the probe of an encoded image. Raises BadInput with the cause."""
-        return Probe(name, self.features(_decode(data, name)[None])[0])
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the features (n, 1024) of images (n, 299, 299, 3)."""
@@ -120,7 +116,7 @@ class Searcher:
 
     def crop(self, crop_id: int) -> Hit:
         """Return the fields of a crop. Raises BadInput if the generation does not contain it."""
-        self._require_kept(f"crop {crop_id}", crop_id)
+        self.require_kept(f"crop {crop_id}", crop_id)
         crops = self.source.crops([crop_id])
         if crop_id not in crops:
             raise BadInput(f"crop {crop_id} is not in {self.source.name}")
@@ -156,12 +152,13 @@ class Searcher:
         )
         return bool(rows)
 
-    def _require_kept(self, name: str, crop_id: int) -> None:
+    def require_kept(self, name: str, crop_id: int) -> None:
+        """Raise BadInput if a crop was erased."""
         if self.source.erased_ids([crop_id]):
             raise BadInput(f"{name} was erased", remedy="Search by another crop or image.")
 
     def _archived(self, name: str, crop_id: int) -> Probe:
-        self._require_kept(name, crop_id)
+        self.require_kept(name, crop_id)
         vectors = self.source.vectors([crop_id])
         if crop_id not in vectors:
             raise BadInput(
@@ -173,10 +170,11 @@ class Searcher:
 
 def read_image(uri: str) -> NDArray[np.uint8]:
     """Read and decode an image: uint8 (299, 299, 3). Raises BadInput with the cause, StoreError."""
-    return _decode(read_uri(uri), uri)
+    return decode_named(read_uri(uri), uri)
 
 
-def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode_named(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode an image: uint8 (299, 299, 3). Raises BadInput with its name and the cause."""
     try:
         return decode(data)
     except UnreadableImage as error:
@@ -186,6 +184,6 @@ def _decode(data: bytes, name: str) -> NDArray[np.uint8]:
 def crop_number(uri: str) -> int:
     """Return the number in `crop:NUMBER`. Raises BadInput."""
     text = uri.removeprefix(CROP)
-    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
-        raise BadInput(f"{uri!r} is not a crop", remedy="write crop: and the number of a match")
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) < 2**63):
+        raise BadInput(f"{uri[:40]!r} is not a crop", remedy="write crop: and the number of a match")
     return int(text)

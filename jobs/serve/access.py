@@ -3,13 +3,18 @@
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
+from math import ceil
 from typing import Any
 from urllib.parse import urlsplit
+
+from infra.logging import logger
+from jobs.serve.throttle import Throttle
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,6 +25,8 @@ COOKIE = "clvr_session"
 LOGIN = "/api/login"
 PUBLIC_PATHS = {"/", "/app.js", "/style.css", "/icon.svg", LOGIN}
 """Paths without a token: those of the empty page, which asks for the token."""
+
+_CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -61,33 +68,40 @@ class AccessPolicy:
     @property
     def session(self) -> str:
         """The value of the cookie."""
-        return hmac.new(self.key, (self.token or "").encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.key, _bytes_of(self.token or ""), hashlib.sha256).hexdigest()
 
-    def is_authenticated(self, headers: dict[str, str]) -> bool:
-        """Whether a request has the token, or the cookie of a login."""
+    def is_token(self, sent: str) -> bool:
+        """Whether a client sent the token."""
+        return self.token is not None and hmac.compare_digest(_bytes_of(sent), _bytes_of(self.token))
+
+    def has_session(self, headers: dict[str, str]) -> bool:
+        """Whether a request needs no token, or has the cookie of a login."""
         if self.token is None:
-            return True
-        scheme, _, sent = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(sent.encode(), self.token.encode()):
             return True
         try:
             morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             return False
-        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self.session.encode())
+        return morsel is not None and hmac.compare_digest(_bytes_of(morsel.value), _bytes_of(self.session))
 
     def is_allowed_host(self, headers: dict[str, str]) -> bool:
         """Whether the request addresses an allowed host; others are DNS rebinding."""
         if self.hosts is None:
             return True
-        return (urlsplit(f"//{headers.get('host', '')}").hostname or "") in self.hosts
+        try:
+            return (urlsplit(f"//{headers.get('host', '')}").hostname or "") in self.hosts
+        except ValueError:
+            return False
 
     def is_allowed_origin(self, headers: dict[str, str]) -> bool:
         """Whether the request is from our own page; others are cross-site request forgery."""
         origin = headers.get("origin")
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return False
-        return origin is None or urlsplit(origin).netloc == headers.get("host")
+        try:
+            return origin is None or urlsplit(origin).netloc == headers.get("host")
+        except ValueError:
+            return False
 
 
 def is_loopback(host: str) -> bool:
@@ -100,8 +114,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _bytes_of(text: str) -> bytes:
+    """Encode text that may hold half of a surrogate pair, as JSON and variables of the environment can."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def with_access_control(app: App, policy: AccessPolicy, limits: Limits) -> App:
-    """Wrap an application so that every request is checked by a policy."""
+    """Wrap an application so that every request is checked by a policy, and none ends in a traceback."""
+    throttle = Throttle()
 
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,16 +133,36 @@ def with_access_control(app: App, policy: AccessPolicy, limits: Limits) -> App:
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
         send_with_headers = _with_headers(send)
-        refusal = _refusal(scope, headers, policy, limits)
+        address = str((scope.get("client") or ("",))[0])
+        refusal = _refusal(scope, headers, policy, limits) or _token_refusal(
+            scope["path"], headers, policy, throttle, address
+        )
         if refusal:
             await _discard_body(receive, 4 * limits.body)
             await _respond(send_with_headers, *refusal)
         elif scope["path"] == LOGIN:
-            await _login(receive, send_with_headers, policy)
+            await _login(receive, send_with_headers, policy, throttle, address)
         else:
-            await app(scope, _limited(receive, limits.body), send_with_headers)
+            await _guarded(app, scope, _limited(receive, limits.body), send_with_headers)
 
     return serve
+
+
+async def _guarded(app: App, scope: Message, receive: Receive, send: Send) -> None:
+    """Run the application; an unexpected error is one line in the log, and 500 if nothing was sent yet."""
+    started = False
+
+    async def noted(message: Message) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except Exception as error:
+        logger.error(f"unexpected: {type(error).__name__} in {scope['method']} {scope['path']!r}: {error!r}")
+        if not started:
+            await _respond(send, 500, "an unexpected error; the server's log names it")
 
 
 def _refusal(
@@ -132,12 +172,34 @@ def _refusal(
         return 421, "this server does not serve that host name"
     if scope["method"] not in ("GET", "HEAD") and not policy.is_allowed_origin(headers):
         return 403, "this request is from another site"
-    if scope["path"] not in PUBLIC_PATHS and not policy.is_authenticated(headers):
-        return 401, "a token is required"
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > limits.body:
+    if not (length.isascii() and length.isdigit() and len(length) <= 18) or int(length) > limits.body:
         return 413, f"the request is larger than {limits.body >> 20} MiB"
+    charset = _CHARSET.search(headers.get("content-type", ""))
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        return 415, "text must be UTF-8"
     return None
+
+
+def _token_refusal(
+    path: str, headers: dict[str, str], policy: AccessPolicy, throttle: Throttle, address: str
+) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
+    """Refuse a request without the token. A cookie cannot be guessed, so only tokens are slowed down."""
+    if path in PUBLIC_PATHS - {LOGIN} or (path != LOGIN and policy.has_session(headers)):
+        return None
+    scheme, _, sent = headers.get("authorization", "").partition(" ")
+    if path != LOGIN and scheme.lower() != "bearer":
+        return 401, "a token is required", []
+    if wait := throttle.wait(address):
+        seconds = str(ceil(wait)).encode()
+        return 429, "too many wrong tokens: wait before the next one", [(b"retry-after", seconds)]
+    if path == LOGIN:
+        return None
+    if policy.is_token(sent):
+        throttle.succeeded(address)
+        return None
+    throttle.failed(address)
+    return 401, "a token is required", []
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
@@ -172,20 +234,28 @@ def _with_headers(send: Send) -> Send:
     return send_with_headers
 
 
-async def _login(receive: Receive, send: Send, policy: AccessPolicy) -> None:
+async def _login(
+    receive: Receive, send: Send, policy: AccessPolicy, throttle: Throttle, address: str
+) -> None:
     body = b""
     while len(body) <= 4096:
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
+    # Requests that came at the same time have waited for their bodies.
+    if throttle.wait(address):
+        await _respond(send, 429, "too many wrong tokens: wait before the next one")
+        return
     try:
         token = str(json.loads(body)["token"])
     except (ValueError, KeyError, TypeError, RecursionError):
         token = ""
-    if not policy.is_authenticated({"authorization": f"Bearer {token}"}):
+    if policy.token is not None and not policy.is_token(token):
+        throttle.failed(address)
         await _respond(send, 401, "the token is wrong")
         return
+    throttle.succeeded(address)
     flags = "; Secure" if policy.secure_cookie else ""
     cookie = f"{COOKIE}={policy.session}; Path=/; HttpOnly; SameSite=Strict; Max-Age=43200{flags}"
     await _respond(send, 200, "", [(b"set-cookie", cookie.encode())])

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from index.milvus.collection import row_count
 from index.search.calibration import Calibration
@@ -30,20 +31,29 @@ MAX_IMAGES = 5
 MAX_TOP = 1000
 
 
+def _encodable(text: str) -> str:
+    if not text.isprintable():  # half of a surrogate pair cannot be sent on; no name has control characters
+        raise ValueError("it has characters that no name has")
+    return text
+
+
+Name = Annotated[str, Field(max_length=1000), AfterValidator(_encodable)]
+
+
 class WebRules(BaseModel):
     """The rules that the page sends: a subset of those of `clvr search`, with vehicle models by id."""
 
     model_config = ConfigDict(extra="forbid")
 
     top: int = Field(50, ge=1, le=MAX_TOP)
-    cameras: list[str] = Field(default_factory=list, max_length=500)
-    not_cameras: list[str] = Field(default_factory=list, max_length=500)
-    since: str | None = Field(None, max_length=40)
-    until: str | None = Field(None, max_length=40)
-    models: list[int] = Field(default_factory=list, max_length=500)
+    cameras: list[Name] = Field(default_factory=list, max_length=500)
+    not_cameras: list[Name] = Field(default_factory=list, max_length=500)
+    since: Name | None = Field(None, max_length=40)
+    until: Name | None = Field(None, max_length=40)
+    models: list[Annotated[int, Field(ge=-1, lt=2**63)]] = Field(default_factory=list, max_length=500)
     same_camera: bool = False
     every_crop: bool = False
-    max_distance: float | None = Field(None, gt=0)
+    max_distance: float | None = Field(None, gt=0, allow_inf_nan=False)
     drop_impossible: bool = False
     rerank: bool = False
 
@@ -148,6 +158,11 @@ def make_app(
     def refuse(request: Request, error: ClvrError) -> JSONResponse:
         status = 400 if isinstance(error, BadInput) else 503 if isinstance(error, Locked) else 502
         return JSONResponse({"error": error.message, "remedy": error.remedy}, status)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse_form(request: Request, error: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer repeats the input, which may be bytes that are no text.
+        return JSONResponse({"error": "the fields of the form are not those of the page"}, 400)
 
     @app.get("/api/about")
     def about() -> dict[str, Any]:

@@ -15,7 +15,8 @@ from infra.errors import BadInput, ClvrError, IndexRefused, IndexServerError
 from infra.logging import logger
 from infra.store import open_store
 from jobs.pages.thumbnail import thumbnail
-from jobs.search.searcher import Searcher
+from jobs.search.searcher import Searcher, decode_named
+from jobs.serve.slots import decode_slots
 
 CHECK_SECONDS = 1.0
 """How often the alias is looked up, at most."""
@@ -44,14 +45,24 @@ class View:
         self._probes: LRUCache[str, Probe] = LRUCache(CACHED_PROBES)
         self._cache_lock = threading.Lock()
 
-    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
     def thumbnail(self, crop_id: int) -> bytes:
-        """Return the JPEG thumbnail of a crop. Raises BadInput for a crop outside the archive, StoreError."""
+        """Return the JPEG thumbnail of a crop.
+
+        Raises BadInput for a crop that was erased or is outside the archive, StoreError.
+        """
+        # Before any cache is asked, which may have it from before the erasure.
+        self.searcher.require_kept(f"crop {crop_id}", crop_id)
+        return self._thumbnail(crop_id)
+
+    @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
+    def _thumbnail(self, crop_id: int) -> bytes:
         uri = self._uri(crop_id)
         for archive in self.searcher.archives:
             reader = ArchiveReader(open_store(archive))
             if reader.holds(uri):
-                return thumbnail(reader.fetch(uri).data)
+                data = reader.fetch(uri).data
+                with decode_slots.use():
+                    return thumbnail(data)
         raise BadInput(f"crop {crop_id} is outside the archive")
 
     @cachedmethod(
@@ -60,9 +71,11 @@ class View:
         lambda self: self._cache_lock,
     )
     def probe(self, data: bytes) -> Probe:
-        """Return the probe of an encoded image. Raises BadInput with the cause."""
+        """Return the probe of an encoded image. Raises BadInput with the cause, Locked under a flood."""
+        with decode_slots.use():
+            image = decode_named(data, "the image")
         with self._model_lock:
-            return self.searcher.probe_from_bytes(data, "the image")
+            return Probe("the image", self.searcher.features(image[None])[0])
 
     def remember_uris(self, uris: dict[int, str]) -> None:
         """Keep the URIs of crops whose thumbnails are probably requested next."""

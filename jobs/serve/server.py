@@ -3,6 +3,7 @@
 import logging
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from infra.settings import Settings
 from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App
+from jobs.serve.connections import server_config
 from jobs.serve.request import ServeRequest, make_policy, page_app, print_address, read_camera_positions
 
 
@@ -27,17 +29,15 @@ def serve_page(request: ServeRequest, settings: Settings) -> None:
     with console.status("loading the model"):
         app = page_app(settings, policy, read_camera_positions(request), request.max_upload_mib)
     print_address(request, policy)
-    uvicorn.run(
+    config = server_config(
         app,
         host=request.host,
         port=request.port,
-        log_level="warning",
-        server_header=False,
         ssl_certfile=request.certificate,
         ssl_keyfile=request.key,
-        limit_concurrency=200,
-        timeout_keep_alive=30,
     )
+    with suppress(KeyboardInterrupt):  # the usual end of the command
+        uvicorn.Server(config).run()
 
 
 APPLICATION = "clvr"

@@ -33,6 +33,9 @@ OPEN_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_ALLOW_HTTP",
+    "AWS_SKIP_SIGNATURE",
+    "AWS_REQUEST_PAYER",
+    "CLVR_PUBLIC_BUCKETS",
 )
 """Variables of object storage that are not secret: a job gets those of the terminal."""
 

@@ -17,7 +17,7 @@ from index.archive.reader import ArchiveReader, reader_of
 from index.runs.tombstones import ErasedCrops
 from infra.errors import BadLabels, BudgetExceeded, ObjectMissing
 from infra.logging import logger
-from infra.store import Store
+from infra.store import TABLE_SUFFIXES, Store
 from infra.store.sealed import seal, unseal
 from jobs.runtime.image_stream import ERASED, ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
@@ -31,12 +31,12 @@ MAX_SHOWN = 10  # failures and models that are named
 def read_labelled(data: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read images whose vehicle model is known.
 
-    data: a `.csv` or `.parquet` table (whose `key` column is relative to `root`, and of which `split` selects
+    data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as VehicleID, VeRi-776, VERI-Wild or CompCars is released, or a folder
     with one folder per model.
     Raises BadLabels, EmptyArchive, StoreError.
     """
-    if data.lower().endswith((".csv", ".parquet")):
+    if data.lower().endswith(TABLE_SUFFIXES):
         labelled = read_table(data, root=root, split=split).with_known_model()
         # Workers run in other folders, and equal data must have equal digests however it is named.
         return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])

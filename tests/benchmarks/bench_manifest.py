@@ -10,7 +10,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -19,7 +19,8 @@ from measure import Row, add_json_option, machine, save_rows
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
 from index.runs.run import Run
-from infra.store import ObjectInfo, Store, StoreSettings, open_store
+from infra.store import ObjectInfo, Store, StoreSettings, UnusableObject, open_store
+from infra.store.backend import Level
 
 PATTERN = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
 DAYS, CAMERAS = 10, 20
@@ -32,12 +33,14 @@ class SyntheticArchive(Store):
         super().__init__(folder, StoreSettings())
         self.each = crops // (DAYS * CAMERAS)
 
-    def folders(self, prefix: str = "") -> list[str]:
+    def level(self, prefix: str = "") -> Level:
         """Return the days, or the cameras of a day."""
         days = [f"dt=2026-11-{day + 10}" for day in range(DAYS)]
-        return [f"{prefix}/cam={camera:03d}" for camera in range(CAMERAS)] if prefix else days
+        return Level([f"{prefix}/cam={camera:03d}" for camera in range(CAMERAS)] if prefix else days, [])
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def list(
+        self, prefix: str = "", *, unusable: Callable[[UnusableObject], object] = lambda found: None
+    ) -> Iterator[ObjectInfo]:
         """Yield the crops of a day, or of a camera on a day."""
         written = datetime(2026, 11, 22, tzinfo=UTC)
         for folder in [prefix] if "/" in prefix else self.folders(prefix):

@@ -24,6 +24,7 @@ from PIL import Image
 
 from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.network import Clvr
+from clvr_model.preprocessing import decode
 from index.archive.manifest import crop_id_of
 from index.generations.load import load_runs
 from index.generations.promotion import promote
@@ -31,6 +32,7 @@ from index.milvus.client import connect
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.search.probe import Probe
 from index.search.retrieval import Rules
 from infra.settings import Settings
 from infra.store import open_store
@@ -58,7 +60,7 @@ def main() -> None:
         embed, search = [], []
         for data in images:
             started = time.perf_counter()
-            probe = searcher.probe_from_bytes(data, "probe")
+            probe = Probe("probe", searcher.features(decode(data)[None])[0])
             embedded = time.perf_counter()
             searcher.search([probe], rules)
             embed.append(embedded - started)

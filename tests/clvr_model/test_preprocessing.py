@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from clvr_model import preprocessing
+from clvr_model import image_headers, preprocessing
 from clvr_model.preprocessing import IMAGE_SIZE, decode, to_input
 from infra.errors import UnreadableImage
 
@@ -165,7 +165,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
 
 
 def test_too_many_bytes_are_refused_before_they_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocessing, "MAX_BYTES", 100)
+    monkeypatch.setattr(image_headers, "MAX_BYTES", 100)
     assert _cause(_bytes(_scene())) == "too-large"
 
 

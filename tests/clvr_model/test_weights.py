@@ -1,6 +1,7 @@
 """Backbone weights load whole and unchanged, or not at all."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from clvr_model.backbones.inception import InceptionV3
 from clvr_model.network import Clvr
 from clvr_model.weights import load_backbone
 from infra.errors import BadCheckpoint, BadInput, StoreUnreachable
+from infra.servers import SeaweedFs
+from infra.store import open_store
 
 
 @pytest.fixture
@@ -44,6 +47,77 @@ def test_published_files_load_unchanged(
     assert _equal(backbone, published)
     assert {"fc.weight", "AuxLogits.fc.bias"} <= set(source.ignored)
     assert len(source.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda table: {"state_dict": table, "epoch": 3},
+        lambda table: {"model": table, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+        lambda table: {"model": {"state_dict": table}},
+        lambda table: {f"module.{name}": value for name, value in table.items()},
+        lambda table: {"state_dict": {f"module._orig_mod.{name}": value for name, value in table.items()}},
+        lambda table: {"state_dict": {f"model.{name}": value for name, value in table.items()}},
+    ],
+    ids=["state_dict", "model", "twice", "module.", "module._orig_mod.", "model."],
+)
+def test_wrapped_tables_and_prefixed_names_load_as_plain_ones(
+    published: dict[str, Tensor],
+    backbone: InceptionV3,
+    tmp_path: Path,
+    wrap: Callable[[dict[str, Tensor]], dict[str, object]],
+) -> None:
+    torch.save(wrap(published), tmp_path / "wrapped.pth")
+    load_backbone(backbone, str(tmp_path / "wrapped.pth"))
+    assert _equal(backbone, published)
+
+
+def test_a_prefix_of_some_names_only_is_not_dropped(
+    published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path
+) -> None:
+    name = next(iter(published))
+    mixed = {f"module.{key}" if key != name else key: value for key, value in published.items()}
+    torch.save(mixed, tmp_path / "mixed.pth")
+    with pytest.raises(BadCheckpoint, match="parameters"):
+        load_backbone(backbone, str(tmp_path / "mixed.pth"))
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], {"state_dict": {}}, {"epoch": 3}, {"state_dict": {"a": 1}}, {1: 2}], ids=str
+)
+def test_files_without_a_table_of_tensors_are_refused(
+    backbone: InceptionV3, tmp_path: Path, content: object
+) -> None:
+    torch.save(content, tmp_path / "no.pth")
+    with pytest.raises(BadCheckpoint, match="not a dictionary of tensors"):
+        load_backbone(backbone, str(tmp_path / "no.pth"))
+
+
+def test_weights_may_be_in_the_home_folder(
+    published: dict[str, Tensor], backbone: InceptionV3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(published, tmp_path / "w.safetensors")
+    load_backbone(backbone, "~/w.safetensors")
+    assert _equal(backbone, published)
+
+
+def test_weights_may_be_in_a_bucket(
+    published: dict[str, Tensor],
+    backbone: InceptionV3,
+    tmp_path: Path,
+    seaweedfs: SeaweedFs,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in seaweedfs.settings.environment().items():
+        monkeypatch.setenv(name, value)
+    torch.save({"state_dict": published}, tmp_path / "w.pth")
+    open_store(bucket).put("w.pth", tmp_path / "w.pth")
+    assert load_backbone(backbone, f"{bucket}/w.pth").source == f"{bucket}/w.pth"
+    assert _equal(backbone, published)
+    with pytest.raises(BadInput, match="no backbone weights at s3://"):
+        load_backbone(backbone, f"{bucket}/absent.pth")
 
 
 def test_half_precision_files_become_float32_and_counters_may_be_missing(

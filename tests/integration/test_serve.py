@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from hostile_images import progressive_jpeg
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from index.generations import records
@@ -25,6 +26,7 @@ from infra.store import open_store
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_app
+from jobs.serve.connections import server_config
 from jobs.serve.request import ServeRequest, make_policy, print_address
 
 pytestmark = pytest.mark.integration
@@ -40,7 +42,7 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         app = make_app(searcher, policy, limits=limits)
-        self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, log_level="error"))
+        self.server = uvicorn.Server(server_config(app, host="127.0.0.1", port=self.port))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -125,16 +127,46 @@ def test_an_image_is_searched_and_the_crops_have_thumbnails(served: Served, sear
         (form(crop="crop:1", rules={"uri": "s3://x"}), "uri"),
         (form(crop="crop:1", rules={"since": "soon"}), "not an ISO 8601 time"),
         (form(crop="crop:1", rules={"cameras": ['" or 1==1 or "']}), "no crop of"),
+        (form(crop="crop:" + "9" * 5000), "is not a crop"),
+        (form(crop="crop:1", rules={"cameras": ["\ud800"]}), "cameras"),
+        (form(crop="crop:1", rules={"not_cameras": ["a\nb"]}), "not_cameras"),
+        (form(crop="crop:1", rules={"until": "\udfff"}), "until"),
+        (form(crop="crop:1", rules={"models": [10**30]}), "models"),
+        (form(crop="crop:1", rules='{"top": 1' + "0" * 5000 + "}"), "not JSON"),
+        (form(crop="crop:1", rules='{"max_distance": Infinity}'), "max_distance"),
+        (form(crop="crop:1", rules="[" * 50_000), "not JSON"),
+        (form(crop="crop:1", rules="x" * 100_001), "fields of the form"),
+        (form(progressive_jpeg(7000, 880)), "too-large"),
+        ({"body": b"--XX\r\n\xff\xfe", "Content_Type": "multipart/form-data; boundary=XX"}, ""),
+        ({"body": b"--XX", "Content_Type": "multipart/form-data"}, ""),
+        ({"body": b"picture=%ff%zz&rules=%00", "Content_Type": "application/x-www-form-urlencoded"}, ""),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_invalid_request_gets_a_message(served: Served, sent: dict[str, Any], message: str) -> None:
     status, _, body = served.ask("/api/search", **sent)
     assert status == 400, body
-    assert message in json.loads(body)["error"]
+    assert message in str(json.loads(body).get("error") or json.loads(body)["detail"])
 
 
-@pytest.mark.parametrize("path", ["../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "1", "-1", "9" * 30, "%00"])
+def test_costly_images_hold_up_no_search(served: Served, searchable: Any) -> None:
+    image = searchable.pictures[0].read_bytes()
+    costly = form(progressive_jpeg(7000, 25))  # the most that is decoded
+    done: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(served.ask("/api/search", **costly)[0])) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    assert served.ask("/api/search", **form(image, {"top": 3}))[0] == 200
+    for thread in threads:
+        thread.join()
+    assert done == [200] * 5
+
+
+@pytest.mark.parametrize(
+    "path", ["../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "1", "-1", "9" * 30, "9" * 5000, "%00", "%ff"]
+)
 def test_an_invalid_crop_has_no_thumbnail(served: Served, path: str) -> None:
     assert served.ask(f"/api/crops/{path}.jpg")[0] in (400, 404)
 

@@ -155,6 +155,7 @@ const matchClass = (match) => (isImpossible(match) ? " impossible" : isWithin(ma
 const percent = (share) => `${Math.round(100 * share)} %`;
 
 function formatTime(ms) {
+  if (ms > 8.64e15) return `${ms} ms since 1970`; // no date holds it
   return ms < 0 ? "" : new Date(ms).toISOString().replace("T", " ").slice(0, 19);
 }
 

@@ -125,6 +125,22 @@ class TestReadFolder:
             read_folder(str(tmp_path / "nowhere"))
 
 
+def test_hidden_folders_and_files_are_no_training_data(tmp_path: Path) -> None:
+    for name in (
+        "golf/1.jpg",
+        "polo/2.jpg",
+        ".cache/3.jpg",
+        "golf/.thumbnails/4.jpg",
+        "__MACOSX/golf/._5.jpg",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    images = read_folder(str(tmp_path))
+    assert [Path(uri).name for uri in images.uris] == ["1.jpg", "2.jpg"]
+    assert images.model_names == {0: "golf", 1: "polo"}
+
+
 class TestReadTable:
     def test_a_csv_file_gives_uris_ids_and_cameras(self, tmp_path: Path) -> None:
         rows = (
@@ -163,14 +179,14 @@ class TestReadTable:
 
     def test_a_data_row_is_counted_without_line_breaks_in_quotes(self, tmp_path: Path) -> None:
         rows = (["uri", "model_id", "note"], ["a", "1", "two\nlines"], ["b", "two", ""])
-        with pytest.raises(BadLabels, match=r"labels\.csv, data row 2: model_id is 'two'"):
+        with pytest.raises(BadLabels, match=r"labels\.csv, data row 2, column model_id: 'two' is not"):
             read_table(write_csv(tmp_path / "labels.csv", *rows))
 
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"data row 2: model_id is 'two'"),
-            ([["uri", "model_id"], ["a", "-5"]], r"data row 1: model_id is '-5'"),
+            ([["uri", "model_id"], ["a", "1"], ["b", "two"]], r"data row 2, column model_id: 'two' is not"),
+            ([["uri", "model_id"], ["a", "-5"]], r"data row 1, column model_id: -5 is not"),
             (
                 [["uri", "model_id"], ["a", "1"], ["a", "2"]],
                 r"data row 2: a is already labelled in data row 1",

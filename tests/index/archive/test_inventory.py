@@ -6,18 +6,21 @@ import io
 import json
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote_plus
 
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
 from index.archive.inventory import is_inventory, read_inventory
+from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
+from index.archive.skipped import HIDDEN
 from infra.errors import BadInput, EmptyArchive
 from infra.servers import SeaweedFs
-from infra.store import Store, open_store
+from infra.store import UNADDRESSABLE, Store, open_store
 
 PATTERN = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
 KEYS = [
@@ -54,9 +57,20 @@ def write(archive: Store, kind: str, **changes: Any) -> str:
         table = pa.table(dict(zip(PARQUET_NAMES, zip(*rows, strict=True), strict=True)))
         pq.write_table(table, buffer := io.BytesIO())
         data, schema, name = buffer.getvalue(), "message s3.inventory { ... }", "inventory/data/1.parquet"
+    elif kind == "ORC":
+        table = pa.table(dict(zip(PARQUET_NAMES, zip(*rows, strict=True), strict=True)))
+        pyarrow.orc.write_table(table, buffer := io.BytesIO())
+        data, schema, name = buffer.getvalue(), "struct<...>", "inventory/data/1.orc"
     else:
         lines = [
-            (row[0], quote(row[1]), row[2], f"{row[3]:%Y-%m-%dT%H:%M:%S}.000Z", row[4], *map(_word, row[5:]))
+            (
+                row[0],
+                quote_plus(row[1], safe="/"),
+                row[2],
+                f"{row[3]:%Y-%m-%dT%H:%M:%S}.000Z",
+                row[4],
+                *map(_word, row[5:]),
+            )
             for row in rows
         ]
         text = "\n".join(",".join(f'"{value}"' for value in line) for line in lines)
@@ -75,11 +89,15 @@ def write(archive: Store, kind: str, **changes: Any) -> str:
     return store.uri_of("inventory/manifest.json")
 
 
+def _time(value: datetime) -> str:
+    return f"{value:%Y-%m-%dT%H:%M:%S}.000Z"
+
+
 def _word(value: bool) -> str:
     return str(value).lower()
 
 
-@pytest.mark.parametrize("kind", ["Parquet", "CSV"])
+@pytest.mark.parametrize("kind", ["Parquet", "ORC", "CSV"])
 def test_an_inventory_gives_the_same_manifest_as_a_listing(archive: Store, kind: str) -> None:
     read = read_inventory(write(archive, kind), archive=archive, pattern=PATTERN, settings=archive.settings)
     listed = list_crops(archive, pattern=PATTERN)
@@ -94,7 +112,11 @@ def test_an_inventory_gives_the_same_manifest_as_a_listing(archive: Store, kind:
     ("changes", "message"),
     [
         ({"sourceBucket": "another"}, "inventory of the bucket another"),
-        ({"fileFormat": "ORC"}, "format ORC"),
+        ({"fileFormat": "XML"}, "format XML"),
+        ({"fileSchema": "Bucket, Size"}, "with other than one Key"),
+        ({"fileSchema": "Key, Key"}, "with other than one Key"),
+        ({"files": [{}]}, "not the manifest of an S3 Inventory"),
+        ({"destinationBucket": 5}, "not the manifest of an S3 Inventory"),
         ({"files": 3}, "not the manifest of an S3 Inventory"),
     ],
 )
@@ -120,3 +142,87 @@ def test_a_prefix_without_images_is_an_empty_archive(archive: Store) -> None:
 def test_an_inventory_is_recognised_by_its_name() -> None:
     assert is_inventory("s3://b/inv/2026-11-22T01-00Z/manifest.json")
     assert not is_inventory("s3://b/keys.parquet")
+
+
+def write_csv(archive: Store, files: list[bytes], schema: str = "Bucket, Key, Size") -> str:
+    """Write an inventory of data files without a digest; return its URI."""
+    bucket = archive.uri.removeprefix("s3://").partition("/")[0]
+    store = open_store(f"s3://{bucket}", archive.settings)
+    for number, data in enumerate(files):
+        store.put(f"inventory/{number}.csv.gz", data)
+    manifest = {
+        "sourceBucket": bucket,
+        "destinationBucket": f"arn:aws-cn:s3:::{bucket}",
+        "fileFormat": "CSV",
+        "fileSchema": schema,
+        "files": [{"key": f"inventory/{number}.csv.gz"} for number in range(len(files))],
+    }
+    store.put("inventory/manifest.json", json.dumps(manifest).encode())
+    return store.uri_of("inventory/manifest.json")
+
+
+def keys_of(uri: str, archive: Store, **options: Any) -> list[str]:
+    listing = read_inventory(uri, archive=archive, settings=archive.settings, **options)
+    return [text.removeprefix(archive.uri_of("")) for text in listing.manifest["uri"].to_pylist()]
+
+
+def test_keys_of_a_csv_file_are_decoded_as_s3_encodes_them(archive: Store) -> None:
+    text = b"".join(
+        b'"b","crops/%s","1"\n' % key
+        for key in (b"cam+1/a+b.jpg", b"caf%C3%A9+%2B.jpg", b"50%25.jpg", b"plain.jpg", b"space%20old.jpg")
+    )
+    uri = write_csv(archive, [gzip.compress(text)])
+    assert keys_of(uri, archive) == ["50%.jpg", "café +.jpg", "cam 1/a b.jpg", "plain.jpg", "space old.jpg"]
+
+
+def test_empty_files_odd_keys_and_hidden_ones_are_left_out(archive: Store) -> None:
+    rows = [b"ok.jpg", b"a//b.jpg", b"t%09ab.jpg", b"%FF.jpg", b"../up.jpg", b".hidden/c.jpg", b"x.jpg/"]
+    text = b"".join(b'"b","crops/%s",""\n' % key for key in rows)
+    files = [b"", gzip.compress(b""), gzip.compress(text), gzip.compress(b'"b","",""\n')]
+    uri = write_csv(archive, files)
+    listing = read_inventory(uri, archive=archive, settings=archive.settings)
+    assert listing.manifest["uri"].to_pylist() == [archive.uri_of("ok.jpg")]
+    assert listing.manifest["size"].to_pylist() == [-1]
+    assert listing.skipped.counts == {UNADDRESSABLE: 4, HIDDEN: 1}
+    assert keys_of(uri, archive, choice=KeyChoice(include=(".hidden/**",))) == [".hidden/c.jpg"]
+
+
+def test_only_the_key_is_required(archive: Store) -> None:
+    uri = write_csv(archive, [b"crops/a.jpg\n"], schema="Key")
+    row = read_inventory(uri, archive=archive, settings=archive.settings).manifest.to_pylist()[0]
+    assert (row["etag"], row["size"], row["last_modified"]) == ("", -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'"b","crops/a.jpg"\n', "not a usable inventory file: .*Expected 3 columns"),
+        (b'"b","crops/a.jpg","big"\n', "data row 1, column size: 'big' is not a whole number"),
+        (b'"b","crops/\xff.jpg","1"\n', "not a usable inventory file"),
+        (gzip.compress(b'"b","crops/a.jpg","1"\n')[:-9], "cut short"),
+        (gzip.compress(bytes(300 << 20), 1), "decodes to more"),
+    ],
+)
+def test_a_damaged_data_file_is_refused(archive: Store, data: bytes, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        keys_of(write_csv(archive, [data]), archive)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"Schluessel": ["a.jpg"]}, "no column key"),
+        ({"key": [["a.jpg"]]}, "key is nested"),
+        ({"key": ["crops/a.jpg"], "size": ["big"]}, "data row 1, column size"),
+    ],
+)
+def test_a_parquet_file_with_odd_columns_is_refused(
+    archive: Store, table: dict[str, Any], message: str
+) -> None:
+    pq.write_table(pa.table(table), buffer := io.BytesIO())
+    uri = write_csv(archive, [buffer.getvalue()])
+    store = open_store(uri.rpartition("/")[0], archive.settings)
+    document = json.loads(store.get("manifest.json")) | {"fileFormat": "Parquet"}
+    store.put("manifest.json", json.dumps(document).encode())
+    with pytest.raises(BadInput, match=message):
+        keys_of(uri, archive)

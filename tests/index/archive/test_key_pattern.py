@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from index.archive.key_pattern import KeyPattern
 from index.schema import MAX_NAME_BYTES, UNKNOWN_TIME
 from infra.errors import BadSetting
+from infra.store import TimeRange
 
 ARCHIVE = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
 MIDNIGHT = 1_795_305_600_000  # 2026-11-22T00:00:00Z
@@ -80,6 +81,15 @@ def test_a_column_of_keys_is_read_row_by_row() -> None:
     assert columns["track_id"].to_pylist() == ["t", "", "u"]
 
 
+def test_an_implausible_time_is_unknown_and_counted_but_camera_and_track_stay() -> None:
+    pattern = KeyPattern("{camera_id}/{captured_at}_{track_id}.jpg", TimeRange.of("1990-01-01", "2030-01-01"))
+    keys = ["004/0000000000001_7.jpg", "004/9999999999999_7.jpg", "004/20991231T000000_7.jpg"]
+    fields = pattern.extract(pa.array([*keys, "004/1767607200000_7.jpg"]))
+    assert fields["captured_at"].to_pylist() == [UNKNOWN_TIME] * 3 + [1_767_607_200_000]
+    assert fields["matched"].to_pylist() == [False, False, False, True]
+    assert set(fields["camera_id"].to_pylist()) == {"004"} and set(fields["track_id"].to_pylist()) == {"7"}
+
+
 def test_no_keys_give_no_rows() -> None:
     assert len(ARCHIVE.extract(pa.array([], pa.string()))["matched"]) == 0
 
@@ -95,7 +105,8 @@ def test_an_invalid_pattern_is_refused_with_the_fields(text: str) -> None:
 def test_any_moment_is_read_back_from_the_compact_form(moment: datetime) -> None:
     moment = moment.replace(tzinfo=UTC, microsecond=moment.microsecond // 1000 * 1000)
     written = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}"
-    assert read(KeyPattern("{captured_at}"), written) == ("", round(moment.timestamp() * 1000), "")
+    pattern = KeyPattern("{captured_at}", TimeRange.of("1971-01-01", "2200-01-01"))
+    assert read(pattern, written) == ("", round(moment.timestamp() * 1000), "")
 
 
 @given(text=st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=30))

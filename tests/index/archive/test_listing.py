@@ -1,18 +1,22 @@
 """Listing an archive: every image, by its key, whatever the folders and the number of workers."""
 
+import os
 from datetime import date
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import days_since, list_crops
+from index.archive.listing import Listing, days_since, list_crops
 from index.archive.manifest import crop_id_of
+from index.archive.skipped import HIDDEN
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
-from infra.errors import BadSetting, BucketMissing, EmptyArchive
+from infra.errors import BadSetting, BucketMissing, EmptyArchive, StoreDenied
 from infra.servers import SeaweedFs
-from infra.store import Store, open_store
+from infra.store import UNADDRESSABLE, Store, open_store
+from infra.store.s3 import admin_client
 
 PATTERN = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
 
@@ -114,3 +118,113 @@ class TestListing:
         archive.put("cam=1/a.jpg", b"x")
         with pytest.raises(BadSetting, match="no folders dt="):
             days_since(archive, date(2026, 11, 20))
+
+
+def names_of(listing: Listing, store: Store) -> list[str]:
+    return [uri.removeprefix(store.uri_of("")) for uri in listing.manifest["uri"].to_pylist()]
+
+
+class TestWhatIsLeftOut:
+    def test_hidden_files_and_folders_are_left_out_and_counted(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path))
+        hidden = [
+            ".a.jpg",
+            "._b.jpg",
+            "c/.thumbnails/d.jpg",
+            "__MACOSX/e.jpg",
+            "f/@eaDir/g.jpg",
+            ".h/i/j.jpg",
+        ]
+        for key in ("k.jpg", "l.m/n.jpg", "__MACOSX.jpg", *hidden):
+            store.put(key, b"x")
+        listing = list_crops(store)
+        assert names_of(listing, store) == ["__MACOSX.jpg", "k.jpg", "l.m/n.jpg"]
+        assert listing.skipped.counts == {HIDDEN: len(hidden)}
+
+    @pytest.mark.parametrize(
+        ("include", "exclude", "expected"),
+        [
+            (["*/night/*"], [], ["a/night/1.jpg"]),
+            (["night"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["**/night/**"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["*.jpg"], ["night", ".hidden"], ["a/day/3.jpg", "a/day/[4].jpg"]),
+            ([], ["a/**"], ["night/2.jpg"]),
+            ([], ["a/"], ["night/2.jpg"]),
+            ([], ["?.jpg"], ["a/day/[4].jpg"]),
+            (["[[]4].jpg"], [], ["a/day/[4].jpg"]),
+            (["[12].jpg"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["[1-2].jpg"], [], ["a/night/1.jpg", "night/2.jpg"]),
+            (["[!1-3].jpg"], ["[.h]*"], []),
+            ([".hidden/**", "night"], ["a"], [".hidden/5.jpg", "night/2.jpg"]),
+        ],
+    )
+    def test_globs_choose_keys(
+        self, tmp_path: Path, include: list[str], exclude: list[str], expected: list[str]
+    ) -> None:
+        store = open_store(str(tmp_path))
+        for key in ("a/night/1.jpg", "night/2.jpg", "a/day/3.jpg", "a/day/[4].jpg", ".hidden/5.jpg"):
+            store.put(key, b"x")
+        choice = KeyChoice(tuple(include), tuple(exclude))
+        if not expected:
+            with pytest.raises(EmptyArchive, match=r"left out: 5 \(by --include or --exclude\)"):
+                list_crops(store, choice=choice)
+            return
+        listing = list_crops(store, choice=choice)
+        assert names_of(listing, store) == expected
+        assert sum(listing.skipped.counts.values()) == 5 - len(expected)
+
+    @pytest.mark.parametrize("glob", ["", " ", "/", "[z-a].jpg"])
+    def test_a_glob_that_is_none_is_refused(self, glob: str) -> None:
+        with pytest.raises(BadSetting, match="pattern"):
+            KeyChoice((glob,))
+
+    def test_names_that_are_not_utf8_and_circular_links_do_not_stop_a_listing(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path))
+        for key in ("ok.jpg", "cam=1/ok.jpg", "cam=2/deep/ok.jpg"):
+            store.put(key, b"x")
+        for name in (b"caf\xe9.jpg", b"t\tab.jpg", b"new\nline.jpg"):
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/cam=1/" + name)).write_bytes(b"x")
+        (tmp_path / "loop").symlink_to(".")
+        (tmp_path / "cam=2" / "deep" / "up").symlink_to("../..")
+        (tmp_path / "cam=1" / "self.jpg").symlink_to("self.jpg")
+        (tmp_path / "cam=1" / "gone.jpg").symlink_to("/nowhere")
+        os.mkfifo(tmp_path / "pipe.jpg")
+        listing = list_crops(store)
+        assert names_of(listing, store) == ["cam=1/ok.jpg", "cam=2/deep/ok.jpg", "ok.jpg"]
+        assert listing.skipped.counts[UNADDRESSABLE] == 3
+        assert listing.skipped.counts["a link to a folder that contains it"] == 2
+        assert listing.skipped.counts["a circular link"] == 1
+        assert all(note.isprintable() for note in listing.skipped.notes())
+
+    def test_links_to_other_folders_are_followed(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path / "archive"))
+        store.put("a/1.jpg", b"x")
+        open_store(str(tmp_path / "elsewhere")).put("2.jpg", b"x")
+        (tmp_path / "archive" / "more").symlink_to(tmp_path / "elsewhere")
+        assert names_of(list_crops(store), store) == ["a/1.jpg", "more/2.jpg"]
+
+    def test_a_folder_that_may_not_be_read_is_an_error_because_its_crops_would_vanish(
+        self, tmp_path: Path
+    ) -> None:
+        if os.geteuid() == 0:
+            pytest.skip("root may read everything")
+        store = open_store(str(tmp_path))
+        store.put("a/1.jpg", b"x")
+        (tmp_path / "a").chmod(0)
+        with pytest.raises(StoreDenied, match="may not use"):
+            list_crops(store)
+
+    def test_keys_of_a_bucket_that_no_store_can_address_do_not_stop_a_listing(
+        self, seaweedfs: SeaweedFs, bucket: str
+    ) -> None:
+        client = admin_client(seaweedfs.settings)
+        good = ["a/b.jpg", "cam=1/c.jpg", "cam=2/d.jpg", "z.jpg"]
+        for key in (*good, "a/t\tab.jpg", "cam=1/new\nline.jpg", "cam=2/marker.jpg/"):
+            client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
+        store = open_store(bucket, seaweedfs.settings)
+        for workers in (1, 16):
+            listing = list_crops(store, workers=workers)
+            assert names_of(listing, store) == good
+            assert listing.skipped.counts == {UNADDRESSABLE: 2}
+        below = open_store(f"{bucket}/a", seaweedfs.settings)
+        assert names_of(list_crops(below), below) == ["b.jpg"]

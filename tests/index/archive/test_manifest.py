@@ -19,6 +19,7 @@ from index.archive.manifest import (
     normalize_manifest,
     read_manifest,
 )
+from index.archive.skipped import SkippedObjects
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import (
     BadInput,
@@ -26,7 +27,7 @@ from infra.errors import (
     ObjectMissing,
     SchemaMismatch,
 )
-from infra.store import Store, open_store
+from infra.store import UNADDRESSABLE, Store, open_store
 
 PATTERN = KeyPattern("dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg")
 
@@ -167,18 +168,77 @@ class TestReading:
     @pytest.mark.parametrize(
         ("text", "why"),
         [
-            ("name\nx\n", "neither a column 'uri'"),
-            ("key\nx.jpg\n", "neither a column 'uri'"),
-            ("uri,size\nx.jpg,big\n", "not a usable CSV"),
-            ("uri,crop_id\nx.jpg,1\n", "do not belong to its URIs"),
+            ("name\nx\n", "no column uri"),
+            ("key\nx.jpg\n", "no column uri"),
+            ("uri,size\nx.jpg,big\n", "data row 1, column size: 'big' is not a whole number"),
+            ("uri,crop_id\nx.jpg,1\n", "crop_id 1 does not belong to its URI x.jpg"),
+            ("uri,crop_id\nx.jpg,x\n", "data row 1, column crop_id: 'x' is not a whole number"),
+            ("uri,size\nx.jpg,1\n,2\n", "data row 2: empty uri"),
+            ("uri,captured_at\nx.jpg,1767607200\n", "data row 1, column captured_at: .*in seconds"),
+            ("uri,model_id\nx.jpg,2147483648\n", "data row 1, column model_id: 2147483648"),
+            ("uri,uri\nx.jpg,y.jpg\n", "two columns named uri"),
             ("uri\n", "lists no crops"),
-            ("", "not a usable CSV"),
+            ("", "is empty"),
         ],
     )
     def test_an_unusable_list_is_refused(self, tmp_path: Path, text: str, why: str) -> None:
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(BadInput, match=why):
             read_manifest(str(tmp_path / "list.csv"))
+
+    def test_ids_and_names_are_those_that_were_written(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text(
+            "uri,camera_id,track_id,vehicle_id,model_id,captured_at\n"
+            "s3://a/1.jpg,004,000123,-1,,2026-01-05T10:00:00Z\n"
+            "s3://a/2.jpg,false,1e5,007,-1,\n"
+        )
+        one, two = read_manifest(str(tmp_path / "list.csv")).to_pylist()
+        assert (one["camera_id"], one["track_id"], one["captured_at"]) == ("004", "000123", 1767607200000)
+        assert (two["camera_id"], two["track_id"], two["captured_at"]) == ("false", "1e5", UNKNOWN_TIME)
+        assert (one["vehicle_id"], one["model_id"]) == (None, None)
+        assert (two["vehicle_id"], two["model_id"]) == (7, None)
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            {"track_id": pa.nulls(1)},
+            {"uri": pa.array([b"s3://a/1.jpg"])},
+            {"uri": pa.array(["s3://a/1.jpg"]).dictionary_encode()},
+            {"uri": pa.array(["s3://a/1.jpg"], pa.large_string())},
+            {"uri": pa.array(["s3://a/1.jpg"], pa.string_view())},
+            {"captured_at": pa.array([None], pa.timestamp("ns", "UTC"))},
+            {"vehicle_id": pa.array([float("nan")])},
+            {"etag": pa.nulls(1), "size": pa.nulls(1), "last_modified": pa.nulls(1, pa.timestamp("us"))},
+        ],
+        ids=lambda columns: "-".join(f"{name} {column.type}" for name, column in columns.items()),
+    )
+    def test_every_type_of_column_gives_the_same(self, tmp_path: Path, columns: dict[str, Any]) -> None:
+        path = tmp_path / "list.parquet"
+        pq.write_table(pa.table({"uri": ["s3://a/1.jpg"]} | columns), path)
+        read = read_manifest(str(path), archive="s3://a", pattern=KeyPattern("{*}.jpg"))
+        unknown = {"etag": "", "size": -1, "last_modified": UNKNOWN_TIME}
+        assert read.to_pylist() == [row("s3://a/1.jpg", **unknown)]
+
+    def test_unknown_cells_of_the_list_are_filled_by_the_pattern(self, tmp_path: Path) -> None:
+        (tmp_path / "list.csv").write_text("key,camera_id\n004.jpg,\n005.jpg,7\n")
+        read = read_manifest(
+            str(tmp_path / "list.csv"), archive="s3://a", pattern=KeyPattern("{camera_id}.jpg")
+        )
+        assert read["camera_id"].to_pylist() == ["004", "7"]
+
+    def test_keys_that_no_store_can_address_are_left_out_and_named(self, tmp_path: Path) -> None:
+        bad = ["a//b.jpg", "/c.jpg", "../d.jpg", "e\tf.jpg", "g\nh.jpg", "i/./j.jpg", "k/"]
+        pq.write_table(pa.table({"key": ["ok.jpg", *bad]}), tmp_path / "list.parquet")
+        skipped = SkippedObjects()
+        read = read_manifest(str(tmp_path / "list.parquet"), archive="s3://a", skipped=skipped)
+        assert read["uri"].to_pylist() == ["s3://a/ok.jpg"]
+        assert skipped.counts == {UNADDRESSABLE: len(bad)}
+        assert "left out: 7 (key that cannot be addressed), such as 'a//b.jpg'" in skipped.notes()[0]
+        pq.write_table(pa.table({"uri": ["s3://a/ok.jpg", "s3://a//x.jpg"]}), tmp_path / "uris.parquet")
+        assert read_manifest(str(tmp_path / "uris.parquet")).num_rows == 1
+        pq.write_table(pa.table({"key": bad}), tmp_path / "bad.parquet")
+        with pytest.raises(BadInput, match="only crops whose keys cannot be addressed"):
+            read_manifest(str(tmp_path / "bad.parquet"), archive="s3://a")
 
     def test_a_missing_or_broken_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ObjectMissing, match=r"none\.parquet"):

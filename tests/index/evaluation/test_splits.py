@@ -66,8 +66,13 @@ def test_every_altered_bit_is_noticed(tmp_path: Path, assert_flips_are_noticed: 
 
 def test_files_that_are_not_splits_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("repeat,role\n")
-    with pytest.raises(BadInput, match="not a split file"):
+    with pytest.raises(BadInput, match="has no column protocol"):
         read_splits(tmp_path / "text", np.arange(8))
+    with pytest.raises(BadInput, match="not a split file"):
+        read_splits(tmp_path / "absent", np.arange(8))
+    (tmp_path / "csv").write_text("protocol,repeat,role,crop_id\np,0,probe,1\np,0,,2\n")
+    with pytest.raises(BadInput, match="data row 2: empty role"):
+        read_splits(tmp_path / "csv", np.arange(8))
     for roles, message in (
         (["probe", "query"], "other than probe and gallery"),
         (["probe", "probe"], "repeat 0 of p has no probes or no gallery"),

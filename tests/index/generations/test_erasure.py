@@ -1,6 +1,8 @@
 """Erasure removes crops from every generation, keeps them out of later ones, and writes a receipt."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +22,8 @@ from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
-from infra.errors import BadSetting, IndexUnreachable, Locked, SchemaMismatch
-from infra.store import Store
+from infra.errors import BadInput, BadSetting, CorruptObject, IndexUnreachable, Locked, SchemaMismatch
+from infra.store import Store, open_store
 
 ON_CAMERA_3 = 20  # of 100 crops
 
@@ -201,3 +203,127 @@ def test_a_crop_in_several_erasures_counts_once(milvus: Milvus, store: Store, ma
     erased = read_tombstones(store)
     assert len(erased) == 20
     assert erased.is_erased(np.asarray(run.manifest()["crop_id"])).sum() == 20
+
+
+def test_copies_of_a_named_crop_are_erased_wherever_they_lie(
+    milvus: Milvus, store: Store, make_finished_run, tmp_path: Path
+) -> None:
+    archive = open_store(str(tmp_path / "archive"))
+    for key in ("a/1.jpg", "b/1.jpg", "b/2.jpg", "a/2.jpg"):
+        archive.put(key, b"vehicle " + key[2:3].encode())
+    keys = sorted(info.key for info in archive.list())
+    run = make_finished_run(
+        store,
+        "r1",
+        [9] * len(keys),  # all of one length
+        uri=[archive.uri_of(key) for key in keys],
+        etag=[info.etag for info in sorted(archive.list(), key=lambda info: info.key)],
+        look=lambda numbers: np.zeros((len(numbers), 1024), np.float32),
+    )
+    replaced = Run(store, replace(run.info, archive=archive.uri))
+    store.put("runs/r1/run.json", replaced.info.to_json())
+    store.put("runs/r1/done.json", replace(run.summary, archive=archive.uri).to_json())
+    generation = load_runs(milvus, store, [Run.open(store, "r1")], alias="clvr")
+
+    receipt = erase(milvus, store, EraseSelection(crop_ids=(crop_id_of(archive.uri_of("a/1.jpg")),)))
+
+    assert (receipt.crops, receipt.copies, receipt.unread) == (2, 1, 0)
+    left = set(collection.fetch_ids(milvus, generation.name).tolist())
+    assert left == {crop_id_of(archive.uri_of(key)) for key in ("a/2.jpg", "b/2.jpg")}
+    erased = read_tombstones(store)
+    assert erased.is_erased_content(b"vehicle 1") and not erased.is_erased_content(b"vehicle 2")
+
+
+def test_a_camera_or_a_time_selects_no_copies(milvus: Milvus, store: Store, make_run) -> None:
+    make_run("r1", 50)
+    receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    assert (receipt.copies, receipt.unread) == (0, 0)
+    assert not read_tombstones(store).knows_content
+
+
+def test_an_erasure_reaches_the_ledgers_and_tombstones_of_all_folders_of_runs(
+    milvus: Milvus, store: Store, make_run, make_finished_run, tmp_path: Path
+) -> None:
+    other = open_store(str(tmp_path / "other"))
+    other.create_bucket()
+    ours, theirs = make_run("r1", 50), make_run("r1", 50)
+    for info in list(store.list("runs")):
+        other.put(info.key, store.get(info.key))
+    first = load_runs(milvus, store, [ours], alias="clvr")
+    second = load_runs(milvus, other, [Run.open(other, theirs.run_id)], alias="others")
+
+    receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+
+    assert set(receipt.folders) == {store.uri, other.uri}
+    assert {one.folder for one in receipt.generations} == {store.uri, other.uri}
+    for folder, generation in ((store, first), (other, second)):
+        assert read_receipt(folder, receipt.erasure_id).state == "done"
+        assert len(read_tombstones(folder)) == 10
+        assert not reconcile(milvus, folder, generation, [Run.open(folder, "r1")]).differences
+        assert json.loads(folder.get("locks/rows.json"))["released"] is True
+    rebuilt = load_runs(milvus, other, [Run.open(other, "r1")], alias="others")
+    assert collection.row_count(milvus, rebuilt) == 40
+
+
+def test_an_erasure_refuses_to_start_beside_a_generation_whose_folder_is_gone(
+    milvus: Milvus, store: Store, make_run, tmp_path: Path
+) -> None:
+    other = open_store(str(tmp_path / "other"))
+    other.create_bucket()
+    run = make_run("r1", 50)
+    foreign = load_runs(milvus, other, [run], alias="others")
+    ours = load_runs(milvus, store, [run], alias="clvr")
+    other.delete(*(info.key for info in other.list("generations")))
+    with pytest.raises(BadInput, match=f"{foreign.name} is on this server, and its folder"):
+        erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    assert collection.row_count(milvus, ours) == 50
+    assert erasure_ids(store) == []
+
+
+def test_an_erasure_that_is_cut_off_between_two_folders_is_finished_in_both(
+    milvus: Milvus, store: Store, make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_store(str(tmp_path / "other"))
+    other.create_bucket()
+    run = make_run("r1", 50)
+    for info in list(store.list("runs")):
+        other.put(info.key, store.get(info.key))
+    load_runs(milvus, store, [run], alias="clvr")
+    load_runs(milvus, other, [Run.open(other, "r1")], alias="others")
+    create = Store.create
+
+    def cut(self: Store, key: str, data: bytes) -> None:
+        if self.uri == other.uri and key.endswith("receipt.json"):
+            raise IndexUnreachable("gone")
+        create(self, key, data)
+
+    with monkeypatch.context() as patched, pytest.raises(IndexUnreachable):
+        patched.setattr(Store, "create", cut)
+        erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    assert (len(read_tombstones(store)), len(read_tombstones(other))) == (10, 0)
+
+    load_runs(milvus, store, [run], alias="clvr")
+
+    assert (len(read_tombstones(store)), len(read_tombstones(other))) == (10, 10)
+    for generation in collection.list_generations(milvus):
+        assert collection.row_count(milvus, generation) == 40
+
+
+def test_a_lost_folder_of_erasures_is_noticed(milvus: Milvus, store: Store, make_run) -> None:
+    _, live, run = two_generations(milvus, store, make_run)
+    erase(milvus, store, EraseSelection(cameras=("cam-3",)))
+    store.delete(*(info.key for info in store.list("erasures")))
+    with pytest.raises(CorruptObject, match=r"was changed by erasure .* no receipt of it"):
+        load_runs(milvus, store, [run], alias="clvr")
+    with pytest.raises(CorruptObject, match="no receipt of it"):
+        reconcile(milvus, store, live, [run])
+
+
+def test_the_receipt_and_the_tombstones_name_no_crop(milvus: Milvus, store: Store, make_run) -> None:
+    make_run("r1", 50)
+    wanted = crop_id_of("s3://archive/cam-3/000003.jpg")
+    receipt = erase(milvus, store, EraseSelection(crop_ids=(wanted,), cameras=("cam-3",)))
+    assert receipt.wanted == {"crop_ids": 1, "cameras": ["cam-3"]}
+    for info in store.list("erasures"):
+        assert str(wanted).encode() not in store.get(info.key)
+        assert wanted.to_bytes(8, "little") not in store.get(info.key)

@@ -115,3 +115,16 @@ def test_prefetch_stops_its_thread_at_the_end_of_the_block() -> None:
     with prefetch(iter(range(10**9))) as taken:
         assert next(taken) == 0
     assert threading.active_count() == before
+
+
+def test_a_scan_that_is_open_leaves_out_what_is_erased_meanwhile(
+    run: Run, store: Store, hide: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.runs.tombstones._MAX_AGE_SECONDS", 0.0)
+    source = ScanSource([run])
+    probe = np.zeros((1, 1024), np.float32)
+    before = [hit.crop_id for hit in source.nearest(probe, 10, Filters())[0]]
+    hide(store, before[:4])
+    after = [hit.crop_id for hit in source.nearest(probe, 10, Filters())[0]]
+    assert after[:6] == before[4:] and not set(after) & set(before[:4])
+    assert source.erased_ids(before) == set(before[:4])

@@ -88,7 +88,7 @@ def test_a_camera_file_may_be_parquet(tmp_path: Path) -> None:
         ("camera_id,lat,lon\nc,,2\n", "data row 1"),
         ("camera_id,lat,lon\nc,1,2\nc,1,3\n", "two positions"),
         ("camera_id,lat,lon\n", "names no camera"),
-        ("", "Empty CSV file"),
+        ("", "is empty"),
     ],
 )
 def test_a_wrong_camera_file_is_refused_with_the_data_row(tmp_path: Path, text: str, message: str) -> None:

@@ -6,7 +6,8 @@ import sys
 
 PRINTING_LIBRARY = """
 import os
-from jobs.cli.options import emit, redirect_stdout_to_stderr
+from jobs.cli.options import emit
+from jobs.cli.streams import redirect_stdout_to_stderr
 redirect_stdout_to_stderr()
 print("a worker died")                      # as Ray's Python does
 os.write(1, b"and native code prints\\n")  # as its C++ does

@@ -1,6 +1,8 @@
 """Selections of crops: a listing, a key list, a side table, an increment, a quarantine."""
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from PIL import Image
 
 from clvr_model.embedder import Embeddings
+from index.archive.manifest import crop_id_of
 from index.runs.run import Run
-from infra.errors import BadInput, BadSetting, EmptyArchive
-from infra.store import Store, open_store
+from infra.errors import BadInput, BadLabels, BadSetting, EmptyArchive
+from infra.store import Store, TimeRange, open_store
 from jobs.embed.discovery import CropSelection, Discovery, discover
 from jobs.embed.part import embed_part
 
@@ -98,12 +101,15 @@ def test_key_list_of_another_archive_is_rejected(archive: Store, runs: Store, tm
         discover(CropSelection(archive.uri, manifest=str(tmp_path / "keys.parquet")), archive, runs)
 
 
+TIMES = [1_767_600_000_005, 1_767_600_000_006, 1_767_600_000_007, 1_767_600_000_008]
+
+
 def test_side_table_adds_camera_and_time(archive: Store, runs: Store, tmp_path: Path) -> None:
-    table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": [5, 6, 7, 8]})
+    table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": TIMES})
     pq.write_table(table, tmp_path / "side.parquet")
     discovery = discover(CropSelection(archive.uri, labels=str(tmp_path / "side.parquet")), archive, runs)
     assert sorted(discovery.manifest["camera_id"].to_pylist()) == list("abcd")
-    assert sorted(discovery.manifest["captured_at"].to_pylist()) == [5, 6, 7, 8]
+    assert sorted(discovery.manifest["captured_at"].to_pylist()) == TIMES
 
 
 def test_increment_selects_new_and_changed_crops(archive: Store, runs: Store) -> None:
@@ -160,3 +166,93 @@ def test_retry_of_a_quarantine_reads_its_crops_anew(archive: Store, runs: Store)
 def test_contradicting_selection_is_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(BadSetting):
         CropSelection("/archive", **given)
+
+
+def test_a_list_whose_crops_do_not_exist_is_refused_with_an_example_of_each_side(
+    archive: Store, runs: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text("key\n" + "".join(f"old/{n}.jpg\n" for n in range(100)))
+    selection = CropSelection(archive.uri, manifest=str(tmp_path / "list.csv"))
+    with pytest.raises(BadInput, match=r"64 do not exist|50 do not exist") as caught:
+        discover(selection, archive, runs)
+    assert "old/0.jpg" in caught.value.message and "the archive has" in caught.value.message
+
+
+def test_a_list_with_some_crops_that_are_gone_is_taken(archive: Store, runs: Store, tmp_path: Path) -> None:
+    present = next(info.key for info in archive.list() if info.key.endswith(".jpg"))
+    (tmp_path / "list.csv").write_text(f"key\n{present}\ngone.jpg\na//b.jpg\n")
+    found = discover(CropSelection(archive.uri, manifest=str(tmp_path / "list.csv")), archive, runs)
+    assert found.manifest.num_rows == 2
+    assert any("1 (key that cannot be addressed), such as 'a//b.jpg'" in note for note in found.notes)
+
+
+def test_labels_of_another_archive_are_refused_with_an_example_of_each_side(
+    archive: Store, runs: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text("key,vehicle_id\nelsewhere/1.jpg,1\n")
+    with pytest.raises(BadLabels, match=r"labels 0 of \d+ crops: .*elsewhere/1\.jpg, the archive has"):
+        discover(CropSelection(archive.uri, labels=str(tmp_path / "labels.csv")), archive, runs)
+
+
+def test_implausible_times_are_refused_unless_the_range_allows_them(
+    archive: Store, runs: Store, tmp_path: Path
+) -> None:
+    key = next(info.key for info in archive.list() if info.key.endswith(".jpg"))
+    (tmp_path / "labels.csv").write_text(f"key,captured_at\n{key},1975-01-05T10:00:00Z\n")
+    selection = CropSelection(archive.uri, labels=str(tmp_path / "labels.csv"))
+    with pytest.raises(BadLabels, match=r"labels\.csv, data row 1, column captured_at: '1975-01-05T10"):
+        discover(selection, archive, runs)
+    wide = replace(selection, times=TimeRange.of("1970-01-02", None))
+    assert 158_148_000_000 in discover(wide, archive, runs).manifest["captured_at"].to_pylist()
+
+
+def test_globs_choose_the_crops_of_a_listing_and_of_a_list(
+    archive: Store, runs: Store, tmp_path: Path
+) -> None:
+    archive.put("night/1.jpg", jpeg())
+    archive.put(".hidden/2.jpg", jpeg())
+    assert keys_of(CropSelection(archive.uri, include=("night",)), archive, runs) == ["night/1.jpg"]
+    assert not set(keys_of(CropSelection(archive.uri, exclude=("night",)), archive, runs)) & {
+        "night/1.jpg",
+        ".hidden/2.jpg",
+    }
+    (tmp_path / "list.csv").write_text("key\nnight/1.jpg\n.hidden/2.jpg\n")
+    listed = CropSelection(archive.uri, manifest=str(tmp_path / "list.csv"))
+    assert keys_of(listed, archive, runs) == [".hidden/2.jpg", "night/1.jpg"]
+    assert keys_of(replace(listed, exclude=(".hidden",)), archive, runs) == ["night/1.jpg"]
+
+
+def test_a_corrected_list_or_label_file_is_another_origin(archive: Store, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    selection = CropSelection(archive.uri, manifest=str(path), labels=str(path))
+    path.write_text("key,vehicle_id\na.jpg,1\n")
+    before = selection.origin()
+    path.touch()
+    assert selection.origin() == before
+    path.write_text("key,vehicle_id\na.jpg,2\n")
+    after = selection.origin()
+    assert after["manifest_sha256"] != before["manifest_sha256"]
+    assert after["labels_sha256"] != before["labels_sha256"]
+    assert replace(selection, include=("*.png",)).origin() != after
+
+
+def test_erased_crops_are_in_no_full_run_no_increment_and_no_requeue(
+    archive: Store, runs: Store, hide: Callable[..., str]
+) -> None:
+    archive.put(KEYS[1], b"no picture")
+    selection = CropSelection(archive.uri)
+    run = finished_run("first", discover(selection, archive, runs), archive, runs)
+    hide(runs, [crop_id_of(archive.uri_of(key)) for key in KEYS[:2]])
+
+    found = discover(selection, archive, runs)
+    assert found.manifest["uri"].to_pylist() == [archive.uri_of(key) for key in KEYS[2:]]
+    assert "2 left out because they were erased" in found.notes[0]
+    with pytest.raises(EmptyArchive, match="has no new, changed or vanished crop"):
+        discover(CropSelection(archive.uri, since_run="first"), archive, runs)
+    archive.delete(*KEYS[:3])
+    changes = discover(CropSelection(archive.uri, since_run="first"), archive, runs).changes
+    assert changes is not None
+    assert changes.vanished.to_pylist() == [archive.uri_of(KEYS[2])]  # and no erased one is named
+    assert run.quarantine().num_rows == 1
+    with pytest.raises(EmptyArchive, match="quarantine of run first has no crop"):
+        discover(CropSelection(archive.uri, retry_quarantined="first"), archive, runs)

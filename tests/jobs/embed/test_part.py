@@ -1,6 +1,7 @@
 """One part without Ray: rows go to the shard, failures to the quarantine, both are reported meanwhile."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from index.archive.listing import list_crops
 from index.runs.accounting import crop_ids
 from index.runs.run import Run
 from index.runs.shards import read_shards, vectors_of
+from index.runs.tombstones import md5_of
 from infra.errors import BudgetExceeded
 from infra.store import Store, open_store
 from jobs.embed.part import PartReport, embed_part
@@ -101,3 +103,41 @@ def test_repeated_part_writes_the_same_bytes(archive: Store, tmp_path: Path) -> 
     run.finish()
     ids = np.concatenate([crop_ids(batch) for batch in read_shards(run.store, run.shard_keys())])
     assert len(set(ids.tolist())) == CROPS - 1
+
+
+def test_crops_that_were_erased_since_the_run_began_are_not_embedded(
+    archive: Store, tmp_path: Path, hide: Callable[..., str]
+) -> None:
+    run = run_of(archive, tmp_path)
+    ids = run.part_manifest(0)["crop_id"].to_pylist()
+    hide(run.store, ids[3:5])
+    # The same bytes under another name: moved, or uploaded again.
+    hide(run.store, [1], [md5_of(archive.get("07.jpg"))])
+    embed_part(Run.open(run.store, "r"), 0, Means(), archive)
+    summary = Run.open(run.store, "r").finish()
+    assert (summary.embedded, summary.quarantined) == (CROPS - 4, 4)
+    assert summary.causes == {"embed/not-finite": 1, "manifest/erased": 2, "fetch/erased": 1}
+    embedded = [
+        one for batch in read_shards(run.store, run.shard_keys()) for one in batch["crop_id"].to_pylist()
+    ]
+    assert not set(embedded) & {ids[3], ids[4], ids[7]}
+
+
+def test_a_crop_that_is_erased_while_it_is_embedded_is_not_written(
+    archive: Store, tmp_path: Path, hide: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.runs.tombstones._MAX_AGE_SECONDS", 0.0)
+    run = run_of(archive, tmp_path)
+    ids = run.part_manifest(0)["crop_id"].to_pylist()
+    reports: list[PartReport] = []
+
+    def erase(report: PartReport) -> None:
+        if not reports:
+            hide(run.store, ids[:2])
+        reports.append(report)
+
+    embed_part(run, 0, Means(), archive, on_progress=erase)
+    assert len(reports) > 1
+    summary = run.finish()
+    assert summary.causes["manifest/erased"] == 2
+    assert summary.embedded + summary.quarantined == CROPS

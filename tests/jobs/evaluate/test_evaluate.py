@@ -18,7 +18,7 @@ from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
 from infra.store import open_store
 from jobs.evaluate.compare import compare_runs
-from jobs.evaluate.dataset import labelled_run
+from jobs.evaluate.dataset import evaluation_lists, labelled_run
 from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.results import EvaluateRequest
 
@@ -153,7 +153,7 @@ def test_lists_with_roles_need_images_of_the_run(make_run: Make, settings: Setti
     (folder / "train_test_split" / "vehicle_info.txt").unlink()
     (folder / "vric_probe.txt").write_text("a.jpg 1 1\n")
     (folder / "vric_gallery.txt").write_text("b.jpg 1 2\n")
-    with pytest.raises(BadLabels, match=r"no crop of run r1 has a vehicle id; 2 labels are of other images"):
+    with pytest.raises(BadLabels, match=r"list vric labels 0 of 60 crops: it names .*, the archive has"):
         evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
 
 
@@ -177,6 +177,19 @@ def test_excluded_crops_and_labels_are_counted_with_the_reason(
     ):
         assert part in output
     assert result.results[0].excluded_vehicles == 1
+
+
+@pytest.mark.parametrize("unknown", ["-1", "", "NULL"])
+def test_vehicles_that_are_unknown_are_left_out_however_that_is_written(
+    make_run: Make, settings: Settings, tmp_path: Path, unknown: str
+) -> None:
+    run = make_run("r1", labelled=False)
+    lines = [f"image/{row:07d}.jpg,{VEHICLES[row] if row < 30 else unknown}\n" for row in range(60)]
+    (tmp_path / "labels.csv").write_text("key,vehicle_id\n" + "".join(lines))
+    labels = evaluation_lists(str(tmp_path / "labels.csv"), None)[0]
+    labelled = labelled_run(run, labels)
+    assert labelled.vehicle_ids.tolist() == VEHICLES[:30].tolist()
+    assert labelled.unlabelled == 30
 
 
 def test_a_splits_file_is_written_once_and_then_used(

@@ -20,7 +20,8 @@ from pydantic import SecretStr
 from clvr_model.embedder import Embeddings
 from index.generations import records
 from index.lock import acquire
-from index.runs.run import list_runs
+from index.runs.run import Run, list_runs
+from index.runs.tombstones import erasure_ids
 from infra.errors import (
     BudgetExceeded,
     EmptyArchive,
@@ -32,6 +33,7 @@ from infra.errors import (
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.job import EmbedRequest
+from jobs.generations.erase import ForgetRequest, audit_erasure, forget_crops
 from jobs.generations.load import verify_generation
 from jobs.reindex import job
 from jobs.reindex.plan import ReindexRequest
@@ -320,3 +322,27 @@ def test_webhook_receives_summaries_and_its_errors_do_not_fail_a_run(
     assert "not delivered (status 500)" in output.err
     documents = [site.store.get(item.key).decode() for item in site.store.list("nights")]
     assert not any("planted-secret" in text for text in (output.out, output.err, *documents))
+
+
+def test_an_erased_crop_stays_erased_and_a_night_purges_it(site: Site) -> None:
+    site.reindex("n1")
+    uri = site.archive.uri_of(KEYS[4])
+    request = ForgetRequest("case 17", crops=(uri,), dry_run=False)
+    assert forget_crops(request, site.settings).crops == 1
+    site.archive.put("moved.jpg", site.archive.get(KEYS[4]))  # the same bytes under another name
+    site.archive.put("new.jpg", jpeg(99))
+
+    done = site.reindex("n2", purge=True)
+
+    assert figures(done) == (2, 0, 0, 1, 1)
+    assert done.summary["quarantine"] == {"fetch/erased": 1}
+    assert site.verified()[1] == len(KEYS) - 1 + 1
+    audit = audit_erasure("latest", site.settings)
+    assert (audit.found, audit.receipt.purge) == (0, True)
+    first = audit_erasure(erasure_ids(site.store)[0], site.settings)
+    assert first.found == 0
+    assert Run.open(site.store, "n1").summary.causes == {"manifest/erased": 1}
+
+    full = site.reindex("n3", full=True)
+    assert full.summary["crops"]["embedded"] == len(KEYS) - 1 + 1
+    assert site.verified()[1] == len(KEYS) - 1 + 1

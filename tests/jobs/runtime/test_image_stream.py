@@ -13,9 +13,16 @@ from PIL import Image
 
 from clvr_model.preprocessing import decode
 from index.archive.reader import ArchiveReader
-from infra.errors import ClvrError, StoreDenied, StoreUnreachable
+from infra.errors import (
+    ClvrError,
+    ObjectArchived,
+    ObjectMissing,
+    StoreDenied,
+    StoreUnreachable,
+    UnusableKey,
+)
 from infra.store import ObjectBody, Store, StoreSettings, open_store
-from jobs.runtime.image_stream import PERMANENT_ERRORS, ImageFailure, StreamTimes, stream_images
+from jobs.runtime.image_stream import ImageFailure, StreamTimes, stream_images
 
 
 def jpeg(shade: int) -> bytes:
@@ -106,15 +113,32 @@ def test_refused_credentials_stop_the_stream_at_once() -> None:
         list(images)
 
 
-def test_only_refusals_stop_the_stream_though_listing_is_allowed() -> None:
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (StoreDenied("no"), "denied"),
+        (ObjectArchived("in cold storage"), "archived"),
+        (ObjectMissing("gone"), "missing"),
+        (UnusableKey("a//b"), "unusable-key"),
+    ],
+)
+def test_a_whole_folder_of_refused_crops_does_not_stop_the_stream(error: ClvrError, cause: str) -> None:
     def answer(key: str) -> bytes:
-        raise StoreDenied("no")
+        if key == "cold":
+            raise error
+        return jpeg(1)
 
-    results = []
-    with pytest.raises(StoreDenied):
-        for result in stream(FakeStore(answer), ["x"] * 100):
-            results.append(result)
-    assert len(results) < PERMANENT_ERRORS
+    images = dict(stream(FakeStore(answer), ["cold"] * 40 + ["ok"] * 40, prefetch=4))
+    failures = [image for image in images.values() if isinstance(image, ImageFailure)]
+    assert {(failure.stage, failure.cause) for failure in failures} == {("fetch", cause)}
+    assert (len(images), len(failures)) == (80, 40)
+
+
+def test_keys_that_cannot_be_addressed_are_values(archive: Store) -> None:
+    images = dict(stream(archive, ["0.jpg", "a//b.jpg", "../up.jpg", "t\tab.jpg", "x" * 300 + ".jpg"]))
+    assert not isinstance(images[0], ImageFailure)
+    causes = [image.cause for _, image in sorted(images.items()) if isinstance(image, ImageFailure)]
+    assert causes == ["unusable-key"] * 3 + ["missing"]
 
 
 def test_one_refused_object_among_many_is_a_value() -> None:

@@ -1,5 +1,9 @@
 """The connection to Ray, and the resources that a job requests from the cluster."""
 
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -64,9 +68,62 @@ def test_connect_to_a_missing_cluster_is_not_repeated(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(RayUnreachable, match=r"no Ray cluster at ray\.example:6379: connection refused"):
-        ray_cluster.connect(Settings(ray="ray.example:6379"))
-    assert starts == ["ray.example:6379"]
+    with pytest.raises(RayUnreachable, match=r"no Ray cluster at auto: connection refused"):
+        ray_cluster.connect(Settings(ray="auto"))
+    assert starts == ["auto"]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_address_where_nothing_listens_or_answers_is_unreachable(
+    silent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("ray.init tries for minutes"))
+    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.3)
+    for address, reason in [
+        ("127.0.0.1:1", "Connection refused"),
+        ("ray://127.0.0.1:1", "Connection refused"),
+        ("[::1]:1", "Connection refused|Cannot assign|unsupported"),
+        ("no.such.host.invalid:6379", "."),
+        ("a..b:1", "."),
+        (f"127.0.0.1:{silent}", "no answer within"),
+    ]:
+        with pytest.raises(RayUnreachable, match=f"no Ray cluster at .*: .*({reason})"):
+            ray_cluster.connect(Settings(ray=address))
+
+
+def test_a_server_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line:
+                line.recv(100)
+                line.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(RayUnreachable, match="what listens there is not Ray"):
+            ray_cluster.connect(Settings(ray=f"127.0.0.1:{server.getsockname()[1]}"))
+
+
+def test_a_grpc_server_answers_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    joined: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    ray_cluster.connect(Settings(ray=f"127.0.0.1:{port}"))
+    assert joined == [f"127.0.0.1:{port}"]
+    server.stop(None)
 
 
 def test_actor_takes_one_cpu_without_gpus(nodes: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from index.milvus.collection import Generation
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from infra.errors import ClvrError, IndexRefused
+from infra.errors import BadInput, ClvrError, IndexRefused
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.search import searcher as searcher_module
@@ -277,3 +277,25 @@ def test_the_alias_is_looked_up_once_a_second(
             clock.setattr(live, "monotonic", lambda step=step: now + step)
             following.current()
     assert len(calls) == 2
+
+
+def test_an_erased_crop_is_no_match_no_probe_and_no_thumbnail(
+    service: SearchService, site: Site, hide: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.runs.tombstones._MAX_AGE_SECONDS", 0.0)
+    ids = [crop_id_of(uri) for uri in site.uris]
+    before = service.search([], ids[:1], WebRules(top=11, every_crop=True, same_camera=True))
+    nearest = [answer["crop_id"] for answer in before["answers"]]
+    assert service.thumbnail(nearest[0])[:2] == b"\xff\xd8"  # now it is in the page's memory
+
+    # Their rows are still in Milvus, as in the middle of an erasure, and others take their places.
+    hide(site.runs, nearest[:3])
+    after = service.search([], ids[:1], WebRules(top=8, every_crop=True, same_camera=True))
+    assert [answer["crop_id"] for answer in after["answers"]] == nearest[3:]
+    for crop_id in nearest[:2]:
+        with pytest.raises(BadInput, match=f"crop {crop_id} was erased"):
+            service.thumbnail(crop_id)
+        with pytest.raises(BadInput, match="was erased"):
+            service.search([], [crop_id], WebRules(top=3))
+    with pytest.raises(BadInput, match="was erased"):
+        service.live.current().searcher.probe(site.uris[ids.index(nearest[0])])

@@ -1,0 +1,34 @@
+"""Objects that a manifest leaves out, counted by cause and named."""
+
+import threading
+from collections import Counter
+
+HIDDEN = "hidden file or folder"
+EXCLUDED = "by --include or --exclude"
+_MAX_EXAMPLES = 3
+_MAX_SHOWN = 120
+
+
+class SkippedObjects:
+    """Counts the objects left out for each cause and keeps the first few; threads may share it."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, cause: str, key: str) -> None:
+        """Count one object."""
+        with self._lock:
+            self.counts[cause] += 1
+            examples = self.examples.setdefault(cause, [])
+            if len(examples) < _MAX_EXAMPLES:
+                examples.append(key)
+
+    def notes(self) -> list[str]:
+        """Return one line for each cause, with the first keys, printable whatever they hold."""
+        return [
+            f"left out: {self.counts[cause]:,} ({cause}), such as "
+            + ", ".join(repr(key)[:_MAX_SHOWN] for key in self.examples[cause])
+            for cause in sorted(self.counts)
+        ]

@@ -1,0 +1,13 @@
+"""Hidden files and folders: what systems and programs put beside the user's files."""
+
+import re
+
+HIDDEN_NAMES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems make, in addition to names that begin with a dot, such as .thumbnails and ._1.jpg."""
+
+_HIDDEN = re.compile(rf"(?:\A|/)(?:\.|(?:{'|'.join(map(re.escape, HIDDEN_NAMES))})(?:/|\Z))")
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a key is of a hidden file: a name in it begins with a dot, or is one of HIDDEN_NAMES."""
+    return _HIDDEN.search(key) is not None
