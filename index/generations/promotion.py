@@ -43,12 +43,12 @@ class Rollback:
 
 
 def promote(
-    milvus: Milvus, store: Store, name: str, *, force: str = "", replacing: Generation | None = None
+    milvus: Milvus, store: Store, name: str, *, force: str = "", replacing: str | None = None
 ) -> Generation:
     """Move the alias to a generation that passed its gate; each search sees one generation, old or new.
 
-    force: a reason to promote despite a failed or missing gate; it is recorded. replacing: the generation
-    that was live when the caller decided; the alias does not move if another one is live now.
+    force: a reason to promote despite a failed or missing gate; it is recorded. replacing: name of the
+    generation that was live when the caller decided; the alias does not move if another one is live now.
     Raises GateFailed, also if rows changed unrecorded or another model went live since the gate; BadInput
     for a generation that does not exist or is being loaded; Locked if another operation moves the alias, or
     has moved it away from `replacing`.
@@ -59,7 +59,7 @@ def promote(
         if current is not None and current.name == name:
             return generation
         if replacing is not None:
-            _require_unmoved(generation.alias, replacing, current)
+            _require_unmoved(generation.alias, replacing, _name(current))
         _require_usable(records.read(store, name))
         collection.ensure_loaded(milvus, generation)
         if not force:
@@ -85,7 +85,7 @@ def rollback(
     with acquire(store, alias_lock(alias), f"a rollback of {alias}") as lock:
         current = collection.live_generation(milvus, alias)
         if name is None:
-            _require_unmoved(alias, seen, current)
+            _require_unmoved(alias, _name(seen), _name(current))
         if current is not None and (done := _completed_rollback(store, current, name)):
             return done
         target = (
@@ -153,14 +153,17 @@ def _require_usable(record: records.GenerationRecord | None) -> None:
         )
 
 
-def _require_unmoved(alias: str, seen: Generation | None, current: Generation | None) -> None:
+def _require_unmoved(alias: str, seen: str | None, current: str | None) -> None:
     """Raise Locked if the alias moved from the generation that the caller saw."""
     if seen != current:
-        names = [generation.name if generation else "nothing" for generation in (seen, current)]
         raise Locked(
-            f"another process moved {alias} from {names[0]} to {names[1]} meanwhile",
+            f"another process moved {alias} from {seen or 'nothing'} to {current or 'nothing'} meanwhile",
             remedy="Look at `clvr generations`, and name the generation that must be live.",
         )
+
+
+def _name(generation: Generation | None) -> str | None:
+    return generation.name if generation else None
 
 
 def _completed_rollback(store: Store, current: Generation, name: str | None) -> Rollback | None:

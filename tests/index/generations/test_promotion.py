@@ -192,7 +192,7 @@ def test_a_rollback_whose_alias_moves_at_the_same_time_is_refused(
     monkeypatch.setattr(promotion, "acquire", after_a_promotion)
     assert rollback(milvus, store, "clvr", second.name).generation == second
     with pytest.raises(Locked, match="moved clvr"):
-        promote(milvus, store, first.name, replacing=third)
+        promote(milvus, store, first.name, replacing=third.name)
     assert collection.live_generation(milvus, "clvr") == second
 
 
