@@ -52,3 +52,8 @@ def list_outputs(store: Store) -> Iterator[Output]:
     with ignore_missing_root(store):
         for info in store.list("outputs"):
             yield Output.read(store, info.key)
+
+
+def unfinished_page(name: str) -> str:
+    """Return the name of a page, or its key, while it is being written."""
+    return f"{name}.part"

@@ -19,6 +19,7 @@ from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import format_ms
+from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.resolve import epoch_ms
@@ -319,6 +320,4 @@ def _write_page(
             command=f"clvr search {' '.join(request.images)} --html {path}",
         )
     )
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_page(path, page)
