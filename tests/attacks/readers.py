@@ -1,6 +1,5 @@
 """The kinds of stored objects, and the call of the product that reads each of them."""
 
-import json
 import secrets
 import shutil
 import time
@@ -29,6 +28,7 @@ from index.search.scan_source import ScanSource
 from infra.errors import Locked
 from infra.settings import load_settings
 from infra.store import Store, open_store
+from infra.store.sealed import seal, unseal
 from jobs.embed.status import run_status
 from jobs.evaluate.dataset import labelled_run
 from jobs.reindex.state import list_reindex_runs
@@ -131,9 +131,9 @@ def _evaluate(here: Path, root: Path) -> Any:
 def _hold_lock(here: Path, root: Path) -> None:
     store = _store(here)
     with acquire(store, "held", f"attack {secrets.token_hex(4)}", seconds=3600):
-        data = json.loads(store.get("locks/held.json"))
+        data = unseal(store.get("locks/held.json"), "the lock")
     data |= {"released": False, "process": "another machine", "expires": time.time() + 3600}
-    store.put("locks/held.json", json.dumps(data, indent=2, sort_keys=True).encode())
+    store.put("locks/held.json", seal(data))
 
 
 def _take_lock(here: Path, root: Path) -> str:
