@@ -39,8 +39,8 @@ class Needle:
     data: bytes
 
 
-def needles_of(world: World, runs: Path | None = None) -> list[Needle]:
-    """Return the needles of all crops of the vehicle, read from the manifests and shards with pyarrow."""
+def needles_of(world: World, runs: Path | None = None, vehicle: int = VEHICLE) -> list[Needle]:
+    """Return the needles of all crops of a vehicle, read from the manifests and shards with pyarrow."""
     runs = runs or world.runs
     crops: list[dict[str, Any]] = []
     vectors: dict[int, list[Any]] = {}
@@ -52,7 +52,7 @@ def needles_of(world: World, runs: Path | None = None) -> list[Needle]:
             *(table[name].to_pylist() for name in ("crop_id", "embedding")), strict=True
         ):
             vectors.setdefault(crop_id, []).append(np.asarray(vector, np.float32))
-    wanted = [crop for crop in crops if crop["vehicle_id"] == VEHICLE]
+    wanted = [crop for crop in crops if crop["vehicle_id"] == vehicle]
     ids = {crop["crop_id"] for crop in wanted}
     others = [crop for crop in crops if crop["crop_id"] not in ids]
     times = {crop["captured_at"] for crop in wanted} - {crop["captured_at"] for crop in others}
