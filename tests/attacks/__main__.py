@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
 def _attacks(
     world: "World", chosen: list[str], options: argparse.Namespace
 ) -> Iterator[Callable[[], list["Row"]]]:
-    from erased import look_for_erased
+    from erased import look_on_lite, look_on_server
     from flips import flip_bits
     from kills import Attacker
     from pairs import Pairs
@@ -103,7 +103,10 @@ def _attacks(
             yield lambda: [pairs.on_server(options.pairs - lite)]
         yield lambda: [pairs.on_lite(lite)]
     if "erased" in chosen and purge:
-        yield lambda: look_for_erased(world, server=server)
+        if _is_meant("Milvus Lite", options):
+            yield lambda: look_on_lite(world)
+        if server and _is_meant("Milvus server", options):
+            yield lambda: look_on_server(world)
 
 
 def _is_meant(name: str, options: argparse.Namespace) -> bool:

@@ -16,8 +16,8 @@ REFUSED = 3
 EVALUATE = ("--protocol", "leave-one-out")
 
 
-def look_for_erased(world: World, *, server: bool) -> list[Row]:
-    """Erase a vehicle with --purge and return rows for Milvus Lite and, if asked for, for the server.
+def look_on_lite(world: World) -> list[Row]:
+    """Erase a vehicle with --purge from all that commands write, and return what is found.
 
     What was cut off before the purge is continued after it, and the bytes are searched again.
     """
@@ -37,12 +37,14 @@ def look_for_erased(world: World, *, server: bool) -> list[Row]:
         _again(rows[-1], world, needles)
         search(rows[-1], files_below(world.here), needles)
         _audit(rows[-1], world)
-    return rows + (_on_server(world, needles) if server else [])
+    return rows
 
 
-def _on_server(world: World, needles: list[Needle]) -> list[Row]:
+def look_on_server(world: World) -> list[Row]:
+    """Erase a vehicle with --purge from a Milvus server, and return what is found in store and bucket."""
     with world.on_server():
         world.reset("embedded")
+        needles = needles_of(world)
         for words in (("load", "r1"), ("promote", "latest"), ("load", "r2", "--into-live"), ("load", "r1")):
             world.must(*words)
         if world.cluster is not None:
@@ -54,7 +56,7 @@ def _on_server(world: World, needles: list[Needle]) -> list[Row]:
         queue = Row("(for information) the server's own disk: message queue and metadata")
         time.sleep(GARBAGE_SECONDS)
         search(bucket, world.bucket_objects(), needles)
-        search(queue, world.queuefiles_below(), needles)
+        search(queue, world.queue_files(), needles)
         queue.counts["left by design"] = queue.counts.pop("wrong", 0)
     return [found, bucket, queue]
 
