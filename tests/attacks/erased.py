@@ -58,6 +58,7 @@ def look_on_server(world: World) -> list[Row]:
         search(bucket, world.bucket_objects(), needles)
         search(queue, world.queue_files(), needles)
         queue.counts["left by design"] = queue.counts.pop("wrong", 0)
+        queue.notes = [note.replace(": wrong: ", ": by design: ") for note in queue.notes]
     return [found, bucket, queue]
 
 
@@ -140,10 +141,11 @@ def _audit(row: Row, world: World) -> None:
         row.add([Problem("other", f"exit {command.poll()}: {command.err[-300:]}")], "forget --audit")
         return
     row.counts["found by --audit"] = found
+    row.counts["--audit agrees"] = int((found == 0) == (row.counts["wrong"] == 0))
     for place in json.loads(command.out)["places"]:
         if place["found"] or "not looked at" in place["note"]:
             row.notes.append(f"{place['where']}: audit: {place['found']} found {place['note']}")
-    if (found == 0) != (row.counts["wrong"] == 0):
+    if not row.counts["--audit agrees"]:
         row.add(
             [Problem("wrong", f"--audit finds {found}, the search of the bytes {row.counts['wrong']}")],
             "audit",
