@@ -20,6 +20,9 @@ from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, Obj
 from infra.store import Store
 
 State = Literal["loading", "ready", "dropping", "dropped"]
+COPY = "copy"
+"""Kind of the first change of a generation that is a copy of another one: `of` names it."""
+
 _ATTEMPTS = 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -128,6 +131,18 @@ def new_generation(
         created=now.isoformat(timespec="seconds"),
         folder=store.uri,
     )
+
+
+def current_name(store: Store, name: str) -> str:
+    """Return the name of a generation today: a purge replaces it by a copy in a local file."""
+    record = read(store, name)
+    if record is None or record.state == "ready":
+        return name
+    for other in list_records(store, record.alias):
+        origin = other.changes[0] if other.changes else {}
+        if origin.get("kind") == COPY and origin.get("of") == name and other.state != "loading":
+            return current_name(store, other.name)
+    return name
 
 
 def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:

@@ -41,9 +41,9 @@ class MilvusSource:
             # Searched again without them, so that other crops take their places.
             filters = replace(filters, not_crop_ids=(*filters.not_crop_ids, *sorted(erased)))
 
-    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
-        """Return those of the crop_ids that were erased."""
-        return self.tombstones.current().erased_ids(crop_ids)
+    def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
+        """Return those of the crop_ids that were erased; `now`: also within the last half second."""
+        return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the generation."""

@@ -15,7 +15,7 @@ from infra.store import Store, open_store, split_uri
 from infra.store.interrupted import interrupted_writes, remove_interrupted_writes
 from infra.store.sealed import seal, unseal
 from jobs.sweep.audit import AuditLog
-from jobs.sweep.purge import count_erased, purge_sweep
+from jobs.sweep.purge import count_in_sweep, purge_sweep
 from jobs.sweep.state import Sweep
 
 FEATURES = "features-"
@@ -59,14 +59,14 @@ def _attempt(store: Store, output: Output, erased: ErasedCrops, *, purge: bool =
 
 def _sweep(store: Store, output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
     folder = open_store(output.uri, store.settings if not store.local else None)
-    sweep = Sweep.open(folder)
-    if sweep is None:
-        return Place("sweep", output.uri, 0, 0, GONE)
     if not purge:
-        return Place("sweep", output.uri, count_erased(sweep, erased) + len(interrupted_writes(folder)))
+        found = count_in_sweep(folder, erased)
+        cut_off = len(interrupted_writes(folder))
+        return Place("sweep", output.uri, (found or 0) + cut_off, 0, GONE if found is None else "")
     remove_interrupted_writes(folder)
-    place = purge_sweep(folder, erased, calibration_of(store, sweep.info.fingerprint))
-    return place or Place("sweep", output.uri, 0)
+    sweep = Sweep.open(folder)
+    calibration = calibration_of(store, sweep.info.fingerprint) if sweep else None
+    return purge_sweep(folder, erased, calibration) or Place("sweep", output.uri, 0, 0, GONE)
 
 
 def _file(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:

@@ -225,12 +225,17 @@ def promote_step(context: ReindexContext) -> Outcome:
         return {"said": f"{load['generation']} stays live", "moved": False, "live": load["generation"]}
     milvus = open_milvus(context.settings)
     before, _ = _live(context, milvus)
-    promote(milvus, context.store, load["generation"], replacing=context.outcome("gate").get("live"))
+    # A purge may have replaced either by a copy.
+    name, live = (
+        found and records.current_name(context.store, found)
+        for found in (load["generation"], context.outcome("gate").get("live"))
+    )
+    promote(milvus, context.store, name, replacing=live)
     return {
-        "said": f"{load['generation']} is live",
+        "said": f"{name} is live",
         "moved": True,
-        "live": load["generation"],
-        "replaced": before.name if before and before.name != load["generation"] else None,
+        "live": name,
+        "replaced": before.name if before and before.name != name else None,
     }
 
 

@@ -65,6 +65,15 @@ class SweepWorker:
         A probe that cannot be read becomes a row with its cause. Raises StoreUnreachable and the errors of
         Milvus, because an unreachable server is not the fault of one probe.
         """
+        while True:
+            rows = self._search(part)
+            self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
+            # Asked after the write: a purge has either not begun, and will see the part, or is seen here.
+            if not self.source.erased_ids(_crops_of(rows), now=True):
+                failed = sum(bool(row.cause) for row in rows)
+                return len(rows) - failed, failed
+
+    def _search(self, part: int) -> list[_Row]:
         rows = [_Row(**row) for row in self.sweep.probes(part).to_pylist()]
         self._fetch_archived(rows)
         self._embed_images([row for row in rows if row.probe is None and not row.cause])
@@ -74,8 +83,7 @@ class SweepWorker:
             results = retrieve(self.source, probes, self.rules, self.calibration)
             for row, matches in zip(ready, results, strict=True):
                 row.matches = matches
-        self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
-        return len(ready), len(rows) - len(ready)
+        return rows
 
     def _fetch_archived(self, rows: list[_Row]) -> None:
         """Take the features of probes that are crops of the archive from the source."""
@@ -171,3 +179,9 @@ class SweepWorker:
             ],
             schema=PROBE_SCHEMA,
         )
+
+
+def _crops_of(rows: list[_Row]) -> list[int]:
+    """Return the crops that rows show: probes that were searched, and matches."""
+    probes = [row.crop_id for row in rows if row.crop_id is not None and not row.cause]
+    return [*probes, *(match.hit.crop_id for row in rows for match in row.matches)]

@@ -198,6 +198,12 @@ class Sweep:
         with open_parquet(self.store, self._list_key) as file:
             return file.read_row_group(part)
 
+    def unfinished_files(self) -> list[str]:
+        """Return the keys of lists that sweep.json does not name, and of outcomes of pending parts."""
+        pending = set(map(_probe_key, self.pending()))
+        written = (info.key for prefix in ("list", "probes") for info in self.store.list(prefix))
+        return [key for key in written if key in pending or (key[:5] == "list/" and key != self._list_key)]
+
     def all_probes(self) -> pa.Table:
         """Read the whole list: probe_id, uri."""
         with open_parquet(self.store, self._list_key) as file:
