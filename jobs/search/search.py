@@ -10,7 +10,7 @@ from rich.table import Table
 
 from index.archive.reader import open_uri
 from index.filters import Filters
-from index.outputs import record_output
+from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
@@ -169,6 +169,7 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
         shown += [sighting.crop_id for sighting in probe.sightings if sighting.crop_id is not None]
         record_output(searcher.run.store, "page", str(request.html.resolve()), shown)
         _write_page(request.html, request, result, rules, searcher)
+        withdraw_erased(searcher.run.store, request.html, shown)
     return result
 
 

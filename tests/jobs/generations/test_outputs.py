@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from index.archive.manifest import crop_id_of
-from index.outputs import record_output, unfinished_page
+from index.outputs import record_output, unfinished_page, withdraw_erased
 from index.runs.tombstones import read_tombstones, write_tombstones
-from infra.errors import BadSetting
+from infra.errors import BadInput, BadSetting
 from infra.store import Store, open_store
 from jobs.generations.outputs import find_in_outputs, purge_outputs
 from jobs.pages.html import write_page
@@ -60,6 +60,16 @@ def test_a_training_loses_the_files_of_interrupted_writes(store: Store, tmp_path
     purge(store)
     assert not left.exists()
     assert found(store) == 0
+
+
+def test_a_page_whose_crop_was_erased_while_it_was_made_is_withdrawn(store: Store, tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    write_page(page, "<img>")
+    withdraw_erased(store, page, [crop_id_of(KEPT)])
+    assert page.exists()
+    with pytest.raises(BadInput, match="was erased meanwhile"):
+        withdraw_erased(store, page, [crop_id_of(KEPT), crop_id_of(ERASED)])
+    assert not page.exists()
 
 
 def test_a_page_in_a_folder_that_does_not_exist_is_an_error_in_words(tmp_path: Path) -> None:
