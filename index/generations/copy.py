@@ -78,6 +78,7 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
     )
     records.create(store, copied)
     collection.create_collection(milvus, target)
+    collection.ensure_loaded(milvus, generation)
     crop_ids = collection.fetch_ids(milvus, generation.name)
     batches = _batches(milvus, generation.name, crop_ids)
     for _ in collection.insert_rows(milvus, "insert", target.name, batches):

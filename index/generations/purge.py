@@ -46,7 +46,9 @@ def purge(
             resume_erasures(milvus, folder, held=held)
         erased = read_tombstones(*stores)
         if not _waiting(store):
-            begin_purge(store, reason or "purge of all erased crops", [folder.uri for folder in stores])
+            begin_purge(
+                milvus, store, reason or "purge of all erased crops", [folder.uri for folder in stores]
+            )
         places = [place for folder in stores for place in _purge_folder(milvus, folder, erased)]
         places += other_places(stores, erased)
         receipts = [_finish(folder, name, places) for folder in reversed(stores) for name in _waiting(folder)]

@@ -179,9 +179,9 @@ def read_tombstones(*stores: Store) -> ErasedCrops:
     )
 
 
-def read_erasure(store: Store, erasure_id: str) -> ErasedCrops:
-    """Read the tombstones of one erasure. Raises as `read_tombstones` does."""
-    return ErasedCrops((_read_folder(store, [erasure_id]),))
+def read_erasures(store: Store, names: Sequence[str]) -> ErasedCrops:
+    """Read the tombstones of some erasures of one folder. Raises as `read_tombstones` does."""
+    return ErasedCrops((_read_folder(store, names),))
 
 
 def erasure_ids(store: Store) -> list[str]:

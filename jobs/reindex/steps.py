@@ -226,10 +226,8 @@ def promote_step(context: ReindexContext) -> Outcome:
     milvus = open_milvus(context.settings)
     before, _ = _live(context, milvus)
     # A purge may have replaced either by a copy.
-    name, live = (
-        found and records.current_name(context.store, found)
-        for found in (load["generation"], context.outcome("gate").get("live"))
-    )
+    name, live = records.current_name(context.store, load["generation"]), context.outcome("gate").get("live")
+    live = records.current_name(context.store, live) if live else None
     promote(milvus, context.store, name, replacing=live)
     return {
         "said": f"{name} is live",

@@ -51,11 +51,10 @@ def count_in_sweep(folder: Store, erased: ErasedCrops) -> int | None:
 
 def _left_behind(folder: Store, erased: ErasedCrops) -> list[str]:
     """Return the keys of files with erased crops that a command or a purge left when it was cut off."""
-    sweep = Sweep.open(folder)
+    sweep, keys = Sweep.open(folder), list[str]()
     with ignore_missing_root(folder):
         keys = sweep.unfinished_files() if sweep else [info.key for info in folder.list("list")]
-        return [key for key in keys if _holds_erased(folder, key, erased)]
-    return []
+    return [key for key in keys if _holds_erased(folder, key, erased)]
 
 
 def _holds_erased(folder: Store, key: str, erased: ErasedCrops) -> bool:

@@ -23,7 +23,7 @@ from index.milvus.collection import Generation
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
 from infra.errors import BadInput, BadSetting, CorruptObject, IndexUnreachable, Locked, SchemaMismatch
-from infra.store import Store, open_store
+from infra.store import Store, TimeRange, open_store
 
 ON_CAMERA_3 = 20  # of 100 crops
 
@@ -327,3 +327,13 @@ def test_the_receipt_and_the_tombstones_name_no_crop(milvus: Milvus, store: Stor
     for info in store.list("erasures"):
         assert str(wanted).encode() not in store.get(info.key)
         assert wanted.to_bytes(8, "little") not in store.get(info.key)
+
+
+def test_an_erasure_by_time_refuses_times_that_cannot_be(milvus: Milvus, store: Store, make_run) -> None:
+    make_run("r1", 50)  # its times are of 1970, as if seconds had been taken for milliseconds
+    window = EraseSelection(captured_to=10**12)
+    with pytest.raises(BadInput, match="45 crops have none that is plausible, such as s3://archive/cam-"):
+        forget(milvus, store, window, reason="r", dry_run=False, times=TimeRange())
+    assert erasure_ids(store) == []
+    by_camera = EraseSelection(cameras=("cam-3",))
+    assert forget(milvus, store, by_camera, reason="r", dry_run=True, times=TimeRange()).crops == 10

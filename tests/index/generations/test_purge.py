@@ -149,6 +149,20 @@ def test_an_audit_finds_what_is_only_hidden(milvus: Milvus, store: Store, vector
     assert found["index file"] == 3
 
 
+def test_a_process_that_has_nothing_loaded_yet_purges_too(
+    milvus: Milvus, store: Store, vectors: list[bytes]
+) -> None:
+    generation = load_runs(milvus, store, [list_runs(store)[0]], alias="clvr")
+    forget(milvus, store, SELECTION, reason="case 17", dry_run=False)
+    milvus.call("release_collection", generation.name)
+    receipt = purge(milvus, store, nothing_else, reason="later")  # type: ignore[arg-type]
+    (current,) = collection.list_generations(milvus)
+    assert current.name != generation.name
+    assert collection.row_count(milvus, current) == 57
+    assert (receipt.reason, receipt.crops) == ("later", 0)
+    assert list(traces(store, vectors)) == []
+
+
 def test_a_second_purge_changes_nothing(milvus: Milvus, store: Store, vectors: list[bytes]) -> None:
     load_runs(milvus, store, [list_runs(store)[0]], alias="clvr")
     erase(milvus, store)
