@@ -7,13 +7,14 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from index.documents import JsonDocument, utc_now
-from index.runs.tombstones import anonymous_ids
-from infra.errors import ClvrError
+from index.runs.tombstones import anonymous_ids, read_tombstones
+from infra.errors import BadInput, ClvrError
 from infra.store import Store, ignore_missing_root
 
 _logger = logging.getLogger("clvr")
@@ -52,3 +53,18 @@ def list_outputs(store: Store) -> Iterator[Output]:
     with ignore_missing_root(store):
         for info in store.list("outputs"):
             yield Output.read(store, info.key)
+
+
+def unfinished_page(name: str) -> str:
+    """Return the name of a page, or its key, while it is being written."""
+    return f"{name}.part"
+
+
+def withdraw_erased(store: Store, page: Path, crop_ids: Iterable[int]) -> None:
+    """Delete a page that was just written if one of its crops was erased meanwhile, and raise BadInput.
+
+    Called after the write: a purge has either not begun, and will see the page, or is seen here.
+    """
+    if read_tombstones(store).erased_ids(crop_ids):
+        page.unlink(missing_ok=True)
+        raise BadInput(f"a crop that {page} shows was erased meanwhile", remedy="Run the same command again.")

@@ -107,6 +107,7 @@ def beyond_reach(stores: Iterable[Store], archives: Iterable[str], *, server: bo
                 f"older versions of objects: aws s3api list-object-versions --bucket {bucket}"
                 + (f" --prefix {prefix}/" if prefix else "")
             )
+            notes.append(f"parts of interrupted uploads: aws s3api list-multipart-uploads --bucket {bucket}")
             notes.append(f"backups and replicas of {store.uri}")
     if server:
         notes.append(

@@ -48,9 +48,9 @@ class MilvusSource:
             # In the middle of an erasure: other crops take the places of those that are about to go.
             depth = min(MAX_TOP, depth * 8)
 
-    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
-        """Return those of the crop_ids that were erased."""
-        return self.tombstones.current().erased_ids(crop_ids)
+    def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
+        """Return those of the crop_ids that were erased; `now`: also within the last half second."""
+        return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the generation."""

@@ -130,6 +130,9 @@ def test_no_byte_is_left_and_every_sum_still_holds(
         assert collection.row_count(milvus, generation) == 57
         assert not reconcile(milvus, store, generation, [Run.open(store, "r1")]).differences
     assert records.read(store, live.name).state == "dropped"  # type: ignore[union-attr]
+    assert records.current_name(store, live.name) == current.name == records.current_name(store, current.name)
+    assert records.current_name(store, retained.name) == before.name
+    assert records.current_name(store, "clvr_gone") == "clvr_gone"
     assert [path for path in Path(milvus.uri).rglob("*.parquet") if live.name in str(path)] == []
     for path in Path(milvus.uri).rglob("*.parquet"):
         assert not np.isin(pq.read_table(path)["crop_id"].to_numpy(), ERASED).any()
