@@ -30,7 +30,7 @@ from index.evaluation.protocols import (
 from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
-from index.outputs import record_output
+from index.outputs import record_output, withdraw_erased
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
@@ -67,6 +67,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         record_output(run.store, "page", str(request.html.resolve()), crop_ids)
         record_output(run.store, "page", str(request.html.with_suffix(".json").resolve()))
         write_page(request.html, evaluation, card, _report_text(request, run.run_id))
+        withdraw_erased(run.store, request.html, crop_ids)
         request.html.with_suffix(".json").write_text(json.dumps(evaluation.to_json(), indent=2, default=str))
     return evaluation
 

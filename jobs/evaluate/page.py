@@ -31,6 +31,7 @@ from jobs.pages.evaluation_page import (
     Timing,
     build_evaluation_page,
 )
+from jobs.pages.html import write_page as write_html
 from jobs.pages.published import published_beside
 from jobs.pages.thumbnail import thumbnail_of
 
@@ -80,9 +81,7 @@ def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportTex
             command=text.command,
         )
     )
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_html(path, page)
 
 
 def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: ReportText) -> ListSection:
