@@ -8,9 +8,9 @@ DATASET = "VehicleID"
 LISTS = {"test_800": "small", "test_1600": "medium", "test_2400": "large"}
 # The paper, Table 1; rank-1 and rank-5 in percent, by the columns of `LISTS`.
 TABLE_1 = (
-    ("CCL", (43.6, 64.2), (37.0, 57.1), (32.9, 53.3)),
-    ("Mixed Diff + CCL", (49.0, 73.5), (42.8, 66.8), (38.2, 61.6)),
-    ("CLVR", (62.0, 76.0), (56.1, 71.8), (50.6, 68.0)),
+    ("CCL", ((43.6, 64.2), (37.0, 57.1), (32.9, 53.3))),
+    ("Mixed Diff + CCL", ((49.0, 73.5), (42.8, 66.8), (38.2, 61.6))),
+    ("CLVR", ((62.0, 76.0), (56.1, 71.8), (50.6, 68.0))),
 )
 DIRECTIONS = ("vehicleid-paper", "vehicleid-common")
 
@@ -36,9 +36,9 @@ def published_beside(
     if column is None:
         other = f"{DATASET}, but none of the paper's lists" if dataset == DATASET else "not " + DATASET
         note = f"The images of this evaluation are {other}, so the figures are not comparable with these."
-        return Published(tuple(LISTS.values()), tuple((row[0], row[1:]) for row in TABLE_1), note, False)
-    place = 1 + list(LISTS.values()).index(column)
-    rows = tuple((row[0], (row[place],)) for row in TABLE_1)
+        return Published(tuple(LISTS.values()), TABLE_1, note, False)
+    place = list(LISTS.values()).index(column)
+    rows = tuple((method, (figures[place],)) for method, figures in TABLE_1)
     directions = [name for name in DIRECTIONS if name in protocols]
     if not_ranked:
         note = (

@@ -193,7 +193,7 @@ def test_table_1_is_comparable_on_the_same_list_and_rule_only(name: str, column:
     same = published_beside("VehicleID", name, both)
     assert same.is_comparable
     assert same.columns == (column,)
-    assert [row[1][0] for row in same.rows] == [row[1 + list(LISTS).index(name)] for row in TABLE_1]
+    assert [row[1][0] for row in same.rows] == [row[1][list(LISTS).index(name)] for row in TABLE_1]
     assert "compare with vehicleid-paper and vehicleid-common" in same.note
     for other in (
         published_beside("VehicleID", name, both, not_ranked=3),
