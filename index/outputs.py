@@ -40,9 +40,9 @@ def record_output(store: Store, kind: OutputKind, uri: str, crop_ids: Iterable[i
     store: the folder of runs. One that may not be written is no reason not to search: then a warning says
     that a purge will not find the output.
     """
-    numbers = anonymous_ids(store, np.fromiter(crop_ids, np.int64)).tolist()
-    output = Output(kind, uri, tuple(sorted(numbers)), utc_now())
     try:
+        numbers = anonymous_ids(store, np.fromiter(crop_ids, np.int64)).tolist()
+        output = Output(kind, uri, tuple(sorted(numbers)), utc_now())
         store.put(f"outputs/{hashlib.sha256(uri.encode()).hexdigest()[:16]}.json", output.to_json())
     except ClvrError as error:
         _logger.warning("%s is not recorded, so a purge will not find it: %s", uri, error.message)

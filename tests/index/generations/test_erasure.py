@@ -1,5 +1,6 @@
 """Erasure removes crops from every generation, keeps them out of later ones, and writes a receipt."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +233,28 @@ def test_copies_of_a_named_crop_are_erased_wherever_they_lie(
     assert left == {crop_id_of(archive.uri_of(key)) for key in ("a/2.jpg", "b/2.jpg")}
     erased = read_tombstones(store)
     assert erased.is_erased_content(b"vehicle 1") and not erased.is_erased_content(b"vehicle 2")
+
+
+def test_an_etag_that_is_an_md5_tells_copies_without_the_archive(
+    milvus: Milvus, store: Store, make_finished_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etags = [hashlib.md5(data).hexdigest() for data in (b"one", b"two", b"one", b"six")]  # noqa: S324
+    make_finished_run(
+        store, "r1", [5] * 4, etag=etags, uri=[f"s3://archive/{n}.jpg" for n in range(4)], look=_zeros
+    )
+    monkeypatch.setattr("index.generations.selection.open_store", lambda *_: pytest.fail("it was read"))
+    receipt = erase(milvus, store, EraseSelection(crop_ids=(crop_id_of("s3://archive/0.jpg"),)))
+    assert (receipt.crops, receipt.copies, receipt.unread) == (2, 1, 0)
+    assert read_tombstones(store).erased_ids(
+        map(crop_id_of, (f"s3://archive/{n}.jpg" for n in range(4)))
+    ) == {
+        crop_id_of("s3://archive/0.jpg"),
+        crop_id_of("s3://archive/2.jpg"),
+    }
+
+
+def _zeros(numbers: np.ndarray) -> np.ndarray:
+    return np.zeros((len(numbers), 1024), np.float32)
 
 
 def test_a_camera_or_a_time_selects_no_copies(milvus: Milvus, store: Store, make_run) -> None:
