@@ -73,9 +73,10 @@ def text_of(store: "Store", name: str) -> str:
 
 def lines_of(store: "Store", name: str) -> Iterator[tuple[str, str]]:
     """Yield (location, text) of each nonempty line. Raises BadLabels for a missing or undecodable file."""
+    location = store.uri_of(name)
     for number, line in enumerate(text_of(store, name).splitlines(), start=1):
-        if line.strip():
-            yield f"{store.uri_of(name)}, line {number}", line.strip()
+        if text := line.strip():
+            yield f"{location}, line {number}", text
 
 
 def first_line(store: "Store", name: str) -> str:

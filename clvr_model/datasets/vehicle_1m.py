@@ -68,7 +68,7 @@ def read_vehicle_1m(root: str) -> list[TestList]:
     from infra.store import open_store
 
     store = open_store(root)
-    names = {}
+    names: dict[str, str] = {}
     for folder in FOLDERS:
         for listed in store.level(folder.rstrip("/")).objects:
             match = _TEST.fullmatch(getattr(listed, "key", ""))
