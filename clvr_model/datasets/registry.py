@@ -34,6 +34,7 @@ Training = Callable[[str, str], LabeledImages]
 Tests = Callable[[str, str | None], list[TestList]]
 
 MAX_SUBFOLDERS: Final = 8  # that are looked into for a release one level deeper
+_MORE_HINTS: Final = ("data", "image", "images", "train_list.txt", "train_surveillance.txt", "dataset.pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ RELEASES: Final[tuple[Release, ...]] = (
         "CompCars",
         compcars.is_compcars,
         "data/train_test_split/classification/train.txt or sv_data/train_surveillance.txt",
-        ("sv_data", "misc", "train_test_split"),
+        ("sv_data", "train_test_split"),
         compcars.read_compcars,
     ),
     Release(
@@ -226,15 +227,15 @@ def names_with_tests() -> str:
 
 
 def _refuse_traces(store: "Store") -> None:
-    from infra.store import ObjectInfo
-
-    top = store.level()
-    folders = [folder for folder in top.folders if not folder.startswith(".")]
-    names = {*folders, *(listed.key for listed in top.objects if isinstance(listed, ObjectInfo))}
+    folders = [folder for folder in store.folders() if not folder.startswith(".")]
+    names = _top_names(store)
+    hints = {*_MORE_HINTS, *(trace for release in RELEASES for trace in release.traces)}
     if folders and len(folders) <= MAX_SUBFOLDERS:
         for folder in folders:
             inner = _opened(store.uri_of(folder))
-            found = [release.name for release in RELEASES if release.is_in(inner)]
+            below = _top_names(inner)
+            is_release = any(name in hints or name.startswith("vric_") for name in below)
+            found = [release.name for release in RELEASES if is_release and release.is_in(inner)]
             if found:
                 raise BadLabels(
                     f"{store.uri} is not a dataset, but its folder {folder} is: {_listed(found, 'or')}",
@@ -252,6 +253,14 @@ def _refuse_traces(store: "Store") -> None:
             f"has, but is not it: {needs}{_first_label(store)}",
             remedy="Copy the missing files from the release, or give a table of labels.",
         )
+
+
+def _top_names(store: "Store") -> set[str]:
+    """The names of the folders and the files right below the root."""
+    from infra.store import ObjectInfo
+
+    top = store.level()
+    return {*top.folders, *(listed.key for listed in top.objects if isinstance(listed, ObjectInfo))}
 
 
 def _first_label(store: "Store") -> str:

@@ -323,7 +323,15 @@ ALMOST: dict[str, tuple[Files, str]] = {
         {"query_ref/small_set.txt": "1 2 3 4\n"},
         "PKU-VD needs train_test/trainlist.txt",
     ),
-    "CompCars without lists": ({"misc/a": "x", "sv_data/b": "x"}, "misc and sv_data, as CompCars has"),
+    "CompCars without lists": ({"misc/a": "x", "sv_data/b": "x"}, "has sv_data, as CompCars has"),
+    "VRIC one level deeper": (
+        {f"VRIC/{name}": text for name, text in VRIC.items()},
+        "its folder VRIC is: VRIC",
+    ),
+    "CompCars one level deeper": (
+        {f"CompCars/{name}": text for name, text in COMPCARS.items()},
+        "its folder CompCars is: CompCars",
+    ),
     "BoxCars116k without its table": (
         {"json_data/atlas.json": "{}"},
         "BoxCars116k needs json_data/dataset.json",
@@ -354,7 +362,8 @@ def test_a_folder_that_is_almost_a_release_is_refused_with_the_difference(name: 
 
 
 @pytest.mark.parametrize(
-    "names", [("golf", "polo"), ("1", "2"), ("train", "test"), ("image", "other"), ("大众", "奥迪")]
+    "names",
+    [("golf", "polo"), ("1", "2"), ("misc", "data"), ("train", "test"), ("image", "other"), ("大众", "奥迪")],
 )
 def test_folders_named_after_models_are_no_release(names: tuple[str, ...], tmp_path: Path) -> None:
     assert find_release(write_release(str(tmp_path), {f"{name}/1.jpg": b"" for name in names})) is None
