@@ -7,6 +7,7 @@
     veri-wild         one random image per vehicle       all other images without junk 10 (lists: 1)
     vric              one random image per vehicle       one of it by another camera   10 (lists: 1)
     leave-one-out     every image                        all other images              1 (nothing is random)
+    listed            as a dataset lists them            as a dataset lists them       1 (nothing is random)
     cross-camera      one random image per vehicle       all images by other cameras   10
     within-model      one random image per vehicle       other images of its model     10
     within-model-color  the same                         of its model and color        10
@@ -44,6 +45,7 @@ RULES = {
     "without those of the probe's vehicle by the probe's camera",
     "vric": "one random image of each vehicle is the probe, one of it by another camera is in the gallery",
     "leave-one-out": "each image is the probe once, all other images are the gallery",
+    "listed": "the probes and the gallery are those of the dataset's lists; no image is junk",
     "cross-camera": "one random image of each vehicle is the probe, all images by other cameras are the "
     "gallery, as in a search",
     "within-model": "one random image of each vehicle is the probe, the other images of its vehicle model "
@@ -279,6 +281,10 @@ def draw_splits(
         return [within_groups(vehicle_ids, groups, seed, repeat) for repeat in range(repeats)]
     if name == "leave-one-out":
         return [leave_one_out(vehicle_ids)]
+    if name == "listed":
+        raise BadLabels(
+            "protocol listed: the labels have no list of probes and gallery", remedy="use another protocol"
+        )
     if name == "unseen-models":
         rows = np.flatnonzero(usable)
         drawn = [vehicleid_paper(vehicle_ids[rows], seed, repeat) for repeat in range(repeats)]

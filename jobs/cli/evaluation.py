@@ -28,8 +28,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out, cross-camera, "
-            "within-model, within-model-color, unseen-models; may be repeated."
+            help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out, listed, "
+            "cross-camera, within-model, within-model-color, unseen-models; may be repeated."
         ),
     ] = None,
     split: Annotated[

@@ -40,8 +40,8 @@ def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Lab
     """Read images whose vehicle model is known.
 
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
-    the rows of one split), a folder as VehicleID, VeRi-776, VERI-Wild or CompCars is released, or a folder
-    with one folder per model.
+    the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
+    folder per model.
     Raises BadLabels, EmptyArchive, StoreError.
     """
     if data.lower().endswith(TABLE_SUFFIXES):
@@ -49,7 +49,15 @@ def read_labelled(data: str, *, root: str = "", split: str | None = None) -> Lab
         # Workers run in other folders, and equal data must have equal digests however it is named.
         return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
     release = read_release(data, split)
-    return read_folder(data) if release is None else release.with_known_model()
+    if release is None:
+        return read_folder(data)
+    known = release.with_known_model()
+    if not len(known):
+        raise BadLabels(
+            f"{data} labels vehicles, but has no vehicle models to train on",
+            remedy="Train on another dataset and evaluate on this one, or give a table with your model_id.",
+        )
+    return known
 
 
 def without_held_out_models(
