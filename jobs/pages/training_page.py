@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from index.evaluation.breakdowns import Classification
 from jobs.pages.charts import class_chart
-from jobs.pages.evaluation_page import PUBLISHED_MODEL_ACCURACY
 from jobs.pages.html import render
+from jobs.pages.published import PUBLISHED_MODEL_ACCURACY
 
 MATRIX_SIZE = 12  # models in the confusion matrix
 NUM_WORST = 12  # models in the table of the lowest accuracies
