@@ -17,6 +17,8 @@ from index.exact.numba_kernels import rank_order
 from index.exact.rank_counting import count_negatives_ahead_shared
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
+_MAX_MEMBERSHIPS = 1 << 28  # of images in galleries, a byte each, in memory at once
+
 _Column = TypeVar("_Column", bound=np.generic)
 
 
@@ -240,7 +242,13 @@ def _rank(
 ) -> list[Cmc]:
     parts = [part for split in splits for part in split.one_gallery_each]
     _check(table, parts, max_rank, block_size, junk)
-    rankings = rankings_of_splits(_rankings(table, parts, block_size, junk, device), splits)
+    at_once = max(1, _MAX_MEMBERSHIPS // len(table.vehicle_ids))
+    ranked = [
+        ranking
+        for start in range(0, len(parts), at_once)
+        for ranking in _rankings(table, parts[start : start + at_once], block_size, junk, device)
+    ]
+    rankings = rankings_of_splits(ranked, splits)
     for split, ranking in zip(splits, rankings, strict=True):
         _check_matched(ranking, table.vehicle_ids[split.probes], skip_unmatched)
     return [cmc_from_ranking(ranking, max_rank) for ranking in rankings]

@@ -66,6 +66,7 @@ BY_CAMERA = ("veri", "veri-wild", "vric", "cross-camera")
 BY_MODEL = ("within-model", "within-model-color")
 JUNK = ("veri", "veri-wild")
 AS_EMBEDDED = "as embedded"
+_MAX_GALLERY_ROWS = 1 << 27  # of the galleries of all cameras and repeats, 8 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,13 +329,20 @@ def usable_images(
 
 
 def applicable_protocols(
-    vehicle_ids: NDArray[np.int64], camera_ids: NDArray[np.str_] | None, models: ModelLabels | None
+    vehicle_ids: NDArray[np.int64],
+    camera_ids: NDArray[np.str_] | None,
+    models: ModelLabels | None,
+    repeats: int = 10,
 ) -> list[str]:
-    """Return which of cross-camera, within-model, within-model-color and unseen-models the labels allow."""
+    """Return which of cross-camera, within-model, within-model-color and unseen-models the labels allow.
+
+    cross-camera is left out where the galleries of all cameras would take more than 1 GB.
+    """
+    cameras = 0 if camera_ids is None else len(np.unique(camera_ids))
     return [
         name
         for name, is_known in (
-            ("cross-camera", camera_ids is not None),
+            ("cross-camera", 0 < cameras * len(vehicle_ids) * repeats <= _MAX_GALLERY_ROWS),
             ("within-model", models is not None),
             ("within-model-color", models is not None and models.colors is not None),
             ("unseen-models", models is not None and models.trained is not None),

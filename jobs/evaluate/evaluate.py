@@ -112,14 +112,19 @@ def _evaluate_list(
 
 
 def oracles_of(labelled: LabelledRun, models: ModelLabels, result: ProtocolResult) -> list[Oracle]:
-    """Return what perfect recognisers of the model, and of model and color, reach on a protocol's splits."""
-    return oracles(
+    """Return what perfect recognisers of the model, and of model and color, reach on a protocol's splits.
+
+    Within a group, the recogniser of that group is chance itself, and is left out.
+    """
+    known = {"within-model": ("model",), "within-model-color": ("model", "model and color")}
+    found = oracles(
         result.splits,
         labelled.vehicle_ids,
         models,
         junk_cameras=labelled.cameras if result.name in JUNK else None,
         max_rank=result.curves.shape[1],
     )
+    return [oracle for oracle in found if oracle.name not in known.get(result.name, ())]
 
 
 def _protocols(
@@ -140,7 +145,7 @@ def _protocols(
             )
         logger.info(f"  splits read from {path}")
     if not names:
-        names = default_protocols(labelled, models)
+        names = default_protocols(labelled, models, request.repeats)
     results = tuple(
         evaluate_protocol(
             name,
@@ -162,11 +167,13 @@ def _protocols(
     return results
 
 
-def default_protocols(labelled: LabelledRun, models: ModelLabels | None) -> tuple[str, ...]:
+def default_protocols(
+    labelled: LabelledRun, models: ModelLabels | None, repeats: int = 10
+) -> tuple[str, ...]:
     """Return the protocol of the dataset, or both directions of VehicleID and what else the labels allow."""
     if labelled.protocol not in ("", "vehicleid-paper"):
         return (labelled.protocol,)
-    allowed = applicable_protocols(labelled.vehicle_ids, labelled.cameras, models)
+    allowed = applicable_protocols(labelled.vehicle_ids, labelled.cameras, models, repeats)
     return ("vehicleid-paper", "vehicleid-common", *allowed)
 
 

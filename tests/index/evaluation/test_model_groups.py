@@ -50,6 +50,15 @@ def test_each_probe_is_ranked_in_its_own_gallery(name: str) -> None:
     assert f"against on average {result.gallery} images" in result.summary()
 
 
+def test_galleries_that_do_not_fit_at_once_are_ranked_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("within-model", make_features(), VEHICLES)
+    whole = evaluate_protocol(*arguments, models=labels(), repeats=3)
+    monkeypatch.setattr("index.evaluation.cmc._MAX_MEMBERSHIPS", 500)
+    assert evaluate_protocol(*arguments, models=labels(), repeats=3).curves.tolist() == whole.curves.tolist()
+    monkeypatch.setattr("index.evaluation.protocols._MAX_GALLERY_ROWS", 3 * 240 * 10 - 1)
+    assert "cross-camera" not in applicable_protocols(VEHICLES, CAMERAS, labels())
+
+
 def test_models_without_a_second_vehicle_or_a_name_take_no_part() -> None:
     vehicles = np.array([1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6])
     models = np.array([0, 0, 0, 0, 1, 1, -1, -1, 0, 1, 2])  # vehicle 6 has two models, 5 has one image
