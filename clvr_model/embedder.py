@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoint
 from clvr_model.engines import Engine, OpenVinoEngine, Precision, TorchEngine, has_bf16, openvino
-from clvr_model.preprocessing import IMAGE_SIZE
 from infra.errors import BadInput, BadSetting
 
 MIN_COSINE = 0.999
@@ -105,6 +104,7 @@ class Embedder:
                 f"batch_size is {self.batch_size} and threads is {threads}; they start at 1 and at 0"
             )
         self.feature_dim = checkpoint.network.architecture.feature_dim
+        self.image_size = checkpoint.network.architecture.image_size
         self.fingerprint = (
             checkpoint.fingerprint
             if self.precision == "fp32" or self.guarded
@@ -132,12 +132,12 @@ class Embedder:
             )
 
     def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
-        """Embed uint8 (n, 299, 299, 3) RGB from `preprocessing.decode`; n may be 0.
+        """Embed uint8 (n, h, w, 3) RGB from `preprocessing.decode` at `image_size`; n may be 0.
 
         Raises BadInput for another shape or type.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            expected = f"expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
+        if images.dtype != np.uint8 or images.shape[1:] != (self.image_size, self.image_size, 3):
+            expected = f"expected uint8 (n, {self.image_size}, {self.image_size}, 3)"
             raise BadInput(f"images are {images.dtype} {images.shape}, {expected}")
         count = len(images)
         features = np.empty((count, self.feature_dim), np.float32)
@@ -170,7 +170,7 @@ def check_precision(
     threads: int = 1,
     cache: Path | None = None,
 ) -> PrecisionCheck:
-    """Compare fp32 and bf16 features of a sample, uint8 (n, 299, 299, 3). Settings as for Embedder.
+    """Compare fp32 and bf16 features of a sample, uint8 (n, h, w, 3). Settings as for Embedder.
 
     Use a trained network and at least MIN_IMAGES images of the archive: features of random weights hardly
     differ between images, and so their neighbours are arbitrary. Raises BadInput for fewer than two

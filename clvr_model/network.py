@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone
+from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone, input_size
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling, init_weights
 
@@ -54,6 +54,11 @@ class Architecture:
     l2_normalized: bool = False
     classifier: Classifier = "dense"
     cosine_scale: float = 16.0
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        return input_size(self.backbone)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
@@ -142,7 +147,7 @@ class Head(nn.Module):
 
 
 class Clvr(nn.Module):
-    """float32 (n, 3, 299, 299) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
+    """float32 (n, 3, h, w) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
 
     The first weights are random, from `seed`; `weights.load_backbone` replaces the backbone's. `switches` are
     the other fields of Architecture.
@@ -169,6 +174,6 @@ class Clvr(nn.Module):
         return cls(seed=seed, **asdict(architecture))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (n, 3, 299, 299) -> ((n, feature_dim), (n, classes))."""
+        """float32 (n, 3, h, w) -> ((n, feature_dim), (n, classes))."""
         feature, logits = self.head(self.backbone(x))
         return feature, logits

@@ -23,6 +23,7 @@ from clvr_model.backbones import (
     DEFAULT_BACKBONE,
     check_backbone,
     check_last_stride,
+    check_pooling,
     imagenet_weights,
     input_size,
     is_timm,
@@ -299,6 +300,7 @@ def _check_together(recipe: Recipe) -> None:
     except BadSetting as error:
         raise BadSetting(f"network: {error.message}", remedy=error.remedy) from error
     check_last_stride(recipe.backbone, recipe.last_stride)
+    check_pooling(recipe.backbone, recipe.pooling)
     size = input_size(recipe.backbone)
     if recipe.image_size != size:
         raise BadSetting(
@@ -309,7 +311,11 @@ def _check_together(recipe: Recipe) -> None:
             f"pretrained (or backbone) is {recipe.pretrained}, an architecture and no source of weights",
             remedy=f"set network={recipe.pretrained}; a file of that name is ./{recipe.pretrained}",
         )
-    others = {imagenet_weights(name) for name in BACKBONES if name != recipe.backbone}
+    others = {
+        backbone.imagenet_weights
+        for name, backbone in BACKBONES.items()
+        if name != recipe.backbone and backbone.imagenet_weights
+    }
     if recipe.pretrained in others:
         raise BadSetting(
             f"pretrained is {recipe.pretrained}, weights of another network than {recipe.backbone}",

@@ -281,7 +281,7 @@ def _predicted_model(image: str, searcher: Searcher) -> int:
     probe = searcher.probe(image)
     if probe.crop_ids:
         return searcher.crop(next(iter(probe.crop_ids))).model_id
-    return int(searcher.embedder(read_image(image)[None]).model_id[0])
+    return int(searcher.embedder(read_image(image, searcher.image_size)[None]).model_id[0])
 
 
 def _notes(match: Match) -> str:

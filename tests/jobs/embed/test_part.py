@@ -25,7 +25,7 @@ CROPS = 21
 class Means:
     """The mean shade of an image, 1024 times; not a number for black images."""
 
-    batch_size, feature_dim, fingerprint = 4, 1024, "f"
+    batch_size, feature_dim, image_size, fingerprint = 4, 1024, 299, "f"
 
     def __call__(self, images: Any) -> Embeddings:
         means = images.mean(axis=(1, 2, 3)).astype(np.float32)
