@@ -20,6 +20,7 @@ from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoin
 from clvr_model.engines import Engine, OpenVinoEngine, Precision, TorchEngine, has_bf16, openvino
 from infra.errors import BadInput, BadSetting
 
+UNKNOWN_LABEL = -1
 MIN_COSINE = 0.999
 MIN_AGREEMENT = 0.98
 MIN_IMAGES = 64
@@ -32,7 +33,10 @@ _PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,)."""
+    """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,).
+
+    A network without a classifier predicts UNKNOWN_LABEL with confidence 0.
+    """
 
     features: NDArray[np.float32]
     model_id: NDArray[np.int32]
@@ -154,6 +158,8 @@ class Embedder:
         return Embeddings(features, *self._predicted(logits))
 
     def _predicted(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        if not len(self._label_ids):
+            return np.full(len(logits), UNKNOWN_LABEL, np.int32), np.zeros(len(logits), np.float32)
         best = logits.argmax(axis=1)
         # The softmax of the largest logit, in a form that does not overflow.
         confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)

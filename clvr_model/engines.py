@@ -48,16 +48,17 @@ class FoldsBatchNorm(Protocol):
 
 
 class ServingModule(nn.Module):
-    """The network with the normalization of pixels: uint8 (n, h, w, 3) -> feature, logits."""
+    """The network with the normalization of pixels: uint8 (n, h, w, 3) -> feature, and logits if any."""
 
     def __init__(self, network: Clvr) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (n, h, w, 3) -> float32 (n, feature_dim), (n, classes)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (n, h, w, 3) -> float32 (n, feature_dim), and (n, classes) with a classifier."""
         feature, logits = self.network(to_input(images))
-        return feature, logits
+        # Not every engine takes an output without elements.
+        return (feature, logits) if self.network.architecture.classes else (feature,)
 
 
 @memoised
@@ -121,8 +122,7 @@ class OpenVinoEngine:
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
-        outputs = self._request.infer([images], share_inputs=True)
-        return outputs[0], outputs[1]
+        return _outputs(list(self._request.infer([images], share_inputs=True).values()))
 
 
 class TorchEngine:
@@ -166,8 +166,12 @@ class TorchEngine:
                     tuple(part[:count].to(torch.float32, copy=True) for part in self._module(chunk))
                     for chunk, count in self._buffer.chunks(source)
                 ]
-        features, logits = (torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True))
-        return features, logits
+        return _outputs([torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True)])
+
+
+def _outputs(arrays: list[NDArray[np.float32]]) -> Outputs:
+    """Return features and logits; the latter (n, 0) without a classifier."""
+    return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros((len(arrays[0]), 0), np.float32)
 
 
 class _PinnedDoubleBuffer:
