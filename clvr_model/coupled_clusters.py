@@ -30,7 +30,7 @@ def coupled_clusters(
     away from x*. A vehicle with one image is its own center, and only pushes x* away.
     Raises BadInput for images of fewer than two vehicles, which have no negatives.
     """
-    known, sets = vehicles.unique(return_inverse=True)
+    known, sets = torch.unique(vehicles, return_inverse=True)
     if len(known) < 2:
         raise BadInput(
             f"the coupled clusters loss got images of {len(known)} vehicle and has no negative",

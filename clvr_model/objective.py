@@ -65,7 +65,7 @@ class Objective:
         """Split the rows of a batch into about equal portions of whole sets."""
         if self.set_size == 1 or len(rows) % self.set_size:
             return rows.tensor_split(passes)
-        sets = rows.unflatten(0, (-1, self.set_size))
+        sets = rows.reshape(-1, self.set_size, *rows.shape[1:])
         return tuple(part.flatten(0, 1) for part in sets.tensor_split(passes))
 
 

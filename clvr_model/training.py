@@ -259,7 +259,8 @@ def _out_of_memory(
         with autocast(part, precision):
             # Unwrapped: a distributed pass would wait for the other workers.
             feature, logits = unwrap_ddp(module)(network_input(part))
-        return feature.float().square().sum() + logits.float().square().sum()
+        loss: Tensor = feature.float().square().sum() + logits.float().square().sum()
+        return loss
 
     tried = min(stage.micro_batch or len(inputs), len(inputs))
     fits = min(max_batch_size(loss_of, inputs.device), tried - 1)

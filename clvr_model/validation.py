@@ -62,8 +62,8 @@ def predict(
         losses.append(loss.cpu())
     if not classes:
         return Predictions(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    columns = (torch.cat(parts).numpy() for parts in (classes, confidence, losses))
-    return Predictions(*columns, features=torch.cat(features).numpy() if keep_features else None)
+    columns = [classes, confidence, losses, *([features] if keep_features else [])]
+    return Predictions(*(torch.cat(parts).numpy() for parts in columns))
 
 
 def _best(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,12 +20,11 @@ from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
+from jobs.runtime.format import LABELS_USED, model_name
 from jobs.train.log import TrainingCost
 
 REPORT_FILE = "report.html"
 MAX_EXAMPLES = 6  # of right and of wrong predictions each
-LABELS = {"model": "vehicle models", "vehicle": "vehicles", "both": "vehicle models and vehicles"}
-"""What each value of a card's `labels_used` is called on pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def write_report(
     page = TrainingPage(
         title=_title(card, inputs),
         summary=_summary(card, inputs),
-        labels_used=LABELS[card.labels_used],
+        labels_used=LABELS_USED[card.labels_used],
         rank1=inputs.final.get("rank1"),
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
@@ -163,7 +162,7 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}
     facts = {
         "fingerprint": card.fingerprint,
-        "labels used": LABELS[card.labels_used],
+        "labels used": LABELS_USED[card.labels_used],
         "created": card.created_at,
         "data": f"{inputs.data}, digest {card.data_digest[:16]}",
         "initial weights": str(card.backbone.get("source", "")),
@@ -207,4 +206,4 @@ def _plain_text(value: Any) -> str:
 
 
 def _model_name(names: Mapping[int, str], model: int) -> str:
-    return names.get(model, f"model {model}")
+    return model_name(names, model)

@@ -323,7 +323,13 @@ class _Worker:
         """
         rank1 = self._rank1(predictions)
         if not self.job.classes:
-            unknown = {"micro": None, "macro": None, "per_class": {}, "predicted": [], "confidence": []}
+            unknown: dict[str, Any] = {
+                "micro": None,
+                "macro": None,
+                "per_class": {},
+                "predicted": [],
+                "confidence": [],
+            }
             return [*position.history, {**unknown, "rank1": rank1}]
         scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
