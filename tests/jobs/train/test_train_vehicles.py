@@ -51,8 +51,9 @@ def test_ccl_learns_from_vehicles_alone_at_its_own_image_size(clvr, archive, tmp
 
     # The archive is embedded and evaluated by it as by any other: vehicles are found, and no model is named.
     runs = {"CLVR_RUNS": str(tmp_path / "runs")}
+    labels, model = str(archive / "labels/labels.parquet"), str(tmp_path / "model")
     embedded = clvr(
-        "embed", str(archive / "archive"), "--checkpoint", str(tmp_path / "model"), "--json", env=runs
+        "embed", str(archive / "archive"), "--checkpoint", model, "--labels", labels, "--json", env=runs
     )
     assert embedded.returncode == 0, embedded.stderr
     run = json.loads(embedded.stdout)["run_id"]
