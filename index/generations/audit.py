@@ -15,6 +15,7 @@ from index.milvus.client import Milvus
 from index.runs.tombstones import ErasedCrops
 from infra.errors import ClvrError
 from infra.store import Store
+from infra.store.interrupted import interrupted_writes
 
 _MAX_TEXT_BYTES = 64 << 20
 
@@ -35,6 +36,8 @@ def audit_folder(store: Store, erased: ErasedCrops) -> Iterator[Place]:
             found, note = 0, f"not looked at: {error.message}"
         if found or note:
             yield Place(info.key.partition("/")[0], store.uri_of(info.key), found, 0, note)
+    for name in interrupted_writes(store):
+        yield Place("folder", store.uri_of(name), 1, 0, "an interrupted write, which may hold any crop")
     yield Place("folder", store.uri, 0, 0, f"{objects:,} objects looked at")
 
 

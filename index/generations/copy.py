@@ -20,8 +20,6 @@ from index.schema import SHARD_SCHEMA
 from infra.errors import CountMismatch
 from infra.store import Store
 
-KIND = "copy"
-
 
 def replace_by_copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
     """Copy the rows of a generation into a new one, which takes its place in every respect; drop the old one.
@@ -54,7 +52,7 @@ def _rename_previous(store: Store, record: GenerationRecord, old: str, new: str)
 def _whole_copy(milvus: Milvus, store: Store, generation: Generation) -> Generation | None:
     """Return the finished copy that an interrupted attempt made; drop unfinished ones."""
     for record in list(records.list_records(store, generation.alias)):
-        if record.changes and record.changes[0].get("kind") == KIND and record.state != "dropped":
+        if record.changes and record.changes[0].get("kind") == records.COPY and record.state != "dropped":
             if record.changes[0]["of"] != generation.name:
                 continue
             if record.state == "ready" and milvus.call("has_collection", record.name):
@@ -74,12 +72,13 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
         run_ids=generation.run_ids,
         index=generation.index,
     )
-    change = {"at": utc_now(), "kind": KIND, "of": generation.name, "changes": len(old.changes)}
+    change = {"at": utc_now(), "kind": records.COPY, "of": generation.name, "changes": len(old.changes)}
     copied: GenerationRecord = replace(
         old, name=target.name, state="loading", changes=(change, *old.changes), updated=utc_now()
     )
     records.create(store, copied)
     collection.create_collection(milvus, target)
+    collection.ensure_loaded(milvus, generation)
     crop_ids = collection.fetch_ids(milvus, generation.name)
     batches = _batches(milvus, generation.name, crop_ids)
     for _ in collection.insert_rows(milvus, "insert", target.name, batches):

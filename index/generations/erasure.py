@@ -37,7 +37,7 @@ from infra.errors import (
     ObjectExists,
     ObjectMissing,
 )
-from infra.store import Store, ignore_missing_root, open_store
+from infra.store import Store, TimeRange, ignore_missing_root, open_store
 
 Ids = NDArray[np.int64]
 _PENDING_SCHEMA = pa.schema([("crop_id", pa.int64()), ("md5", pa.binary())])
@@ -53,6 +53,7 @@ def forget(
     dry_run: bool,
     purge: bool = False,
     wait: float = 0.0,
+    times: TimeRange | None = None,
 ) -> Receipt:
     """Erase the selected crops from all generations on the server, and hide them from every reader.
 
@@ -66,12 +67,12 @@ def forget(
         raise BadSetting("an erasure needs a reason", remedy="Give --reason; the receipt records it.")
     selection.require_criteria()
     if dry_run:
-        return _plan_erasure(milvus, folders_of(milvus, store), selection, reason, purge)[0]
+        return _plan_erasure(milvus, folders_of(milvus, store), selection, reason, purge, times)[0]
     with lock_folders(milvus, store, wait=wait) as stores:
         held = {folder.uri for folder in stores}
         for folder in stores:
             resume_erasures(milvus, folder, held=held)
-        draft, selected = _plan_erasure(milvus, stores, selection, reason, purge)
+        draft, selected = _plan_erasure(milvus, stores, selection, reason, purge, times)
         if not selected.crop_ids.size:
             return replace(draft, state="nothing matches")
         receipt = replace(draft, erasure_id=tombstones.new_erasure_id(), state="begun")
@@ -123,7 +124,7 @@ def lock_folders(milvus: Milvus, store: Store, *, wait: float = 0.0) -> Iterator
         yield folders
 
 
-def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
+def begin_purge(milvus: Milvus, store: Store, reason: str, folders: Sequence[str]) -> None:
     """Write the receipt of a purge that erases no further crop. The caller holds the lock on rows."""
     receipt = Receipt(
         erasure_id=tombstones.new_erasure_id(),
@@ -138,7 +139,9 @@ def begin_purge(store: Store, reason: str, folders: Sequence[str]) -> None:
         generations=(),
         purge=True,
         folders=tuple(folders),
-        by_design=beyond_reach([store], {run.info.archive for run in list_runs(store)}),
+        by_design=beyond_reach(
+            [store], {run.info.archive for run in list_runs(store)}, server=not milvus.capabilities.lite
+        ),
     )
     tombstones.write_tombstones(store, receipt.erasure_id, np.empty(0, np.int64), [])
     store.create(receipt_key(receipt.erasure_id), receipt.to_json())
@@ -171,10 +174,15 @@ def _other_folder(store: Store, generation: Generation) -> Store:
 
 
 def _plan_erasure(
-    milvus: Milvus, stores: Sequence[Store], selection: EraseSelection, reason: str, purge: bool
+    milvus: Milvus,
+    stores: Sequence[Store],
+    selection: EraseSelection,
+    reason: str,
+    purge: bool,
+    times: TimeRange | None,
 ) -> tuple[Receipt, SelectedCrops]:
     runs = [run for folder in stores for run in list_runs(folder)]
-    selected = select_crops(runs, selection)
+    selected = select_crops(runs, selection, times)
     generations = list(_loaded_generations(milvus, stores))
     if expression := selection.expression():
         # Rows of runs that were deleted are in no manifest, but must be erased too.
@@ -198,7 +206,9 @@ def _plan_erasure(
         unread=selected.contents().count(None) if selection.names_crops else 0,
         purge=purge,
         folders=tuple(folder.uri for folder in stores),
-        by_design=beyond_reach(stores, {run.info.archive for run in runs}),
+        by_design=beyond_reach(
+            stores, {run.info.archive for run in runs}, server=not milvus.capabilities.lite
+        ),
     )
     return receipt, selected
 

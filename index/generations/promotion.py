@@ -43,12 +43,12 @@ class Rollback:
 
 
 def promote(
-    milvus: Milvus, store: Store, name: str, *, force: str = "", replacing: Generation | None = None
+    milvus: Milvus, store: Store, name: str, *, force: str = "", replacing: str | None = None
 ) -> Generation:
     """Move the alias to a generation that passed its gate; each search sees one generation, old or new.
 
-    force: a reason to promote despite a failed or missing gate; it is recorded. replacing: the generation
-    that was live when the caller decided; the alias does not move if another one is live now.
+    force: a reason to promote despite a failed or missing gate; it is recorded. replacing: name of the
+    generation that was live when the caller decided; the alias does not move if another one is live now.
     Raises GateFailed, also if rows changed unrecorded or another model went live since the gate; BadInput
     for a generation that does not exist or is being loaded; Locked if another operation moves the alias, or
     has moved it away from `replacing`.
@@ -59,13 +59,8 @@ def promote(
         if current is not None and current.name == name:
             return generation
         if replacing is not None:
-            _require_unmoved(generation.alias, replacing, current)
-        record = records.read(store, name)
-        if record is not None and record.state == "loading":
-            raise BadInput(
-                f"{name} is being loaded, or its load was interrupted",
-                remedy="Wait for the load, or repeat it: `clvr load`.",
-            )
+            _require_unmoved(generation.alias, replacing, _name(current))
+        _require_usable(records.read(store, name))
         collection.ensure_loaded(milvus, generation)
         if not force:
             _require_gate(milvus, store, generation, current)
@@ -90,7 +85,7 @@ def rollback(
     with acquire(store, alias_lock(alias), f"a rollback of {alias}") as lock:
         current = collection.live_generation(milvus, alias)
         if name is None:
-            _require_unmoved(alias, seen, current)
+            _require_unmoved(alias, _name(seen), _name(current))
         if current is not None and (done := _completed_rollback(store, current, name)):
             return done
         target = (
@@ -98,6 +93,7 @@ def rollback(
             if name is None
             else _formerly_live(milvus, store, alias, current, name)
         )
+        _require_usable(records.read(store, target.name))
         collection.ensure_loaded(milvus, target)
         row_change = _unexplained_row_change(milvus, target, records.read(store, target.name))
         if row_change and not force:
@@ -113,14 +109,16 @@ def rollback(
 def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Retirement:
     """Drop all but the newest `keep` generations of an alias; the live and the previous one stay as well.
 
-    Generations that are being loaded are left alone. Records of generations whose collection is gone are
-    corrected, unless the server has no generation of the alias at all: it may be the wrong server.
+    Generations that are being loaded are left alone, and drops that were cut off are completed. Records of
+    generations whose collection is gone are corrected, unless the server has no generation of the alias at
+    all: it may be the wrong server.
     Raises BadSetting, Locked.
     """
     if keep < 1:
         raise BadSetting(f"{keep} generations cannot be kept", remedy="Keep at least one.")
     purpose = f"retiring generations of {alias}"
     with acquire(store, ROWS, purpose), acquire(store, alias_lock(alias), purpose):
+        finished = records.finish_drops(milvus, store, alias)
         states = {record.name: record.state for record in records.list_records(store, alias)}
         generations = collection.list_generations(milvus, alias)
         corrected = records.without_collection(milvus, store, alias) if generations else []
@@ -135,20 +133,37 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
         for name in dropped:
             records.drop(milvus, store, name)
     return Retirement(
-        dropped=tuple(dropped),
+        dropped=(*finished, *dropped),
         kept=tuple(name for name in names if name in kept),
         corrected=tuple(record.name for record in corrected),
     )
 
 
-def _require_unmoved(alias: str, seen: Generation | None, current: Generation | None) -> None:
+def _require_usable(record: records.GenerationRecord | None) -> None:
+    """Raise BadInput for a generation that is being loaded or dropped."""
+    if record is not None and record.state == "loading":
+        raise BadInput(
+            f"{record.name} is being loaded, or its load was interrupted",
+            remedy="Wait for the load, or repeat it: `clvr load`.",
+        )
+    if record is not None and record.state == "dropping":
+        raise BadInput(
+            f"{record.name} is being dropped, or its drop was interrupted",
+            remedy="Load its runs again: `clvr load`.",
+        )
+
+
+def _require_unmoved(alias: str, seen: str | None, current: str | None) -> None:
     """Raise Locked if the alias moved from the generation that the caller saw."""
     if seen != current:
-        names = [generation.name if generation else "nothing" for generation in (seen, current)]
         raise Locked(
-            f"another process moved {alias} from {names[0]} to {names[1]} meanwhile",
+            f"another process moved {alias} from {seen or 'nothing'} to {current or 'nothing'} meanwhile",
             remedy="Look at `clvr generations`, and name the generation that must be live.",
         )
+
+
+def _name(generation: Generation | None) -> str | None:
+    return generation.name if generation else None
 
 
 def _completed_rollback(store: Store, current: Generation, name: str | None) -> Rollback | None:

@@ -24,6 +24,7 @@ from index.runs.run import list_runs
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from infra.errors import CorruptObject, ObjectChanged
 from infra.store import ObjectInfo, Store
+from infra.store.interrupted import remove_interrupted_writes
 from infra.store.sealed import seal, unseal
 
 OtherPlaces = Callable[[Sequence[Store], ErasedCrops], list[Place]]
@@ -45,7 +46,9 @@ def purge(
             resume_erasures(milvus, folder, held=held)
         erased = read_tombstones(*stores)
         if not _waiting(store):
-            begin_purge(store, reason or "purge of all erased crops", [folder.uri for folder in stores])
+            begin_purge(
+                milvus, store, reason or "purge of all erased crops", [folder.uri for folder in stores]
+            )
         places = [place for folder in stores for place in _purge_folder(milvus, folder, erased)]
         places += other_places(stores, erased)
         receipts = [_finish(folder, name, places) for folder in reversed(stores) for name in _waiting(folder)]
@@ -68,10 +71,14 @@ def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator
     for info in list(store.list()):
         if is_document(info.key) and (place := _purge_document(store, info, erased)):
             yield place
+    for name in records.finish_drops(milvus, store):
+        yield Place("generation", name, 0, 0, "its drop, which was cut off, was completed")
     for generation in collection.list_generations(milvus):
         record = records.read(store, generation.name)
         if record is not None and record.state == "ready":
             yield _purge_generation(milvus, store, generation, record)
+    if removed := remove_interrupted_writes(store):
+        yield Place("folder", store.uri, removed, removed, "files of interrupted writes deleted")
 
 
 def _place_of(store: Store, purged: PurgedRun) -> Place:

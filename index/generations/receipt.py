@@ -95,8 +95,8 @@ def read_receipt(store: Store, erasure_id: str) -> Receipt:
     return Receipt.read(store, receipt_key(erasure_id))
 
 
-def beyond_reach(stores: Iterable[Store], archives: Iterable[str]) -> tuple[str, ...]:
-    """Say what no erasure reaches, and how to find it."""
+def beyond_reach(stores: Iterable[Store], archives: Iterable[str], *, server: bool) -> tuple[str, ...]:
+    """Say what no erasure reaches, and how to find it. server: whether Milvus is one, or a local file."""
     notes = [f"the images themselves, in {archive}: delete them there" for archive in sorted(set(archives))]
     for store in stores:
         if store.local:
@@ -107,10 +107,16 @@ def beyond_reach(stores: Iterable[Store], archives: Iterable[str]) -> tuple[str,
                 f"older versions of objects: aws s3api list-object-versions --bucket {bucket}"
                 + (f" --prefix {prefix}/" if prefix else "")
             )
+            notes.append(f"parts of interrupted uploads: aws s3api list-multipart-uploads --bucket {bucket}")
             notes.append(f"backups and replicas of {store.uri}")
+    if server:
+        notes.append(
+            "in Milvus: deleted segments until its garbage collection (dataCoord.gc.dropTolerance, 3 hours "
+            "by default), and its message log until its retention"
+        )
     return (
         *notes,
-        "backups of Milvus, and its deleted segments until its garbage collection (3 hours by default)",
+        "backups of Milvus",
         "pages, tables and pictures that people downloaded or copied",
         "what models learnt from the images: train again without them",
     )

@@ -19,7 +19,10 @@ from index.schema import SHARD_VERSION
 from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import Store
 
-State = Literal["loading", "ready", "dropped"]
+State = Literal["loading", "ready", "dropping", "dropped"]
+COPY = "copy"
+"""Kind of the first change of a generation that is a copy of another one: `of` names it."""
+
 _ATTEMPTS = 20
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
@@ -130,6 +133,18 @@ def new_generation(
     )
 
 
+def current_name(store: Store, name: str) -> str:
+    """Return the name of a generation today: a purge replaces it by a copy in a local file."""
+    record = read(store, name)
+    if record is None or record.state == "ready":
+        return name
+    for other in list_records(store, record.alias):
+        origin = other.changes[0] if other.changes else {}
+        if origin.get("kind") == COPY and origin.get("of") == name and other.state != "loading":
+            return current_name(store, other.name)
+    return name
+
+
 def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:
     """Return the generation that was live before the live one, if its collection still exists."""
     current = live_generation(milvus, alias)
@@ -140,20 +155,20 @@ def previous(milvus: Milvus, store: Store, alias: str) -> Generation | None:
 
 
 def without_collection(milvus: Milvus, store: Store, alias: str) -> list[GenerationRecord]:
-    """Return the records in state `ready` whose collection is gone, in the order of their names.
+    """Return the records of generations whose collection is gone, in the order of their names.
 
     A drop that was cut off before it changed the record leaves one, and so does a drop by other programs.
     """
-    ready = [record for record in list_records(store, alias) if record.state == "ready"]
-    gone = [record for record in ready if not milvus.call("has_collection", record.name)]
+    kept = [record for record in list_records(store, alias) if record.state in ("ready", "dropping")]
+    gone = [record for record in kept if not milvus.call("has_collection", record.name)]
     return sorted(gone, key=lambda record: record.name)
 
 
 def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> None:
     """Drop a generation; its record stays. The live and the previous one only with `force`.
 
-    A drop that is cut off before it changes the record is completed by the next retirement. Raises BadInput
-    if there is no such generation, or if it is the live or the previous one.
+    From its start on the record is `dropping`, and a drop that is cut off is completed by `finish_drops`.
+    Raises BadInput if there is no such generation, or if it is the live or the previous one.
     """
     generation = get_generation(milvus, name)
     # Asked of the collection itself, because any alias makes it live. Servers before 2.5.5 drop it anyway.
@@ -168,8 +183,22 @@ def drop(milvus: Milvus, store: Store, name: str, *, force: bool = False) -> Non
         raise BadInput(f"{name} is {role}", remedy="Promote another generation first: `clvr promote`.")
     for alias in aliases:
         milvus.call("drop_alias", alias)
+    update(store, name, state="dropping")
     milvus.call("drop_collection", name, timeout=DROP_TIMEOUT_SECONDS)
     update(store, name, state="dropped")
+
+
+def finish_drops(milvus: Milvus, store: Store, alias: str | None = None) -> list[str]:
+    """Drop the generations of an alias, or of all, whose drop was cut off; return their names.
+
+    The caller holds the lock on rows. One whose collection is gone keeps its record: see
+    `without_collection`.
+    """
+    dropping = [record.name for record in list_records(store, alias) if record.state == "dropping"]
+    names = [name for name in sorted(dropping) if milvus.call("has_collection", name)]
+    for name in names:
+        drop(milvus, store, name, force=True)
+    return names
 
 
 def _key(name: str) -> str:

@@ -23,10 +23,13 @@ def resume_load(
 ) -> Generation | None:
     """Return the generation of an interrupted load of the same plan that has all rows; drop all others.
 
+    Drops that were cut off are completed first.
+
     A load is resumed if it has the same runs and the same index, if all its imports are completed, and if
     Milvus counts as many rows as the plan. Which rows these are is verified once they can be read: see
     `verify_primary_keys`. bucket: that of the server, which may have copies of shards.
     """
+    records.finish_drops(milvus, store, alias)
     resumable = None
     interrupted = [record for record in records.list_records(store, alias) if record.state == "loading"]
     for record in sorted(interrupted, key=lambda record: record.name, reverse=True):

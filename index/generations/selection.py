@@ -15,8 +15,9 @@ from index.filters import Filters
 from index.runs.run import Run
 from index.runs.tombstones import md5_of
 from index.schema import UNKNOWN_TIME
+from index.times import require_plausible_times
 from infra.errors import BadSetting, ClvrError
-from infra.store import ObjectBody, open_store
+from infra.store import ObjectBody, TimeRange, open_store
 
 Ids = NDArray[np.int64]
 _COLUMNS = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "vehicle_id"]
@@ -99,17 +100,23 @@ class SelectedCrops:
         return [self.md5s.get(crop_id) for crop_id in self.crop_ids.tolist()]
 
 
-def select_crops(runs: Sequence[Run], selection: EraseSelection) -> SelectedCrops:
+def select_crops(
+    runs: Sequence[Run], selection: EraseSelection, times: TimeRange | None = None
+) -> SelectedCrops:
     """Select the crops of all manifests that match.
 
     If the selection names vehicles or crops, their bytes are identified, by an ETag that is an MD5 or by
     reading the crop, and every crop of the same bytes is selected too; the bytes of crops that are gone from
-    the archive stay unknown. Linear in the rows of the manifests. Raises CorruptObject, StoreError.
+    the archive stay unknown. times: the plausible capture times; if a row that a time window could match has
+    another one, the selection is refused. Linear in the rows of the manifests. Raises BadInput,
+    CorruptObject, StoreError.
     """
     selected, tables, undated = SelectedCrops(), [], [np.empty(0, np.int64)]
     for run, crops in _manifests(runs):
         crops = crops.filter(_matches_identity(crops, selection))
         if selection.has_time_window:
+            if times is not None:
+                require_plausible_times(crops, times, "an erasure by time")
             is_undated = pc.equal(crops["captured_at"], UNKNOWN_TIME)
             undated.append(np.asarray(crops.filter(is_undated)["crop_id"]))
             crops = crops.filter(_matches_time(crops, selection))

@@ -6,6 +6,7 @@ Nothing lists the erased crops, so every name and number in a file is asked for 
 import html
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from index.archive.manifest import crop_id_of
+from index.archive.reader import crop_id_at
 from index.runs.tombstones import ErasedCrops
+from infra.errors import ClvrError
 
 REDACTED = "(erased)"
 ID_COLUMNS = ("crop_id",)
@@ -42,8 +45,9 @@ def rows_of_erased(table: pa.Table, erased: ErasedCrops) -> pa.Array:
             mask |= erased.is_erased(np.asarray(pc.fill_null(table[name], -1)).astype(np.int64))
     for name in URI_COLUMNS:
         if name in table.schema.names and pa.types.is_string(table[name].type):
-            ids = [crop_number_of(text or "") for text in table[name].to_pylist()]
-            mask |= erased.is_erased(np.array(ids, np.int64))
+            uris = [text or "" for text in table[name].to_pylist()]
+            for number_of in (crop_number_of, _crop_number_at):
+                mask |= erased.is_erased(np.fromiter(map(number_of, uris), np.int64, len(uris)))
     return pa.array(mask)
 
 
@@ -51,6 +55,14 @@ def crop_number_of(uri: str) -> int:
     """Return the crop_id of `crop:NUMBER` or of a URI."""
     number = uri.removeprefix("crop:")
     return int(number) if number != uri and number.isdecimal() and len(number) < 20 else crop_id_of(uri)
+
+
+def _crop_number_at(uri: str) -> int:
+    """As `crop_number_of`, for a path as people write it: relative, or through a link."""
+    if not uri.startswith(("s3://", "crop:")):
+        with suppress(ClvrError):
+            return crop_id_at(uri)
+    return crop_number_of(uri)
 
 
 def redact(value: Any, erased: ErasedCrops) -> tuple[Any, int]:

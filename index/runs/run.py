@@ -15,6 +15,7 @@ repeated.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -47,6 +48,7 @@ from infra.errors import (
     CorruptObject,
     CountMismatch,
     EmptyArchive,
+    Locked,
     ObjectExists,
     ObjectMissing,
     SchemaMismatch,
@@ -243,7 +245,7 @@ class Run:
         Erased crops and those whose URI, camera or track is too long for Milvus are left out; `write_part`
         quarantines them.
         """
-        rows = self.folder.part_rows(part)
+        rows = self._part_rows(part)
         return rows.filter(split_usable(rows, self._tombstones.current())[0])
 
     def write_part(self, part: int, shard: pa.Table, quarantine: pa.Table) -> None:
@@ -251,9 +253,9 @@ class Run:
 
         Crops that were erased since `part_manifest` are dropped from both. Raises CountMismatch unless each
         crop of `part_manifest(part)` is in exactly one of the two tables, CorruptObject and SchemaMismatch
-        for invalid values and columns.
+        for invalid values and columns, Locked if a purge wrote the run again meanwhile.
         """
-        rows = self.folder.part_rows(part)
+        rows = self._part_rows(part)
         is_usable, unusable = split_usable(rows, self._tombstones.current())
         refused = unusable["crop_id"].combine_chunks()
         shard, quarantine = (
@@ -273,7 +275,9 @@ class Run:
         shard_file = write_shard(
             self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
         )
-        self.folder.write_mark(self.folder.part_mark_key(part), part, shard_file, quarantine_file)
+        mark_key = self.folder.part_mark_key(part)
+        self.folder.write_mark(mark_key, part, shard_file, quarantine_file)
+        self._require_unpurged(mark_key, shard_file.key, quarantine_file.key)
 
     def compact(self, shard: int) -> ShardInfo:
         """Join the parts of one shard in shards/ and quarantine/; return its entry for done.json.
@@ -303,7 +307,36 @@ class Run:
             fingerprint=self.fingerprint,
             run_id=self.run_id,
         )
-        return self.folder.write_mark(self.folder.shard_mark_key(shard), shard, written, quarantine)
+        mark_key = self.folder.shard_mark_key(shard)
+        mark = self.folder.write_mark(mark_key, shard, written, quarantine)
+        self._require_unpurged(mark_key, written.key, quarantine.key)
+        return mark
+
+    def _verified(self, shards: list[ShardInfo], quarantine: list[StoredFile]) -> Counter[str]:
+        try:
+            return verify_run(self.folder, shards, quarantine)
+        except (ObjectMissing, CountMismatch):
+            self._require_unpurged()
+            raise
+
+    def _part_rows(self, part: int) -> pa.Table:
+        try:
+            return self.folder.part_rows(part)
+        except ObjectMissing:
+            self._require_unpurged()
+            raise
+
+    def _require_unpurged(self, *written: str) -> None:
+        """Raise Locked if a purge wrote the run again since it was opened; delete what was written since.
+
+        Called after each write: a purge that did not see it has not begun, or is seen here.
+        """
+        if Run.open(self.store, self.run_id).info.revision != self.info.revision:
+            self.store.delete(*written)
+            raise Locked(
+                f"erased crops were purged from run {self.run_id} meanwhile",
+                remedy="Run the same command again; it resumes the run.",
+            )
 
     def finish(self) -> RunSummary:
         """Compact the remaining shards, verify the accounting, write done.json, remove the parts.
@@ -315,7 +348,7 @@ class Run:
             self.folder.require_done(set(range(self.info.parts)))
             compacted = [self._compacted(shard) for shard in range(self.info.shards)]
             shards = [mark.shard for mark in compacted]
-            causes = verify_run(self.folder, shards, [mark.quarantine for mark in compacted])
+            causes = self._verified(shards, [mark.quarantine for mark in compacted])
             embedded = sum(shard.rows for shard in shards)
             summary = RunSummary(
                 run_id=self.run_id,
@@ -333,6 +366,7 @@ class Run:
                 finished=utc_now(),
                 settings=self.info.settings,
             )
+            self._require_unpurged()
             with suppress(ObjectExists):  # another process finished the run with the same result
                 self.store.create(self.folder.done_key(), summary.to_json())
         self.store.delete(*(info.key for info in self.store.list(self.folder.key("parts"))))

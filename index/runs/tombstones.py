@@ -130,10 +130,13 @@ class TombstoneWatch:
     def __reduce__(self) -> tuple[type["TombstoneWatch"], tuple[list[Store]]]:
         return TombstoneWatch, (self.stores,)
 
-    def current(self) -> ErasedCrops:
-        """Return the tombstones; the same object as before if nothing was erased meanwhile."""
+    def current(self, *, now: bool = False) -> ErasedCrops:
+        """Return the tombstones; the same object as before if nothing was erased meanwhile.
+
+        now: look again, however short ago that was.
+        """
         with self._lock:
-            if time.monotonic() - self._looked >= _MAX_AGE_SECONDS:
+            if now or time.monotonic() - self._looked >= _MAX_AGE_SECONDS:
                 names = [erasure_ids(store) for store in self.stores]
                 if names != self._names:
                     self._erased = read_tombstones(*self.stores)
@@ -176,9 +179,9 @@ def read_tombstones(*stores: Store) -> ErasedCrops:
     )
 
 
-def read_erasure(store: Store, erasure_id: str) -> ErasedCrops:
-    """Read the tombstones of one erasure. Raises as `read_tombstones` does."""
-    return ErasedCrops((_read_folder(store, [erasure_id]),))
+def read_erasures(store: Store, names: Sequence[str]) -> ErasedCrops:
+    """Read the tombstones of some erasures of one folder. Raises as `read_tombstones` does."""
+    return ErasedCrops((_read_folder(store, names),))
 
 
 def erasure_ids(store: Store) -> list[str]:

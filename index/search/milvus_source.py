@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from index.filters import Filters
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, ensure_loaded, fetch_rows
+from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit, search_generation
 from index.runs.tombstones import TombstoneWatch
 from index.schema import SCALAR_NAMES
@@ -32,18 +33,24 @@ class MilvusSource:
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         """Return the nearest crops of each row of features (q, 1024), nearest first."""
+        depth = top
         while True:
-            batches = search_generation(self.milvus, self.generation, features, top, filters)
+            batches = search_generation(self.milvus, self.generation, features, depth, filters)
             results = [hits for batch in batches for hits in batch]
             erased = self.erased_ids([hit.crop_id for hits in results for hit in hits])
             if not erased:
-                return results
-            # Searched again without them, so that other crops take their places.
-            filters = replace(filters, not_crop_ids=(*filters.not_crop_ids, *sorted(erased)))
+                return [hits[:top] for hits in results]
+            kept = [[hit for hit in hits if hit.crop_id not in erased] for hits in results]
+            pairs = zip(kept, results, strict=True)
+            is_full = all(len(hits) >= top or len(found) < depth for hits, found in pairs)
+            if is_full or depth >= MAX_TOP:
+                return [_ranked(hits[:top]) for hits in kept]
+            # In the middle of an erasure: other crops take the places of those that are about to go.
+            depth = min(MAX_TOP, depth * 8)
 
-    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
-        """Return those of the crop_ids that were erased."""
-        return self.tombstones.current().erased_ids(crop_ids)
+    def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
+        """Return those of the crop_ids that were erased; `now`: also within the last half second."""
+        return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the generation."""
@@ -80,3 +87,7 @@ class MilvusSource:
     def _visible(self, crop_ids: Sequence[int]) -> list[int]:
         erased = self.erased_ids(crop_ids)
         return [crop_id for crop_id in crop_ids if crop_id not in erased]
+
+
+def _ranked(hits: Sequence[Hit]) -> list[Hit]:
+    return [replace(hit, rank=rank) for rank, hit in enumerate(hits, start=1)]

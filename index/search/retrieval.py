@@ -43,8 +43,11 @@ class CropSource(Protocol):
         """Return the sightings of those crops that are in the source."""
         ...
 
-    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
-        """Return those of the crop_ids that were erased: they are in no answer, and are no probes."""
+    def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
+        """Return those of the crop_ids that were erased: they are in no answer, and are no probes.
+
+        now: also those that were erased within the last half second.
+        """
         ...
 
 

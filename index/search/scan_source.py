@@ -26,6 +26,7 @@ from index.runs.shards import vectors_of
 from index.runs.tombstones import ErasedCrops, TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
+from infra.errors import ObjectMissing
 
 # No filter reads the URI, which is the widest column.
 _FILTER_COLUMNS = [name for name in SCALAR_NAMES if name != "uri"]
@@ -62,6 +63,9 @@ class ScanSource:
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         """Return the exact nearest crops, by L2, of each row of features (q, 1024), nearest first."""
+        return self._beside_a_purge(lambda: self._nearest(features, top, filters))
+
+    def _nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         # The first pass reads the vectors, the second one only the other columns of the nearest crops.
         self.stats = ScanStats()
         with prefetch(self._blocks(filters)) as blocks:
@@ -80,34 +84,55 @@ class ScanSource:
     def shards(self) -> tuple[PlannedShard, ...]:
         """The shards, and their rows that are left out."""
         if self.tombstones.current() is not self._erased:
-            self._erased, self._plan = self._planned()
+            self._plan_again()
         return self._plan.shards
 
-    def erased_ids(self, crop_ids: Sequence[int]) -> set[int]:
-        """Return those of the crop_ids that were erased."""
-        return self.tombstones.current().erased_ids(crop_ids)
+    def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
+        """Return those of the crop_ids that were erased; `now`: also within the last half second."""
+        return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """Return the features (1024,) of those crops that are in the shards."""
-        return {
-            int(crop_id): vector.copy()
-            for rows in self._rows(np.asarray(crop_ids, np.int64), ["crop_id", "embedding"])
-            for crop_id, vector in zip(rows.column("crop_id").to_pylist(), vectors_of(rows), strict=True)
-        }
+        return self._beside_a_purge(
+            lambda: {
+                int(crop_id): vector.copy()
+                for rows in self._rows(np.asarray(crop_ids, np.int64), ["crop_id", "embedding"])
+                for crop_id, vector in zip(rows.column("crop_id").to_pylist(), vectors_of(rows), strict=True)
+            }
+        )
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
         """Return the sightings of those crops that are in the shards."""
         columns = ["crop_id", "camera_id", "track_id", "captured_at"]
-        return {
-            row["crop_id"]: Sighting(row["camera_id"], row["track_id"], row["captured_at"], row["crop_id"])
-            for rows in self._rows(np.asarray(crop_ids, np.int64), columns)
-            for row in rows.to_pylist()
-        }
+        return self._beside_a_purge(
+            lambda: {
+                row["crop_id"]: Sighting(
+                    row["camera_id"], row["track_id"], row["captured_at"], row["crop_id"]
+                )
+                for rows in self._rows(np.asarray(crop_ids, np.int64), columns)
+                for row in rows.to_pylist()
+            }
+        )
 
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
         """Return the fields of those crops that are in the shards, as hits at rank and distance 0."""
-        fields = self._fields(np.asarray(crop_ids, np.int64), None)
+        fields = self._beside_a_purge(lambda: self._fields(np.asarray(crop_ids, np.int64), None))
         return {crop_id: Hit(rank=0, distance=0.0, **row) for crop_id, row in fields.items()}
+
+    def _beside_a_purge(self, read: Callable[[], Item]) -> Item:
+        """Read, and again if that failed because a purge wrote a run again meanwhile."""
+        while True:
+            before = [run.info for run in self._runs]
+            try:
+                return read()
+            except ObjectMissing:
+                self._plan_again()
+                if [run.info for run in self._runs] == before:
+                    raise
+
+    def _plan_again(self) -> None:
+        self._runs = [Run.open(run.store, run.run_id) for run in self._runs]
+        self._erased, self._plan = self._planned()
 
     def _planned(self) -> tuple[ErasedCrops, LoadPlan]:
         # The tombstones first: an erasure in between only makes the plan newer.

@@ -27,7 +27,7 @@ from index.evaluation.protocols import (
 )
 from index.evaluation.rerank import rerank, with_probe_expansion
 from index.evaluation.splits import read_splits, write_splits
-from index.outputs import record_output
+from index.outputs import record_output, withdraw_erased
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
@@ -71,6 +71,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
             _report_text(request, run.run_id),
             first,
         )
+        withdraw_erased(store, request.html, crop_ids)
         request.html.with_suffix(".json").write_text(json.dumps(evaluation.to_json(), indent=2, default=str))
     return evaluation
 

@@ -30,6 +30,7 @@ from jobs.pages.evaluation_page import (
     Timing,
     build_evaluation_page,
 )
+from jobs.pages.html import write_page as write_html
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import LABELS_USED, model_name
 
@@ -107,9 +108,7 @@ def write_page(
             command=text.command,
         )
     )
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_html(path, page)
 
 
 def _counts(summary: RunSummary) -> Counts:

@@ -14,7 +14,7 @@ from index.generations.receipt import Place, Receipt, read_receipt
 from index.generations.selection import EraseSelection
 from index.lock import boot_time
 from index.milvus.client import Milvus
-from index.runs.tombstones import erasure_ids, read_erasure
+from index.runs.tombstones import erasure_ids, read_erasures
 from infra.errors import BadInput, BadSetting, CountMismatch, Locked
 from infra.logging import logger
 from infra.settings import Settings
@@ -76,7 +76,7 @@ class EraseResult:
             lines.append("nothing was changed; to erase, run it again with --yes")
         elif receipt.state == "done":
             if not receipt.purge:
-                lines.append("hidden from every search; their bytes are still in runs: add --purge")
+                lines.append("hidden from every search; to remove their bytes too: clvr forget --purge --yes")
             lines += [f"  not reached  {note}" for note in receipt.by_design]
         return "\n".join(lines)
 
@@ -115,7 +115,8 @@ class AuditResult:
         """Return the places as lines."""
         receipt = self.receipt
         kind = "purged" if receipt.purge else "hidden"
-        title = f"erasure {receipt.erasure_id} ({kind} {receipt.finished[:16]}): {self.found:,} traces found"
+        state = f"{kind} {receipt.finished[:16]}" if receipt.state == "done" else f"{receipt.state}, not done"
+        title = f"erasure {receipt.erasure_id} ({state}): {self.found:,} traces found"
         return "\n".join([title, *places_text(self.places)])
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +139,10 @@ def places_text(places: Sequence[Place]) -> list[str]:
 
 
 def audit_erasure(name: str, settings: Settings) -> AuditResult:
-    """Look again for the crops of an erasure, `latest` or by its id. Raises BadInput without it."""
+    """Look again for the crops of an erasure, `latest` or by its id; after a purge for all that it removed.
+
+    Raises BadInput if there is no such erasure.
+    """
     store = open_store(settings.runs)
     names = erasure_ids(store)
     name = names[-1] if name == LATEST and names else name
@@ -147,7 +151,9 @@ def audit_erasure(name: str, settings: Settings) -> AuditResult:
             f"there is no erasure {name} in {store.uri}",
             remedy=f"The last one is {names[-1]}." if names else "Nothing was erased yet.",
         )
-    receipt, erased = read_receipt(store, name), read_erasure(store, name)
+    receipt = read_receipt(store, name)
+    # A purge removes the crops of every erasure before it.
+    erased = read_erasures(store, names[: names.index(name) + 1] if receipt.purge else [name])
     with open_milvus(settings) as milvus:
         stores = folders_of(milvus, store)
         places = [place for folder in stores for place in audit_folder(folder, erased)]
@@ -215,10 +221,22 @@ def _erase(
         return max(0.0, deadline - boot_time())
 
     with _open_when_free(settings, deadline) as milvus:
-        if selection == EraseSelection() and purge_bytes and not dry_run:
+        if selection == EraseSelection() and purge_bytes:
+            if dry_run:
+                raise BadSetting(
+                    "a purge of all erased crops has no dry run",
+                    remedy="See what is left by `clvr forget --audit latest`, then add --yes.",
+                )
             return purge(milvus, store, purge_outputs, reason=reason, wait=left())
         receipt = forget(
-            milvus, store, selection, reason=reason, dry_run=dry_run, purge=purge_bytes, wait=left()
+            milvus,
+            store,
+            selection,
+            reason=reason,
+            dry_run=dry_run,
+            purge=purge_bytes,
+            wait=left(),
+            times=settings.plausible_times(),
         )
         if purge_bytes and not dry_run:
             return purge(milvus, store, purge_outputs, reason=reason, wait=left())

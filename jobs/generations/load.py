@@ -230,12 +230,12 @@ def promote_generation(
     where it is.
     """
     milvus = open_milvus(settings)
-    replacing = live_generation(milvus, settings.alias)
+    live = live_generation(milvus, settings.alias)
     report = gate_generation(name, settings, new_model=new_model, golden=golden)
     if force and report.failures:
         logger.info(f"  overridden   {'; '.join(report.failures)}: {force}")
     store = open_store(settings.runs)
-    promote(milvus, store, report.generation, force=force or "", replacing=replacing)
+    promote(milvus, store, report.generation, force=force or "", replacing=live.name if live else None)
     return report
 
 

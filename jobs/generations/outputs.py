@@ -6,15 +6,16 @@ import pyarrow.compute as pc
 
 from index.generations.receipt import Place
 from index.generations.traces import erased_tokens, redact, rows_of_erased
-from index.outputs import Output, list_outputs
+from index.outputs import Output, list_outputs, unfinished_page
 from index.parquet import open_parquet, write_table
 from index.runs.tombstones import ErasedCrops
 from index.search.calibration import calibration_of
 from infra.errors import ClvrError
 from infra.store import Store, open_store, split_uri
+from infra.store.interrupted import interrupted_writes, remove_interrupted_writes
 from infra.store.sealed import seal, unseal
 from jobs.sweep.audit import AuditLog
-from jobs.sweep.purge import count_erased, purge_sweep
+from jobs.sweep.purge import count_in_sweep, purge_sweep
 from jobs.sweep.state import Sweep
 
 FEATURES = "features-"
@@ -58,29 +59,38 @@ def _attempt(store: Store, output: Output, erased: ErasedCrops, *, purge: bool =
 
 def _sweep(store: Store, output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
     folder = open_store(output.uri, store.settings if not store.local else None)
-    sweep = Sweep.open(folder)
-    if sweep is None:
-        return Place("sweep", output.uri, 0, 0, GONE)
     if not purge:
-        return Place("sweep", output.uri, count_erased(sweep, erased))
-    place = purge_sweep(folder, erased, calibration_of(store, sweep.info.fingerprint))
-    return place or Place("sweep", output.uri, 0)
+        found = count_in_sweep(folder, erased)
+        cut_off = len(interrupted_writes(folder))
+        return Place("sweep", output.uri, (found or 0) + cut_off, 0, GONE if found is None else "")
+    remove_interrupted_writes(folder)
+    sweep = Sweep.open(folder)
+    calibration = calibration_of(store, sweep.info.fingerprint) if sweep else None
+    return purge_sweep(folder, erased, calibration) or Place("sweep", output.uri, 0, 0, GONE)
 
 
 def _file(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
     root, key = split_uri(output.uri)
     folder = open_store(root)
-    if folder.head(key) is None:
-        return Place(output.kind, output.uri, 0, 0, GONE)
     if output.kind == "table":
+        if folder.head(key) is None:
+            return Place(output.kind, output.uri, 0, 0, GONE)
         return _table(output, folder, key, erased, purge=purge)
-    text = folder.get(key).decode(errors="replace")
-    if not (erased.is_erased_anonymous(output.crops) or erased_tokens(text, erased)):
-        return Place(output.kind, output.uri, 0)
-    if not purge:
-        return Place(output.kind, output.uri, 1)
-    folder.delete(key)
-    return Place(output.kind, output.uri, 1, 1, "deleted; the same command writes it again")
+    # A command that was cut off leaves an unfinished page beside it.
+    keys = [name for name in (key, unfinished_page(key)) if folder.head(name) is not None]
+    if not keys:
+        return Place(output.kind, output.uri, 0, 0, GONE)
+    shows_erased = erased.is_erased_anonymous(output.crops)
+    doomed = [
+        name
+        for name in keys
+        if shows_erased or erased_tokens(folder.get(name).decode(errors="replace"), erased)
+    ]
+    if not doomed or not purge:
+        return Place(output.kind, output.uri, len(doomed))
+    folder.delete(*doomed)
+    note = "deleted; the same command writes it again"
+    return Place(output.kind, output.uri, len(doomed), len(doomed), note)
 
 
 def _table(output: Output, folder: Store, key: str, erased: ErasedCrops, *, purge: bool) -> Place:
@@ -111,6 +121,8 @@ def _training(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
         elif tokens and purge:
             values, _ = redact(unseal(data, folder.uri_of(info.key)), erased)
             folder.put(info.key, seal(values))
+    found += len(interrupted_writes(folder))
     if purge:
         folder.delete(*doomed)
+        remove_interrupted_writes(folder)
     return Place("training", output.uri, found, found if purge else 0)

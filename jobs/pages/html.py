@@ -3,12 +3,14 @@
 import base64
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from infra.errors import UnreadableImage
+from index.outputs import unfinished_page
+from infra.errors import BadSetting, UnreadableImage
 from jobs.runtime import format
 
 
@@ -39,6 +41,19 @@ def render(
         css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         **values,
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page: readers see the old one or the whole new one. Raises BadSetting if that is impossible."""
+    unfinished = path.with_name(unfinished_page(path.name))
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as failure:
+        raise BadSetting(
+            f"the page {path} cannot be written: {failure.strerror}",
+            remedy="Choose another folder.",
+        ) from failure
 
 
 def sentence(text: str) -> str:

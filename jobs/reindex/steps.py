@@ -22,7 +22,7 @@ from jobs.generations import load as loading
 from jobs.generations.erase import ForgetRequest, forget_crops, retain_days
 from jobs.reindex.plan import ReindexRequest, embed_request, fingerprints_of, start_run
 from jobs.reindex.state import ReindexRun, StepName
-from jobs.runtime.resolve import open_milvus
+from jobs.runtime.resolve import live_name, open_milvus
 
 Outcome = dict[str, Any]
 
@@ -196,6 +196,7 @@ def gate_step(context: ReindexContext) -> Outcome:
     if load["kind"] == "nothing":
         return {"said": "nothing was loaded, so nothing is measured", "report": None}
     request = context.request
+    live = live_name(context.settings)
     report = loading.gate_generation(
         load["generation"], context.settings, new_model=request.full, golden=request.golden
     )
@@ -210,22 +211,29 @@ def gate_step(context: ReindexContext) -> Outcome:
         "said": f"passed: {report.rows_indexed:,} rows, recall@10 {report.recall_at_10:.4f} "
         f"({report.probes:,} probes)",
         "report": asdict(report),
+        "live": live,
     }
 
 
 def promote_step(context: ReindexContext) -> Outcome:
-    """Point the alias to the new generation, unless the rows went into the live one."""
+    """Point the alias to the new generation, unless the rows went into the live one.
+
+    Raises Locked if the alias moved since the gate: whoever moved it, by a rollback for instance, decides.
+    """
     load = context.outcome("load")
     if load["kind"] != "generation":
         return {"said": f"{load['generation']} stays live", "moved": False, "live": load["generation"]}
     milvus = open_milvus(context.settings)
     before, _ = _live(context, milvus)
-    promote(milvus, context.store, load["generation"])
+    # A purge may have replaced either by a copy.
+    name, live = records.current_name(context.store, load["generation"]), context.outcome("gate").get("live")
+    live = records.current_name(context.store, live) if live else None
+    promote(milvus, context.store, name, replacing=live)
     return {
-        "said": f"{load['generation']} is live",
+        "said": f"{name} is live",
         "moved": True,
-        "live": load["generation"],
-        "replaced": before.name if before and before.name != load["generation"] else None,
+        "live": name,
+        "replaced": before.name if before and before.name != name else None,
     }
 
 

@@ -74,9 +74,9 @@ def open_milvus(settings: Settings) -> Milvus:
 
 
 def find_generation(name: str, milvus: Milvus, settings: Settings) -> Generation:
-    """Open a generation; `latest` is the newest of the alias. Raises BadInput."""
+    """Open a generation or the copy that replaced it; `latest` is the alias' newest. Raises BadInput."""
     if name != LATEST:
-        return get_generation(milvus, name)
+        return get_generation(milvus, records.current_name(open_store(settings.runs), name))
     generations = list_generations(milvus, settings.alias)
     if not generations:
         raise BadInput(f"alias {settings.alias} has no generation", remedy="build one: clvr load latest")

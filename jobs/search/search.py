@@ -10,7 +10,7 @@ from rich.table import Table
 
 from index.archive.reader import open_uri
 from index.filters import Filters
-from index.outputs import record_output
+from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
@@ -19,6 +19,7 @@ from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import format_ms
+from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import model_name
@@ -171,6 +172,7 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
         shown += [sighting.crop_id for sighting in probe.sightings if sighting.crop_id is not None]
         record_output(searcher.run.store, "page", str(request.html.resolve()), shown)
         _write_page(request.html, request, result, rules, searcher)
+        withdraw_erased(searcher.run.store, request.html, shown)
     return result
 
 
@@ -330,6 +332,4 @@ def _write_page(
             command=f"clvr search {' '.join(request.images)} --html {path}",
         )
     )
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    write_page(path, page)

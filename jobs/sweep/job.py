@@ -20,7 +20,7 @@ from index.documents import current_user
 from index.milvus.collection import get_generation, live_generation, row_count
 from index.outputs import record_output
 from index.runs.run import Run
-from index.runs.tombstones import TombstoneWatch
+from index.runs.tombstones import TombstoneWatch, erasure_ids, read_tombstones
 from index.search.calibration import calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
@@ -32,14 +32,22 @@ from infra.store import open_store
 from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
-from jobs.runtime.resolve import LATEST, available_runs_of, find_run, find_runs, open_milvus, runs_of
+from jobs.runtime.resolve import (
+    LATEST,
+    available_runs_of,
+    find_generation,
+    find_run,
+    find_runs,
+    open_milvus,
+    runs_of,
+)
 from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
 from jobs.search.searcher import Searcher
 from jobs.sweep.audit import AuditRecord, append_record, require_record
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.probe_list import read_probe_list
 from jobs.sweep.report import ReportContext, write_sweep_report
-from jobs.sweep.state import Sweep, SweepSummary
+from jobs.sweep.state import Sweep, SweepSummary, anonymous_list
 
 MIN_PART_PROBES, MAX_PART_PROBES = 16, 1024
 PARTS_PER_ACTOR = 8
@@ -151,13 +159,14 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         raise BadInput("a sweep needs a reason", remedy="give --case-number")
     if request.runs and not request.exact:
         raise BadInput("a sweep by the index searches the live generation", remedy="add --exact to --run-id")
-    probes = read_probe_list(request.probes)
+    erased = read_tombstones(open_store(settings.runs))
+    probes = anonymous_list(read_probe_list(request.probes), erased)
     folder = open_store(request.output)
     sweep = Sweep.open(folder)
     plan = _plan(request, settings, sweep)
     request_document = {**asdict(request.rules), "exact": request.exact}
     if sweep:
-        sweep.require_same(probes, request_document, plan.fingerprint)
+        sweep.require_same(probes, request_document, plan.fingerprint, erased)
     summary = sweep.summary if sweep else None
     scan = ScanSource(find_runs(plan.run_ids, settings))
     if summary is None:
@@ -186,8 +195,24 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         dict(read_card(plan.model).label_names),
         calibration.threshold if calibration else None,
     )
-    write_sweep_report(sweep, summary, context, plan.rules, request.strips)
+    _write_report(sweep, context, plan, request.strips)
+    summary = sweep.summary or summary
     return SweepResult(summary, request.output)
+
+
+def _write_report(sweep: Sweep, context: ReportContext, plan: _Plan, strips: int) -> None:
+    """Write the report, and again if crops were erased meanwhile: a purge did not see its first version."""
+    store = open_store(plan.settings.runs)
+    while True:
+        before = erasure_ids(store)
+        current = Sweep.open(sweep.store)
+        if current is None or current.summary is None:
+            raise Locked(
+                f"the sweep in {sweep.store.uri} is being purged", remedy="Run the same command again."
+            )
+        write_sweep_report(current, current.summary, context, plan.rules, strips)
+        if erasure_ids(store) == before:
+            return
 
 
 def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> _Plan:
@@ -198,9 +223,8 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
     try:
         searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
         # The alias may have moved since an existing sweep was started; the sweep keeps its generation.
-        generation = get_generation(
-            searcher.source.milvus, existing.info.generation if existing else searcher.source.name
-        )
+        name = existing.info.generation if existing else searcher.source.name
+        generation = find_generation(name, searcher.source.milvus, settings)
         rules = make_rules(request.rules)
         runs = available_runs_of(generation, settings)
         return _Plan(

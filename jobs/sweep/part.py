@@ -10,6 +10,7 @@ import pyarrow as pa
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
 from index.archive.reader import crop_id_at
+from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.retrieval import CropSource, Match, Rules, retrieve
@@ -21,6 +22,7 @@ from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
 
 EMBED_BATCH = 16
+ERASED_DETAIL = "the crop was erased"
 
 
 @dataclass(slots=True)
@@ -63,6 +65,15 @@ class SweepWorker:
         A probe that cannot be read becomes a row with its cause. Raises StoreUnreachable and the errors of
         Milvus, because an unreachable server is not the fault of one probe.
         """
+        while True:
+            rows = self._search(part)
+            self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
+            # Asked after the write: a purge has either not begun, and will see the part, or is seen here.
+            if not self.source.erased_ids(_crops_of(rows), now=True):
+                failed = sum(bool(row.cause) for row in rows)
+                return len(rows) - failed, failed
+
+    def _search(self, part: int) -> list[_Row]:
         rows = [_Row(**row) for row in self.sweep.probes(part).to_pylist()]
         self._fetch_archived(rows)
         self._embed_images([row for row in rows if row.probe is None and not row.cause])
@@ -72,12 +83,14 @@ class SweepWorker:
             results = retrieve(self.source, probes, self.rules, self.calibration)
             for row, matches in zip(ready, results, strict=True):
                 row.matches = matches
-        self.sweep.write_part(part, self._results(rows), self._outcomes(rows))
-        return len(ready), len(rows) - len(ready)
+        return rows
 
     def _fetch_archived(self, rows: list[_Row]) -> None:
         """Take the features of probes that are crops of the archive from the source."""
         for row in rows:
+            if row.uri == REDACTED:
+                row.fail("erased", ERASED_DETAIL)
+                continue
             try:
                 row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
             except (BadInput, BadSetting) as error:
@@ -86,7 +99,7 @@ class SweepWorker:
         erased = self.source.erased_ids(ids)
         for row in rows:
             if row.crop_id in erased:
-                row.fail("erased", "the crop was erased")
+                row.fail("erased", ERASED_DETAIL)
         vectors = self.source.vectors(ids)
         sightings = self.source.sightings(list(vectors))
         for row in rows:
@@ -169,3 +182,9 @@ class SweepWorker:
             ],
             schema=PROBE_SCHEMA,
         )
+
+
+def _crops_of(rows: list[_Row]) -> list[int]:
+    """Return the crops that rows show: probes that were searched, and matches."""
+    probes = [row.crop_id for row in rows if row.crop_id is not None and not row.cause]
+    return [*probes, *(match.hit.crop_id for row in rows for match in row.matches)]

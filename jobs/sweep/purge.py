@@ -6,11 +6,12 @@ import pyarrow.compute as pc
 
 from index.generations.receipt import Place
 from index.generations.traces import REDACTED, rows_of_erased
+from index.parquet import open_parquet
 from index.runs.tombstones import ErasedCrops
 from index.search.calibration import Calibration
-from infra.store import Store
+from infra.store import Store, ignore_missing_root
 from jobs.sweep.report import REPORT
-from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
+from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep, anonymous_list
 
 
 def purge_sweep(folder: Store, erased: ErasedCrops, calibration: Calibration | None) -> Place | None:
@@ -20,22 +21,45 @@ def purge_sweep(folder: Store, erased: ErasedCrops, calibration: Calibration | N
     the sweep counts as unfinished while it is rewritten, so a purge that was cut off is simply repeated.
     Raises CountMismatch if the sweep does not add up, CorruptObject.
     """
+    left = _left_behind(folder, erased)
+    folder.delete(*left)
     sweep = Sweep.open(folder)
     if sweep is None:
-        return None
+        return Place("sweep", folder.uri, len(left), len(left), "files deleted") if left else None
     found = count_erased(sweep, erased)
     if not found:
-        return Place("sweep", folder.uri, 0)
+        return Place("sweep", folder.uri, len(left), len(left))
     summary = sweep.summary
     folder.delete("done.json", REPORT)
     written = [part for part in range(sweep.info.parts) if part not in set(sweep.pending())]
     parts = {part: _without_erased(sweep, part, erased, calibration) for part in written}
-    sweep = sweep.replace_list(_anonymous_list(sweep, erased))
+    sweep = sweep.replace_list(anonymous_list(sweep.all_probes(), erased))
     for part, (results, outcomes) in parts.items():
         sweep.write_part(part, results, outcomes)
     if summary is not None:
         sweep.finish(summary.runs, summary.rows)
     return Place("sweep", folder.uri, found, found, f"rewritten; {REPORT} deleted")
+
+
+def count_in_sweep(folder: Store, erased: ErasedCrops) -> int | None:
+    """Count the erased crops in a folder of a sweep, also of one that was cut off; None if it is empty."""
+    left, sweep = _left_behind(folder, erased), Sweep.open(folder)
+    if sweep is None:
+        return len(left) or None
+    return len(left) + count_erased(sweep, erased)
+
+
+def _left_behind(folder: Store, erased: ErasedCrops) -> list[str]:
+    """Return the keys of files with erased crops that a command or a purge left when it was cut off."""
+    sweep, keys = Sweep.open(folder), list[str]()
+    with ignore_missing_root(folder):
+        keys = sweep.unfinished_files() if sweep else [info.key for info in folder.list("list")]
+    return [key for key in keys if _holds_erased(folder, key, erased)]
+
+
+def _holds_erased(folder: Store, key: str, erased: ErasedCrops) -> bool:
+    with open_parquet(folder, key) as file:
+        return bool(_count(file.read(), erased))
 
 
 def count_erased(sweep: Sweep, erased: ErasedCrops) -> int:
@@ -48,19 +72,6 @@ def count_erased(sweep: Sweep, erased: ErasedCrops) -> int:
 
 def _count(table: pa.Table, erased: ErasedCrops) -> int:
     return int(pc.sum(rows_of_erased(table, erased), min_count=0).as_py())
-
-
-def _anonymous_list(sweep: Sweep, erased: ErasedCrops) -> pa.Table:
-    """Return the list of probes, in which erased crops have neither their name nor their URI."""
-    probes = pa.concat_tables(sweep.probes(part) for part in range(sweep.info.parts))
-    is_erased = rows_of_erased(probes, erased)
-    names = pa.array([f"{REDACTED}-{row}" for row in range(probes.num_rows)])
-    return pa.table(
-        {
-            "probe_id": pc.if_else(is_erased, names, probes["probe_id"]),
-            "uri": pc.if_else(is_erased, pa.scalar(REDACTED), probes["uri"]),
-        }
-    )
 
 
 def _without_erased(

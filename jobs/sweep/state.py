@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from index.documents import JsonDocument, require_keys_inside, utc_now
+from index.generations.traces import REDACTED, rows_of_erased
 from index.parquet import open_parquet, write_table
+from index.runs.tombstones import ErasedCrops
 from infra.errors import BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, ignore_missing_root
 
@@ -165,10 +168,16 @@ class Sweep:
         # of the first one.
         return f"list/{self.info.list_digest[:16]}-{self.info.rows_per_part}.parquet"
 
-    def require_same(self, probes: pa.Table, request: Mapping[str, Any], fingerprint: str) -> None:
-        """Raise Mismatch if this sweep has other probes, another model or another request."""
-        stored = {"the probes": self.info.list_digest, "the model": self.info.fingerprint}
-        requested = {"the probes": list_digest(probes), "the model": fingerprint}
+    def require_same(
+        self, probes: pa.Table, request: Mapping[str, Any], fingerprint: str, erased: ErasedCrops
+    ) -> None:
+        """Raise Mismatch if this sweep has other probes, another model or another request.
+
+        Probes that are erased crops are compared by their place only: a purge took their names.
+        """
+        own, others = (list_digest(anonymous_list(table, erased)) for table in (self.all_probes(), probes))
+        stored = {"the probes": own, "the model": self.info.fingerprint}
+        requested = {"the probes": others, "the model": fingerprint}
         stored |= {name: json.dumps(value) for name, value in self.info.request.items()}
         requested |= {name: json.dumps(value) for name, value in request.items()}
         names = sorted(stored.keys() | requested.keys())
@@ -188,6 +197,17 @@ class Sweep:
         """Read the probes of one part: probe_id, uri."""
         with open_parquet(self.store, self._list_key) as file:
             return file.read_row_group(part)
+
+    def unfinished_files(self) -> list[str]:
+        """Return the keys of lists that sweep.json does not name, and of outcomes of pending parts."""
+        pending = set(map(_probe_key, self.pending()))
+        written = (info.key for prefix in ("list", "probes") for info in self.store.list(prefix))
+        return [key for key in written if key in pending or (key[:5] == "list/" and key != self._list_key)]
+
+    def all_probes(self) -> pa.Table:
+        """Read the whole list: probe_id, uri."""
+        with open_parquet(self.store, self._list_key) as file:
+            return file.read()
 
     def write_part(self, part: int, results: pa.Table, probes: pa.Table) -> None:
         """Write the outcomes, then the matches of a part. Raises CountMismatch if a probe is missing."""
@@ -264,6 +284,18 @@ class Sweep:
         )
         self.store.put("done.json", summary.to_json())
         return summary
+
+
+def anonymous_list(probes: pa.Table, erased: ErasedCrops) -> pa.Table:
+    """Return a list of probes (n) in which erased crops have neither their name nor their URI."""
+    is_erased = rows_of_erased(probes, erased)
+    names = pa.array([f"{REDACTED}-{row}" for row in range(probes.num_rows)])
+    return pa.table(
+        {
+            "probe_id": pc.if_else(is_erased, names, probes["probe_id"]),
+            "uri": pc.if_else(is_erased, pa.scalar(REDACTED), probes["uri"]),
+        }
+    )
 
 
 def list_digest(probes: pa.Table) -> str:

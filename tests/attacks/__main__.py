@@ -32,12 +32,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="kills at random moments")
     parser.add_argument("--flips", type=int, default=100, help="flipped bits of each kind of object")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of commands at once")
-    parser.add_argument("--only", default="", help="a part of the name of a command or kind")
+    parser.add_argument("--only", default="", help="parts of the names of commands or kinds, with commas")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="Markdown file to write")
+    parser.add_argument("--folder", type=Path, help="keep the world here, and use it again")
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--without-server", action="store_true")
     options = parser.parse_args()
+    if options.folder is not None:
+        return run(options, options.folder.resolve())
     folder = Path(tempfile.mkdtemp(prefix="attack-"))
     try:
         return run(options, folder)
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
 def _attacks(
     world: "World", chosen: list[str], options: argparse.Namespace
 ) -> Iterator[Callable[[], list["Row"]]]:
-    from erased import look_for_erased
+    from erased import look_on_lite, look_on_server
     from flips import flip_bits
     from kills import Attacker
     from pairs import Pairs
@@ -77,7 +80,7 @@ def _attacks(
 
     attacker, server = Attacker(world, options.seed), not options.without_server
     purge = "--purge" in world.must("forget", "--help").out
-    scenarios = [one for one in attacker.chosen(server=server, purge=purge) if options.only in one.name]
+    scenarios = [one for one in attacker.chosen(server=server, purge=purge) if _is_meant(one.name, options)]
     shares = sum(one.share for one in scenarios)
     for one in scenarios if "kills" in chosen else ():
         kills = round(options.kills * one.share / shares)
@@ -87,10 +90,12 @@ def _attacks(
         if one.boundaries:
             yield lambda one=one: [attacker.boundary_kills(one)]
     if "flips" in chosen:
-        if world.cluster is not None:
+        if world.cluster is not None and not (world.states / "purged").exists():
             world.build_full()
-        kinds = [kind for kind in KINDS if options.only in kind.name]
-        for kind in kinds if world.cluster else (kind for kind in kinds if kind.state != "full"):
+        kinds = [kind for kind in KINDS if _is_meant(kind.name, options)]
+        for kind in (
+            kinds if world.cluster else (kind for kind in kinds if kind.state not in ("full", "purged"))
+        ):
             yield lambda kind=kind: [flip_bits(world, kind, options.flips, options.seed)]
     if "pairs" in chosen:
         pairs, lite = Pairs(world, options.seed), round(options.pairs * PAIRS_ON_LITE)
@@ -98,7 +103,14 @@ def _attacks(
             yield lambda: [pairs.on_server(options.pairs - lite)]
         yield lambda: [pairs.on_lite(lite)]
     if "erased" in chosen and purge:
-        yield lambda: look_for_erased(world, server=server)
+        if _is_meant("Milvus Lite", options):
+            yield lambda: look_on_lite(world)
+        if server and _is_meant("Milvus server", options):
+            yield lambda: look_on_server(world)
+
+
+def _is_meant(name: str, options: argparse.Namespace) -> bool:
+    return any(part in name for part in options.only.split(","))
 
 
 def _commit() -> str:

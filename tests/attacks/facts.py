@@ -40,24 +40,63 @@ def observe() -> None:
 def read_store(root: Path, reference: Path) -> Facts:
     """Read runs, records, erasures, locks and reindex runs below a folder of runs."""
     known = dict(np.load(reference)) if reference.is_file() else {}
-    erasures = {}
-    for folder in sorted(root.glob("erasures/*")):
-        crops = folder / "crops.parquet"
-        receipt = folder / "receipt.json"
-        ids = pq.read_table(crops)["crop_id"].to_pylist() if crops.exists() else []
-        erasures[folder.name] = {"crops": ids, "receipt": _json(receipt)}
+    listed = known.pop("listed", np.empty(0, np.int64))
+    runs = {folder.name: _read_run(folder, known) for folder in sorted(root.glob("runs/*"))}
+    crops = set(listed.tolist()) | {number for run in runs.values() for number in run["manifest"]}
     return {
-        "runs": {folder.name: _read_run(folder, known) for folder in sorted(root.glob("runs/*"))},
+        "runs": runs,
         "records": {path.stem: _json(path) for path in root.glob("generations/*.json")},
-        "erasures": erasures,
+        "erasures": _read_erasures(root, sorted(crops)),
         "locks": {path.stem: _json(path) for path in root.glob("locks/*.json")},
         "nights": {path.name: (path / "done.json").exists() for path in root.glob("nights/*")},
         "temporary": [str(path) for path in root.rglob("*") if "#" in path.name],
     }
 
 
+def _read_erasures(root: Path, crops: list[int]) -> dict[str, dict[str, Any]]:
+    """Read the erasures that have a receipt. A tombstone is a keyed hash, so every known crop is asked."""
+    key = _json(root / "erasures/key.json")
+    hashed = {siphash(bytes.fromhex(key["key"]), number): number for number in crops} if key else {}
+    erasures = {}
+    for receipt in sorted(root.glob("erasures/*/receipt.json")):
+        path = receipt.with_name("hashes.parquet")
+        hashes = pq.read_table(path)["crop_hash"].to_pylist() if path.exists() else []
+        ids = [hashed[one] for one in hashes if one in hashed]
+        erasures[receipt.parent.name] = {"crops": ids, "receipt": _json(receipt)}
+    return erasures
+
+
+def siphash(key: bytes, number: int) -> int:
+    """Return SipHash-2-4 of a number of 8 bytes, written after the paper and not after the product."""
+    mask = (1 << 64) - 1
+    k0, k1 = (int.from_bytes(half, "little") for half in (key[:8], key[8:]))
+    a, b = k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D
+    c, d = k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573
+
+    def left(word: int, bits: int) -> int:
+        return (word << bits | word >> 64 - bits) & mask
+
+    for word, rounds in ((number & mask, 2), (8 << 56, 2), (None, 4)):
+        if word is None:
+            c ^= 0xFF
+        else:
+            d ^= word
+        for _ in range(rounds):
+            a, c = (a + b) & mask, (c + d) & mask
+            b, d = left(b, 13) ^ a, left(d, 16) ^ c
+            a = left(a, 32)
+            a, c = (a + d) & mask, (c + b) & mask
+            d, b = left(d, 21) ^ a, left(b, 17) ^ c
+            c = left(c, 32)
+        if word is not None:
+            a ^= word
+    return a ^ b ^ c ^ d
+
+
 def _read_run(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
     info = _json(folder / "run.json")
+    revision = (info or {}).get("revision", 0)
+    done = _json(folder / (f"done-{revision}.json" if revision else "done.json"))
     manifest = {"crop_id": [], "uri": []}
     stem = f"{info['manifest'][:16]}-{info['rows_per_part']}-*.parquet" if info else "*.parquet"
     for path in sorted(folder.glob(f"manifest/{stem}")):
@@ -66,30 +105,37 @@ def _read_run(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
             values += table[name].to_pylist()
     embedded: list[int] = []
     features: dict[int, Any] = {}
-    for path in sorted(folder.glob("shards/*.parquet")):
+    for path in _named(folder, done, "shards"):
         table = pq.read_table(path, columns=["crop_id", "embedding"])
         embedded += table["crop_id"].to_pylist()
         vectors = np.asarray(table["embedding"].combine_chunks().flatten()).reshape(-1, 1024)
         features |= dict(zip(table["crop_id"].to_pylist(), vectors, strict=True))
     quarantined = [
         number
-        for path in folder.glob("quarantine/*.parquet")
+        for path in _named(folder, done, "quarantine")
         for number in pq.read_table(path, columns=["crop_id"])["crop_id"].to_pylist()
     ]
-    vanished = folder / "vanished.parquet"
+    vanished = [folder / file["key"] for file in (info or {}).get("vanished") or ()]
     return {
         "started": info is not None,
-        "done": (folder / "done.json").exists(),
+        "done": done is not None,
         "created": (info or {}).get("created", ""),
         "manifest": manifest["crop_id"],
         "uris": manifest["uri"],
         "embedded": embedded,
         "quarantined": quarantined,
-        "vanished": pq.read_table(vanished)["uri"].to_pylist() if vanished.exists() else [],
+        "vanished": [uri for path in vanished for uri in pq.read_table(path)["uri"].to_pylist()],
         "parts": len(list(folder.glob("parts/*"))),
         "wrong": sum(_differs(vector, known.get(str(number))) for number, vector in features.items()),
         "features": features,
     }
+
+
+def _named(folder: Path, done: Any, name: str) -> list[Path]:
+    """Return the files that the result of a run names; of an unfinished run, all that lie there."""
+    if done is None:
+        return sorted(folder.glob(f"{name}/*.parquet"))
+    return [folder / file["key"] for file in done[name]]
 
 
 def drop() -> None:

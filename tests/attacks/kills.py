@@ -109,19 +109,22 @@ class Attacker:
             with self._prepared(scenario) as before:
                 wanted = min(kills - row.tries, KILLS_PER_TRY) if victim == "driver" else 1
                 for _ in range(wanted):
-                    self._strike(scenario, victim, outcome)
+                    if not self._strike(scenario, victim, outcome):
+                        break  # it was faster; given again it would be another command
                 self._finish(scenario, outcome, before)
             _add(row, outcome, f"try {tries}")
         return row
 
-    def _strike(self, scenario: Scenario, victim: str, outcome: Outcome) -> None:
+    def _strike(self, scenario: Scenario, victim: str, outcome: Outcome) -> bool:
+        """Start a command and kill the victim at a random moment; False if the command had ended."""
         command = self.world.start(*scenario.words(self.world))
         time.sleep(self.random.uniform(0.02, self.seconds[scenario.name]))
         if victim == "driver":
-            if command.kill():
+            struck = command.kill()
+            if struck:
                 outcome.kills += 1
                 self._after_kill(outcome)
-            return
+            return struck
         struck = self._kill_actor(command) if victim == "actor" else self._kill_raylet(command)
         outcome.kills += struck
         if command.wait(300) != 0:
@@ -130,6 +133,7 @@ class Attacker:
             self._after_kill(outcome)
         if victim == "raylet":
             self.world.replace_worker_node()
+        return struck
 
     def _kill_actor(self, command: Command) -> bool:
         if command.poll() is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from facts import Problem, contradictions, leftovers
 from forks import Command
+from needles import files_below, needles_of, search
 from table import Row
 from world import SPEC, World
 
@@ -18,8 +19,15 @@ REFUSED = 10
 ANSWERS = {0: "done", REFUSED: "locked", 3: "bad input", 8: "gate"}
 """Exit codes that two commands at once may have. Bad input: the other command removed what it needs."""
 
-SIMPLE = ("load", "increment", "forget", "retain", "promote", "rollback", "retire", "sweep")
+SIMPLE = ("load", "increment", "forget", "retain", "promote", "rollback", "retire", "sweep", "purge")
 MUST = (
+    ("load", "purge"),
+    ("increment", "purge"),
+    ("sweep", "purge"),
+    ("embed", "purge"),
+    ("reindex", "purge"),
+    ("purge", "purge"),
+    ("retire", "purge"),
     ("embed", "embed"),
     ("reindex", "forget"),
     ("reindex", "retain"),
@@ -85,6 +93,21 @@ class Pairs:
         facts = self.world.facts()
         row.tries += 1
         row.add([*problems, *contradictions(facts), *leftovers(facts)], where)
+        if "purge" in names:
+            self._look_for_purged(row, commands, where)
+
+    def _look_for_purged(self, row: Row, commands: list[Command], where: str) -> None:
+        """After a purge nothing is left, whatever ran beside it; the bucket needs its garbage collection."""
+        audit = self.world.clvr("forget", "--audit", "latest")
+        if audit.poll() != 0:
+            row.add([Problem("half-done", f"exit {audit.poll()}: {audit.err[-300:]}")], f"{where}, --audit")
+        for command in commands:
+            if "--purge" in command.words:
+                vehicle = int(command.words[command.words.index("--vehicle") + 1])
+                needles = needles_of(self.world, self.world.states / "embedded/runs", vehicle)
+                found = Row("")
+                search(found, files_below(self.world.here), needles)
+                row.add([Problem("half-done", note) for note in found.notes], f"{where}, bytes")
 
     def _words(self, name: str, *, second: bool) -> list[str]:
         vehicle = self.random.randrange(1, SPEC.vehicles + 1)
@@ -93,6 +116,7 @@ class Pairs:
             "load": ["load", "r1"],
             "increment": ["load", "r2", "--into-live"],
             "forget": ["forget", "--vehicle", vehicle, "--reason", "attack", "--yes"],
+            "purge": ["forget", "--vehicle", vehicle, "--reason", "attack", "--purge", "--yes"],
             "retain": ["retain", "--days", (datetime.now(UTC) - cut).days, "--yes"],
             "promote": ["promote", "latest"],
             "rollback": ["rollback"],

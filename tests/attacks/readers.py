@@ -1,6 +1,5 @@
 """The kinds of stored objects, and the call of the product that reads each of them."""
 
-import json
 import secrets
 import shutil
 import time
@@ -17,15 +16,19 @@ from index.generations import records
 from index.generations.erasure import read_receipt
 from index.generations.load_plan import plan_load
 from index.lock import acquire
+from index.outputs import list_outputs
 from index.runs.accounting import crop_ids, quarantine_table
-from index.runs.run import Run
+from index.runs.balance import check_run
+from index.runs.purge import count_erased
+from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, shard_table, vectors_of
-from index.runs.tombstones import erased_ids, erasure_ids
+from index.runs.tombstones import erasure_ids, read_tombstones
 from index.search.calibration import calibration_of
 from index.search.scan_source import ScanSource
 from infra.errors import Locked
 from infra.settings import load_settings
 from infra.store import Store, open_store
+from infra.store.sealed import seal, unseal
 from jobs.embed.status import run_status
 from jobs.evaluate.dataset import labelled_run
 from jobs.reindex.state import list_reindex_runs
@@ -115,7 +118,8 @@ def _plan(here: Path, run_ids: tuple[str, ...]) -> Any:
 
 def _search(here: Path, root: Path) -> Any:
     features = np.load(root / "reference.npz")
-    probes = np.stack([features[name] for name in features.files[::40]])
+    names = [name for name in features.files if name != "listed"]
+    probes = np.stack([features[name] for name in names[::40]])
     return ScanSource([_run(here)]).nearest(probes, 10, Filters())
 
 
@@ -127,9 +131,9 @@ def _evaluate(here: Path, root: Path) -> Any:
 def _hold_lock(here: Path, root: Path) -> None:
     store = _store(here)
     with acquire(store, "held", f"attack {secrets.token_hex(4)}", seconds=3600):
-        data = json.loads(store.get("locks/held.json"))
+        data = unseal(store.get("locks/held.json"), "the lock")
     data |= {"released": False, "process": "another machine", "expires": time.time() + 3600}
-    store.put("locks/held.json", json.dumps(data, indent=2, sort_keys=True).encode())
+    store.put("locks/held.json", seal(data))
 
 
 def _take_lock(here: Path, root: Path) -> str:
@@ -180,6 +184,27 @@ def _nights(here: Path, root: Path) -> Any:
 
 def _receipts(here: Path, root: Path) -> Any:
     return [read_receipt(_store(here), name).to_json() for name in erasure_ids(_store(here))]
+
+
+def _tombstones(here: Path, root: Path) -> Any:
+    erased = read_tombstones(_store(here))
+    listed = np.load(root / "reference.npz")["listed"]
+    (folder,) = erased.folders
+    return erased.is_erased(listed), sorted(folder.content_hashes), erased.is_erased_content(b"1")
+
+
+def _purge_reads(here: Path, root: Path) -> Any:
+    """What a purge finds in the runs: the read that decides which rows are written again."""
+    erased = read_tombstones(_store(here))
+    return [asdict(count_erased(run, erased)) for run in list_runs(_store(here))]
+
+
+def _balances(here: Path, root: Path) -> Any:
+    return [asdict(check_run(run)) for run in list_runs(_store(here))]
+
+
+def _outputs(here: Path, root: Path) -> Any:
+    return sorted(map(repr, list_outputs(_store(here))))
 
 
 def _calibration(here: Path, root: Path) -> Any:
@@ -236,7 +261,7 @@ KINDS = (
     Kind(
         "vanished",
         "embedded",
-        _below("runs/runs/r2/vanished.parquet"),
+        _below("runs/runs/r2/vanished-*.parquet"),
         lambda here, root: _plan(here, ("r1", "r2")),
     ),
     Kind("shard, by load", "embedded", _below(f"{R1}/shards/*"), lambda here, root: _plan(here, ("r1",))),
@@ -259,8 +284,21 @@ KINDS = (
     Kind(
         "tombstones",
         "full",
-        _below("runs/erasures/*/crops.parquet"),
-        lambda here, root: erased_ids(_store(here)),
+        _below("runs/erasures/*/hashes.parquet"),
+        _tombstones,
+    ),
+    Kind("key of tombstones", "full", _below("runs/erasures/key.json"), _tombstones),
+    Kind("manifest, by purge", "full", _below("runs/runs/*/manifest/*"), _purge_reads, names=("manifest",)),
+    Kind("shard, by purge", "full", _below("runs/runs/*/shards/*"), _purge_reads),
+    Kind("record of an output", "full", _below("runs/outputs/*"), _outputs),
+    Kind(
+        "purged run, by verify",
+        "purged",
+        lambda here, root: [
+            path for path in here.glob("runs/runs/r1/**/*") if path.is_file() and "timings" not in path.parts
+        ],
+        _balances,
+        names=("r1", "manifest"),
     ),
     Kind("receipt", "full", _below("runs/erasures/*/receipt.json"), _receipts),
     Kind(

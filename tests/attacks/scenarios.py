@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from facts import Facts, Problem, erased_ids, features_of
+from needles import VEHICLE, files_below, needles_of, search
+from table import Row
 from world import World
 
+_CACHE: dict[str, Any] = {}
 Expect = Callable[[World, Facts, Facts], list[Problem]]
-VEHICLE = 7
 FORGET = ["forget", "--vehicle", str(VEHICLE), "--reason", "attack", "--yes"]
 
 
@@ -89,10 +91,17 @@ def _forgotten(world: World, before: Facts, after: Facts) -> list[Problem]:
 
 
 def _purged(world: World, before: Facts, after: Facts) -> list[Problem]:
-    left = sum(len(set(run["embedded"]) & erased_ids(after)) for run in after["runs"].values())
-    return _forgotten(world, before, after) + (
-        [Problem("half-done", f"{left} erased rows are still in shards")] if left else []
-    )
+    """No byte may be left, wherever the purge was cut off."""
+    row = Row("bytes")
+    if "needles" not in _CACHE:
+        _CACHE["needles"] = needles_of(world, world.states / "live/runs")
+    search(row, files_below(world.here), _CACHE["needles"])
+    left = [Problem("half-done", note) for note in row.notes]
+    rest = erased_ids(after) - crops_of_vehicle(world.states / "live/runs", VEHICLE)
+    if rest:
+        left.append(Problem("wrong", f"{len(rest)} other crops were erased"))
+    done = [one for one in after["erasures"].values() if (one["receipt"] or {}).get("state") == "done"]
+    return left if done else [*left, Problem("lost", "no receipt is done")]
 
 
 def _retired(world: World, before: Facts, after: Facts) -> list[Problem]:

@@ -6,6 +6,7 @@ night     run r1, live on Milvus Lite; the archive has changed since
 live      both runs; a generation of r1 is live on Milvus Lite
 four      and three more generations of r1, the newest but one of which is live
 full      as `live`, after a calibration, a sweep, an erasure and a reindex run: every kind of object
+purged    and after another erasure with its purge
 """
 
 import os
@@ -48,17 +49,27 @@ def environment() -> dict[str, str]:
     return clean | {"PYTHONPATH": paths, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
+class QuickServer(MilvusServer):
+    """A server that deletes dropped and compacted segments after seconds, where the default is hours."""
+
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        settings["dataCoord"]["gc"] = dict.fromkeys(("interval", "dropTolerance", "missingTolerance"), 10)
+        return settings
+
+
 class World:
     """The folders of an attack. `here` is what a try changes; archive, labels and checkpoint stay."""
 
     def __init__(self, root: Path, *, ray: bool) -> None:
+        shutil.rmtree(root / "commands", ignore_errors=True)
         self.root, self.here, self.states = root, root / "here", root / "states"
         self.archive, self.model, self.labels = root / "archive", root / "model", root / "labels"
         self.probes, self.reference = root / "probes", root / "reference.npz"
         self.runs, self.milvus, self.out = self.here / "runs", self.here / "milvus.db", self.here / "out"
         self.token, self.alias = "", ALIAS
         self.cluster: Cluster | None = None
-        self.server: MilvusServer | None = None
+        self.server: QuickServer | None = None
         self._storage: SeaweedFs | None = None
         self._more: dict[str, str] = {}
         self.environment = environment() | {
@@ -127,13 +138,22 @@ class World:
         for info in store.list():
             yield store.uri_of(info.key), store.get(info.key)
 
+    def queue_files(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the files of the server outside its bucket: its message queue and its metadata."""
+        assert self.server is not None
+        for path in sorted(self.server.folder.rglob("*")):
+            if path.is_file() and path.parent != self.server.folder:
+                yield str(path.relative_to(self.server.folder)), path.read_bytes()
+
     def _index(self) -> list[str]:
         uri = self.server.uri if self._more and self.server else str(self.milvus)
         return [uri, self.token, self.alias]
 
     def _start_server(self) -> None:
+        for name in ("s3", "milvus"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
         self._storage = SeaweedFs.start(self.root / "s3")
-        self.server = MilvusServer.start(self.root / "milvus", storage=self._storage, bucket="attack")
+        self.server = QuickServer.start(self.root / "milvus", storage=self._storage, bucket="attack")
 
     def embed_words(self, run_id: str, *more: str) -> list[str]:
         """Return the words of an embedding of the archive."""
@@ -210,6 +230,8 @@ class World:
         self.must(*self.night_words("n1"))
         self.must("forget", "--vehicle", "4", "--reason", "test", "--yes")
         self._keep("full")
+        self.must("forget", "--vehicle", "7", "--reason", "test", "--yes", "--purge")
+        self._keep("purged")
 
     def night_words(self, name: str) -> list[str]:
         """Return the words of a reindex run."""
@@ -248,7 +270,9 @@ class World:
     def _write_reference(self) -> None:
         facts = read_store(self.runs, self.reference)
         rows = features_of(facts, facts["runs"])
-        np.savez(self.reference, **{str(number): vector for number, vector in rows.items()})
+        listed = {number for run in facts["runs"].values() for number in run["manifest"]}
+        vectors = {str(number): vector for number, vector in rows.items()}
+        np.savez(self.reference, listed=np.array(sorted(listed)), **vectors)
 
 
 def _start_cluster() -> "Cluster":
@@ -263,10 +287,11 @@ def _start_cluster() -> "Cluster":
 
 @contextmanager
 def open_world(root: Path, *, ray: bool = True) -> Iterator[World]:
-    """Build a world in an empty folder, and end its processes afterwards."""
+    """Build a world in a folder, or use the one that is there, and end its processes afterwards."""
     world = World(root, ray=ray)
     try:
-        world.build()
+        if not (world.states / "four").exists():
+            world.build()
         yield world
     finally:
         world.close()

@@ -1,5 +1,6 @@
 """Erasure removes crops from every generation, keeps them out of later ones, and writes a receipt."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from index.milvus.collection import Generation
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
 from infra.errors import BadInput, BadSetting, CorruptObject, IndexUnreachable, Locked, SchemaMismatch
-from infra.store import Store, open_store
+from infra.store import Store, TimeRange, open_store
 
 ON_CAMERA_3 = 20  # of 100 crops
 
@@ -234,6 +235,28 @@ def test_copies_of_a_named_crop_are_erased_wherever_they_lie(
     assert erased.is_erased_content(b"vehicle 1") and not erased.is_erased_content(b"vehicle 2")
 
 
+def test_an_etag_that_is_an_md5_tells_copies_without_the_archive(
+    milvus: Milvus, store: Store, make_finished_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etags = [hashlib.md5(data).hexdigest() for data in (b"one", b"two", b"one", b"six")]  # noqa: S324
+    make_finished_run(
+        store, "r1", [5] * 4, etag=etags, uri=[f"s3://archive/{n}.jpg" for n in range(4)], look=_zeros
+    )
+    monkeypatch.setattr("index.generations.selection.open_store", lambda *_: pytest.fail("it was read"))
+    receipt = erase(milvus, store, EraseSelection(crop_ids=(crop_id_of("s3://archive/0.jpg"),)))
+    assert (receipt.crops, receipt.copies, receipt.unread) == (2, 1, 0)
+    assert read_tombstones(store).erased_ids(
+        map(crop_id_of, (f"s3://archive/{n}.jpg" for n in range(4)))
+    ) == {
+        crop_id_of("s3://archive/0.jpg"),
+        crop_id_of("s3://archive/2.jpg"),
+    }
+
+
+def _zeros(numbers: np.ndarray) -> np.ndarray:
+    return np.zeros((len(numbers), 1024), np.float32)
+
+
 def test_a_camera_or_a_time_selects_no_copies(milvus: Milvus, store: Store, make_run) -> None:
     make_run("r1", 50)
     receipt = erase(milvus, store, EraseSelection(cameras=("cam-3",)))
@@ -327,3 +350,13 @@ def test_the_receipt_and_the_tombstones_name_no_crop(milvus: Milvus, store: Stor
     for info in store.list("erasures"):
         assert str(wanted).encode() not in store.get(info.key)
         assert wanted.to_bytes(8, "little") not in store.get(info.key)
+
+
+def test_an_erasure_by_time_refuses_times_that_cannot_be(milvus: Milvus, store: Store, make_run) -> None:
+    make_run("r1", 50)  # its times are of 1970, as if seconds had been taken for milliseconds
+    window = EraseSelection(captured_to=10**12)
+    with pytest.raises(BadInput, match="45 crops have none that is plausible, such as s3://archive/cam-"):
+        forget(milvus, store, window, reason="r", dry_run=False, times=TimeRange())
+    assert erasure_ids(store) == []
+    by_camera = EraseSelection(cameras=("cam-3",))
+    assert forget(milvus, store, by_camera, reason="r", dry_run=True, times=TimeRange()).crops == 10

@@ -192,7 +192,7 @@ def test_a_rollback_whose_alias_moves_at_the_same_time_is_refused(
     monkeypatch.setattr(promotion, "acquire", after_a_promotion)
     assert rollback(milvus, store, "clvr", second.name).generation == second
     with pytest.raises(Locked, match="moved clvr"):
-        promote(milvus, store, first.name, replacing=third)
+        promote(milvus, store, first.name, replacing=third.name)
     assert collection.live_generation(milvus, "clvr") == second
 
 
@@ -302,14 +302,31 @@ def test_a_retirement_cut_off_before_its_record_is_completed_by_the_next(
         cut_drops(cut)
         with pytest.raises(KeyboardInterrupt):
             retire(milvus, store, "clvr", keep=1)
-    assert [record.name for record in records.without_collection(milvus, store, "clvr")] == [
-        generations[0].name
-    ]
+    (gone,) = records.without_collection(milvus, store, "clvr")
+    assert (gone.name, gone.state) == (generations[0].name, "dropping")
     done = retire(milvus, store, "clvr", keep=1)
     assert (done.corrected, done.dropped) == ((generations[0].name,), (generations[1].name,))
     states = {record.name: record.state for record in records.list_records(store, "clvr")}
     assert [states[generation.name] for generation in generations] == ["dropped", "dropped", "ready"]
     assert retire(milvus, store, "clvr", keep=1).corrected == ()
+
+
+def test_a_drop_cut_off_before_its_collection_is_completed_by_whoever_changes_rows_next(
+    milvus: Milvus, store: Store, make_run
+) -> None:
+    run = make_run("r1", 20)
+    first, second, third = (load_runs(milvus, store, [run], alias="clvr") for _ in range(3))
+    for generation in (first, second, third):
+        promote(milvus, store, generation.name, force="test")
+    records.update(store, first.name, state="dropping")
+    for move in (promote, lambda *place, force: rollback(*place[:2], "clvr", place[2], force=force)):
+        with pytest.raises(BadInput, match="drop was interrupted"):
+            move(milvus, store, first.name, force="now")
+    load_runs(milvus, store, [run], alias="clvr")
+    assert not milvus.call("has_collection", first.name)
+    assert records.read(store, first.name).state == "dropped"
+    records.update(store, second.name, state="dropping")
+    assert retire(milvus, store, "clvr", keep=9).dropped == (second.name,)
 
 
 def test_a_retirement_corrects_the_record_of_a_collection_dropped_by_hand(

@@ -130,6 +130,9 @@ def test_no_byte_is_left_and_every_sum_still_holds(
         assert collection.row_count(milvus, generation) == 57
         assert not reconcile(milvus, store, generation, [Run.open(store, "r1")]).differences
     assert records.read(store, live.name).state == "dropped"  # type: ignore[union-attr]
+    assert records.current_name(store, live.name) == current.name == records.current_name(store, current.name)
+    assert records.current_name(store, retained.name) == before.name
+    assert records.current_name(store, "clvr_gone") == "clvr_gone"
     assert [path for path in Path(milvus.uri).rglob("*.parquet") if live.name in str(path)] == []
     for path in Path(milvus.uri).rglob("*.parquet"):
         assert not np.isin(pq.read_table(path)["crop_id"].to_numpy(), ERASED).any()
@@ -147,6 +150,20 @@ def test_an_audit_finds_what_is_only_hidden(milvus: Milvus, store: Store, vector
     assert found["generation"] == 0
     assert found["runs"] > 0
     assert found["index file"] == 3
+
+
+def test_a_process_that_has_nothing_loaded_yet_purges_too(
+    milvus: Milvus, store: Store, vectors: list[bytes]
+) -> None:
+    generation = load_runs(milvus, store, [list_runs(store)[0]], alias="clvr")
+    forget(milvus, store, SELECTION, reason="case 17", dry_run=False)
+    milvus.call("release_collection", generation.name)
+    receipt = purge(milvus, store, nothing_else, reason="later")  # type: ignore[arg-type]
+    (current,) = collection.list_generations(milvus)
+    assert current.name != generation.name
+    assert collection.row_count(milvus, current) == 57
+    assert (receipt.reason, receipt.crops) == ("later", 0)
+    assert list(traces(store, vectors)) == []
 
 
 def test_a_second_purge_changes_nothing(milvus: Milvus, store: Store, vectors: list[bytes]) -> None:

@@ -22,9 +22,12 @@ import pytest
 import index.runs.run
 from index.archive.manifest import crop_id_of
 from index.runs.accounting import QuarantinedCrop, quarantine_table
+from index.runs.balance import check_run
 from index.runs.folder import RunFolder
+from index.runs.purge import purge_run
 from index.runs.run import Run, find_unfinished, list_runs
 from index.runs.shards import check_shard, read_shards, shard_table, write_shard
+from index.runs.tombstones import read_tombstones, write_tombstones
 from index.schema import EMBEDDING_DIM, MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, UNKNOWN_TIME
 from infra.errors import (
     BadSetting,
@@ -34,6 +37,7 @@ from infra.errors import (
     DuplicateCropId,
     EmptyArchive,
     FingerprintMismatch,
+    Locked,
     Mismatch,
     ObjectMissing,
     SchemaMismatch,
@@ -560,3 +564,73 @@ class TestKills:
         assert {name: digest for name, digest in killed.items() if "#" not in name} == contents(
             tmp_path / "whole"
         )
+
+
+class TestBesideAPurge:
+    """Whatever an embedding writes when a purge has written the run again is removed by itself."""
+
+    @pytest.fixture
+    def stale(self, store: Store) -> Run:
+        """A run as an embedding opened it; then one of its crops was erased and purged."""
+        run = create(store)
+        embed(run, 0)
+        return run
+
+    @staticmethod
+    def purge(run: Run, part: int) -> str:
+        crop = run.folder.part_rows(part).slice(0, 1).to_pylist()[0]
+        write_tombstones(run.store, "e", np.array([crop["crop_id"]]), [None])
+        run.store.put("erasures/e/receipt.json", b"{}")
+        purge_run(Run.open(run.store, "r"), read_tombstones(run.store))
+        return str(crop["uri"])
+
+    @staticmethod
+    def objects_with(store: Store, uri: str) -> list[str]:
+        found = []
+        for info in store.list("runs"):
+            if info.key.endswith(".parquet"):
+                table = pq.read_table(Path(store.uri, info.key))
+                if "uri" in table.column_names and uri in table["uri"].to_pylist():
+                    found.append(info.key)
+        return found
+
+    def finish_again(self, store: Store) -> None:
+        run = Run.open(store, "r")
+        for part in run.pending_parts():
+            embed(run, part)
+        run.finish()
+        assert check_run(run).listed == CROPS
+
+    def test_a_part_that_was_computed_before_is_refused(
+        self, stale: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows, crops = stale.folder.part_rows(1), stale.part_manifest(1)
+        uri = self.purge(stale, 1)
+        with pytest.raises(Locked, match="purged from run r meanwhile"):
+            stale.write_part(1, *outcome(crops))
+        # The same if the purge begins within the write.
+        monkeypatch.setattr(stale.folder, "part_rows", lambda part: rows)
+        with pytest.raises(Locked, match="purged from run r meanwhile"):
+            stale.write_part(1, *outcome(crops))
+        assert self.objects_with(store, uri) == []
+        assert Run.open(store, "r").pending_parts() == [1, 2, 3]
+        self.finish_again(store)
+
+    def test_a_shard_whose_rows_were_read_before_is_refused(
+        self, stale: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for part in range(1, 4):
+            embed(stale, part)
+        uris: list[str] = []
+
+        def write_beside(place: Store, key: str, rows: Any, **options: Any) -> Any:
+            batches = list(rows)
+            uris.append(self.purge(stale, 1))
+            return write_shard(place, key, batches, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(index.runs.run, "write_shard", write_beside)
+            with pytest.raises(Locked, match="purged from run r meanwhile"):
+                stale.finish()
+        assert self.objects_with(store, uris[0]) == []
+        self.finish_again(store)

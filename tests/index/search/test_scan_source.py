@@ -10,10 +10,12 @@ from index.filters import Filters
 from index.generations.load import load_runs
 from index.milvus.client import Milvus
 from index.runs import shards
+from index.runs.purge import purge_run
 from index.runs.run import Run
-from index.runs.tombstones import TombstoneWatch
+from index.runs.tombstones import TombstoneWatch, read_tombstones
 from index.search.milvus_source import MilvusSource
 from index.search.scan_source import ScanSource, prefetch
+from infra.errors import ObjectMissing
 from infra.store import Store
 
 MakeRun = Callable[..., Run]
@@ -128,3 +130,24 @@ def test_a_scan_that_is_open_leaves_out_what_is_erased_meanwhile(
     after = [hit.crop_id for hit in source.nearest(probe, 10, Filters())[0]]
     assert after[:6] == before[4:] and not set(after) & set(before[:4])
     assert source.erased_ids(before) == set(before[:4])
+
+
+def test_a_scan_goes_on_when_a_purge_writes_its_run_again(
+    run: Run, store: Store, hide: Callable[..., str]
+) -> None:
+    source = ScanSource([run])
+    ids = run.manifest()["crop_id"].to_pylist()
+    probes = np.stack(list(source.vectors(ids[:2]).values()))
+    hide(store, ids[2:4])
+    purge_run(run, read_tombstones(store))
+    # Within half a second the source still has its old plan, whose shards are gone.
+    found = {hit.crop_id for hits in source.nearest(probes, 300, Filters()) for hit in hits}
+    assert found == set(ids) - set(ids[2:4])
+    assert set(source.crops(ids)) == found
+
+
+def test_a_shard_that_is_gone_is_an_error(run: Run, store: Store) -> None:
+    source = ScanSource([run])
+    store.delete(run.shard_keys()[0])
+    with pytest.raises(ObjectMissing):
+        source.nearest(np.zeros((1, 1024), np.float32), 3, Filters())

@@ -34,7 +34,7 @@ from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.job import EmbedRequest
 from jobs.generations.erase import ForgetRequest, audit_erasure, forget_crops
-from jobs.generations.load import verify_generation
+from jobs.generations.load import promote_generation, rollback_generation, verify_generation
 from jobs.reindex import job
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import ReindexRun, Step
@@ -215,6 +215,31 @@ def test_failed_gate_keeps_the_live_generation_and_is_in_the_summary(
         8,
     )
     assert "Failed at gate" in site.store.get("nights/bad/summary.html").decode()
+
+
+@pytest.mark.slow
+def test_a_night_does_not_promote_over_a_rollback_during_its_gate(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.reindex("first")
+    before, _ = site.verified()
+    site.reindex("second", full=True)
+
+    def rolled_back(context: Any) -> dict[str, Any]:
+        outcome = job.gate_step(context)
+        rollback_generation(site.settings)
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setitem(job.STEP_FUNCTIONS, "gate", rolled_back)
+        with pytest.raises(Locked, match="another process moved"):
+            site.reindex("third", full=True)
+    assert site.verified()[0] == before
+    with pytest.raises(Locked, match="another process moved"):
+        site.reindex("third", full=True)
+    built = max(record.name for record in records.list_records(site.store))
+    promote_generation(built, site.settings, new_model=False, force=None)
+    assert site.reindex("third", full=True).summary["live"]["generation"] == built
 
 
 @pytest.mark.slow

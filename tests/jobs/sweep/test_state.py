@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from index.archive.manifest import crop_id_of
+from index.runs.tombstones import ErasedCrops, read_tombstones, write_tombstones
 from infra.errors import AccountingError, BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, open_store
 from jobs.sweep.audit import AuditLog, AuditRecord, append_record, require_record
-from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep, checked_list
+from jobs.sweep.purge import count_in_sweep, purge_sweep
+from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep, anonymous_list, checked_list
 
 
 def probe_list(count: int = 10) -> pa.Table:
@@ -82,14 +86,59 @@ def test_a_part_with_outcomes_of_other_probes_raises(sweep: Sweep) -> None:
 def test_a_folder_contains_one_sweep(sweep: Sweep) -> None:
     with pytest.raises(Mismatch, match="already contains a sweep"):
         create(sweep.store)
-    sweep.require_same(probe_list(), {"top": 5}, "f")
+    sweep.require_same(probe_list(), {"top": 5}, "f", ErasedCrops())
     for probes, request, model, difference in (
         (probe_list(9), {"top": 5}, "f", "the probes"),
         (probe_list(), {"top": 6}, "f", "top"),
         (probe_list(), {"top": 5}, "other", "the model"),
     ):
         with pytest.raises(Mismatch, match=difference):
-            sweep.require_same(probes, request, model)
+            sweep.require_same(probes, request, model, ErasedCrops())
+
+
+def test_a_sweep_whose_probe_was_erased_is_continued_by_the_same_command(
+    sweep: Sweep, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tombstones(store, "e", np.array([crop_id_of("/x/3.jpg"), crop_id_of("/x/9.jpg")]), [None, None])
+    store.put("erasures/e/receipt.json", b"{}")
+    erased = read_tombstones(store)
+    (tmp_path / "link").symlink_to("/x")
+    monkeypatch.chdir(tmp_path)
+    as_typed = checked_list([f"p{n}" for n in range(10)], [f"link/{n}.jpg" for n in range(10)], "here")
+    assert anonymous_list(as_typed, erased)["uri"].to_pylist()[3] == "(erased)"
+    sweep.require_same(probe_list(), {"top": 5}, "f", erased)
+    finish_part(sweep, 0)
+    assert purge_sweep(sweep.store, erased, None).found > 0  # type: ignore[union-attr]
+    again = Sweep.open(sweep.store)
+    assert again is not None
+    assert again.all_probes()["uri"].to_pylist()[9] == "(erased)"
+    again.require_same(probe_list(), {"top": 5}, "f", erased)
+    with pytest.raises(Mismatch, match="the probes"):
+        again.require_same(probe_list(), {"top": 5}, "f", ErasedCrops())
+    with pytest.raises(Mismatch, match="the probes"):
+        again.require_same(probe_list(9), {"top": 5}, "f", erased)
+
+
+def test_a_purge_finds_what_a_sweep_or_a_purge_left_when_it_was_cut_off(sweep: Sweep, store: Store) -> None:
+    write_tombstones(store, "e", np.array([crop_id_of("/x/3.jpg")]), [None])
+    store.put("erasures/e/receipt.json", b"{}")
+    erased = read_tombstones(store)
+    folder = sweep.store
+    finish_part(sweep, 0)
+    folder.delete("results/part-00000.parquet")  # cut off between the outcomes and the matches
+    (old_list,) = (info.key for info in folder.list("list"))
+    data = folder.get(old_list)
+    assert count_in_sweep(folder, erased) == 2
+    assert purge_sweep(folder, erased, None).left == 0  # type: ignore[union-attr]
+    folder.put(old_list, data)  # cut off before the old list was deleted
+    assert count_in_sweep(folder, erased) == 1
+    purge_sweep(folder, erased, None)
+    assert count_in_sweep(folder, erased) == 0
+    folder.put(old_list, data)
+    folder.delete("sweep.json")  # cut off before sweep.json
+    assert count_in_sweep(folder, erased) == 1
+    purge_sweep(folder, erased, None)
+    assert (count_in_sweep(folder, erased), folder.head(old_list)) == (None, None)
 
 
 def test_an_empty_folder_has_no_sweep(tmp_path: Path) -> None:
