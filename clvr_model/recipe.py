@@ -285,7 +285,7 @@ class Recipe(_Fields):
             "flip": {stage.name: stage.horizontal_flip for stage in self.stages},
             "frozen_statistics": {stage.name: stage.frozen_statistics for stage in self.stages},
             "precision": self.precision,
-            "dropout": 0.0,
+            "dropout": "0.5 after fc6 while it learns" if self.backbone == "vgg_m" else 0.0,
             "auxiliary_head": False,
             "l2_normalised": self.l2_normalized,
             "frozen_stage_batch_statistics": (

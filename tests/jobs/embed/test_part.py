@@ -71,6 +71,22 @@ def test_each_row_has_the_feature_of_its_image(archive: Store, tmp_path: Path) -
     assert report.seconds.model_seconds > 0 and report.seconds.decode_seconds > 0 and report.bytes > 0
 
 
+def test_images_have_the_size_of_the_model(archive: Store, tmp_path: Path) -> None:
+    shapes = set()
+
+    class Smaller(Means):
+        image_size = 224
+
+        def __call__(self, images: Any) -> Embeddings:
+            shapes.add(images.shape[1:])
+            return super().__call__(images)
+
+    run = run_of(archive, tmp_path)
+    embed_part(run, 0, Smaller(), archive, on_progress=lambda _: None)
+    assert run.finish().embedded == CROPS - 1
+    assert shapes == {(224, 224, 3)}
+
+
 def test_part_of_failures_only_reports_progress(archive: Store, tmp_path: Path) -> None:
     for number in range(CROPS):
         archive.put(f"{number:02d}.jpg", b"no picture")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from clvr_model.checkpoint import load_checkpoint
+from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
+from clvr_model.network import Architecture, Clvr
 from infra.store import open_store
 
 # Nine training vehicles of four images; a frozen backbone runs once, so that the epochs take no time.
@@ -49,6 +50,11 @@ def test_ccl_learns_from_vehicles_alone_at_its_own_image_size(clvr, archive, tmp
     again = clvr(*arguments(archive, tmp_path / "model", "ccl", "--json"))
     assert json.loads(again.stdout) == result
 
+
+@pytest.mark.slow
+def test_archive_is_embedded_and_evaluated_by_a_network_without_a_classifier(clvr, archive, tmp_path) -> None:
+    network = Clvr.of(Architecture(classes=0, backbone="vgg_m"), seed=1)
+    save_checkpoint(str(tmp_path / "model"), network, Card(label_ids=(), labels_used="vehicle"))
     # The archive is embedded and evaluated by it as by any other: vehicles are found, and no model is named.
     runs = {"CLVR_RUNS": str(tmp_path / "runs")}
     labels, model = str(archive / "labels/labels.parquet"), str(tmp_path / "model")
@@ -62,6 +68,7 @@ def test_ccl_learns_from_vehicles_alone_at_its_own_image_size(clvr, archive, tmp
     assert evaluated.returncode == 0, evaluated.stderr
     assert "rank-1" in evaluated.stdout.lower() or "rank 1" in evaluated.stdout.lower()
     assert "labels used" in html.read_text()
+    assert "model -1" not in html.read_text()
 
 
 def test_mixeddiff_learns_from_both_labels_in_three_stages(clvr, archive, tmp_path) -> None:
