@@ -11,6 +11,7 @@
     ├── StoreError                 4   object storage
     │   ├── StoreUnreachable           no answer, or only errors after all retries
     │   ├── StoreDenied                wrong credentials, or no permission
+    │   │   └── CredentialsRejected        the credentials themselves: wrong or expired
     │   ├── ObjectArchived             an object in cold storage, which must be restored first
     │   ├── BucketMissing              the bucket (or the local root folder) does not exist
     │   ├── ObjectMissing              no such key
@@ -117,6 +118,10 @@ class StoreUnreachable(StoreError):
 
 class StoreDenied(StoreError):
     """Wrong credentials, or no permission."""
+
+
+class CredentialsRejected(StoreDenied):
+    """The credentials themselves are wrong or expired, so no object can be read by them."""
 
 
 class ObjectArchived(StoreError):

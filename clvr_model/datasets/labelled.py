@@ -28,17 +28,42 @@ _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a release says of one image beside model, vehicle and camera; empty text is unknown.
+
+    box: left, top, right, bottom of the vehicle in pixels, right and bottom exclusive; None: the whole image.
+    """
+
+    color: str = ""
+    body_type: str = ""
+    track: str = ""
+    model_name: str = ""
+    box: tuple[int, int, int, int] | None = None
+
+
+NO_ATTRIBUTES: Final = Attributes()
+_TEXT_COLUMNS: Final = ("camera_ids", "colors", "body_types", "track_ids")
+
+
+@dataclass(frozen=True, slots=True)
 class LabeledImages:
-    """n images in a fixed order; `model_ids` are the source's, or UNKNOWN_MODEL."""
+    """n images in a fixed order; `model_ids` are the source's, or UNKNOWN_MODEL.
+
+    A column of a release that does not have it is None; a value that is unknown is -1 or the empty text.
+    """
 
     uris: list[str]
     model_ids: NDArray[np.int64]  # (n,)
     vehicle_ids: NDArray[np.int64] | None = None  # (n,)
     camera_ids: list[str] | None = None
     model_names: dict[int, str] = field(default_factory=dict)
+    colors: list[str] | None = None
+    body_types: list[str] | None = None
+    track_ids: list[str] | None = None
+    boxes: NDArray[np.int32] | None = None  # (n, 4) left, top, right, bottom in pixels; -1: the whole image
 
     def __post_init__(self) -> None:
-        for name in ("model_ids", "vehicle_ids", "camera_ids"):
+        for name in ("model_ids", "vehicle_ids", "boxes", *_TEXT_COLUMNS):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.uris):
                 raise BadLabels(f"{len(self.uris)} images, but {len(column)} {name}")
@@ -53,10 +78,14 @@ class LabeledImages:
 
     def take(self, rows: NDArray[np.integer[Any]]) -> "LabeledImages":
         """Return the images at `rows`, in that order."""
-        cameras = None if self.camera_ids is None else [self.camera_ids[i] for i in rows]
-        vehicles = None if self.vehicle_ids is None else self.vehicle_ids[rows]
+        texts = {name: getattr(self, name) for name in _TEXT_COLUMNS}
         return LabeledImages(
-            [self.uris[i] for i in rows], self.model_ids[rows], vehicles, cameras, self.model_names
+            uris=[self.uris[i] for i in rows],
+            model_ids=self.model_ids[rows],
+            vehicle_ids=None if self.vehicle_ids is None else self.vehicle_ids[rows],
+            model_names=self.model_names,
+            boxes=None if self.boxes is None else self.boxes[rows],
+            **{name: None if text is None else [text[i] for i in rows] for name, text in texts.items()},
         )
 
     def with_known_model(self) -> "LabeledImages":
@@ -72,8 +101,17 @@ class TrainingList:
         self._models: list[int] = []
         self._vehicles: list[int] = []
         self._cameras: list[str] = []
+        self._attributes: list[Attributes] = []
 
-    def add(self, where: str, uri: str, model: int, vehicle: int = -1, camera: str = "") -> None:
+    def add(
+        self,
+        where: str,
+        uri: str,
+        model: int,
+        vehicle: int = -1,
+        camera: str = "",
+        attributes: Attributes = NO_ATTRIBUTES,
+    ) -> None:
         """Add one image; `where` names its line. Raises BadLabels for a repeated image."""
         if uri in self._seen:
             raise BadLabels(f"{where}: {uri} is already listed in {self._seen[uri]}")
@@ -81,19 +119,29 @@ class TrainingList:
         self._models.append(model)
         self._vehicles.append(vehicle)
         self._cameras.append(camera)
+        self._attributes.append(attributes)
 
     def to_images(self, model_names: dict[int, str], where: str) -> LabeledImages:
         """Return the images in the order of their lines. Raises BadLabels if there are none."""
         if not self._seen:
             raise BadLabels(f"{where} lists no image")
         known = any(vehicle >= 0 for vehicle in self._vehicles)
+        boxes = [each.box for each in self._attributes]
         return LabeledImages(
-            list(self._seen),
-            np.array(self._models, dtype=np.int64),
-            np.array(self._vehicles, dtype=np.int64) if known else None,
-            self._cameras if any(self._cameras) else None,
-            model_names,
+            uris=list(self._seen),
+            model_ids=np.array(self._models, dtype=np.int64),
+            vehicle_ids=np.array(self._vehicles, dtype=np.int64) if known else None,
+            camera_ids=_if_any(self._cameras),
+            model_names=model_names,
+            colors=_if_any([each.color for each in self._attributes]),
+            body_types=_if_any([each.body_type for each in self._attributes]),
+            track_ids=_if_any([each.track for each in self._attributes]),
+            boxes=np.array([box or (-1,) * 4 for box in boxes], dtype=np.int32) if any(boxes) else None,
         )
+
+
+def _if_any(texts: list[str]) -> list[str] | None:
+    return texts if any(texts) else None
 
 
 def split_per_class(

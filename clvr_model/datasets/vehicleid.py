@@ -4,6 +4,8 @@
     attribute/img2vid.txt                       image, vehicle
     attribute/model_attr.txt                    vehicle, model (training vehicles only)
     attribute/model_names.txt                   name, model (optional)
+    attribute/color_attr.txt                    vehicle, colour (10,086 vehicles; optional)
+    attribute/color_names.txt                   name, colour: seven (optional)
     train_test_split/train_list.txt             image, vehicle
     train_test_split/test_list_{800,1600,2400}.txt
 
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages
+from clvr_model.datasets.labelled import UNKNOWN_MODEL, Attributes, LabeledImages
+from clvr_model.datasets.test_lists import TestList
 from infra.errors import BadLabels, BadSetting, ObjectMissing
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 _IMAGES: Final = "attribute/img2vid.txt"
 _MODELS: Final = "attribute/model_attr.txt"
 _NAMES: Final = "attribute/model_names.txt"
+_COLORS: Final = "attribute/color_attr.txt"
+_COLOR_NAMES: Final = "attribute/color_names.txt"
 _LISTS: Final = "train_test_split/"
 _SPLIT: Final = re.compile(r"train|labelled|test_[0-9]{1,9}")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
@@ -32,9 +37,8 @@ _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
     """Read one split under `root` (a local folder or S3), with VehicleID's own vehicle and model ids.
 
-    - 'train': the images of train_list.txt: 113,346 of 13,164 vehicles by the paper's count, of which 90,168
-    have
-      one of 228 models
+    - 'train': the images of train_list.txt, 113,346 of 13,164 vehicles by the paper's count; 90,168 of them
+      are of vehicles with one of 228 models, the others have an unknown model
     - 'labelled': all images outside of the test lists whose vehicle has a model; the same images as 'train',
       for releases without train_list.txt
     - 'test_800', 'test_1600', 'test_2400' (or any test list there is): its images; their models are unknown
@@ -57,12 +61,36 @@ def read_vehicleid(root: str, split: str = "train") -> LabeledImages:
             raise BadLabels(f"no image of split {split!r} has a model in {store.uri_of(_MODELS)}")
         images = known if by_model else images
     vehicles = np.fromiter(images.values(), dtype=np.int64, count=len(images))
+    colors = _colors_of(store)
     return LabeledImages(
         uris=[store.uri_of(f"image/{image}.jpg") for image in images],
         model_ids=np.array([models.get(int(vehicle), UNKNOWN_MODEL) for vehicle in vehicles], dtype=np.int64),
         vehicle_ids=vehicles,
-        model_names=_model_names(store),
+        model_names=_numbered_names(store, _NAMES),
+        colors=[colors.get(vehicle, "") for vehicle in images.values()] if colors else None,
     )
+
+
+def is_vehicleid(store: "Store") -> bool:
+    """Whether its list of all images or one of its test lists is there."""
+    return store.head(_IMAGES) is not None or bool(_test_splits(store))
+
+
+def read_vehicleid_tests(root: str, split: str | None = None) -> list[TestList]:
+    """Read one split, or all test lists, smallest first; they give no roles.
+
+    Raises as `read_vehicleid` does.
+    """
+    lists = []
+    for name in list_test_splits(root) if split is None else [split]:
+        images = read_vehicleid(root, name)
+        test_list = TestList("vehicleid-paper", name, dataset="VehicleID")
+        colors = images.colors or [""] * len(images)
+        vehicles = () if images.vehicle_ids is None else images.vehicle_ids.tolist()
+        for uri, vehicle, color in zip(images.uris, vehicles, colors, strict=True):
+            test_list.add(uri, vehicle, "", "", Attributes(color=color))
+        lists.append(test_list)
+    return lists
 
 
 def list_test_splits(root: str) -> list[str]:
@@ -116,16 +144,16 @@ def _vehicles_of_images(store: "Store", name: str) -> dict[str, tuple[int, int]]
     return owners
 
 
-def _attributes(store: "Store", name: str) -> dict[int, int]:
-    """Vehicle -> model."""
-    models: dict[int, int] = {}
-    for line, (vehicle, model) in _pairs(store, name):
-        if models.setdefault(int(vehicle), model) != model:
+def _attributes(store: "Store", name: str, kind: str = "model") -> dict[int, int]:
+    """Vehicle -> model, or colour."""
+    numbers: dict[int, int] = {}
+    for line, (vehicle, number) in _pairs(store, name):
+        if numbers.setdefault(int(vehicle), number) != number:
             raise BadLabels(
-                f"{store.uri_of(name)}, line {line}: vehicle {vehicle} has model {model}, "
-                f"but {models[int(vehicle)]} in an earlier line"
+                f"{store.uri_of(name)}, line {line}: vehicle {vehicle} has {kind} {number}, "
+                f"but {numbers[int(vehicle)]} in an earlier line"
             )
-    return models
+    return numbers
 
 
 def _attributes_if_any(store: "Store") -> dict[int, int]:
@@ -149,21 +177,31 @@ def _pairs(store: "Store", name: str) -> list[tuple[int, tuple[str, int]]]:
     return pairs
 
 
-def _model_names(store: "Store") -> dict[int, str]:
-    """Model -> name; names may contain spaces; the last field of a line is the model."""
-    if store.head(_NAMES) is None:
+def _numbered_names(store: "Store", file: str) -> dict[int, str]:
+    """Number -> name; names may contain spaces; the last field of a line is the model or the colour."""
+    if store.head(file) is None:
         return {}
     names = {}
-    for line, text in enumerate(_text(store, _NAMES).splitlines(), start=1):
-        name, _, model = text.strip().rpartition(" ")
+    for line, text in enumerate(_text(store, file).splitlines(), start=1):
+        name, _, number = text.strip().rpartition(" ")
         if not text.strip():
             continue
-        if not name or not _DIGITS.fullmatch(model):
+        if not name or not _DIGITS.fullmatch(number):
+            kind = "model" if file == _NAMES else "colour"
             raise BadLabels(
-                f"{store.uri_of(_NAMES)}, line {line}: {text[:60]!r} does not end in a model number"
+                f"{store.uri_of(file)}, line {line}: {text[:60]!r} does not end in a {kind} number"
             )
-        names[int(model)] = name.strip()
+        names[int(number)] = name.strip()
     return names
+
+
+def _colors_of(store: "Store") -> dict[int, str]:
+    """Vehicle -> colour, or nothing for a copy without colours."""
+    if store.head(_COLORS) is None:
+        return {}
+    names = _numbered_names(store, _COLOR_NAMES)
+    colors = _attributes(store, _COLORS, "colour")
+    return {vehicle: names.get(color, f"color {color}") for vehicle, color in colors.items()}
 
 
 def _text(store: "Store", name: str) -> str:

@@ -7,6 +7,7 @@
     veri-wild         one random image per vehicle       all other images without junk 10 (lists: 1)
     vric              one random image per vehicle       one of it by another camera   10 (lists: 1)
     leave-one-out     every image                        all other images              1 (nothing is random)
+    listed            as a dataset lists them            as a dataset lists them       1 (nothing is random)
 
 The first is the text of the paper, the second the rule of nearly all public code. They give very different
 figures on the same features, so every figure names its protocol. Junk (VeRi-776) is an image of the probe's
@@ -38,6 +39,7 @@ RULES = {
     "without those of the probe's vehicle by the probe's camera",
     "vric": "one random image of each vehicle is the probe, one of it by another camera is in the gallery",
     "leave-one-out": "each image is the probe once, all other images are the gallery",
+    "listed": "the probes and the gallery are those of the dataset's lists; no image is junk",
 }
 EXCLUSION = "vehicles with a single image are excluded: they cannot have a true match"
 CAMERA_EXCLUSION = "vehicles seen by a single camera are excluded: they cannot have a true match"
@@ -215,6 +217,10 @@ def draw_splits(
         return [_CAMERA_PROTOCOLS[name](vehicle_ids, cameras, seed, repeat) for repeat in range(repeats)]
     if name == "leave-one-out":
         return [leave_one_out(vehicle_ids)]
+    if name == "listed":
+        raise BadLabels(
+            "protocol listed: the labels have no list of probes and gallery", remedy="use another protocol"
+        )
     split = vehicleid_paper if name == "vehicleid-paper" else vehicleid_common
     return [split(vehicle_ids, seed, repeat) for repeat in range(repeats)]
 

@@ -232,6 +232,9 @@ def _failures(report: GateReport) -> list[str]:
         )
     if report.recall_at_10 < report.recall_bar:
         failures.append(f"recall@10 is {report.recall_at_10:.4f}, less than {report.recall_bar}")
+    live_probes = report.live_golden.probes if report.live_golden else 0
+    if report.golden and not report.golden.probes and not live_probes:
+        failures.append("no golden probe is in it together with another one of its vehicle: check the list")
     if report.golden and report.live_golden:
         failures.extend(regressions(report.golden, report.live_golden))
     return failures

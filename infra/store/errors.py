@@ -22,6 +22,7 @@ from obstore.exceptions import (
 from infra.errors import (
     BadInput,
     BucketMissing,
+    CredentialsRejected,
     DiskFull,
     ObjectArchived,
     ObjectChanged,
@@ -40,6 +41,18 @@ _DENIED = re.compile(
     r"(status(?: code)?:? |\()(401|403)\b|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch"
     r"|ExpiredToken|InvalidToken|credentials|os error 13\b"
 )
+_REJECTED = frozenset(
+    {
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+"""Codes of S3 that concern the credentials and not one object."""
+
 # A key may hold any word and an address any number, so neither is searched for the cause.
 _ADDRESS = re.compile(r"(https?|s3|file)://\S+")
 _DENIED_REMEDY = "Check the access key, the secret key and their permissions (AWS_ACCESS_KEY_ID and so on)."
@@ -107,6 +120,9 @@ def _s3_error(failure: Exception, text: str, brief: str, where: str) -> StoreErr
             f"{where} is in cold storage",
             remedy="Restore it (aws s3api restore-object), then retry the quarantined crops.",
         )
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if code is not None and code[1] in _REJECTED:
+        return CredentialsRejected(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
     if isinstance(failure, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
         return StoreDenied(f"access to {where} is denied: {brief}", remedy=_DENIED_REMEDY)
     if _DENIED.search(_ADDRESS.sub("", brief)):

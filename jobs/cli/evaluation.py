@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out"),
+        typer.Option(help="vehicleid-paper, vehicleid-common, veri, veri-wild, vric, leave-one-out, listed"),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Only this split of --labels, or this test list of its dataset.")

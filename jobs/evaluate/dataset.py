@@ -10,11 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import load_checkpoint
+from clvr_model.datasets.registry import names_with_tests, read_test_lists
 from clvr_model.datasets.test_lists import TestList
-from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
-from clvr_model.datasets.veri import read_veri
-from clvr_model.datasets.veri_wild import read_veri_wild
-from clvr_model.datasets.vric import read_vric
 from index.archive.labels import read_label_table, require_fit, with_labels
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.runs.run import Run, list_runs
@@ -52,12 +49,14 @@ class EvaluationList:
     """The labels of one list; without a table they are those of the run's manifest.
 
     `table` has uri or key, and columns that `index.archive.labels.with_labels` joins. Keys are below `root`.
+    The columns color, body_type and model_name, of datasets that have them, are not joined.
     """
 
     name: str = ""
     table: pa.Table | None = None
     root: str = ""
     protocol: str = ""  # of the dataset
+    dataset: str = ""  # its name, '' for a table
     probes: frozenset[str] = field(default_factory=frozenset)  # keys, if the dataset defines the roles
     gallery: frozenset[str] = field(default_factory=frozenset)
 
@@ -81,7 +80,7 @@ def evaluation_lists(
     """Read the labels to evaluate, one entry per test list.
 
     labels: None for the run's manifest, a CSV or Parquet table (`split` selects rows), or a folder in the
-    layout of VehicleID, VeRi-776, VERI-Wild or VRIC (`split` selects a test list; default: all).
+    layout of a dataset with test lists (`clvr_model.datasets.registry`; `split` selects one, default: all).
     times: the plausible capture times; None: those of the environment. Raises BadLabels, StoreError.
     """
     if labels is None:
@@ -99,41 +98,40 @@ def evaluation_lists(
 def _dataset_lists(root: str, split: str | None) -> list[EvaluationList]:
     store = open_store(root)
     store.ensure()
-    if store.head("train_test_split/vehicle_info.txt") is not None:
-        return [_with_roles(test_list, store.uri) for test_list in read_veri_wild(root)]
-    if store.head("name_query.txt") is not None:
-        return [_with_roles(read_veri(root), store.uri)]
-    if store.head("vric_probe.txt") is not None:
-        return [_with_roles(read_vric(root), store.uri)]
-    tests = list_test_splits(root)
-    if not tests:
+    lists = read_test_lists(root, split)
+    if lists is None:
         raise BadLabels(
-            f"{root} is neither a label table nor a folder of VehicleID, VeRi-776, VERI-Wild or VRIC",
+            f"{root} is neither a label table nor a folder of {names_with_tests()}",
             remedy="give a .csv or .parquet with uri (or key) and vehicle_id, or the dataset's root",
         )
-    lists = []
-    for name in tests if split is None else [split]:
-        labelled = read_vehicleid(root, name)
-        keys = [uri.removeprefix(f"{store.uri}/") for uri in labelled.uris]
-        table = pa.table({"key": keys, "vehicle_id": labelled.vehicle_ids})
-        lists.append(EvaluationList(name, table, store.uri, "vehicleid-paper"))
-    return lists
+    return [_evaluation_list(test_list, store.uri) for test_list in lists]
 
 
-def _with_roles(test_list: TestList, root: str) -> EvaluationList:
+def _evaluation_list(test_list: TestList, root: str) -> EvaluationList:
     keys = [uri.removeprefix(f"{root}/") for uri in test_list.uris]
-    table = pa.table(
-        {
-            "key": pa.array(keys, pa.string()),
-            "vehicle_id": pa.array(test_list.vehicle_ids, pa.int64()),
-            "camera_id": pa.array(test_list.camera_ids, pa.string()),
-        }
-    )
+    attributes = test_list.attributes
+    texts = {
+        "camera_id": test_list.camera_ids,
+        "track_id": [each.track for each in attributes],
+        "color": [each.color for each in attributes],
+        "body_type": [each.body_type for each in attributes],
+        "model_name": [each.model_name for each in attributes],
+    }
+    columns = {"key": pa.array(keys, pa.string()), "vehicle_id": pa.array(test_list.vehicle_ids, pa.int64())}
+    columns |= {name: pa.array(column, pa.string()) for name, column in texts.items() if any(column)}
     roles = {
         role: frozenset(key for key, key_role in zip(keys, test_list.roles, strict=True) if key_role == role)
         for role in ("probe", "gallery")
     }
-    return EvaluationList(test_list.name, table, root, test_list.protocol, roles["probe"], roles["gallery"])
+    return EvaluationList(
+        name=test_list.name,
+        table=pa.table(columns),
+        root=root,
+        protocol=test_list.protocol,
+        dataset=test_list.dataset,
+        probes=roles["probe"],
+        gallery=roles["gallery"],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +152,7 @@ class LabelledRun:
     not_in_run_examples: tuple[str, ...] = ()
     dataset_split: Split | None = None  # the probes and the gallery that the dataset defines
     protocol: str = ""  # of the dataset
+    dataset: str = ""  # its name, '' if the labels are a table's or the manifest's
 
     @property
     def crop_ids(self) -> NDArray[np.int64]:
@@ -226,6 +225,7 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         not_in_run_examples=examples,
         dataset_split=_dataset_split(chosen, run.info.archive, uris),
         protocol=chosen.protocol,
+        dataset=chosen.dataset,
     )
 
 

@@ -17,6 +17,7 @@ from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
     CorruptObject,
+    CredentialsRejected,
     ObjectArchived,
     ObjectChanged,
     ObjectMissing,
@@ -80,8 +81,8 @@ def stream_images(
     prefetch: images (268 KB each at the default size) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
     erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
-    Raises errors that do not concern a single image: StoreUnreachable, and StoreDenied if the store refuses
-    this client, which after a refused image a listing shows.
+    Raises errors that do not concern a single image: StoreUnreachable, CredentialsRejected, and StoreDenied
+    if the store refuses this client, which after a refused image a listing shows.
     """
     loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops(), size)
     results = loader.run(prefetch)
@@ -90,6 +91,8 @@ def stream_images(
             if not isinstance(result, ClvrError):
                 yield position, result
                 continue
+            if isinstance(result, CredentialsRejected):
+                raise result
             if isinstance(result, StoreDenied):
                 reader.store.ensure()
             yield position, _failure_of(result)

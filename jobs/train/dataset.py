@@ -43,8 +43,8 @@ def read_labelled(
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
-    the rows of one split), a folder as VehicleID, VeRi-776, VERI-Wild or CompCars is released, or a folder
-    with one folder per model.
+    the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
+    folder per model.
     Without vehicle labels to learn from, vehicles are left out. Raises BadLabels, EmptyArchive, StoreError.
     """
     if data.lower().endswith(TABLE_SUFFIXES):
@@ -55,10 +55,22 @@ def read_labelled(
         release = read_release(data, split)
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
-        labelled = labelled.with_known_model()
+        labelled = _with_known_model(labelled, data)
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
+
+
+def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
+    known = labelled.with_known_model()
+    if not len(known):
+        raise BadLabels(
+            f"{data} {'has' if labelled.vehicle_ids is None else 'labels vehicles, but has'} no vehicle models to "
+            "train on",
+            remedy="Train on another dataset and evaluate on this one, give a table with your model_id, or learn "
+            "from vehicles: --recipe ccl",
+        )
+    return known
 
 
 def _with_known_vehicle(labelled: LabeledImages, data: str) -> LabeledImages:

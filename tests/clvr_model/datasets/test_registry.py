@@ -116,11 +116,11 @@ def test_an_unknown_folder_is_not_a_release(tmp_path: Path) -> None:
     assert read_release(put(open_store(str(tmp_path)), {"golf/1.jpg": "x"})) is None
 
 
-def test_vric_is_refused_because_it_has_no_models(tmp_path: Path) -> None:
-    root = put(open_store(str(tmp_path)), {"vric_train.txt": "a.jpg 3 15\n"})
-    with pytest.raises(BadLabels, match="no vehicle models") as caught:
-        read_release(root)
-    assert "model_id" in caught.value.remedy
+def test_a_release_without_models_gives_its_vehicles(tmp_path: Path) -> None:
+    images = read_release(put(open_store(str(tmp_path)), {"vric_train.txt": "a.jpg 3 15\n"}))
+    assert images is not None
+    assert images.vehicle_ids is not None
+    assert (images.classes, images.vehicle_ids.tolist(), images.camera_ids) == ([], [3], ["15"])
 
 
 @pytest.mark.parametrize("name", ["veri", "veri-wild"])

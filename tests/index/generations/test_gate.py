@@ -156,6 +156,13 @@ def test_golden_probes_that_are_not_in_the_generation_do_not_count(
     assert list(regressions(empty, GoldenResult(5, 1.0, 1.0, 1.0))) != []
 
 
+def test_golden_probes_that_fit_nothing_fail_the_gate(milvus: Milvus, store: Store, make_run) -> None:
+    _, report = gated(milvus, store, [make_run("r1", 30)], golden={1: 1, 2: 1})
+    assert report.failures == (
+        "no golden probe is in it together with another one of its vehicle: check the list",
+    )
+
+
 def test_golden_probes_without_a_match_are_refused() -> None:
     with pytest.raises(BadLabels, match="no two"):
         golden_probes(labels(1))

@@ -24,6 +24,7 @@ from index.milvus.client import Milvus
 from index.runs.balance import check_run
 from index.runs.run import Run, list_runs
 from index.runs.tombstones import erasure_ids, read_tombstones
+from index.schema import SHARD_SCHEMA
 from infra.errors import ClvrError, CountMismatch
 from infra.store import Store
 from infra.store.sealed import seal, unseal
@@ -174,6 +175,21 @@ def test_a_second_purge_changes_nothing(milvus: Milvus, store: Store, vectors: l
     assert {info.key: store.get(info.key) for info in store.list("runs")} == before
     assert (receipt.reason, receipt.crops, sum(place.found for place in receipt.places)) == ("again", 0, 0)
     assert len(erasure_ids(store)) == 2
+
+
+def test_a_row_that_came_back_is_deleted_again(milvus: Milvus, store: Store, vectors: list[bytes]) -> None:
+    """A compaction of a server may lose deletions; the audit sees such rows, and its remedy is true."""
+    generation = load_runs(milvus, store, [list_runs(store)[0]], alias="clvr")
+    rows = list(collection.fetch_rows(milvus, generation.name, ERASED, SHARD_SCHEMA.names))
+    erase(milvus, store)
+    name = records.current_name(store, generation.name)
+    milvus.call("insert", name, rows)
+    erased = read_tombstones(store)
+    assert sum(place.found for place in audit_index(milvus, erased) if place.kind == "generation") == 3
+    purge(milvus, store, nothing_else)  # type: ignore[arg-type]
+    assert sum(place.found for place in audit_index(milvus, erased)) == 0
+    current = collection.get_generation(milvus, records.current_name(store, name))
+    assert not reconcile(milvus, store, current, [Run.open(store, "r1")]).differences
 
 
 def test_a_purged_run_is_loaded_again_and_compared_with_the_archive(

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import BadInput, ClvrError, ObjectArchived, ObjectMissing, StoreDenied, StoreError
+from infra.errors import (
+    BadInput,
+    ClvrError,
+    CredentialsRejected,
+    ObjectArchived,
+    ObjectMissing,
+    StoreDenied,
+    StoreError,
+)
 from infra.store import Store, StoreSettings, open_store
 from infra.store.s3 import session_with_credentials
 
@@ -104,8 +112,8 @@ def test_the_environment_names_public_buckets_and_who_pays() -> None:
     [
         (403, "InvalidObjectState", ObjectArchived, "in cold storage"),
         (403, "AccessDenied", StoreDenied, "is denied"),
-        (403, "ExpiredToken", StoreDenied, "is denied"),
-        (403, "SignatureDoesNotMatch", StoreDenied, "is denied"),
+        (403, "ExpiredToken", CredentialsRejected, "is denied"),
+        (403, "SignatureDoesNotMatch", CredentialsRejected, "is denied"),
         (404, "NoSuchKey", ObjectMissing, "no object"),
     ],
 )

@@ -157,6 +157,29 @@ def test_lists_with_roles_need_images_of_the_run(make_run: Make, settings: Setti
         evaluate_run(EvaluateRequest("r1", labels=str(folder)), settings)
 
 
+def test_the_lists_of_a_dataset_without_cameras_are_evaluated_as_listed(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    make_run("r1", labelled=False)
+    folder = tmp_path / "lists" / "query_ref"
+    folder.mkdir(parents=True)
+    lines = [f"{row:07d} {vehicle} {vehicle % 4} 1\n" for row, vehicle in enumerate(VEHICLES.tolist())]
+    (folder / "querylist.txt").write_text("".join(lines[::5]))
+    (folder / "small_set.txt").write_text("".join(lines))
+    (listed,) = evaluate_run(EvaluateRequest("r1", labels=str(folder.parent)), settings).lists
+    (result,) = listed.results
+    assert (result.name, result.has_user_splits) == ("listed", True)
+    assert (result.probes, result.gallery) == (12, 60)
+    assert listed.labelled.dataset == "PKU-VD"
+    with pytest.raises(BadLabels, match="has no test list 'large'"):
+        evaluate_run(EvaluateRequest("r1", labels=str(folder.parent), split="large"), settings)
+    with pytest.raises(BadLabels, match="protocol listed: the labels have no list of probes"):
+        table = tmp_path / "labels.csv"
+        rows = (f"image/{row:07d}.jpg,{vehicle}\n" for row, vehicle in enumerate(VEHICLES.tolist()))
+        table.write_text("key,vehicle_id\n" + "".join(rows))
+        evaluate_run(EvaluateRequest("r1", labels=str(table), protocols=("listed",)), settings)
+
+
 def test_excluded_crops_and_labels_are_counted_with_the_reason(
     make_run: Make, settings: Settings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
