@@ -64,11 +64,13 @@ def read_labelled(
 def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
     known = labelled.with_known_model()
     if not len(known):
+        what = "has" if labelled.vehicle_ids is None else "labels vehicles, but has"
         raise BadLabels(
-            f"{data} {'has' if labelled.vehicle_ids is None else 'labels vehicles, but has'} no vehicle models to "
-            "train on",
-            remedy="Train on another dataset and evaluate on this one, give a table with your model_id, or learn "
-            "from vehicles: --recipe ccl",
+            f"{data} {what} no vehicle models to train on",
+            remedy=(
+                "Train on another dataset and evaluate on this one, give a table with your model_id, or learn "
+                "from vehicles with --recipe ccl."
+            ),
         )
     return known
 
