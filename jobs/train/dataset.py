@@ -68,7 +68,7 @@ def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
         raise BadLabels(
             f"{data} {what} no vehicle models to train on",
             remedy=(
-                "Train on another dataset and evaluate on this one, give a table with your model_id, or learn "
+                "Train on another dataset and evaluate on this one, give a table with model_id, or learn "
                 "from vehicles with --recipe ccl."
             ),
         )
