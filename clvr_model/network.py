@@ -48,8 +48,9 @@ class Architecture:
     bnneck: batch normalization after the dense layer (Luo et al. 2019). l2_normalized: the feature is divided
     by its length. classifier 'cosine': logits are `cosine_scale` times the cosine of feature and class.
     classes: 0 for a network that was trained on vehicles alone and has no classifier. head 'mixed': two
-    branches of `branch_dim`, and two layers behind both, of which the first has `fusion_dim`.
-    Raises BadSetting for an unknown backbone, pydantic's ValidationError for other bad values.
+    branches of `branch_dim`, and two layers behind both, of which the first has `fusion_dim`; `bnneck` then
+    also stands behind the branch of vehicle labels. Raises BadSetting for an unknown backbone, pydantic's
+    ValidationError for other bad values.
     """
 
     classes: int
@@ -194,8 +195,16 @@ class MixedHead(Head):
         super().__init__(architecture, pooled_dim)
         self.model_branch = nn.Linear(pooled_dim, architecture.branch_dim)
         self.vehicle_branch = nn.Linear(pooled_dim, architecture.branch_dim)
+        self.vehicle_neck = BNNeck(architecture.branch_dim) if architecture.bnneck else nn.Identity()
         self.fusion = nn.Linear(2 * architecture.branch_dim, architecture.fusion_dim)
         self.output: HeadOutput = "feature"
+        self._vehicles_learn = True
+
+    def train(self, mode: bool = True) -> "MixedHead":
+        """Set the mode; the neck of a frozen branch keeps its statistics."""
+        super().train(mode)
+        self.vehicle_neck.train(mode and self._vehicles_learn)
+        return self
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (n, pooled_dim) -> (the vector that `output` names, (n, classes)).
@@ -203,7 +212,7 @@ class MixedHead(Head):
         The logits are those of the model branch.
         """
         by_model = functional.relu(self.model_branch(pooled))
-        by_vehicle = functional.relu(self.vehicle_branch(pooled))
+        by_vehicle = self.vehicle_neck(functional.relu(self.vehicle_branch(pooled)))
         if self.output == "feature":
             joined = torch.cat([by_model, by_vehicle], dim=1)
             feature = self._feature(functional.relu(self.fusion(joined)))
@@ -226,11 +235,13 @@ class MixedHead(Head):
         whole = output == "feature"
         below = whole and not fusion_only
         self.model_branch.requires_grad_(below or softmax)
-        self.vehicle_branch.requires_grad_(below or output == "vehicle_branch")
+        self._vehicles_learn = below or output == "vehicle_branch"
+        self.vehicle_branch.requires_grad_(self._vehicles_learn)
         self.fusion.requires_grad_(whole)
         self.dense.requires_grad_(whole)
-        if isinstance(self.neck, BNNeck):
-            self.neck.weight.requires_grad_(whole)
+        for neck, learns in ((self.neck, whole), (self.vehicle_neck, self._vehicles_learn)):
+            if isinstance(neck, BNNeck):
+                neck.weight.requires_grad_(learns)
 
     def _dense_inputs(self, architecture: Architecture, pooled_dim: int) -> int:
         return architecture.fusion_dim

@@ -32,7 +32,6 @@ from clvr_model.coupled_clusters import Center
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
-from clvr_model.unstated import competitor_choices
 from infra.errors import BadSetting
 
 SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "strong")
@@ -295,7 +294,6 @@ class Recipe(_Fields):
             ),
             "rmsprop_alpha": RMSPROP_ALPHA,
             "last_batch": "left out of an epoch unless it is whole",
-            **(competitor_choices(self) if self.uses_vehicles else {}),
         }
 
 

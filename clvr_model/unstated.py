@@ -5,14 +5,15 @@ CCL and MixedDiff are the CLVR paper's competitors, of Liu et al., "Deep Relativ
 are in no source that we have seen.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from clvr_model.recipe import Recipe, Stage
+from clvr_model.recipe import Recipe, Stage
 
 
-def competitor_choices(recipe: "Recipe") -> dict[str, Any]:
-    """Return what CCL and MixedDiff leave open, with our choices and their reasons."""
+def competitor_choices(recipe: Recipe) -> dict[str, Any]:
+    """Return what CCL and MixedDiff leave open, with our choices and their reasons; {} without vehicles."""
+    if not recipe.uses_vehicles:
+        return {}
     clusters = [stage for stage in recipe.stages if stage.uses_clusters]
     sets = [stage for stage in recipe.stages if stage.sampling == "vehicles"]
     choices: dict[str, Any] = {
@@ -35,6 +36,11 @@ def competitor_choices(recipe: "Recipe") -> dict[str, Any]:
                 if recipe.l2_normalized
                 else "free: the loss decides the scale, and the margin is relative to it"
             ),
+            "normalised_over_the_batch": (
+                "yes: from random weights the loss otherwise draws all features into one point"
+                if recipe.bnneck
+                else "no: a loss that stays at half the margin means that all features are in one point"
+            ),
         }
     if not recipe.uses_models:
         choices["softmax_before_clusters"] = "none: with one, the network would have used model labels too"
@@ -53,12 +59,12 @@ def competitor_choices(recipe: "Recipe") -> dict[str, Any]:
     return choices
 
 
-def _sets(recipe: "Recipe", stage: "Stage") -> str:
+def _sets(recipe: Recipe, stage: Stage) -> str:
     vehicles = recipe.batch // stage.images_per_vehicle
     return f"{vehicles} vehicles of {stage.images_per_vehicle} images: by default the paper's batch of 100"
 
 
-def _margin(recipe: "Recipe", stage: "Stage") -> str:
+def _margin(recipe: Recipe, stage: Stage) -> str:
     reason = (
         "of at most 4 between features of length 1"
         if recipe.l2_normalized
@@ -67,14 +73,14 @@ def _margin(recipe: "Recipe", stage: "Stage") -> str:
     return f"{stage.margin:g}, {reason}"
 
 
-def _center(stage: "Stage") -> str:
+def _center(stage: Stage) -> str:
     return {
         "constant": "constant in the gradient, as in the public Caffe layer",
         "differentiated": "differentiated, as in implementations by automatic differentiation",
     }[stage.center]
 
 
-def _stage(stage: "Stage") -> str:
+def _stage(stage: Stage) -> str:
     learns = {
         "all": "shared layers learn too",
         "head": "shared layers frozen",

@@ -17,6 +17,7 @@ from clvr_model.datasets.labelled import LabeledImages, class_numbers
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
+from clvr_model.unstated import competitor_choices
 from index.archive.manifest import crop_id_of
 from index.outputs import record_output
 from index.runs.tombstones import read_tombstones
@@ -195,7 +196,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
             "unlearned": untrained_classes,
         },
         backbone={"source": recipe.pretrained},
-        unstated=recipe.undocumented_choices(),
+        unstated={**recipe.undocumented_choices(), **competitor_choices(recipe)},
         data_digest=data_digest(labelled),
         labels_used=recipe.labels_used,
     )

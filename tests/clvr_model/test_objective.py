@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from clvr_model.coupled_clusters import coupled_clusters
-from clvr_model.network import Architecture, Clvr, MixedHead
+from clvr_model.layers import init_weights
+from clvr_model.network import Architecture, Clvr, Head, MixedHead
 from clvr_model.objective import Objective
 from clvr_model.recipe import Recipe, Stage, load_recipe
 from clvr_model.training import make_optimizer, train_step
+from clvr_model.unstated import competitor_choices
 from infra.errors import BadSetting
 
 RNG = np.random.default_rng(4)
@@ -28,7 +30,7 @@ CLUSTERS = _stage(loss="clusters", margin=0.5, **SETS)
 
 def _mixed() -> Clvr:
     # Inception-V3, whose backbone these tests do not run.
-    return Clvr(3, 8, head="mixed", branch_dim=6, fusion_dim=7, l2_normalized=True, seed=2)
+    return Clvr(3, 8, head="mixed", branch_dim=6, fusion_dim=7, l2_normalized=True, bnneck=True, seed=2)
 
 
 def test_sum_of_both_terms() -> None:
@@ -76,16 +78,20 @@ def test_pure_clusters_learn_without_a_classifier() -> None:
 
 STAGES = [
     ({}, {"model_branch", "classifier"}, 6),
-    ({"loss": "clusters", "clusters_on": "vehicle_branch", **SETS}, {"vehicle_branch"}, 6),
     (
-        {"loss": "softmax+clusters", "clusters_on": "vehicle_branch", **SETS},
-        {"model_branch", "classifier", "vehicle_branch"},
+        {"loss": "clusters", "clusters_on": "vehicle_branch", **SETS},
+        {"vehicle_branch", "vehicle_neck"},
         6,
     ),
-    ({"loss": "clusters", "trainable": "fusion", **SETS}, {"fusion", "dense"}, 8),
+    (
+        {"loss": "softmax+clusters", "clusters_on": "vehicle_branch", **SETS},
+        {"model_branch", "classifier", "vehicle_branch", "vehicle_neck"},
+        6,
+    ),
+    ({"loss": "clusters", "trainable": "fusion", **SETS}, {"fusion", "dense", "neck"}, 8),
     (
         {"loss": "clusters", "trainable": "head", **SETS},
-        {"fusion", "dense", "model_branch", "vehicle_branch"},
+        {"fusion", "dense", "neck", "model_branch", "vehicle_branch", "vehicle_neck"},
         8,
     ),
 ]
@@ -99,12 +105,9 @@ def test_a_mixed_head_learns_what_the_stages_loss_reaches(
     before = {name: value.clone() for name, value in network.head.state_dict().items()}
     optimizer = make_optimizer(network, stage)
     train_step(network.head, optimizer, POOLED, TARGETS, objective=Objective.of(stage))
-    learns = {
-        name.split(".")[0]
-        for name, value in network.head.state_dict().items()
-        if not torch.equal(value, before[name])
-    }
-    assert learns == expected
+    after = dict(network.head.named_parameters())
+    learned = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert learned == expected
     # Weights that get no gradient would stop a distributed training.
     reached = {name.split(".")[0] for name, value in network.head.named_parameters() if value.requires_grad}
     assert reached == expected
@@ -115,12 +118,45 @@ def test_a_mixed_head_compares_the_layers_behind_both_branches() -> None:
     head = _mixed().eval().head
     assert isinstance(head, MixedHead)
     relu = torch.nn.functional.relu
-    by_model, by_vehicle = relu(head.model_branch(POOLED)), relu(head.vehicle_branch(POOLED))
+    by_model = relu(head.model_branch(POOLED))
+    by_vehicle = head.vehicle_neck(relu(head.vehicle_branch(POOLED)))
     joined = relu(head.fusion(torch.cat([by_model, by_vehicle], dim=1)))
     feature, logits = head(POOLED)
-    expected = torch.nn.functional.normalize(relu(head.dense(joined)))
+    expected = torch.nn.functional.normalize(head.neck(relu(head.dense(joined))))
     assert torch.allclose(feature, expected)
     assert torch.allclose(logits, head.classifier(by_model))  # type: ignore[misc]
+
+
+def test_a_frozen_branch_keeps_its_statistics() -> None:
+    network = _mixed()
+    before = network.head.vehicle_neck.running_mean.clone()  # type: ignore[union-attr, operator]
+    for trainable, kept in (("fusion", True), ("head", False)):
+        stage = _stage(loss="clusters", trainable=trainable, **SETS)
+        optimizer = make_optimizer(network, stage)
+        network.head.train()
+        train_step(network.head, optimizer, POOLED, TARGETS, objective=Objective.of(stage))
+        assert torch.equal(network.head.vehicle_neck.running_mean, before) == kept  # type: ignore[arg-type]
+
+
+def test_batch_normalization_keeps_clusters_from_falling_into_one_point() -> None:
+    """Features of a network that does not tell vehicles apart are almost parallel."""
+    rng = np.random.default_rng(0)
+    vehicles = torch.arange(48) // 4
+    parts = rng.normal(size=(12, 64))[vehicles] + 0.7 * rng.normal(size=(48, 64))
+    pooled = torch.from_numpy((5 + 0.5 * parts).astype(np.float32))
+    spread = {}
+    for bnneck in (False, True):
+        head = Head(Architecture(0, 32, feature_relu=False, l2_normalized=True, bnneck=bnneck), 64)
+        init_weights(head, 0)
+        optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], 0.1, 0.9)
+        objective = Objective(softmax=False, clusters=True, margin=0.5, set_size=4)
+        targets = torch.stack([vehicles, vehicles], dim=1)
+        for _ in range(100):
+            train_step(head, optimizer, pooled, targets, objective=objective)
+        with torch.inference_mode():
+            spread[bnneck] = float(head.eval()(pooled)[0].var(dim=0).sum())
+    assert spread[False] < 0.05
+    assert spread[True] > 0.5
 
 
 @pytest.mark.parametrize(("name", "labels", "classes"), [("ccl", "vehicle", 0), ("mixeddiff", "both", 9)])
@@ -128,7 +164,8 @@ def test_shipped_recipes_of_the_papers_competitors(name: str, labels: str, class
     recipe = load_recipe(name)
     assert (recipe.backbone, recipe.image_size, recipe.labels_used) == ("vgg_m", 224, labels)
     assert recipe.architecture(9).classes == classes
-    unstated = recipe.undocumented_choices()
+    unstated = competitor_choices(recipe)
+    assert competitor_choices(load_recipe("paper")) == {}
     assert {
         "sets",
         "margin",
