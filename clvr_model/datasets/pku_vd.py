@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TRAINING: Final = "train_test/trainlist.txt"
 PROBES: Final = "query_ref/querylist.txt"
 SETS: Final = ("small", "medium", "large")
-_LINE: Final = re.compile(r"(\w[\w.-]*?)(?:\.jpg)?\s+([0-9]{1,9})\s+(-1|[0-9]{1,9})\s+(-1|[0-9]{1,9})")
+_LINE: Final = re.compile(r"(\w[\w.-]*?)(?:\.jpg)?\s+([0-9]{1,9})\s+(-1|[0-9]{1,9})\s+(\S+)")
 
 
 def is_pku_vd(store: "Store") -> bool:
@@ -69,7 +69,7 @@ def _fields(where: str, text: str) -> tuple[str, int, int, Attributes]:
         raise BadLabels(f"{where}: {text[:60]!r} is not 'image vehicle model colour'")
     model, color = int(match[3]), match[4]
     known = Attributes(
-        color="" if color == "-1" else f"color {color}",
+        color="" if color == "-1" else f"color {color}" if color.isdecimal() else color,
         model_name="" if model == UNKNOWN_MODEL else f"model {model}",
     )
     return match[1], int(match[2]), model, known

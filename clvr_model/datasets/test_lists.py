@@ -91,18 +91,17 @@ def tracks_of(store: "Store", name: str) -> dict[str, str]:
 
     VeRi-776's and AI City's test_track.txt and train_track.txt: the names of a track's images, separated by
     spaces. VeRi's test_track_VeRi.txt has the track's name before them; otherwise it is the line's number.
-    Raises BadLabels for a line without an image, and for an image of two tracks.
+    An image of two tracks is of the first, because a track only adds to what the other lists say.
     """
     tracks: dict[str, str] = {}
     if store.head(name) is None:
         return tracks
-    for number, (where, text) in enumerate(lines_of(store, name), start=1):
+    for number, (_, text) in enumerate(lines_of(store, name), start=1):
         words = text.split()
-        images = [word for word in words if word.lower().endswith(".jpg")]
-        track = words[0] if words[0] not in images else str(number)
-        if not images or len(words) - len(images) > 1:
-            raise BadLabels(f"{where}: {text[:60]!r} is not a list of image names")
+        images = [word for word in words if word.lower().endswith(".jpg")] or [
+            f"{word}.jpg" for word in words
+        ]
+        has_name = images[0] not in (words[0], f"{words[0]}.jpg")
         for image in images:
-            if tracks.setdefault(image, track) != track:
-                raise BadLabels(f"{where}: {image} is of track {track}, but already of {tracks[image]}")
+            tracks.setdefault(image, words[0] if has_name else str(number))
     return tracks

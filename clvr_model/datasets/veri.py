@@ -101,7 +101,7 @@ def _test_attributes(store: "Store") -> dict[str, Attributes]:
     tracks = tracks_of(store, next((name for name in _TRACKS if store.head(name) is not None), _TRACKS[0]))
     known = {image: Attributes(track=track) for image, track in tracks.items()}
     for item in read_items(store, _TEST_LABELS) if store.head(_TEST_LABELS) is not None else []:
-        name, kind = item[1].get("imageName", ""), _type_of(item)
+        name, kind = item[1].get("imageName", ""), _type_of(item) if "typeID" in item[1] else 0
         known[name] = Attributes(
             color=_color_of(item), body_type=TYPES[kind - 1] if kind else "", track=tracks.get(name, "")
         )

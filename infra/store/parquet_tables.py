@@ -6,12 +6,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 OVER_BUDGET = "budget"
+
+_ATTEMPTS = 2
+"""A worker that died may have been ended by a machine without memory: a damaged file ends it again."""
+
+_ANSWER = '{"names":'
 
 _WORKER = Path(__file__).with_name("parquet_worker.py")
 
@@ -52,27 +57,39 @@ def decoded_parquet(data: bytes, columns: Sequence[str], budget: int) -> Iterato
     }
     with tempfile.TemporaryFile(prefix="clvr-") as source, tempfile.TemporaryFile(prefix="clvr-") as target:
         source.write(data)
-        source.seek(0)
-        worker = subprocess.run(
-            [sys.executable, "-P", str(_WORKER), request],
-            stdin=source,
-            stdout=target,
-            stderr=subprocess.PIPE,
-            env=environment,
-            check=False,
-        )
-        answer = _answer(worker.stderr)
+        for attempt in range(_ATTEMPTS):
+            source.seek(0)
+            target.seek(0)
+            target.truncate()
+            worker = subprocess.run(
+                [sys.executable, "-P", str(_WORKER), request],
+                stdin=source,
+                stdout=target,
+                stderr=subprocess.PIPE,
+                env=environment,
+                check=False,
+            )
+            answer = _answer(worker.stderr)
+            if answer is not None or attempt == _ATTEMPTS - 1:
+                break
+        answer = answer or _death(worker.returncode, worker.stderr)
         target.seek(0)
         yield DecodedParquet(answer["names"], answer["nested"], answer.get("stopped", ""), target)
 
 
-def _answer(stderr: bytes) -> dict[str, Any]:
-    """Return the last line of the worker, or what stands for it if the worker died."""
-    lines = stderr.decode(errors="replace").splitlines() or [""]
-    try:
-        answer: dict[str, Any] = json.loads(lines[-1])
-    except ValueError:
-        reasons = [line.split("what():")[1].strip() for line in lines if "what():" in line]
-        reason = (reasons or ["the Parquet library fails at it"])[0][:300]
-        return {"names": [], "nested": {}, "stopped": reason}
-    return answer
+def _answer(stderr: bytes) -> dict[str, Any] | None:
+    """Return what the worker said; None if it died before. A library may write to stderr after it."""
+    for line in reversed(stderr.decode(errors="replace").splitlines()):
+        if line.startswith(_ANSWER):
+            with suppress(ValueError):
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+    return None
+
+
+def _death(code: int, stderr: bytes) -> dict[str, Any]:
+    """Return the answer that stands for a worker that died each time: the file is the cause."""
+    lines = stderr.decode(errors="replace").splitlines()
+    reasons = [line.split("what():")[1].strip() for line in lines if "what():" in line]
+    reason = (reasons or [f"the Parquet library fails at it (exit code {code})"])[0][:300]
+    return {"names": [], "nested": {}, "stopped": reason}

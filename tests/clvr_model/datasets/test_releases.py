@@ -222,6 +222,19 @@ class TestTestLists:
         (listed,) = lists_of(tmp_path, {**VERI, **named})
         assert [each.track for each in listed.attributes] == ["", "", "0002_c003_t00084280"]
 
+    @pytest.mark.parametrize(
+        ("text", "tracks"),
+        [
+            ("0002_c002_00016450_0 0002_c003_00016450_0\n", ["1", "1", "1"]),
+            ("0002_c002_00016450_0.jpg\n0002_c002_00016450_0.jpg\n", ["1", "1", ""]),
+        ],
+    )
+    def test_of_veri_are_read_whatever_its_tracks_are(
+        self, text: str, tracks: list[str], tmp_path: Path
+    ) -> None:
+        (listed,) = lists_of(tmp_path, {**VERI, "test_track.txt": text})
+        assert [each.track for each in listed.attributes] == tracks
+
     def test_of_ai_city_are_refused_without_vehicles(self, tmp_path: Path) -> None:
         with pytest.raises(BadLabels, match=r"query_label.xml, line 5: no vehicleID: the AI City Challenge"):
             lists_of(tmp_path, AI_CITY)
@@ -374,7 +387,6 @@ def test_folders_named_after_models_are_no_release(names: tuple[str, ...], tmp_p
     [
         ("VehicleX", "train_label.xml", '<Item imageName="1_c1_1.jpg" typeID="11"/>', "typeID is '11'"),
         ("AI City", "train_label.xml", '<Item imageName="1.jpg" vehicleID="x" cameraID="c1"/>', "is 'x'"),
-        ("AI City", "train_track.txt", "000001.jpg\n000001.jpg\n", "line 2: 000001.jpg is of track 2, but"),
         ("VeRi-CARLA", "image_train/a.jpg", "", "a.jpg is not named like"),
         ("VERI-Wild", WILD_LIST, "1/2.jpg 0 1 9\n", "line 1: .* is not 'vehicle/image"),
         ("VERI-Wild", WILD_LIST, "../2.jpg 0 1\n", "line 1: '../2.jpg 0 1' is not"),
