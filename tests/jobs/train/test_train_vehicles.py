@@ -11,7 +11,13 @@ from infra.store import open_store
 # Nine training vehicles of four images; a frozen backbone runs once, so that the epochs take no time.
 SETS = ["batch=8", *(f"stage{number}.images_per_vehicle=2" for number in (1, 2, 3))]
 SHORT = {
-    "ccl": ["stage1.trainable=head", "stage1.epochs=3", "batch=8", "stage1.images_per_vehicle=2"],
+    "ccl": [
+        "stage1.trainable=head",
+        "stage1.margin=3",
+        "stage1.epochs=3",
+        "batch=8",
+        "stage1.images_per_vehicle=2",
+    ],
     "mixeddiff": [
         *SETS,
         *(f"stage{number}.epochs=1" for number in (1, 2, 3)),
