@@ -38,6 +38,7 @@ _VERSIONED = (
     "opencv-python-headless",
     "timm",
 )
+DEFAULT_LABELS = "model"
 _DAMAGED = "train again, or copy the checkpoint anew from where it was made"
 
 
@@ -45,10 +46,10 @@ _DAMAGED = "train again, or copy the checkpoint anew from where it was made"
 class Card:
     """Description of a checkpoint.
 
-    label_ids: the original model label of each class, in class order. `recipe`, `metrics`, `backbone` and
-    `unstated` (choices that the paper leaves open) are plain JSON values. `guard` is a PrecisionCheck
-    as a dict, if there is one. `save_checkpoint` fills in the fields from `preprocessing` on. Field names are
-    the keys of card.json.
+    label_ids: the original model label of each class, in class order; empty without a classifier. `recipe`,
+    `metrics`, `backbone` and `unstated` (choices that the paper leaves open) are plain JSON values. `guard`
+    is a PrecisionCheck as a dict, if there is one. labels_used: model, vehicle or both. `save_checkpoint`
+    fills in the fields from `preprocessing` on. Field names are the keys of card.json.
     """
 
     label_ids: tuple[int, ...]
@@ -59,6 +60,7 @@ class Card:
     unstated: Mapping[str, Any] = field(default_factory=dict)
     guard: Mapping[str, Any] | None = None
     data_digest: str = ""
+    labels_used: str = DEFAULT_LABELS
     preprocessing: str = ""
     architecture: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -73,7 +75,10 @@ class Card:
         # Imported late, so that the network needs no object storage client.
         from infra.store.sealed import seal
 
-        return seal(asdict(self))
+        values = asdict(self)
+        if self.labels_used == DEFAULT_LABELS:
+            del values["labels_used"]  # cards of classifiers stay readable by older releases
+        return seal(values)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Card":

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoint
 from clvr_model.engines import Engine, OpenVinoEngine, Precision, TorchEngine, has_bf16, openvino
-from clvr_model.preprocessing import IMAGE_SIZE
 from infra.errors import BadInput, BadSetting
 
+UNKNOWN_LABEL = -1
 MIN_COSINE = 0.999
 MIN_AGREEMENT = 0.98
 MIN_IMAGES = 64
@@ -33,7 +33,10 @@ _PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,)."""
+    """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,).
+
+    A network without a classifier predicts UNKNOWN_LABEL with confidence 0.
+    """
 
     features: NDArray[np.float32]
     model_id: NDArray[np.int32]
@@ -105,6 +108,7 @@ class Embedder:
                 f"batch_size is {self.batch_size} and threads is {threads}; they start at 1 and at 0"
             )
         self.feature_dim = checkpoint.network.architecture.feature_dim
+        self.image_size = checkpoint.network.architecture.image_size
         self.fingerprint = (
             checkpoint.fingerprint
             if self.precision == "fp32" or self.guarded
@@ -132,12 +136,12 @@ class Embedder:
             )
 
     def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
-        """Embed uint8 (n, 299, 299, 3) RGB from `preprocessing.decode`; n may be 0.
+        """Embed uint8 (n, h, w, 3) RGB from `preprocessing.decode` at `image_size`; n may be 0.
 
         Raises BadInput for another shape or type.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            expected = f"expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
+        if images.dtype != np.uint8 or images.shape[1:] != (self.image_size, self.image_size, 3):
+            expected = f"expected uint8 (n, {self.image_size}, {self.image_size}, 3)"
             raise BadInput(f"images are {images.dtype} {images.shape}, {expected}")
         count = len(images)
         features = np.empty((count, self.feature_dim), np.float32)
@@ -154,6 +158,8 @@ class Embedder:
         return Embeddings(features, *self._predicted(logits))
 
     def _predicted(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        if not len(self._label_ids):
+            return np.full(len(logits), UNKNOWN_LABEL, np.int32), np.zeros(len(logits), np.float32)
         best = logits.argmax(axis=1)
         # The softmax of the largest logit, in a form that does not overflow.
         confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
@@ -170,7 +176,7 @@ def check_precision(
     threads: int = 1,
     cache: Path | None = None,
 ) -> PrecisionCheck:
-    """Compare fp32 and bf16 features of a sample, uint8 (n, 299, 299, 3). Settings as for Embedder.
+    """Compare fp32 and bf16 features of a sample, uint8 (n, h, w, 3). Settings as for Embedder.
 
     Use a trained network and at least MIN_IMAGES images of the archive: features of random weights hardly
     differ between images, and so their neighbours are arbitrary. Raises BadInput for fewer than two

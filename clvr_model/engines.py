@@ -1,7 +1,7 @@
 """Inference engines of a trained network: OpenVINO on CPUs, torch on any device.
 
-An engine maps uint8 (batch, 299, 299, 3) of one fixed batch size to float32 features and logits. The
-normalization of pixels is part of its graph.
+An engine maps uint8 (batch, h, w, 3) images of the network's size, in one fixed batch size, to float32
+features and logits. The normalization of pixels is part of its graph.
 """
 
 import copy
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import IMAGE_SIZE, to_input
+from clvr_model.preprocessing import to_input
 
 Precision = Literal["fp32", "bf16"]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -33,7 +33,7 @@ _CHUNK_ROWS = 128  # images copied to the GPU at a time: 34 MB
 
 
 class Engine(Protocol):
-    """uint8 (batch, 299, 299, 3) -> float32 (batch, feature_dim), (batch, classes); one call at a time."""
+    """uint8 (batch, h, w, 3) -> float32 (batch, feature_dim), (batch, classes); one call at a time."""
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
@@ -48,16 +48,17 @@ class FoldsBatchNorm(Protocol):
 
 
 class ServingModule(nn.Module):
-    """The network with the normalization of pixels: uint8 (n, 299, 299, 3) -> feature, logits."""
+    """The network with the normalization of pixels: uint8 (n, h, w, 3) -> feature, and logits if any."""
 
     def __init__(self, network: Clvr) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (n, 299, 299, 3) -> float32 (n, feature_dim), (n, classes)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (n, h, w, 3) -> float32 (n, feature_dim), and (n, classes) with a classifier."""
         feature, logits = self.network(to_input(images))
-        return feature, logits
+        # Not every engine takes an output without elements.
+        return (feature, logits) if self.network.architecture.classes else (feature,)
 
 
 @memoised
@@ -109,18 +110,19 @@ class OpenVinoEngine:
         }
         core = ov.Core()
         if cache is None:
-            compiled = core.compile_model(_shaped(_export(network), batch_size), "CPU", settings)
+            model = _shaped(_export(network), network, batch_size)
+            compiled = core.compile_model(model, "CPU", settings)
         else:
             settings["CACHE_DIR"] = str(cache / "compiled")
             with _compile_lock(cache):
                 graph = _exported(network, cache / f"{key}-v{EXPORT_VERSION}-{ov.__version__}")
-                compiled = core.compile_model(_shaped(core.read_model(graph), batch_size), "CPU", settings)
+                model = _shaped(core.read_model(graph), network, batch_size)
+                compiled = core.compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
-        outputs = self._request.infer([images], share_inputs=True)
-        return outputs[0], outputs[1]
+        return _outputs(list(self._request.infer([images], share_inputs=True).values()))
 
 
 class TorchEngine:
@@ -157,22 +159,25 @@ class TorchEngine:
                 outputs = [self._module(source)]
             else:
                 self._buffer = self._buffer or _PinnedDoubleBuffer(
-                    self._device, min(_CHUNK_ROWS, len(images))
+                    self._device, (min(_CHUNK_ROWS, len(images)), *images.shape[1:])
                 )
                 # A captured graph overwrites its outputs in the next call, so they are copied.
                 outputs = [
                     tuple(part[:count].to(torch.float32, copy=True) for part in self._module(chunk))
                     for chunk, count in self._buffer.chunks(source)
                 ]
-        features, logits = (torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True))
-        return features, logits
+        return _outputs([torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True)])
+
+
+def _outputs(arrays: list[NDArray[np.float32]]) -> Outputs:
+    """Return features and logits; the latter (n, 0) without a classifier."""
+    return arrays[0], arrays[1] if len(arrays) > 1 else np.zeros((len(arrays[0]), 0), np.float32)
 
 
 class _PinnedDoubleBuffer:
     """Two page-locked and two GPU buffers, used in turn, with a stream for the copies."""
 
-    def __init__(self, device: torch.device, size: int) -> None:
-        shape = (size, IMAGE_SIZE, IMAGE_SIZE, 3)
+    def __init__(self, device: torch.device, shape: tuple[int, ...]) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._host = [torch.zeros(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._device_buffers = [torch.zeros(shape, dtype=torch.uint8, device=device) for _ in range(2)]
@@ -217,17 +222,17 @@ def default_cache() -> Path:
 
 
 def _export(network: Clvr) -> Any:
-    example = torch.zeros(1, IMAGE_SIZE, IMAGE_SIZE, 3, dtype=torch.uint8)
+    size = network.architecture.image_size
+    example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     with torch.inference_mode():
         # OpenVINO would trace and check it itself, which runs the network two times more.
         traced = torch.jit.trace(ServingModule(network.eval()), example, check_trace=False)  # type: ignore[no-untyped-call]
-        return openvino().convert_model(
-            traced, example_input=example, input=[[-1, IMAGE_SIZE, IMAGE_SIZE, 3]]
-        )
+        return openvino().convert_model(traced, example_input=example, input=[[-1, size, size, 3]])
 
 
-def _shaped(model: Any, batch_size: int) -> Any:
-    model.reshape([batch_size, IMAGE_SIZE, IMAGE_SIZE, 3])
+def _shaped(model: Any, network: Clvr, batch_size: int) -> Any:
+    size = network.architecture.image_size
+    model.reshape([batch_size, size, size, 3])
     return model
 
 

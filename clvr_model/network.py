@@ -1,25 +1,32 @@
 """The CLVR network: a backbone, a dense layer of 1024, a classifier over the vehicle models.
 
 Source: the paper, section 3: Inception-V3's 1000-way head is replaced by a dense layer and a softmax over the
-model classes; the dense layer's output is the feature that is compared by L2.
+model classes; the dense layer's output is the feature that is compared by L2. The mixed head is that of the
+paper's competitor MixedDiff.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone
+from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone, input_size
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling, init_weights
 
 FEATURE_DIM = 1024
 
+BRANCH_DIM = 1024  # VGG_CNN_M_1024's fc7
+
 Classifier = Literal["dense", "cosine"]
+HeadKind = Literal["single", "mixed"]
+# Which of a mixed head's vectors is the feature. A single head has the first only.
+HeadOutput = Literal["feature", "model_branch", "vehicle_branch"]
 
 # Every card has these. The others are newer and are saved only where they differ from the paper's, so that
 # older checkpoints keep their fingerprint.
@@ -40,7 +47,10 @@ class Architecture:
     Defaults are the paper's, except `feature_relu` (a ReLU after the dense layer), which it leaves open.
     bnneck: batch normalization after the dense layer (Luo et al. 2019). l2_normalized: the feature is divided
     by its length. classifier 'cosine': logits are `cosine_scale` times the cosine of feature and class.
-    Raises BadSetting for an unknown backbone, pydantic's ValidationError for other bad values.
+    classes: 0 for a network that was trained on vehicles alone and has no classifier. head 'mixed': two
+    branches of `branch_dim`, and two layers behind both, of which the first has `fusion_dim`; `bnneck` then
+    also stands behind the branch of vehicle labels. Raises BadSetting for an unknown backbone, pydantic's
+    ValidationError for other bad values.
     """
 
     classes: int
@@ -54,6 +64,14 @@ class Architecture:
     l2_normalized: bool = False
     classifier: Classifier = "dense"
     cosine_scale: float = 16.0
+    head: HeadKind = "single"
+    branch_dim: int = BRANCH_DIM
+    fusion_dim: int = BRANCH_DIM
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the network's input, in pixels."""
+        return input_size(self.backbone)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
@@ -115,16 +133,11 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture, pooled_dim: int) -> None:
         super().__init__()
-        width, classes = architecture.feature_dim, architecture.classes
         self.relu = architecture.feature_relu
         self.l2_normalized = architecture.l2_normalized
-        self.dense = nn.Linear(pooled_dim, width)
-        self.neck = BNNeck(width) if architecture.bnneck else nn.Identity()
-        self.classifier = (
-            CosineClassifier(width, classes, architecture.cosine_scale)
-            if architecture.classifier == "cosine"
-            else nn.Linear(width, classes)
-        )
+        self.dense = nn.Linear(self._dense_inputs(architecture, pooled_dim), architecture.feature_dim)
+        self.neck = BNNeck(architecture.feature_dim) if architecture.bnneck else nn.Identity()
+        self.classifier = _classifier(architecture, self._classifier_inputs(architecture))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """float32 (n, pooled_dim) -> ((n, feature_dim), (n, classes)).
@@ -132,17 +145,121 @@ class Head(nn.Module):
         The feature, which is stored and compared by L2, is also the classifier's input: the output of the
         dense layer after ReLU, neck and normalization, where the network has them.
         """
-        feature = self.dense(pooled)
+        feature = self._feature(pooled)
+        return feature, self._logits(feature)
+
+    @property
+    def output_dim(self) -> int:
+        """Length of the vector that `forward` returns as the feature."""
+        return self.dense.out_features
+
+    def select(self, *, softmax: bool, output: HeadOutput, fusion_only: bool) -> None:
+        """Prepare a stage: freeze what its loss does not reach. `output` has an effect on mixed heads only.
+
+        softmax: whether the loss uses the logits. fusion_only: see MixedHead.
+        """
+        if self.classifier is not None:
+            self.classifier.requires_grad_(softmax)
+
+    def _feature(self, inputs: Tensor) -> Tensor:
+        feature = self.dense(inputs)
         if self.relu:
             feature = functional.relu(feature)
-        feature = self.neck(feature)
-        if self.l2_normalized:
-            feature = functional.normalize(feature)
-        return feature, self.classifier(feature)
+        return self._normalized(self.neck(feature))
+
+    def _normalized(self, feature: Tensor) -> Tensor:
+        return functional.normalize(feature) if self.l2_normalized else feature
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        if self.classifier is None:
+            return inputs.new_zeros((len(inputs), 0))
+        logits: Tensor = self.classifier(inputs)
+        return logits
+
+    def _dense_inputs(self, architecture: Architecture, pooled_dim: int) -> int:
+        return pooled_dim
+
+    def _classifier_inputs(self, architecture: Architecture) -> int:
+        return architecture.feature_dim
+
+
+class MixedHead(Head):
+    """A branch of model labels, a branch of vehicle labels, and two layers behind both that give the feature.
+
+    Source: Liu et al., "Deep Relative Distance Learning", CVPR 2016, as section 4.2 of the CLVR paper
+    describes it: both branches' vectors are joined and go through two dense layers. `output` says which
+    vector is the feature: a stage that trains one branch compares that branch's.
+    """
+
+    def __init__(self, architecture: Architecture, pooled_dim: int) -> None:
+        super().__init__(architecture, pooled_dim)
+        self.model_branch = nn.Linear(pooled_dim, architecture.branch_dim)
+        self.vehicle_branch = nn.Linear(pooled_dim, architecture.branch_dim)
+        self.vehicle_neck = BNNeck(architecture.branch_dim) if architecture.bnneck else nn.Identity()
+        self.fusion = nn.Linear(2 * architecture.branch_dim, architecture.fusion_dim)
+        self.output: HeadOutput = "feature"
+        self._vehicles_learn = True
+
+    def train(self, mode: bool = True) -> "MixedHead":
+        """Set the mode; the neck of a frozen branch keeps its statistics."""
+        super().train(mode)
+        self.vehicle_neck.train(mode and self._vehicles_learn)
+        return self
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 (n, pooled_dim) -> (the vector that `output` names, (n, classes)).
+
+        The logits are those of the model branch.
+        """
+        by_model = functional.relu(self.model_branch(pooled))
+        by_vehicle = self.vehicle_neck(functional.relu(self.vehicle_branch(pooled)))
+        if self.output == "feature":
+            joined = torch.cat([by_model, by_vehicle], dim=1)
+            feature = self._feature(functional.relu(self.fusion(joined)))
+        else:
+            feature = self._normalized(by_model if self.output == "model_branch" else by_vehicle)
+        return feature, self._logits(by_model)
+
+    @property
+    def output_dim(self) -> int:
+        """Length of the vector that `output` names."""
+        return self.dense.out_features if self.output == "feature" else self.vehicle_branch.out_features
+
+    def select(self, *, softmax: bool, output: HeadOutput, fusion_only: bool) -> None:
+        """Prepare a stage: let learn what its loss reaches, and freeze the rest.
+
+        fusion_only: the branches stay as they are.
+        """
+        super().select(softmax=softmax, output=output, fusion_only=fusion_only)
+        self.output = output
+        whole = output == "feature"
+        below = whole and not fusion_only
+        self.model_branch.requires_grad_(below or softmax)
+        self._vehicles_learn = below or output == "vehicle_branch"
+        self.vehicle_branch.requires_grad_(self._vehicles_learn)
+        self.fusion.requires_grad_(whole)
+        self.dense.requires_grad_(whole)
+        for neck, learns in ((self.neck, whole), (self.vehicle_neck, self._vehicles_learn)):
+            if isinstance(neck, BNNeck):
+                neck.weight.requires_grad_(learns)
+
+    def _dense_inputs(self, architecture: Architecture, pooled_dim: int) -> int:
+        return architecture.fusion_dim
+
+    def _classifier_inputs(self, architecture: Architecture) -> int:
+        return architecture.branch_dim
+
+
+def _classifier(architecture: Architecture, width: int) -> nn.Linear | None:
+    if not architecture.classes:
+        return None
+    if architecture.classifier == "cosine":
+        return CosineClassifier(width, architecture.classes, architecture.cosine_scale)
+    return nn.Linear(width, architecture.classes)
 
 
 class Clvr(nn.Module):
-    """float32 (n, 3, 299, 299) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
+    """float32 (n, 3, h, w) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
 
     The first weights are random, from `seed`; `weights.load_backbone` replaces the backbone's. `switches` are
     the other fields of Architecture.
@@ -160,7 +277,8 @@ class Clvr(nn.Module):
             pool_counts_padding=self.architecture.pool_counts_padding,
             seed=seed,
         )
-        self.head = Head(self.architecture, self.backbone.pooled_dim)
+        kind = MixedHead if self.architecture.head == "mixed" else Head
+        self.head = kind(self.architecture, self.backbone.pooled_dim)
         init_weights(self.head, seed)
 
     @classmethod
@@ -169,6 +287,6 @@ class Clvr(nn.Module):
         return cls(seed=seed, **asdict(architecture))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (n, 3, 299, 299) -> ((n, feature_dim), (n, classes))."""
+        """float32 (n, 3, h, w) -> ((n, feature_dim), (n, classes))."""
         feature, logits = self.head(self.backbone(x))
         return feature, logits

@@ -1,4 +1,4 @@
-"""Decode images to uint8 (299, 299, 3) RGB, for training and embedding alike.
+"""Decode images to square uint8 RGB of a backbone's size, for training and embedding alike.
 
 Images are untrusted input: `image_headers` checks them against budgets before they are decoded, only four
 formats are opened, and every decoder error becomes UnreadableImage.
@@ -34,9 +34,9 @@ if cv2:
     # One image is too small to share between threads, and an actor has one core.
     cv2.setNumThreads(0)
 
-IMAGE_SIZE = 299
+IMAGE_SIZE = 299  # of most backbones; each says its own, see `Backbone.input_size`
 # From 4 times the target size, scaled decoding saves most of the work and leaves a factor of 2 to average.
-SCALED_FROM = 4 * IMAGE_SIZE
+SCALED_FROM = 4
 # Part of the fingerprint: raise the number with any change that changes a pixel.
 # Without the two fast libraries the pixels differ slightly, so their names are included.
 PREPROCESSING_VERSION = f"1-{'turbojpeg' if simplejpeg else 'pillow'}-{'cv2' if cv2 else 'pillow'}"
@@ -53,15 +53,15 @@ _STRAY_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})
 ImageArray = NDArray[np.uint8]
 
 
-def decode(data: bytes) -> ImageArray:
-    """Decode a JPEG, PNG, WebP or BMP to uint8 (299, 299, 3) RGB, upright and resized to a square.
+def decode(data: bytes, size: int = IMAGE_SIZE) -> ImageArray:
+    """Decode a JPEG, PNG, WebP or BMP to uint8 (size, size, 3) RGB, upright and resized to a square.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and only the first of
     several frames is read. Equal bytes give equal pixels. The cost is bounded: see `image_headers`. Raises
     UnreadableImage with cause empty, too-large, not-a-picture, unsupported or truncated.
     """
     header = read_header(data)
-    pixels = _resize_to_square(_decode(header))
+    pixels = _resize_to_square(_decode(header, size), size)
     return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
 
 
@@ -71,7 +71,7 @@ def decode_within(data: bytes, side: int) -> ImageArray:
     `side` is at most twice `IMAGE_SIZE`. Smaller images are not enlarged. Raises as `decode` does.
     """
     header = read_header(data)
-    pixels = _decode(header)
+    pixels = _decode(header, IMAGE_SIZE)
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -81,7 +81,7 @@ def decode_within(data: bytes, side: int) -> ImageArray:
 
 
 def to_input(images: Tensor) -> Tensor:
-    """Convert uint8 (n, 299, 299, 3) to float32 (n, 3, 299, 299) in [-1, 1], in channels_last order.
+    """Convert uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], in channels_last order.
 
     torchvision's and TensorFlow's Inception-V3 weights expect (x / 255 - 0.5) / 0.5.
     """
@@ -103,23 +103,24 @@ def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return x * scale + shift
 
 
-def _decode(header: ImageHeader) -> ImageArray:
+def _decode(header: ImageHeader, target: int) -> ImageArray:
+    """Decode in the image's own size, or reduced to no less than twice the target."""
     if header.format != "JPEG":
-        return _decode_pillow(header)
+        return _decode_pillow(header, target)
     if header.components in (1, 3) and simplejpeg is not None:
-        return _decode_jpeg(header, "RGB")
+        return _decode_jpeg(header, "RGB", target)
     if not header.has_end:
         # Pillow fills what is missing with grey.
         if simplejpeg is None:
             raise UnreadableImage("damaged JPEG: it has no end", cause="truncated")
-        _decode_jpeg(header, "CMYK")
-    return _decode_pillow(header)
+        _decode_jpeg(header, "CMYK", target)
+    return _decode_pillow(header, target)
 
 
-def _decode_jpeg(header: ImageHeader, color_space: str) -> ImageArray:
+def _decode_jpeg(header: ImageHeader, color_space: str, target: int) -> ImageArray:
     """Decode by simplejpeg, which refuses an image that ends early or is damaged."""
-    scaled = min(header.size) >= SCALED_FROM and not header.multi_picture
-    min_side = 2 * IMAGE_SIZE if scaled else 0
+    scaled = min(header.size) >= SCALED_FROM * target and not header.multi_picture
+    min_side = 2 * target if scaled else 0
     data, text = header.data, ""
     for _ in range(_MAX_STRAY_RUNS):
         try:
@@ -139,7 +140,7 @@ def _decode_jpeg(header: ImageHeader, color_space: str) -> ImageArray:
             break
         data = without
     if text.startswith("Warning: unknown JFIF revision") and header.has_end:
-        return _decode_pillow(header)
+        return _decode_pillow(header, target)
     raise UnreadableImage(f"damaged JPEG: {text}", cause="truncated")
 
 
@@ -155,7 +156,7 @@ def _without_stray_bytes(data: bytes, warning: str) -> bytes | None:
     return data[: end - count] + data[end:]
 
 
-def _decode_pillow(header: ImageHeader) -> ImageArray:
+def _decode_pillow(header: ImageHeader, target: int) -> ImageArray:
     try:
         with warnings.catch_warnings():
             # Pillow warns about large images; our limits are lower.
@@ -163,8 +164,8 @@ def _decode_pillow(header: ImageHeader) -> ImageArray:
             image = Image.open(io.BytesIO(header.data), formats=[header.format])
             if image.size != header.size:
                 raise UnreadableImage(f"damaged {header.format}: it has two sizes", cause="truncated")
-            if header.format == "JPEG" and min(image.size) >= SCALED_FROM:
-                image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
+            if header.format == "JPEG" and min(image.size) >= SCALED_FROM * target:
+                image.draft(None, (2 * target, 2 * target))
             image.load()
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
@@ -196,14 +197,14 @@ def _band_to_rgb(image: Image.Image) -> ImageArray:
     return np.asarray(image.convert("RGB"))
 
 
-def _resize_to_square(pixels: ImageArray) -> ImageArray:
+def _resize_to_square(pixels: ImageArray, side: int) -> ImageArray:
     height, width = pixels.shape[:2]
-    shrunk = (min(width, IMAGE_SIZE), min(height, IMAGE_SIZE))
+    shrunk = (min(width, side), min(height, side))
     # Shrinking needs averaging and growing needs interpolation; a crop may need both.
     if shrunk != (width, height):
         pixels = _resize(pixels, shrunk, shrink=True)
-    if shrunk != (IMAGE_SIZE, IMAGE_SIZE):
-        pixels = _resize(pixels, (IMAGE_SIZE, IMAGE_SIZE), shrink=False)
+    if shrunk != (side, side):
+        pixels = _resize(pixels, (side, side), shrink=False)
     return pixels
 
 

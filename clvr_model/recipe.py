@@ -23,19 +23,24 @@ from clvr_model.backbones import (
     DEFAULT_BACKBONE,
     check_backbone,
     check_last_stride,
+    check_pooling,
     imagenet_weights,
     input_size,
     is_timm,
 )
+from clvr_model.coupled_clusters import Center
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling
-from clvr_model.network import FEATURE_DIM, Architecture
+from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("demo", "paper", "strong")
+SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "strong")
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
+
+# A micro_batch of fewer sets could leave a pass with one, which has no negatives.
+MIN_SETS = 3
 
 # As a recipe's `pretrained`: the published weights of its architecture.
 IMAGENET = "imagenet"
@@ -96,8 +101,9 @@ class Stage(_Fields):
     """The optimizer; each stage starts a fresh one."""
     lr: Real = Field(gt=0)
     """The learning rate; under a schedule, its highest value."""
-    trainable: Literal["head", "all"] = "all"
-    """Which weights learn: 'head' freezes the backbone with its pool and batch statistics."""
+    trainable: Literal["head", "all", "fusion"] = "all"
+    """Which weights learn: 'head' freezes the backbone with its pool and batch statistics, 'fusion' also the
+    branches of a mixed head."""
     momentum: Real = Field(default=0.0, ge=0, le=0.9999)
     """Momentum of the optimizer."""
     weight_decay: Real = Field(default=0.0, ge=0)
@@ -107,7 +113,8 @@ class Stage(_Fields):
     horizontal_flip: bool = False
     """Mirror each training image with probability 1/2."""
     micro_batch: int = Field(default=0, ge=0)
-    """Images a forward pass; the gradient is still that of the whole batch. 0: the whole batch at once."""
+    """Images a forward pass; the gradient is still that of the whole batch. 0: the whole batch at once. Under
+    coupled clusters a pass takes whole sets, and its negatives are of that pass."""
     cache_features: bool = True
     """Compute a frozen backbone's outputs once instead of every epoch; only without augmentation."""
     label_smoothing: Real = Field(default=0.0, ge=0, le=0.9)
@@ -118,8 +125,9 @@ class Stage(_Fields):
     """Largest relative change of brightness, contrast and saturation."""
     blur: Real = Field(default=0.0, ge=0, le=1)
     """Probability that a training image is blurred, by up to 2 pixels of 299."""
-    sampling: Literal["plain", "balanced"] = "plain"
-    """'balanced': an epoch of the same length shows every class equally often."""
+    sampling: Literal["plain", "balanced", "vehicles"] = "plain"
+    """'balanced': an epoch of the same length shows every class equally often. 'vehicles': a batch is
+    `batch / images_per_vehicle` vehicles with `images_per_vehicle` images each."""
     schedule: Literal["constant", "cosine"] = "constant"
     """'cosine': the learning rate falls to zero over the stage along half a cosine."""
     warmup_epochs: Real = Field(default=0.0, ge=0)
@@ -128,6 +136,38 @@ class Stage(_Fields):
     """Decay of the moving average of the weights that becomes the stage's result. 0: no average."""
     max_grad_norm: Real = Field(default=0.0, ge=0)
     """Norm over all weights to which longer gradients are clipped. 0: no clipping."""
+    loss: Literal["softmax", "clusters", "softmax+clusters"] = "softmax"
+    """'softmax' over the vehicle models, coupled 'clusters' of vehicles (Liu et al. 2016), or their sum."""
+    clusters_weight: Real = Field(default=1.0, gt=0)
+    """Factor on the coupled clusters loss."""
+    margin: Real = Field(default=1.0, gt=0)
+    """Margin of the coupled clusters loss, in squared L2 distance of features."""
+    center: Center = "constant"
+    """Whether the gradient of the coupled clusters loss is 'differentiated' through a vehicle's center."""
+    clusters_on: Literal["feature", "vehicle_branch"] = "feature"
+    """Which vectors of a mixed head form clusters."""
+    images_per_vehicle: int = Field(default=5, ge=2)
+    """Images of a vehicle in a batch, under sampling 'vehicles'; a vehicle with fewer repeats some."""
+
+    @property
+    def uses_softmax(self) -> bool:
+        """Whether the loss needs vehicle models."""
+        return self.loss != "clusters"
+
+    @property
+    def uses_clusters(self) -> bool:
+        """Whether the loss needs vehicles."""
+        return self.loss != "softmax"
+
+    @property
+    def set_size(self) -> int:
+        """Images in sequence that stay in one batch, one pass and on one worker."""
+        return self.images_per_vehicle if self.sampling == "vehicles" else 1
+
+    @property
+    def output(self) -> HeadOutput:
+        """The vector of a mixed head that the stage trains and that is compared after it."""
+        return self.clusters_on if self.uses_clusters else "model_branch"
 
     @property
     def augments(self) -> bool:
@@ -137,7 +177,7 @@ class Stage(_Fields):
     @property
     def cacheable(self) -> bool:
         """Whether the outputs of the backbone and its pool stay the same throughout the stage."""
-        return self.cache_features and self.trainable == "head" and not self.augments
+        return self.cache_features and self.trainable != "all" and not self.augments
 
 
 class Recipe(_Fields):
@@ -182,9 +222,33 @@ class Recipe(_Fields):
     """'cosine': classes are told apart by the direction of the feature alone."""
     cosine_scale: Real = Field(default=16.0, gt=0)
     """Factor on a cosine classifier's cosines, before the softmax."""
+    head: HeadKind = "single"
+    """'mixed': a branch of model labels and one of vehicle labels, with two layers behind both."""
+    branch_dim: int = Field(default=BRANCH_DIM, ge=1)
+    """Length of each branch of a mixed head."""
+    fusion_dim: int = Field(default=BRANCH_DIM, ge=1)
+    """Length of the first layer behind both branches; the second has `feature_dim`."""
+
+    @property
+    def uses_models(self) -> bool:
+        """Whether a stage learns from vehicle models; without one the network has no classifier."""
+        return any(stage.uses_softmax for stage in self.stages)
+
+    @property
+    def uses_vehicles(self) -> bool:
+        """Whether a stage learns from vehicles."""
+        return any(stage.uses_clusters or stage.sampling == "vehicles" for stage in self.stages)
+
+    @property
+    def labels_used(self) -> Literal["model", "vehicle", "both"]:
+        """The labels that the stages learn from."""
+        if not self.uses_vehicles:
+            return "model"
+        return "both" if self.uses_models else "vehicle"
 
     def architecture(self, classes: int) -> Architecture:
-        """Return the network's architecture for that number of vehicle models."""
+        """Return the network's architecture for that number of vehicle models, which clusters do not need."""
+        classes = classes if self.uses_models else 0
         return Architecture(
             classes,
             self.feature_dim,
@@ -197,6 +261,9 @@ class Recipe(_Fields):
             l2_normalized=self.l2_normalized,
             classifier=self.classifier,
             cosine_scale=self.cosine_scale,
+            head=self.head,
+            branch_dim=self.branch_dim,
+            fusion_dim=self.fusion_dim,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -217,7 +284,7 @@ class Recipe(_Fields):
             "flip": {stage.name: stage.horizontal_flip for stage in self.stages},
             "frozen_statistics": {stage.name: stage.frozen_statistics for stage in self.stages},
             "precision": self.precision,
-            "dropout": 0.0,
+            "dropout": "0.5 after fc6 while it learns" if self.backbone == "vgg_m" else 0.0,
             "auxiliary_head": False,
             "l2_normalised": self.l2_normalized,
             "frozen_stage_batch_statistics": (
@@ -231,7 +298,18 @@ class Recipe(_Fields):
 
 
 _OPTIONAL_FIELDS = frozenset(
-    ("backbone", "pooling", "last_stride", "bnneck", "l2_normalized", "classifier", "cosine_scale")
+    (
+        "backbone",
+        "pooling",
+        "last_stride",
+        "bnneck",
+        "l2_normalized",
+        "classifier",
+        "cosine_scale",
+        "head",
+        "branch_dim",
+        "fusion_dim",
+    )
 )
 _OPTIONAL_STAGE_FIELDS = frozenset(
     (
@@ -244,12 +322,18 @@ _OPTIONAL_STAGE_FIELDS = frozenset(
         "warmup_epochs",
         "ema_decay",
         "max_grad_norm",
+        "loss",
+        "clusters_weight",
+        "margin",
+        "center",
+        "clusters_on",
+        "images_per_vehicle",
     )
 )
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe ('paper', 'strong', 'demo') or a YAML file, and apply overrides.
+    """Read a shipped recipe (see `SHIPPED`) or a YAML file, and apply overrides.
 
     An override is 'batch=32' or 'stage2.epochs=5'. A stage is called stage1, stage2, ... or by its name.
     Raises BadSetting naming the field.
@@ -281,13 +365,22 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
         raise BadSetting("stages is missing or empty", remedy="a recipe lists one stage or more")
     tables = [_by_attribute(stage, f"stage{number}.") for number, stage in enumerate(stages, 1)]
     try:
-        recipe = Recipe.model_validate(_by_attribute({**values, "stages": tables}, ""))
+        recipe = Recipe.model_validate(_with_image_size(_by_attribute({**values, "stages": tables}, "")))
     except ValidationError as error:
         raise _named_as_written(error, values) from error
     _check_together(recipe)
     if recipe.pretrained == IMAGENET:
         return recipe.model_copy(update={"pretrained": imagenet_weights(recipe.backbone)})
     return recipe
+
+
+def _with_image_size(values: dict[str, Any]) -> dict[str, Any]:
+    """Add the image size of the backbone to a recipe that states none."""
+    with suppress(BadSetting, TypeError):  # of an unknown backbone, which `_check_together` names
+        backbone = values.get("backbone", DEFAULT_BACKBONE)
+        check_backbone(backbone)
+        return {"image_size": input_size(backbone), **values}
+    return values
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -299,6 +392,7 @@ def _check_together(recipe: Recipe) -> None:
     except BadSetting as error:
         raise BadSetting(f"network: {error.message}", remedy=error.remedy) from error
     check_last_stride(recipe.backbone, recipe.last_stride)
+    check_pooling(recipe.backbone, recipe.pooling)
     size = input_size(recipe.backbone)
     if recipe.image_size != size:
         raise BadSetting(
@@ -309,7 +403,11 @@ def _check_together(recipe: Recipe) -> None:
             f"pretrained (or backbone) is {recipe.pretrained}, an architecture and no source of weights",
             remedy=f"set network={recipe.pretrained}; a file of that name is ./{recipe.pretrained}",
         )
-    others = {imagenet_weights(name) for name in BACKBONES if name != recipe.backbone}
+    others = {
+        backbone.imagenet_weights
+        for name, backbone in BACKBONES.items()
+        if name != recipe.backbone and backbone.imagenet_weights
+    }
     if recipe.pretrained in others:
         raise BadSetting(
             f"pretrained is {recipe.pretrained}, weights of another network than {recipe.backbone}",
@@ -321,6 +419,46 @@ def _check_together(recipe: Recipe) -> None:
                 f"stage{number}.warmup_epochs is {stage.warmup_epochs}",
                 remedy=f"the stage has {stage.epochs} epochs",
             )
+        _check_clusters(recipe, stage, f"stage{number}")
+    if recipe.head == "mixed" and not recipe.uses_models:
+        raise BadSetting(
+            "head is 'mixed', and no stage has a softmax over vehicle models",
+            remedy="set stage1.loss=softmax, or head=single",
+        )
+
+
+def _check_clusters(recipe: Recipe, stage: Stage, name: str) -> None:
+    """Raise BadSetting for batches that do not hold whole sets, and for parts that the head does not have."""
+    size = stage.images_per_vehicle
+    if stage.uses_clusters and stage.sampling != "vehicles":
+        raise BadSetting(
+            f"{name}.sampling is {stage.sampling!r}, and coupled clusters need several images of a vehicle",
+            remedy=f"set {name}.sampling=vehicles",
+        )
+    if stage.sampling == "vehicles" and (recipe.batch % size or recipe.batch < 2 * size):
+        raise BadSetting(
+            f"batch is {recipe.batch}, and {name} takes sets of {size} images",
+            remedy=f"set batch={size * max(2, recipe.batch // size)}",
+        )
+    if stage.sampling == "vehicles" and 0 < stage.micro_batch < min(MIN_SETS * size, recipe.batch):
+        raise BadSetting(
+            f"{name}.micro_batch is {stage.micro_batch}, and a pass needs {MIN_SETS} sets of {size} images",
+            remedy=f"set {name}.micro_batch={MIN_SETS * size}, or 0",
+        )
+    for field, is_mixed in (
+        ("clusters_on", stage.clusters_on != "feature"),
+        ("trainable", stage.trainable == "fusion"),
+    ):
+        if is_mixed and recipe.head != "mixed":
+            raise BadSetting(
+                f"{name}.{field} is {getattr(stage, field)!r}, which the single head does not have",
+                remedy="set head=mixed",
+            )
+    if stage.trainable == "fusion" and stage.output != "feature":
+        raise BadSetting(
+            f"{name}.trainable is 'fusion', and its loss does not reach these layers",
+            remedy=f"set {name}.loss=clusters and {name}.clusters_on=feature",
+        )
 
 
 def _override(values: dict[str, Any], override: str) -> None:

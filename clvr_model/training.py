@@ -1,13 +1,14 @@
 """Training loops of an epoch and a step, which Ray Train calls with its wrapped network.
 
-Batches are (uint8 (n, 299, 299, 3) images, int64 (n,) classes). With a frozen backbone, the same loops train
-the head alone on batches of (pooled float32 (n, 2048), classes), with the same result. All randomness comes
-from (seed, stage, epoch), so a resume needs no generator state.
+Batches are (uint8 (n, h, w, 3) images, int64 (n,) classes), or, where vehicles are learned, int64 (n, 2)
+classes and vehicles. With a frozen backbone, the same loops train the head alone on batches of (pooled
+float32 (n, pooled_dim), targets), with the same result. All randomness comes from (seed, stage, epoch, step),
+so a resume needs no generator state.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -15,17 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import SGD, Optimizer, RMSprop
 
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.memory import is_out_of_memory, max_batch_size
 from clvr_model.network import Clvr
+from clvr_model.objective import Objective
 from clvr_model.preprocessing import to_input
-from clvr_model.recipe import RMSPROP_ALPHA, Stage
+from clvr_model.recipe import MIN_SETS, RMSPROP_ALPHA, Stage
+from clvr_model.vehicle_sampling import vehicle_order
 from infra.errors import BadInput, BadSetting, TrainingDiverged
 
 Batch = tuple[Tensor, Tensor]
+SOFTMAX = Objective()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,24 @@ def epoch_order(count: int, *, seed: int, stage: int, epoch: int) -> NDArray[np.
 
 
 def stage_order(
-    stage: Stage, classes: NDArray[np.int64], *, seed: int, number: int, epoch: int
+    stage: Stage,
+    classes: NDArray[np.int64],
+    *,
+    seed: int,
+    number: int,
+    epoch: int,
+    vehicles: NDArray[np.int64] | None = None,
+    batch: int = 0,
 ) -> NDArray[np.int64]:
     """Return the order of an epoch of a stage over images with the given class numbers (n,).
 
     Plain sampling: `epoch_order`. Balanced: equal counts for all classes (up to one image), and equal counts
-    for the images of a class (up to one). Equal for equal arguments.
+    for the images of a class (up to one). By vehicles (n,), in batches of that size: `vehicle_order`. Equal
+    for equal arguments. Raises BadLabels as `vehicle_order` does.
     """
+    if stage.sampling == "vehicles" and vehicles is not None:
+        size = stage.images_per_vehicle
+        return vehicle_order(vehicles, images=size, batch=batch, seed=seed, stage=number, epoch=epoch)
     count = len(classes)
     if stage.sampling == "plain":
         return epoch_order(count, seed=seed, stage=number, epoch=epoch)
@@ -103,10 +117,13 @@ def learning_rate(stage: Stage, position: float) -> float:
 
 
 def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
-    """Freeze or unfreeze the backbone for the stage, and make the optimizer of the trainable weights."""
+    """Freeze what the stage does not train, free the rest, and make the optimizer of what learns."""
     network = unwrap_ddp(module)
     if isinstance(network, Clvr):
         network.backbone.requires_grad_(stage.trainable == "all")
+        network.head.select(
+            softmax=stage.uses_softmax, output=stage.output, fusion_only=stage.trainable == "fusion"
+        )
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     lr, momentum, decay = stage.lr, stage.momentum, stage.weight_decay
     if stage.optimizer == "rmsprop":
@@ -127,32 +144,35 @@ def train_epoch(
     on_step: Callable[[int, Totals], None] | None = None,
     average: ExponentialMovingAverage | None = None,
     steps: int = 1,
+    seed: Sequence[int] = (0,),
 ) -> EpochResult:
     """Train one pass over `batches`; `on_step(batch number, totals)` may show progress, or raise to stop.
 
     The images are augmented already. start_step, totals: where an interrupted epoch resumes; `batches` then
     start at that batch. average: is updated after every step. steps: batches of a whole epoch, the unit of
-    the schedule. Raises TrainingDiverged naming stage, epoch and batch, BadInput if there is no
-    batch, BadSetting when memory runs out, with a micro_batch that fits.
+    the schedule. seed: of what a step draws, with epoch and step (dropout). Raises TrainingDiverged naming
+    stage, epoch and batch, BadInput if there is no batch, BadSetting when memory runs out, with a micro_batch
+    that fits.
     """
     started = time.monotonic()
     training_mode(module, stage)
     totals = totals or Totals()
-    for step, (images, classes) in enumerate(batches, start_step):
+    for step, (images, targets) in enumerate(batches, start_step):
         where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
         if stage.schedule != "constant" or stage.warmup_epochs:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, epoch + (step + 0.5) / max(steps, step + 1))
         failed = False
+        torch.manual_seed(int(np.random.SeedSequence([*seed, epoch, step]).generate_state(1, np.uint64)[0]))
         try:
             totals += train_step(
                 module,
                 optimizer,
                 images,
-                classes,
+                targets,
                 micro_batch=stage.micro_batch,
                 precision=precision,
-                label_smoothing=stage.label_smoothing,
+                objective=Objective.of(stage),
                 max_grad_norm=stage.max_grad_norm,
             )
         except TrainingDiverged as error:
@@ -163,7 +183,7 @@ def train_epoch(
             failed = True
         if failed:  # outside of `except`, whose traceback keeps the memory alive
             optimizer.zero_grad(set_to_none=True)
-            raise _out_of_memory(module, images, classes, stage, precision, where)
+            raise _out_of_memory(module, images, stage, precision, where)
         if average:
             average.update()
         if on_step:
@@ -184,34 +204,33 @@ def train_step(
     module: nn.Module,
     optimizer: Optimizer,
     inputs: Tensor,
-    classes: Tensor,
+    targets: Tensor,
     *,
     micro_batch: int = 0,
     precision: str = "fp32",
-    label_smoothing: float = 0.0,
+    objective: Objective = SOFTMAX,
     max_grad_norm: float = 0.0,
 ) -> Totals:
-    """Take one optimizer step on one batch: mean softmax cross-entropy (the paper, eq. 1 and 2).
+    """Take one optimizer step on one batch: by default mean softmax cross-entropy (the paper, eq. 1 and 2).
 
-    max_grad_norm: longer gradients are clipped to this norm; 0: no clipping.
-    With `micro_batch` the batch is split into portions of at most that size, about equal, whose gradients are
-    summed before the step. Only batch statistics differ from one pass: they are a portion's. Raises
-    TrainingDiverged before the weights change.
+    targets: int64 (n,) classes, or (n, 2) classes and vehicles. max_grad_norm: longer gradients are clipped
+    to this norm; 0: no clipping. With `micro_batch` the batch is split into portions of at most that size,
+    about equal and of whole sets, whose gradients are summed before the step. Only batch statistics differ
+    from one pass, and the negatives of coupled clusters: they are a portion's. Raises TrainingDiverged before
+    the weights change.
     """
     optimizer.zero_grad(set_to_none=True)
     totals = Totals()
-    portions = -(-len(inputs) // (micro_batch or len(inputs)))
-    for part, expected in zip(inputs.tensor_split(portions), classes.tensor_split(portions), strict=True):
+    passes = objective.num_passes(len(inputs), micro_batch)
+    parts = zip(objective.split(inputs, passes), objective.split(targets, passes), strict=True)
+    for part, expected in parts:
         with autocast(part, precision):
-            _, logits = module(network_input(part))
-        loss = functional.cross_entropy(
-            logits.float(), expected, reduction="sum", label_smoothing=label_smoothing
-        )
+            feature, logits = module(network_input(part))
+        loss, correct = objective(feature, logits, expected)
         value = float(loss.detach())
         if not np.isfinite(value):
             raise TrainingDiverged(f"the loss is {value}", remedy="lower the learning rate")
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
-        correct = int((logits.detach().argmax(dim=1) == expected).sum())
         totals += Totals(value, correct, len(part))
     if max_grad_norm:
         trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -226,45 +245,47 @@ def training_mode(module: nn.Module, stage: Stage) -> None:
     """Set training mode; a frozen backbone and a stage with `frozen_statistics` keep batch statistics."""
     module.train()
     network = unwrap_ddp(module)
-    if isinstance(network, Clvr) and (stage.trainable == "head" or stage.frozen_statistics):
-        network.backbone.eval()  # only its batch normalization depends on the mode
+    if isinstance(network, Clvr) and (stage.trainable != "all" or stage.frozen_statistics):
+        network.backbone.eval()  # only its batch normalization and its dropout depend on the mode
 
 
 def _out_of_memory(
-    module: nn.Module, inputs: Tensor, classes: Tensor, stage: Stage, precision: str, location: str
+    module: nn.Module, inputs: Tensor, stage: Stage, precision: str, location: str
 ) -> BadSetting:
     """Make the error for a step that ran out of memory, with a micro_batch that fits."""
 
     def loss_of(count: int) -> Tensor:
         part = inputs[:1].expand(count, *inputs.shape[1:])
         with autocast(part, precision):
-            _, logits = unwrap_ddp(module)(
-                network_input(part)
-            )  # unwrapped: a distributed pass would wait for the other workers
-        return functional.cross_entropy(logits.float(), classes[:1].expand(count))
+            # Unwrapped: a distributed pass would wait for the other workers.
+            feature, logits = unwrap_ddp(module)(network_input(part))
+        loss: Tensor = feature.float().square().sum() + logits.float().square().sum()
+        return loss
 
     tried = min(stage.micro_batch or len(inputs), len(inputs))
     fits = min(max_batch_size(loss_of, inputs.device), tried - 1)
-    remedy = (
-        f"about {fits} fit: --set {stage.name}.micro_batch={fits}, which gives the same gradient"
-        if fits
-        else "one image does not fit: use a device with more memory, or a smaller network"
-    )
+    if not fits:
+        remedy = "one image does not fit: use a device with more memory, or a smaller network"
+    elif stage.set_size > 1 and fits < MIN_SETS * stage.set_size:
+        remedy = f"{MIN_SETS} sets do not fit: use a device with more memory, or a smaller network"
+    else:
+        gradient = "the negatives of fewer images" if stage.uses_clusters else "the same gradient"
+        remedy = f"about {fits} fit: --set {stage.name}.micro_batch={fits}, which gives {gradient}"
     return BadSetting(f"{location}: out of memory with {tried} images a pass", remedy=remedy)
 
 
 @torch.no_grad()  # inference_mode tensors cannot take part in the head's gradient
 def pooled_features(network: Clvr, batches: Iterable[Batch], *, precision: str = "fp32") -> Batch:
-    """Run the frozen backbone once over all batches: float32 (n, 2048) and classes (n,), on the CPU.
+    """Run the frozen backbone once over all batches: float32 (n, pooled_dim) and targets, on the CPU.
 
-    An image takes 8 KB. Raises BadInput if there is no batch.
+    An image takes 8 KB of Inception-V3's. Raises BadInput if there is no batch.
     """
     network.backbone.eval()
     pooled, known = [], []
-    for images, classes in batches:
+    for images, targets in batches:
         with autocast(images, precision):
             pooled.append(network.backbone(network_input(images)).float().cpu())
-        known.append(classes.cpu())
+        known.append(targets.cpu())
     if not pooled:
         raise BadInput("no images to train on")
     return torch.cat(pooled), torch.cat(known)
@@ -291,10 +312,10 @@ def reestimate_batch_statistics(network: Clvr, batches: Iterable[Batch]) -> None
 
 def cached_batches(cache: Batch, order: NDArray[np.int64], batch: int) -> Iterator[Batch]:
     """Yield the batches of a loader with this order, from the output of `pooled_features`."""
-    pooled, classes = cache
+    pooled, targets = cache
     for start in range(0, len(order), batch):
         rows = torch.from_numpy(order[start : start + batch])
-        yield pooled[rows], classes[rows]
+        yield pooled[rows], targets[rows]
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:

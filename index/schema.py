@@ -10,6 +10,9 @@ from infra.store.cells import Kind
 UNKNOWN_TIME = -1
 """`captured_at` where nothing gives the time. Unknown cameras and tracks are the empty string."""
 
+UNKNOWN_LABEL = -1
+"""`model_id` of a shard whose network has no classifier."""
+
 EMBEDDING_DIM = 1024
 MAX_URI_BYTES = 1024
 MAX_NAME_BYTES = 128

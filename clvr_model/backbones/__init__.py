@@ -8,6 +8,7 @@ from clvr_model.backbones.inception import InceptionV3
 from clvr_model.backbones.resnet import ResNet50
 from clvr_model.backbones.timm import TIMM_PREFIX, TimmBackbone
 from clvr_model.backbones.vgg import Vgg16
+from clvr_model.backbones.vgg_m import VggM
 from clvr_model.layers import Pooling
 from infra.errors import BadSetting
 
@@ -15,6 +16,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     InceptionV3.name: InceptionV3,
     ResNet50.name: ResNet50,
     Vgg16.name: Vgg16,
+    VggM.name: VggM,
 }
 DEFAULT_BACKBONE = InceptionV3.name  # the paper's
 
@@ -50,11 +52,18 @@ def check_backbone(name: str) -> None:
 def check_last_stride(name: str, last_stride: int) -> None:
     """Raise BadSetting for an unknown backbone, or a stride that the backbone cannot have."""
     check_backbone(name)
-    if is_timm(name) and last_stride != 2:
+    if (is_timm(name) or not BACKBONES[name].has_pool) and last_stride != 2:
+        others = ", ".join(other for other, backbone in BACKBONES.items() if backbone.has_pool)
         raise BadSetting(
             f"last_stride is {last_stride}, which {name} cannot take",
-            remedy=f"leave last_stride at 2, or use {', '.join(BACKBONES)}",
+            remedy=f"leave last_stride at 2, or use {others}",
         )
+
+
+def check_pooling(name: str, pooling: Pooling) -> None:
+    """Raise BadSetting for a pool in a backbone that has none."""
+    if name in BACKBONES and not BACKBONES[name].has_pool and pooling != "mean":
+        raise BadSetting(f"pooling is {pooling!r}, and {name} has no pool", remedy="set pooling=mean")
 
 
 def input_size(name: str) -> int:
@@ -65,10 +74,16 @@ def input_size(name: str) -> int:
 def imagenet_weights(name: str) -> str:
     """Return the address of the backbone's ImageNet weights, as `weights.load_backbone` takes it.
 
-    Raises BadSetting for a timm model without the tag that names its weights.
+    Raises BadSetting for a timm model without the tag that names its weights, and for a backbone whose
+    weights are published in no form that can be read.
     """
     check_backbone(name)
     if name in BACKBONES:
+        if not BACKBONES[name].imagenet_weights:
+            raise BadSetting(
+                f"no weights of {name} are published as safetensors",
+                remedy="set pretrained=random, or give a .safetensors file under its parameter names",
+            )
         return BACKBONES[name].imagenet_weights
     model = name.removeprefix(TIMM_PREFIX)
     if "." not in model:

@@ -11,14 +11,16 @@ class Backbone(nn.Module):
     """A network without its classifier: float32 (n, 3, h, w) in [-1, 1] -> float32 (n, pooled_dim).
 
     Subclasses take the keywords `pooling`, `last_stride` and `seed`. name: the architecture in recipes and
-    cards. imagenet_weights: address of published weights for `weights.load_backbone`. heads: prefixes
-    of the classifier's parameters in published weights, which are ignored.
+    cards. imagenet_weights: address of published weights for `weights.load_backbone`, "" without any that it
+    can read. input_size: h and w. has_pool: whether `pooling` and `last_stride` have an effect. heads:
+    prefixes of the classifier's parameters in published weights, which are ignored.
     """
 
     name: ClassVar[str]
     imagenet_weights: ClassVar[str]
     input_size: ClassVar[int] = IMAGE_SIZE
     takes_pool_counts_padding: ClassVar[bool] = False
+    has_pool: ClassVar[bool] = True
     pooled_dim: int
     heads: tuple[str, ...]
 

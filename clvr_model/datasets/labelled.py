@@ -199,6 +199,39 @@ def hold_out_models(
     return labelled.take(np.flatnonzero(np.isin(labelled.model_ids, kept))), held_out
 
 
+def split_by_vehicle(
+    labelled: LabeledImages, train_share: float = 0.8, seed: int = 0
+) -> tuple[LabeledImages, LabeledImages]:
+    """Split each model's vehicles at random into floor(train_share * n) for training and the others.
+
+    All images of a vehicle go to one side. A model with one vehicle keeps it for training; images of an
+    unknown model count as one model's. Both parts keep the order of `labelled`. Raises BadLabels for images
+    without a vehicle, and if no vehicle is left for training.
+    """
+    if not 0.0 < train_share <= 1.0:
+        raise BadSetting(f"train_share is {train_share}", remedy="Give a share above 0 and up to 1.")
+    vehicles = labelled.vehicle_ids
+    if vehicles is None or (vehicles < 0).any():
+        count = len(labelled) if vehicles is None else int((vehicles < 0).sum())
+        raise BadLabels(f"{count} of {len(labelled)} images have no vehicle", remedy="Remove them first.")
+    share = Fraction(str(train_share))
+    rng = np.random.default_rng(seed)
+    known, first = np.unique(vehicles, return_index=True)
+    models = labelled.model_ids[first]  # a vehicle has one model
+    chosen: list[NDArray[np.int64]] = []
+    for model in np.unique(models):
+        members = rng.permutation(known[models == model])
+        count = max(len(members) == 1, len(members) * share.numerator // share.denominator)
+        chosen.append(members[:count])
+    training = np.isin(vehicles, np.concatenate(chosen))
+    if not training.any():
+        raise BadLabels(
+            f"no model has enough vehicles for training at a share of {train_share}",
+            remedy="Label more vehicles a model, or raise the share.",
+        )
+    return labelled.take(np.flatnonzero(training)), labelled.take(np.flatnonzero(~training))
+
+
 def single_image_models(labelled: LabeledImages) -> list[int]:
     """Return the models with one image, which have no validation image."""
     models, counts = np.unique(labelled.model_ids, return_counts=True)

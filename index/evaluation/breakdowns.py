@@ -189,9 +189,12 @@ def by_day_part(split: Split, ranking: Ranking, captured_at: NDArray[np.int64]) 
 def classification(
     predicted: NDArray[np.int64], true: NDArray[np.int64], known: NDArray[np.int64] | None = None
 ) -> Classification | None:
-    """Accuracy over images whose true model is in `known`, or not negative. None without such images."""
+    """Accuracy over images whose true model is in `known`, or not negative.
+
+    None without such images, and for a network without a classifier, all of whose predictions are negative.
+    """
     rows = np.flatnonzero(true >= 0 if known is None else np.isin(true, known))
-    if not len(rows):
+    if not len(rows) or (predicted[rows] < 0).all():
         return None
     models, inverse, counts = np.unique(true[rows], return_inverse=True, return_counts=True)
     is_correct = predicted[rows] == true[rows]

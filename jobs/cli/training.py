@@ -12,7 +12,9 @@ def train(
         str, typer.Argument(help="VehicleID folder, folder of class folders, or CSV/Parquet table.")
     ],
     output: Annotated[str, typer.Option(help="URI of the checkpoint to write.")],
-    recipe: Annotated[str, typer.Option(help="paper, strong, demo, or a YAML file.")] = "paper",
+    recipe: Annotated[
+        str, typer.Option(help="paper, strong, ccl, mixeddiff, demo, or a YAML file.")
+    ] = "paper",
     override: Annotated[list[str] | None, typer.Option("--set", help="e.g. stage2.epochs=5")] = None,
     weights: Annotated[
         str | None,
@@ -49,7 +51,7 @@ def train(
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """Train the vehicle model classifier. Example: clvr train data/VehicleID --output models/clvr
+    """Train on vehicle models, vehicles, or both. Example: clvr train data/VehicleID --output models/clvr
 
     Run the same command again to continue a killed training; --output contains the state of each epoch.
     """

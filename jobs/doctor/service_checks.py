@@ -112,7 +112,8 @@ def check_model(uri: str | None) -> CheckResult:
     checkpoint = load_checkpoint(uri)
     card = checkpoint.card
     trained = f", created {card.created_at[:10]}" if card.created_at else ""
-    return ok("model", f"fingerprint {checkpoint.fingerprint}, {len(card.label_ids)} vehicle models{trained}")
+    labels = f"{len(card.label_ids)} vehicle models" if card.label_ids else "trained on vehicles alone"
+    return ok("model", f"fingerprint {checkpoint.fingerprint}, {labels}{trained}")
 
 
 def _with_short_timeouts(storage: StoreSettings) -> StoreSettings:

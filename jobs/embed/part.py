@@ -30,9 +30,10 @@ class ImageEmbedder(Protocol):
     batch_size: int
     feature_dim: int
     fingerprint: str
+    image_size: int
 
     def __call__(self, images: NDArray[np.uint8], /) -> Embeddings:
-        """uint8 (n, 299, 299, 3) -> one row per image."""
+        """uint8 (n, image_size, image_size, 3) -> one row per image."""
 
 
 @dataclass(slots=True)
@@ -108,8 +109,7 @@ def embed_part(
         )
 
     erased = read_tombstones(run.store)
-    size = embedder.batch_size
-    for batch in _batches(manifest, archive, size, failures, stream_times, decoders, erased):
+    for batch in _batches(manifest, archive, embedder, failures, stream_times, decoders, erased):
         timer.end("waiting")
         if batch.rows:
             output = embedder(batch.images[: len(batch.rows)])
@@ -140,13 +140,14 @@ def embed_part(
 def _batches(
     manifest: pa.Table,
     archive: Store,
-    size: int,
+    embedder: ImageEmbedder,
     failures: dict[int, ImageFailure],
     times: StreamTimes,
     decoders: int,
     erased: ErasedCrops,
 ) -> Iterator[_Batch]:
-    """Yield batches of `size` images, and an empty batch after `size` failures, to report progress."""
+    """Yield batches of the embedder's size, and an empty batch after as many failures, to report progress."""
+    size = embedder.batch_size
     uris = manifest["uri"].to_pylist()
     etags = manifest["etag"].to_pylist()
     prefetch = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
@@ -161,6 +162,7 @@ def _batches(
         decoders=decoders,
         times=times,
         erased=erased,
+        size=embedder.image_size,
     )
     for row, image in stream:
         if isinstance(image, ImageFailure):

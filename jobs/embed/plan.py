@@ -223,7 +223,7 @@ class _ThroughputProbe:
         """Return the numbers of embedded and of failed crops, and the seconds."""
         started, good, bad = time.perf_counter(), 0, 0
         batch: list[NDArray[np.uint8]] = []
-        for _, image in stream_images(ArchiveReader(self.archive), uris):
+        for _, image in stream_images(ArchiveReader(self.archive), uris, size=self.embedder.image_size):
             if isinstance(image, ImageFailure):
                 bad += 1
                 continue

@@ -10,6 +10,7 @@ import ray
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_precision, reduced_fingerprint
 from clvr_model.engines import default_cache, has_bf16
+from clvr_model.preprocessing import IMAGE_SIZE
 from index.archive.reader import ArchiveReader
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
@@ -92,16 +93,19 @@ def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bo
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     if not has_bf16(device) and not required:
         return None
-    sample = sample_images(crops, archive, SAMPLE_IMAGES)
+    checkpoint = load_checkpoint(model)
+    sample = sample_images(crops, archive, SAMPLE_IMAGES, checkpoint.network.architecture.image_size)
     if len(sample) < 2:
         return PrecisionCheck(0.0, 0.0, len(sample))
-    return check_precision(load_checkpoint(model), sample, device=device, cache=default_cache())
+    return check_precision(checkpoint, sample, device=device, cache=default_cache())
 
 
-def sample_images(crops: pa.Table, archive: Store, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """uint8 (n, 299, 299, 3) of up to `count` crops spread evenly, without those that cannot be read."""
+def sample_images(
+    crops: pa.Table, archive: Store, count: int, size: int = IMAGE_SIZE
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """uint8 (n, size, size, 3) of up to `count` crops spread evenly, without those that cannot be read."""
     rows = np.unique(np.linspace(0, crops.num_rows - 1, min(count, crops.num_rows)).astype(np.int64))
     uris = crops["uri"].take(pa.array(rows)).to_pylist()
-    loaded = sorted(stream_images(ArchiveReader(archive), uris), key=lambda pair: pair[0])
+    loaded = sorted(stream_images(ArchiveReader(archive), uris, size=size), key=lambda pair: pair[0])
     images = [image for _, image in loaded if not isinstance(image, ImageFailure)]
-    return np.stack(images) if images else np.zeros((0, 299, 299, 3), np.uint8)
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)

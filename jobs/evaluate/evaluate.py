@@ -237,7 +237,7 @@ def _report_text(request: EvaluateRequest, run_id: str) -> ReportText:
     split = f" --split {request.split}" if request.split else ""
     return ReportText(
         title="Evaluation of vehicle re-identification",
-        summary="Features of vehicle models, compared by plain L2 distance.",
+        summary="Learned features, compared by plain L2 distance.",
         dataset=f"run {run_id}",
         note="These figures are valid for this run, its labels and the named protocols only.",
         command=f"clvr evaluate {run_id}{labels}{split} --html {request.html}",

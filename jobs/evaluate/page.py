@@ -34,6 +34,7 @@ from jobs.pages.evaluation_page import (
 from jobs.pages.html import write_page as write_html
 from jobs.pages.published import published_beside
 from jobs.pages.thumbnail import thumbnail_of
+from jobs.runtime.format import LABELS_USED, model_name
 
 if TYPE_CHECKING:
     from jobs.evaluate.results import Evaluation, ListEvaluation
@@ -75,6 +76,7 @@ def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportTex
             facts={
                 "run": summary.run_id,
                 "fingerprint": summary.fingerprint,
+                "labels used": LABELS_USED[card.labels_used],
                 "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
                 **text.facts,
             },
@@ -133,7 +135,7 @@ def _outcomes(result: ProtocolResult) -> Outcomes:
 
 def _model_accuracy(card: Card) -> ModelAccuracy | None:
     metrics = card.metrics
-    if "held_out" not in metrics:
+    if metrics.get("accuracy") is None or "held_out" not in metrics:
         return None
     return ModelAccuracy(
         micro=metrics["accuracy"],
@@ -228,7 +230,7 @@ def _classified(
 
 
 def _model_name(names: Mapping[int, str], model: int) -> str:
-    return names.get(model, f"model {model}")
+    return model_name(names, model)
 
 
 def _hardest_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:

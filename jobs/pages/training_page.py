@@ -40,6 +40,7 @@ class Epoch:
     accuracy: float
     val_loss: float | None
     val_accuracy: float | None
+    val_rank1: float | None = field(default=None, kw_only=True)
     lr: float
     images: int
     seconds: float
@@ -49,7 +50,11 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPage:
-    """The content of the page. predicted, true: model ids of the validation images (n,)."""
+    """The content of the page. predicted, true: model ids of the validation images (n,), n may be 0.
+
+    labels_used: what the network learned from. rank1: share of validation images whose nearest other image is
+    of the same vehicle, for a network that learned vehicles.
+    """
 
     title: str
     summary: str
@@ -70,6 +75,8 @@ class TrainingPage:
     unstated: Mapping[str, str]
     untrained_classes: Sequence[str] = ()
     command: str = ""
+    labels_used: str = "vehicle models"
+    rank1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,11 @@ def build_training_page(page: TrainingPage) -> str:
         "training_page.html.j2",
         page=page,
         classes=class_chart(page.models, names) if page.models else None,
-        accuracy=curves(page.epochs, {"training": "accuracy", "validation": "val_accuracy"}, top=1.0),
+        accuracy=curves(
+            page.epochs,
+            {"training": "accuracy", "validation": "val_accuracy", "rank-1": "val_rank1"},
+            top=1.0,
+        ),
         loss=curves(page.epochs, {"training": "loss", "validation": "val_loss"}),
         worst=worst_models(page),
         matrix=confusion(page),

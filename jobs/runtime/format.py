@@ -1,11 +1,19 @@
 """Numbers, durations and times as people read them, in text and in pages."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from index.schema import UNKNOWN_TIME
+from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from infra.store import format_ms
 
 NO_VALUE = "\N{EN DASH}"
+LABELS_USED = {"model": "vehicle models", "vehicle": "vehicles", "both": "vehicle models and vehicles"}
+"""What the values of a card's `labels_used` are called."""
+
+
+def model_name(names: Mapping[int, str], model: int) -> str:
+    """The name of a predicted vehicle model, or its number; a network without a classifier predicts none."""
+    return "unknown model" if model == UNKNOWN_LABEL else names.get(model, f"model {model}")
 
 
 def count(value: float | None) -> str:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.preprocessing import decode
+from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
 from infra.errors import (
@@ -72,17 +72,19 @@ def stream_images(
     decoders: int = 1,
     times: StreamTimes | None = None,
     erased: ErasedCrops | None = None,
+    size: int = IMAGE_SIZE,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
-    """Yield `(position in uris, uint8 (299, 299, 3) RGB or ImageFailure)`, each position once, in any order.
+    """Yield `(position in uris, uint8 (size, size, 3) or ImageFailure)`, each position once, in any order.
 
+    size: height and width of the images, which are RGB.
     etags: those of the manifest; an object that changed since is an ImageFailure with cause `changed`.
-    prefetch: images (268 KB each) that are in flight or wait for the caller.
+    prefetch: images (268 KB each at the default size) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
     erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
     Raises errors that do not concern a single image: StoreUnreachable, CredentialsRejected, and StoreDenied
     if the store refuses this client, which after a refused image a listing shows.
     """
-    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops())
+    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops(), size)
     results = loader.run(prefetch)
     try:
         for position, result in results:
@@ -121,12 +123,14 @@ class _Loader:
         decoders: int,
         times: StreamTimes,
         erased: ErasedCrops,
+        size: int,
     ) -> None:
         self.reader = reader
         self.uris = uris
         self.etags = etags
         self.times = times
         self.erased = erased
+        self.size = size
         self.lock = threading.Lock()
         self.decoders = decoders
         # More decoding threads than CPUs slow each other down.
@@ -188,7 +192,7 @@ class _Loader:
         with self.decode_slots:
             started = time.perf_counter()
             try:
-                return decode(fetched.data)
+                return decode(fetched.data, self.size)
             finally:
                 with self.lock:
                     self.times.fetch_seconds += fetch_seconds

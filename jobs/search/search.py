@@ -11,7 +11,7 @@ from rich.table import Table
 from index.archive.reader import open_uri
 from index.filters import Filters
 from index.outputs import record_output, withdraw_erased
-from index.schema import UNKNOWN_TIME
+from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import RERANK_HEAD, Match, Rules
@@ -22,6 +22,7 @@ from infra.store import format_ms
 from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
+from jobs.runtime.format import model_name
 from jobs.runtime.resolve import epoch_ms
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
@@ -96,7 +97,7 @@ class SearchResult:
 
     def model_name(self, model_id: int) -> str:
         """The name of a predicted vehicle model, or its number."""
-        return self.model_names.get(model_id, f"model {model_id}")
+        return model_name(self.model_names, model_id)
 
     def to_text(self) -> str:
         """Return the ranks as a table, and the summary."""
@@ -115,7 +116,9 @@ class SearchResult:
                 "-" if match.likelihood is None else f"{match.likelihood:.0%}",
                 hit.camera_id or "-",
                 format_time(hit.captured_at),
-                f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
+                "-"
+                if hit.model_id == UNKNOWN_LABEL
+                else f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
                 _notes(match),
                 f"{CROP}{hit.crop_id} {hit.uri}",
             )
@@ -243,7 +246,7 @@ def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: flo
     """Return the matches with their thumbnails, for a page."""
     shown = []
     for match in matches:
-        name = names.get(match.hit.model_id, f"model {match.hit.model_id}")
+        name = model_name(names, match.hit.model_id)
         within = threshold is not None and match.hit.distance <= threshold
         shown.append(PageMatch(match, thumbnail_of(*open_uri(match.hit.uri)), name, within))
     return shown
@@ -273,17 +276,25 @@ def _model_id(text: str, names: dict[int, str]) -> int:
     if text.isascii() and text.isdigit() and int(text) < 2**31:
         return int(text)
     similar = [name for name in names.values() if text.casefold() in name.casefold()]
+    known = ", ".join(sorted(similar or names.values())[:20])
     raise BadInput(
         f"the checkpoint knows no vehicle model {text!r}",
-        remedy="vehicle models: " + ", ".join(sorted(similar or names.values())[:20]),
+        remedy=f"vehicle models: {known}" if known else "it names none: search without this filter",
     )
 
 
 def _predicted_model(image: str, searcher: Searcher) -> int:
     probe = searcher.probe(image)
     if probe.crop_ids:
-        return searcher.crop(next(iter(probe.crop_ids))).model_id
-    return int(searcher.embedder(read_image(image)[None]).model_id[0])
+        model = searcher.crop(next(iter(probe.crop_ids))).model_id
+    else:
+        model = int(searcher.embedder(read_image(image, searcher.image_size)[None]).model_id[0])
+    if model == UNKNOWN_LABEL:
+        raise BadInput(
+            "the archive's model was trained on vehicles alone and names no vehicle model",
+            remedy="search without the filter by vehicle model",
+        )
+    return model
 
 
 def _notes(match: Match) -> str:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from clvr_model.checkpoint import Checkpoint, load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
-from clvr_model.preprocessing import decode
+from clvr_model.network import Architecture
+from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
 from index.milvus.collection import live_generation, require_live
@@ -83,6 +84,11 @@ class Searcher:
         return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
+    def image_size(self) -> int:
+        """Height and width of the model's input, in pixels."""
+        return Architecture.from_dict(read_card(self.checkpoint_uri).architecture).image_size
+
+    @cached_property
     def calibration(self) -> Calibration | None:
         """The calibration of this model, or None."""
         return calibration_of(open_store(self.settings.runs), self.source.fingerprint)
@@ -104,10 +110,10 @@ class Searcher:
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
-        return Probe(uri, self.features(read_image(uri)[None])[0])
+        return Probe(uri, self.features(read_image(uri, self.image_size)[None])[0])
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the features (n, 1024) of images (n, 299, 299, 3)."""
+        """Return the features (n, 1024) of images (n, h, w, 3) of the model's size."""
         return self.embedder(images).features
 
     def search(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
@@ -168,15 +174,15 @@ class Searcher:
         return Probe(name, vectors[crop_id], (self.source.sightings([crop_id])[crop_id],))
 
 
-def read_image(uri: str) -> NDArray[np.uint8]:
-    """Read and decode an image: uint8 (299, 299, 3). Raises BadInput with the cause, StoreError."""
-    return decode_named(read_uri(uri), uri)
+def read_image(uri: str, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
+    """Read and decode an image: uint8 (size, size, 3). Raises BadInput with the cause, StoreError."""
+    return decode_named(read_uri(uri), uri, size)
 
 
-def decode_named(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode an image: uint8 (299, 299, 3). Raises BadInput with its name and the cause."""
+def decode_named(data: bytes, name: str, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
+    """Decode an image: uint8 (size, size, 3). Raises BadInput with its name and the cause."""
     try:
-        return decode(data)
+        return decode(data, size)
     except UnreadableImage as error:
         raise BadInput(f"{name} is not a usable image ({error.cause}): {error.message}") from error
 

@@ -21,6 +21,7 @@ from index.search.probe import merge_probes
 from index.search.retrieval import Rules
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadableImage
+from jobs.runtime.format import model_name
 from jobs.search.search import RulesRequest, make_rules, match_to_json, verdict
 from jobs.search.searcher import CROP, Searcher, crop_number
 from jobs.serve.access import AccessPolicy, Limits, with_access_control
@@ -127,10 +128,7 @@ def _search(
             {"camera_id": sighting.camera_id, "captured_at": sighting.captured_at}
             for sighting in probe.sightings
         ],
-        "answers": [
-            match_to_json(match, names.get(match.hit.model_id, f"model {match.hit.model_id}"))
-            for match in matches
-        ],
+        "answers": [match_to_json(match, model_name(names, match.hit.model_id)) for match in matches],
         "embed_ms": round(1000 * (embedded - started), 1),
         "search_ms": round(1000 * (finished - embedded), 1),
     }

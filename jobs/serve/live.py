@@ -73,7 +73,7 @@ class View:
     def probe(self, data: bytes) -> Probe:
         """Return the probe of an encoded image. Raises BadInput with the cause, Locked under a flood."""
         with decode_slots.use():
-            image = decode_named(data, "the image")
+            image = decode_named(data, "the image", self.searcher.image_size)
         with self._model_lock:
             return Probe("the image", self.searcher.features(image[None])[0])
 

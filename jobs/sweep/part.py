@@ -123,7 +123,7 @@ class SweepWorker:
                     row.fail(QUARANTINABLE_ERRORS.get(type(fetched), "missing"), fetched.message)
                     continue
                 try:
-                    batch.append((row, decode(fetched.data)))
+                    batch.append((row, decode(fetched.data, self._loaded_embedder().image_size)))
                 except UnreadableImage as error:
                     row.fail(error.cause, error.message)
                 if len(batch) == EMBED_BATCH:
@@ -131,11 +131,14 @@ class SweepWorker:
                     batch = []
         self._embed(batch)
 
+    def _loaded_embedder(self) -> Embedder:
+        self._embedder = self._embedder or self._open_embedder()
+        return self._embedder
+
     def _embed(self, batch: list[tuple[_Row, np.ndarray]]) -> None:
         if not batch:
             return
-        self._embedder = self._embedder or self._open_embedder()
-        features = self._embedder(np.stack([image for _, image in batch])).features
+        features = self._loaded_embedder()(np.stack([image for _, image in batch])).features
         for (row, _), vector in zip(batch, features, strict=True):
             if np.isfinite(vector).all():
                 row.probe = Probe(row.probe_id, vector, (Sighting(crop_id=row.crop_id),))

@@ -16,9 +16,12 @@ from clvr_model.datasets.labelled import (
     read_folder,
     read_table,
     single_image_models,
+    split_by_vehicle,
+    split_per_class,
 )
 from clvr_model.datasets.registry import read_release
 from clvr_model.recipe import Recipe
+from clvr_model.training import stage_order
 from index.archive.manifest import crop_id_of
 from index.archive.reader import ArchiveReader, reader_of
 from index.runs.tombstones import ErasedCrops
@@ -36,26 +39,40 @@ HOLD_OUT = ("images", "models")  # what the validation share takes from the trai
 MAX_SHOWN = 10  # failures and models that are named
 
 
-def read_labelled(data: str, *, root: str = "", split: str | None = None) -> LabeledImages:
-    """Read images whose vehicle model is known.
+def read_labelled(
+    data: str, *, root: str = "", split: str | None = None, labels: str = "model"
+) -> LabeledImages:
+    """Read images whose labels are known: `labels` is model, vehicle or both.
 
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
-    Raises BadLabels, EmptyArchive, StoreError.
+    Without vehicle labels to learn from, vehicles are left out. Raises BadLabels, EmptyArchive, StoreError.
     """
     if data.lower().endswith(TABLE_SUFFIXES):
-        labelled = read_table(data, root=root, split=split).with_known_model()
+        labelled = read_table(data, root=root, split=split)
         # Workers run in other folders, and equal data must have equal digests however it is named.
-        return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
-    release = read_release(data, split)
-    if release is None:
-        return read_folder(data)
-    known = release.with_known_model()
+        labelled = replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
+    else:
+        release = read_release(data, split)
+        labelled = read_folder(data) if release is None else release
+    if labels != "vehicle":
+        labelled = _with_known_model(labelled, data)
+    if labels == "model":
+        return replace(labelled, vehicle_ids=None)
+    return _with_known_vehicle(labelled, data)
+
+
+def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
+    known = labelled.with_known_model()
     if not len(known):
+        what = "has" if labelled.vehicle_ids is None else "labels vehicles, but has"
         raise BadLabels(
-            f"{data} labels vehicles, but has no vehicle models to train on",
-            remedy="Train on another dataset and evaluate on this one, or give a table with your model_id.",
+            f"{data} {what} no vehicle models to train on",
+            remedy=(
+                "Train on another dataset and evaluate on this one, give a table with model_id, or learn "
+                "from vehicles with --recipe ccl."
+            ),
         )
     return known
 
@@ -76,15 +93,57 @@ def without_held_out_models(
     return kept, held_out
 
 
+def _with_known_vehicle(labelled: LabeledImages, data: str) -> LabeledImages:
+    known = labelled.vehicle_ids if labelled.vehicle_ids is not None else np.zeros(0, np.int64)
+    if not (known >= 0).any():
+        raise BadLabels(
+            f"{data} says of no image which vehicle it shows, and the recipe learns from vehicles",
+            remedy="give a table with the column vehicle_id, or a recipe of model labels such as paper",
+        )
+    return labelled.take(np.flatnonzero(known >= 0))
+
+
 def _absolute(uri: str) -> str:
     return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs and the model ids, in order."""
+    """Return the SHA-256 of the URIs, the model ids and the vehicle ids that are learned, in order."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
+    if labelled.vehicle_ids is not None:
+        digest.update(np.ascontiguousarray(labelled.vehicle_ids, np.int64).tobytes())
     return digest.hexdigest()
+
+
+def split_for(recipe: Recipe, labelled: LabeledImages) -> tuple[LabeledImages, LabeledImages]:
+    """Split into training and validation images: by images of each model, or by vehicles that are learned."""
+    if recipe.uses_vehicles:
+        return split_by_vehicle(labelled, recipe.train_share, recipe.seed)
+    return split_per_class(labelled, recipe.train_share, recipe.seed)
+
+
+def check_sets(recipe: Recipe, training: LabeledImages, workers: int) -> None:
+    """Raise BadLabels if a batch takes more vehicles than there are, BadSetting if workers cannot share."""
+    for number, stage in enumerate(recipe.stages):
+        if stage.sampling != "vehicles" or training.vehicle_ids is None:
+            continue
+        size = stage.set_size
+        if recipe.batch % (workers * size) or recipe.batch < 2 * size * workers:
+            fits = size * workers * max(2, recipe.batch // (size * workers))
+            raise BadSetting(
+                f"{workers} workers cannot share a batch of {recipe.batch} in sets of {size}, two each",
+                remedy=f"--set batch={fits}, or other --workers",
+            )
+        stage_order(
+            stage,
+            training.model_ids,
+            seed=recipe.seed,
+            number=number,
+            epoch=0,
+            vehicles=training.vehicle_ids,
+            batch=recipe.batch,
+        )
 
 
 def drop_erased_images(labelled: LabeledImages, erased: ErasedCrops) -> LabeledImages:
@@ -164,11 +223,20 @@ def _failures(reader: ArchiveReader, uris: list[str], erased: ErasedCrops) -> di
     return {position: image for position, image in images if isinstance(image, ImageFailure)}
 
 
-def report_classes(labelled: LabeledImages, training: LabeledImages, validation: LabeledImages) -> list[str]:
+def report_classes(
+    recipe: Recipe, labelled: LabeledImages, training: LabeledImages, validation: LabeledImages
+) -> list[str]:
     """Log the size of the split, and return the names of models without a training image.
 
     Raises BadLabels for images of a single model, which a classifier cannot learn from.
     """
+    if training.vehicle_ids is not None:
+        logger.info(
+            f"{len(training):,} images of {len(np.unique(training.vehicle_ids)):,} vehicles to train on, "
+            f"{len(validation):,} images of other vehicles for validation"
+        )
+    if not recipe.uses_models:
+        return []
     classes = labelled.classes
     if len(classes) < 2:
         raise BadLabels(

@@ -23,6 +23,7 @@ from clvr_model.augmentation import augment
 from clvr_model.preprocessing import IMAGE_SIZE
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Batch, drop_last, stage_order
+from clvr_model.vehicle_sampling import share_of_sets
 from index.archive.reader import ArchiveReader, reader_of
 from infra.errors import BadSetting, ObjectChanged
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
@@ -34,9 +35,9 @@ BLOCK_IMAGES = 64  # images that a Ray Data task decodes: 17 MB
 MIN_CPUS_PER_GPU = 2  # CPUs beside the workers from which Ray Data is faster than local threads
 
 Rows = NDArray[np.int64]
-# Augments decoded images (n, 299, 299, 3) given their rows (n,), in the threads or tasks that decode them.
+# Augments decoded images (n, h, w, 3) given their rows (n,), in the threads or tasks that decode them.
 Transform = Callable[[NDArray[np.uint8], Rows], NDArray[np.uint8]]
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (n, 299, 299, 3), class numbers (n,)
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images (n, h, w, 3), and `Images.targets`
 _T = TypeVar("_T")
 
 
@@ -65,22 +66,29 @@ class Batches:
 
     def __init__(self, job: TrainJob, recipe: Recipe, distributed: DistributedContext) -> None:
         self.job, self.recipe, self.distributed = job, recipe, distributed
-        self.loader = ImageLoader(job.input, distributed.world_size)
+        self.loader = ImageLoader(job.input, distributed.world_size, recipe.image_size)
         # All workers have equal shares, so that the mean of their gradients is the gradient of the batch.
         self.share = max(1, recipe.batch // distributed.world_size)
 
     def epoch_rows(self, stage_number: int, epoch: int) -> Rows:
-        """Return this worker's share of an epoch's order; all workers have equally many rows."""
+        """Return this worker's share of an epoch's order; all workers have equally many rows.
+
+        The images of a set go to one worker together.
+        """
+        stage = self.recipe.stages[stage_number]
         order = stage_order(
-            self.recipe.stages[stage_number],
+            stage,
             self.job.training.classes,
             seed=self.recipe.seed,
             number=stage_number,
             epoch=epoch,
+            vehicles=self.job.training.vehicles,
+            batch=self.recipe.batch,
         )
-        world_size = self.distributed.world_size
+        world_size, rank = self.distributed.world_size, self.distributed.rank
         count = drop_last(len(order), self.share * world_size)
-        return order[: count - count % world_size][self.distributed.rank :: world_size]
+        whole = count - count % (world_size * stage.set_size)
+        return share_of_sets(order[:whole], stage.set_size, rank=rank, world_size=world_size)
 
     def sample_rows(self) -> Rows:
         """Return training rows spread over the data, the same ones in each worker."""
@@ -98,10 +106,10 @@ class Batches:
     def eval_batches(self, images: Images, rows: Rows, transform: Transform | None = None) -> Iterator[Batch]:
         """Yield batches of images on the worker's device."""
         device = self.distributed.device
-        for arrays, classes in self.loader.batches(images, rows, self.share, transform):
+        for arrays, targets in self.loader.batches(images, rows, self.share, transform):
             yield (
                 torch.from_numpy(arrays).to(device, non_blocking=True),
-                torch.from_numpy(classes).to(device),
+                torch.from_numpy(targets).to(device),
             )
 
 
@@ -127,10 +135,14 @@ def choose_input_backend(option: str, *, workers: int, gpu: bool, cpus: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class ImageLoader:
-    """Loads the images of a worker; `backend` is local or ray, `workers` is the number of such loaders."""
+    """Loads the images of a worker.
+
+    backend: local or ray. workers: the number of such loaders. image_size: height and width of the images.
+    """
 
     backend: str
     workers: int
+    image_size: int = IMAGE_SIZE
 
     def batches(
         self, images: Images, rows: Rows, size: int, transform: Transform | None = None
@@ -140,18 +152,22 @@ class ImageLoader:
         Raises ObjectChanged for an image that was readable before the training and is not any more.
         """
         if self.backend == "ray":
-            return _ray_batches(images, rows, size, transform, self.workers)
-        return _local_batches(images, rows, size, transform)
+            return _ray_batches(images, rows, size, transform, self)
+        return _local_batches(images, rows, size, transform, self)
 
 
-def _local_batches(images: Images, rows: Rows, size: int, transform: Transform | None) -> Iterator[Arrays]:
+def _local_batches(
+    images: Images, rows: Rows, size: int, transform: Transform | None, loader: ImageLoader
+) -> Iterator[Arrays]:
     reader = reader_of(images.uris)
 
     def load(start: int) -> Arrays:
         batch_rows = rows[start : start + size]
         uris = [images.uris[row] for row in batch_rows]
-        arrays = decode_images(reader, uris, batch_rows, transform, decoders=available_cpus())
-        return arrays, images.classes[batch_rows]
+        arrays = decode_images(
+            reader, uris, batch_rows, transform, decoders=available_cpus(), size=loader.image_size
+        )
+        return arrays, images.targets(batch_rows)
 
     with ThreadPoolExecutor(PREFETCH_BATCHES, thread_name_prefix="next-batch") as pool:
         pending: deque[Future[Arrays]] = deque()
@@ -168,21 +184,21 @@ def _local_batches(images: Images, rows: Rows, size: int, transform: Transform |
 
 
 def _ray_batches(
-    images: Images, rows: Rows, size: int, transform: Transform | None, workers: int
+    images: Images, rows: Rows, size: int, transform: Transform | None, loader: ImageLoader
 ) -> Iterator[Arrays]:
-    reader = reader_of(images.uris)
+    reader, image_size, workers = reader_of(images.uris), loader.image_size, loader.workers
     block = min(size, BLOCK_IMAGES)
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     if not blocks:
         return
-    tables = [
-        pa.table({"uri": [images.uris[row] for row in block], "row": block, "class": images.classes[block]})
-        for block in blocks
-    ]
+    tables = [pa.table({"uri": [images.uris[row] for row in block], "row": block}) for block in blocks]
 
     def decode_block(table: pa.Table) -> dict[str, NDArray[Any]]:
-        arrays = decode_images(reader, table["uri"].to_pylist(), table["row"].to_numpy(), transform)
-        return {"image": arrays, "class": table["class"].to_numpy()}
+        uris, block_rows = table["uri"].to_pylist(), table["row"].to_numpy()
+        return {
+            "image": decode_images(reader, uris, block_rows, transform, size=image_size),
+            "row": block_rows,
+        }
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -198,7 +214,7 @@ def _ray_batches(
         for batch in data.iter_batches(
             batch_size=size, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
         ):
-            yield batch["image"], batch["class"]
+            yield batch["image"], images.targets(batch["row"])
 
 
 def decode_images(
@@ -208,10 +224,11 @@ def decode_images(
     transform: Transform | None = None,
     *,
     decoders: int = 1,
+    size: int = IMAGE_SIZE,
 ) -> NDArray[np.uint8]:
-    """Return the images at the URIs, (n, 299, 299, 3). Raises ObjectChanged if one cannot be used."""
-    arrays = np.empty((len(uris), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for position, image in stream_images(reader, uris, decoders=decoders):
+    """Return the images at the URIs, (n, size, size, 3). Raises ObjectChanged if one cannot be used."""
+    arrays = np.empty((len(uris), size, size, 3), np.uint8)
+    for position, image in stream_images(reader, uris, decoders=decoders, size=size):
         if isinstance(image, ImageFailure):
             raise ObjectChanged(
                 f"{uris[position]} was readable before the training: {image.detail}",

@@ -17,13 +17,20 @@ CACHED_PASSES = 0.01  # both layers of the head, from a cached feature
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """URIs of n images, and the class number of each."""
+    """URIs of n images, the class number of each, and its vehicle where the recipe learns from vehicles."""
 
     uris: list[str]
     classes: NDArray[np.int64]
+    vehicles: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.uris)
+
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what the images at `rows` are trained on: classes (n,), or classes and vehicles (n, 2)."""
+        if self.vehicles is None:
+            return self.classes[rows]
+        return np.column_stack([self.classes[rows], self.vehicles[rows]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +101,4 @@ class Work:
         """Passes of training on one image."""
         if stage.cacheable:
             return CACHED_PASSES
-        return TRAIN_HEAD_PASSES if stage.trainable == "head" else TRAIN_ALL_PASSES
+        return TRAIN_ALL_PASSES if stage.trainable == "all" else TRAIN_HEAD_PASSES

@@ -7,14 +7,15 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from clvr_model.datasets.labelled import LabeledImages, split_per_class
+from clvr_model.datasets.labelled import LabeledImages
 from clvr_model.network import Clvr
+from clvr_model.objective import Objective
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import (
     Batch,
@@ -28,13 +29,14 @@ from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
 from jobs.runtime.format import duration
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
-from jobs.train.dataset import read_labelled, without_held_out_models
+from jobs.train.dataset import check_sets, read_labelled, split_for, without_held_out_models
 from jobs.train.job import Work
 from jobs.train.train import TrainRequest, requested_recipe
 
 PROBE_SECONDS = 6.0  # per measurement, and at least one batch
 PROBE_BATCH = 8
 PROBE_IMAGES = 64
+PROBE_VEHICLES = 2  # in turn, so that a batch of the probe has negatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class TrainPlan:
     held_out: int
     classes: int
     unlearned: int
+    vehicles: int
     smallest_class: int
     largest_class: int
     unreadable_in_sample: int
@@ -74,8 +77,9 @@ class TrainPlan:
 
     def to_text(self) -> str:
         """Return the plan as several lines."""
+        vehicles = f" and {self.vehicles:,} vehicles" if self.vehicles else ""
         lines = [
-            f"{self.pictures:,} images of {self.classes} vehicle models to train on, "
+            f"{self.pictures:,} images of {self.classes} vehicle models{vehicles} to train on, "
             f"{self.held_out:,} for validation; {self.smallest_class:,} to {self.largest_class:,} images "
             "a model",
             f"probe on {self.device}: {self.forward_per_second:,.1f} images/s forward, "
@@ -102,15 +106,17 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     Raises BadSetting, BadLabels, BadInput if no sampled image can be read.
     """
     recipe = requested_recipe(request)
-    labelled = read_labelled(request.data, root=request.root, split=request.split)
+    labelled = read_labelled(request.data, root=request.root, split=request.split, labels=recipe.labels_used)
     labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
-    training, validation = split_per_class(labelled, recipe.train_share, recipe.seed)
+    training, validation = split_for(recipe, labelled)
+    check_sets(recipe, training, request.workers)
     device = _device(request)
-    images, unreadable, decoded_per_second = _sample(labelled)
+    images, unreadable, decoded_per_second = _sample(labelled, recipe.image_size)
     classes = len(labelled.classes)
     network = Clvr.of(recipe.architecture(classes), seed=recipe.seed)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    targets = torch.arange(len(images)) % classes
+    numbers = torch.arange(len(images))
+    targets = torch.stack([numbers % max(classes, 1), numbers % PROBE_VEHICLES], dim=1)
     batch = (torch.from_numpy(images).to(device), targets.to(device))
     forward = _rate(lambda: pooled_features(network, [batch], precision=recipe.precision), len(targets))
     # On a CPU, the measurement uses all cores, like the workers of this machine together.
@@ -121,7 +127,7 @@ def plan_training(request: TrainRequest) -> TrainPlan:
         for stage in recipe.stages
     ]
     hours = sum(stage.hours for stage in stages) + recipe.reestimate_statistics / forward / 3600
-    counts = np.unique(labelled.model_ids, return_counts=True)[1]
+    counts = np.unique(labelled.with_known_model().model_ids, return_counts=True)[1]
     nodes = math.ceil(request.workers / max(1, torch.cuda.device_count())) if device.type == "cuda" else 1
     price = request.price_per_node_hour
     return TrainPlan(
@@ -129,8 +135,9 @@ def plan_training(request: TrainRequest) -> TrainPlan:
         held_out=len(validation),
         classes=classes,
         unlearned=classes - len(training.classes),
-        smallest_class=int(counts.min()),
-        largest_class=int(counts.max()),
+        vehicles=0 if training.vehicle_ids is None else len(np.unique(training.vehicle_ids)),
+        smallest_class=int(counts.min(initial=len(labelled))) if classes else 0,
+        largest_class=int(counts.max(initial=0)),
         unreadable_in_sample=unreadable,
         sample=len(images) + unreadable,
         workers=request.workers,
@@ -176,7 +183,14 @@ def _step_rate(module: torch.nn.Module, network: Clvr, stage: Stage, recipe: Rec
     training_mode(module, stage)
 
     def step() -> None:
-        train_step(module, optimizer, *batch, micro_batch=stage.micro_batch, precision=recipe.precision)
+        train_step(
+            module,
+            optimizer,
+            *batch,
+            micro_batch=stage.micro_batch,
+            precision=recipe.precision,
+            objective=replace(Objective.of(stage), set_size=1),  # the probe's few images form no sets
+        )
 
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # the targets are arbitrary
@@ -195,12 +209,12 @@ def _rate(run: Callable[[], Any], images: int) -> float:
     return done / (time.perf_counter() - started)
 
 
-def _sample(labelled: LabeledImages) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
+def _sample(labelled: LabeledImages, size: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int, float]:
     """Return a batch of the data, the unreadable images of the sample, and images decoded per second."""
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_IMAGES, len(labelled))).astype(int))
     reader = reader_of(labelled.uris)
     started = time.perf_counter()
-    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus())
+    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus(), size=size)
     sample = [image for _, image in stream]
     seconds = time.perf_counter() - started
     good = [image for image in sample if not isinstance(image, ImageFailure)]

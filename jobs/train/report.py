@@ -20,6 +20,7 @@ from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
+from jobs.runtime.format import LABELS_USED, model_name
 from jobs.train.log import TrainingCost
 
 REPORT_FILE = "report.html"
@@ -41,24 +42,27 @@ def write_report(
     destination: Store, card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write `report.html` beside the checkpoint."""
+    has_classes = bool(card.label_ids)
     predicted = np.array(inputs.final["predicted"], np.int64)
-    true = inputs.validation.model_ids
-    recipe = card.recipe["name"]
+    true = inputs.validation.model_ids if has_classes else predicted
     cost = inputs.cost
     page = TrainingPage(
-        title=f"{len(card.label_ids):,} vehicle models, recipe {recipe}",
-        summary=(
-            f"A classifier over vehicle models, trained on {len(inputs.training):,} images by the recipe "
-            f"“{recipe}” and measured on {len(inputs.validation):,} validation images."
-        ),
+        title=_title(card, inputs),
+        summary=_summary(card, inputs),
+        labels_used=LABELS_USED[card.labels_used],
+        rank1=inputs.final.get("rank1"),
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
         predicted=predicted,
         true=true,
-        models=classification(predicted, true),
+        models=classification(predicted, true) if has_classes else None,
         names=card.label_names,
-        examples=list(_examples(inputs.validation, card.label_names, predicted, inputs.final["confidence"])),
+        examples=(
+            list(_examples(inputs.validation, card.label_names, predicted, inputs.final["confidence"]))
+            if has_classes
+            else []
+        ),
         epochs=[_epoch(entry) for entry in card.metrics["history"]],
         hours=cost.hours,
         node_hours=cost.node_hours,
@@ -72,10 +76,35 @@ def write_report(
     destination.put(REPORT_FILE, build_training_page(page).encode())
 
 
+def _title(card: Card, inputs: ReportInputs) -> str:
+    subjects = [f"{len(card.label_ids):,} vehicle models"] if card.label_ids else []
+    if inputs.training.vehicle_ids is not None:
+        subjects.append(f"{len(np.unique(inputs.training.vehicle_ids)):,} vehicles")
+    return f"{' and '.join(subjects)}, recipe {card.recipe['name']}"
+
+
+def _summary(card: Card, inputs: ReportInputs) -> str:
+    subject = {
+        "model": "A classifier over vehicle models",
+        "vehicle": "A network that brings images of the same vehicle together",
+        "both": "A classifier over vehicle models that also brings images of the same vehicle together",
+    }[card.labels_used]
+    measured = (
+        "validation images" if card.labels_used == "model" else "images of vehicles that were not trained on"
+    )
+    return (
+        f"{subject}, trained on {len(inputs.training):,} images by the recipe “{card.recipe['name']}” and "
+        f"measured on {len(inputs.validation):,} {measured}."
+    )
+
+
 def _note(card: Card, inputs: ReportInputs) -> str:
     note = (
         "The network was trained to name the vehicle model, which is not its purpose: clvr evaluate measures "
         "whether it finds the same vehicle again."
+        if card.labels_used == "model"
+        else "Rank-1 is the share of validation images whose nearest other image is of the same vehicle. It "
+        "grows with the images of a vehicle and is no published protocol: clvr evaluate measures those."
     )
     if card.metrics.get("picked") == "best":
         note += (
@@ -95,6 +124,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
         accuracy=entry["accuracy"],
         val_loss=entry.get("held_loss"),
         val_accuracy=entry.get("held_accuracy"),
+        val_rank1=entry.get("held_rank1"),
         lr=entry.get("lr", 0.0),
         images=entry["pictures"],
         seconds=entry["seconds"],
@@ -132,6 +162,7 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}
     facts = {
         "fingerprint": card.fingerprint,
+        "labels used": LABELS_USED[card.labels_used],
         "created": card.created_at,
         "data": f"{inputs.data}, digest {card.data_digest[:16]}",
         "initial weights": str(card.backbone.get("source", "")),
@@ -152,9 +183,14 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
-    layers = "backbone frozen" if stage["trainable"] == "head" else "all layers"
+    layers = {"head": "backbone frozen", "fusion": "backbone and branches frozen"}.get(
+        stage["trainable"], "all layers"
+    )
     epochs = "epoch" if stage["epochs"] == 1 else "epochs"
-    return f"{stage['name']}: {stage['epochs']} {epochs}, {layers}, {stage['optimizer']}, {stage['lr']:g}"
+    loss = f", {stage['loss']}" if "loss" in stage else ""
+    return (
+        f"{stage['name']}: {stage['epochs']} {epochs}, {layers}{loss}, {stage['optimizer']}, {stage['lr']:g}"
+    )
 
 
 def _device() -> str:
@@ -170,4 +206,4 @@ def _plain_text(value: Any) -> str:
 
 
 def _model_name(names: Mapping[int, str], model: int) -> str:
-    return names.get(model, f"model {model}")
+    return model_name(names, model)

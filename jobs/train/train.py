@@ -13,10 +13,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from clvr_model.checkpoint import CARD_FILE, Card, load_checkpoint, save_checkpoint
-from clvr_model.datasets.labelled import LabeledImages, class_numbers, split_per_class
+from clvr_model.datasets.labelled import LabeledImages, class_numbers
 from clvr_model.network import Clvr
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training_state import TrainingState
+from clvr_model.unstated import competitor_choices
 from index.archive.manifest import crop_id_of
 from index.outputs import record_output
 from index.runs.tombstones import read_tombstones
@@ -28,11 +29,13 @@ from jobs.runtime.progress import progress
 from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, root_cause
 from jobs.train.checkpoints import best_state, remove_folders, state_of
 from jobs.train.dataset import (
+    check_sets,
     data_digest,
     drop_erased_images,
     drop_unreadable_images,
     read_labelled,
     report_classes,
+    split_for,
     without_held_out_models,
 )
 from jobs.train.feature_cache import remove_features
@@ -76,13 +79,15 @@ class TrainRequest:
 class TrainResult:
     """The finished checkpoint. Accuracies are shares of the `held_out` validation images.
 
-    The names of the fields are keys of the command's JSON and of the metrics in card.json.
+    Without a classifier they are None. rank1: share of validation images whose nearest other image is of the
+    same vehicle, for recipes that learn from vehicles. labels_used: model, vehicle or both. The names of the
+    fields are keys of the command's JSON and of the metrics in card.json.
     """
 
     uri: str
     fingerprint: str
-    accuracy: float
-    macro_accuracy: float
+    accuracy: float | None
+    macro_accuracy: float | None
     classes: int
     pictures: int
     held_out: int
@@ -91,10 +96,19 @@ class TrainResult:
     node_hours: float = 0.0
     cost: float | None = None
     report: str = ""
+    rank1: float | None = None
+    labels_used: str = "model"
 
     def to_text(self) -> str:
         """Return the checkpoint and its accuracy as one line."""
-        return f"checkpoint {self.uri}: accuracy {self.accuracy:.1%}, fingerprint {self.fingerprint}"
+        figures = [
+            f"{name} {value:.1%}"
+            for name, value in (("accuracy", self.accuracy), ("rank-1", self.rank1))
+            if value is not None
+        ]
+        return ", ".join(
+            [f"checkpoint {self.uri}: {figures[0]}", *figures[1:], f"fingerprint {self.fingerprint}"]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
@@ -117,7 +131,9 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         raise BadSetting(f"--select-epoch is {request.select_epoch!r}", remedy="choose one of best, last")
     recipe = requested_recipe(request)
     erased = read_tombstones(open_store(settings.runs))
-    everything = read_labelled(request.data, root=request.root, split=request.split)
+    everything = read_labelled(
+        request.data, root=request.root, split=request.split, labels=recipe.labels_used
+    )
     everything, held_out_models = without_held_out_models(everything, request.hold_out, recipe)
     labelled = drop_erased_images(everything, erased)
     identity = _identity(recipe, labelled)
@@ -135,14 +151,15 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         folder.create_bucket()
     record_output(open_store(settings.runs), "training", destination.uri, map(crop_id_of, labelled.uris))
     usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder, erased)
-    training, validation = split_per_class(usable, recipe.train_share, recipe.seed)
-    untrained_classes = report_classes(labelled, training, validation)
-    classes = tuple(labelled.classes)
+    training, validation = split_for(recipe, usable)
+    untrained_classes = report_classes(recipe, labelled, training, validation)
+    check_sets(recipe, training, request.workers)
+    classes = tuple(labelled.classes) if recipe.uses_models else ()
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=Images(training.uris, class_numbers(training, classes)),
-        validation=Images(validation.uris, class_numbers(validation, classes)),
+        training=_images(training, classes),
+        validation=_images(validation, classes),
         folder=folder.uri,
         input=backend,
         log_every=request.log_every,
@@ -154,7 +171,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     network = Clvr.of(recipe.architecture(len(classes)))
     state.restore(network)
     final = state.history[-1]
-    class_counts = np.bincount(job.validation.classes, minlength=len(classes))
+    class_counts = np.bincount(job.validation.classes[job.validation.classes >= 0], minlength=1)
     metrics: dict[str, Any] = {
         "accuracy": final["micro"],
         "macro_accuracy": final["macro"],
@@ -166,10 +183,12 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         "node_hours": cost.node_hours,
         "cost": cost.money,
         "report": destination.uri_of(REPORT_FILE),
+        "rank1": final.get("rank1"),
+        "labels_used": recipe.labels_used,
     }
     card = Card(
         label_ids=classes,
-        label_names=labelled.model_names,
+        label_names=labelled.model_names if classes else {},
         recipe=recipe.as_dict(),
         metrics={
             **metrics,
@@ -181,8 +200,9 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
             "held_out_models": held_out_models,
         },
         backbone={"source": recipe.pretrained},
-        unstated=recipe.undocumented_choices(),
+        unstated={**recipe.undocumented_choices(), **competitor_choices(recipe)},
         data_digest=data_digest(labelled),
+        labels_used=recipe.labels_used,
     )
     saved = save_checkpoint(destination, network, card)
     inputs = ReportInputs(request.data, training, validation, final, cost)
@@ -191,6 +211,12 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     except Exception as error:  # a page that fails does not fail a training of hours
         logger.info(f"no report: {type(error).__name__}: {error}")
     return TrainResult(uri=request.output, fingerprint=saved.fingerprint, **metrics)
+
+
+def _images(labelled: LabeledImages, classes: tuple[int, ...]) -> Images:
+    """Return the images as workers take them; without classes, all class numbers are -1."""
+    numbers = class_numbers(labelled, classes) if classes else np.full(len(labelled), -1, np.int64)
+    return Images(labelled.uris, numbers, labelled.vehicle_ids)
 
 
 def _identity(recipe: Recipe, labelled: LabeledImages) -> str:

@@ -25,7 +25,7 @@ from clvr_model.training import (
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
-from clvr_model.validation import Predictions, predict, score
+from clvr_model.validation import Predictions, predict, score, vehicle_rank1
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
@@ -138,6 +138,7 @@ class _Worker:
             average = None if is_last else context.average
             predictions = self._predict(network, context.validation_features, average)
             is_best = self._add_epoch(entry, predictions, position)
+            is_best &= self.recipe.head == "single" or number + 1 == len(self.recipe.stages)
             if is_best and self.distributed.is_rank_zero and len(self.job.validation):
                 history = self._final_history(position, predictions)
                 save_best(self.folder, network, context.average, history, self.recipe.seed)
@@ -196,6 +197,7 @@ class _Worker:
             ),
             average=context.average,
             steps=steps,
+            seed=(self.recipe.seed, number, self.distributed.rank),
         )
         seconds = time.monotonic() - started
         loss, correct, images, wait_seconds = self.distributed.all_reduce_sum(
@@ -212,14 +214,33 @@ class _Worker:
         }
 
     def _add_epoch(self, entry: dict[str, Any], predictions: Predictions, position: Position) -> bool:
-        """Add a validated epoch to the history and to the log; return whether it is the best so far."""
-        scores = score(predictions, self.job.validation.classes, len(self.job.classes))
-        entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
-        best_before = max((earlier["held_accuracy"] for earlier in position.history), default=-1.0)
+        """Add a validated epoch to the history and to the log; return whether it is the best so far.
+
+        A mixed head's stages compare different vectors, so that only epochs of one stage are compared.
+        """
+        if self.job.classes:
+            scores = score(predictions, self.job.validation.classes, len(self.job.classes))
+            entry |= {"held_loss": scores.loss, "held_accuracy": scores.micro, "held_macro": scores.macro}
+        rank1 = self._rank1(predictions)
+        if rank1 is not None:
+            entry["held_rank1"] = rank1
+        key = "held_accuracy" if rank1 is None else "held_rank1"
+        comparable = [
+            earlier[key]
+            for earlier in position.history
+            if self.recipe.head == "single" or earlier["stage"] == entry["stage"]
+        ]
         position.history.append(entry)
         position.totals = Totals()
         self.log_event("epoch", pictures_seen=position.images_seen, **entry)
-        return scores.micro > best_before
+        return bool(entry[key] > max(comparable, default=-1.0))
+
+    def _rank1(self, predictions: Predictions) -> float | None:
+        """Return the validation vehicles' rank-1, None for recipes without vehicles."""
+        vehicles = self.job.validation.vehicles
+        if vehicles is None:
+            return None
+        return 0.0 if predictions.features is None else vehicle_rank1(predictions.features, vehicles)
 
     def _features(self, network: Clvr, passes_before: int) -> tuple[Batch, Batch]:
         """Return pooled features of the training and validation images, from the cache or computed."""
@@ -243,13 +264,13 @@ class _Worker:
         rows = np.arange(self.distributed.rank, len(images), self.distributed.world_size)
         if len(rows):
             batches = self._with_progress(self.batches.eval_batches(images, rows), passes_before)
-            features, classes = pooled_features(network, batches, precision=self.recipe.precision)
+            features, targets = pooled_features(network, batches, precision=self.recipe.precision)
         else:
             features = torch.empty((0, network.backbone.pooled_dim))
-            classes = torch.empty(0, dtype=torch.int64)
+            targets = torch.from_numpy(images.targets(rows))
         return (
             self.distributed.all_gather_rows(features, len(images)),
-            self.distributed.all_gather_rows(classes, len(images)),
+            self.distributed.all_gather_rows(targets, len(images)),
         )
 
     def _with_progress(self, batches: Iterator[Batch], passes_before: int) -> Iterator[Batch]:
@@ -270,24 +291,46 @@ class _Worker:
             with average.installed():
                 return self._predict(network, validation_features)
         count, precision = len(self.job.validation), self.recipe.precision
+        keep_features = self.job.validation.vehicles is not None
         if validation_features is not None:
             size = max(self.batches.share, MIN_CACHED_EVAL_BATCH)
-            batches = cached_batches(validation_features, np.arange(count), size)
-            return predict(network.head, self._to_device(batches), precision=precision)
+            batches = self._to_device(cached_batches(validation_features, np.arange(count), size))
+            return predict(network.head, batches, precision=precision, keep_features=keep_features)
         rows = np.arange(self.distributed.rank, count, self.distributed.world_size)
-        local = predict(network, self.batches.eval_batches(self.job.validation, rows), precision=precision)
+        local = predict(
+            network,
+            self.batches.eval_batches(self.job.validation, rows),
+            precision=precision,
+            keep_features=keep_features,
+        )
+        columns = [local.classes, local.confidence, local.losses]
+        if keep_features:
+            none = np.zeros((0, network.head.output_dim), np.float32)
+            columns.append(none if local.features is None else local.features)
         gathered = (
-            self.distributed.all_gather_rows(torch.from_numpy(column), count).numpy()
-            for column in (local.classes, local.confidence, local.losses)
+            self.distributed.all_gather_rows(torch.from_numpy(column), count).numpy() for column in columns
         )
         return Predictions(*gathered)
 
     def _to_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for pooled, classes in batches:
-            yield pooled.to(self.device), classes.to(self.device)
+        for pooled, targets in batches:
+            yield pooled.to(self.device), targets.to(self.device)
 
     def _final_history(self, position: Position, predictions: Predictions) -> list[dict[str, Any]]:
-        """Return the history with a last entry of scores and predictions of the validation images."""
+        """Return the history with a last entry of scores and predictions of the validation images.
+
+        Without a classifier, the scores of vehicle models are None and the predictions are empty.
+        """
+        rank1 = self._rank1(predictions)
+        if not self.job.classes:
+            unknown: dict[str, Any] = {
+                "micro": None,
+                "macro": None,
+                "per_class": {},
+                "predicted": [],
+                "confidence": [],
+            }
+            return [*position.history, {**unknown, "rank1": rank1}]
         scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
         return [
@@ -298,6 +341,7 @@ class _Worker:
                 "per_class": dict(zip(labels, scores.per_class, strict=True)),
                 "predicted": [self.job.classes[number] for number in predictions.classes.tolist()],
                 "confidence": [round(value, 4) for value in predictions.confidence.tolist()],
+                **({} if rank1 is None else {"rank1": rank1}),
             },
         ]
 
@@ -305,7 +349,12 @@ class _Worker:
         position.history = self._final_history(position, predictions)
         position.stage, position.epoch = len(self.recipe.stages), 0
         final = position.history[-1]
-        self.log_event("final", held_accuracy=final["micro"], held_macro=final["macro"])
+        scores = {
+            "held_accuracy": final["micro"],
+            "held_macro": final["macro"],
+            "held_rank1": final.get("rank1"),
+        }
+        self.log_event("final", **{name: value for name, value in scores.items() if value is not None})
         self._report_state(network, position, None)
 
     def _report_state(self, network: Clvr, position: Position, context: _StageContext | None) -> None:

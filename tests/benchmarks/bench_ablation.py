@@ -160,7 +160,7 @@ def synthetic(args: argparse.Namespace, folder: str) -> tuple[LabeledImages, Lab
     store = open_store(folder)
     generate(store, spec, layout="vehicleid")
     write_labels(store, spec, layout="vehicleid")
-    return read_vehicleid(folder), read_vehicleid(folder, list_test_splits(folder)[-1])
+    return read_vehicleid(folder).with_known_model(), read_vehicleid(folder, list_test_splits(folder)[-1])
 
 
 def photographs(args: argparse.Namespace) -> tuple[LabeledImages, LabeledImages]:

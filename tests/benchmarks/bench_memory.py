@@ -56,7 +56,7 @@ class SameStore(Store):
 class Zeros:
     """A network that returns zeros."""
 
-    batch_size, feature_dim, fingerprint = 32, 1024, "stub"
+    batch_size, feature_dim, image_size, fingerprint = 32, 1024, 299, "stub"
 
     def __call__(self, pictures: Any) -> Embeddings:
         """Zeros for every picture."""

@@ -213,3 +213,17 @@ def test_a_diverged_network_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"head\.dense\.bias"):
         save_checkpoint(str(tmp_path), broken, CARD)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_without_a_classifier_is_a_checkpoint(tmp_path: Path) -> None:
+    network = Clvr(0, feature_dim=8, seed=1).eval()
+    saved = save_checkpoint(str(tmp_path), network, Card(label_ids=(), labels_used="vehicle"))
+    loaded = load_checkpoint(str(tmp_path))
+    assert (loaded.label_ids, loaded.card.labels_used) == ((), "vehicle")
+    assert loaded.fingerprint == saved.fingerprint
+    assert loaded.network.architecture == network.architecture
+
+
+def test_cards_of_classifiers_do_not_have_the_field_that_older_releases_refuse(saved: Path) -> None:
+    assert "labels_used" not in unseal((saved / "card.json").read_bytes(), "")
+    assert load_checkpoint(str(saved)).card.labels_used == "model"

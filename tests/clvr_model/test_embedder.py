@@ -14,6 +14,7 @@ from clvr_model import embedder as module
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
 from clvr_model.embedder import (
     MIN_IMAGES,
+    UNKNOWN_LABEL,
     Embedder,
     PrecisionCheck,
     check_precision,
@@ -247,3 +248,15 @@ def test_a_gpu_gives_the_same_features_for_every_batch_size(checkpoint: Checkpoi
             for start in range(0, len(many), len(IMAGES)):
                 near = embedded.features[start : start + len(IMAGES)]
                 assert np.allclose(near, exact.features, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_a_classifier_the_model_is_unknown(engine: str, tmp_path: Path) -> None:
+    network = Clvr(0, 16, seed=3).eval()
+    checkpoint = save_checkpoint(str(tmp_path), network, Card(label_ids=(), labels_used="vehicle"))
+    embedded = Embedder(checkpoint, device="cpu", engine=engine, batch_size=2)(IMAGES)
+    assert set(embedded.model_id.tolist()) == {UNKNOWN_LABEL}
+    assert set(embedded.confidence.tolist()) == {0.0}
+    with torch.inference_mode():
+        expected, _ = network(to_input(torch.from_numpy(IMAGES)))
+    assert np.abs(embedded.features - expected.numpy()).max() < 1e-4 * float(expected.abs().max())

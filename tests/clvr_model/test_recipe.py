@@ -229,7 +229,7 @@ def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
         ("stage2.erase=1.1", "stage2.erase is 1.1", "less than or equal to 1"),
         ("stage2.colour=-0.1", "stage2.colour is -0.1", "greater than or equal to 0"),
         ("stage2.blur=2", "stage2.blur is 2", "less than or equal to 1"),
-        ("stage2.sampling=even", "stage2.sampling is 'even'", "'plain' or 'balanced'"),
+        ("stage2.sampling=even", "stage2.sampling is 'even'", "'plain', 'balanced' or 'vehicles'"),
         ("stage2.schedule=step", "stage2.schedule is 'step'", "'constant' or 'cosine'"),
         ("stage2.warmup_epochs=31", "stage2.warmup_epochs is 31", "30 epochs"),
         ("stage2.ema=1", "stage2.ema is 1", "less than or equal to 0.99999"),

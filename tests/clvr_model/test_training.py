@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
+from clvr_model.objective import Objective
 from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
@@ -363,7 +364,9 @@ def test_label_smoothing_follows_its_definition() -> None:
         logs = head(pooled)[1].log_softmax(dim=1)
         smooth = torch.full((3, 3), 0.3 / 3) + 0.7 * torch.eye(3)
         expected = float(-(smooth * logs).sum())
-    result = train_step(head, make_optimizer(head, WARMUP), pooled, torch.arange(3), label_smoothing=0.3)
+    result = train_step(
+        head, make_optimizer(head, WARMUP), pooled, torch.arange(3), objective=Objective(label_smoothing=0.3)
+    )
     assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -452,6 +455,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from clvr_model.network import Clvr
+from clvr_model.objective import Objective
 from clvr_model.recipe import Stage
 from clvr_model.training import make_optimizer, train_epoch, train_step
 from infra.errors import BadSetting

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from clvr_model.network import Clvr
-from clvr_model.validation import Predictions, predict, score
+from clvr_model.validation import Predictions, predict, score, vehicle_rank1
 
 
 class Fixed(nn.Module):
@@ -53,3 +53,28 @@ def test_a_head_that_always_predicts_one_class_is_right_for_that_class_alone() -
     assert result.macro == pytest.approx(0.5)
     assert result.per_class == (0.0, 1.0, None)
     assert result.pictures == 5
+
+
+def test_rank1_is_the_share_of_images_whose_nearest_other_is_of_the_same_vehicle() -> None:
+    rng = np.random.default_rng(0)
+    vehicles = rng.permutation(np.arange(60) // 3)
+    features = rng.normal(size=(60, 4)).astype(np.float32) + rng.normal(size=(20, 4))[vehicles].astype(
+        np.float32
+    )
+    distances = ((features[:, None].astype(np.float64) - features[None]) ** 2).sum(axis=2)
+    np.fill_diagonal(distances, np.inf)
+    expected = float((vehicles[distances.argmin(axis=1)] == vehicles).mean())
+    assert 0 < expected < 1
+    assert vehicle_rank1(features, vehicles) == pytest.approx(expected)
+    assert vehicle_rank1(features + 1000, vehicles) == pytest.approx(expected, abs=0.04)
+    assert vehicle_rank1(features, np.arange(60)) == 0.0  # no image has another of its vehicle
+
+
+def test_a_network_without_a_classifier_predicts_no_class() -> None:
+    network = Clvr(0, 8, seed=1).eval()
+    pooled = torch.rand(3, 2048)
+    predictions = predict(network.head, [(pooled, torch.tensor([[-1, 5]] * 3))], keep_features=True)
+    assert predictions.classes.tolist() == [-1, -1, -1]
+    assert predictions.confidence.tolist() == [0, 0, 0]
+    assert predictions.features is not None
+    assert predictions.features.shape == (3, 8)

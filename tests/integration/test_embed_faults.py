@@ -148,7 +148,7 @@ def embed_in(
 
 def stub() -> Callable[[], Any]:
     class Stub:  # inside a function, so that it travels to workers by value
-        batch_size, feature_dim, fingerprint = 8, 1024, "stub"
+        batch_size, feature_dim, image_size, fingerprint = 8, 1024, 299, "stub"
 
         def __call__(self, images: Any) -> Any:
             count = len(images)

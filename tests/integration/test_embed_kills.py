@@ -42,7 +42,7 @@ DRIVER = """
     archive, runs, address, log = sys.argv[1:]
 
     class Stub:
-        batch_size, feature_dim, fingerprint = 8, 1024, "stub"
+        batch_size, feature_dim, image_size, fingerprint = 8, 1024, 299, "stub"
 
         def __init__(self):
             Path(log, f"pid-{os.getpid()}").touch()

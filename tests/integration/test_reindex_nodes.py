@@ -31,7 +31,7 @@ CROPS, BROKEN = 384, 2
 class Stub:
     """A slow network, without weights."""
 
-    batch_size, feature_dim, fingerprint = 8, 1024, "stub"
+    batch_size, feature_dim, image_size, fingerprint = 8, 1024, 299, "stub"
 
     def __call__(self, images: np.ndarray) -> Embeddings:
         time.sleep(0.2)

@@ -16,6 +16,7 @@ from clvr_model.datasets.labelled import (
     read_folder,
     read_table,
     single_image_models,
+    split_by_vehicle,
     split_per_class,
 )
 from infra.errors import BadLabels, BadSetting, BucketMissing, EmptyArchive
@@ -230,3 +231,27 @@ class TestReadTable:
             read_table(str(tmp_path / "labels.csv"))
         with pytest.raises(BadLabels, match="no label file"):
             read_table(str(tmp_path / "absent.csv"))
+
+
+class TestSplitByVehicle:
+    def images(self) -> LabeledImages:
+        """Three models with 5, 4 and 1 vehicles, of 3 images each."""
+        vehicles = np.repeat(np.arange(10), 3)
+        models = np.repeat([1] * 5 + [2] * 4 + [3], 3)
+        order = np.random.default_rng(0).permutation(30)
+        return LabeledImages([f"/p/{i}.jpg" for i in order], models[order], vehicles[order])
+
+    def test_vehicles_stay_whole_and_each_model_gives_the_floor_of_its_vehicles(self) -> None:
+        images = self.images()
+        training, validation = split_by_vehicle(images, 0.8, seed=3)
+        assert training.vehicle_ids is not None
+        assert validation.vehicle_ids is not None
+        assert not set(training.vehicle_ids) & set(validation.vehicle_ids)
+        assert sorted(training.uris + validation.uris) == sorted(images.uris)
+        for model, count in ((1, 4), (2, 3), (3, 1)):
+            assert len(set(training.vehicle_ids[training.model_ids == model])) == count
+        assert split_by_vehicle(images, 0.8, seed=3)[0].uris == training.uris
+
+    def test_images_of_no_vehicle_are_refused(self) -> None:
+        with pytest.raises(BadLabels, match="2 of 2 images have no vehicle"):
+            split_by_vehicle(labelled(1, 2))

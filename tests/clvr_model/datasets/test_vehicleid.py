@@ -35,13 +35,14 @@ def release(tmp_path: Path) -> Release:
     return write
 
 
-def test_training_images_are_those_whose_vehicle_has_a_model(release: Release) -> None:
+def test_training_images_have_vehicles_and_where_they_are_known_models(release: Release) -> None:
     root = release()
     train = read_vehicleid(root)
-    assert train.uris == [f"{root}/image/{n:07d}.jpg" for n in (1, 2, 3)]
-    assert train.model_ids.tolist() == [249, 249, 3]
+    assert train.uris == [f"{root}/image/{n:07d}.jpg" for n in (1, 2, 3, 4)]
+    assert train.model_ids.tolist() == [249, 249, 3, UNKNOWN_MODEL]
     assert train.vehicle_ids is not None
-    assert train.vehicle_ids.tolist() == [10, 10, 11]
+    assert train.vehicle_ids.tolist() == [10, 10, 11, 12]
+    assert train.with_known_model().uris == train.uris[:3]
     assert train.model_names == {249: "Alpha One 2012", 3: "Beta"}
 
 
@@ -61,7 +62,7 @@ def test_test_images_have_vehicles_but_no_models(release: Release) -> None:
 
 def test_windows_line_ends_and_a_byte_order_mark_are_accepted(release: Release) -> None:
     root = release({"attribute/model_attr.txt": "\ufeff10 249\r\n11 3\r\n\r\n"})
-    assert len(read_vehicleid(root)) == 3
+    assert read_vehicleid(root).model_ids.tolist() == [249, 249, 3, UNKNOWN_MODEL]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ KEYS = [f"dt=2026-11-2{day}/cam=00{cam}/179300000000{day}_t{cam}.jpg" for day in
 class Stub:
     """Embeds every image as zeros."""
 
-    batch_size, feature_dim, fingerprint = 2, 1024, "f"
+    batch_size, feature_dim, image_size, fingerprint = 2, 1024, 299, "f"
 
     def __call__(self, images: Any) -> Embeddings:
         count = len(images)

@@ -25,7 +25,7 @@ CROPS = 21
 class Means:
     """The mean shade of an image, 1024 times; not a number for black images."""
 
-    batch_size, feature_dim, fingerprint = 4, 1024, "f"
+    batch_size, feature_dim, image_size, fingerprint = 4, 1024, 299, "f"
 
     def __call__(self, images: Any) -> Embeddings:
         means = images.mean(axis=(1, 2, 3)).astype(np.float32)
@@ -69,6 +69,22 @@ def test_each_row_has_the_feature_of_its_image(archive: Store, tmp_path: Path) -
     assert [reports[0].embedded + reports[0].quarantined, reports[-1].embedded] == [4, CROPS - 1]
     assert (report.embedded, report.quarantined) == (CROPS - 1, 1)
     assert report.seconds.model_seconds > 0 and report.seconds.decode_seconds > 0 and report.bytes > 0
+
+
+def test_images_have_the_size_of_the_model(archive: Store, tmp_path: Path) -> None:
+    shapes = set()
+
+    class Smaller(Means):
+        image_size = 224
+
+        def __call__(self, images: Any) -> Embeddings:
+            shapes.add(images.shape[1:])
+            return super().__call__(images)
+
+    run = run_of(archive, tmp_path)
+    embed_part(run, 0, Smaller(), archive, on_progress=lambda _: None)
+    assert run.finish().embedded == CROPS - 1
+    assert shapes == {(224, 224, 3)}
 
 
 def test_part_of_failures_only_reports_progress(archive: Store, tmp_path: Path) -> None:

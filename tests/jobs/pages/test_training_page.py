@@ -1,6 +1,7 @@
 """The page of a training: figures, curves and confusions, self-contained."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,18 +39,24 @@ def page(predicted: list[int], true: list[int], **more: object) -> TrainingPage:
         "facts": {"fingerprint": "abc"}, "unstated": {"momentum": "0.9"}, "untrained_classes": ["Lada"],
     }  # fmt: skip
     predicted_ids, true_ids = np.array(predicted), np.array(true)
-    return TrainingPage(
-        predicted=predicted_ids,
-        true=true_ids,
-        models=classification(predicted_ids, true_ids),
-        **{**values, **more},  # type: ignore[arg-type]
-    )
+    models = {"models": classification(predicted_ids, true_ids)}
+    return TrainingPage(predicted=predicted_ids, true=true_ids, **{**models, **values, **more})  # type: ignore[arg-type]
 
 
 def test_the_page_shows_accuracies_cost_and_untrained_classes() -> None:
     html = build_training_page(page([0, 0, 0, 0], [0, 0, 0, 1]))
     for words in ("75.0", "50.0", "3.00 node-hours", "4.50 at the given price", "started 2 times", "Lada"):
         assert words in html
+
+
+def test_a_network_without_a_classifier_shows_rank1_and_its_labels_and_no_models() -> None:
+    epochs = [replace(epoch("clusters", number, 2.0, None), val_rank1=0.625) for number in (1, 2)]
+    html = build_training_page(page([], [], models=None, rank1=0.625, labels_used="vehicles", epochs=epochs))
+    for words in ("Rank-1", "62.5", "labels used: vehicles", "validation rank-1"):
+        assert words in html
+    for words in ("Mean over models", "Accuracy by vehicle model", "Confusion matrix"):
+        assert words not in html
+    assert "Rank-1" not in build_training_page(page([0], [0]))
 
 
 def test_the_page_is_self_contained_and_escapes_data() -> None:

@@ -46,7 +46,7 @@ KEYS = [f"dt=2026-11-{20 + n % 3}/cam=00{n % 2}/{n:04d}.jpg" for n in range(24)]
 class Stub:
     """A stub of a network."""
 
-    batch_size, feature_dim, fingerprint = 8, 1024, "stub-one"
+    batch_size, feature_dim, image_size, fingerprint = 8, 1024, 299, "stub-one"
 
     def __call__(self, images: np.ndarray) -> Embeddings:
         count = len(images)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from clvr_model.recipe import load_recipe
 from infra.errors import BadSetting, ObjectChanged
-from jobs.train.input import ImageLoader, TimedIterator, choose_input_backend
-from jobs.train.job import Images
+from jobs.train.distributed import DistributedContext
+from jobs.train.input import Batches, ImageLoader, TimedIterator, choose_input_backend
+from jobs.train.job import Images, TrainJob
 
 
 @pytest.fixture
@@ -95,3 +98,30 @@ def test_ray_data_without_free_cpus_is_rejected() -> None:
 def test_unknown_backend_is_rejected() -> None:
     with pytest.raises(BadSetting, match="--input"):
         choose_input_backend("disk", workers=1, gpu=False, cpus=4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sets_of_a_vehicle_stay_on_one_worker_with_their_targets(world_size: int) -> None:
+    vehicles = np.repeat(np.arange(8), 3)
+    job = TrainJob(
+        recipe=load_recipe("ccl").as_dict(),
+        classes=(0, 1),
+        training=Images([f"/{row}.jpg" for row in range(24)], vehicles % 2, vehicles),
+        validation=Images([], np.zeros(0, np.int64)),
+        folder="",
+    )
+    changes = ["batch=12", "stage1.images_per_vehicle=3", "network=inception_v3"]
+    shares = [
+        Batches(job, load_recipe("ccl", changes), DistributedContext(rank, world_size, torch.device("cpu")))
+        for rank in range(world_size)
+    ]
+    rows = [share.epoch_rows(0, epoch=0) for share in shares]
+    assert sorted(np.concatenate(rows)) == list(range(24))
+    for share, part in zip(shares, rows, strict=True):
+        assert share.share == 12 // world_size
+        sets = vehicles[part].reshape(-1, 3)
+        assert (sets == sets[:, :1]).all()
+        assert job.training.targets(part).tolist() == [[v % 2, v] for v in vehicles[part].tolist()]
+    # The batch of every step has four different vehicles, whatever the number of workers.
+    steps = np.concatenate([vehicles[part].reshape(2, -1) for part in rows], axis=1)
+    assert all(len(np.unique(step)) == 4 for step in steps)
