@@ -37,7 +37,9 @@ def nearest(
     if probes.ndim != 2 or not np.isfinite(probes).all():
         raise BadInput("probes must be finite rows of one length", remedy="embed the probes again")
     excluded = (
-        np.empty((len(probes), 0), np.int64) if exclude_ids is None else exclude_ids.reshape(len(probes), -1)
+        np.empty((len(probes), 0), np.int64)
+        if exclude_ids is None
+        else exclude_ids.reshape(len(probes), -1 if len(probes) else 0)
     )
     # Each excluded id takes at most one place: search that much deeper and drop it at the end.
     best = _TopK.empty(len(probes), k + excluded.shape[1])

@@ -140,3 +140,11 @@ def test_bad_input_is_refused() -> None:
         nearest(good, [(np.arange(3), good[:2])], 1)
     with pytest.raises(BadInput, match="1 of 3 features hold NaN"):
         nearest(good, [(np.arange(3), good), (np.arange(3), np.diag([1, np.inf, 1]).astype(np.float32))], 1)
+
+
+def test_no_probes_have_no_neighbours() -> None:
+    gallery = np.zeros((5, 8), np.float32)
+    ids, distances = nearest(
+        np.zeros((0, 8), np.float32), [(np.arange(5), gallery)], 3, exclude_ids=np.zeros(0, np.int64)
+    )
+    assert ids.shape[0] == distances.shape[0] == 0
