@@ -46,7 +46,7 @@ def let_end(load: subprocess.Popen[str]) -> None:
 @pytest.fixture
 def settings(store: Store, tmp_path: Path, make_finished_run: Callable[..., Run]) -> Settings:
     settings = Settings(runs=store.uri, milvus=str(tmp_path / "index.db"))
-    run = make_finished_run(store, "r1", range(20), captured_at=[1000 + n for n in range(20)])
+    run = make_finished_run(store, "r1", range(20), captured_at=[1_577_836_800_000 + n for n in range(20)])
     with connect(settings.milvus) as milvus:
         promote(milvus, store, load_runs(milvus, store, [run], alias="vehicles").name, force="test")
     return settings
