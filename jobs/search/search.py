@@ -221,12 +221,16 @@ def resolve_model_filters(
 
 def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
     """Return `nothing`, `ranked`, `found` or `not found`; see SearchResult."""
-    if not matches:
+    return verdict_of_distances([match.hit.distance for match in matches], calibration)
+
+
+def verdict_of_distances(distances: Sequence[float], calibration: Calibration | None) -> str:
+    """Return the verdict of matches at these distances, in any order: re-ranking changes it."""
+    if not distances:
         return "nothing"
     if calibration is None:
         return "ranked"
-    within = any(match.hit.distance <= calibration.threshold for match in matches)
-    return "found" if within else "not found"
+    return "found" if min(distances) <= calibration.threshold else "not found"
 
 
 def match_to_json(match: Match, model: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Purge of a sweep: its lists, outcomes and matches are written again without erased crops."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +12,7 @@ from index.parquet import open_parquet
 from index.runs.tombstones import ErasedCrops
 from index.search.calibration import Calibration
 from infra.store import Store, ignore_missing_root
+from jobs.search.search import verdict_of_distances
 from jobs.sweep.report import REPORT
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep, anonymous_list
 
@@ -85,13 +88,13 @@ def _without_erased(
     )
     results = sweep.results(part)
     results = results.filter(pc.invert(rows_of_erased(results, erased)))
-    by_probe: dict[str, list[dict[str, object]]] = {}
+    by_probe: dict[str, list[dict[str, Any]]] = {}
     for row in results.to_pylist():
         by_probe.setdefault(row["probe_id"], []).append(row)
-    kept: list[dict[str, object]] = []
+    kept: list[dict[str, Any]] = []
     first = part * sweep.info.rows_per_part
     for number, outcome in enumerate(outcomes):
-        matches = sorted(by_probe.get(outcome["probe_id"], []), key=lambda row: row["rank"])  # type: ignore[arg-type,return-value]
+        matches = sorted(by_probe.get(outcome["probe_id"], []), key=lambda row: row["rank"])
         if gone[number]:
             outcomes[number] = {
                 "probe_id": f"{REDACTED}-{first + number}",
@@ -107,7 +110,7 @@ def _without_erased(
             best = matches[0] if matches else {}
             outcomes[number] = outcome | {
                 "answers": len(matches),
-                "verdict": _verdict(best.get("distance"), calibration),
+                "verdict": verdict_of_distances([row["distance"] for row in matches], calibration),
                 "best_distance": best.get("distance"),
                 "best_likelihood": best.get("likelihood"),
             }
@@ -115,11 +118,3 @@ def _without_erased(
         pa.Table.from_pylist(kept, schema=RESULT_SCHEMA),
         pa.Table.from_pylist(outcomes, schema=PROBE_SCHEMA),
     )
-
-
-def _verdict(best_distance: object, calibration: Calibration | None) -> str:
-    if not isinstance(best_distance, float):
-        return "nothing"
-    if calibration is None:
-        return "ranked"
-    return "found" if best_distance <= calibration.threshold else "not found"

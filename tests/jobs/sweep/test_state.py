@@ -8,6 +8,7 @@ import pytest
 
 from index.archive.manifest import crop_id_of
 from index.runs.tombstones import ErasedCrops, read_tombstones, write_tombstones
+from index.search.calibration import Calibration
 from infra.errors import AccountingError, BadInput, CountMismatch, Mismatch, ObjectExists
 from infra.store import Store, open_store
 from jobs.sweep.audit import AuditLog, AuditRecord, append_record, require_record
@@ -183,3 +184,48 @@ def test_a_missing_audit_record_raises(store: Store, key: str) -> None:
 def test_an_audit_record_needs_a_user_and_a_reason(wrong: dict[str, str]) -> None:
     with pytest.raises(BadInput):
         record(**wrong)
+
+
+def test_the_verdict_of_a_purged_probe_does_not_depend_on_the_order_of_its_matches(
+    sweep: Sweep, store: Store
+) -> None:
+    # Re-ranking put the nearest match behind another one.
+    names = sweep.probes(0)["probe_id"].to_pylist()
+    outcomes = [
+        {"probe_id": n, "uri": u, "verdict": "found", "answers": 3, "cause": "", "detail": ""}
+        for n, u in zip(names, sweep.probes(0)["uri"].to_pylist(), strict=True)
+    ]
+    matches = [(1, 11, 0.4), (2, 12, 0.9), (3, 13, 0.3)]
+    results = [
+        {"probe_id": name, "rank": rank, "crop_id": crop_id, "distance": distance}
+        for name in names
+        for rank, crop_id, distance in matches
+    ]
+    sweep.write_part(
+        0,
+        pa.Table.from_pylist(results, schema=RESULT_SCHEMA),
+        pa.Table.from_pylist(outcomes, schema=PROBE_SCHEMA),
+    )
+    write_tombstones(store, "e", np.array([11]), [None])
+    store.put("erasures/e/receipt.json", b"{}")
+    calibration = Calibration(
+        fingerprint="f",
+        run_id="r",
+        false_alarm_rate=0.01,
+        threshold=0.5,
+        detection_rate=0.5,
+        probes=1,
+        vehicles=1,
+        gallery=1,
+        pairs=1,
+        brier=0.1,
+        brier_base=0.2,
+        same_camera=False,
+        created="2026-11-29T12:00:00+00:00",
+        distances=(0.0, 1.0),
+        likelihoods=(1.0, 0.0),
+    )
+    purge_sweep(sweep.store, read_tombstones(store), calibration)
+    (purged,) = {(row["verdict"], row["answers"]) for row in sweep.outcomes_of(0).to_pylist()}
+    assert purged == ("found", 2)
+    assert [row["crop_id"] for row in sweep.results(0).to_pylist()[:2]] == [12, 13]
