@@ -17,6 +17,8 @@ from infra.errors import ClvrError
 from infra.store import Store
 from infra.store.interrupted import interrupted_writes
 
+DELETED_ROWS = "deleted rows; `clvr forget --purge --yes` removes them"
+
 _MAX_TEXT_BYTES = 64 << 20
 
 
@@ -31,7 +33,7 @@ def audit_folder(store: Store, erased: ErasedCrops) -> Iterator[Place]:
             continue
         objects += 1
         try:
-            found, note = count_in_object(store.get(info.key), erased), ""
+            found, note = count_in_object(store.get(info.key), erased)
         except ClvrError as error:
             found, note = 0, f"not looked at: {error.message}"
         if found or note:
@@ -51,21 +53,24 @@ def audit_index(milvus: Milvus, erased: ErasedCrops) -> Iterator[Place]:
     if milvus.capabilities.lite and (folder := Path(milvus.uri)).is_dir():
         files = [path for path in folder.rglob("*.parquet") if path.is_file()]
         for path in files:
-            if found := count_in_object(path.read_bytes(), erased):
-                yield Place(
-                    "index file", str(path), found, 0, "deleted rows; `clvr forget --purge` removes them"
-                )
+            found, note = count_in_object(path.read_bytes(), erased)
+            if found or note:
+                yield Place("index file", str(path), found, 0, note or DELETED_ROWS)
         yield Place("index files", str(folder), 0, 0, f"{len(files):,} files looked at")
 
 
-def count_in_object(data: bytes, erased: ErasedCrops) -> int:
-    """Count the rows of a Parquet file, or the names and numbers in any other one, of erased crops."""
+def count_in_object(data: bytes, erased: ErasedCrops) -> tuple[int, str]:
+    """Count the rows of a Parquet file, or the names and numbers in any other one, of erased crops.
+
+    Returns the count, and what was not looked at and why, '' if nothing.
+    """
     if data[:4] == b"PAR1":
         try:
-            return _count_rows(data, erased)
-        except (pa.ArrowException, OSError, ValueError):
-            return 0
-    return len(erased_tokens(data[:_MAX_TEXT_BYTES].decode(errors="replace"), erased))
+            return _count_rows(data, erased), ""
+        except (pa.ArrowException, OSError, ValueError) as failure:
+            return 0, f"not looked at: {str(failure).splitlines()[0]}"
+    note = f"looked at the first {_MAX_TEXT_BYTES:,} bytes only" if len(data) > _MAX_TEXT_BYTES else ""
+    return len(erased_tokens(data[:_MAX_TEXT_BYTES].decode(errors="replace"), erased)), note
 
 
 def _count_rows(data: bytes, erased: ErasedCrops) -> int:

@@ -271,3 +271,11 @@ def test_a_purge_may_end_at_every_write(
     assert read_receipt(store, erasure_id).state == "done"
     assert all(check_run(run).listed == 60 for run in list_runs(store))
     assert unseal(store.get("locks/rows.json"), "")["released"] is True
+
+
+def test_an_audit_names_what_it_could_not_look_at(store: Store, vectors: list[bytes]) -> None:
+    forged = b"PAR1" + b"x" * 50
+    store.put("runs/r1/shards/broken.parquet", forged)
+    erased = read_tombstones(store)
+    (place,) = [one for one in audit_folder(store, erased) if one.where.endswith("broken.parquet")]
+    assert place.note.startswith("not looked at: ")
