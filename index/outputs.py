@@ -19,6 +19,9 @@ from infra.store import Store, ignore_missing_root
 
 _logger = logging.getLogger("clvr")
 
+FEATURES_PREFIX = "features-"
+"""How the names of the feature caches in the folder of a training begin."""
+
 OutputKind = Literal["sweep", "page", "table", "training"]
 
 

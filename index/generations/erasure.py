@@ -58,8 +58,9 @@ def forget(
     """Erase the selected crops from all generations on the server, and hide them from every reader.
 
     store: a folder of runs; those of other generations on the server are erased too. With `dry_run` the
-    receipt tells what would be erased. With `purge` its state at the end is 'purging': see `index.purge`.
-    wait: how long to wait for other operations that change rows, in s.
+    receipt tells what would be erased. With `purge` its state at the end is 'purging': see
+    `index.generations.purge`. wait: how long to wait for other operations that change rows, in s. times: the
+    plausible capture times: an erasure by time is refused if a crop that it could match has another one.
     Raises BadSetting for an empty reason or selection, BadInput for a generation whose folder of runs cannot
     be opened, Locked if another operation changes rows, CountMismatch if matching rows remain.
     """
@@ -160,7 +161,7 @@ def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
 
 
 def _other_folder(store: Store, generation: Generation) -> Store:
-    remedy = "Erase with the folder of its runs (CLVR_RUNS), or drop it: `clvr retire`."
+    remedy = "Erase with the folder of its runs (CLVR_RUNS), or drop it: `clvr retire --alias NAME`."
     if not generation.folder:
         raise BadInput(f"{generation.name} is on this server, but no folder of runs knows it", remedy=remedy)
     with suppress(ClvrError):
@@ -321,10 +322,8 @@ def _erase(
 
 
 def _read_pending(store: Store, erasure_id: str) -> SelectedCrops:
-    for key in (
-        _pending_key(erasure_id),
-        f"erasures/{erasure_id}/crops.parquet",
-    ):  # the latter by release 0.1
+    # The second key is that of release 0.1.
+    for key in (_pending_key(erasure_id), f"erasures/{erasure_id}/crops.parquet"):
         with suppress(ObjectMissing), open_parquet(store, key) as file:
             table = file.read()
             crop_ids = table["crop_id"].to_pylist()

@@ -28,7 +28,6 @@ from infra.store import ObjectInfo, Store
 from infra.store.interrupted import remove_interrupted_writes
 from infra.store.sealed import seal, unseal
 
-COMPACTED = "compacted; the server deletes the old segments at its garbage collection"
 SETTLE_SECONDS = 8.0
 """After a compaction, until the server answers from the new segments."""
 
@@ -80,15 +79,14 @@ def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator
             yield place
     for name in records.finish_drops(milvus, store):
         yield Place("generation", name, 0, 0, "its drop, which was cut off, was completed")
-    rewritten = []
+    compacted = []
     for generation in collection.list_generations(milvus):
         record = records.read(store, generation.name)
         if record is not None and record.state == "ready":
-            place = _purge_generation(milvus, store, generation, record, erased)
+            place, is_compacted = _purge_generation(milvus, store, generation, record, erased)
             yield place
-            if place.note == COMPACTED:
-                rewritten.append(generation)
-    _keep_deleted(milvus, rewritten, erased)
+            compacted += [generation] if is_compacted else []
+    _keep_deleted(milvus, compacted, erased)
     if removed := remove_interrupted_writes(store):
         yield Place("folder", store.uri, removed, removed, "files of interrupted writes deleted")
 
@@ -107,7 +105,8 @@ def _purge_generation(
     generation: Generation,
     record: records.GenerationRecord,
     erased: ErasedCrops,
-) -> Place:
+) -> tuple[Place, bool]:
+    """Make a generation physically free of deleted rows; return the place, and whether a server compacted."""
     kinds = [change.get("kind") for change in record.changes]
     since = len(kinds) - 1 - kinds[::-1].index("purge") if "purge" in kinds else -1
     deleted = [
@@ -118,18 +117,20 @@ def _purge_generation(
     # Asked of the rows and not of the record: see _keep_deleted.
     rows += _delete_erased(milvus, generation, erased)
     if not deleted and not rows:
-        return Place("generation", generation.name, 0, 0, "no row was deleted since it was built or purged")
-    name, note = generation.name, COMPACTED
-    if milvus.capabilities.lite:
+        note = "no row was deleted since it was built or purged"
+        return Place("generation", generation.name, 0, 0, note), False
+    is_server = not milvus.capabilities.lite
+    name, note = generation.name, "compacted; the server deletes the old segments at its garbage collection"
+    if is_server:
+        compact(milvus, generation)
+    else:
         name = replace_by_copy(milvus, store, generation).name
         note = f"copied to {name}"
-    else:
-        compact(milvus, generation)
     current = records.read(store, name)
     assert current is not None  # noqa: S101  it has just been read or made
     change = {"at": utc_now(), "kind": "purge", "by": current_user()}
     records.update(store, name, changes=(*current.changes, change))
-    return Place("generation", generation.name, rows, rows, note)
+    return Place("generation", generation.name, rows, rows, note), is_server
 
 
 def _delete_erased(milvus: Milvus, generation: Generation, erased: ErasedCrops) -> int:

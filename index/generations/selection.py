@@ -1,7 +1,6 @@
 """The crops that an erasure selects: by their labels, cameras and times, and all copies of a named crop."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -124,9 +123,10 @@ def select_crops(
         tables.append((run, crops))
     selected.unknown_time = int(np.unique(np.concatenate(undated)).size)
     if selection.names_crops and selected.crop_ids.size:
+        read: dict[int, bytes] = {}
         for run, crops in tables:
-            selected.md5s |= _md5s_of(run, crops)
-        _select_copies(runs, selected, tables)
+            selected.md5s |= _md5s_of(run, crops, read)
+        _select_copies(runs, selected, tables, read)
     return selected
 
 
@@ -137,9 +137,12 @@ def _manifests(runs: Sequence[Run]) -> Iterator[tuple[Run, pa.Table]]:
 
 
 def _select_copies(
-    runs: Sequence[Run], selected: SelectedCrops, tables: Sequence[tuple[Run, pa.Table]]
+    runs: Sequence[Run],
+    selected: SelectedCrops,
+    tables: Sequence[tuple[Run, pa.Table]],
+    read: dict[int, bytes],
 ) -> None:
-    """Select every crop whose bytes are those of a selected one, wherever it lies."""
+    """Select every crop whose bytes are those of a selected one. read: see `_md5s_of`."""
     wanted = set(selected.md5s.values())
     sizes = pa.array(sorted({size for _, crops in tables for size in crops["size"].to_pylist()}), pa.int64())
     if not wanted:
@@ -149,31 +152,37 @@ def _select_copies(
         # Bytes of another length are not read.
         likely = crops.filter(pc.is_in(crops["size"], value_set=sizes))
         likely = likely.filter(pa.array(~np.isin(np.asarray(likely["crop_id"]), known)))
-        same = {crop_id: md5 for crop_id, md5 in _md5s_of(run, likely).items() if md5 in wanted}
+        same = {crop_id: md5 for crop_id, md5 in _md5s_of(run, likely, read).items() if md5 in wanted}
         selected.md5s |= same
         selected.add(np.fromiter(same, np.int64, len(same)))
     selected.copies = len(selected.crop_ids) - len(known)
 
 
-def _md5s_of(run: Run, crops: pa.Table) -> dict[int, bytes]:
-    """Return the MD5 of crops by crop_id: from their ETags, or read from the archive."""
+def _md5s_of(run: Run, crops: pa.Table, read: dict[int, bytes]) -> dict[int, bytes]:
+    """Return the MD5 of crops by crop_id: from their ETags, or read from the archive.
+
+    read: those that were read before, for a crop that several runs have; what is read is added.
+    """
     is_md5 = pc.match_substring_regex(crops["etag"], _MD5_ETAG)
     stated, others = crops.filter(is_md5), crops.filter(pc.invert(is_md5))
     md5s = {
         crop_id: bytes.fromhex(etag)
         for crop_id, etag in zip(stated["crop_id"].to_pylist(), stated["etag"].to_pylist(), strict=True)
     }
-    if not others.num_rows:
-        return md5s
+    ids = others["crop_id"].to_pylist()
+    unread = others.filter(pc.invert(pc.is_in(others["crop_id"], value_set=pa.array(list(read), pa.int64()))))
+    if unread.num_rows:
+        read |= _read_md5s(run, unread)
+    return md5s | {crop_id: read[crop_id] for crop_id in ids if crop_id in read}
+
+
+def _read_md5s(run: Run, crops: pa.Table) -> dict[int, bytes]:
+    """Return the MD5 of the crops that the archive of a run still has."""
     reader = ArchiveReader(open_store(run.info.archive, None if run.store.local else run.store.settings))
-    with suppress(ClvrError):
+    try:
         reader.store.ensure()  # an archive that is gone or locked is asked once, and not for each crop
-        return md5s | _read_md5s(reader, others)
-    return md5s
-
-
-def _read_md5s(reader: ArchiveReader, crops: pa.Table) -> dict[int, bytes]:
-    """Return the MD5 of the crops that can be read."""
+    except ClvrError:
+        return {}
     ids, uris = crops["crop_id"].to_pylist(), crops["uri"].to_pylist()
     held = [
         (crop_id, reader.key_of(uri)) for crop_id, uri in zip(ids, uris, strict=True) if reader.holds(uri)

@@ -91,13 +91,6 @@ def count_erased(run: Run, erased: ErasedCrops) -> PurgedRun:
     )
 
 
-def is_unnamed(run: Run, key: str) -> bool:
-    """Return whether a run names this object of its folder no more: an interrupted purge left it."""
-    return key not in set(_named(run)) and not key.startswith(
-        (run.folder.key("parts/"), run.folder.key("timings/"))
-    )
-
-
 def _rewrite_finished(run: Run, erased: ErasedCrops) -> Run:
     folder = _next_folder(run, erased)
     shards: list[ShardInfo] = []
@@ -243,5 +236,6 @@ def _named(run: Run) -> Iterator[str]:
 def _delete_unnamed(run: Run) -> None:
     """Delete what the run names no more. Work in progress and timings stay."""
     if run.info.revision:
+        named, kept = set(_named(run)), (run.folder.key("parts/"), run.folder.key("timings/"))
         objects = [info.key for info in run.store.list(run.folder.key())]
-        run.store.delete(*(key for key in objects if is_unnamed(run, key)))
+        run.store.delete(*(key for key in objects if key not in named and not key.startswith(kept)))

@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from index.generations.receipt import Place
 from index.generations.traces import erased_tokens, redact, rows_of_erased
-from index.outputs import Output, list_outputs, unfinished_page
+from index.outputs import FEATURES_PREFIX, Output, list_outputs, unfinished_page
 from index.parquet import open_parquet, write_table
 from index.runs.tombstones import ErasedCrops
 from index.search.calibration import calibration_of
@@ -18,7 +18,6 @@ from jobs.sweep.audit import AuditLog
 from jobs.sweep.purge import count_in_sweep, purge_sweep
 from jobs.sweep.state import Sweep
 
-FEATURES = "features-"
 GONE = "is not there any more"
 
 
@@ -104,24 +103,25 @@ def _table(output: Output, folder: Store, key: str, erased: ErasedCrops, *, purg
 
 
 def _training(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
-    """The report shows pictures; an unfinished training has features of its images, and names some."""
+    """The report shows images; an unfinished training has features of its images, and names some."""
     folder = open_store(output.uri)
-    names = [info.key for info in folder.list() if info.key.rpartition("/")[2].startswith(FEATURES)]
-    doomed = [*names] if erased.is_erased_anonymous(output.crops) else []
-    found = len(doomed)
-    for info in list(folder.list()):
-        if not info.key.endswith((".json", ".html")):
-            continue
-        data = folder.get(info.key)
-        tokens = erased_tokens(data.decode(errors="replace"), erased)
-        shows = info.key.endswith(".html") and erased.is_erased_anonymous(output.crops)
-        found += len(tokens) or int(shows)
-        if info.key.endswith(".html") and (tokens or shows):
-            doomed.append(info.key)
-        elif tokens and purge:
-            values, _ = redact(unseal(data, folder.uri_of(info.key)), erased)
-            folder.put(info.key, seal(values))
-    found += len(interrupted_writes(folder))
+    shows_erased = erased.is_erased_anonymous(output.crops)
+    doomed: list[str] = []
+    found = len(interrupted_writes(folder))
+    for key in [info.key for info in folder.list()]:
+        if key.rpartition("/")[2].startswith(FEATURES_PREFIX):
+            doomed += [key] if shows_erased else []
+            found += int(shows_erased)
+        elif key.endswith((".json", ".html")):
+            data = folder.get(key)
+            tokens = erased_tokens(data.decode(errors="replace"), erased)
+            shows = shows_erased and key.endswith(".html")
+            found += len(tokens) or int(shows)
+            if key.endswith(".html"):
+                doomed += [key] if tokens or shows else []
+            elif tokens and purge:
+                values, _ = redact(unseal(data, folder.uri_of(key)), erased)
+                folder.put(key, seal(values))
     if purge:
         folder.delete(*doomed)
         remove_interrupted_writes(folder)

@@ -9,11 +9,11 @@ from safetensors.torch import load, save_file
 from torch import nn
 
 from clvr_model.training import Batch
+from index.outputs import FEATURES_PREFIX
 from infra.errors import CorruptObject, ObjectMissing
 from infra.store import Store
 from infra.store.sealed import seal, unseal
 
-PREFIX = "features-"
 MAX_BYTES = 4 << 30  # larger files take longer to transfer than to compute
 
 
@@ -29,8 +29,8 @@ class FeatureFile:
             digest.update(name.encode())
             digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.folder = folder
-        self.name = f"{PREFIX}{digest.hexdigest()[:16]}.safetensors"
-        self.record = f"{PREFIX}{digest.hexdigest()[:16]}.json"
+        self.name = f"{FEATURES_PREFIX}{digest.hexdigest()[:16]}.safetensors"
+        self.record = f"{FEATURES_PREFIX}{digest.hexdigest()[:16]}.json"
 
     def read(self, num_training: int, num_validation: int) -> tuple[Batch, Batch] | None:
         """Return features and classes of training and validation images; None without an unaltered file."""
@@ -70,4 +70,4 @@ class FeatureFile:
 
 def remove_features(folder: Store) -> None:
     """Delete the feature files of a finished training."""
-    folder.delete(*[item.key for item in folder.list() if item.key.startswith(PREFIX)])
+    folder.delete(*[item.key for item in folder.list() if item.key.startswith(FEATURES_PREFIX)])

@@ -24,7 +24,7 @@ from index.milvus.collection import Generation
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
 from infra.errors import BadInput, BadSetting, CorruptObject, IndexUnreachable, Locked, SchemaMismatch
-from infra.store import Store, TimeRange, open_store
+from infra.store import ObjectBody, Store, TimeRange, open_store
 
 ON_CAMERA_3 = 20  # of 100 crops
 
@@ -360,3 +360,26 @@ def test_an_erasure_by_time_refuses_times_that_cannot_be(milvus: Milvus, store: 
     assert erasure_ids(store) == []
     by_camera = EraseSelection(cameras=("cam-3",))
     assert forget(milvus, store, by_camera, reason="r", dry_run=True, times=TimeRange()).crops == 10
+
+
+def test_a_crop_that_several_runs_have_is_read_once(
+    milvus: Milvus, store: Store, make_finished_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = open_store(str(tmp_path / "archive"))
+    archive.put("1.jpg", b"vehicle")
+    uri = archive.uri_of("1.jpg")
+    for name in ("r1", "r2", "r3"):
+        run = make_finished_run(store, name, [5], uri=[uri], look=_zeros)
+        store.put(f"runs/{name}/run.json", replace(run.info, archive=archive.uri).to_json())
+        store.put(f"runs/{name}/done.json", replace(run.summary, archive=archive.uri).to_json())
+    reads: list[str] = []
+    fetch = Store.fetch
+
+    def counted(self: Store, key: str) -> ObjectBody:
+        if self.uri == archive.uri:
+            reads.append(key)
+        return fetch(self, key)
+
+    monkeypatch.setattr(Store, "fetch", counted)
+    receipt = erase(milvus, store, EraseSelection(crop_ids=(crop_id_of(uri),)), dry_run=True)
+    assert (receipt.crops, receipt.unread, reads) == (1, 0, ["1.jpg"])
