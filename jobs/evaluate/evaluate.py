@@ -30,7 +30,7 @@ from index.evaluation.protocols import (
 from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
-from index.outputs import record_output, withdraw_erased
+from index.outputs import record_output
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
@@ -63,11 +63,8 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         lists.append(_evaluate_list(labelled, labelled.models(card.label_ids), request, settings))
     evaluation = Evaluation(tuple(lists), request.ap)
     if request.html:
-        crop_ids = np.unique(np.concatenate([each.labelled.crop_ids for each in lists])).tolist()
-        record_output(run.store, "page", str(request.html.resolve()), crop_ids)
         record_output(run.store, "page", str(request.html.with_suffix(".json").resolve()))
         write_page(request.html, evaluation, card, _report_text(request, run.run_id))
-        withdraw_erased(run.store, request.html, crop_ids)
         request.html.with_suffix(".json").write_text(json.dumps(evaluation.to_json(), indent=2, default=str))
     return evaluation
 

@@ -15,6 +15,7 @@ from index.evaluation.cmc import Split
 from index.evaluation.metrics import metrics_by
 from index.evaluation.protocols import JUNK, ProtocolResult
 from index.exact.knn import NO_ID, nearest
+from index.outputs import record_output, withdraw_erased
 from index.runs.records import RunSummary
 from infra.store import open_store
 from jobs.evaluate.dataset import LabelledRun
@@ -60,7 +61,11 @@ class ReportText:
 
 
 def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportText) -> None:
-    """Write the report of an evaluation, with a section for each of its lists, atomically."""
+    """Write the report of an evaluation, with a section for each of its lists, atomically.
+
+    It is recorded for a purge with all crops that were evaluated. Raises BadInput if one of them was erased
+    meanwhile.
+    """
     summary = evaluation.labelled.run.summary
     page = build_evaluation_page(
         EvaluationPage(
@@ -83,7 +88,11 @@ def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportTex
             command=text.command,
         )
     )
+    store = evaluation.labelled.run.store
+    crop_ids = np.unique(np.concatenate([each.labelled.crop_ids for each in evaluation.lists])).tolist()
+    record_output(store, "page", str(path.resolve()), crop_ids)
     write_html(path, page)
+    withdraw_erased(store, path, crop_ids)
 
 
 def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: ReportText) -> ListSection:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from index.archive.manifest import crop_id_of
+from index.outputs import list_outputs
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
@@ -121,6 +122,9 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
         assert part in page
     assert "by_camera_pair" in json.loads((tmp_path / "page.json").read_text())["lists"][0]
     assert "re-ranking" in result.to_text()
+    recorded = {output.uri: len(output.crops) for output in list_outputs(open_store(settings.runs))}
+    crops = len(result.labelled.crop_ids)
+    assert recorded == {str(tmp_path / "page.html"): crops, str(tmp_path / "page.json"): 0}
 
 
 def test_every_test_list_of_vehicleid_is_evaluated(
