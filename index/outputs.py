@@ -27,7 +27,7 @@ OutputKind = Literal["sweep", "page", "table", "training"]
 
 @dataclass(frozen=True, slots=True)
 class Output(JsonDocument):
-    """One folder or file. `crops` are the anonymous numbers of the crops that it shows as pictures."""
+    """One folder or file. `crops` are the anonymous numbers of the crops whose images it shows."""
 
     NOUN = "record of an output"
 
@@ -38,7 +38,7 @@ class Output(JsonDocument):
 
 
 def record_output(store: Store, kind: OutputKind, uri: str, crop_ids: Iterable[int] = ()) -> None:
-    """Record what is about to be written, with the crop_ids of the crops that it shows as pictures.
+    """Record what is about to be written, with the crop_ids of the crops whose images it shows.
 
     store: the folder of runs. One that may not be written is no reason not to search: then a warning says
     that a purge will not find the output.

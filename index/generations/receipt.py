@@ -117,6 +117,6 @@ def beyond_reach(stores: Iterable[Store], archives: Iterable[str], *, server: bo
     return (
         *notes,
         "backups of Milvus",
-        "pages, tables and pictures that people downloaded or copied",
+        "pages, tables and images that people downloaded or copied",
         "what models learnt from the images: train again without them",
     )

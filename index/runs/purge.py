@@ -4,7 +4,7 @@ New objects first, under names of their contents; then run.json, the one switch,
 revision; then the old objects go. A kill at any point leaves the run as it was or as it shall be, and a
 repeat ends it.
 
-A purged crop stays a row of the manifest and of the quarantine, as a number that nobody can link to it,
+A purged crop stays a row of the manifest and of the quarantine, as a number that cannot be linked to it,
 without URI, camera, time and label. So a run accounts for as many crops as before: listed = embedded +
 quarantined + duplicates, and the cause `manifest/erased` counts those that were purged.
 """

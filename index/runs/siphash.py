@@ -1,4 +1,4 @@
-"""SipHash-2-4 of 64-bit numbers: a keyed hash that nobody can compute or invert without the key.
+"""SipHash-2-4 of 64-bit numbers: a keyed hash, not to be computed or inverted without the key.
 
 Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012.
 """

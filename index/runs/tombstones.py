@@ -1,4 +1,4 @@
-"""Tombstones: which crops were erased, as keyed hashes that name nobody. Every reader of crops asks here.
+"""Tombstones: which crops were erased, as keyed hashes of no meaning without the key. Readers ask here.
 
     erasures/key.json                     the key of this folder's hashes, written once
     erasures/<erasure_id>/hashes.parquet  one row a crop: of its crop_id, and of its bytes if known
@@ -193,7 +193,7 @@ def erasure_ids(store: Store) -> list[str]:
 
 
 def anonymous_ids(store: Store, crop_ids: Ids) -> Ids:
-    """Return numbers (n,) that stand for erased crops where a row must remain: nobody can tell of which."""
+    """Return numbers (n,) for erased crops whose row must remain; without the key they name none."""
     return _anonymous(siphash(_ensure_key(store), crop_ids))
 
 

@@ -103,7 +103,7 @@ def calibrate(
         raise BadInput(
             f"{int((impostors == 0).sum())} of {len(impostors)} crops have the features of another vehicle's "
             "crop: no threshold keeps the rate",
-            remedy="look for pictures under two vehicle ids in the labels, or ask for a higher rate",
+            remedy="look for images under two vehicle ids in the labels, or ask for a higher rate",
         )
     # Just below the first impostor that would exceed the rate.
     threshold = float(np.nextafter(impostors[allowed], -np.inf))

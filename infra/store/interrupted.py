@@ -1,7 +1,7 @@
 """Writes that were cut off: in a local folder they leave a file beside the object, `NAME#1`, with its bytes.
 
-No listing shows these files and nobody reads them, but a purge must find them. On S3 a write that was cut off
-leaves no object; parts of its upload stay until they are aborted.
+No listing shows these files and no command reads them, but a purge must find them. On S3 a write that was
+cut off leaves no object; parts of its upload stay until they are aborted.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.store.store import Store
 
 QUIET_SECONDS = 60.0
-"""A file is written by nobody any more if it has not grown for so long: a write renames it at its end."""
+"""A write has ended if its file has not grown for so long: it renames the file at its end."""
 
 _NAME = re.compile(r"\.(parquet|json|html|safetensors|pt)#\d+$")
 

@@ -27,7 +27,7 @@ from jobs.runtime.resolve import live_name, open_milvus
 Outcome = dict[str, Any]
 
 ERASE_WAIT_SECONDS = 3600.0
-"""How long the last step waits for an operation of somebody else that changes rows."""
+"""How long the last step waits for another operation that changes rows."""
 
 
 @dataclass(frozen=True, slots=True)
