@@ -4,6 +4,7 @@ A new backbone is a module with a subclass of `Backbone`, which has its facts, a
 """
 
 from clvr_model.backbones.base import Backbone
+from clvr_model.backbones.efficientnet_lite import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from clvr_model.backbones.inception import InceptionV3
 from clvr_model.backbones.resnet import ResNet50
 from clvr_model.backbones.timm import TIMM_PREFIX, TimmBackbone
@@ -17,6 +18,9 @@ BACKBONES: dict[str, type[Backbone]] = {
     ResNet50.name: ResNet50,
     Vgg16.name: Vgg16,
     VggM.name: VggM,
+    EfficientNetLite0.name: EfficientNetLite0,
+    EfficientNetLite1.name: EfficientNetLite1,
+    EfficientNetLite2.name: EfficientNetLite2,
 }
 DEFAULT_BACKBONE = InceptionV3.name  # the paper's
 
