@@ -70,6 +70,11 @@ def check_pooling(name: str, pooling: Pooling) -> None:
         raise BadSetting(f"pooling is {pooling!r}, and {name} has no pool", remedy="set pooling=mean")
 
 
+def has_top(name: str) -> bool:
+    """Whether the backbone is divided, so that `trainable: top` can freeze the layers below its top."""
+    return name in BACKBONES and bool(BACKBONES[name].top)
+
+
 def input_size(name: str) -> int:
     """Return the height and width of the backbone's input, in pixels."""
     return TimmBackbone.input_size if is_timm(name) else BACKBONES[name].input_size

@@ -83,6 +83,8 @@ class EfficientNetLite(Backbone):
     depth: ClassVar[float]
     pooled_dim = HEAD
     heads = ("_fc.",)
+    # And the last blocks, whose numbers follow from `depth`.
+    top: tuple[str, ...] = ("_conv_head.", "_bn1.", "pool.")
 
     def __init__(self, *, pooling: Pooling = "mean", last_stride: int = 2, seed: int = 0) -> None:
         super().__init__()
@@ -92,13 +94,13 @@ class EfficientNetLite(Backbone):
         self._bn0 = nn.BatchNorm2d(STEM, eps=BATCH_NORM_EPS)
         size = math.ceil(size / 2)
         blocks: list[nn.Module] = []
-        channels = STEM
+        channels, first_of_top = STEM, 0
         for number, (repeats, kernel, first_stride, expansion, outputs) in enumerate(GROUPS):
             scaled = repeats if number in (0, len(GROUPS) - 1) else math.ceil(self.depth * repeats)
+            if number == LAST_REDUCTION:
+                first_stride, first_of_top = last_stride, len(blocks)
             for repeat in range(scaled):
                 stride = first_stride if repeat == 0 else 1
-                if number == LAST_REDUCTION and repeat == 0:
-                    stride = last_stride
                 width = scaled_channels(outputs, self.width)
                 blocks.append(
                     InvertedResidual(
@@ -107,6 +109,9 @@ class EfficientNetLite(Backbone):
                 )
                 channels, size = width, math.ceil(size / stride)
         self._blocks = nn.Sequential(*blocks)
+        self._first_of_top = first_of_top
+        top_blocks = (f"_blocks.{number}." for number in range(first_of_top, len(blocks)))
+        self.top = (*top_blocks, *self.top)
         self._conv_head = nn.Conv2d(channels, HEAD, 1, bias=False)
         self._bn1 = nn.BatchNorm2d(HEAD, eps=BATCH_NORM_EPS)
         self.pool = make_pool(pooling)
@@ -114,10 +119,19 @@ class EfficientNetLite(Backbone):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (n, 3, input_size, input_size) -> (n, 1280), from 0 to 6."""
+        return self.pooled(self.last_map_but_top(x))
+
+    def last_map_but_top(self, x: Tensor) -> Tensor:
+        """Return the map that the `top` layers take, float32 (n, c, h', w')."""
         x = x * (127.5 / PIXEL_DEVIATION) + (127.5 - PIXEL_MEAN) / PIXEL_DEVIATION
         x = functional.relu6(self._bn0(self._conv_stem(self._pad(x))), inplace=True)
-        x = functional.relu6(self._bn1(self._conv_head(self._blocks(x))), inplace=True)
-        pooled: Tensor = self.pool(x)
+        below: Tensor = self._blocks[: self._first_of_top](x)
+        return below
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Run the `top` layers: float32 (n, c, h', w') -> (n, 1280)."""
+        x = self._blocks[self._first_of_top :](x)
+        pooled: Tensor = self.pool(functional.relu6(self._bn1(self._conv_head(x)), inplace=True))
         return pooled
 
     def fold(self) -> None:
