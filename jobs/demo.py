@@ -67,7 +67,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
     _prepare_folder(folder)
     stages = _StageTimer()
     archive, model = str(folder / "archive"), str(folder / "model")
-    is_pretrained = _has_pretrained_weights()
+    is_pretrained = has_pretrained_weights()
 
     with stages.stage(1, "archive", "rendering vehicles as seen by several cameras"):
         generated = generate_archive(archive, str(folder / "labels"), _spec(seed), settings)
@@ -133,7 +133,7 @@ def run_demo(folder: Path, *, seed: int) -> Path:
     return page
 
 
-def _has_pretrained_weights() -> bool:
+def has_pretrained_weights() -> bool:
     """Whether the weights that the demo starts from are installed; says so if they are not."""
     try:
         package_file(imagenet_weights(START))

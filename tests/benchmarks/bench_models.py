@@ -16,6 +16,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from torch.nn import functional
 from clvr_model.backbones.efficientnet_lite import EfficientNetLite
 from clvr_model.datasets.labelled import read_folder
 from clvr_model.engines import folded_copy, openvino
-from clvr_model.network import Clvr
+from clvr_model.network import FEATURE_DIM, Clvr
 from clvr_model.preprocessing import decode, to_input
+from clvr_model.pretrained import projection
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training import Batch, cached_batches, drop_last, epoch_order, make_optimizer, train_epoch
 from clvr_model.weights import load_backbone
@@ -73,16 +75,21 @@ class Lower(nn.Module):
         return self.network.backbone.last_map_but_top(to_input(images))
 
 
+class Upper(Lower):
+    """The top and the pool: float32 (BATCH, c, h, w) -> (BATCH, pooled_dim)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.backbone.pooled(images)
+
+
 @torch.inference_mode()
-def lower_engine(network: Clvr) -> Callable[[NDArray[np.uint8]], Floats]:
-    """Return the layers below the top on one thread of OpenVINO, or else of torch."""
-    module, size = Lower(network), network.architecture.image_size
+def engine(module: nn.Module, example: Tensor) -> Callable[[NDArray[Any]], Floats]:
+    """Return a part of the network on one thread of OpenVINO, or else torch, for batches like `example`."""
     package = openvino()
     if package is None:
-        return lambda images: module(torch.from_numpy(images)).numpy()
-    example = torch.zeros(BATCH, size, size, 3, dtype=torch.uint8)
+        return lambda batch: module(torch.from_numpy(batch)).detach().numpy()
     traced = torch.jit.trace(module, example, check_trace=False)
-    graph = package.convert_model(traced, example_input=example, input=[[BATCH, size, size, 3]])
+    graph = package.convert_model(traced, example_input=example, input=[list(example.shape)])
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -90,24 +97,24 @@ def lower_engine(network: Clvr) -> Callable[[NDArray[np.uint8]], Floats]:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     request = package.Core().compile_model(graph, "CPU", settings).create_infer_request()
-    return lambda images: next(iter(request.infer([images]).values()))
+    return lambda batch: next(iter(request.infer([batch]).values()))
 
 
-@torch.inference_mode()
 def lower_maps(network: FromMaps, files: Sequence[Path], cache: Path | None) -> NDArray[np.float16]:
     """Return float16 (2, n, c, h, w): the maps of the images and of their mirror images."""
     path = cache / f"maps-{network.architecture.backbone}-{len(files)}.npy" if cache else None
     if path and path.exists():
         return np.load(path)
-    engine = lower_engine(network)
+    size = network.architecture.image_size
+    run = engine(Lower(network), torch.zeros(BATCH, size, size, 3, dtype=torch.uint8))
     parts = []
     for start in range(0, len(files), BATCH):
         chosen = files[start : start + BATCH]
-        pixels = np.zeros((BATCH, *[network.architecture.image_size] * 2, 3), np.uint8)
+        pixels = np.zeros((BATCH, size, size, 3), np.uint8)
         for row, file in enumerate(chosen):
-            pixels[row] = decode(file.read_bytes(), network.architecture.image_size)
+            pixels[row] = decode(file.read_bytes(), size)
         views = (pixels, np.ascontiguousarray(pixels[:, :, ::-1]))
-        parts.append(np.stack([engine(view)[: len(chosen)].astype(np.float16) for view in views]))
+        parts.append(np.stack([run(view)[: len(chosen)].astype(np.float16) for view in views]))
         if start % (20 * BATCH) == 0:
             done = f"  lower layers: {start} of {len(files)} images, {time.process_time():.0f} CPU s"
             print(done, flush=True)
@@ -122,14 +129,27 @@ def as_input(maps: NDArray[np.float16]) -> Tensor:
     return torch.from_numpy(maps.astype(np.float32)).contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
+def pooled_of(network: FromMaps, maps: NDArray[np.float16]) -> Tensor:
+    """Return the pooled features (n, pooled_dim) of maps (n, c, h, w)."""
+    run = engine(Upper(network), torch.zeros(BATCH, *maps.shape[1:]))
+    parts = []
+    for start in range(0, len(maps), BATCH):
+        part = maps[start : start + BATCH].astype(np.float32)
+        padded = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), np.float32)])
+        parts.append(torch.from_numpy(run(padded)[: len(part)].copy()))
+    return torch.cat(parts)
+
+
 def features(network: FromMaps, maps: NDArray[np.float16]) -> tuple[Tensor, Tensor]:
-    """Return pooled and dense features of images (n, c, h, w), each of unit length."""
-    network.eval()
-    pooled = torch.cat(
-        [network.backbone.pooled(as_input(maps[i : i + BATCH])) for i in range(0, len(maps), BATCH)]
-    )
-    return functional.normalize(pooled), functional.normalize(network.head(pooled)[0])
+    """Return pooled and dense features of maps (n, c, h, w), each of unit length."""
+    pooled = pooled_of(network, maps)
+    return functional.normalize(pooled), dense(network, pooled)
+
+
+@torch.inference_mode()
+def dense(network: FromMaps, pooled: Tensor) -> Tensor:
+    """Return dense features of unit length."""
+    return functional.normalize(network.head.eval()(pooled)[0])
 
 
 class Training:
@@ -216,22 +236,27 @@ def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], mod
     untrained = functional.normalize(frozen[test])
     cpu = training.run(0)
     start = {name: value.clone() for name, value in network.state_dict().items()}
-    found = {UNTRAINED: untrained, "dense, head alone trained": features(network, unseen_maps)[1]}
+    matrix = torch.from_numpy(projection(frozen.shape[1], FEATURE_DIM))
+    found = {
+        UNTRAINED: untrained,
+        "pooled, untrained, as `clvr model import` stores it": functional.normalize(untrained @ matrix.T),
+        "dense, head alone trained": dense(network, frozen[test]),
+    }
     cpu += training.run(1)
     end = {name: value.clone() for name, value in network.state_dict().items()}
-    pooled, dense = features(network, unseen_maps)
+    pooled, trained = features(network, unseen_maps)
     found |= {
-        "dense": dense,
+        "dense": trained,
         "pooled": pooled,
-        "pooled and dense": joined(pooled, dense),
+        "pooled and dense": joined(pooled, trained),
         "pooled, untrained and trained": joined(untrained, pooled),
-        "pooled untrained, dense trained": joined(untrained, dense),
+        "pooled untrained, dense trained": joined(untrained, trained),
     }
     for share in args.interpolate:
         network.load_state_dict(interpolated(start, end, share))
-        pooled, dense = features(network, unseen_maps)
+        pooled, trained = features(network, unseen_maps)
         found |= {
-            f"dense, weights {share:g} of the way": dense,
+            f"dense, weights {share:g} of the way": trained,
             f"pooled, weights {share:g} of the way": pooled,
         }
     figures = {}
@@ -269,12 +294,7 @@ def main() -> None:
     network = FromMaps.of(recipe.architecture(1))
     load_backbone(network, recipe.pretrained)
     maps = lower_maps(network, files, args.cache)
-    with torch.inference_mode():
-        network.eval()
-        frozen = torch.cat(
-            [network.backbone.pooled(as_input(maps[0, i : i + BATCH])) for i in range(0, len(files), BATCH)]
-        )
-    frozen = frozen.clone()
+    frozen = pooled_of(network, maps[0])
     runs = [one_seed(args, seed, maps, models, frozen) for seed in args.seeds]
     rows = []
     for name in runs[0][0]:

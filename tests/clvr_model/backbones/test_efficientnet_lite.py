@@ -13,9 +13,10 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import to_input
-from clvr_model.recipe import load_recipe
+from clvr_model.recipe import Stage, load_recipe
+from clvr_model.training import make_optimizer, train_epoch
 from clvr_model.weights import load_backbone, package_file
-from infra.errors import BadCheckpoint, BadInput
+from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 # The four largest elements of the pooled feature of `pattern`, and its length: computed by the model of the
 # package efficientnet-lite-pytorch 0.1.0 (extract_features, mean over the map) with the same weights.
@@ -118,3 +119,31 @@ def test_weights_of_another_size_are_refused() -> None:
             Clvr(2, 8, backbone="efficientnet_lite0"), BACKBONES["efficientnet_lite1"].imagenet_weights
         )
     assert "efficientnet_lite0" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet50"])
+def test_a_stage_of_the_top_changes_no_lower_layer_and_no_batch_statistics(name: str) -> None:
+    network = Clvr(3, 8, backbone=name, seed=1)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    stage = Stage(name="top", epochs=1, optimizer="sgd", lr=0.1, trainable="top")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8))
+    train_epoch(network, make_optimizer(network, stage), [(images, torch.tensor([0, 1, 2, 0]))], stage)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    top = tuple(f"backbone.{prefix}" for prefix in network.backbone.top)
+    assert all(key.startswith((*top, "head.")) for key in changed)
+    weights = {key for key in before if key.startswith(top) and "running" not in key and "num_" not in key}
+    assert weights <= changed
+    assert not stage.cacheable
+
+
+def test_the_map_below_the_top_and_the_top_make_the_backbone() -> None:
+    backbone = Clvr(3, 8, backbone="efficientnet_lite0", seed=1).eval().backbone
+    images = to_input(torch.from_numpy(pattern(224)))
+    with torch.inference_mode():
+        assert torch.equal(backbone.pooled(backbone.last_map_but_top(images)), backbone(images))
+
+
+def test_a_backbone_that_is_not_divided_refuses_a_stage_of_its_top() -> None:
+    with pytest.raises(BadSetting, match="vgg16 is not divided"):
+        load_recipe("lite", ["network=vgg16"])
+    assert load_recipe("lite").stages[1].trainable == "top"
