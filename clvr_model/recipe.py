@@ -34,7 +34,7 @@ from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "strong")
+SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "paper-tf", "strong")
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
