@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from clvr_model.datasets.labelled import (
     LabeledImages,
@@ -108,11 +109,13 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs, the model ids and the vehicle ids that are learned, in order."""
+    """Return the SHA-256 of the URIs, and of the models, vehicles and boxes that are learned, in order."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     if labelled.vehicle_ids is not None:
         digest.update(np.ascontiguousarray(labelled.vehicle_ids, np.int64).tobytes())
+    if labelled.boxes is not None:
+        digest.update(np.ascontiguousarray(labelled.boxes, np.int32).tobytes())
     return digest.hexdigest()
 
 
@@ -195,11 +198,14 @@ def drop_unreadable_images(
 
 def _check_images(labelled: LabeledImages, erased: ErasedCrops) -> dict[int, ImageFailure]:
     """Decode every image on the cluster, and return the failures by row."""
-    reader, uris = reader_of(labelled.uris), labelled.uris
+    reader, uris, boxes = reader_of(labelled.uris), labelled.uris, labelled.boxes
     check = ray.remote(num_cpus=1)(_failures)
     starts = range(0, len(uris), TASK_IMAGES)
     known = ray.put(erased)
-    pending = {check.remote(reader, uris[start : start + TASK_IMAGES], known): start for start in starts}
+    pending = {}
+    for start in starts:
+        part = slice(start, start + TASK_IMAGES)
+        pending[check.remote(reader, uris[part], known, None if boxes is None else boxes[part])] = start
     failures: dict[int, ImageFailure] = {}
     done = 0
 
@@ -218,8 +224,10 @@ def _check_images(labelled: LabeledImages, erased: ErasedCrops) -> dict[int, Ima
     return failures
 
 
-def _failures(reader: ArchiveReader, uris: list[str], erased: ErasedCrops) -> dict[int, ImageFailure]:
-    images = stream_images(reader, uris, erased=erased)
+def _failures(
+    reader: ArchiveReader, uris: list[str], erased: ErasedCrops, boxes: NDArray[np.int32] | None
+) -> dict[int, ImageFailure]:
+    images = stream_images(reader, uris, erased=erased, boxes=boxes)
     return {position: image for position, image in images if isinstance(image, ImageFailure)}
 
 

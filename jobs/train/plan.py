@@ -214,7 +214,8 @@ def _sample(labelled: LabeledImages, size: int) -> tuple[np.ndarray[Any, np.dtyp
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_IMAGES, len(labelled))).astype(int))
     reader = reader_of(labelled.uris)
     started = time.perf_counter()
-    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus(), size=size)
+    part = labelled.take(rows)
+    stream = stream_images(reader, part.uris, decoders=available_cpus(), size=size, boxes=part.boxes)
     sample = [image for _, image in stream]
     seconds = time.perf_counter() - started
     good = [image for image in sample if not isinstance(image, ImageFailure)]

@@ -216,7 +216,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
 def _images(labelled: LabeledImages, classes: tuple[int, ...]) -> Images:
     """Return the images as workers take them; without classes, all class numbers are -1."""
     numbers = class_numbers(labelled, classes) if classes else np.full(len(labelled), -1, np.int64)
-    return Images(labelled.uris, numbers, labelled.vehicle_ids)
+    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes)
 
 
 def _identity(recipe: Recipe, labelled: LabeledImages) -> str:
