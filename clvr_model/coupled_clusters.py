@@ -16,7 +16,12 @@ Center = Literal["constant", "differentiated"]
 
 
 def coupled_clusters(
-    features: Tensor, vehicles: Tensor, *, margin: float, center: Center = "constant"
+    features: Tensor,
+    vehicles: Tensor,
+    *,
+    margin: float,
+    center: Center = "constant",
+    models: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Return the loss, summed over the images, and the number of images nearer to their center than others.
 
@@ -28,6 +33,8 @@ def coupled_clusters(
     center: 'constant' keeps the center out of the gradient: x moves towards c, and x* away from it once for
     every positive inside the margin. 'differentiated' follows the mean, so that the whole cluster also moves
     away from x*. A vehicle with one image is its own center, and only pushes x* away.
+    models: int64 (n,), the vehicle model of each image: a vehicle's negatives are then those of its model,
+    and of all models where its own has no other vehicle.
     Raises BadInput for images of fewer than two vehicles, which have no negatives.
     """
     known, sets = torch.unique(vehicles, return_inverse=True)
@@ -42,9 +49,20 @@ def coupled_clusters(
         centers = centers.detach()
     distances = _squared_distances(features, centers)  # (n, vehicles)
     own = distances.gather(1, sets[:, None])[:, 0]
-    nearest_negative = distances.masked_fill(members.bool(), torch.inf).min(dim=0).values[sets]
+    excluded = members.bool()
+    if models is not None:
+        excluded = excluded | _other_models(models, sets, members)
+    nearest_negative = distances.masked_fill(excluded, torch.inf).min(dim=0).values[sets]
     loss = (own + margin - nearest_negative).clamp(min=0).sum() / 2
     return loss, int((own < nearest_negative).sum())
+
+
+def _other_models(models: Tensor, sets: Tensor, members: Tensor) -> Tensor:
+    """Which images (n, vehicles) are of another model than a vehicle that has negatives of its own."""
+    model_of_set = models.new_empty(members.shape[1]).scatter_(0, sets, models)
+    is_other = models[:, None] != model_of_set
+    has_rivals = (~is_other & ~members.bool()).any(dim=0)
+    return is_other & has_rivals
 
 
 def _squared_distances(features: Tensor, centers: Tensor) -> Tensor:

@@ -12,7 +12,11 @@ from clvr_model.recipe import Stage
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The terms of a loss. set_size: images that must stay in one pass, because they share a center."""
+    """The terms of a loss.
+
+    same_model: clusters have negatives of their own model only. set_size: images that must stay in one pass,
+    because they share a center.
+    """
 
     softmax: bool = True
     label_smoothing: float = 0.0
@@ -20,6 +24,7 @@ class Objective:
     clusters_weight: float = 1.0
     margin: float = 1.0
     center: Center = "constant"
+    same_model: bool = False
     set_size: int = 1
 
     @classmethod
@@ -32,6 +37,7 @@ class Objective:
             clusters_weight=stage.clusters_weight,
             margin=stage.margin,
             center=stage.center,
+            same_model=stage.negatives == "same_model",
             set_size=stage.set_size,
         )
 
@@ -45,7 +51,11 @@ class Objective:
         loss, right = feature.new_zeros((), dtype=torch.float32), 0
         if self.clusters:
             clusters, right = coupled_clusters(
-                feature.float(), vehicles_of(targets), margin=self.margin, center=self.center
+                feature.float(),
+                vehicles_of(targets),
+                margin=self.margin,
+                center=self.center,
+                models=classes_of(targets) if self.same_model else None,
             )
             loss = loss + self.clusters_weight * clusters
         if self.softmax:

@@ -144,6 +144,9 @@ class Stage(_Fields):
     """Margin of the coupled clusters loss, in squared L2 distance of features."""
     center: Center = "constant"
     """Whether the gradient of the coupled clusters loss is 'differentiated' through a vehicle's center."""
+    negatives: Literal["any", "same_model"] = "any"
+    """Images of which other vehicles the coupled clusters loss pushes away. 'same_model' puts vehicles of one
+    model into a batch together, and needs vehicle models."""
     clusters_on: Literal["feature", "vehicle_branch"] = "feature"
     """Which vectors of a mixed head form clusters."""
     images_per_vehicle: int = Field(default=5, ge=2)
@@ -158,6 +161,11 @@ class Stage(_Fields):
     def uses_clusters(self) -> bool:
         """Whether the loss needs vehicles."""
         return self.loss != "softmax"
+
+    @property
+    def uses_models(self) -> bool:
+        """Whether the stage needs vehicle models: for its loss, or to choose negatives."""
+        return self.uses_softmax or self.negatives == "same_model"
 
     @property
     def set_size(self) -> int:
@@ -230,8 +238,8 @@ class Recipe(_Fields):
     """Length of the first layer behind both branches; the second has `feature_dim`."""
 
     @property
-    def uses_models(self) -> bool:
-        """Whether a stage learns from vehicle models; without one the network has no classifier."""
+    def has_classifier(self) -> bool:
+        """Whether a stage learns to name vehicle models."""
         return any(stage.uses_softmax for stage in self.stages)
 
     @property
@@ -244,11 +252,11 @@ class Recipe(_Fields):
         """The labels that the stages learn from."""
         if not self.uses_vehicles:
             return "model"
-        return "both" if self.uses_models else "vehicle"
+        return "both" if any(stage.uses_models for stage in self.stages) else "vehicle"
 
     def architecture(self, classes: int) -> Architecture:
         """Return the network's architecture for that number of vehicle models, which clusters do not need."""
-        classes = classes if self.uses_models else 0
+        classes = classes if self.has_classifier else 0
         return Architecture(
             classes,
             self.feature_dim,
@@ -326,6 +334,7 @@ _OPTIONAL_STAGE_FIELDS = frozenset(
         "clusters_weight",
         "margin",
         "center",
+        "negatives",
         "clusters_on",
         "images_per_vehicle",
     )
@@ -420,7 +429,7 @@ def _check_together(recipe: Recipe) -> None:
                 remedy=f"the stage has {stage.epochs} epochs",
             )
         _check_clusters(recipe, stage, f"stage{number}")
-    if recipe.head == "mixed" and not recipe.uses_models:
+    if recipe.head == "mixed" and not recipe.has_classifier:
         raise BadSetting(
             "head is 'mixed', and no stage has a softmax over vehicle models",
             remedy="set stage1.loss=softmax, or head=single",
@@ -434,6 +443,11 @@ def _check_clusters(recipe: Recipe, stage: Stage, name: str) -> None:
         raise BadSetting(
             f"{name}.sampling is {stage.sampling!r}, and coupled clusters need several images of a vehicle",
             remedy=f"set {name}.sampling=vehicles",
+        )
+    if stage.negatives != "any" and not stage.uses_clusters:
+        raise BadSetting(
+            f"{name}.negatives is {stage.negatives!r}, and its loss compares no vehicles",
+            remedy=f"set {name}.loss=clusters",
         )
     if stage.sampling == "vehicles" and (recipe.batch % size or recipe.batch < 2 * size):
         raise BadSetting(

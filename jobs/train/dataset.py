@@ -243,7 +243,7 @@ def report_classes(
             f"{len(training):,} images of {len(np.unique(training.vehicle_ids)):,} vehicles to train on, "
             f"{len(validation):,} images of other vehicles for validation"
         )
-    if not recipe.uses_models:
+    if not recipe.has_classifier:
         return []
     classes = labelled.classes
     if len(classes) < 2:

@@ -154,11 +154,12 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     training, validation = split_for(recipe, usable)
     untrained_classes = report_classes(recipe, labelled, training, validation)
     check_sets(recipe, training, request.workers)
-    classes = tuple(labelled.classes) if recipe.uses_models else ()
+    classes = tuple(labelled.classes) if recipe.has_classifier else ()
+    known_models = classes or (tuple(labelled.classes) if recipe.labels_used == "both" else ())
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=_images(training, classes),
+        training=_images(training, known_models),
         validation=_images(validation, classes),
         folder=folder.uri,
         input=backend,

@@ -85,6 +85,23 @@ def test_single_image_only_pushes_its_nearest_negative() -> None:
     assert features.grad.ravel().tolist() == pytest.approx([0.0, -1.0, 0.0])
 
 
+def test_negatives_of_the_same_model_by_hand() -> None:
+    # The vehicles at 0 and 1 are of one model; those at 1.5 and 10 are the only ones of theirs.
+    features = torch.tensor([[0.0], [1.0], [1.5], [10.0]], requires_grad=True)
+    vehicles, models = torch.tensor([1, 2, 5, 6]), torch.tensor([3, 3, 8, 4])
+    # With one image each, the center is the image. The nearest negative of 1 is 0, not 1.5.
+    losses = [2 - 1, 2 - 1, 2 - 0.25, 0]
+    loss, _ = coupled_clusters(features, vehicles, margin=2.0, models=models)
+    assert float(loss.detach()) == pytest.approx(sum(losses) / 2)
+    loss.backward()
+    # Of 0: x* = 1 moves away by c - x* = -1. Of 1: x* = 0 gets 1. Of 1.5: x* = 1 gets 0.5.
+    assert features.grad.ravel().tolist() == pytest.approx([1.0, -1.0 + 0.5, 0.0, 0.0])
+    alike = coupled_clusters(features, vehicles, margin=2.0, models=torch.zeros_like(models))
+    assert float(alike[0].detach()) == pytest.approx(
+        float(coupled_clusters(features, vehicles, margin=2.0)[0].detach())
+    )
+
+
 def test_one_vehicle_has_no_negative() -> None:
     with pytest.raises(BadInput, match="no negative"):
         coupled_clusters(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), margin=1.0)
