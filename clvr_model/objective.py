@@ -6,17 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvr_model.coupled_clusters import Center, coupled_clusters
+from clvr_model.coupled_clusters import Center, Negatives, coupled_clusters
 from clvr_model.recipe import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """The terms of a loss.
-
-    same_model: clusters have negatives of their own model only. set_size: images that must stay in one pass,
-    because they share a center.
-    """
+    """The terms of a loss. set_size: images that must stay in one pass, because they share a center."""
 
     softmax: bool = True
     label_smoothing: float = 0.0
@@ -24,7 +20,7 @@ class Objective:
     clusters_weight: float = 1.0
     margin: float = 1.0
     center: Center = "constant"
-    same_model: bool = False
+    negatives: Negatives = "any"
     set_size: int = 1
 
     @classmethod
@@ -37,7 +33,7 @@ class Objective:
             clusters_weight=stage.clusters_weight,
             margin=stage.margin,
             center=stage.center,
-            same_model=stage.negatives == "same_model",
+            negatives=stage.negatives,
             set_size=stage.set_size,
         )
 
@@ -55,7 +51,8 @@ class Objective:
                 vehicles_of(targets),
                 margin=self.margin,
                 center=self.center,
-                models=classes_of(targets) if self.same_model else None,
+                negatives=self.negatives,
+                models=classes_of(targets),
             )
             loss = loss + self.clusters_weight * clusters
         if self.softmax:

@@ -28,13 +28,13 @@ from clvr_model.backbones import (
     input_size,
     is_timm,
 )
-from clvr_model.coupled_clusters import Center
+from clvr_model.coupled_clusters import Center, Negatives
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "paper-tf", "strong")
+SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "paper-tf", "strong", "tracks")
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
@@ -144,9 +144,9 @@ class Stage(_Fields):
     """Margin of the coupled clusters loss, in squared L2 distance of features."""
     center: Center = "constant"
     """Whether the gradient of the coupled clusters loss is 'differentiated' through a vehicle's center."""
-    negatives: Literal["any", "same_model"] = "any"
-    """Images of which other vehicles the coupled clusters loss pushes away. 'same_model' puts vehicles of one
-    model into a batch together, and needs vehicle models."""
+    negatives: Negatives = "any"
+    """Images of which other vehicles the coupled clusters loss pushes away: 'any'; 'same_model', which puts
+    vehicles of one model into a batch together; or 'other_model'. The last two need vehicle models."""
     clusters_on: Literal["feature", "vehicle_branch"] = "feature"
     """Which vectors of a mixed head form clusters."""
     images_per_vehicle: int = Field(default=5, ge=2)
@@ -165,7 +165,7 @@ class Stage(_Fields):
     @property
     def uses_models(self) -> bool:
         """Whether the stage needs vehicle models: for its loss, or to choose negatives."""
-        return self.uses_softmax or self.negatives == "same_model"
+        return self.uses_softmax or self.negatives != "any"
 
     @property
     def set_size(self) -> int:
@@ -230,6 +230,8 @@ class Recipe(_Fields):
     """'cosine': classes are told apart by the direction of the feature alone."""
     cosine_scale: Real = Field(default=16.0, gt=0)
     """Factor on a cosine classifier's cosines, before the softmax."""
+    identity: Literal["vehicle", "track"] = "vehicle"
+    """What the images of a set share: a vehicle, by labels, or a camera's track of one, which needs none."""
     head: HeadKind = "single"
     """'mixed': a branch of model labels and one of vehicle labels, with two layers behind both."""
     branch_dim: int = Field(default=BRANCH_DIM, ge=1)
@@ -244,13 +246,18 @@ class Recipe(_Fields):
 
     @property
     def uses_vehicles(self) -> bool:
-        """Whether a stage learns from vehicles."""
+        """Whether a stage learns from sets of images of one vehicle, by `identity`."""
         return any(stage.uses_clusters or stage.sampling == "vehicles" for stage in self.stages)
+
+    @property
+    def uses_tracks(self) -> bool:
+        """Whether a stage learns from tracks, which the archive states without labels."""
+        return self.uses_vehicles and self.identity == "track"
 
     @property
     def labels_used(self) -> Literal["model", "vehicle", "both"]:
         """The labels that the stages learn from."""
-        if not self.uses_vehicles:
+        if not self.uses_vehicles or self.uses_tracks:
             return "model"
         return "both" if any(stage.uses_models for stage in self.stages) else "vehicle"
 
@@ -314,6 +321,7 @@ _OPTIONAL_FIELDS = frozenset(
         "l2_normalized",
         "classifier",
         "cosine_scale",
+        "identity",
         "head",
         "branch_dim",
         "fusion_dim",
@@ -429,6 +437,11 @@ def _check_together(recipe: Recipe) -> None:
                 remedy=f"the stage has {stage.epochs} epochs",
             )
         _check_clusters(recipe, stage, f"stage{number}")
+        if recipe.identity == "track" and stage.uses_clusters and stage.negatives != "other_model":
+            raise BadSetting(
+                f"stage{number}.negatives is {stage.negatives!r}, and two tracks may show one vehicle",
+                remedy=f"set stage{number}.negatives=other_model",
+            )
     if recipe.head == "mixed" and not recipe.has_classifier:
         raise BadSetting(
             "head is 'mixed', and no stage has a softmax over vehicle models",

@@ -11,6 +11,7 @@ from clvr_model.recipe import Recipe, Stage
 
 _NEGATIVES = {
     "any": "all images of other vehicles in the pass, of any model; the loss uses the nearest",
+    "other_model": "images of another vehicle model in the pass; the loss uses the nearest",
     "same_model": (
         "images of other vehicles of the same model in the pass, as a later network of the authors takes its "
         "triplets; of any model where there are none; the loss uses the nearest"
@@ -20,7 +21,7 @@ _NEGATIVES = {
 
 def competitor_choices(recipe: Recipe) -> dict[str, Any]:
     """Return what CCL and MixedDiff leave open, with our choices and their reasons; {} without vehicles."""
-    if not recipe.uses_vehicles:
+    if not recipe.uses_vehicles or recipe.uses_tracks:
         return {}
     clusters = [stage for stage in recipe.stages if stage.uses_clusters]
     sets = [stage for stage in recipe.stages if stage.sampling == "vehicles"]

@@ -41,10 +41,11 @@ MAX_SHOWN = 10  # failures and models that are named
 
 
 def read_labelled(
-    data: str, *, root: str = "", split: str | None = None, labels: str = "model"
+    data: str, *, root: str = "", split: str | None = None, labels: str = "model", tracks: bool = False
 ) -> LabeledImages:
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
+    tracks: the vehicles are the tracks.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
@@ -59,6 +60,8 @@ def read_labelled(
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
+    if tracks:
+        return labelled.with_tracks_as_vehicles()
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
@@ -239,9 +242,10 @@ def report_classes(
     Raises BadLabels for images of a single model, which a classifier cannot learn from.
     """
     if training.vehicle_ids is not None:
+        count, noun = len(np.unique(training.vehicle_ids)), f"{recipe.identity}s"
         logger.info(
-            f"{len(training):,} images of {len(np.unique(training.vehicle_ids)):,} vehicles to train on, "
-            f"{len(validation):,} images of other vehicles for validation"
+            f"{len(training):,} images of {count:,} {noun} to train on, "
+            f"{len(validation):,} images of other {noun} for validation"
         )
     if not recipe.has_classifier:
         return []

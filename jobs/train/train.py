@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,11 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     recipe = requested_recipe(request)
     erased = read_tombstones(open_store(settings.runs))
     everything = read_labelled(
-        request.data, root=request.root, split=request.split, labels=recipe.labels_used
+        request.data,
+        root=request.root,
+        split=request.split,
+        labels=recipe.labels_used,
+        tracks=recipe.uses_tracks,
     )
     everything, held_out_models = without_held_out_models(everything, request.hold_out, recipe)
     labelled = drop_erased_images(everything, erased)
@@ -160,7 +164,10 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         recipe=recipe.as_dict(),
         classes=classes,
         training=_images(training, known_models),
-        validation=_images(validation, classes),
+        # Rank-1 over tracks would count almost equal images of one pass.
+        validation=_images(
+            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes
+        ),
         folder=folder.uri,
         input=backend,
         log_every=request.log_every,
