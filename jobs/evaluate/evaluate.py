@@ -31,13 +31,17 @@ from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
 from index.outputs import record_output
+from index.transforms.fitting import KINDS
+from index.transforms.stored import read_transform
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
+from infra.store import open_store
 from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
+from jobs.evaluate.transforms import transformed_ranking, transformed_results
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
@@ -77,6 +81,7 @@ def _check_request(request: EvaluateRequest) -> None:
     for names, known, kind in (
         (request.protocols, RULES, "protocol"),
         (request.variants, VARIANTS, "variant"),
+        (request.transforms, KINDS, "transform"),
         ((request.ap,), AP_RULES, "rule of the average precision"),
     ):
         for name in names:
@@ -96,7 +101,10 @@ def _evaluate_list(
     return ListEvaluation(
         labelled=labelled,
         results=results,
-        variants=tuple(_variants(labelled, results, request.variants, rank, run)),
+        variants=(
+            *_variants(labelled, results, request.variants, rank, run),
+            *transformed_results(labelled, results, request.transforms, rank),
+        ),
         distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(images)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
@@ -217,16 +225,21 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
                 f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
             )
         ensure_loaded(milvus, generation)
+        split, junk = result.splits[0], result.name in JUNK
+        images, exact = labelled.images(), result.rankings[0]
+        transform = read_transform(open_store(settings.runs), generation.fingerprint, generation.transform)
+        if transform is not None:
+            images, exact = transformed_ranking(labelled, transform, split, junk=junk)
         ranks, short = ranks_through_index(
             milvus,
             generation,
-            labelled.images(),
+            images,
             labelled.crop_ids,
-            result.splits[0],
+            split,
             top=INDEX_TOP,
-            junk=result.name in JUNK,
+            junk=junk,
         )
-    return index_loss(generation.name, result.rankings[0], ranks, short, INDEX_TOP)
+    return index_loss(generation.name, exact, ranks, short, INDEX_TOP)
 
 
 def _report_text(request: EvaluateRequest, run_id: str) -> ReportText:

@@ -158,6 +158,7 @@ class EvaluateRequest:
     workers: int = 0
     device: str = "cpu"
     ap: str = "mean"  # of `AP_RULES`, in tables and pages; JSON has all
+    transforms: tuple[str, ...] = ()  # kinds, each reported beside plain L2
 
 
 @dataclass(frozen=True, slots=True)
