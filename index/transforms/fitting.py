@@ -15,6 +15,7 @@ Kind = Literal["whiten", "camera", "whiten-camera"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MIN_ROWS = 2
+_ROW_CHUNK = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +72,9 @@ def fit(moments: Moments, settings: TransformSettings) -> FeatureTransform:
     """
     if moments.count < MIN_ROWS:
         raise BadInput(f"a transform of {moments.count} crops", remedy="fit it on a run with more crops")
-    means = _group_means(moments, settings) if settings.by_camera else {}
-    left, scatter = _after_removal(moments, means)
-    offset, offsets = moments.mean + left, {group: mean + left for group, mean in means.items()}
-    if not settings.whitens:
-        return FeatureTransform(settings.kind, None, offset, offsets, settings.by_hour)
-    matrix = whitening_matrix(scatter / moments.count, settings)
-    offsets = {group: matrix @ mean for group, mean in offsets.items()}
-    return FeatureTransform(settings.kind, matrix, matrix @ offset, offsets, settings.by_hour)
+    offsets, left, scatter = _after_removal(moments, settings)
+    matrix = whitening_matrix(scatter / moments.count, settings) if settings.whitens else None
+    return _transform(settings, matrix, moments.mean + left, offsets)
 
 
 def fit_features(
@@ -93,7 +89,20 @@ def fit_features(
         if cameras is None:
             raise BadInput("the cameras of the crops are not known", remedy="use --transform whiten")
         groups = groups_of(cameras, captured_at, by_hour=settings.by_hour)
-    return fit(Moments.of(normalized(np.asarray(features, np.float64)), groups), settings)
+    count, dimension = features.shape
+    moments = Moments.empty(dimension)
+    for start in range(0, count, _ROW_CHUNK):
+        chunk = slice(start, start + _ROW_CHUNK)
+        rows = normalized(np.asarray(features[chunk], np.float64))
+        moments = moments.merge(Moments.of(rows, groups and groups[chunk]))
+    if not (settings.whitens and MIN_ROWS <= count < dimension and (settings.dimensions or 0) <= count):
+        return fit(moments, settings)
+    # Fewer rows than dimensions, as in an evaluation: their singular vectors cost less than eigenvectors.
+    rows = normalized(np.asarray(features, np.float64))
+    offsets, left, _ = _after_removal(moments, settings)
+    offset = moments.mean + left
+    rows -= offset if groups is None else np.stack([offsets.get(group, offset) for group in groups])
+    return _transform(settings, _thin_whitening_matrix(rows, settings), offset, offsets)
 
 
 def whitening_matrix(covariance: NDArray[np.float64], settings: TransformSettings) -> NDArray[np.float64]:
@@ -109,13 +118,49 @@ def whitening_matrix(covariance: NDArray[np.float64], settings: TransformSetting
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values[::-1], 0.0)[:kept]
     vectors = vectors[:, ::-1][:, :kept]
-    ridge = settings.shrinkage * float(np.trace(covariance)) / dimension
-    if not ridge > 0:
-        raise BadInput("the features of all crops are equal", remedy="check the checkpoint of the run")
+    ridge = _ridge(float(np.trace(covariance)), dimension, settings)
     # The sign of an eigenvector is free: the same archive should give the same matrix.
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
     matrix: NDArray[np.float64] = (vectors * np.sign(largest) / np.sqrt(values + ridge)).T
     return np.ascontiguousarray(matrix)
+
+
+def _thin_whitening_matrix(rows: NDArray[np.float64], settings: TransformSettings) -> NDArray[np.float64]:
+    """As `whitening_matrix`, from rows (n, d) of mean zero with n < d.
+
+    With all dimensions it is the symmetric square root, a rotation of the other one, which has the same
+    distances. Source: Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", 2018.
+    """
+    count, dimension = rows.shape
+    _, singular, vectors = np.linalg.svd(rows, full_matrices=False)
+    values = singular**2 / count
+    ridge = _ridge(float(values.sum()), dimension, settings)
+    scales = 1 / np.sqrt(values + ridge)
+    if settings.dimensions is not None:
+        return np.ascontiguousarray(vectors[: settings.dimensions] * scales[: settings.dimensions, None])
+    rest = 1 / np.sqrt(ridge)
+    matrix: NDArray[np.float64] = (vectors.T * (scales - rest)) @ vectors
+    matrix[np.diag_indices(dimension)] += rest
+    return matrix
+
+
+def _ridge(trace: float, dimension: int, settings: TransformSettings) -> float:
+    ridge = settings.shrinkage * trace / dimension
+    if not ridge > 0:
+        raise BadInput("the features of all crops are equal", remedy="check the checkpoint of the run")
+    return ridge
+
+
+def _transform(
+    settings: TransformSettings,
+    matrix: NDArray[np.float64] | None,
+    offset: NDArray[np.float64],
+    offsets: dict[Group, NDArray[np.float64]],
+) -> FeatureTransform:
+    if matrix is None:
+        return FeatureTransform(settings.kind, None, offset, offsets, settings.by_hour)
+    moved = {group: matrix @ mean for group, mean in offsets.items()}
+    return FeatureTransform(settings.kind, matrix, matrix @ offset, moved, settings.by_hour)
 
 
 def _group_means(moments: Moments, settings: TransformSettings) -> dict[Group, NDArray[np.float64]]:
@@ -138,20 +183,22 @@ def _shrunk(group: GroupMean, towards: NDArray[np.float64], prior: float) -> NDA
 
 
 def _after_removal(
-    moments: Moments, offsets: dict[Group, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean (d,) and the scatter (d, d) that the removal of the means of groups leaves.
+    moments: Moments, settings: TransformSettings
+) -> tuple[dict[Group, NDArray[np.float64]], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is subtracted by group, and the mean (d,) and the scatter (d, d) that group means leave.
 
-    The mean of all rows is removed too. The scatter within groups does not change; that between groups
-    becomes the one of what the shrunk means leave.
+    That mean is subtracted too: it is in the offsets already. The scatter within groups does not change; that
+    between groups becomes the one of what the shrunk means leave.
     """
-    if not offsets:
-        return np.zeros_like(moments.mean), moments.scatter
+    means = _group_means(moments, settings) if settings.by_camera else {}
+    if not means:
+        return {}, np.zeros_like(moments.mean), moments.scatter
     groups = list(moments.groups)
     counts = np.array([moments.groups[group].count for group in groups], np.float64)[:, None]
-    means = np.stack([moments.groups[group].mean for group in groups])
-    between = means - moments.mean
-    left = means - np.stack([offsets.get(group, moments.mean) for group in groups])
+    rows = np.stack([moments.groups[group].mean for group in groups])
+    between = rows - moments.mean
+    left = rows - np.stack([means.get(group, moments.mean) for group in groups])
     scatter = moments.scatter - (between * counts).T @ between + (left * counts).T @ left
     mean = (left * counts).sum(axis=0) / moments.count
-    return mean, scatter - np.outer(mean, mean) * moments.count
+    offsets = {group: offset + mean for group, offset in means.items()}
+    return offsets, mean, scatter - np.outer(mean, mean) * moments.count

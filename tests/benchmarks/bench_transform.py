@@ -79,7 +79,7 @@ def pooled_features(paths: list[Path], backbone: str, weights: str, threads: int
         images = np.stack([decode(path.read_bytes(), size) for path in paths[first : first + BATCH]])
         padded = np.concatenate([images, np.zeros((BATCH - len(images), *images.shape[1:]), np.uint8)])
         features.append(next(iter(compiled(padded).values()))[: len(images)].copy())
-        if first % (BATCH * 50) == 0:
+        if first % (BATCH * 25) == 0:
             print(f"  {first:,} of {len(paths):,} images, {time.monotonic() - started:.0f} s", flush=True)
     return np.concatenate(features)
 

@@ -43,8 +43,9 @@ def test_moments_of_parts_are_those_of_all_rows_in_any_order() -> None:
             np.testing.assert_allclose(mean.mean, own.mean(axis=0), rtol=1e-12)
 
 
-def test_whitening_is_that_of_numpy() -> None:
-    features = features_of(400)
+@pytest.mark.parametrize("rows", [9, 400])
+def test_whitening_is_that_of_numpy(rows: int) -> None:
+    features = features_of(rows)
     transform = fit_features(features, TransformSettings("whiten", shrinkage=0.1))
     x = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     covariance = np.cov(x.T, bias=True)
@@ -66,6 +67,18 @@ def test_reduction_keeps_the_components_of_the_largest_variances() -> None:
     assert reduced.matrix is not None
     np.testing.assert_array_equal(reduced.matrix, whole.matrix[:5])
     assert np.allclose(np.linalg.norm(reduced(features), axis=1), 1)
+
+
+@pytest.mark.parametrize("dimensions", [None, 5])
+def test_few_rows_are_whitened_as_by_their_moments(dimensions: int | None) -> None:
+    features, cameras = features_of(9), cameras_of(9)
+    settings = TransformSettings("whiten-camera", dimensions)
+    few = fit_features(features, settings, cameras)
+    groups = groups_of(cameras)
+    many = fit(Moments.of(normalized(features.astype(np.float64)), groups), settings)
+    probes, at = features_of(6, seed=4), ["c0", "c1", "c2", "", "new", "c0"]
+    one, other = (transform(probes, at).astype(np.float64) for transform in (few, many))
+    np.testing.assert_allclose(one @ one.T, other @ other.T, atol=2e-6)
 
 
 def test_camera_means_are_removed_and_shrunk_for_few_crops() -> None:
