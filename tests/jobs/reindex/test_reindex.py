@@ -164,6 +164,7 @@ def test_reindex_adds_new_replaces_changed_and_removes_vanished_crops(site: Site
     assert json.loads(site.store.get("nights/second/summary.json"))["night"] == "second"
 
 
+@pytest.mark.slow
 def test_a_rebuild_keeps_the_transform_of_the_live_generation(site: Site) -> None:
     site.reindex("first")
     (run,) = list_runs(site.store)
