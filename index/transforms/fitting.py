@@ -119,10 +119,7 @@ def whitening_matrix(covariance: NDArray[np.float64], settings: TransformSetting
     values = np.maximum(values[::-1], 0.0)[:kept]
     vectors = vectors[:, ::-1][:, :kept]
     ridge = _ridge(float(np.trace(covariance)), dimension, settings)
-    # The sign of an eigenvector is free: the same archive should give the same matrix.
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
-    matrix: NDArray[np.float64] = (vectors * np.sign(largest) / np.sqrt(values + ridge)).T
-    return np.ascontiguousarray(matrix)
+    return np.ascontiguousarray(_with_sign(vectors.T) / np.sqrt(values + ridge)[:, None])
 
 
 def _thin_whitening_matrix(rows: NDArray[np.float64], settings: TransformSettings) -> NDArray[np.float64]:
@@ -137,11 +134,19 @@ def _thin_whitening_matrix(rows: NDArray[np.float64], settings: TransformSetting
     ridge = _ridge(float(values.sum()), dimension, settings)
     scales = 1 / np.sqrt(values + ridge)
     if settings.dimensions is not None:
-        return np.ascontiguousarray(vectors[: settings.dimensions] * scales[: settings.dimensions, None])
+        kept = slice(settings.dimensions)
+        return np.ascontiguousarray(_with_sign(vectors[kept]) * scales[kept, None])
     rest = 1 / np.sqrt(ridge)
     matrix: NDArray[np.float64] = (vectors.T * (scales - rest)) @ vectors
     matrix[np.diag_indices(dimension)] += rest
     return matrix
+
+
+def _with_sign(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return vectors (k, d) whose sign is free with a fixed one, so that equal crops give an equal matrix."""
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=1)[:, None], axis=1)
+    signed: NDArray[np.float64] = vectors * np.sign(largest)
+    return signed
 
 
 def _ridge(trace: float, dimension: int, settings: TransformSettings) -> float:

@@ -26,8 +26,7 @@ from clvr_model.preprocessing import decode, to_input
 from clvr_model.weights import load_backbone
 from index.evaluation.metrics import metrics_by, rank_k
 from index.evaluation.protocols import evaluate_protocol
-from index.transforms.fitting import TransformSettings, fit, fit_features
-from index.transforms.moments import Moments
+from index.transforms.fitting import TransformSettings, fit_features
 from index.transforms.transform import FeatureTransform, normalized
 
 RESAMPLES = 2000
@@ -84,31 +83,29 @@ def pooled_features(paths: list[Path], backbone: str, weights: str, threads: int
     return np.concatenate(features)
 
 
+def whitened(sample: Features, searched: Features, dimensions: int) -> tuple[Features, Features]:
+    """Return the searched images whitened by a sample of images, and with fewer dimensions."""
+    whole = fit_features(sample, TransformSettings("whiten"))
+    if len(sample) < sample.shape[1]:
+        reduced = fit_features(sample, TransformSettings("whiten", dimensions))
+    else:  # the rows of the matrix are sorted by variance
+        assert whole.matrix is not None
+        reduced = FeatureTransform("whiten", whole.matrix[:dimensions], whole.offset[:dimensions])
+    return whole(searched), reduced(searched)
+
+
 def variants(searched: Features, others: Features, dimensions: int) -> dict[str, Features]:
     """Return the features of one draw under each name."""
-    own = fit_features(searched, TransformSettings("whiten"))
-    assert own.matrix is not None
-    reduced = FeatureTransform("whiten", own.matrix[:dimensions], own.offset[:dimensions])
-    elsewhere = fit_features(others, TransformSettings("whiten"))
-    # Without the normalisation before: the covariance of the features as they are.
-    raw = fit(Moments.of(searched.astype(np.float64)), TransformSettings("whiten"))
-    assert raw.matrix is not None
-    plain = searched.astype(np.float64) @ raw.matrix.T - raw.offset
+    own, own_reduced = whitened(searched, searched, dimensions)
+    elsewhere, elsewhere_reduced = whitened(others, searched, dimensions)
     return {
         "plain L2": searched,
         "L2-normalised": normalized(searched.astype(np.float64)).astype(np.float32),
-        "whitened by the searched images": own(searched),
-        f"the same, {dimensions} dimensions": reduced(searched),
-        "the same, normalised after whitening alone": normalized(plain).astype(np.float32),
-        "the same, normalised before whitening alone": _without_last_norm(own, searched),
-        "whitened by images of other models": elsewhere(searched),
+        "whitened by the searched images": own,
+        f"the same, {dimensions} dimensions": own_reduced,
+        "whitened by images of other models": elsewhere,
+        f"the same, {dimensions} dimensions, by other models": elsewhere_reduced,
     }
-
-
-def _without_last_norm(transform: FeatureTransform, features: Features) -> Features:
-    assert transform.matrix is not None
-    rows = normalized(features.astype(np.float64)) @ transform.matrix.T - transform.offset
-    return rows.astype(np.float32)
 
 
 def main() -> None:
@@ -125,13 +122,13 @@ def main() -> None:
     add_json_option(parser)
     args = parser.parse_args()
     paths, models = labelled_files(args.dataset, args.per_model)
+    print(machine(), flush=True)
     if args.features and args.features.exists():
         features = np.load(args.features)["features"]
     else:
         features = pooled_features(paths, args.backbone, args.weights, args.threads)
         if args.features:
             np.savez(args.features, features=features)
-    print(machine())
     print(f"{len(features):,} images of {len(np.unique(models))} models, {features.shape[1]:,} dimensions")
     values: dict[str, list[NDArray[np.float64]]] = {}
     drawn_models = []
@@ -146,7 +143,7 @@ def main() -> None:
             per_probe = np.stack([metric.per_probe(ranking) for metric in METRICS], axis=1)
             values.setdefault(name, []).append(per_probe)
             rank_1, precision = per_probe.mean(axis=0)
-            print(f"  seed {seed} {name:45} rank-1 {rank_1:.3f} mAP {precision:.3f}")
+            print(f"  seed {seed} {name:45} rank-1 {rank_1:.3f} mAP {precision:.3f}", flush=True)
     save_rows(list(table(values, drawn_models, args)), args.json)
 
 
