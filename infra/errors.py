@@ -24,6 +24,7 @@
     │   └── ImportFailed               a bulk import failed, or its outcome is unknown
     ├── Mismatch                   6   inputs that do not belong together
     │   ├── FingerprintMismatch        embeddings of two different models
+    │   ├── TransformMismatch          vectors of two different feature transforms
     │   ├── SchemaMismatch             a foreign or older file, collection or run
     │   └── BadCheckpoint              weights that are truncated, altered or of another architecture
     ├── AccountingError            7   counts that do not agree
@@ -174,6 +175,10 @@ class Mismatch(ClvrError):
 
 class FingerprintMismatch(Mismatch):
     """Embeddings of two different models."""
+
+
+class TransformMismatch(Mismatch):
+    """Vectors of two different feature transforms."""
 
 
 class SchemaMismatch(Mismatch):

@@ -34,6 +34,7 @@ SIBLINGS = {
         "outputs": {"documents", "runs"},
         "archive": {"documents", "parquet", "schema"},
         "runs": {"archive", "documents", "parquet", "schema"},
+        "transforms": {"documents", "parquet", "runs"},
         "exact": set(),
         "milvus": {"filters", "runs", "schema"},
         "generations": {
@@ -47,6 +48,7 @@ SIBLINGS = {
             "runs",
             "schema",
             "times",
+            "transforms",
         },
         "evaluation": {"exact", "milvus", "parquet", "schema"},
         "search": {
@@ -58,6 +60,7 @@ SIBLINGS = {
             "parquet",
             "runs",
             "schema",
+            "transforms",
         },
     },
     "jobs": {
@@ -70,6 +73,7 @@ SIBLINGS = {
         "serve": {"pages", "runtime", "search"},
         "evaluate": {"embed", "pages", "runtime"},
         "generations": {"runtime", "sweep"},
+        "fit_transform": {"runtime"},
         "reindex": {"embed", "generations", "pages", "runtime"},
         "doctor": {"runtime"},
         "submit": {"runtime"},
@@ -92,6 +96,7 @@ SIBLINGS = {
             "doctor",
             "embed",
             "evaluate",
+            "fit_transform",
             "generate",
             "generations",
             "model",

@@ -29,7 +29,9 @@ def remedies() -> Iterator[tuple[str, str]]:
 
 
 def test_remedies_name_existing_commands() -> None:
-    named = [(place, name) for place, text in remedies() for name in re.findall(r"\bclvr ([a-z]\w*)", text)]
+    named = [
+        (place, name) for place, text in remedies() for name in re.findall(r"\bclvr ([a-z][\w-]*)", text)
+    ]
     assert len(named) > 10
     assert [(place, name) for place, name in named if name not in COMMANDS] == []
 

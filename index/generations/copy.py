@@ -71,6 +71,8 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
         fingerprint=generation.fingerprint,
         run_ids=generation.run_ids,
         index=generation.index,
+        transform=generation.transform,
+        dimension=generation.dimension,
     )
     change = {"at": utc_now(), "kind": records.COPY, "of": generation.name, "changes": len(old.changes)}
     copied: GenerationRecord = replace(
@@ -81,7 +83,7 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
     collection.ensure_loaded(milvus, generation)
     crop_ids = collection.fetch_ids(milvus, generation.name)
     batches = _batches(milvus, generation.name, crop_ids)
-    for _ in collection.insert_rows(milvus, "insert", target.name, batches):
+    for _ in collection.insert_rows(milvus, "insert", target, batches):
         pass
     milvus.call("flush", target.name, timeout=600)
     collection.create_index(milvus, target)

@@ -22,6 +22,7 @@ from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.search import search_generation
 from index.runs.run import Run
+from index.transforms.stored import read_transform
 from infra.errors import BadInput, BadLabels
 from infra.store import Store
 
@@ -138,7 +139,8 @@ def check_gate(
             f"{generation.name} was built of other runs: {', '.join(record.run_ids)}",
             remedy="Give the gate the same runs in the same order.",
         )
-    plan = plan_load(runs, latest_wins=True, verify=False)
+    transform = read_transform(store, generation.fingerprint, generation.transform)
+    plan = plan_load(runs, latest_wins=True, verify=False, transform=transform)
     collection.ensure_loaded(milvus, generation)
     vectors = _sample(plan, probes, seed)
     recall_at_1, recall_at_10 = _recall(milvus, generation, plan, vectors)
@@ -241,7 +243,7 @@ def _failures(report: GateReport) -> list[str]:
 
 
 def _sample(plan: LoadPlan, probes: int, seed: int) -> NDArray[np.float32]:
-    """Draw vectors (q, 1024) uniformly from all shards, in one pass over them."""
+    """Draw vectors (q, d) uniformly from all shards, in one pass over them."""
     chosen = np.sort(
         np.random.default_rng(seed).choice(plan.rows, size=min(probes, plan.rows), replace=False)
     )

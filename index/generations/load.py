@@ -28,6 +28,7 @@ from index.milvus.index_types import ImportInterface, index_spec
 from index.milvus.rest_import import RestImporter
 from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run
+from index.transforms.transform import FeatureTransform
 from infra.errors import BadInput, BadSetting, ClvrError, CountMismatch, IndexRefused
 from infra.store import Store
 
@@ -37,18 +38,20 @@ Target = Literal["auto"] | ImportInterface
 MIN_ROWS_FOR_IMPORT = 20_000
 """Rows per shard from which 'auto' imports: an import takes 2 s per file before its first row."""
 
-_LOCAL_ROW_BYTES = 14_000
-"""Disk space of a row in a local file: 8.5 KB for vector and index, 4.5 KB for the log of inserts."""
+_LOCAL_ROW_BYTES, _LOCAL_NUMBER_BYTES = 1_700, 12
+"""Disk space of a row in a local file, and of each number of its vector: 14 KB at 1,024 dimensions, of which
+8.5 KB are for vector and index, and 4.5 KB for the log of inserts."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
     """How a generation is filled.
 
-    `milvus_bucket`: 's3://name' of the server's own bucket, from which alone it imports; shards elsewhere are
-    copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
+    `milvus_bucket`: 's3://name' of the server's own bucket, from which alone it imports; shards elsewhere
+    are copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
     otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
-    imports. `note`: called with the step that starts.
+    imports. `note`: called with the step that starts. `transform`: of the vectors; it belongs to the
+    generation.
     """
 
     index_type: str = "auto"
@@ -58,6 +61,7 @@ class LoadOptions:
     progress: Progress = lambda done, total: None
     on_import: Callable[[ImportProgress], None] = lambda progress: None
     note: Callable[[str], None] = lambda text: None
+    transform: FeatureTransform | None = None
 
 
 @dataclass(slots=True)
@@ -127,10 +131,10 @@ def build_generation(
     times = times or LoadTimes()
     with _timed(times, "check"):
         collection.live_generation(milvus, alias)  # fails early if the alias belongs to another program
-        plan = plan_load(runs, latest_wins=options.latest_wins)
+        plan = plan_load(runs, latest_wins=options.latest_wins, transform=options.transform)
     if not plan.rows:
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
-    index = index_spec(milvus.capabilities, options.index_type, plan.rows)
+    index = index_spec(milvus.capabilities, options.index_type, plan.rows, plan.dimension)
     target = choose_target(milvus, plan, options.target, options.milvus_bucket)
     resumed = resume_load(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
     resume_erasures(milvus, store)
@@ -143,9 +147,16 @@ def build_generation(
                 verify_primary_keys(milvus, resumed, plan)
             records.update(store, resumed.name, state="ready")
             return resumed
-    milvus.require_space(plan.rows * _LOCAL_ROW_BYTES)
+    milvus.require_space(plan.rows * (_LOCAL_ROW_BYTES + _LOCAL_NUMBER_BYTES * plan.dimension))
     generation = records.new_generation(
-        milvus, store, alias=alias, fingerprint=plan.fingerprint, run_ids=plan.run_ids, index=index
+        milvus,
+        store,
+        alias=alias,
+        fingerprint=plan.fingerprint,
+        run_ids=plan.run_ids,
+        index=index,
+        transform=plan.transform_id,
+        dimension=plan.dimension,
     )
     # The record comes before the collection: no later load would drop a collection without a record.
     records.create(
@@ -159,6 +170,7 @@ def build_generation(
             target=target,
             state="loading",
             updated=utc_now(),
+            transform=plan.transform_id,
         ),
     )
     context = _LoadContext(milvus, generation, plan, options, lock, times)
@@ -201,10 +213,11 @@ def choose_target(milvus: Milvus, plan: LoadPlan, target: Target, bucket: str | 
 
 
 def _insert(context: _LoadContext) -> None:
-    milvus, name = context.milvus, context.generation.name
-    for done in collection.insert_rows(milvus, "insert", name, context.plan.batches(collection.INSERT_ROWS)):
+    milvus, generation = context.milvus, context.generation
+    batches = context.plan.batches(collection.INSERT_ROWS)
+    for done in collection.insert_rows(milvus, "insert", generation, batches):
         context.progress(done)
-    milvus.call("flush", name, timeout=600)
+    milvus.call("flush", generation.name, timeout=600)
 
 
 def _import_by(importer: Importer, context: _LoadContext, max_concurrent: int) -> None:

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from index.parquet import ParquetReader
 from index.runs.balance import check_run
 from index.runs.run import Run, vanished_ids
-from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique, shard_ids, vectors_of
+from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique, shard_ids
 from index.runs.tombstones import read_tombstones
+from index.schema import EMBEDDING_DIM
+from index.transforms.transform import FeatureTransform, vectors_by
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
 from infra.store import Store
 
@@ -57,6 +59,7 @@ class LoadPlan:
 
     `superseded`, `vanished` and `erased` count the rows that are left out because a later run has the crop
     again, lists it as vanished, or because it was erased; a row counts once, for the last of these.
+    transform: of the vectors that the plan yields; shards hold the network's features.
     """
 
     fingerprint: str
@@ -65,6 +68,7 @@ class LoadPlan:
     superseded: int = 0
     vanished: int = 0
     erased: int = 0
+    transform: FeatureTransform | None = None
 
     @property
     def rows(self) -> int:
@@ -74,13 +78,29 @@ class LoadPlan:
     def batches(self, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield all rows, at most `batch_rows` at a time, in a fixed order."""
         for shard in self.shards:
-            yield from shard.batches(batch_rows)
+            yield from self.batches_of(shard, batch_rows)
+
+    def batches_of(self, shard: PlannedShard, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one of the shards, at most `batch_rows` at a time."""
+        batches = shard.batches(batch_rows)
+        yield from self.transform.on_batches(batches) if self.transform else batches
+
+    @property
+    def dimension(self) -> int:
+        """The length of the vectors that the plan yields."""
+        return self.transform.dimension if self.transform else EMBEDDING_DIM
+
+    @property
+    def transform_id(self) -> str:
+        """The id of the transform, "" without one."""
+        return self.transform.transform_id if self.transform else ""
 
     def blocks(self, batch_rows: int = 8192) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-        """Yield (crop_ids (n,), vectors (n, 1024)) of all rows, in a fixed order."""
+        """Yield (crop_ids (n,), vectors (n, dimension)) of all rows, in a fixed order."""
+        columns = ["crop_id", "embedding", *(self.transform.columns if self.transform else ())]
         for shard in self.shards:
-            for batch in shard.batches(batch_rows, ["crop_id", "embedding"]):
-                yield batch.column("crop_id").to_numpy(), vectors_of(batch)
+            for batch in shard.batches(batch_rows, columns):
+                yield batch.column("crop_id").to_numpy(), vectors_by(self.transform, batch)
 
     def crop_ids(self) -> Ids:
         """Return the crop_ids (rows,) of all rows, ascending."""
@@ -90,7 +110,13 @@ class LoadPlan:
         return np.sort(np.concatenate([NO_IDS, *(column.to_numpy() for column in columns)]))
 
 
-def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = True) -> LoadPlan:
+def plan_load(
+    runs: Sequence[Run],
+    *,
+    latest_wins: bool = False,
+    verify: bool = True,
+    transform: FeatureTransform | None = None,
+) -> LoadPlan:
     """Plan a generation of finished runs of one model, given oldest first.
 
     Erased crops and those that a later run lists as vanished are left out. This is the one place that decides
@@ -98,6 +124,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
     verify: check the counts of every run, and read every shard whole and check it against done.json and the
     contract, because Milvus silently imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the
     crop_ids are read, and each shard's run and number of rows are compared with done.json.
+    transform: of the vectors, fitted on features of the same model.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
     run, FingerprintMismatch, CorruptObject, and DuplicateCropId if two runs have the same crop, unless
     `latest_wins`.
@@ -111,6 +138,12 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
                 f"run {runs[0].run_id} is of model {fingerprint}, run {run.run_id} of {run.fingerprint}",
                 remedy="Load the runs of one model only; embed the others again with it.",
             )
+    if transform is not None and transform.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"the transform {transform.transform_id} is of model {transform.fingerprint}, the runs are of "
+            f"{fingerprint}",
+            remedy="Fit one on a run of this model: `clvr fit-transform RUN`.",
+        )
     if verify:
         for run in runs:
             check_run(run)
@@ -148,6 +181,7 @@ def plan_load(runs: Sequence[Run], *, latest_wins: bool = False, verify: bool = 
         superseded=superseded,
         vanished=vanished,
         erased=num_erased,
+        transform=transform,
     )
 
 

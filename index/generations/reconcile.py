@@ -14,6 +14,7 @@ from index.milvus.collection import Generation
 from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids
+from index.transforms.stored import read_transform
 from infra.store import Store
 
 _MAX_EXAMPLES = 10
@@ -75,10 +76,11 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     """Compare every primary key of a generation with the crop_ids in the shards of its runs.
 
     runs: those of the generation's record, oldest first. Raises CountMismatch for an unfinished run, and what
-    `check_run` raises for a run whose own counts disagree.
+    `check_run` raises for a run whose own counts disagree, and `read_transform` for its transform.
     """
     require_recorded(store, erasure_ids(store))
     record = records.read(store, generation.name)
+    read_transform(store, generation.fingerprint, generation.transform)  # a search could not do without it
     balance = sum(map(check_run, runs), RunBalance(0, 0, 0, 0))
     plan = plan_load(runs, latest_wins=True, verify=False)
     collection.ensure_loaded(milvus, generation)

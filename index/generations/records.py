@@ -15,7 +15,7 @@ from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.milvus.client import Milvus
 from index.milvus.collection import DROP_TIMEOUT_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
-from index.schema import SHARD_VERSION
+from index.schema import EMBEDDING_DIM, SHARD_VERSION
 from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import Store
 
@@ -34,7 +34,8 @@ class GenerationRecord(JsonDocument):
     `rows` is the expected count(*). `run_ids` are the runs that it holds, `pending` those of an increment
     that was started and not finished. `changes` lists the increments and erasures since it was built. `gate`
     has the results of the last gate. `previous` names the generation that was live before the last promotion
-    of this one; `promotions` lists every move of the alias to this one.
+    of this one; `promotions` lists every move of the alias to this one. `transform` is the id of the
+    transform of its vectors, which holds digits of the transform's digest; "" for none.
     """
 
     NOUN = "generation record"
@@ -52,10 +53,11 @@ class GenerationRecord(JsonDocument):
     promotions: tuple[dict[str, Any], ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     pending: tuple[str, ...] = ()
+    transform: str = ""
 
     def check(self, where: str) -> None:
         """Raise CorruptObject for a name of a generation or of a run that leaves its folder."""
-        names = (self.name, *self.run_ids, *self.pending, *filter(None, [self.previous]))
+        names = (self.name, *self.run_ids, *self.pending, *filter(None, [self.previous, self.transform]))
         require_keys_inside(names, where)
 
 
@@ -106,7 +108,15 @@ def list_records(store: Store, alias: str | None = None) -> Iterator[GenerationR
 
 
 def new_generation(
-    milvus: Milvus, store: Store, *, alias: str, fingerprint: str, run_ids: Sequence[str], index: IndexSpec
+    milvus: Milvus,
+    store: Store,
+    *,
+    alias: str,
+    fingerprint: str,
+    run_ids: Sequence[str],
+    index: IndexSpec,
+    transform: str = "",
+    dimension: int = EMBEDDING_DIM,
 ) -> Generation:
     """Name a generation that does not exist yet: `<alias>_<fingerprint, 8>_<UTC time>`. Creates nothing."""
     if not _NAME.fullmatch(alias):
@@ -130,6 +140,8 @@ def new_generation(
         index=index,
         created=now.isoformat(timespec="seconds"),
         folder=store.uri,
+        transform=transform,
+        dimension=dimension,
     )
 
 

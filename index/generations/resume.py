@@ -25,9 +25,9 @@ def resume_load(
 
     Drops that were cut off are completed first.
 
-    A load is resumed if it has the same runs and the same index, if all its imports are completed, and if
-    Milvus counts as many rows as the plan. Which rows these are is verified once they can be read: see
-    `verify_primary_keys`. bucket: that of the server, which may have copies of shards.
+    A load is resumed if it has the same runs, the same transform and the same index, if all its imports are
+    completed, and if Milvus counts as many rows as the plan. Which rows these are is verified once they can
+    be read: see `verify_primary_keys`. bucket: that of the server, which may have copies of shards.
     """
     records.finish_drops(milvus, store, alias)
     resumable = None
@@ -66,7 +66,12 @@ def drop_partial(milvus: Milvus, store: Store, name: str) -> None:
 def _resumable_generation(
     milvus: Milvus, record: GenerationRecord, plan: LoadPlan, index: IndexSpec
 ) -> Generation | None:
-    is_same = (record.run_ids, record.fingerprint, record.rows) == (plan.run_ids, plan.fingerprint, plan.rows)
+    is_same = (record.run_ids, record.fingerprint, record.rows, record.transform) == (
+        plan.run_ids,
+        plan.fingerprint,
+        plan.rows,
+        plan.transform_id,
+    )
     if not is_same or record.name not in milvus.call("list_collections"):
         return None
     generation = collection.get_generation(milvus, record.name)

@@ -19,7 +19,8 @@ def import_source(plan: LoadPlan, generation: str, bucket: str) -> Iterator[Iter
     """Yield the files of a plan for import, each staged when it is needed; copies are deleted at the end.
 
     A shard in the server's bucket is imported as it is, and one elsewhere is copied, within the object store
-    if possible. A shard with excluded rows is rewritten without them, because Milvus imports whole files.
+    if possible. A shard with excluded rows is rewritten without them, because Milvus imports whole files, and
+    one whose vectors are transformed with these.
     """
     folder = _staging_folder(plan, generation, bucket)
     copied: list[str] = []
@@ -45,13 +46,21 @@ def _stage(plan: LoadPlan, folder: Store, bucket: str, copied: list[str]) -> Ite
     for number, shard in enumerate(plan.shards):
         if not shard.rows:
             continue
-        if is_in_bucket(shard, bucket) and not shard.excluded_ids.size:
+        is_as_stored = not shard.excluded_ids.size and plan.transform is None
+        if is_in_bucket(shard, bucket) and is_as_stored:
             yield ImportFile(shard.store.uri_of(shard.info.key).removeprefix(bucket), shard.rows)
             continue
         key = f"shard-{number:05d}.parquet"
         copied.append(key)
-        if shard.excluded_ids.size:
-            write_shard(folder, key, shard.batches(8192), fingerprint=plan.fingerprint, run_id=shard.run_id)
-        else:
+        if is_as_stored:
             folder.copy_from(shard.store, shard.info.key, key)
+        else:
+            write_shard(
+                folder,
+                key,
+                plan.batches_of(shard, 8192),
+                fingerprint=plan.fingerprint,
+                run_id=shard.run_id,
+                dimension=plan.dimension,
+            )
         yield ImportFile(folder.uri_of(key).removeprefix(bucket), shard.rows)

@@ -16,6 +16,7 @@ from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.waiting import wait_for_index, wait_for_row_count
 from index.runs.run import Run, vanished_ids
+from index.transforms.stored import read_transform
 from infra.errors import BadInput, FingerprintMismatch
 from infra.store import Store
 
@@ -48,9 +49,11 @@ def load_into_live(
 ) -> Increment:
     """Load runs, oldest first, into the live generation, and remove the crops that they list as vanished.
 
-    open_runs: opens the runs of the live generation by their ids. May be repeated: crop_ids are primary keys,
-    and an interrupted increment stays pending in the record until it is complete.
-    Raises BadInput if nothing is live, FingerprintMismatch, Locked, CountMismatch, what `plan_load` raises.
+    open_runs: opens the runs of the live generation by their ids. May be repeated: crop_ids are primary
+    keys, and an interrupted increment stays pending in the record until it is complete. The vectors get the
+    transform of the live generation, and so does a new generation that a large increment becomes; options
+    name none. Raises BadInput if nothing is live, FingerprintMismatch, Locked, CountMismatch, what
+    `plan_load` raises.
     """
     purpose = f"an increment into alias {alias}"
     # Both locks: after a promotion meanwhile, the increment would be in a generation that is not live.
@@ -73,7 +76,8 @@ def load_into_live(
         live_runs = open_runs([run_id for run_id in record.run_ids if run_id not in new_ids])
         # Sorted by time: a repeated run must not overwrite the rows of a later one.
         all_runs = sorted([*live_runs, *runs], key=lambda run: run.info.created)
-        plan = plan_load(all_runs, latest_wins=True, verify=False)
+        transform = read_transform(store, live.fingerprint, live.transform)
+        plan = plan_load(all_runs, latest_wins=True, verify=False, transform=transform)
         increment = replace(
             plan, run_ids=new_ids, shards=tuple(shard for shard in plan.shards if shard.run_id in new_ids)
         )
@@ -87,7 +91,7 @@ def load_into_live(
                 all_runs,
                 rows_lock,
                 alias=alias,
-                options=replace(options, latest_wins=True),
+                options=replace(options, latest_wins=True, transform=transform),
             )
             return Increment(
                 generation=generation,
@@ -100,7 +104,7 @@ def load_into_live(
 
         records.update(store, live.name, pending=new_ids)
         batches = increment.batches(collection.INSERT_ROWS)
-        for rows_sent in collection.insert_rows(milvus, "upsert", live.name, batches):
+        for rows_sent in collection.insert_rows(milvus, "upsert", live, batches):
             rows_lock.require()
             live_lock.require()
             options.progress(rows_sent, increment.rows)

@@ -43,6 +43,10 @@ class Generation:
     created: str
     folder: str = ""
     """URI of the folder of runs that has its record; "" by release 0.1."""
+    transform: str = ""
+    """Id of the transform of its vectors and of its probes; "" for features as the network gives them."""
+    dimension: int = EMBEDDING_DIM
+    """The length of its vectors."""
 
 
 def create_collection(milvus: Milvus, generation: Generation) -> None:
@@ -50,7 +54,7 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
     from pymilvus import CollectionSchema, DataType, FieldSchema
 
     fields = [
-        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=EMBEDDING_DIM)
+        FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=generation.dimension)
         if column.name == "embedding"
         else _field(column)
         for column in SHARD_SCHEMA
@@ -65,6 +69,11 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
             "created": generation.created,
             "folder": generation.folder,
         }
+        | (
+            {"transform": generation.transform, "dimension": generation.dimension}
+            if generation.transform
+            else {}
+        )
     )
     # Milvus Lite drops the description, and some server versions drop unknown properties.
     lite = milvus.capabilities.lite
@@ -158,12 +167,18 @@ def row_count(milvus: Milvus, generation: Generation) -> int:
 
 
 def insert_rows(
-    milvus: Milvus, method: Literal["insert", "upsert"], name: str, batches: Iterable[pa.RecordBatch]
+    milvus: Milvus,
+    method: Literal["insert", "upsert"],
+    generation: Generation,
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[int]:
-    """Send batches of at most INSERT_ROWS rows; yield the rows sent after each batch. Does not flush."""
+    """Send batches of at most INSERT_ROWS rows; yield the rows sent after each batch. Does not flush.
+
+    batches: with vectors of the generation's dimension. Raises CorruptObject for others.
+    """
     sent = 0
     for batch in batches:
-        milvus.call(method, name, list(_as_rows(batch)), timeout=120)
+        milvus.call(method, generation.name, list(_as_rows(batch, generation.dimension)), timeout=120)
         sent += batch.num_rows
         yield sent
 
@@ -239,6 +254,8 @@ def _read_description(milvus: Milvus, name: str) -> Generation | None:
             index=IndexSpec(fields["index"]["type"], fields["index"]["params"]),
             created=fields["created"],
             folder=fields.get("folder", ""),
+            transform=fields.get("transform", ""),
+            dimension=fields.get("dimension", EMBEDDING_DIM),
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -262,8 +279,8 @@ def _id_filters(crop_ids: Sequence[int] | NDArray[np.int64], size: int) -> Itera
         yield f"crop_id in [{', '.join(str(int(crop_id)) for crop_id in crop_ids[first : first + size])}]"
 
 
-def _as_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _as_rows(batch: pa.RecordBatch, dimension: int) -> Iterator[dict[str, Any]]:
     names = [name for name in batch.schema.names if name != "embedding"]
     columns = [batch.column(name).to_pylist() for name in names]
-    for values, vector in zip(zip(*columns, strict=True), vectors_of(batch), strict=True):
+    for values, vector in zip(zip(*columns, strict=True), vectors_of(batch, dimension), strict=True):
         yield {**dict(zip(names, values, strict=True)), "embedding": vector}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from index.schema import EMBEDDING_DIM
 from infra.errors import IndexRefused
 
 ImportInterface = Literal["stream_insert", "grpc_v1", "rest_v2"]
@@ -132,8 +133,8 @@ def capabilities_of(version: str, *, lite: bool) -> Capabilities:
     )
 
 
-def index_spec(capabilities: Capabilities, name: str, rows: int) -> IndexSpec:
-    """Return the index of a collection of `rows` rows; 'auto' chooses the type by rows and server.
+def index_spec(capabilities: Capabilities, name: str, rows: int, dimension: int = EMBEDDING_DIM) -> IndexSpec:
+    """Return the index of `rows` vectors of a dimension; 'auto' chooses the type by rows and server.
 
     Raises IndexRefused for a type that this server may not use.
     """
@@ -143,7 +144,10 @@ def index_spec(capabilities: Capabilities, name: str, rows: int) -> IndexSpec:
             f"index type {index_type} is not allowed on Milvus {capabilities.version}",
             remedy=f"Choose one of {', '.join(sorted(capabilities.index_types))}.",
         )
-    return IndexSpec(index_type, INDEX_TYPES[index_type].build(rows))
+    params = INDEX_TYPES[index_type].build(rows)
+    if index_type == "IVF_PQ":  # the parts of a vector are of one length
+        params["m"] = max(part for part in range(1, params["m"] + 1) if dimension % part == 0)
+    return IndexSpec(index_type, params)
 
 
 def search_params(index: IndexSpec, top: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from index.filters import Filters
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.index_types import MAX_TOP, search_params
-from index.schema import EMBEDDING_DIM, MAX_BYTES, SCALAR_NAMES
+from index.schema import MAX_BYTES, SCALAR_NAMES
 from infra.errors import BadInput, BadSetting
 
 _FIELDS = [name for name in SCALAR_NAMES if name != "crop_id"]
@@ -44,13 +44,14 @@ def search_generation(
 ) -> Iterator[list[list[Hit]]]:
     """Yield, in batches of probes, the nearest crops of each probe, nearest first, at most `top`.
 
-    generation: loaded, live or not. features: float32 (q, 1024), made by its model.
+    generation: loaded, live or not. features: float32 (q, d), made by its model and
+    its transform.
     Raises BadInput for other features, BadSetting for `top` or a filter out of range, IndexUnreachable,
     IndexRefused.
     """
     if not 1 <= top <= MAX_TOP:
         raise BadSetting(f"top {top} is not between 1 and {MAX_TOP:,}")
-    check_features(features)
+    check_features(features, generation.dimension)
     expression = (filters or Filters()).expression()
     params = {"metric_type": "L2", "params": search_params(generation.index, top)}
     size = max(1, min(milvus.capabilities.probes_per_call, _REPLY_BYTES // (top * _HIT_BYTES)))
@@ -69,10 +70,10 @@ def search_generation(
         yield [[_hit(rank, row) for rank, row in enumerate(rows, start=1)] for rows in results]
 
 
-def check_features(features: NDArray[np.float32]) -> None:
-    """Raise BadInput unless these are finite features (q, 1024): Milvus accepts NaN silently."""
-    if features.ndim != 2 or features.shape[1] != EMBEDDING_DIM:
-        raise BadInput(f"probes have the shape {features.shape}, not (q, {EMBEDDING_DIM})")
+def check_features(features: NDArray[np.float32], dimension: int) -> None:
+    """Raise BadInput unless these are finite features (q, dimension): Milvus accepts NaN silently."""
+    if features.ndim != 2 or features.shape[1] != dimension:
+        raise BadInput(f"probes have the shape {features.shape}, not (q, {dimension})")
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
         raise BadInput(f"probe {bad[0]} holds a number that is not finite ({bad.size:,} such probes)")

@@ -66,10 +66,12 @@ def write_shard(
     *,
     fingerprint: str,
     run_id: str,
+    dimension: int = EMBEDDING_DIM,
 ) -> ShardInfo:
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
-    `{digest}` in the key stands for the first digits of the file's SHA-256.
+    `{digest}` in the key stands for the first digits of the file's SHA-256. dimension: the length of the
+    embeddings; only a copy for an import, with transformed ones, has another than the network's.
     Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
@@ -77,7 +79,7 @@ def write_shard(
     with sealed_parquet(SHARD_SCHEMA, footer) as writer:
         for group in _row_groups(batches):
             check_columns(group.schema, key)
-            check_values(group, key, first_row=writer.rows)
+            check_values(group, key, first_row=writer.rows, dimension=dimension)
             writer.write_row_group(pa.Table.from_batches([group]))
         stored = writer.put(store, key)
     return ShardInfo(stored.key, stored.rows, stored.bytes, stored.sha256)
@@ -145,8 +147,8 @@ def shard_ids(store: Store, info: ShardInfo, *, fingerprint: str, run_id: str) -
         return ids
 
 
-def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
-    """Return the embeddings of a batch as a read-only (n, 1024) view, without a copy.
+def vectors_of(rows: pa.RecordBatch | pa.Table, dimension: int = EMBEDDING_DIM) -> NDArray[np.float32]:
+    """Return the embeddings of a batch as a read-only view (n, dimension), without a copy.
 
     A table of several chunks is copied once. Raises CorruptObject for a missing vector or one of another
     length.
@@ -154,9 +156,9 @@ def vectors_of(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
     column = rows.column("embedding")
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    check_vectors(column, "the batch", first_row=0)
+    check_vectors(column, "the batch", first_row=0, dimension=dimension)
     flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=True)
-    return flat.reshape(-1, EMBEDDING_DIM)
+    return flat.reshape(-1, dimension)
 
 
 def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:
@@ -216,11 +218,11 @@ def check_columns(schema: pa.Schema, key: str) -> None:
     raise SchemaMismatch(f"{key} has other columns than a shard: {', '.join(differing) or 'their order'}")
 
 
-def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
+def check_values(batch: pa.RecordBatch, key: str, *, first_row: int, dimension: int = EMBEDDING_DIM) -> None:
     """Check the values of a batch.
 
     Raises CorruptObject, with row and column, for a null, an over-long or non-UTF-8 string, a vector that is
-    not of 1024 finite numbers, or a confidence that is not finite.
+    not of `dimension` finite numbers, or a confidence that is not finite.
     """
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         if column.null_count:
@@ -241,21 +243,21 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int) -> None:
             key, first_row, pc.invert(pc.is_finite(confidence)), "model_confidence", "is not finite"
         )
     embedding = batch.column("embedding")
-    check_vectors(embedding, key, first_row=first_row)
+    check_vectors(embedding, key, first_row=first_row, dimension=dimension)
     finite = np.isfinite(embedding.flatten().to_numpy(zero_copy_only=True))
     if not finite.all():
-        bad = ~finite.reshape(-1, EMBEDDING_DIM).all(axis=1)
+        bad = ~finite.reshape(-1, dimension).all(axis=1)
         raise _corrupt(key, first_row, bad, "embedding", "holds a number that is not finite")
 
 
-def check_vectors(column: Any, key: str, *, first_row: int) -> None:
-    """Raise CorruptObject unless a list<float32> Array (n,) holds vectors of 1024 numbers, without nulls."""
-    is_other_length = pc.not_equal(pc.fill_null(pc.list_value_length(column), -1), EMBEDDING_DIM)
+def check_vectors(column: Any, key: str, *, first_row: int, dimension: int = EMBEDDING_DIM) -> None:
+    """Raise CorruptObject unless a list<float32> Array (n,) holds vectors of `dimension`, without nulls."""
+    is_other_length = pc.not_equal(pc.fill_null(pc.list_value_length(column), -1), dimension)
     if pc.any(is_other_length, min_count=0).as_py():
-        raise _corrupt(key, first_row, is_other_length, "embedding", f"is not of {EMBEDDING_DIM} numbers")
+        raise _corrupt(key, first_row, is_other_length, "embedding", f"is not of {dimension} numbers")
     flat = column.flatten()
     if flat.null_count:
-        missing = np.asarray(flat.is_null()).reshape(-1, EMBEDDING_DIM).any(axis=1)
+        missing = np.asarray(flat.is_null()).reshape(-1, dimension).any(axis=1)
         raise _corrupt(key, first_row, missing, "embedding", "holds a null")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from index.documents import JsonDocument, utc_now
-from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing
+from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, TransformMismatch
 from infra.store import Store
 
 VERSION = 1
@@ -28,12 +28,13 @@ _PROBE_CHUNK = 128
 
 @dataclass(frozen=True, slots=True)
 class Calibration(JsonDocument):
-    """The likelihood curve and the threshold of one model; its fields are the keys of the stored JSON.
+    """The curve and the threshold of one model and transform; its fields are the keys of the stored JSON.
 
     distances (m,) ascending and likelihoods (m,) descending are the knots of the curve. `detection_rate` is
     the share of probes whose own vehicle is within the threshold at `false_alarm_rate`. `brier` is the mean
     squared error of the likelihood on vehicles that are not in the curve, `brier_base` that of a constant
     prediction of the mean. `gallery` crops were searched: in a larger archive impostors are nearer.
+    `transform` is the id of the transform of the features, "" for none.
     """
 
     NOUN = "calibration"
@@ -55,6 +56,7 @@ class Calibration(JsonDocument):
     distances: tuple[float, ...]
     likelihoods: tuple[float, ...]
     created: str
+    transform: str = ""
     version: int = VERSION
 
     def likelihood(self, distances: NDArray[Any]) -> NDArray[np.float64]:
@@ -72,6 +74,7 @@ def calibrate(
     false_alarm_rate: float = 0.01,
     same_camera: bool = False,
     seed: int = 0,
+    transform: str = "",
 ) -> Calibration:
     """Learn curve and threshold from labelled features (n, d), vehicle ids (n,) and cameras (n,).
 
@@ -125,6 +128,7 @@ def calibrate(
         distances=tuple(knots.tolist()),
         likelihoods=tuple(likelihoods.tolist()),
         created=utc_now(),
+        transform=transform,
     )
 
 
@@ -205,25 +209,31 @@ class _NearestPairs:
 
 
 def store_calibration(store: Store, calibration: Calibration) -> str:
-    """Store it as the current one of its model, and a copy under its time of creation; return its key."""
+    """Store it as the current one of its model and transform, and a copy by its time; return its key."""
     stamp = calibration.created.replace(":", "").replace("+0000", "Z")
-    store.put(f"calibrations/{calibration.fingerprint}/{stamp}.json", calibration.to_json())
-    key = _key(calibration.fingerprint)
+    folder = _folder(calibration.fingerprint, calibration.transform)
+    store.put(f"{folder}/{stamp}.json", calibration.to_json())
+    key = f"{folder}/current.json"
     store.put(key, calibration.to_json())
     return key
 
 
-def calibration_of(store: Store, fingerprint: str) -> Calibration | None:
-    """Return the calibration of a model, None without one. Raises SchemaMismatch, FingerprintMismatch."""
-    key = _key(fingerprint)
+def calibration_of(store: Store, fingerprint: str, transform: str = "") -> Calibration | None:
+    """Return the calibration of a model and a transform, by its id; None without one.
+
+    Raises SchemaMismatch, FingerprintMismatch, TransformMismatch.
+    """
+    key = f"{_folder(fingerprint, transform)}/current.json"
     try:
         calibration = Calibration.read(store, key)
     except ObjectMissing:
         return None
     if calibration.fingerprint != fingerprint:
         raise FingerprintMismatch(f"{store.uri_of(key)} is of model {calibration.fingerprint}")
+    if calibration.transform != transform:
+        raise TransformMismatch(f"{store.uri_of(key)} is of transform {calibration.transform or 'none'}")
     return calibration
 
 
-def _key(fingerprint: str) -> str:
-    return f"calibrations/{fingerprint}/current.json"
+def _folder(fingerprint: str, transform: str) -> str:
+    return f"calibrations/{fingerprint}/{transform}" if transform else f"calibrations/{fingerprint}"

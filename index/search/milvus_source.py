@@ -15,24 +15,34 @@ from index.milvus.search import Hit, search_generation
 from index.runs.tombstones import TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
+from index.transforms.transform import FeatureTransform, require_transform
 
 
 class MilvusSource:
     """A loaded generation as a `CropSource`.
 
     tombstones: those of the folder of runs. Rows that an erasure has not deleted yet are left out.
+    transform: the one of the generation, for its probes. Raises TransformMismatch for another one.
     """
 
-    def __init__(self, milvus: Milvus, generation: Generation, tombstones: TombstoneWatch) -> None:
+    def __init__(
+        self,
+        milvus: Milvus,
+        generation: Generation,
+        tombstones: TombstoneWatch,
+        transform: FeatureTransform | None = None,
+    ) -> None:
+        require_transform(generation.transform, transform, generation.name)
         ensure_loaded(milvus, generation)
         self.milvus = milvus
         self.generation = generation
         self.name = generation.name
         self.fingerprint = generation.fingerprint
         self.tombstones = tombstones
+        self.transform = transform
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
-        """Return the nearest crops of each row of features (q, 1024), nearest first."""
+        """Return the nearest crops of each row of features (q, d), nearest first."""
         depth = top
         while True:
             batches = search_generation(self.milvus, self.generation, features, depth, filters)
@@ -53,7 +63,7 @@ class MilvusSource:
         return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those crops that are in the generation."""
+        """Return the vectors (d,) of those crops that are in the generation."""
         rows = fetch_rows(self.milvus, self.name, self._visible(crop_ids), ["crop_id", "embedding"])
         return {int(row["crop_id"]): np.asarray(row["embedding"], np.float32) for row in rows}
 

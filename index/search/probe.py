@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.schema import UNKNOWN_TIME
+from index.transforms.transform import FeatureTransform, normalized, require_same_transform
 from infra.errors import BadInput
 
 
@@ -26,11 +27,15 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """One search: a feature (1024,) float32 and the known sightings of its images."""
+    """One search: a feature (d,) float32 and the known sightings of its images.
+
+    transform: the id of the transform of the feature, "" for a feature as the network gives it.
+    """
 
     name: str
     features: NDArray[np.float32]
     sightings: tuple[Sighting, ...] = ()
+    transform: str = ""
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -51,14 +56,41 @@ class Probe:
 def merge_probes(name: str, probes: list[Probe]) -> Probe:
     """Merge probes of the same vehicle: the mean of their features, and all their sightings.
 
-    Raises BadInput if there are none.
+    The mean of transformed features, which have unit length, is brought to unit length again, so that its
+    distances are those of a single image. Raises BadInput if there are none, TransformMismatch if their
+    features are of different transforms.
     Source: average query expansion, Chum et al., "Total Recall", ICCV 2007.
     """
     if not probes:
         raise BadInput("no image to search with")
+    transform = probes[0].transform
+    for probe in probes:
+        require_same_transform(transform, probe.transform, f"the probe {probe.name}")
     mean = np.stack([probe.features for probe in probes]).astype(np.float64).mean(axis=0)
+    if transform:
+        mean = normalized(mean[None])[0]
     return Probe(
         name,
         np.asarray(mean, np.float32),
         tuple(sighting for probe in probes for sighting in probe.sightings),
+        transform,
     )
+
+
+def image_probe(
+    name: str,
+    features: NDArray[np.float32],
+    transform: FeatureTransform | None,
+    sighting: Sighting | None = None,
+) -> Probe:
+    """Return the probe of an image from the network's feature (d,), transformed as a source's are.
+
+    sighting: the camera and time of the image, if they are known: without a camera the probe gets the
+    statistics of all cameras.
+    """
+    sightings = () if sighting is None else (sighting,)
+    if transform is None:
+        return Probe(name, features, sightings)
+    camera, time = (sighting.camera_id, sighting.captured_at) if sighting else ("", UNKNOWN_TIME)
+    transformed = transform(features[None], [camera], np.array([time], np.int64))[0]
+    return Probe(name, transformed, sightings, transform.transform_id)

@@ -17,6 +17,7 @@ from index.milvus.search import Hit
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting
 from index.search.travel_time import CameraMap, TravelCheck
+from index.transforms.transform import FeatureTransform, require_same_transform
 from infra.errors import BadSetting
 
 RERANK_HEAD = 100
@@ -30,13 +31,14 @@ class CropSource(Protocol):
 
     name: str
     fingerprint: str
+    transform: FeatureTransform | None
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
-        """Return the nearest crops of each row of features (q, 1024), nearest first."""
+        """Return the nearest crops of each row of features (q, d), nearest first."""
         ...
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those crops that are in the source."""
+        """Return the vectors (d,) of those crops that are in the source."""
         ...
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
@@ -106,8 +108,11 @@ def retrieve(
     Probes with the same filters are searched together and deeper than needed. Those with too few matches
     after the rules are searched again, deeper and with their own cameras excluded by the source. So a match
     is missing only if the archive (or the nearest 16,384 crops) has no other.
-    Raises what the source's `nearest` raises.
+    Raises TransformMismatch for probes of another transform than the source's, and what its `nearest` raises.
     """
+    for probe in probes:
+        own = source.transform.transform_id if source.transform else ""
+        require_same_transform(own, probe.transform, f"the probe {probe.name}")
     depth_rules = replace(rules, top=max(rules.top, rules.rerank_depth)) if rules.rerank_depth else rules
     top = depth_rules.top
     matches: list[list[Match]] = [[] for _ in probes]

@@ -22,10 +22,10 @@ from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
 from index.milvus.search import Hit
 from index.parquet import ParquetReader, Ranges
 from index.runs.run import Run
-from index.runs.shards import vectors_of
 from index.runs.tombstones import ErasedCrops, TombstoneWatch
 from index.schema import SCALAR_NAMES
 from index.search.probe import Sighting
+from index.transforms.transform import FeatureTransform, vectors_by
 from infra.errors import ObjectMissing
 
 # No filter reads the URI, which is the widest column.
@@ -49,10 +49,14 @@ class ScanSource:
     """Finished runs of one model as a `CropSource`.
 
     Crops that a later run has again or lists as vanished are left out, and erased ones, also if they are
-    erased later. device: where distances are computed. Raises what `plan_load` raises.
+    erased later. device: where distances are computed. transform: of the vectors, as a generation has it.
+    Raises what `plan_load` raises.
     """
 
-    def __init__(self, runs: Sequence[Run], *, device: str = "cpu") -> None:
+    def __init__(
+        self, runs: Sequence[Run], *, device: str = "cpu", transform: FeatureTransform | None = None
+    ) -> None:
+        self.transform = transform
         self.tombstones = TombstoneWatch([run.store for run in runs])
         self._runs = runs
         self._erased, self._plan = self._planned()
@@ -62,7 +66,7 @@ class ScanSource:
         self.stats = ScanStats()
 
     def nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
-        """Return the exact nearest crops, by L2, of each row of features (q, 1024), nearest first."""
+        """Return the exact nearest crops, by L2, of each row of features (q, d), nearest first."""
         return self._beside_a_purge(lambda: self._nearest(features, top, filters))
 
     def _nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
@@ -92,12 +96,14 @@ class ScanSource:
         return self.tombstones.current(now=now).erased_ids(crop_ids)
 
     def vectors(self, crop_ids: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """Return the features (1024,) of those crops that are in the shards."""
+        """Return the vectors (d,) of those crops that are in the shards."""
         return self._beside_a_purge(
             lambda: {
                 int(crop_id): vector.copy()
-                for rows in self._rows(np.asarray(crop_ids, np.int64), ["crop_id", "embedding"])
-                for crop_id, vector in zip(rows.column("crop_id").to_pylist(), vectors_of(rows), strict=True)
+                for rows in self._rows(np.asarray(crop_ids, np.int64), self._vector_columns)
+                for crop_id, vector in zip(
+                    rows.column("crop_id").to_pylist(), vectors_by(self.transform, rows), strict=True
+                )
             }
         )
 
@@ -136,7 +142,13 @@ class ScanSource:
 
     def _planned(self) -> tuple[ErasedCrops, LoadPlan]:
         # The tombstones first: an erasure in between only makes the plan newer.
-        return self.tombstones.current(), plan_load(self._runs, latest_wins=True, verify=False)
+        erased = self.tombstones.current()
+        plan = plan_load(self._runs, latest_wins=True, verify=False, transform=self.transform)
+        return erased, plan
+
+    @property
+    def _vector_columns(self) -> list[str]:
+        return ["crop_id", "embedding", *(self.transform.columns if self.transform else ())]
 
     def _blocks(self, filters: Filters) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         for shard, file, group in self._groups(filters):
@@ -148,14 +160,14 @@ class ScanSource:
             if not mask.any():
                 continue
             start = 0
-            for batch in file.batches(_BATCH_ROWS, ["crop_id", "embedding"], group=group):
+            for batch in file.batches(_BATCH_ROWS, self._vector_columns, group=group):
                 batch_mask = mask[start : start + batch.num_rows]
                 start += batch.num_rows
                 if not batch_mask.all():
                     batch = batch.filter(pa.array(batch_mask))
                 self.stats.rows_compared += batch.num_rows
                 if batch.num_rows:
-                    yield batch.column("crop_id").to_numpy(), vectors_of(batch)
+                    yield batch.column("crop_id").to_numpy(), vectors_by(self.transform, batch)
             assert start == num_rows  # noqa: S101 (the mask relies on this contract of pyarrow)
 
     def _groups(self, filters: Filters) -> Iterator[tuple[PlannedShard, ParquetReader, int]]:

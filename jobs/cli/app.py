@@ -92,6 +92,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": archive.plan,
     "embed": archive.embed,
     "status": archive.status,
+    "fit-transform": generations.fit_transform,
     "load": generations.load,
     "promote": generations.promote,
     "rollback": generations.rollback,

@@ -13,6 +13,7 @@ from jobs.cli.options import (
     Ray,
     Runs,
     SameCamera,
+    Transform,
     emit,
     settings_of,
 )
@@ -43,6 +44,13 @@ def evaluate(
     variants: Annotated[
         list[str] | None,
         typer.Option(help="normalised (default), query-expansion, re-ranking, none; may be repeated."),
+    ] = None,
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also rank by a transform fitted to the gallery without labels: none, whiten, camera, "
+            "whiten-camera; may be repeated."
+        ),
     ] = None,
     ap: Annotated[
         str, typer.Option(help="Average precision: mean of the precisions, or VeRi's trapezoid.")
@@ -92,6 +100,7 @@ def evaluate(
         ap=ap,
         baseline=baseline,
         max_quarantine_rate=max_quarantine_rate,
+        transforms=tuple(name for name in transform or () if name != "none"),
     )
     if compare is not None and baseline is not None:
         raise typer.BadParameter("it has no effect with --compare", param_hint="--baseline")
@@ -111,11 +120,12 @@ def calibrate(
     ] = 0.01,
     same_camera: SameCamera = False,
     seed: int = 0,
+    transform: Transform = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Calibrate distances to likelihoods. Example: clvr calibrate latest --labels labels.csv"""
     from jobs.evaluate.calibrate import CalibrateRequest, calibrate_run
 
-    request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed)
+    request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed, transform)
     emit(calibrate_run(request, settings_of(runs=runs)), as_json)

@@ -1,11 +1,23 @@
-"""Commands of the index: load, promote, rollback, generations, retire, verify, forget, retain."""
+"""Commands of the index: transforms, generations and erasure."""
 
 from typing import Annotated, Literal
 
 import typer
 
 from infra.errors import CountMismatch
-from jobs.cli.options import Alias, Golden, IndexType, Json, Milvus, RunIds, Runs, emit, settings_of
+from jobs.cli.options import (
+    Alias,
+    Golden,
+    IndexType,
+    Json,
+    Milvus,
+    Ray,
+    RunIds,
+    Runs,
+    Transform,
+    emit,
+    settings_of,
+)
 
 Force = Annotated[
     str | None, typer.Option("--force", help="Skip the checks for this reason; it is recorded.")
@@ -21,6 +33,46 @@ Purge = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="Erase; the default is a dry run.")]
 
 
+def fit_transform(
+    run: RunIds,
+    kind: Annotated[
+        Literal["whiten", "camera", "whiten-camera", "none", "auto"],
+        typer.Option(
+            help="What is fitted; auto decides on the tracks of the runs, none stays with plain L2."
+        ),
+    ] = "auto",
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="Principal components to keep (default: all).")
+    ] = None,
+    shrinkage: Annotated[
+        float, typer.Option(help="Share of the mean eigenvalue that is added to each eigenvalue.")
+    ] = 0.3,
+    camera_prior: Annotated[
+        float, typer.Option(help="Crops by which the mean of a camera moves towards that of all.")
+    ] = 20.0,
+    by_hour: Annotated[bool, typer.Option(help="Means of cameras by the hour of the day, UTC.")] = False,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Crops to fit to; more are sampled by their crop_id.")
+    ] = 262_144,
+    runs: Runs = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a feature transform without labels. Example: clvr fit-transform latest --kind whiten"""
+    from jobs.fit_transform import job as fitting
+
+    request = fitting.FitRequest(
+        run_ids=tuple(run),
+        kind=kind,
+        dimensions=dimensions,
+        shrinkage=shrinkage,
+        camera_prior=camera_prior,
+        by_hour=by_hour,
+        max_rows=max_rows,
+    )
+    emit(fitting.fit_transform(request, settings_of(runs=runs, ray=ray)), as_json)
+
+
 def load(
     run: RunIds,
     runs: Runs = None,
@@ -31,6 +83,7 @@ def load(
         Literal["auto", "stream_insert", "grpc_v1", "rest_v2"], typer.Option(help="How rows are imported.")
     ] = "auto",
     latest_wins: Annotated[bool, typer.Option(help="For a crop in two runs, use the later row.")] = False,
+    transform: Transform = None,
     into_live: Annotated[
         bool, typer.Option(help="Upsert a small increment into the live generation.")
     ] = False,
@@ -40,7 +93,7 @@ def load(
     from jobs.generations import load as loading
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
-    request = loading.LoadRequest(tuple(run), index_type, target, latest_wins)
+    request = loading.LoadRequest(tuple(run), index_type, target, latest_wins, transform)
     if into_live:
         emit(loading.IncrementResult(loading.load_increment(request, settings)), as_json)
     else:

@@ -37,6 +37,14 @@ CameraPositions = Annotated[
 MaxSpeed = Annotated[float, typer.Option("--max-speed", help="Maximum plausible speed (km/h).")]
 SameCamera = Annotated[bool, typer.Option("--same-camera", help="Include the probe's own camera.")]
 
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        "--transform",
+        help="Feature transform: an id, `latest` or `none` (default: as auto decided, or none).",
+    ),
+]
+
 OLD_FLAGS: dict[str, dict[str, str]] = {
     "plan": {"model": "checkpoint", "to": "runs", "actors": "workers"},
     "embed": {"model": "checkpoint", "to": "runs", "actors": "workers"},

@@ -121,6 +121,10 @@ def sweep(
             help="With --exact: run to scan (default: those of the live generation); may be repeated."
         ),
     ] = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(help="With --exact: id, `latest` or `none` (default: that of the live generation)."),
+    ] = None,
     user: Annotated[
         str | None, typer.Option(help="User in the audit log (default: the system's user).")
     ] = None,
@@ -160,6 +164,7 @@ def sweep(
         rules=rules,
         exact=exact,
         runs=tuple(run_id or ()),
+        transform=transform,
         user=user,
         workers=workers,
         strips=strips,

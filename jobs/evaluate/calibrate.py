@@ -9,7 +9,7 @@ from index.search.calibration import Calibration, calibrate, store_calibration
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.evaluate.dataset import evaluation_lists, labelled_run
-from jobs.runtime.resolve import find_run
+from jobs.runtime.resolve import find_run, find_transform
 
 SHOWN_LIKELIHOODS = (0.9, 0.5, 0.1)
 
@@ -24,6 +24,8 @@ class CalibrateRequest:
     false_alarm_rate: float = 0.01
     same_camera: bool = False
     seed: int = 0
+    transform: str | None = None
+    """An id, `latest` or `none`; None for the one that a load would choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class CalibrationResult:
         )
         return "\n".join(
             [
-                f"model {calibration.fingerprint}, run {calibration.run_id}: {calibration.probes:,} "
+                f"model {calibration.fingerprint}, "
+                + (f"transform {calibration.transform}, " if calibration.transform else "")
+                + f"run {calibration.run_id}: {calibration.probes:,} "
                 f"probes of {calibration.vehicles:,} vehicles in {calibration.gallery:,} crops",
                 f"  threshold     {calibration.threshold:.3f} for a false-alarm rate of "
                 f"{calibration.false_alarm_rate:.1%}",
@@ -64,7 +68,7 @@ class CalibrationResult:
 
 
 def calibrate_run(request: CalibrateRequest, settings: Settings) -> CalibrationResult:
-    """Calibrate the model of a run, and store the calibration with the runs.
+    """Calibrate the model of a run and a transform, and store the calibration with the runs.
 
     Raises BadLabels if no crop has a vehicle id, BadInput for too few probes, BadSetting.
     """
@@ -72,15 +76,21 @@ def calibrate_run(request: CalibrateRequest, settings: Settings) -> CalibrationR
     labelled = labelled_run(
         run, evaluation_lists(request.labels, request.split, settings.plausible_times())[0]
     )
+    cameras = labelled.crops["camera_id"].to_pylist()
+    transform = find_transform(request.transform, run.fingerprint, settings)
+    features = labelled.features
+    if transform:
+        features = transform(features, cameras, labelled.crops["captured_at"].to_numpy())
     calibration = calibrate(
-        labelled.features,
+        features,
         labelled.vehicle_ids,
-        np.asarray(labelled.crops["camera_id"].to_pylist(), dtype=np.str_),
+        np.asarray(cameras, dtype=np.str_),
         fingerprint=run.fingerprint,
         run_id=run.run_id,
         false_alarm_rate=request.false_alarm_rate,
         same_camera=request.same_camera,
         seed=request.seed,
+        transform=transform.transform_id if transform else "",
     )
     store_calibration(open_store(settings.runs), calibration)
     return CalibrationResult(calibration)

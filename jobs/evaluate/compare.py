@@ -68,6 +68,8 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
     unknown = [name for name in names if name not in RULES]
     if unknown:
         raise BadSetting(f"unknown protocol '{unknown[0]}'", remedy=f"use one of: {', '.join(RULES)}")
+    if request.transforms:
+        raise BadSetting("--compare compares plain L2", remedy="leave out --transform, or evaluate each run")
     if request.ap not in AP_RULES:
         raise BadSetting(f"--ap is {request.ap!r}", remedy=f"choose one of {', '.join(AP_RULES)}")
     lists = evaluation_lists(request.labels, request.split, settings.plausible_times())

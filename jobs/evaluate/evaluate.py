@@ -34,9 +34,12 @@ from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
 from index.outputs import record_output
 from index.runs.run import Run
+from index.transforms.fitting import KINDS
+from index.transforms.stored import read_transform
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
+from infra.store import open_store
 from jobs.evaluate.dataset import (
     LabelledRun,
     embed_labelled_set,
@@ -47,6 +50,7 @@ from jobs.evaluate.dataset import (
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
+from jobs.evaluate.transforms import transformed_ranking, transformed_results
 from jobs.pages.evaluation_page import BASELINE
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
@@ -89,6 +93,7 @@ def _check_request(request: EvaluateRequest) -> None:
     for names, known, kind in (
         (request.protocols, RULES, "protocol"),
         (request.variants, VARIANTS, "variant"),
+        (request.transforms, KINDS, "transform"),
         ((request.ap,), AP_RULES, "rule of the average precision"),
     ):
         for name in names:
@@ -129,6 +134,7 @@ def _evaluate_list(
         variants=(
             *(_baseline_results(labelled, results, baseline, rank) if baseline else ()),
             *_variants(labelled, results, request.variants, rank, run),
+            *transformed_results(labelled, results, request.transforms, rank),
         ),
         distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(images)),
@@ -278,16 +284,21 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
                 f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
             )
         ensure_loaded(milvus, generation)
+        split, junk = result.splits[0], result.name in JUNK
+        images, exact = labelled.images(), result.rankings[0]
+        transform = read_transform(open_store(settings.runs), generation.fingerprint, generation.transform)
+        if transform is not None:
+            images, exact = transformed_ranking(labelled, transform, split, junk=junk)
         ranks, short = ranks_through_index(
             milvus,
             generation,
-            labelled.images(),
+            images,
             labelled.crop_ids,
-            result.splits[0],
+            split,
             top=INDEX_TOP,
-            junk=result.name in JUNK,
+            junk=junk,
         )
-    return index_loss(generation.name, result.rankings[0], ranks, short, INDEX_TOP)
+    return index_loss(generation.name, exact, ranks, short, INDEX_TOP)
 
 
 def _report_text(request: EvaluateRequest, run_id: str) -> ReportText:

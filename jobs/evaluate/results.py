@@ -160,6 +160,7 @@ class EvaluateRequest:
     ap: str = "mean"  # of `AP_RULES`, in tables and pages; JSON has all
     baseline: str | None = None  # a checkpoint that ranks the same splits, to show beside
     max_quarantine_rate: float = 0.01  # of the baseline's run, if it has to be embedded
+    transforms: tuple[str, ...] = ()  # kinds, each reported beside plain L2
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from infra.store import open_store
 from jobs.runtime.format import age
 from jobs.runtime.resolve import open_milvus
 
-_ROW_BYTES = 4 * EMBEDDING_DIM + 256
-"""The embedding and about 256 bytes of the other columns; a graph index takes more."""
+_SCALAR_BYTES = 256
+"""About the bytes of the other columns of a row; a graph index takes more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class GenerationRow:
     runs: tuple[str, ...]
     pending: tuple[str, ...]
     exists: bool = True
+    transform: str = ""
+    dimension: int = EMBEDDING_DIM
 
     def to_text(self) -> str:
         """Return the generation as one line."""
@@ -44,9 +46,10 @@ class GenerationRow:
             f"recall@10 {self.recall_at_10:.3f}" if self.recall_at_10 is not None else "not through the gate"
         )
         pending = f"  increment of {', '.join(self.pending)} was cut off" if self.pending else ""
+        transform = f"  {self.transform}" if self.transform else ""
         return (
             f"{role:<8}  {self.name}  {self.state}  {self.rows:,} rows  {self.bytes / 1e6:,.0f} MB  "
-            f"{self.index}  {recall}  {age(self.created)} old{pending}"
+            f"{self.index}{transform}  {recall}  {age(self.created)} old{pending}"
         )
 
 
@@ -112,7 +115,7 @@ def _row(
         name=generation.name,
         state=record.state if record else "unknown",
         rows=rows,
-        bytes=rows * _ROW_BYTES,
+        bytes=rows * (4 * generation.dimension + _SCALAR_BYTES),
         index=generation.index.type,
         fingerprint=generation.fingerprint,
         recall_at_10=record.gate["recall_at_10"] if record and record.gate else None,
@@ -121,4 +124,6 @@ def _row(
         previous=is_previous,
         runs=record.run_ids if record else generation.run_ids,
         pending=record.pending if record else (),
+        transform=generation.transform,
+        dimension=generation.dimension,
     )

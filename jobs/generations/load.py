@@ -1,7 +1,7 @@
 """`clvr load`, `promote`, `rollback`, `retire`, `verify`: runs become a generation, and one goes live."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from index.archive.labels import read_label_table
@@ -15,13 +15,20 @@ from index.milvus.bulk_import import ImportProgress
 from index.milvus.collection import Generation, live_generation
 from index.runs.accounting import checked_sum
 from index.runs.balance import RunBalance
-from infra.errors import BadInput
+from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.metrics import show_gap, show_gate, show_load
 from jobs.runtime.progress import ProgressState, progress
-from jobs.runtime.resolve import find_generation, find_run, find_runs, open_milvus, runs_of
+from jobs.runtime.resolve import (
+    find_generation,
+    find_run,
+    find_runs,
+    find_transform,
+    open_milvus,
+    runs_of,
+)
 
 LIVE = "live"
 
@@ -34,6 +41,9 @@ class LoadRequest:
     index_type: str = "auto"
     target: Target = "auto"
     latest_wins: bool = False
+    transform: str | None = None
+    """An id, `latest` or `none`; None for the one that was decided for the model, or none. An increment has
+    that of the live generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,9 @@ class LoadResult:
         """Return the result and the next command as two lines."""
         seconds = self.seconds
         return (
-            f"generation {self.generation.name}: {self.rows:,} rows, {self.generation.index.type}, by "
-            f"{self.target}; check {seconds.check:.1f} s, fill {seconds.fill:.1f} s, "
+            f"generation {self.generation.name}: {self.rows:,} rows, {self.generation.index.type}"
+            f"{transform_text(self.generation)}, by {self.target}; "
+            f"check {seconds.check:.1f} s, fill {seconds.fill:.1f} s, "
             f"index {seconds.index:.1f} s, load {seconds.ready:.1f} s\n"
             f"next: clvr promote {self.generation.name}"
         )
@@ -58,6 +69,13 @@ class LoadResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
         return asdict(self)
+
+
+def transform_text(generation: Generation) -> str:
+    """Return the transform of a generation as a phrase, "" without one."""
+    if not generation.transform:
+        return ""
+    return f", transform {generation.transform} to {generation.dimension} dimensions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +203,9 @@ def load(request: LoadRequest, settings: Settings) -> LoadResult:
     state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
+    transform = find_transform(request.transform, runs[0].fingerprint, settings)
     with progress("load", "rows", state.read):
-        options = _options(request, settings, state)
+        options = replace(_options(request, settings, state), transform=transform)
         generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
     record = records.read(store, generation.name)
     assert record is not None  # noqa: S101  load_runs wrote it
@@ -195,6 +214,10 @@ def load(request: LoadRequest, settings: Settings) -> LoadResult:
 
 def load_increment(request: LoadRequest, settings: Settings) -> Increment:
     """Upsert finished runs into the live generation. Raises the errors of `load_into_live`."""
+    if request.transform is not None:
+        raise BadSetting(
+            "an increment has the transform of the live generation", remedy="leave out --transform"
+        )
     runs = find_runs(request.run_ids, settings)
     state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
     with progress("load", "rows", state.read):

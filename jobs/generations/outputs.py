@@ -64,7 +64,7 @@ def _sweep(store: Store, output: Output, erased: ErasedCrops, *, purge: bool) ->
         return Place("sweep", output.uri, (found or 0) + cut_off, 0, GONE if found is None else "")
     remove_interrupted_writes(folder)
     sweep = Sweep.open(folder)
-    calibration = calibration_of(store, sweep.info.fingerprint) if sweep else None
+    calibration = calibration_of(store, sweep.info.fingerprint, sweep.info.transform) if sweep else None
     return purge_sweep(folder, erased, calibration) or Place("sweep", output.uri, 0, 0, GONE)
 
 

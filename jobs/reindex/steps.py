@@ -13,6 +13,7 @@ from index.runs.lineage import lineage
 from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
 from index.runs.timings import read_timings, sum_timings
+from index.transforms.stored import NONE
 from infra.errors import BadInput, FingerprintMismatch, GateFailed
 from infra.settings import Settings
 from infra.store import Store
@@ -146,7 +147,10 @@ def load_step(context: ReindexContext) -> Outcome:
             "rows": increment.rows_after,
         }
     _require_one_model(all_runs, live)
-    loaded = loading.load(_load_request(request, all_runs), context.settings)
+    # Of the same model: a generation that replaces the live one answers as it does.
+    is_same = live is not None and live.fingerprint == all_runs[-1].fingerprint
+    transform = (live.transform or NONE) if live is not None and is_same else None
+    loaded = loading.load(_load_request(request, all_runs, transform), context.settings)
     return _generation_outcome(loaded.generation, store, "beside the live one")
 
 
@@ -175,9 +179,11 @@ def _generation_outcome(generation: Generation, store: Store, how: str) -> Outco
     }
 
 
-def _load_request(request: ReindexRequest, runs: Sequence[Run]) -> loading.LoadRequest:
+def _load_request(
+    request: ReindexRequest, runs: Sequence[Run], transform: str | None = None
+) -> loading.LoadRequest:
     run_ids = tuple(run.run_id for run in runs)
-    return loading.LoadRequest(run_ids, request.index_type, latest_wins=True)
+    return loading.LoadRequest(run_ids, request.index_type, latest_wins=True, transform=transform)
 
 
 def _require_one_model(runs: Sequence[Run], live: Generation | None) -> None:

@@ -7,6 +7,8 @@ from index.generations import records
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation, get_generation, list_generations, live_generation
 from index.runs.run import Run, list_runs
+from index.transforms.stored import read_transform, resolve_transform
+from index.transforms.transform import FeatureTransform
 from infra.errors import BadInput, BadSetting, BucketMissing, ObjectMissing
 from infra.settings import Settings
 from infra.store import open_store
@@ -87,6 +89,15 @@ def live_name(settings: Settings) -> str | None:
     """Return the name of the live generation, None if the alias points to no generation."""
     live = live_generation(open_milvus(settings), settings.alias)
     return live.name if live else None
+
+
+def find_transform(name: str | None, fingerprint: str, settings: Settings) -> FeatureTransform | None:
+    """Open a transform of a model by its id, `latest` or `none`; None for the model's default, or none.
+
+    Raises BadInput, FingerprintMismatch for one of another model, CorruptObject.
+    """
+    store = open_store(settings.runs)
+    return read_transform(store, fingerprint, resolve_transform(store, fingerprint, name))
 
 
 def epoch_ms(flag: str, text: str | None) -> int | None:

@@ -154,10 +154,10 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
             read_image(image)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
-    probes = [searcher.probe(image) for image in request.images]
+    probes = [searcher.probe(image, sighting) for image in request.images]
     probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.images), probes)
-    if sighting:
-        probe = Probe(probe.name, probe.features, (*probe.sightings, sighting))
+    if sighting and sighting not in probe.sightings:
+        probe = replace(probe, sightings=(*probe.sightings, sighting))
     rules = resolve_model_filters(rules, request.rules, searcher, request.images)
     result = SearchResult(
         probe=probe,

@@ -14,13 +14,15 @@ from clvr_model.network import Architecture
 from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
-from index.milvus.collection import live_generation, require_live
+from index.milvus.client import Milvus
+from index.milvus.collection import Generation, live_generation, require_live
 from index.milvus.search import Hit
 from index.runs.tombstones import TombstoneWatch
 from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
-from index.search.probe import Probe
+from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import Match, Rules, retrieve
+from index.transforms.stored import read_transform
 from infra.errors import BadInput, FingerprintMismatch, UnreadableImage
 from infra.settings import Settings
 from infra.store import open_store
@@ -59,7 +61,7 @@ class Searcher:
         if checkpoint is not None:
             # Load the model only if its fingerprint must be compared: archived probes need no model.
             target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
-        self.source: MilvusSource = MilvusSource(milvus, target, TombstoneWatch([open_store(settings.runs)]))
+        self.source: MilvusSource = open_source(milvus, target, settings)
         if predecessor and predecessor.source.fingerprint == target.fingerprint:
             self.checkpoint, self.embedder = predecessor.checkpoint, predecessor.embedder
 
@@ -91,7 +93,8 @@ class Searcher:
     @cached_property
     def calibration(self) -> Calibration | None:
         """The calibration of this model, or None."""
-        return calibration_of(open_store(self.settings.runs), self.source.fingerprint)
+        store = open_store(self.settings.runs)
+        return calibration_of(store, self.source.fingerprint, self.source.generation.transform)
 
     def require_models(self, numbers: Sequence[int]) -> None:
         """Raise BadInput for a vehicle model that the checkpoint does not predict."""
@@ -114,9 +117,10 @@ class Searcher:
         """Names of the predicted vehicle models."""
         return dict(read_card(self.checkpoint_uri).label_names)
 
-    def probe(self, uri: str) -> Probe:
+    def probe(self, uri: str, sighting: Sighting | None = None) -> Probe:
         """Return the probe of `crop:ID`, a path or an s3:// URI; archived crops have a camera and a time.
 
+        sighting: the camera and time of an image that is not in the archive, if they are known.
         Raises BadInput for an unreadable image and for a crop that is not in the generation, StoreError.
         """
         if uri.startswith(CROP):
@@ -126,11 +130,11 @@ class Searcher:
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:
             return self._archived(uri, crop_id)
-        return Probe(uri, self.features(read_image(uri, self.image_size)[None])[0])
+        return self.image_probe(uri, read_image(uri, self.image_size), sighting)
 
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the features (n, 1024) of images (n, h, w, 3) of the model's size."""
-        return self.embedder(images).features
+    def image_probe(self, name: str, image: NDArray[np.uint8], sighting: Sighting | None = None) -> Probe:
+        """Return the probe of an image (h, w, 3) of the model's size, with the generation's transform."""
+        return image_probe(name, self.embedder(image[None]).features[0], self.source.transform, sighting)
 
     def search(self, probes: Sequence[Probe], rules: Rules) -> list[list[Match]]:
         """Return the matches of each probe; see `index.search.retrieval.retrieve`."""
@@ -187,7 +191,15 @@ class Searcher:
                 f"crop {crop_id} is not in {self.source.name}",
                 remedy="use the id of a match, or search with the image itself",
             )
-        return Probe(name, vectors[crop_id], (self.source.sightings([crop_id])[crop_id],))
+        sightings = (self.source.sightings([crop_id])[crop_id],)
+        return Probe(name, vectors[crop_id], sightings, self.source.generation.transform)
+
+
+def open_source(milvus: Milvus, generation: Generation, settings: Settings) -> MilvusSource:
+    """Open a generation for searches, with its transform and the tombstones of the folder of runs."""
+    store = open_store(settings.runs)
+    transform = read_transform(store, generation.fingerprint, generation.transform)
+    return MilvusSource(milvus, generation, TombstoneWatch([store]), transform)
 
 
 def read_image(uri: str, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:

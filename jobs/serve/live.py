@@ -75,7 +75,7 @@ class View:
         with decode_slots.use():
             image = decode_named(data, "the image", self.searcher.image_size)
         with self._model_lock:
-            return Probe("the image", self.searcher.features(image[None])[0])
+            return self.searcher.image_probe("the image", image)
 
     def remember_uris(self, uris: dict[int, str]) -> None:
         """Keep the URIs of crops whose thumbnails are probably requested next."""

@@ -17,14 +17,14 @@ from clvr_model.checkpoint import load_checkpoint, read_card
 from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index.documents import current_user
-from index.milvus.collection import get_generation, live_generation, row_count
+from index.milvus.collection import Generation, get_generation, live_generation, row_count
 from index.outputs import record_output
 from index.runs.run import Run
-from index.runs.tombstones import TombstoneWatch, erasure_ids, read_tombstones
+from index.runs.tombstones import erasure_ids, read_tombstones
 from index.search.calibration import calibration_of
-from index.search.milvus_source import MilvusSource
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
+from index.transforms.stored import NONE, read_transform, resolve_transform
 from infra.errors import BadInput, FingerprintMismatch, IndexServerError, Locked, Mismatch
 from infra.logging import logger
 from infra.settings import Settings
@@ -42,7 +42,7 @@ from jobs.runtime.resolve import (
     runs_of,
 )
 from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
-from jobs.search.searcher import Searcher
+from jobs.search.searcher import Searcher, open_source
 from jobs.sweep.audit import AuditRecord, append_record, require_record
 from jobs.sweep.part import SweepWorker
 from jobs.sweep.probe_list import read_probe_list
@@ -57,7 +57,9 @@ PARTS_PER_ACTOR = 8
 class SweepRequest:
     """A request of `clvr sweep`.
 
-    runs: ids of the runs that an exact sweep scans; by default those of the live generation.
+    runs: ids of the runs that an exact sweep scans; by default those of the live generation. transform: of an
+    exact sweep: an id, `latest` or `none`; by default that of the live generation, or the one that a load of
+    the named runs would choose.
     """
 
     probes: str
@@ -66,6 +68,7 @@ class SweepRequest:
     rules: RulesRequest = field(default_factory=RulesRequest)
     exact: bool = False
     runs: tuple[str, ...] = ()
+    transform: str | None = None
     user: str | None = None
     workers: int | None = None
     rows_per_part: int | None = None
@@ -113,15 +116,19 @@ class _Plan:
     exact: bool
     one_process: bool
     rows: int | None = None
+    transform: str = ""
 
     def source(self) -> CropSource:
         """Open the shards or the generation."""
         if self.exact:
-            return ScanSource(find_runs(self.run_ids, self.settings))
+            return self.scan()
         milvus = open_milvus(self.settings)
-        return MilvusSource(
-            milvus, get_generation(milvus, self.generation), TombstoneWatch([open_store(self.settings.runs)])
-        )
+        return open_source(milvus, get_generation(milvus, self.generation), self.settings)
+
+    def scan(self) -> ScanSource:
+        """Open the shards of the runs."""
+        transform = read_transform(open_store(self.settings.runs), self.fingerprint, self.transform)
+        return ScanSource(find_runs(self.run_ids, self.settings), transform=transform)
 
 
 class _Actor:
@@ -139,7 +146,7 @@ class _Actor:
             plan.source(),
             plan.rules,
             lambda: _embedder(plan.model, plan.fingerprint),
-            calibration_of(runs, plan.fingerprint),
+            calibration_of(runs, plan.fingerprint, plan.transform),
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -159,6 +166,8 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         raise BadInput("a sweep needs a reason", remedy="give --case-number")
     if request.runs and not request.exact:
         raise BadInput("a sweep by the index searches the live generation", remedy="add --exact to --run-id")
+    if request.transform and not request.exact:
+        raise BadInput("the index has the transform of its generation", remedy="add --exact to --transform")
     erased = read_tombstones(open_store(settings.runs))
     probes = anonymous_list(read_probe_list(request.probes), erased)
     folder = open_store(request.output)
@@ -166,9 +175,9 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     plan = _plan(request, settings, sweep)
     request_document = {**asdict(request.rules), "exact": request.exact}
     if sweep:
-        sweep.require_same(probes, request_document, plan.fingerprint, erased)
+        sweep.require_same(probes, request_document, plan.fingerprint, erased, plan.transform)
     summary = sweep.summary if sweep else None
-    scan = ScanSource(find_runs(plan.run_ids, settings))
+    scan = plan.scan()
     if summary is None:
         rows = sum(shard.rows for shard in scan.shards) if plan.rows is None else plan.rows
         logger.info(f"searching {rows:,} rows of runs {', '.join(plan.run_ids)}")
@@ -183,13 +192,14 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
             fingerprint=plan.fingerprint,
             audit=record,
             rows_per_part=request.rows_per_part or _part_size(probes.num_rows, request.workers),
+            transform=plan.transform,
         )
         _search_parts(sweep, request, plan, record)
         summary = sweep.finish(plan.run_ids, rows)
     else:
         logger.info(f"the sweep in {request.output} is already finished")
     assert sweep is not None  # noqa: S101 (created or opened above)
-    calibration = calibration_of(open_store(settings.runs), plan.fingerprint)
+    calibration = calibration_of(open_store(settings.runs), plan.fingerprint, plan.transform)
     context = ReportContext(
         scan,
         dict(read_card(plan.model).label_names),
@@ -238,6 +248,7 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
             exact=False,
             one_process=not settings.milvus.startswith("http"),
             rows=row_count(searcher.source.milvus, generation),
+            transform=generation.transform,
         )
     finally:
         # Only one process can open a Milvus Lite file, and the actor opens it next.
@@ -247,6 +258,7 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
 def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | None) -> _Plan:
     if request.rules.models:
         raise BadInput("an exact sweep cannot filter by vehicle model", remedy="leave out --vehicle-model")
+    live = None
     if existing:
         runs = find_runs(existing.info.generation.removeprefix("exact:").split("+"), settings)
         if request.runs and _names(runs) != _names(named := find_runs(request.runs, settings)):
@@ -254,10 +266,17 @@ def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | Non
                 f"the sweep in {request.output} scans {_names(runs)}, not {_names(named)}",
                 remedy="give --output another folder, or leave out --run-id to continue it",
             )
+    elif request.runs:
+        runs = find_runs(request.runs, settings)
     else:
-        runs = find_runs(request.runs, settings) if request.runs else _live_runs(settings)
+        live, runs = _live_runs(settings)
     if len({run.fingerprint for run in runs}) > 1:
         raise FingerprintMismatch("the runs are of different models", remedy="sweep the runs of one model")
+    transform = request.transform
+    if transform is None and existing:
+        transform = existing.info.transform or NONE
+    elif transform is None and live:
+        transform = live.transform or NONE
     return _Plan(
         settings=settings,
         rules=make_rules(request.rules),
@@ -268,11 +287,12 @@ def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | Non
         model=runs[-1].info.model,
         exact=True,
         one_process=False,
+        transform=resolve_transform(open_store(settings.runs), runs[0].fingerprint, transform),
     )
 
 
-def _live_runs(settings: Settings) -> list[Run]:
-    """Return the runs of the live generation, or the latest run if none is live; the log says so.
+def _live_runs(settings: Settings) -> tuple[Generation | None, list[Run]]:
+    """Return the live generation and its runs, or the latest run if none is live; the log says so.
 
     Raises IndexServerError and Locked if Milvus cannot be asked.
     """
@@ -286,10 +306,10 @@ def _live_runs(settings: Settings) -> list[Run]:
                 error.message, remedy=f"{error.remedy} Or name the runs to scan: --run-id."
             ) from error
         if live is not None:
-            return runs_of(live, settings)
+            return live, runs_of(live, settings)
     run = find_run(LATEST, settings)
     logger.warning(f"nothing is live as {settings.alias}: scanning the latest run only, {run.run_id}")
-    return [run]
+    return None, [run]
 
 
 def _names(runs: Sequence[Run]) -> str:

@@ -12,7 +12,7 @@ from clvr_model.preprocessing import decode
 from index.archive.reader import crop_id_at
 from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
-from index.search.probe import Probe, Sighting
+from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import CropSource, Match, Rules, retrieve
 from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadableImage
 from infra.store import open_store, split_uri
@@ -104,7 +104,9 @@ class SweepWorker:
         sightings = self.source.sightings(list(vectors))
         for row in rows:
             if row.crop_id in vectors:
-                row.probe = Probe(row.probe_id, vectors[row.crop_id], (sightings[row.crop_id],))
+                row.probe = Probe(
+                    row.probe_id, vectors[row.crop_id], (sightings[row.crop_id],), self._transform_id
+                )
             elif row.uri.startswith(CROP) and not row.cause:
                 row.fail("unknown-crop", f"{row.uri} is not in {self.source.name}")
 
@@ -141,9 +143,14 @@ class SweepWorker:
         features = self._loaded_embedder()(np.stack([image for _, image in batch])).features
         for (row, _), vector in zip(batch, features, strict=True):
             if np.isfinite(vector).all():
-                row.probe = Probe(row.probe_id, vector, (Sighting(crop_id=row.crop_id),))
+                sighting = Sighting(crop_id=row.crop_id)
+                row.probe = image_probe(row.probe_id, vector, self.source.transform, sighting)
             else:
                 row.fail("not-finite", "a feature is not a finite number")
+
+    @property
+    def _transform_id(self) -> str:
+        return self.source.transform.transform_id if self.source.transform else ""
 
     def _results(self, rows: list[_Row]) -> pa.Table:
         return pa.Table.from_pylist(

@@ -73,11 +73,13 @@ class SweepInfo(JsonDocument):
     rows_per_part: int
     audit: str
     created: str
+    transform: str = ""
+    """The id of the transform of what is searched, "" for none."""
     version: int = VERSION
 
     def check(self, where: str) -> None:
         """Raise CorruptObject for a key of the audit record, or of the list, that leaves its store."""
-        require_keys_inside((self.audit, self.list_digest), where)
+        require_keys_inside((self.audit, self.list_digest, *filter(None, [self.transform])), where)
 
     @property
     def parts(self) -> int:
@@ -137,6 +139,7 @@ class Sweep:
         fingerprint: str,
         audit: str,
         rows_per_part: int,
+        transform: str = "",
     ) -> Self:
         """Start a sweep: write the list, then sweep.json. Raises Mismatch if the folder contains a sweep."""
         digest = list_digest(probes)
@@ -149,6 +152,7 @@ class Sweep:
             rows_per_part=rows_per_part,
             audit=audit,
             created=utc_now(),
+            transform=transform,
         )
         sweep = cls(store, info)
         write_table(
@@ -169,15 +173,21 @@ class Sweep:
         return f"list/{self.info.list_digest[:16]}-{self.info.rows_per_part}.parquet"
 
     def require_same(
-        self, probes: pa.Table, request: Mapping[str, Any], fingerprint: str, erased: ErasedCrops
+        self,
+        probes: pa.Table,
+        request: Mapping[str, Any],
+        fingerprint: str,
+        erased: ErasedCrops,
+        transform: str = "",
     ) -> None:
-        """Raise Mismatch if this sweep has other probes, another model or another request.
+        """Raise Mismatch if this sweep has other probes, another model, transform or request.
 
         Probes that are erased crops are compared by their place only: a purge took their names.
         """
         own, others = (list_digest(anonymous_list(table, erased)) for table in (self.all_probes(), probes))
-        stored = {"the probes": own, "the model": self.info.fingerprint}
-        requested = {"the probes": others, "the model": fingerprint}
+        info = self.info
+        stored = {"the probes": own, "the model": info.fingerprint, "the transform": info.transform}
+        requested = {"the probes": others, "the model": fingerprint, "the transform": transform}
         stored |= {name: json.dumps(value) for name, value in self.info.request.items()}
         requested |= {name: json.dumps(value) for name, value in request.items()}
         names = sorted(stored.keys() | requested.keys())

@@ -32,7 +32,6 @@ from index.milvus.client import connect
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
-from index.search.probe import Probe
 from index.search.retrieval import Rules
 from infra.settings import Settings
 from infra.store import open_store
@@ -60,7 +59,7 @@ def main() -> None:
         embed, search = [], []
         for data in images:
             started = time.perf_counter()
-            probe = Probe("probe", searcher.features(decode(data)[None])[0])
+            probe = searcher.image_probe("probe", decode(data))
             embedded = time.perf_counter()
             searcher.search([probe], rules)
             embed.append(embedded - started)

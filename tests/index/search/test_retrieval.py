@@ -22,7 +22,7 @@ def hit(crop_id: int, distance: float, camera: str = "a", track: str = "", captu
 class LineSource:
     """Crops on a line, match at the position `distance`; records the number, depth and filter of searches."""
 
-    name, fingerprint = "line", "f"
+    name, fingerprint, transform = "line", "f", None
 
     def __init__(self, crops: Sequence[Hit]) -> None:
         self.crops = crops

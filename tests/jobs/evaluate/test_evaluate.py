@@ -12,10 +12,12 @@ import pytest
 
 from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import crop_id_of
+from index.evaluation.protocols import evaluate_protocol
 from index.outputs import list_outputs
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.transforms.fitting import TransformSettings, fit_features
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
 from infra.settings import Settings, load_settings
 from infra.store import open_store
@@ -148,6 +150,38 @@ def test_a_baseline_ranks_the_same_splits_and_is_on_the_page(
     make_run("r3", fingerprint=load_checkpoint(checkpoint).fingerprint, quarantined=4)
     with pytest.raises(BadInput, match="run r3 lacks 2 of 58 labelled crops"):
         evaluate_run(request, settings)
+
+
+def test_transforms_are_reported_beside_plain_l2_in_every_protocol(
+    make_run: Make, settings: Settings
+) -> None:
+    make_run("r1", noise=0.2)
+    kinds = ("whiten", "camera", "whiten-camera")
+    protocols = ("vehicleid-paper", "cross-camera", "within-model")
+    request = EvaluateRequest("r1", protocols=protocols, repeats=2, variants=(), transforms=kinds)
+    result = evaluate_run(request, settings)
+    (listed,) = result.lists
+    assert {each.features for each in listed.results} == {"as embedded"}
+    rows = [(each.name, each.features) for each in listed.variants]
+    assert rows == [
+        (each.name, f"{kind}, fitted to the gallery without labels")
+        for each in listed.results
+        for kind in kinds
+    ]
+    for variant, plain in zip(listed.variants[::3], listed.results, strict=True):
+        assert [split.probes.tolist() for split in variant.splits] == [
+            split.probes.tolist() for split in plain.splits
+        ]
+    # The transform of a split is that of its gallery alone.
+    images, split = result.labelled, listed.results[0].splits[1]
+    transform = fit_features(images.features[split.gallery], TransformSettings("whiten"))
+    expected = evaluate_protocol(
+        "vehicleid-paper", transform(images.features), images.vehicle_ids, splits=[split]
+    )
+    assert listed.variants[0].curves[1].tolist() == expected.curves[0].tolist()
+    assert "whiten-camera, fitted to the gallery without labels" in result.to_text()
+    with pytest.raises(BadSetting, match="pca"):
+        evaluate_run(EvaluateRequest("r1", transforms=("pca",)), settings)
 
 
 def test_every_test_list_of_vehicleid_is_evaluated(

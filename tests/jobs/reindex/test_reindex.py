@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from clvr_model.embedder import Embeddings
 from index.generations import records
 from index.lock import acquire
+from index.milvus.collection import live_generation
 from index.runs.run import Run, list_runs
 from index.runs.tombstones import erasure_ids
 from infra.errors import (
@@ -33,8 +34,15 @@ from infra.errors import (
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.job import EmbedRequest
+from jobs.fit_transform.job import FitRequest, fit_transform
 from jobs.generations.erase import ForgetRequest, audit_erasure, forget_crops
-from jobs.generations.load import promote_generation, rollback_generation, verify_generation
+from jobs.generations.load import (
+    LoadRequest,
+    load,
+    promote_generation,
+    rollback_generation,
+    verify_generation,
+)
 from jobs.reindex import job
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import ReindexRun, Step
@@ -154,6 +162,21 @@ def test_reindex_adds_new_replaces_changed_and_removes_vanished_crops(site: Site
     for text in ("What changed since", "decode/not-a-picture", live, "Recall@10"):
         assert text in page
     assert json.loads(site.store.get("nights/second/summary.json"))["night"] == "second"
+
+
+@pytest.mark.slow
+def test_a_rebuild_keeps_the_transform_of_the_live_generation(site: Site) -> None:
+    site.reindex("first")
+    (run,) = list_runs(site.store)
+    fit_transform(FitRequest((run.run_id,), kind="camera"), site.settings)
+    name = load(LoadRequest((run.run_id,), transform="latest"), site.settings).generation.name
+    promote_generation(name, site.settings, new_model=False, force="a test")
+    site.reindex("second", full=True)
+    with open_milvus(site.settings) as milvus:
+        live = live_generation(milvus, site.settings.alias)
+    assert live is not None
+    assert live.name != name
+    assert live.transform.startswith("camera-")
 
 
 @pytest.mark.slow
