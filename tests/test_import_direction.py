@@ -35,6 +35,7 @@ SIBLINGS = {
         "archive": {"documents", "parquet", "schema"},
         "runs": {"archive", "documents", "parquet", "schema"},
         "transforms": {"documents", "parquet", "runs"},
+        "drift": {"exact", "parquet", "runs", "schema"},
         "exact": set(),
         "milvus": {"filters", "runs", "schema"},
         "generations": {
@@ -74,7 +75,8 @@ SIBLINGS = {
         "evaluate": {"embed", "pages", "runtime"},
         "generations": {"runtime", "sweep"},
         "fit_transform": {"runtime"},
-        "reindex": {"embed", "generations", "pages", "runtime"},
+        "drift": {"runtime"},
+        "reindex": {"drift", "embed", "generations", "pages", "runtime"},
         "doctor": {"runtime"},
         "submit": {"runtime"},
         "generate": {"runtime"},
@@ -94,6 +96,7 @@ SIBLINGS = {
         "cli": {
             "demo",
             "doctor",
+            "drift",
             "embed",
             "evaluate",
             "fit_transform",

@@ -10,7 +10,7 @@ from index.documents import utc_now
 from index.generations import records
 from index.generations.erasure import resume_erasures
 from index.generations.load_plan import LoadPlan, plan_load
-from index.generations.resume import drop_partial, resume_load, verify_primary_keys
+from index.generations.resume import drop_partial, find_equal, resume_load, verify_primary_keys
 from index.generations.staging import import_source, is_in_bucket
 from index.lock import ROWS, Lock, acquire
 from index.milvus import collection
@@ -51,7 +51,8 @@ class LoadOptions:
     are copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
     otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
     imports. `note`: called with the step that starts. `transform`: of the vectors; it belongs to the
-    generation.
+    generation. `reuse`: return a generation of the same runs, transform and index, if there is one that
+    nobody has measured or promoted.
     """
 
     index_type: str = "auto"
@@ -62,6 +63,7 @@ class LoadOptions:
     on_import: Callable[[ImportProgress], None] = lambda progress: None
     note: Callable[[str], None] = lambda text: None
     transform: FeatureTransform | None = None
+    reuse: bool = False
 
 
 @dataclass(slots=True)
@@ -147,6 +149,10 @@ def build_generation(
                 verify_primary_keys(milvus, resumed, plan)
             records.update(store, resumed.name, state="ready")
             return resumed
+    built = find_equal(milvus, store, plan, index, alias=alias) if options.reuse else None
+    if built is not None:
+        options.note(f"{built.name} was built of the same runs, and nobody measured it yet")
+        return built
     milvus.require_space(plan.rows * (_LOCAL_ROW_BYTES + _LOCAL_NUMBER_BYTES * plan.dimension))
     generation = records.new_generation(
         milvus,

@@ -38,11 +38,16 @@ class PlannedShard:
 
     def batches(self, batch_rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the rows that are loaded, at most `batch_rows` at a time."""
+        read = columns
+        if columns is not None and self.excluded_ids.size and "crop_id" not in columns:
+            read = ["crop_id", *columns]
         with self.open() as file:
-            for batch in file.batches(batch_rows, columns):
+            for batch in file.batches(batch_rows, read):
                 if self.excluded_ids.size:
                     crop_ids = batch.column("crop_id").to_numpy()
                     batch = batch.filter(pa.array(~np.isin(crop_ids, self.excluded_ids)))
+                    if read is not columns and columns is not None:
+                        batch = batch.select(list(columns))
                 if batch.num_rows:
                     yield batch
 

@@ -42,6 +42,28 @@ def resume_load(
     return resumable
 
 
+def find_equal(
+    milvus: Milvus, store: Store, plan: LoadPlan, index: IndexSpec, *, alias: str
+) -> Generation | None:
+    """Return a finished generation of the same plan that nobody has measured or promoted; None without one.
+
+    A load that is killed after its last write, and repeated, then builds no second generation. One that the
+    gate has measured may be wrong, and is built anew. Every primary key is compared with the plan.
+    """
+    live = collection.live_generation(milvus, alias)
+    for record in sorted(records.list_records(store, alias), key=lambda record: record.name, reverse=True):
+        is_untouched = not (record.gate or record.promotions or record.changes or record.pending)
+        if record.state != "ready" or not is_untouched or (live and live.name == record.name):
+            continue
+        generation = _same_generation(milvus, record, plan, index)
+        if generation is not None:
+            with suppress(CountMismatch, IndexRefused):
+                collection.ensure_loaded(milvus, generation)
+                verify_primary_keys(milvus, generation, plan)
+                return generation
+    return None
+
+
 def verify_primary_keys(milvus: Milvus, generation: Generation, plan: LoadPlan) -> None:
     """Compare every primary key of a loaded generation with the plan. Raises CountMismatch."""
     indexed, expected = collection.fetch_ids(milvus, generation.name), plan.crop_ids()
@@ -63,9 +85,10 @@ def drop_partial(milvus: Milvus, store: Store, name: str) -> None:
     records.update(store, name, state="dropped")
 
 
-def _resumable_generation(
+def _same_generation(
     milvus: Milvus, record: GenerationRecord, plan: LoadPlan, index: IndexSpec
 ) -> Generation | None:
+    """Return the collection of a record if it is of the same plan and has the same index."""
     is_same = (record.run_ids, record.fingerprint, record.rows, record.transform) == (
         plan.run_ids,
         plan.fingerprint,
@@ -75,7 +98,14 @@ def _resumable_generation(
     if not is_same or record.name not in milvus.call("list_collections"):
         return None
     generation = collection.get_generation(milvus, record.name)
-    if generation.index != index:
+    return generation if generation.index == index else None
+
+
+def _resumable_generation(
+    milvus: Milvus, record: GenerationRecord, plan: LoadPlan, index: IndexSpec
+) -> Generation | None:
+    generation = _same_generation(milvus, record, plan, index)
+    if generation is None:
         return None
     with suppress(IndexRefused):
         if _is_filled(milvus, record):

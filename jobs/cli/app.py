@@ -107,6 +107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": search.audit,
     "serve": search.serve,
     "evaluate": evaluation.evaluate,
+    "drift": evaluation.drift,
     "reindex": operations.reindex,
     "submit": operations.submit,
     "jobs": operations.jobs,

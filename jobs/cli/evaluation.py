@@ -1,4 +1,4 @@
-"""The commands evaluate and calibrate."""
+"""The commands evaluate, calibrate and drift."""
 
 from pathlib import Path
 from typing import Annotated
@@ -129,3 +129,38 @@ def calibrate(
 
     request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed, transform)
     emit(calibrate_run(request, settings_of(runs=runs)), as_json)
+
+
+def drift(
+    run: Annotated[
+        list[str] | None, typer.Argument(help="Run ids, or `latest` (default: those of the live generation).")
+    ] = None,
+    weeks: Annotated[int, typer.Option(min=1, help="Last weeks, compared with all weeks before.")] = 1,
+    min_crops: Annotated[
+        int, typer.Option(min=1, help="Crops, before and after, from which a camera is compared.")
+    ] = 50,
+    max_shift: Annotated[
+        float, typer.Option(help="Alert above this distance of the means, in spreads of the features.")
+    ] = 0.25,
+    max_length_change: Annotated[
+        float, typer.Option(help="Alert above this relative change of the features' length.")
+    ] = 0.1,
+    max_model_change: Annotated[
+        float, typer.Option(help="Alert above this share of changed predicted models.")
+    ] = 0.3,
+    max_age: Annotated[
+        int, typer.Option(min=1, help="Alert above this age of calibration and transform, in days.")
+    ] = 90,
+    runs: Runs = None,
+    milvus: Milvus = None,
+    alias: Alias = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Compare the last weeks of each camera with those before. Example: clvr drift --weeks 2"""
+    from index.drift.comparison import DriftLimits
+    from jobs.drift.job import DriftRequest, measure_drift
+
+    limits = DriftLimits(weeks, min_crops, max_shift, max_length_change, max_model_change)
+    request = DriftRequest(tuple(run or ()), limits, max_age)
+    emit(measure_drift(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)), as_json)

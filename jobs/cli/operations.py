@@ -65,6 +65,9 @@ def reindex(
         int | None, typer.Option(help="At the end, erase crops older than this many days.")
     ] = None,
     purge: Annotated[bool, typer.Option(help="At the end, remove the bytes of all erased crops.")] = False,
+    drift: Annotated[
+        bool, typer.Option(help="At the end, report cameras whose crops changed: see clvr drift.")
+    ] = False,
     price_per_node_hour: Price = None,
     webhook: Annotated[
         str | None, typer.Option(help="URL that receives the summary. It is a secret: prefer CLVR_WEBHOOK.")
@@ -107,6 +110,7 @@ def reindex(
         keep=keep,
         retain_days=retain_days,
         purge=purge,
+        drift=drift,
         price_per_node_hour=price_per_node_hour,
     )
     emit(run_reindex(request, settings), as_json)

@@ -240,6 +240,7 @@ def _options(request: LoadRequest, settings: Settings, state: _LoadProgress) -> 
         progress=state.set_rows,
         note=state.set_note,
         on_import=state.set_imports,
+        reuse=True,
     )
 
 

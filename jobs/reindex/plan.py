@@ -53,6 +53,8 @@ class ReindexRequest:
     """Erase crops that were captured longer ago than this many days."""
     purge: bool = False
     """Remove the bytes of all erased crops, whenever they were erased."""
+    drift: bool = False
+    """At the end, compare the last week of each camera with the weeks before."""
     price_per_node_hour: float | None = None
 
     def __post_init__(self) -> None:

@@ -14,9 +14,10 @@ from index.runs.records import RunSummary
 from index.runs.run import Run, vanished_uris
 from index.runs.timings import read_timings, sum_timings
 from index.transforms.stored import NONE
-from infra.errors import BadInput, FingerprintMismatch, GateFailed
+from infra.errors import BadInput, ClvrError, FingerprintMismatch, GateFailed
 from infra.settings import Settings
 from infra.store import Store
+from jobs.drift.job import DriftRequest, measure_drift
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import embed
 from jobs.generations import load as loading
@@ -250,7 +251,11 @@ def retention_step(context: ReindexContext) -> Outcome:
     live, rows = _live(context, open_milvus(context.settings))
     said = [f"{len(retirement.dropped)} generations dropped, {len(retirement.kept)} kept"]
     said += [f"erasure {receipt.erasure_id}: {receipt.crops:,} crops" for receipt in receipts]
+    drift = _drift(context) if context.request.drift and live else None
+    if drift:
+        said.append(drift.get("error") or f"{len(drift['alerts'])} alerts of drift")
     return {
+        "drift": drift,
         "said": "; ".join(said),
         "erasures": [receipt.erasure_id for receipt in receipts],
         "erased": sum(receipt.crops for receipt in receipts),
@@ -259,6 +264,15 @@ def retention_step(context: ReindexContext) -> Outcome:
         "live": live.name if live else None,
         "live_rows": rows,
     }
+
+
+def _drift(context: ReindexContext) -> Outcome:
+    """Return the alerts of `clvr drift`, or why there are none: a run that went live has not failed."""
+    try:
+        found = measure_drift(DriftRequest(), context.settings)
+    except ClvrError as error:
+        return {"error": f"drift was not measured: {error.message}", "alerts": []}
+    return {"week": found.week, "cameras": len(found.cameras), "alerts": list(found.alerts)}
 
 
 def _erase_old(context: ReindexContext) -> list[Receipt]:

@@ -87,6 +87,7 @@ def summarise(run: ReindexRun, before: Summary | None, *, price: float | None, n
         },
         "retired": retention.get("dropped", []),
         "kept": retention.get("kept", []),
+        "drift": retention.get("drift"),
         "cost": _cost(plan.get("expected"), seconds, price, nodes),
         "before": _before(before) if before else None,
     }
@@ -161,6 +162,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         parts.append(f"{live['generation']} is live with {live['rows']:,} rows")
     if summary["gate"]:
         parts.append(f"recall@10 {summary['gate']['recall_at_10']:.4f}")
+    if summary.get("drift"):
+        parts.append(f"{len(summary['drift']['alerts'])} alerts of drift")
     return f"{title} {summary['state']}: " + "; ".join(parts)
 
 

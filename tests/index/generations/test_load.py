@@ -322,3 +322,26 @@ def test_a_plan_without_verification_reads_only_the_ids(store: Store, make_run) 
     path = Path(store.uri_of(run.shard_keys()[0]))
     table = pq.read_table(path)
     assert plan_load([run], verify=False).rows == table.num_rows == 30
+
+
+def test_a_repeated_load_returns_what_nobody_has_measured(milvus: Milvus, store: Store, make_run) -> None:
+    first, second = make_run("r1", 60), make_run("r2", 40, first=60)
+    reuse = LoadOptions(reuse=True)
+    built = load_runs(milvus, store, [first], alias="clvr", options=reuse)
+    assert load_runs(milvus, store, [first], alias="clvr", options=reuse) == built
+    others = [
+        load_runs(milvus, store, [first, second], alias="clvr", options=reuse),
+        load_runs(milvus, store, [first], alias="other", options=reuse),
+        load_runs(milvus, store, [first], alias="clvr"),
+    ]
+    assert len({built.name, *(other.name for other in others)}) == 4
+
+    # A row is missing: what is left is no generation of these runs.
+    newest = others[-1]
+    milvus.call("delete", newest.name, filter=f"crop_id == {first.manifest()['crop_id'][0].as_py()}")
+    again = load_runs(milvus, store, [first], alias="clvr", options=reuse)
+    assert again.name == built.name
+
+    records.update(store, built.name, gate={"passed": False})
+    measured = load_runs(milvus, store, [first], alias="clvr", options=reuse)
+    assert measured.name not in (built.name, newest.name)

@@ -142,8 +142,9 @@ def test_reindex_adds_new_replaces_changed_and_removes_vanished_crops(site: Site
     site.archive.put("dt=2026-11-23/cam=000/broken.jpg", b"no picture")
     site.archive.put(KEYS[3], jpeg(101))
     site.archive.delete(KEYS[7])
-    second = site.reindex("second")
+    second = site.reindex("second", drift=True)
     assert second.summary["kind"] == "incremental"
+    assert second.summary["drift"] == {"week": "", "cameras": 0, "alerts": []}
     assert figures(second) == (2, 1, 1, 2, 1)
     assert second.summary["quarantine"] == {"decode/not-a-picture": 1}
     assert second.summary["load"]["kind"] == "increment"
@@ -159,7 +160,13 @@ def test_reindex_adds_new_replaces_changed_and_removes_vanished_crops(site: Site
     assert site.verified() == (live, 22)
 
     page = site.store.get("nights/second/summary.html").decode()
-    for text in ("What changed since", "decode/not-a-picture", live, "Recall@10"):
+    for text in (
+        "What changed since",
+        "No crop has a camera and a time",
+        "decode/not-a-picture",
+        live,
+        "Recall@10",
+    ):
         assert text in page
     assert json.loads(site.store.get("nights/second/summary.json"))["night"] == "second"
 

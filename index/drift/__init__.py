@@ -1,0 +1,1 @@
+"""Drift: how the crops of each camera change from week to week, without labels."""

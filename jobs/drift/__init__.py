@@ -1,0 +1,1 @@
+"""`clvr drift`: how the crops of each camera change from week to week."""
