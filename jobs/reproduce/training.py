@@ -1,0 +1,105 @@
+"""The checkpoint of a method, trained or taken, and the images of its training."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clvr_model.checkpoint import Card, read_card
+from clvr_model.datasets.labelled import LabeledImages
+from clvr_model.recipe import recipe_of
+from index.runs.tombstones import read_tombstones
+from infra.errors import BadLabels, BadSetting, ObjectExists
+from infra.logging import logger
+from infra.settings import Settings
+from infra.store import Store, open_store
+from jobs.reproduce.request import Method, ReproduceRequest
+from jobs.runtime.ray_cluster import connect
+from jobs.train.dataset import (
+    data_digest,
+    drop_erased_images,
+    drop_unreadable_images,
+    read_labelled,
+    split_for,
+)
+from jobs.train.train import train_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A method's network. images: of its training, held-out ones included; None if they are unknown."""
+
+    method: Method
+    uri: str
+    card: Card
+    is_taken: bool
+    images: LabeledImages | None
+
+
+def checkpoint_of(method: Method, request: ReproduceRequest, folder: Store, settings: Settings) -> Trained:
+    """Take the checkpoint that the request names, or train one, or continue or find the training.
+
+    Raises BadSetting for a taken checkpoint of other labels than its method's, BadCheckpoint, and the errors
+    of `train_checkpoint`.
+    """
+    taken = request.checkpoint_of(method)
+    if taken is None:
+        logger.info(f"{method.title}: training by the recipe {method.recipe}")
+        try:
+            train_checkpoint(request.training_of(method, folder), settings)
+        except ObjectExists as error:
+            raise ObjectExists(
+                error.message, remedy=f"give another --to, or take it with --checkpoint {method.name}=FOLDER"
+            ) from error
+    uri = taken or folder.uri_of(method.name)
+    card = read_card(uri)
+    return Trained(method, uri, card, taken is not None, _images(card, request, settings))
+
+
+def _images(card: Card, request: ReproduceRequest, settings: Settings) -> LabeledImages | None:
+    """Return the images that the card's training read, if they are those of this dataset."""
+    try:
+        recipe = recipe_of(card.recipe)
+        everything = read_labelled(
+            request.data,
+            root=request.root,
+            split="train" if request.has_table else None,
+            labels=recipe.labels_used,
+        )
+    except (BadSetting, BadLabels):  # a card that no training here wrote, or data without these labels
+        return None
+    labelled = drop_erased_images(everything, read_tombstones(open_store(settings.runs)))
+    known = {data_digest(labelled), data_digest(everything)}  # a purge does not change a finished network
+    return labelled if card.data_digest in known else None
+
+
+def held_out_images(
+    trained: Trained, request: ReproduceRequest, folder: Store, settings: Settings
+) -> tuple[LabeledImages, LabeledImages] | None:
+    """Return the images that a network was trained on and those that it held out; None if unknown."""
+    if trained.images is None:
+        return None
+    connect(settings)
+    job = str(trained.card.metrics.get("job", "taken"))[:12]
+    checks = open_store(folder.uri_of(f"{trained.method.name}/training/{job}"))
+    if checks.local:
+        checks.create_bucket()
+    erased = read_tombstones(open_store(settings.runs))
+    usable, _ = drop_unreadable_images(trained.images, request.max_bad_fraction, checks, erased)
+    return split_for(recipe_of(trained.card.recipe), usable)
+
+
+def with_vehicles(request: ReproduceRequest, images: LabeledImages) -> LabeledImages:
+    """Return the images with the vehicles that the dataset knows, which a recipe of models leaves out."""
+    if images.vehicle_ids is not None:
+        return images
+    try:
+        known = read_labelled(
+            request.data,
+            root=request.root,
+            split="train" if request.has_table else None,
+            labels="vehicle",
+        )
+    except BadLabels:
+        return images
+    vehicles = dict(zip(known.uris, () if known.vehicle_ids is None else known.vehicle_ids, strict=True))
+    return replace(images, vehicle_ids=np.array([vehicles.get(uri, -1) for uri in images.uris], np.int64))
