@@ -93,8 +93,8 @@ def classified_figure(card: Card, held_out: HeldOut) -> ClassifiedFigure:
     wrong = np.flatnonzero(~is_right)
     light = _luminances(reader, [uris[row] for row in wrong])
     return ClassifiedFigure(
-        right=[show(row, None) for row in _most_confusable(held_out.probabilities, order, is_right, uris)],
-        wrong=[show(int(wrong[place]), float(light[place])) for place in _extreme(light)],
+        right=[show(row, None) for row in most_confusable(held_out.probabilities, order, is_right, uris)],
+        wrong=[show(int(wrong[place]), float(light[place])) for place in extreme_places(light)],
         right_rule=RIGHT_RULE,
         wrong_rule=WRONG_RULE,
     )
@@ -121,7 +121,7 @@ def _shower(
     return show
 
 
-def _most_confusable(
+def most_confusable(
     probabilities: NDArray[np.float64],
     order: NDArray[np.int64],
     is_right: NDArray[np.bool_],
@@ -136,7 +136,7 @@ def _most_confusable(
     return list(chosen.values())[:NUM_RIGHT]
 
 
-def _extreme(light: NDArray[np.float64]) -> list[int]:
+def extreme_places(light: NDArray[np.float64]) -> list[int]:
     """Return the places of `WRONG_RULE`: the darkest first, then the brightest of the others."""
     order = [int(place) for place in np.argsort(light, kind="stable") if np.isfinite(light[place])]
     dark, rest = order[:NUM_DARK], order[NUM_DARK:]

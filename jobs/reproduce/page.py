@@ -90,7 +90,7 @@ def _sentence(each: ListResult, results: Results) -> str:
     first = next(figures for figures in results.figures if figures.list_name == each.name)
     text = f"{each.name or 'The list'}: {each.images:,} images of {each.vehicles:,} vehicles"
     if first.not_ranked:
-        text += f", and {first.not_ranked:,} images that could not be read"
+        text += f", and {first.not_ranked:,} images that are unreadable or erased"
     if each.trained_images is None:
         text += ". Whether a training saw any of them is not known"
     elif each.trained_images or each.trained_vehicles:

@@ -28,7 +28,7 @@ from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.pages.table1_page import ClassFigure, ClassifiedFigure, build_table1_page
 from jobs.reproduce.evaluation import ListFigures, evaluate_list
-from jobs.reproduce.features import embed_images
+from jobs.reproduce.features import embed_images, not_erased
 from jobs.reproduce.figures import class_figure, classified_figure, classify_held_out, rank_figure
 from jobs.reproduce.lists import TestImages, overlap, read_test_images
 from jobs.reproduce.page import table1_page
@@ -60,10 +60,12 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     """
     methods = request.chosen()
     folder = open_store(request.folder)
-    if folder.local:
-        folder.create_bucket()
     settings = settings_of(folder, settings)
+    for store in (folder, open_store(settings.runs)):
+        if store.local:
+            store.create_bucket()  # creates the local folder; a real bucket must exist
     images = read_test_images(request)
+    shown = [crop_id_of(uri) for uri in not_erased(images.uris, open_store(settings.runs))]
     trained = [checkpoint_of(method, request, folder, settings) for method in methods]
     inputs = _digest_of_inputs(request, images, trained)
     done = _finished(folder, inputs)
@@ -88,7 +90,7 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
         figures=tuple(figures),
     )
     page = _page(request, results, trained, runs, images, folder, settings)
-    _write(folder, settings, inputs, {PAGE: page.encode(), RESULTS: results.to_json()}, images)
+    _write(folder, settings, inputs, {PAGE: page.encode(), RESULTS: results.to_json()}, shown)
     return _reproduction(folder, results)
 
 
@@ -237,14 +239,13 @@ def _folder_of(request: ReproduceRequest, uris: Sequence[str]) -> str:
 
 
 def _write(
-    folder: Store, settings: Settings, inputs: str, files: dict[str, bytes], images: TestImages
+    folder: Store, settings: Settings, inputs: str, files: dict[str, bytes], crop_ids: Sequence[int]
 ) -> None:
     """Write the files and then the done-mark; they are recorded for a purge before.
 
-    Raises BadInput if one of the images was erased meanwhile.
+    crop_ids: of the images. Raises BadInput if one of them was erased meanwhile.
     """
     runs = open_store(settings.runs)
-    crop_ids = [crop_id_of(uri) for uri in images.uris]
     for name in files:
         record_output(runs, "page", folder.uri_of(name), crop_ids)
     for name, data in files.items():
