@@ -180,7 +180,7 @@ class Reproduction:
             beside = published.columns if table.is_published else ()
             draws = f", {table.draws} draws" if table.draws > 1 else ""
             yield f"{table.protocol}: {table.rule}{draws}"
-            head = "".join(f"{f'{name} rank-1':>19}{'rank-5':>13}" for name in table.lists)
+            head = "".join(f"{f'{name} rank-1':>19}{'rank-5':>15}" for name in table.lists)
             yield f"{'method':24}{'labels':8}{head}" + "".join(f"{f'paper, {name}':>16}" for name in beside)
             for row in (*table.methods, *table.bounds):
                 text = f"{row.name:24}{row.labels_used or row.note:8}"
@@ -189,7 +189,7 @@ class Reproduction:
                     text += "".join(
                         _shown(figure, is_drawn, width)
                         for figure, width in zip(
-                            (cell.rank_1, cell.rank_5) if cell else (None, None), (19, 13), strict=True
+                            (cell.rank_1, cell.rank_5) if cell else (None, None), (19, 15), strict=True
                         )
                     )
                 text += "".join(
