@@ -66,7 +66,7 @@ def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | N
     return rows
 
 
-def test_lists_of(table: pa.Table) -> list[str]:
+def lists_of(table: pa.Table) -> list[str]:
     """Return which of TEST_LISTS a label table has, smallest first."""
     if "test_list" not in table.column_names:
         return []

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clvr_model.datasets.labelled import LabeledImages
-from index.archive.labels import read_label_table, test_lists_of
+from index.archive.labels import lists_of, read_label_table
 from index.archive.reader import reader_of
 from infra.errors import BadLabels
 from infra.store import open_store
@@ -54,7 +54,7 @@ def read_test_images(request: ReproduceRequest) -> TestImages:
             f"{request.data} does not say which images are for the training",
             remedy="give a table with the column split, train or test, or a release's folder",
         )
-    names = test_lists_of(table) or [TEST_SPLIT]
+    names = lists_of(table) or [TEST_SPLIT]
     lists = [evaluation_lists(request.data, name)[0] for name in names]
     if "key" in table.column_names and "uri" not in table.column_names:
         if not request.root:

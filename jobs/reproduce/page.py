@@ -76,7 +76,7 @@ def _limits(results: Results, cards: Sequence[Card]) -> Iterator[str]:
     if taken:
         yield f"The checkpoint of {_listed(taken)} was given; this command did not train it."
     if random:
-        yield f"{_listed(random)} started from random weights; the paper's start from those of ImageNet."
+        yield f"{_listed(random)} started from random weights; the paper's CLVR starts from ImageNet weights."
     if any(method.labels_used != "model" for method in results.methods):
         yield (
             "No source states the margins, sets and schedules of CCL and Mixed Diff: those of our recipes "

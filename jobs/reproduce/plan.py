@@ -1,6 +1,5 @@
 """`clvr reproduce --plan`: hours and cost of each method, by short measurements. Trains nothing."""
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -95,7 +94,7 @@ def plan_reproduction(request: ReproduceRequest, settings: Settings) -> Reproduc
         )
         hours = (len(images.uris) / sample.crops_per_second + sample.startup_seconds) / 3600
         whole = hours + (training.hours if training else 0.0)
-        price, nodes = request.price_per_node_hour, math.ceil(num_nodes())
+        price, nodes = request.price_per_node_hour, num_nodes()
         training_cost = (training.cost or 0.0) if training else 0.0
         plans.append(
             MethodPlan(

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from index.archive.manifest import crop_id_of
 from index.archive.reader import reader_of
@@ -34,7 +34,7 @@ from jobs.reproduce.lists import TestImages, overlap, read_test_images
 from jobs.reproduce.page import table1_page
 from jobs.reproduce.request import ReproduceRequest
 from jobs.reproduce.results import ListResult, MethodResult, Reproduction, Results
-from jobs.reproduce.training import Trained, checkpoint_of, held_out_images, with_vehicles
+from jobs.reproduce.training import Trained, check_trainable, checkpoint_of, held_out_images, with_vehicles
 
 PAGE = "table1.html"
 RESULTS = "results.json"
@@ -64,7 +64,11 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     for store in (folder, open_store(settings.runs)):
         if store.local:
             store.create_bucket()  # creates the local folder; a real bucket must exist
+    if request.root:
+        request = replace(request, root=open_store(request.root).uri)  # lists and trainings name it alike
     images = read_test_images(request)
+    for method in methods:
+        check_trainable(method, request, folder)
     shown = [crop_id_of(uri) for uri in not_erased(images.uris, open_store(settings.runs))]
     trained = [checkpoint_of(method, request, folder, settings) for method in methods]
     inputs = _digest_of_inputs(request, images, trained)

@@ -15,13 +15,14 @@ from infra.store import Store, open_store
 from jobs.reproduce.request import Method, ReproduceRequest
 from jobs.runtime.ray_cluster import connect
 from jobs.train.dataset import (
+    check_sets,
     data_digest,
     drop_erased_images,
     drop_unreadable_images,
     read_labelled,
     split_for,
 )
-from jobs.train.train import train_checkpoint
+from jobs.train.train import requested_recipe, train_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,30 @@ def checkpoint_of(method: Method, request: ReproduceRequest, folder: Store, sett
             raise ObjectExists(
                 error.message, remedy=f"give another --to, or take it with --checkpoint {method.name}=FOLDER"
             ) from error
-    uri = taken or folder.uri_of(method.name)
+    uri = open_store(taken).uri if taken else folder.uri_of(method.name)
     card = read_card(uri)
     return Trained(method, uri, card, taken is not None, _images(card, request, settings))
+
+
+def check_trainable(method: Method, request: ReproduceRequest, folder: Store) -> None:
+    """Raise BadLabels or BadSetting if a method cannot be trained on this dataset, before hours of others."""
+    if request.checkpoint_of(method) is not None:
+        return
+    training = request.training_of(method, folder)
+    recipe = requested_recipe(training)
+    try:
+        labelled = read_labelled(
+            training.data, root=training.root, split=training.split, labels=recipe.labels_used
+        )
+    except BadLabels as error:
+        raise BadLabels(
+            f"{method.title}: {error.message}", remedy="leave this method out: name the others with --method"
+        ) from error
+    try:
+        check_sets(recipe, split_for(recipe, labelled)[0], request.workers)
+    except (BadLabels, BadSetting) as error:
+        remedy = error.remedy.replace("--set ", f"--set {method.name}.")
+        raise type(error)(f"{method.title}: {error.message}", remedy=remedy) from error
 
 
 def _images(card: Card, request: ReproduceRequest, settings: Settings) -> LabeledImages | None:

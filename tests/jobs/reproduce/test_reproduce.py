@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clvr_model.checkpoint import Card, save_checkpoint
@@ -33,7 +35,7 @@ def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
     clvr, archive, tmp_path, arguments
 ) -> None:
     command = arguments(archive, tmp_path / "table1")
-    done = clvr(*command, "--json")
+    done = clvr(*command, "--json", timeout=900)  # three trainings and four embeddings
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     figures = figures_by_place(results)
@@ -151,3 +153,38 @@ def test_a_killed_reproduction_continues_to_the_same_result(
         for folder in (tmp_path / "whole", killed)
     ]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+def test_a_plan_says_hours_and_cost_of_each_method_and_writes_nothing(
+    clvr, archive, tmp_path, arguments, checkpoints
+) -> None:
+    changes = ("clvr.network=resnet50", "clvr.backbone=random", "clvr.batch=6", "clvr.stage2.epochs=0")
+    command = arguments(archive, tmp_path / "table1", changes)
+    ccl = checkpoints[checkpoints.index("ccl") + 2]
+    options = ["--method", "clvr", "--method", "ccl", "--checkpoint", ccl, "--price-per-node-hour", "2"]
+    done = clvr(*command, *options, "--plan", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["lists"] == {"small": 8, "medium": 16, "large": 24}
+    ccl, trained = plan["methods"]
+    assert ccl["training"] is None
+    assert trained["training"]["stages"][0]["epochs"] == 10
+    assert trained["hours"] == pytest.approx(trained["training"]["hours"] + trained["embedding_hours"])
+    assert plan["cost"] == pytest.approx(2 * plan["hours"])
+    assert not (tmp_path / "table1").exists()
+
+
+def test_a_dataset_without_the_labels_of_a_method_is_refused_before_any_training(
+    clvr, archive, tmp_path, arguments
+) -> None:
+    table = pq.read_table(archive / "labels/labels.parquet").drop_columns(["model_id"])
+    path = tmp_path / "labels.parquet"
+    pq.write_table(table.append_column("model_id", pa.nulls(table.num_rows, pa.int32())), path)
+    command = arguments(archive, tmp_path / "table1")
+    command[1] = str(path)
+    done = clvr(*command)
+    assert done.returncode == 3
+    assert "no vehicle models to train on" in " ".join(done.stderr.split())
+    assert "--method" in done.stderr
+    assert not (tmp_path / "table1/ccl").exists()
