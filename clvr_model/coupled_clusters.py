@@ -13,10 +13,17 @@ from torch import Tensor
 from infra.errors import BadInput
 
 Center = Literal["constant", "differentiated"]
+Negatives = Literal["any", "same_model", "other_model"]
 
 
 def coupled_clusters(
-    features: Tensor, vehicles: Tensor, *, margin: float, center: Center = "constant"
+    features: Tensor,
+    vehicles: Tensor,
+    *,
+    margin: float,
+    center: Center = "constant",
+    negatives: Negatives = "any",
+    models: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Return the loss, summed over the images, and the number of images nearer to their center than others.
 
@@ -28,6 +35,9 @@ def coupled_clusters(
     center: 'constant' keeps the center out of the gradient: x moves towards c, and x* away from it once for
     every positive inside the margin. 'differentiated' follows the mean, so that the whole cluster also moves
     away from x*. A vehicle with one image is its own center, and only pushes x* away.
+    negatives: which images of other vehicles count, by their vehicle models (int64 (n,)). 'same_model': those
+    of the same model, and of all models where that has no other vehicle. 'other_model': those of another
+    model; without any, a positive adds |x - c|^2 / 2, which pulls only.
     Raises BadInput for images of fewer than two vehicles, which have no negatives.
     """
     known, sets = torch.unique(vehicles, return_inverse=True)
@@ -42,9 +52,23 @@ def coupled_clusters(
         centers = centers.detach()
     distances = _squared_distances(features, centers)  # (n, vehicles)
     own = distances.gather(1, sets[:, None])[:, 0]
-    nearest_negative = distances.masked_fill(members.bool(), torch.inf).min(dim=0).values[sets]
-    loss = (own + margin - nearest_negative).clamp(min=0).sum() / 2
+    is_negative = ~members.bool()
+    if negatives != "any" and models is not None:
+        is_negative = _by_model(is_negative, sets, models, negatives)
+    nearest_negative = distances.masked_fill(~is_negative, torch.inf).min(dim=0).values[sets]
+    terms = (own + margin - nearest_negative).clamp(min=0)
+    loss = torch.where(nearest_negative.isinf(), own, terms).sum() / 2
     return loss, int((own < nearest_negative).sum())
+
+
+def _by_model(is_negative: Tensor, sets: Tensor, models: Tensor, negatives: Negatives) -> Tensor:
+    """Restrict the negatives (n, vehicles) of each vehicle by the model of its images."""
+    model_of_set = models.new_empty(is_negative.shape[1]).scatter_(0, sets, models)
+    is_same = models[:, None] == model_of_set
+    if negatives == "other_model":
+        return is_negative & ~is_same
+    rivals = is_negative & is_same
+    return torch.where(rivals.any(dim=0), rivals, is_negative)
 
 
 def _squared_distances(features: Tensor, centers: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clvr_model.coupled_clusters import Center, coupled_clusters
+from clvr_model.coupled_clusters import Center, Negatives, coupled_clusters
 from clvr_model.recipe import Stage
 
 
@@ -20,6 +20,7 @@ class Objective:
     clusters_weight: float = 1.0
     margin: float = 1.0
     center: Center = "constant"
+    negatives: Negatives = "any"
     set_size: int = 1
 
     @classmethod
@@ -32,6 +33,7 @@ class Objective:
             clusters_weight=stage.clusters_weight,
             margin=stage.margin,
             center=stage.center,
+            negatives=stage.negatives,
             set_size=stage.set_size,
         )
 
@@ -45,7 +47,12 @@ class Objective:
         loss, right = feature.new_zeros((), dtype=torch.float32), 0
         if self.clusters:
             clusters, right = coupled_clusters(
-                feature.float(), vehicles_of(targets), margin=self.margin, center=self.center
+                feature.float(),
+                vehicles_of(targets),
+                margin=self.margin,
+                center=self.center,
+                negatives=self.negatives,
+                models=classes_of(targets),
             )
             loss = loss + self.clusters_weight * clusters
         if self.softmax:

@@ -51,17 +51,23 @@ _ZERO_TAIL = 8  # bytes; the last ones that the decoder of a JPEG without an end
 _STRAY_BYTES = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 
 ImageArray = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
 
 
-def decode(data: bytes, size: int = IMAGE_SIZE) -> ImageArray:
+def decode(data: bytes, size: int = IMAGE_SIZE, box: Box | None = None) -> ImageArray:
     """Decode a JPEG, PNG, WebP or BMP to uint8 (size, size, 3) RGB, upright and resized to a square.
+
+    box: the part of the stored image (before its orientation is applied) to keep, cut at the image's borders.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and only the first of
     several frames is read. Equal bytes give equal pixels. The cost is bounded: see `image_headers`. Raises
-    UnreadableImage with cause empty, too-large, not-a-picture, unsupported or truncated.
+    UnreadableImage with cause empty, too-large, not-a-picture, unsupported or truncated, or outside for a box
+    outside of the image.
     """
     header = read_header(data)
-    pixels = _resize_to_square(_decode(header, size), size)
+    # A reduced image has no exact place for a box.
+    pixels = _decode(header, size) if box is None else _crop(_decode(header, max(header.size)), box)
+    pixels = _resize_to_square(pixels, size)
     return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
 
 
@@ -195,6 +201,15 @@ def _band_to_rgb(image: Image.Image) -> ImageArray:
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
+
+
+def _crop(pixels: ImageArray, box: Box) -> ImageArray:
+    left, top, right, bottom = box
+    part = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    if not part.size:
+        height, width = pixels.shape[:2]
+        raise UnreadableImage(f"the box {box} is outside of the image of {width} x {height}", cause="outside")
+    return part
 
 
 def _resize_to_square(pixels: ImageArray, side: int) -> ImageArray:

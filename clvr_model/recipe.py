@@ -28,13 +28,13 @@ from clvr_model.backbones import (
     input_size,
     is_timm,
 )
-from clvr_model.coupled_clusters import Center
+from clvr_model.coupled_clusters import Center, Negatives
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "strong")
+SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "paper-tf", "strong", "tracks")
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
@@ -144,6 +144,9 @@ class Stage(_Fields):
     """Margin of the coupled clusters loss, in squared L2 distance of features."""
     center: Center = "constant"
     """Whether the gradient of the coupled clusters loss is 'differentiated' through a vehicle's center."""
+    negatives: Negatives = "any"
+    """Images of which other vehicles the coupled clusters loss pushes away: 'any'; 'same_model', which puts
+    vehicles of one model into a batch together; or 'other_model'. The last two need vehicle models."""
     clusters_on: Literal["feature", "vehicle_branch"] = "feature"
     """Which vectors of a mixed head form clusters."""
     images_per_vehicle: int = Field(default=5, ge=2)
@@ -158,6 +161,11 @@ class Stage(_Fields):
     def uses_clusters(self) -> bool:
         """Whether the loss needs vehicles."""
         return self.loss != "softmax"
+
+    @property
+    def uses_models(self) -> bool:
+        """Whether the stage needs vehicle models: for its loss, or to choose negatives."""
+        return self.uses_softmax or self.negatives != "any"
 
     @property
     def set_size(self) -> int:
@@ -222,6 +230,8 @@ class Recipe(_Fields):
     """'cosine': classes are told apart by the direction of the feature alone."""
     cosine_scale: Real = Field(default=16.0, gt=0)
     """Factor on a cosine classifier's cosines, before the softmax."""
+    identity: Literal["vehicle", "track"] = "vehicle"
+    """What the images of a set share: a vehicle, by labels, or a camera's track of one, which needs none."""
     head: HeadKind = "single"
     """'mixed': a branch of model labels and one of vehicle labels, with two layers behind both."""
     branch_dim: int = Field(default=BRANCH_DIM, ge=1)
@@ -230,25 +240,30 @@ class Recipe(_Fields):
     """Length of the first layer behind both branches; the second has `feature_dim`."""
 
     @property
-    def uses_models(self) -> bool:
-        """Whether a stage learns from vehicle models; without one the network has no classifier."""
+    def has_classifier(self) -> bool:
+        """Whether a stage learns to name vehicle models."""
         return any(stage.uses_softmax for stage in self.stages)
 
     @property
     def uses_vehicles(self) -> bool:
-        """Whether a stage learns from vehicles."""
+        """Whether a stage learns from sets of images of one vehicle, by `identity`."""
         return any(stage.uses_clusters or stage.sampling == "vehicles" for stage in self.stages)
+
+    @property
+    def uses_tracks(self) -> bool:
+        """Whether a stage learns from tracks, which the archive states without labels."""
+        return self.uses_vehicles and self.identity == "track"
 
     @property
     def labels_used(self) -> Literal["model", "vehicle", "both"]:
         """The labels that the stages learn from."""
-        if not self.uses_vehicles:
+        if not self.uses_vehicles or self.uses_tracks:
             return "model"
-        return "both" if self.uses_models else "vehicle"
+        return "both" if any(stage.uses_models for stage in self.stages) else "vehicle"
 
     def architecture(self, classes: int) -> Architecture:
         """Return the network's architecture for that number of vehicle models, which clusters do not need."""
-        classes = classes if self.uses_models else 0
+        classes = classes if self.has_classifier else 0
         return Architecture(
             classes,
             self.feature_dim,
@@ -306,6 +321,7 @@ _OPTIONAL_FIELDS = frozenset(
         "l2_normalized",
         "classifier",
         "cosine_scale",
+        "identity",
         "head",
         "branch_dim",
         "fusion_dim",
@@ -326,6 +342,7 @@ _OPTIONAL_STAGE_FIELDS = frozenset(
         "clusters_weight",
         "margin",
         "center",
+        "negatives",
         "clusters_on",
         "images_per_vehicle",
     )
@@ -420,7 +437,12 @@ def _check_together(recipe: Recipe) -> None:
                 remedy=f"the stage has {stage.epochs} epochs",
             )
         _check_clusters(recipe, stage, f"stage{number}")
-    if recipe.head == "mixed" and not recipe.uses_models:
+        if recipe.identity == "track" and stage.uses_clusters and stage.negatives != "other_model":
+            raise BadSetting(
+                f"stage{number}.negatives is {stage.negatives!r}, and two tracks may show one vehicle",
+                remedy=f"set stage{number}.negatives=other_model",
+            )
+    if recipe.head == "mixed" and not recipe.has_classifier:
         raise BadSetting(
             "head is 'mixed', and no stage has a softmax over vehicle models",
             remedy="set stage1.loss=softmax, or head=single",
@@ -434,6 +456,11 @@ def _check_clusters(recipe: Recipe, stage: Stage, name: str) -> None:
         raise BadSetting(
             f"{name}.sampling is {stage.sampling!r}, and coupled clusters need several images of a vehicle",
             remedy=f"set {name}.sampling=vehicles",
+        )
+    if stage.negatives != "any" and not stage.uses_clusters:
+        raise BadSetting(
+            f"{name}.negatives is {stage.negatives!r}, and its loss compares no vehicles",
+            remedy=f"set {name}.loss=clusters",
         )
     if stage.sampling == "vehicles" and (recipe.batch % size or recipe.batch < 2 * size):
         raise BadSetting(

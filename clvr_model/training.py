@@ -81,7 +81,10 @@ def stage_order(
     """
     if stage.sampling == "vehicles" and vehicles is not None:
         size = stage.images_per_vehicle
-        return vehicle_order(vehicles, images=size, batch=batch, seed=seed, stage=number, epoch=epoch)
+        models = classes if stage.negatives == "same_model" else None
+        return vehicle_order(
+            vehicles, images=size, batch=batch, seed=seed, stage=number, epoch=epoch, models=models
+        )
     count = len(classes)
     if stage.sampling == "plain":
         return epoch_order(count, seed=seed, stage=number, epoch=epoch)

@@ -9,10 +9,19 @@ from typing import Any
 
 from clvr_model.recipe import Recipe, Stage
 
+_NEGATIVES = {
+    "any": "all images of other vehicles in the pass, of any model; the loss uses the nearest",
+    "other_model": "images of another vehicle model in the pass; the loss uses the nearest",
+    "same_model": (
+        "images of other vehicles of the same model in the pass, as a later network of the authors takes its "
+        "triplets; of any model where there are none; the loss uses the nearest"
+    ),
+}
+
 
 def competitor_choices(recipe: Recipe) -> dict[str, Any]:
     """Return what CCL and MixedDiff leave open, with our choices and their reasons; {} without vehicles."""
-    if not recipe.uses_vehicles:
+    if not recipe.uses_vehicles or recipe.uses_tracks:
         return {}
     clusters = [stage for stage in recipe.stages if stage.uses_clusters]
     sets = [stage for stage in recipe.stages if stage.sampling == "vehicles"]
@@ -24,7 +33,7 @@ def competitor_choices(recipe: Recipe) -> dict[str, Any]:
         "sampling": (
             "every vehicle equally often; vehicles with one image are left out, which have nothing to pull"
         ),
-        "negatives": "all images of other vehicles in the pass, of any model; the loss uses the nearest",
+        "negatives": {stage.name: _NEGATIVES[stage.negatives] for stage in clusters},
         "loss_normalisation": "divided by the images of the batch: a rate means the same for any batch",
     }
     if clusters:
@@ -42,8 +51,8 @@ def competitor_choices(recipe: Recipe) -> dict[str, Any]:
                 else "no: a loss that stays at half the margin means that all features are in one point"
             ),
         }
-    if not recipe.uses_models:
-        choices["softmax_before_clusters"] = "none: with one, the network would have used model labels too"
+    if not recipe.has_classifier:
+        choices["softmax_before_clusters"] = "none: the network would have learned to name models too"
     if recipe.head == "mixed":
         choices |= {
             "shared": "everything below the two branches",

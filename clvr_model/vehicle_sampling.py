@@ -10,14 +10,22 @@ MIN_VEHICLES = 2  # one vehicle has no negatives
 
 
 def vehicle_order(
-    vehicles: NDArray[np.int64], *, images: int, batch: int, seed: int, stage: int, epoch: int
+    vehicles: NDArray[np.int64],
+    *,
+    images: int,
+    batch: int,
+    seed: int,
+    stage: int,
+    epoch: int,
+    models: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return an epoch's order over images of vehicles (n,): whole batches of `batch // images` sets.
 
     A set is `images` rows of one vehicle, one after the other; a vehicle with fewer images repeats some. In a
     batch all vehicles differ. An epoch has about as many rows as there are images, in rounds in which every
     vehicle has one set; the last sets of a round that fill no batch are left out, at random. Equal for equal
-    arguments.
+    arguments. models (n,): the vehicles of a model follow each other in a round, so that a batch has several
+    of it.
     Raises BadLabels if fewer vehicles have MIN_IMAGES images than a batch needs.
     """
     rng = np.random.default_rng([seed, stage, epoch])
@@ -41,11 +49,23 @@ def vehicle_order(
     for place, vehicle in enumerate(usable):
         rows[place] = _repeated(by_vehicle[vehicle], rounds * images, rng)
     whole = len(usable) - len(usable) % sets
-    order = [
-        rows[rng.permutation(len(usable))[:whole], turn * images : (turn + 1) * images]
-        for turn in range(rounds)
-    ]
+    order = []
+    for turn in range(rounds):
+        shuffled = rng.permutation(len(usable))
+        if models is not None:
+            # The roll decides which vehicles fill no batch.
+            grouped = _grouped(shuffled, models[rows[shuffled, 0]], rng)
+            shuffled = np.roll(grouped, -int(rng.integers(len(usable))))
+        order.append(rows[shuffled[:whole], turn * images : (turn + 1) * images])
     return np.concatenate(order).ravel()
+
+
+def _grouped(
+    vehicles: NDArray[np.int64], models: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Put vehicles of equal models (n,) beside each other; models in random order, vehicles as they were."""
+    _, numbers = np.unique(models, return_inverse=True)
+    return vehicles[np.argsort(rng.permutation(numbers.max() + 1)[numbers], kind="stable")]
 
 
 def _repeated(members: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:

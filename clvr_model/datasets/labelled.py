@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ _TABLE_KINDS: Final[dict[str, Kind]] = {
     "model_id": "id",
     "vehicle_id": "id",
     "camera_id": "text",
+    "track_id": "text",
     "model_name": "text",
     "split": "text",
 }
@@ -87,6 +88,24 @@ class LabeledImages:
             boxes=None if self.boxes is None else self.boxes[rows],
             **{name: None if text is None else [text[i] for i in rows] for name, text in texts.items()},
         )
+
+    def with_tracks_as_vehicles(self) -> "LabeledImages":
+        """Return the images with a number for each track in the vehicle's place.
+
+        Equal track ids of two cameras are two tracks, and an image of an unknown track is its own. Raises
+        BadLabels if no track is known.
+        """
+        tracks, cameras = self.track_ids or [], self.camera_ids or [""] * len(self)
+        if not any(tracks):
+            raise BadLabels(
+                "no image has a known track, and the recipe learns from tracks",
+                remedy="Give a table with the column track_id, or a recipe of model labels such as paper.",
+            )
+        numbers: dict[tuple[str, str] | int, int] = {}
+        pairs = enumerate(zip(cameras, tracks, strict=True))
+        keys = [(camera, track) if track else row for row, (camera, track) in pairs]
+        ids = [numbers.setdefault(key, len(numbers)) for key in keys]
+        return replace(self, vehicle_ids=np.array(ids, np.int64))
 
     def with_known_model(self) -> "LabeledImages":
         """Return the images with a known model."""
@@ -295,8 +314,9 @@ def read_folder(root: str) -> LabeledImages:
 def read_table(uri: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read labels from a CSV or Parquet file, local or on S3.
 
-    Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id` and `model_name` where
-    known. An empty id, or -1, means unknown. With `split`, only rows with that value in the column `split`.
+    Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id`, `track_id` and
+    `model_name` where known. An empty id, or -1, means unknown. With `split`, only rows with that value in
+    the column `split`.
     Raises BadLabels with the data row of the error, from 1; the header of a CSV file is not counted.
     """
     from infra.store import read_user_table
@@ -315,7 +335,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     prefix = "" if key_column == "uri" else f"{root.rstrip('/')}/"
 
     rows: dict[str, int] = {}
-    models, vehicles, cameras = [], [], []
+    models, vehicles, cameras, tracks = [], [], [], []
     model_names: dict[int, str] = {}
     records = (record for batch in table.to_batches() for record in batch.to_pylist())
     for row, record in enumerate(records, start=1):
@@ -336,6 +356,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
         models.append(model)
         vehicles.append(_or_unknown(record.get("vehicle_id")))
         cameras.append(record.get("camera_id") or "")
+        tracks.append(record.get("track_id") or "")
     if not rows:
         raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
     return LabeledImages(
@@ -344,6 +365,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
         np.array(vehicles, dtype=np.int64) if "vehicle_id" in names else None,
         cameras if "camera_id" in names else None,
         model_names,
+        track_ids=tracks if "track_id" in names else None,
     )
 
 

@@ -66,7 +66,7 @@ BY_CAMERA = ("veri", "veri-wild", "vric", "cross-camera")
 BY_MODEL = ("within-model", "within-model-color")
 JUNK = ("veri", "veri-wild")
 AS_EMBEDDED = "as embedded"
-_MAX_GALLERY_ROWS = 1 << 27  # of the galleries of all cameras and repeats, 8 bytes each
+MAX_GALLERY_ROWS = 1 << 27  # of the galleries of all cameras and repeats, 8 bytes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +328,11 @@ def usable_images(
     return usable
 
 
+def cross_camera_rows(camera_ids: NDArray[np.str_] | None, repeats: int) -> int:
+    """Return the rows of the galleries that cross-camera draws, 8 bytes each; 0 without cameras (n,)."""
+    return 0 if camera_ids is None else len(np.unique(camera_ids)) * len(camera_ids) * repeats
+
+
 def applicable_protocols(
     vehicle_ids: NDArray[np.int64],
     camera_ids: NDArray[np.str_] | None,
@@ -336,13 +341,13 @@ def applicable_protocols(
 ) -> list[str]:
     """Return which of cross-camera, within-model, within-model-color and unseen-models the labels allow.
 
-    cross-camera is left out where the galleries of all cameras would take more than 1 GB.
+    cross-camera is left out above MAX_GALLERY_ROWS.
     """
-    cameras = 0 if camera_ids is None else len(np.unique(camera_ids))
+    gallery_rows = cross_camera_rows(camera_ids, repeats)
     return [
         name
         for name, is_known in (
-            ("cross-camera", 0 < cameras * len(vehicle_ids) * repeats <= _MAX_GALLERY_ROWS),
+            ("cross-camera", 0 < gallery_rows <= MAX_GALLERY_ROWS),
             ("within-model", models is not None),
             ("within-model-color", models is not None and models.colors is not None),
             ("unseen-models", models is not None and models.trained is not None),

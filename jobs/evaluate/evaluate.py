@@ -19,10 +19,12 @@ from index.evaluation.metrics import AP_RULES
 from index.evaluation.model_groups import ModelLabels, Oracle, oracles
 from index.evaluation.protocols import (
     JUNK,
+    MAX_GALLERY_ROWS,
     RULES,
     ProtocolResult,
     Ranker,
     applicable_protocols,
+    cross_camera_rows,
     evaluate_protocol,
     make_ranker,
     with_rankings,
@@ -171,6 +173,12 @@ def default_protocols(
     if labelled.protocol not in ("", "vehicleid-paper"):
         return (labelled.protocol,)
     allowed = applicable_protocols(labelled.vehicle_ids, labelled.cameras, models, repeats)
+    rows = cross_camera_rows(labelled.cameras, repeats)
+    if rows > MAX_GALLERY_ROWS:
+        logger.info(
+            f"  cross-camera is left out: its galleries take {8 * rows / 1e9:,.1f} GB of memory; "
+            "--protocol cross-camera asks for it"
+        )
     return ("vehicleid-paper", "vehicleid-common", *allowed)
 
 

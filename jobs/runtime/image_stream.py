@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.preprocessing import IMAGE_SIZE, decode
+from clvr_model.preprocessing import IMAGE_SIZE, Box, decode
 from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
 from infra.errors import (
@@ -73,6 +73,7 @@ def stream_images(
     times: StreamTimes | None = None,
     erased: ErasedCrops | None = None,
     size: int = IMAGE_SIZE,
+    boxes: NDArray[np.int32] | None = None,
 ) -> Iterator[tuple[int, NDArray[np.uint8] | ImageFailure]]:
     """Yield `(position in uris, uint8 (size, size, 3) or ImageFailure)`, each position once, in any order.
 
@@ -81,10 +82,12 @@ def stream_images(
     prefetch: images (268 KB each at the default size) that are in flight or wait for the caller.
     decoders: images that are decoded at the same time; at most the CPUs that the caller may use.
     erased: an image of the same bytes as an erased crop is an ImageFailure with cause `erased`.
+    boxes: (n, 4) left, top, right, bottom in pixels of the part of each image to decode; -1: the whole image.
     Raises errors that do not concern a single image: StoreUnreachable, CredentialsRejected, and StoreDenied
     if the store refuses this client, which after a refused image a listing shows.
     """
-    loader = _Loader(reader, uris, etags, decoders, times or StreamTimes(), erased or ErasedCrops(), size)
+    times, erased = times or StreamTimes(), erased or ErasedCrops()
+    loader = _Loader(reader, uris, etags, decoders, times, erased, size, boxes)
     results = loader.run(prefetch)
     try:
         for position, result in results:
@@ -124,6 +127,7 @@ class _Loader:
         times: StreamTimes,
         erased: ErasedCrops,
         size: int,
+        boxes: NDArray[np.int32] | None,
     ) -> None:
         self.reader = reader
         self.uris = uris
@@ -131,6 +135,7 @@ class _Loader:
         self.times = times
         self.erased = erased
         self.size = size
+        self.boxes = boxes
         self.lock = threading.Lock()
         self.decoders = decoders
         # More decoding threads than CPUs slow each other down.
@@ -192,12 +197,18 @@ class _Loader:
         with self.decode_slots:
             started = time.perf_counter()
             try:
-                return decode(fetched.data, self.size)
+                return decode(fetched.data, self.size, self._box(position))
             finally:
                 with self.lock:
                     self.times.fetch_seconds += fetch_seconds
                     self.times.decode_seconds += time.perf_counter() - started
                     self.times.bytes += len(fetched.data)
+
+    def _box(self, position: int) -> Box | None:
+        if self.boxes is None or self.boxes[position, 0] < 0:
+            return None
+        left, top, right, bottom = self.boxes[position].tolist()
+        return left, top, right, bottom
 
 
 def available_cpus() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from clvr_model.datasets.labelled import (
     LabeledImages,
@@ -40,10 +41,11 @@ MAX_SHOWN = 10  # failures and models that are named
 
 
 def read_labelled(
-    data: str, *, root: str = "", split: str | None = None, labels: str = "model"
+    data: str, *, root: str = "", split: str | None = None, labels: str = "model", tracks: bool = False
 ) -> LabeledImages:
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
+    tracks: the vehicles are the tracks.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
@@ -58,6 +60,8 @@ def read_labelled(
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
+    if tracks:
+        return labelled.with_tracks_as_vehicles()
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
@@ -108,11 +112,13 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs, the model ids and the vehicle ids that are learned, in order."""
+    """Return the SHA-256 of the URIs, and of the models, vehicles and boxes that are learned, in order."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     if labelled.vehicle_ids is not None:
         digest.update(np.ascontiguousarray(labelled.vehicle_ids, np.int64).tobytes())
+    if labelled.boxes is not None:
+        digest.update(np.ascontiguousarray(labelled.boxes, np.int32).tobytes())
     return digest.hexdigest()
 
 
@@ -195,11 +201,14 @@ def drop_unreadable_images(
 
 def _check_images(labelled: LabeledImages, erased: ErasedCrops) -> dict[int, ImageFailure]:
     """Decode every image on the cluster, and return the failures by row."""
-    reader, uris = reader_of(labelled.uris), labelled.uris
+    reader, uris, boxes = reader_of(labelled.uris), labelled.uris, labelled.boxes
     check = ray.remote(num_cpus=1)(_failures)
     starts = range(0, len(uris), TASK_IMAGES)
     known = ray.put(erased)
-    pending = {check.remote(reader, uris[start : start + TASK_IMAGES], known): start for start in starts}
+    pending = {}
+    for start in starts:
+        part = slice(start, start + TASK_IMAGES)
+        pending[check.remote(reader, uris[part], known, None if boxes is None else boxes[part])] = start
     failures: dict[int, ImageFailure] = {}
     done = 0
 
@@ -218,8 +227,10 @@ def _check_images(labelled: LabeledImages, erased: ErasedCrops) -> dict[int, Ima
     return failures
 
 
-def _failures(reader: ArchiveReader, uris: list[str], erased: ErasedCrops) -> dict[int, ImageFailure]:
-    images = stream_images(reader, uris, erased=erased)
+def _failures(
+    reader: ArchiveReader, uris: list[str], erased: ErasedCrops, boxes: NDArray[np.int32] | None
+) -> dict[int, ImageFailure]:
+    images = stream_images(reader, uris, erased=erased, boxes=boxes)
     return {position: image for position, image in images if isinstance(image, ImageFailure)}
 
 
@@ -231,11 +242,12 @@ def report_classes(
     Raises BadLabels for images of a single model, which a classifier cannot learn from.
     """
     if training.vehicle_ids is not None:
+        count, noun = len(np.unique(training.vehicle_ids)), f"{recipe.identity}s"
         logger.info(
-            f"{len(training):,} images of {len(np.unique(training.vehicle_ids)):,} vehicles to train on, "
-            f"{len(validation):,} images of other vehicles for validation"
+            f"{len(training):,} images of {count:,} {noun} to train on, "
+            f"{len(validation):,} images of other {noun} for validation"
         )
-    if not recipe.uses_models:
+    if not recipe.has_classifier:
         return []
     classes = labelled.classes
     if len(classes) < 2:

@@ -163,9 +163,15 @@ def _local_batches(
 
     def load(start: int) -> Arrays:
         batch_rows = rows[start : start + size]
-        uris = [images.uris[row] for row in batch_rows]
+        uris, boxes = [images.uris[row] for row in batch_rows], images.boxes
         arrays = decode_images(
-            reader, uris, batch_rows, transform, decoders=available_cpus(), size=loader.image_size
+            reader,
+            uris,
+            batch_rows,
+            transform,
+            decoders=available_cpus(),
+            size=loader.image_size,
+            boxes=None if boxes is None else boxes[batch_rows],
         )
         return arrays, images.targets(batch_rows)
 
@@ -187,6 +193,7 @@ def _ray_batches(
     images: Images, rows: Rows, size: int, transform: Transform | None, loader: ImageLoader
 ) -> Iterator[Arrays]:
     reader, image_size, workers = reader_of(images.uris), loader.image_size, loader.workers
+    boxes = images.boxes
     block = min(size, BLOCK_IMAGES)
     blocks = [rows[start : start + block] for start in range(0, len(rows), block)]
     if not blocks:
@@ -196,7 +203,14 @@ def _ray_batches(
     def decode_block(table: pa.Table) -> dict[str, NDArray[Any]]:
         uris, block_rows = table["uri"].to_pylist(), table["row"].to_numpy()
         return {
-            "image": decode_images(reader, uris, block_rows, transform, size=image_size),
+            "image": decode_images(
+                reader,
+                uris,
+                block_rows,
+                transform,
+                size=image_size,
+                boxes=None if boxes is None else boxes[block_rows],
+            ),
             "row": block_rows,
         }
 
@@ -225,10 +239,14 @@ def decode_images(
     *,
     decoders: int = 1,
     size: int = IMAGE_SIZE,
+    boxes: NDArray[np.int32] | None = None,
 ) -> NDArray[np.uint8]:
-    """Return the images at the URIs, (n, size, size, 3). Raises ObjectChanged if one cannot be used."""
+    """Return the images at the URIs, or their boxes (n, 4), as (n, size, size, 3).
+
+    Raises ObjectChanged if one cannot be used.
+    """
     arrays = np.empty((len(uris), size, size, 3), np.uint8)
-    for position, image in stream_images(reader, uris, decoders=decoders, size=size):
+    for position, image in stream_images(reader, uris, decoders=decoders, size=size, boxes=boxes):
         if isinstance(image, ImageFailure):
             raise ObjectChanged(
                 f"{uris[position]} was readable before the training: {image.detail}",

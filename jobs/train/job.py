@@ -17,11 +17,15 @@ CACHED_PASSES = 0.01  # both layers of the head, from a cached feature
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """URIs of n images, the class number of each, and its vehicle where the recipe learns from vehicles."""
+    """URIs of n images, the class number of each, and its vehicle where the recipe learns from vehicles.
+
+    boxes: (n, 4) where the release says which part of an image shows the vehicle, see `LabeledImages`.
+    """
 
     uris: list[str]
     classes: NDArray[np.int64]
     vehicles: NDArray[np.int64] | None = None
+    boxes: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.uris)

@@ -62,6 +62,7 @@ class TrainPlan:
     classes: int
     unlearned: int
     vehicles: int
+    identity: str
     smallest_class: int
     largest_class: int
     unreadable_in_sample: int
@@ -77,7 +78,7 @@ class TrainPlan:
 
     def to_text(self) -> str:
         """Return the plan as several lines."""
-        vehicles = f" and {self.vehicles:,} vehicles" if self.vehicles else ""
+        vehicles = f" and {self.vehicles:,} {self.identity}s" if self.vehicles else ""
         lines = [
             f"{self.pictures:,} images of {self.classes} vehicle models{vehicles} to train on, "
             f"{self.held_out:,} for validation; {self.smallest_class:,} to {self.largest_class:,} images "
@@ -106,7 +107,13 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     Raises BadSetting, BadLabels, BadInput if no sampled image can be read.
     """
     recipe = requested_recipe(request)
-    labelled = read_labelled(request.data, root=request.root, split=request.split, labels=recipe.labels_used)
+    labelled = read_labelled(
+        request.data,
+        root=request.root,
+        split=request.split,
+        labels=recipe.labels_used,
+        tracks=recipe.uses_tracks,
+    )
     labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
     training, validation = split_for(recipe, labelled)
     check_sets(recipe, training, request.workers)
@@ -135,6 +142,7 @@ def plan_training(request: TrainRequest) -> TrainPlan:
         held_out=len(validation),
         classes=classes,
         unlearned=classes - len(training.classes),
+        identity=recipe.identity,
         vehicles=0 if training.vehicle_ids is None else len(np.unique(training.vehicle_ids)),
         smallest_class=int(counts.min(initial=len(labelled))) if classes else 0,
         largest_class=int(counts.max(initial=0)),
@@ -214,7 +222,8 @@ def _sample(labelled: LabeledImages, size: int) -> tuple[np.ndarray[Any, np.dtyp
     rows = np.unique(np.linspace(0, len(labelled) - 1, min(PROBE_IMAGES, len(labelled))).astype(int))
     reader = reader_of(labelled.uris)
     started = time.perf_counter()
-    stream = stream_images(reader, [labelled.uris[row] for row in rows], decoders=available_cpus(), size=size)
+    part = labelled.take(rows)
+    stream = stream_images(reader, part.uris, decoders=available_cpus(), size=size, boxes=part.boxes)
     sample = [image for _, image in stream]
     seconds = time.perf_counter() - started
     good = [image for image in sample if not isinstance(image, ImageFailure)]

@@ -80,7 +80,8 @@ def write_report(
 def _title(card: Card, inputs: ReportInputs) -> str:
     subjects = [f"{len(card.label_ids):,} vehicle models"] if card.label_ids else []
     if inputs.training.vehicle_ids is not None:
-        subjects.append(f"{len(np.unique(inputs.training.vehicle_ids)):,} vehicles")
+        identity = card.recipe.get("identity", "vehicle")
+        subjects.append(f"{len(np.unique(inputs.training.vehicle_ids)):,} {identity}s")
     return f"{' and '.join(subjects)}, recipe {card.recipe['name']}"
 
 
@@ -90,6 +91,8 @@ def _summary(card: Card, inputs: ReportInputs) -> str:
         "vehicle": "A network that brings images of the same vehicle together",
         "both": "A classifier over vehicle models that also brings images of the same vehicle together",
     }[card.labels_used]
+    if card.recipe.get("identity") == "track":
+        subject += " that also brings the images of a track together"
     measured = (
         "validation images" if card.labels_used == "model" else "images of vehicles that were not trained on"
     )

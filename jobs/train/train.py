@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,11 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     recipe = requested_recipe(request)
     erased = read_tombstones(open_store(settings.runs))
     everything = read_labelled(
-        request.data, root=request.root, split=request.split, labels=recipe.labels_used
+        request.data,
+        root=request.root,
+        split=request.split,
+        labels=recipe.labels_used,
+        tracks=recipe.uses_tracks,
     )
     everything, held_out_models = without_held_out_models(everything, request.hold_out, recipe)
     labelled = drop_erased_images(everything, erased)
@@ -154,12 +158,16 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     training, validation = split_for(recipe, usable)
     untrained_classes = report_classes(recipe, labelled, training, validation)
     check_sets(recipe, training, request.workers)
-    classes = tuple(labelled.classes) if recipe.uses_models else ()
+    classes = tuple(labelled.classes) if recipe.has_classifier else ()
+    known_models = classes or (tuple(labelled.classes) if recipe.labels_used == "both" else ())
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=_images(training, classes),
-        validation=_images(validation, classes),
+        training=_images(training, known_models),
+        # Rank-1 over tracks would count almost equal images of one pass.
+        validation=_images(
+            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes
+        ),
         folder=folder.uri,
         input=backend,
         log_every=request.log_every,
@@ -216,7 +224,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
 def _images(labelled: LabeledImages, classes: tuple[int, ...]) -> Images:
     """Return the images as workers take them; without classes, all class numbers are -1."""
     numbers = class_numbers(labelled, classes) if classes else np.full(len(labelled), -1, np.int64)
-    return Images(labelled.uris, numbers, labelled.vehicle_ids)
+    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes)
 
 
 def _identity(recipe: Recipe, labelled: LabeledImages) -> str:

@@ -85,6 +85,41 @@ def test_single_image_only_pushes_its_nearest_negative() -> None:
     assert features.grad.ravel().tolist() == pytest.approx([0.0, -1.0, 0.0])
 
 
+def test_negatives_of_the_same_model_by_hand() -> None:
+    # The vehicles at 0 and 1 are of one model; those at 1.5 and 10 are the only ones of theirs.
+    features = torch.tensor([[0.0], [1.0], [1.5], [10.0]], requires_grad=True)
+    vehicles, models = torch.tensor([1, 2, 5, 6]), torch.tensor([3, 3, 8, 4])
+    # With one image each, the center is the image. The nearest negative of 1 is 0, not 1.5.
+    losses = [2 - 1, 2 - 1, 2 - 0.25, 0]
+    loss, _ = coupled_clusters(features, vehicles, margin=2.0, negatives="same_model", models=models)
+    assert float(loss.detach()) == pytest.approx(sum(losses) / 2)
+    loss.backward()
+    # Of 0: x* = 1 moves away by c - x* = -1. Of 1: x* = 0 gets 1. Of 1.5: x* = 1 gets 0.5.
+    assert features.grad.ravel().tolist() == pytest.approx([1.0, -1.0 + 0.5, 0.0, 0.0])
+    zeros = torch.zeros_like(models)
+    alike = coupled_clusters(features, vehicles, margin=2.0, negatives="same_model", models=zeros)
+    assert float(alike[0].detach()) == pytest.approx(
+        float(coupled_clusters(features, vehicles, margin=2.0)[0].detach())
+    )
+
+
+def test_negatives_of_other_models_by_hand() -> None:
+    # Tracks 1 and 2 are of one model, and may show one vehicle; track 3 is of another.
+    features = torch.tensor([[0.0], [2.0], [3.0], [9.0]], requires_grad=True)
+    tracks, models = torch.tensor([1, 1, 2, 3]), torch.tensor([5, 5, 5, 6])
+    # Track 1 has center 1, and its nearest negative is 9, at 64; 3 would be nearer. Of 9, it is 3, at 36.
+    loss, nearer = coupled_clusters(features, tracks, margin=64.0, negatives="other_model", models=models)
+    assert float(loss.detach()) == pytest.approx((1 + 1 + (64 - 36) + (64 - 36)) / 2)
+    assert nearer == 4
+    # Without another model, the images of a track are drawn together, and nothing is pushed.
+    features.grad = None
+    zeros = torch.zeros_like(models)
+    loss, _ = coupled_clusters(features, tracks, margin=64.0, negatives="other_model", models=zeros)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(1.0)
+    assert features.grad.ravel().tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0])
+
+
 def test_one_vehicle_has_no_negative() -> None:
     with pytest.raises(BadInput, match="no negative"):
         coupled_clusters(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), margin=1.0)

@@ -192,6 +192,8 @@ def test_shipped_recipes_of_the_papers_competitors(name: str, labels: str, class
         ("ccl", "stage1.trainable=fusion", "single head"),
         ("ccl", "stage1.clusters_on=vehicle_branch", "single head"),
         ("ccl", "head=mixed", "no stage has a softmax"),
+        ("paper", "stage1.negatives=same_model", "compares no vehicles"),
+        ("tracks", "stage2.negatives=any", "two tracks may show one vehicle"),
         ("ccl", "pooling=gem", "has no pool"),
         ("ccl", "pretrained=imagenet", "no weights of vgg_m are published"),
         ("ccl", "image_size=299", "224"),
@@ -202,6 +204,20 @@ def test_settings_that_do_not_go_together_are_named(name: str, override: str, me
     with pytest.raises(BadSetting) as caught:
         load_recipe(name, [override])
     assert message in f"{caught.value.message} {caught.value.remedy}"
+
+
+def test_negatives_of_the_same_model_need_model_labels_and_no_classifier() -> None:
+    recipe = load_recipe("ccl", ["stage1.negatives=same_model"])
+    assert (recipe.labels_used, recipe.architecture(9).classes) == ("both", 0)
+    assert "same model" in competitor_choices(recipe)["negatives"]["clusters"]
+
+
+def test_tracks_need_model_labels_alone() -> None:
+    recipe = load_recipe("tracks")
+    assert (recipe.uses_vehicles, recipe.uses_tracks, recipe.labels_used) == (True, True, "model")
+    assert recipe.architecture(9).classes == 9
+    objective = Objective.of(recipe.stages[1])
+    assert (objective.negatives, objective.softmax, objective.clusters) == ("other_model", True, True)
 
 
 def test_a_remedy_of_the_batch_is_a_batch_that_fits() -> None:

@@ -86,6 +86,33 @@ def test_an_image_of_the_right_size_is_unchanged() -> None:
     assert (decode(_bytes(scene, "PNG")) == np.asarray(scene)).all()
 
 
+@pytest.mark.parametrize("size", [(160, 120), (1600, 1400)])
+def test_a_box_is_decoded_as_the_image_cut_before(size: tuple[int, int]) -> None:
+    scene = _scene(*size)
+    width, height = size
+    box = (width // 4, height // 3, width // 2, height)
+    cut = decode(_bytes(scene.crop(box), "PNG"))
+    assert (decode(_bytes(scene, "PNG"), box=box) == cut).all()
+    assert _difference(decode(_bytes(scene, "JPEG", quality=95), box=box), cut) < 2
+    assert (
+        decode(_bytes(scene, "PNG"), box=(*box[:2], 9 * width, 9 * height))
+        == decode(_bytes(scene.crop((*box[:2], width, height)), "PNG"))
+    ).all()
+
+
+def test_a_box_is_of_the_image_as_stored_and_an_orientation_follows() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(_bytes(_scene(), "PNG", exif=exif), box=(40, 30, 120, 90))
+    assert (turned == np.rot90(decode(_bytes(_scene(), "PNG"), box=(40, 30, 120, 90)), -1)).all()
+
+
+def test_a_box_outside_of_the_image_is_its_fault() -> None:
+    with pytest.raises(UnreadableImage, match="outside of the image of 160 x 120") as caught:
+        decode(_bytes(_scene(), "PNG"), box=(160, 0, 200, 50))
+    assert caught.value.cause == "outside"
+
+
 def test_scaled_decoding_of_a_large_jpeg_is_close_to_full_decoding() -> None:
     large = _scene(1600, 1400)
     whole = decode(_bytes(large, "PNG"))

@@ -1,5 +1,7 @@
 """P x K sampling: sets stay whole, batches hold different vehicles, and epochs are equal for equal seeds."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def _vehicles(seed: int = 0) -> np.ndarray:
     return rng.permutation(np.repeat(1000 + np.arange(len(counts)), counts))
 
 
-def _order(vehicles: np.ndarray, **changes: int) -> np.ndarray:
+def _order(vehicles: np.ndarray, **changes: Any) -> np.ndarray:
     settings = {"images": 3, "batch": 12, "seed": 5, "stage": 1, "epoch": 0} | changes
     return vehicle_order(vehicles, **settings)
 
@@ -67,6 +69,20 @@ def test_workers_share_every_batch_in_whole_sets(world_size: int) -> None:
         assert sorted(np.concatenate(parts)) == sorted(batch)
         for part in parts:
             assert (vehicles[part].reshape(-1, 3) == vehicles[part].reshape(-1, 3)[:, :1]).all()
+
+
+def test_vehicles_of_a_model_share_batches() -> None:
+    vehicles = np.repeat(np.arange(40), 3)
+    models = np.repeat(np.arange(10), 12)  # four vehicles each
+    rivals = []
+    for epoch in range(5):
+        order = _order(vehicles, epoch=epoch, models=models)
+        assert sorted(order) == list(range(120))
+        for batch in order.reshape(-1, 12):
+            assert len(np.unique(vehicles[batch])) == 4
+            rivals.append(np.bincount(models[batch[::3]]).max())
+    assert min(rivals) >= 2  # four of 40 in a row always have two of one model
+    assert np.mean(rivals) > 2.5
 
 
 def test_too_few_vehicles_name_a_batch_that_fits() -> None:

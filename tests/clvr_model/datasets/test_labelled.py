@@ -255,3 +255,18 @@ class TestSplitByVehicle:
     def test_images_of_no_vehicle_are_refused(self) -> None:
         with pytest.raises(BadLabels, match="2 of 2 images have no vehicle"):
             split_by_vehicle(labelled(1, 2))
+
+
+def test_tracks_take_the_place_of_vehicles(tmp_path: Path) -> None:
+    table = write_csv(
+        tmp_path / "labels.csv",
+        ["uri", "model_id", "camera_id", "track_id", "vehicle_id"],
+        *(["/a.jpg", "1", "c1", "7", "5"], ["/b.jpg", "1", "c1", "7", "5"], ["/c.jpg", "1", "c2", "7", "5"]),
+        *(["/d.jpg", "2", "c1", "", "6"], ["/e.jpg", "2", "c1", "", "6"]),
+    )
+    images = read_table(table).with_tracks_as_vehicles()
+    assert images.vehicle_ids is not None
+    # Track 7 of another camera is another track, and each image without a track is its own.
+    assert images.vehicle_ids.tolist() == [0, 0, 1, 2, 3]
+    with pytest.raises(BadLabels, match="no image has a known track"):
+        labelled(1, 2).with_tracks_as_vehicles()

@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 
 from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc, cmc_of_splits
 from index.evaluation.model_groups import ModelLabels, has_rivals, oracles
-from index.evaluation.protocols import RULES, applicable_protocols, draw_splits, evaluate_protocol
+from index.evaluation.protocols import (
+    MAX_GALLERY_ROWS,
+    RULES,
+    applicable_protocols,
+    cross_camera_rows,
+    draw_splits,
+    evaluate_protocol,
+)
 from infra.errors import BadLabels
 
 VEHICLES = np.arange(240) // 4
@@ -55,7 +62,7 @@ def test_galleries_that_do_not_fit_at_once_are_ranked_in_turn(monkeypatch: pytes
     whole = evaluate_protocol(*arguments, models=labels(), repeats=3)
     monkeypatch.setattr("index.evaluation.cmc._MAX_MEMBERSHIPS", 500)
     assert evaluate_protocol(*arguments, models=labels(), repeats=3).curves.tolist() == whole.curves.tolist()
-    monkeypatch.setattr("index.evaluation.protocols._MAX_GALLERY_ROWS", 3 * 240 * 10 - 1)
+    monkeypatch.setattr("index.evaluation.protocols.MAX_GALLERY_ROWS", 3 * 240 * 10 - 1)
     assert "cross-camera" not in applicable_protocols(VEHICLES, CAMERAS, labels())
 
 
@@ -94,6 +101,14 @@ def test_the_labels_say_which_protocols_apply() -> None:
     assert everything == ["cross-camera", "within-model", "within-model-color", "unseen-models"]
     assert applicable_protocols(VEHICLES, None, ModelLabels(MODELS)) == ["within-model"]
     assert applicable_protocols(VEHICLES, np.full(240, "a"), None) == []
+
+
+def test_galleries_of_cross_camera_have_a_limit_as_a_default() -> None:
+    rows = cross_camera_rows(CAMERAS, repeats=1)
+    assert rows == 240 * len(np.unique(CAMERAS))
+    many = MAX_GALLERY_ROWS // rows + 1
+    assert "cross-camera" in applicable_protocols(VEHICLES, CAMERAS, None, many - 1)
+    assert "cross-camera" not in applicable_protocols(VEHICLES, CAMERAS, None, many)
 
 
 @pytest.mark.parametrize("name", ["vehicleid-paper", "vehicleid-common", "veri", "cross-camera"])

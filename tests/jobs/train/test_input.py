@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,18 @@ def test_transform_receives_the_images_with_their_rows(images: Images) -> None:
 
     ((arrays, _),) = ImageLoader("local", 1).batches(images, np.array([3, 7]), 4, brighten)
     assert arrays[:, 0, 0, 0].tolist() == [63, 147]
+
+
+def test_only_the_box_of_an_image_is_read(images: Images) -> None:
+    split = np.zeros((30, 40, 3), np.uint8)
+    split[:, 20:] = 200
+    for uri in images.uris[:2]:
+        Image.fromarray(split).save(uri)
+    boxes = np.full((12, 4), -1, np.int32)
+    boxes[1] = 20, 0, 40, 30
+    ((arrays, _),) = ImageLoader("local", 1).batches(replace(images, boxes=boxes), np.array([1, 0]), 4)
+    assert arrays[0].min() == 200
+    assert arrays[1].min() == 0
 
 
 def test_image_that_disappeared_is_named_in_the_error(images: Images) -> None:
