@@ -6,7 +6,7 @@ import numpy as np
 
 from clvr_model.checkpoint import Card, read_card
 from clvr_model.datasets.labelled import LabeledImages
-from clvr_model.recipe import recipe_of
+from clvr_model.recipe import Recipe, recipe_of
 from index.runs.tombstones import read_tombstones
 from infra.errors import BadLabels, BadSetting, ObjectExists
 from infra.logging import logger
@@ -60,12 +60,9 @@ def check_trainable(method: Method, request: ReproduceRequest, folder: Store) ->
     """Raise BadLabels or BadSetting if a method cannot be trained on this dataset, before hours of others."""
     if request.checkpoint_of(method) is not None:
         return
-    training = request.training_of(method, folder)
-    recipe = requested_recipe(training)
+    recipe = requested_recipe(request.training_of(method, folder))
     try:
-        labelled = read_labelled(
-            training.data, root=training.root, split=training.split, labels=recipe.labels_used
-        )
+        labelled = _read(request, recipe)
     except BadLabels as error:
         raise BadLabels(
             f"{method.title}: {error.message}", remedy="leave this method out: name the others with --method"
@@ -81,17 +78,23 @@ def _images(card: Card, request: ReproduceRequest, settings: Settings) -> Labele
     """Return the images that the card's training read, if they are those of this dataset."""
     try:
         recipe = recipe_of(card.recipe)
-        everything = read_labelled(
-            request.data,
-            root=request.root,
-            split="train" if request.has_table else None,
-            labels=recipe.labels_used,
-        )
+        everything = _read(request, recipe)
     except (BadSetting, BadLabels):  # a card that no training here wrote, or data without these labels
         return None
     labelled = drop_erased_images(everything, read_tombstones(open_store(settings.runs)))
     known = {data_digest(labelled), data_digest(everything)}  # a purge does not change a finished network
     return labelled if card.data_digest in known else None
+
+
+def _read(request: ReproduceRequest, recipe: Recipe) -> LabeledImages:
+    """Read the images that a recipe learns from, as its training does."""
+    return read_labelled(
+        request.data,
+        root=request.root,
+        split="train" if request.has_table else None,
+        labels=recipe.labels_used,
+        tracks=recipe.uses_tracks,
+    )
 
 
 def held_out_images(
