@@ -53,6 +53,12 @@ def checkpoint_of(method: Method, request: ReproduceRequest, folder: Store, sett
             ) from error
     uri = open_store(taken).uri if taken else folder.uri_of(method.name)
     card = read_card(uri)
+    if card.labels_used != method.labels:
+        raise BadSetting(
+            f"{uri} was trained on the labels {card.labels_used}, "
+            f"and {method.title} learns from {method.labels}",
+            remedy="give it to the method of its labels: --checkpoint METHOD=FOLDER",
+        )
     return Trained(method, uri, card, taken is not None, _images(card, request, settings))
 
 
@@ -81,9 +87,9 @@ def _images(card: Card, request: ReproduceRequest, settings: Settings) -> Labele
         everything = _read(request, recipe)
     except (BadSetting, BadLabels):  # a card that no training here wrote, or data without these labels
         return None
-    labelled = drop_erased_images(everything, read_tombstones(open_store(settings.runs)))
-    known = {data_digest(labelled), data_digest(everything)}  # a purge does not change a finished network
-    return labelled if card.data_digest in known else None
+    remaining = drop_erased_images(everything, read_tombstones(open_store(settings.runs)))
+    # An image that was erased after the training was part of it.
+    return next((each for each in (remaining, everything) if data_digest(each) == card.data_digest), None)
 
 
 def _read(request: ReproduceRequest, recipe: Recipe) -> LabeledImages:
@@ -110,7 +116,8 @@ def held_out_images(
         checks.create_bucket()
     erased = read_tombstones(open_store(settings.runs))
     usable, _ = drop_unreadable_images(trained.images, request.max_bad_fraction, checks, erased)
-    return split_for(recipe_of(trained.card.recipe), usable)
+    training, held_out = split_for(recipe_of(trained.card.recipe), usable)
+    return training, drop_erased_images(held_out, erased)
 
 
 def with_vehicles(request: ReproduceRequest, images: LabeledImages) -> LabeledImages:

@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 
+from clvr_model.checkpoint import Card, save_checkpoint
+from clvr_model.network import Architecture, Clvr
 from infra.errors import BadSetting
+from infra.settings import load_settings
 from infra.store import open_store
 from jobs.reproduce.request import METHODS, ReproduceRequest
+from jobs.reproduce.training import checkpoint_of
 
 
 def request(**values: Any) -> ReproduceRequest:
@@ -44,3 +48,12 @@ def test_each_method_has_its_own_recipe_changes_and_folder(tmp_path) -> None:
     assert training.output == str(tmp_path / "clvr")
     assert training.split is None
     assert ReproduceRequest("a.csv", "to").training_of(clvr, open_store(str(tmp_path))).split == "train"
+
+
+def test_a_checkpoint_of_other_labels_is_not_taken_for_a_method(tmp_path) -> None:
+    network = Clvr.of(Architecture(classes=2, feature_dim=8, backbone="vgg_m"))
+    folder = str(tmp_path / "model")
+    save_checkpoint(folder, network, Card(label_ids=(0, 1)))
+    given = request(checkpoints=(f"ccl={folder}",))
+    with pytest.raises(BadSetting, match="on the labels model, and CCL learns from vehicle"):
+        checkpoint_of(METHODS[0], given, open_store(str(tmp_path)), load_settings())
