@@ -53,6 +53,7 @@ def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
     assert {each["trained_vehicles"] for each in results["lists"]} == {0}
 
     settings = load_settings({"runs": str(tmp_path / "table1/runs")})
+    drawn: dict[tuple[str, str], list[list[int]]] = {}
     for method in results["methods"]:
         for name in LISTS:
             request = EvaluateRequest(
@@ -63,7 +64,10 @@ def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
                 repeats=3,
                 variants=(),
             )
-            for expected in evaluate_run(request, settings).results:
+            (listed,) = evaluate_run(request, settings).lists
+            for expected in listed.results:
+                probes = [listed.labelled.crop_ids[split.probes].tolist() for split in expected.splits]
+                assert drawn.setdefault((name, expected.name), probes) == probes  # the same for every method
                 found = figures[method["name"], name, expected.name]
                 last = expected.curves.shape[1]
                 for rank in (1, 5):
