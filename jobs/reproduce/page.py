@@ -1,5 +1,6 @@
 """The page of a reproduction: its figures with sentences that say what they are of."""
 
+import os
 import platform
 import shlex
 import sys
@@ -49,7 +50,7 @@ def table1_page(
             "data": results.data,
             "draws": f"{results.draws}, seed {results.seed}",
             "runs": ", ".join(method.run_id for method in results.methods),
-            "machine": f"{platform.machine()}, {platform.system()}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         },
         command=shlex.join(["clvr", *sys.argv[1:]]),
     )
