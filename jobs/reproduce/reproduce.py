@@ -1,10 +1,10 @@
 """`clvr reproduce`: train or take three methods, embed the test images, evaluate all lists, write Table 1.
 
-Below the folder, each written whole; a repeat continues with what is missing:
+The folder is also a folder of runs. Below it, each written whole; a repeat continues with what is missing:
 
     <method>/                   checkpoint and training state, as `clvr train` writes them
     images-<digest>.csv         a list of images to embed
-    runs/<fingerprint>-<digest> features of these images, as `clvr embed` writes them
+    runs/<run_id>/              features of these images, as `clvr embed` writes them
     evaluations/<method>-<list>-<digest>.json
     table1.html, results.json
     done.json                   last: what the page and the figures were made of, with their digests
@@ -39,7 +39,6 @@ from jobs.reproduce.training import Trained, check_trainable, checkpoint_of, hel
 PAGE = "table1.html"
 RESULTS = "results.json"
 DONE = "done.json"
-RUNS = "runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,9 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     """
     methods = request.chosen()
     folder = open_store(request.folder)
-    settings = settings_of(folder, settings)
-    for store in (folder, open_store(settings.runs)):
-        if store.local:
-            store.create_bucket()  # creates the local folder; a real bucket must exist
+    if folder.local:
+        folder.create_bucket()  # creates the local folder; a real bucket must exist
+    settings = settings.model_copy(update={"runs": folder.uri})
     if request.root:
         request = replace(request, root=open_store(request.root).uri)  # lists and trainings name it alike
     images = read_test_images(request)
@@ -96,11 +94,6 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     page = _page(request, results, trained, runs, images, folder, settings)
     _write(folder, settings, inputs, {PAGE: page.encode(), RESULTS: results.to_json()}, shown)
     return _reproduction(folder, results)
-
-
-def settings_of(folder: Store, settings: Settings) -> Settings:
-    """Return the settings with the folder of runs of a reproduction."""
-    return settings.model_copy(update={"runs": folder.uri_of(RUNS)})
 
 
 def _digest_of_inputs(request: ReproduceRequest, images: TestImages, trained: Sequence[Trained]) -> str:

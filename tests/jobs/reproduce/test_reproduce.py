@@ -52,7 +52,7 @@ def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
     assert {each["trained_images"] for each in results["lists"]} == {0}
     assert {each["trained_vehicles"] for each in results["lists"]} == {0}
 
-    settings = load_settings({"runs": str(tmp_path / "table1/runs")})
+    settings = load_settings({"runs": str(tmp_path / "table1")})
     drawn: dict[tuple[str, str], list[list[int]]] = {}
     for method in results["methods"]:
         for name in LISTS:
