@@ -31,11 +31,12 @@ def figures_by_place(results: dict) -> dict[tuple[str, str, str], dict]:
     }
 
 
+@pytest.mark.timeout(900)  # three trainings and four embeddings
 def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
     clvr, archive, tmp_path, arguments
 ) -> None:
     command = arguments(archive, tmp_path / "table1")
-    done = clvr(*command, "--json", timeout=900)  # three trainings and four embeddings
+    done = clvr(*command, "--json", timeout=800)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     figures = figures_by_place(results)
@@ -109,6 +110,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return options
 
 
+@pytest.mark.slow
 def test_checkpoints_are_taken_and_what_is_unknown_of_them_is_said(
     clvr, archive, tmp_path, arguments, checkpoints
 ) -> None:
