@@ -39,6 +39,7 @@ _VERSIONED = (
     "timm",
 )
 DEFAULT_LABELS = "model"
+NO_LABELS = "none"
 _DAMAGED = "train again, or copy the checkpoint anew from where it was made"
 
 
@@ -48,8 +49,8 @@ class Card:
 
     label_ids: the original model label of each class, in class order; empty without a classifier. `recipe`,
     `metrics`, `backbone` and `unstated` (choices that the paper leaves open) are plain JSON values. `guard`
-    is a PrecisionCheck as a dict, if there is one. labels_used: model, vehicle or both. `save_checkpoint`
-    fills in the fields from `preprocessing` on. Field names are the keys of card.json.
+    is a PrecisionCheck as a dict, if there is one. labels_used: model, vehicle, both or none.
+    `save_checkpoint` fills in the fields from `preprocessing` on. Field names are the keys of card.json.
     """
 
     label_ids: tuple[int, ...]

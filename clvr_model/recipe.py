@@ -24,6 +24,7 @@ from clvr_model.backbones import (
     check_backbone,
     check_last_stride,
     check_pooling,
+    has_top,
     imagenet_weights,
     input_size,
     is_timm,
@@ -34,7 +35,7 @@ from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("ccl", "demo", "mixeddiff", "paper", "paper-tf", "strong", "tracks")
+SHIPPED = ("ccl", "demo", "lite", "mixeddiff", "paper", "paper-tf", "strong", "tracks")
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
@@ -101,9 +102,9 @@ class Stage(_Fields):
     """The optimizer; each stage starts a fresh one."""
     lr: Real = Field(gt=0)
     """The learning rate; under a schedule, its highest value."""
-    trainable: Literal["head", "all", "fusion"] = "all"
-    """Which weights learn: 'head' freezes the backbone with its pool and batch statistics, 'fusion' also the
-    branches of a mixed head."""
+    trainable: Literal["head", "top", "all", "fusion"] = "all"
+    """Which weights learn: 'head' freezes the backbone with its pool and batch statistics, 'top' the batch
+    statistics and the backbone below its last reduction, 'fusion' also the branches of a mixed head."""
     momentum: Real = Field(default=0.0, ge=0, le=0.9999)
     """Momentum of the optimizer."""
     weight_decay: Real = Field(default=0.0, ge=0)
@@ -185,7 +186,7 @@ class Stage(_Fields):
     @property
     def cacheable(self) -> bool:
         """Whether the outputs of the backbone and its pool stay the same throughout the stage."""
-        return self.cache_features and self.trainable != "all" and not self.augments
+        return self.cache_features and self.trainable not in ("all", "top") and not self.augments
 
 
 class Recipe(_Fields):
@@ -435,6 +436,11 @@ def _check_together(recipe: Recipe) -> None:
             raise BadSetting(
                 f"stage{number}.warmup_epochs is {stage.warmup_epochs}",
                 remedy=f"the stage has {stage.epochs} epochs",
+            )
+        if stage.trainable == "top" and not has_top(recipe.backbone):
+            raise BadSetting(
+                f"stage{number}.trainable is 'top', and {recipe.backbone} is not divided",
+                remedy=f"set stage{number}.trainable=all, or head",
             )
         _check_clusters(recipe, stage, f"stage{number}")
         if recipe.identity == "track" and stage.uses_clusters and stage.negatives != "other_model":

@@ -124,6 +124,9 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
     network = unwrap_ddp(module)
     if isinstance(network, Clvr):
         network.backbone.requires_grad_(stage.trainable == "all")
+        if stage.trainable == "top":
+            for name, parameter in network.backbone.named_parameters():
+                parameter.requires_grad_(name.startswith(network.backbone.top))
         network.head.select(
             softmax=stage.uses_softmax, output=stage.output, fusion_only=stage.trainable == "fusion"
         )

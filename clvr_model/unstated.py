@@ -93,6 +93,7 @@ def _stage(stage: Stage) -> str:
     learns = {
         "all": "shared layers learn too",
         "head": "shared layers frozen",
+        "top": "shared layers below the last reduction frozen",
         "fusion": "shared layers and branches frozen",
     }[stage.trainable]
     return f"{stage.name}: {stage.loss}, {learns}"

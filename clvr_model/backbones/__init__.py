@@ -4,6 +4,7 @@ A new backbone is a module with a subclass of `Backbone`, which has its facts, a
 """
 
 from clvr_model.backbones.base import Backbone
+from clvr_model.backbones.efficientnet_lite import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from clvr_model.backbones.inception import InceptionV3
 from clvr_model.backbones.resnet import ResNet50
 from clvr_model.backbones.timm import TIMM_PREFIX, TimmBackbone
@@ -17,6 +18,9 @@ BACKBONES: dict[str, type[Backbone]] = {
     ResNet50.name: ResNet50,
     Vgg16.name: Vgg16,
     VggM.name: VggM,
+    EfficientNetLite0.name: EfficientNetLite0,
+    EfficientNetLite1.name: EfficientNetLite1,
+    EfficientNetLite2.name: EfficientNetLite2,
 }
 DEFAULT_BACKBONE = InceptionV3.name  # the paper's
 
@@ -64,6 +68,11 @@ def check_pooling(name: str, pooling: Pooling) -> None:
     """Raise BadSetting for a pool in a backbone that has none."""
     if name in BACKBONES and not BACKBONES[name].has_pool and pooling != "mean":
         raise BadSetting(f"pooling is {pooling!r}, and {name} has no pool", remedy="set pooling=mean")
+
+
+def has_top(name: str) -> bool:
+    """Whether the backbone is divided, so that `trainable: top` can freeze the layers below its top."""
+    return name in BACKBONES and bool(BACKBONES[name].top)
 
 
 def input_size(name: str) -> int:

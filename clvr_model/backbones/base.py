@@ -13,7 +13,8 @@ class Backbone(nn.Module):
     Subclasses take the keywords `pooling`, `last_stride` and `seed`. name: the architecture in recipes and
     cards. imagenet_weights: address of published weights for `weights.load_backbone`, "" without any that it
     can read. input_size: h and w. has_pool: whether `pooling` and `last_stride` have an effect. heads:
-    prefixes of the classifier's parameters in published weights, which are ignored.
+    prefixes of the classifier's parameters in published weights, which are ignored. top: prefixes of the
+    parameters of the layers from the last reduction on, which `trainable: top` trains; () without a pool.
     """
 
     name: ClassVar[str]
@@ -21,6 +22,7 @@ class Backbone(nn.Module):
     input_size: ClassVar[int] = IMAGE_SIZE
     takes_pool_counts_padding: ClassVar[bool] = False
     has_pool: ClassVar[bool] = True
+    top: tuple[str, ...] = ()
     pooled_dim: int
     heads: tuple[str, ...]
 

@@ -121,6 +121,7 @@ class InceptionV3(Backbone):
     takes_pool_counts_padding = True
     pooled_dim = POOLED_DIM
     heads = ("fc.", "AuxLogits.")
+    top = ("Mixed_7a.", "Mixed_7b.", "Mixed_7c.", "pool.")
 
     def __init__(
         self,

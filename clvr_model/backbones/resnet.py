@@ -57,6 +57,7 @@ class ResNet50(Backbone):
     imagenet_weights = "hf:timm/resnet50.tv_in1k"
     pooled_dim = 512 * EXPANSION
     heads = ("fc.",)
+    top = ("layer4.", "pool.")
 
     def __init__(self, *, pooling: Pooling = "mean", last_stride: int = 2, seed: int = 0) -> None:
         super().__init__()

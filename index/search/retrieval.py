@@ -142,7 +142,11 @@ def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Match]:
     probe_cameras = set() if rules.same_camera else set(probe.cameras)
     probe_tracks = frozenset() if rules.same_track else probe.tracks
     matches: dict[object, Match] = {}
+    seen: set[int] = set()
     for hit in hits:
+        if hit.crop_id in seen:
+            continue  # Milvus Lite may have both rows of a crop after an increment that was killed
+        seen.add(hit.crop_id)
         if rules.max_distance is not None and hit.distance > rules.max_distance:
             break
         sighting = Sighting(hit.camera_id, hit.track_id, hit.captured_at, hit.crop_id)

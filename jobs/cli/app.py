@@ -88,6 +88,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": setup.demo,
     "generate": archive.generate,
     "train": training.train,
+    "model": training.model,
     "plan": archive.plan,
     "embed": archive.embed,
     "status": archive.status,

@@ -53,6 +53,12 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Another run of the same images: compare by paired bootstrap.")
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint to show beside RUN, such as its untrained start; embeds RUN's archive once."
+        ),
+    ] = None,
     archive: Annotated[
         str | None, typer.Option(help="Archive to embed once by the checkpoint RUN, then evaluate.")
     ] = None,
@@ -84,7 +90,11 @@ def evaluate(
         workers=workers,
         device=device,
         ap=ap,
+        baseline=baseline,
+        max_quarantine_rate=max_quarantine_rate,
     )
+    if compare is not None and baseline is not None:
+        raise typer.BadParameter("it has no effect with --compare", param_hint="--baseline")
     if compare is None:
         emit(evaluate_run(request, settings), as_json)
     else:

@@ -1,6 +1,6 @@
-"""The command train."""
+"""The commands train and model."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,13 +13,14 @@ def train(
     ],
     output: Annotated[str, typer.Option(help="URI of the checkpoint to write.")],
     recipe: Annotated[
-        str, typer.Option(help="paper, strong, ccl, mixeddiff, demo, or a YAML file.")
+        str, typer.Option(help="paper, strong, lite, ccl, mixeddiff, demo, or a YAML file.")
     ] = "paper",
     override: Annotated[list[str] | None, typer.Option("--set", help="e.g. stage2.epochs=5")] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Initial weights: a .pth/.safetensors file (a path or s3://…), hf:NAME, or random."
+            help="Initial weights: a .pth/.safetensors file (a path or s3://…), hf:NAME, package:NAME, "
+            "imagenet, or random."
         ),
     ] = None,
     root: Annotated[str, typer.Option(help="Root of the keys of a table.")] = "",
@@ -81,3 +82,37 @@ def train(
         emit(plan_training(request), as_json)
         return
     emit(train_checkpoint(request, settings_of(ray=ray)), as_json)
+
+
+def model(
+    action: Annotated[
+        Literal["import", "show"], typer.Argument(help="Make a checkpoint, or print its card.")
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="With import: a backbone, for its ImageNet weights, or weights as for train --weights. "
+            "With show: a checkpoint."
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option("--to", help="With import: URI of the checkpoint to write.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="With import: backbone of a file of weights (default: by its content).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Use a pretrained network without labels. Example: clvr model import efficientnet_lite0 --to start
+
+    The checkpoint has no classifier. Its feature is the backbone's pooled one, with 1024 dimensions and
+    length 1.
+    """
+    from jobs.model import import_model, show_model
+
+    if action == "show":
+        emit(show_model(source), as_json)
+        return
+    if to is None:
+        raise typer.BadParameter("import needs the URI of the checkpoint", param_hint="--to")
+    emit(import_model(source, to, network), as_json)

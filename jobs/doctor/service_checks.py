@@ -112,7 +112,7 @@ def check_model(uri: str | None) -> CheckResult:
     checkpoint = load_checkpoint(uri)
     card = checkpoint.card
     trained = f", created {card.created_at[:10]}" if card.created_at else ""
-    labels = f"{len(card.label_ids)} vehicle models" if card.label_ids else "trained on vehicles alone"
+    labels = f"{len(card.label_ids)} vehicle models" if card.label_ids else "no classifier of vehicle models"
     return ok("model", f"fingerprint {checkpoint.fingerprint}, {labels}{trained}")
 
 

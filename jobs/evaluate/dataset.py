@@ -18,7 +18,7 @@ from index.evaluation.model_groups import ModelLabels
 from index.runs.run import Run, list_runs
 from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import read_tombstones
-from infra.errors import BadLabels
+from infra.errors import BadInput, BadLabels
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import TABLE_SUFFIXES, TimeRange, open_store
@@ -267,6 +267,19 @@ def _embedded(run: Run, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.T
     if not sum(map(len, id_rows)):
         raise BadLabels(f"no embedded crop of run {run.run_id} has a vehicle id", remedy="check --labels")
     return np.concatenate(id_rows), pa.Table.from_batches(batches), np.concatenate(features)
+
+
+def features_of(run: Run, crop_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the features (n, 1024) of these crops, in their order. Raises BadInput if the run lacks one."""
+    rows, _, features = _embedded(run, crop_ids)
+    if len(rows) < len(crop_ids):
+        raise BadInput(
+            f"run {run.run_id} lacks {len(crop_ids) - len(rows):,} of {len(crop_ids):,} labelled crops",
+            remedy="embed the whole archive with its checkpoint: clvr embed",
+        )
+    ordered = np.empty_like(features)
+    ordered[rows] = features
+    return ordered
 
 
 def _dataset_split(chosen: EvaluationList, archive: str, uris: list[str]) -> Split | None:

@@ -33,13 +33,21 @@ from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
 from index.outputs import record_output
+from index.runs.run import Run
 from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
-from jobs.evaluate.dataset import LabelledRun, evaluation_lists, labelled_run
+from jobs.evaluate.dataset import (
+    LabelledRun,
+    embed_labelled_set,
+    evaluation_lists,
+    features_of,
+    labelled_run,
+)
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
+from jobs.pages.evaluation_page import BASELINE
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
@@ -55,6 +63,7 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
     _check_request(request)
     run = find_run(request.run, settings)
     card = read_card(run.info.model)
+    baseline = _embedded_baseline(run, request, settings)
     lists = []
     for chosen in evaluation_lists(request.labels, request.split, settings.plausible_times()):
         labelled = labelled_run(run, chosen)
@@ -62,7 +71,8 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         logger.info(f"run {run.run_id}: {len(labelled.features):,} crops{suffix} with a vehicle id")
         for line in labelled.accounting():
             logger.info(f"  {line}")
-        lists.append(_evaluate_list(labelled, labelled.models(card.label_ids), request, settings))
+        models = labelled.models(card.label_ids)
+        lists.append(_evaluate_list(labelled, models, request, settings, baseline))
     evaluation = Evaluation(tuple(lists), request.ap)
     if request.html:
         record_output(run.store, "page", str(request.html.with_suffix(".json").resolve()))
@@ -86,8 +96,26 @@ def _check_request(request: EvaluateRequest) -> None:
                 raise BadSetting(f"unknown {kind} '{name}'", remedy=f"use one of: {', '.join(known)}")
 
 
+def _embedded_baseline(run: Run, request: EvaluateRequest, settings: Settings) -> Run | None:
+    """Return a run of the same archive by the baseline's checkpoint; it is embedded if there is none."""
+    if request.baseline is None:
+        return None
+    run_id = embed_labelled_set(request.baseline, run.info.archive, settings, request.max_quarantine_rate)
+    return find_run(run_id, settings)
+
+
+def _baseline_name(run: Run) -> str:
+    card = read_card(run.info.model)
+    name = card.recipe.get("name") or f"{card.architecture['backbone']}, untrained"
+    return f"{BASELINE}: {name}"
+
+
 def _evaluate_list(
-    labelled: LabelledRun, models: ModelLabels | None, request: EvaluateRequest, settings: Settings
+    labelled: LabelledRun,
+    models: ModelLabels | None,
+    request: EvaluateRequest,
+    settings: Settings,
+    baseline: Run | None = None,
 ) -> ListEvaluation:
     rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
     run = make_ray_blocks(settings) if request.workers else run_here
@@ -98,7 +126,10 @@ def _evaluate_list(
     return ListEvaluation(
         labelled=labelled,
         results=results,
-        variants=tuple(_variants(labelled, results, request.variants, rank, run)),
+        variants=(
+            *(_baseline_results(labelled, results, baseline, rank) if baseline else ()),
+            *_variants(labelled, results, request.variants, rank, run),
+        ),
         distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(images)),
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
@@ -180,6 +211,28 @@ def default_protocols(
             "--protocol cross-camera asks for it"
         )
     return ("vehicleid-paper", "vehicleid-common", *allowed)
+
+
+def _baseline_results(
+    labelled: LabelledRun, results: Sequence[ProtocolResult], baseline: Run, rank: Ranker
+) -> list[ProtocolResult]:
+    """Rank the same splits by the features of the baseline."""
+    images = labelled.images(features_of(baseline, labelled.crop_ids))
+    name = _baseline_name(baseline)
+    return [
+        with_rankings(
+            result,
+            rank(
+                images,
+                result.splits,
+                max_rank=result.curves.shape[1],
+                same_camera_is_junk=result.name in JUNK,
+                skip_unmatched=True,
+            ),
+            name,
+        )
+        for result in results
+    ]
 
 
 def _variants(

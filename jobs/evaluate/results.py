@@ -158,6 +158,8 @@ class EvaluateRequest:
     workers: int = 0
     device: str = "cpu"
     ap: str = "mean"  # of `AP_RULES`, in tables and pages; JSON has all
+    baseline: str | None = None  # a checkpoint that ranks the same splits, to show beside
+    max_quarantine_rate: float = 0.01  # of the baseline's run, if it has to be embedded
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ from jobs.pages.charts import ClassChart, Histogram, class_chart, histogram
 from jobs.pages.html import render
 from jobs.pages.published import PUBLISHED_MODEL_ACCURACY, Published
 
+BASELINE = "baseline"
+"""How the name of the baseline's features starts, among the variants."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
@@ -181,6 +184,20 @@ class EvaluationPage:
     def headline(self) -> ProtocolResult | None:
         """The result whose figures head the page."""
         return next((section.results[0] for section in self.lists if section.results), None)
+
+    @property
+    def baseline(self) -> ProtocolResult | None:
+        """The baseline's result by the protocol of the headline, if there is a baseline."""
+        headline = self.headline
+        variants = self.lists[0].variants if self.lists and headline else ()
+        return next(
+            (
+                result
+                for result in variants
+                if headline and result.name == headline.name and result.features.startswith(BASELINE)
+            ),
+            None,
+        )
 
     @property
     def beside(self) -> ProtocolResult | None:

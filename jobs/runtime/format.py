@@ -7,7 +7,12 @@ from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from infra.store import format_ms
 
 NO_VALUE = "\N{EN DASH}"
-LABELS_USED = {"model": "vehicle models", "vehicle": "vehicles", "both": "vehicle models and vehicles"}
+LABELS_USED = {
+    "model": "vehicle models",
+    "vehicle": "vehicles",
+    "both": "vehicle models and vehicles",
+    "none": "none: pretrained on other images",
+}
 """What the values of a card's `labels_used` are called."""
 
 

@@ -212,6 +212,7 @@ def resolve_model_filters(
 ) -> Rules:
     """Add the vehicle models of a request, given by name or number. Raises BadInput for an unknown model."""
     model_ids = [_model_id(text, searcher.model_names) for text in request.models]
+    searcher.require_models(model_ids)
     if request.same_model:
         model_ids += [_predicted_model(image, searcher) for image in images]
     if not model_ids:
@@ -295,7 +296,7 @@ def _predicted_model(image: str, searcher: Searcher) -> int:
         model = int(searcher.embedder(read_image(image, searcher.image_size)[None]).model_id[0])
     if model == UNKNOWN_LABEL:
         raise BadInput(
-            "the archive's model was trained on vehicles alone and names no vehicle model",
+            "the archive's model has no classifier and predicts no vehicle model",
             remedy="search without the filter by vehicle model",
         )
     return model

@@ -93,6 +93,22 @@ class Searcher:
         """The calibration of this model, or None."""
         return calibration_of(open_store(self.settings.runs), self.source.fingerprint)
 
+    def require_models(self, numbers: Sequence[int]) -> None:
+        """Raise BadInput for a vehicle model that the checkpoint does not predict."""
+        if not numbers:
+            return
+        known = set(read_card(self.checkpoint_uri).label_ids)
+        if not known:
+            raise BadInput(
+                "the archive's model has no classifier and predicts no vehicle model",
+                remedy="search without the filter by vehicle model",
+            )
+        if unknown := sorted(set(numbers) - known):
+            raise BadInput(
+                f"the checkpoint knows no vehicle model {', '.join(map(str, unknown))}",
+                remedy=f"it has {len(known)} vehicle models, numbered from {min(known)} to {max(known)}",
+            )
+
     @cached_property
     def model_names(self) -> dict[int, str]:
         """Names of the predicted vehicle models."""

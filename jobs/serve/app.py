@@ -111,6 +111,7 @@ def _search(
 ) -> dict[str, Any]:
     searcher = view.searcher
     searcher.require_cameras(cameras)
+    searcher.require_models(rules.filters.model_ids)
     started = time.perf_counter()
     probes = [view.probe(data) for data in images]
     probes += [searcher.probe(f"{CROP}{crop}") for crop in crops]

@@ -11,6 +11,7 @@ from clvr_model.training import Totals, drop_last
 
 # Cost of one image in passes; one pass is a forward pass through the network.
 TRAIN_ALL_PASSES = 3.0  # forward, and backward through every layer
+TRAIN_TOP_PASSES = 1.7  # forward, and backward through about a third of the layers
 TRAIN_HEAD_PASSES = 1.02  # forward, and backward through two layers
 CACHED_PASSES = 0.01  # both layers of the head, from a cached feature
 
@@ -105,4 +106,4 @@ class Work:
         """Passes of training on one image."""
         if stage.cacheable:
             return CACHED_PASSES
-        return TRAIN_ALL_PASSES if stage.trainable == "all" else TRAIN_HEAD_PASSES
+        return {"all": TRAIN_ALL_PASSES, "top": TRAIN_TOP_PASSES}.get(stage.trainable, TRAIN_HEAD_PASSES)

@@ -198,9 +198,11 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
 
 
 def _stage(stage: Mapping[str, Any]) -> str:
-    layers = {"head": "backbone frozen", "fusion": "backbone and branches frozen"}.get(
-        stage["trainable"], "all layers"
-    )
+    layers = {
+        "head": "backbone frozen",
+        "top": "backbone frozen below its last reduction",
+        "fusion": "backbone and branches frozen",
+    }.get(stage["trainable"], "all layers")
     epochs = "epoch" if stage["epochs"] == 1 else "epochs"
     loss = f", {stage['loss']}" if "loss" in stage else ""
     return (

@@ -47,6 +47,7 @@ BENCHMARKS = {
     "bench_train": Benchmark("bench_train"),
     "bench_train_input": Benchmark("bench_train_input"),
     "bench_ablation": Benchmark("bench_ablation", quick=False),  # hours, and photographs
+    "bench_models": Benchmark("bench_models", quick=False),  # likewise: it needs a folder of photographs
 }
 
 

@@ -114,6 +114,7 @@ def test_a_calibrated_model_reports_a_vehicle_that_is_not_in_the_archive(clvr: C
         (["IMAGE", "--from", "soon"], 3, "not an ISO 8601 time"),
         (["IMAGE", "--from", "2026-02-02", "--until", "2026-01-01"], 3, "time window is empty"),
         (["IMAGE", "--vehicle-model", "Tank"], 3, "vehicle models: Hatch, Van"),
+        (["IMAGE", "--vehicle-model", "999"], 3, "knows no vehicle model 999"),
         (["IMAGE", "--drop-impossible"], 3, "--camera-positions"),
         (["IMAGE", "--sighting", "000"], 3, "has no time"),
         (["IMAGE", "--max-distance", "-1"], 3, "is not positive"),

@@ -28,6 +28,15 @@ STRONG: dict[str, Any] = {
     "classifier": "cosine",
     "feature_relu": False,
 }
+# Of the last map, at a last stride of 2 and of 1.
+MAP_SIDES = {
+    "inception_v3": (8, 17),
+    "resnet50": (10, 19),
+    "vgg16": (9, 18),
+    "efficientnet_lite0": (7, 14),
+    "efficientnet_lite1": (8, 15),
+    "efficientnet_lite2": (9, 17),
+}
 NOISE = np.random.default_rng(5).integers(0, 256, (299, 299, 3), np.uint8)
 IMAGES = np.stack([NOISE, np.where(NOISE[:, :, :1] > 250, 250, 10 + NOISE // 100)]).astype(np.uint8)
 
@@ -88,9 +97,8 @@ def test_a_last_stride_of_one_gives_finer_maps_and_adds_no_parameter(name: str) 
             lambda _, inputs, stride=stride: sizes.update({stride: tuple(inputs[0].shape[2:])})
         )
         with torch.inference_mode():
-            backbone(torch.zeros(1, 3, 299, 299))
-    coarse = {"inception_v3": 8, "resnet50": 10, "vgg16": 9}[name]
-    fine = {"inception_v3": 17, "resnet50": 19, "vgg16": 18}[name]
+            backbone(torch.zeros(1, 3, backbone.input_size, backbone.input_size))
+    coarse, fine = MAP_SIDES[name]
     assert sizes == {1: (fine, fine), 2: (coarse, coarse)}
 
 

@@ -72,6 +72,12 @@ def test_a_track_is_grouped_on_its_own_camera_only() -> None:
     assert ids(select(probe(0), hits, Rules(group_by_track=False))) == [1, 2, 3, 4, 5]
 
 
+def test_two_rows_of_a_crop_are_one_crop() -> None:
+    hits = [hit(1, 0.1, "b", "t"), hit(1, 0.1, "b", "t"), hit(2, 0.2, "b", "t"), hit(3, 0.3, "b")]
+    matches = select(probe(0.0), [*hits, hits[-1]], Rules())
+    assert [(match.hit.crop_id, match.crops) for match in matches] == [(1, 2), (3, 1)]
+
+
 def test_unknown_cameras_and_tracks_of_a_probe_exclude_nothing() -> None:
     assert ids(select(probe(0, Sighting("", "", -1)), [hit(1, 1, "")], Rules())) == [1]
 

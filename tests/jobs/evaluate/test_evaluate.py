@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import crop_id_of
 from index.outputs import list_outputs
 from index.runs.run import Run
@@ -125,6 +126,28 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
     recorded = {output.uri: len(output.crops) for output in list_outputs(open_store(settings.runs))}
     crops = len(result.labelled.crop_ids)
     assert recorded == {str(tmp_path / "page.html"): crops, str(tmp_path / "page.json"): 0}
+
+
+def test_a_baseline_ranks_the_same_splits_and_is_on_the_page(
+    make_run: Make, settings: Settings, checkpoint: str, tmp_path: Path
+) -> None:
+    make_run(
+        "r1", noise=2.0, fingerprint=load_checkpoint(checkpoint).fingerprint
+    )  # found, not embedded again
+    make_run("r2", quarantined=2)
+    request = EvaluateRequest(
+        "r2", html=tmp_path / "page.html", baseline=checkpoint, variants=(), protocols=("vehicleid-paper",)
+    )
+    result = evaluate_run(request, settings)
+    plain, baseline = result.to_json()["lists"][0]["protocols"]
+    assert baseline["features"] == "baseline: inception_v3, untrained"
+    assert baseline["probes"] == plain["probes"]
+    assert baseline["map"]["mean"] < plain["map"]["mean"]
+    share = 100 * baseline["cmc"]["rank-1"]["mean"]
+    assert f"{share:.1f} % &middot; baseline: inception_v3, untrained" in (tmp_path / "page.html").read_text()
+    make_run("r3", fingerprint=load_checkpoint(checkpoint).fingerprint, quarantined=4)
+    with pytest.raises(BadInput, match="run r3 lacks 2 of 58 labelled crops"):
+        evaluate_run(request, settings)
 
 
 def test_every_test_list_of_vehicleid_is_evaluated(
