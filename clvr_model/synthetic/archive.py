@@ -7,7 +7,7 @@ again. The hierarchy is VehicleID's: many vehicles share a model and a color, an
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +25,9 @@ from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
 from infra.store import Store
 
 Layout = Literal["archive", "vehicleid"]
+
+TEST_LISTS: Final = ("small", "medium", "large")
+MIN_LIST_VEHICLES: Final = 2  # one vehicle has nothing to be confused with
 
 _PUTS_IN_FLIGHT: Final = 32
 _LABEL_ROWS: Final = 65_536
@@ -113,13 +116,16 @@ def write_labels(
 ) -> list[str]:
     """Write the labels of every image, and return the keys written under `prefix`.
 
-    labels.parquet has one row per image: key, image, vehicle_id, model_id, colour_id, camera_id, track_id,
-    captured_at, split ('train' or 'test'). The other files are VehicleID's: attribute/{img2vid,model_attr,
-    color_attr,model_names}.txt and train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID,
-    only training vehicles have a model; the test lists hold a third, two thirds and all other vehicles.
+    labels.parquet has one row per image: key, image, vehicle_id, model_id, model_name, colour_id, color,
+    camera_id, track_id, captured_at, split ('train' or 'test') and test_list: the smallest of the lists
+    small, medium and large that has the image, '' for training vehicles. The lists hold a third, two thirds
+    and all of the other vehicles; with fewer than MIN_LIST_VEHICLES in the small one, all are in the large
+    one. The other files are VehicleID's: attribute/{img2vid,model_attr,color_attr,model_names}.txt and
+    train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID, only training vehicles have a
+    model.
     """
     training, testing = _by_split(spec)
-    sizes = sorted({-(-len(testing) * share // 3) for share in (1, 2, 3)} - {0})
+    sizes = sorted({*_list_sizes(testing)} - {0})
     crops = spec.sightings_per_vehicle
 
     def listed(vehicles: list[int]) -> Iterator[str]:
@@ -129,7 +135,7 @@ def write_labels(
         "attribute/img2vid.txt": listed([*training, *testing]),
         "attribute/model_attr.txt": (f"{v + 1} {v // spec.vehicles_per_model}" for v in training),
         "attribute/color_attr.txt": (f"{v + 1} {_colour(spec, v)}" for v in training),
-        "attribute/model_names.txt": (f"{_style(spec, m)}-{m:03d} {m}" for m in range(spec.models)),
+        "attribute/model_names.txt": (f"{_model_name(spec, m)} {m}" for m in range(spec.models)),
         "train_test_split/train_list.txt": listed(training),
     }
     for count in sizes:
@@ -138,16 +144,32 @@ def write_labels(
         store.put(prefix + name, "".join(f"{line}\n" for line in lines).encode())
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "labels.parquet"
-        _write_table(table, spec, layout)
+        _write_table(table, spec, layout, _lists_of(testing))
         store.put(prefix + "labels.parquet", table)
     return [prefix + name for name in (*files, "labels.parquet")]
 
 
-def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
+def _list_sizes(testing: list[int]) -> tuple[int, int, int]:
+    small, medium, large = (-(-len(testing) * share // 3) for share in (1, 2, 3))
+    return small, medium, large
+
+
+def _lists_of(testing: list[int]) -> dict[int, str]:
+    """Vehicle number -> the smallest list that has it."""
+    sizes = _list_sizes(testing)
+    if sizes[0] < MIN_LIST_VEHICLES:
+        return dict.fromkeys(testing, TEST_LISTS[-1])
+    return {
+        vehicle: next(name for name, size in zip(TEST_LISTS, sizes, strict=True) if place < size)
+        for place, vehicle in enumerate(testing)
+    }
+
+
+def _write_table(path: Path, spec: ArchiveSpec, layout: Layout, lists: Mapping[int, str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = ("key", "image", "camera_id", "track_id", "split")
+    texts = ("key", "image", "camera_id", "track_id", "split", "test_list", "model_name", "color")
     numbers = {
         "vehicle_id": pa.int64(),
         "model_id": pa.int32(),
@@ -168,6 +190,9 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout) -> None:
                     "track_id": crop.track_id,
                     "captured_at": crop.captured_at,
                     "split": "train" if crop.training else "test",
+                    "test_list": lists.get(crop.vehicle_id - 1, ""),
+                    "model_name": _model_name(spec, crop.model_id),
+                    "color": f"color {_colour(spec, crop.vehicle_id - 1)}",
                 }
                 for crop in synthetic_crops(spec, start, min(start + _LABEL_ROWS, spec.images))
             ]
@@ -221,5 +246,5 @@ def _colour(spec: ArchiveSpec, number: int) -> int:
     return _model(spec, number // spec.vehicles_per_model).paint_names[_paint(spec, number)]
 
 
-def _style(spec: ArchiveSpec, number: int) -> str:
-    return _model(spec, number).body.style
+def _model_name(spec: ArchiveSpec, number: int) -> str:
+    return f"{_model(spec, number).body.style}-{number:03d}"

@@ -14,7 +14,10 @@ from infra.store.cells import Kind
 
 _MAX_EXAMPLES = 10
 _LABEL_KINDS = {name: COLUMN_KINDS[name] for name in ("uri", "key", *LABEL_COLUMNS, "split")}
-_EVALUATION_KINDS: dict[str, Kind] = {"color": "text"}  # not joined to a manifest
+_EVALUATION_KINDS: dict[str, Kind] = {"color": "text", "test_list": "text"}  # not joined to a manifest
+
+TEST_LISTS = ("small", "medium", "large")
+"""Values of the column test_list, by size: an image of one list is in the larger ones too."""
 
 MIN_FIT = 0.01
 """Labels are refused as those of another archive if they name fewer of its crops, and of them fewer exist."""
@@ -31,10 +34,11 @@ class LabelReport:
 
 
 def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | None = None) -> pa.Table:
-    """Read labels from a CSV or Parquet file; with `split`, only the rows of that split.
+    """Read labels from a CSV or Parquet file; with `split`, only the rows of that split or test list.
 
     times: the plausible values of captured_at; None: those of the environment. Returns the columns that are
-    found of uri, key (string), LABEL_COLUMNS (their types, times in ms), split and color; null is unknown.
+    found of uri, key (string), LABEL_COLUMNS (their types, times in ms), split, color and test_list; null is
+    unknown.
     Raises BadLabels if the file is missing, has another format or an unusable value (with its data row), or
     has no rows of the split.
     """
@@ -54,14 +58,26 @@ def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | N
             raise BadLabels(f"{uri}, data row {row}: empty {name}", remedy="Remove the row.")
     if split is None:
         return table
-    rows = (
-        table.filter(pc.fill_null(pc.equal(table["split"], split), False))
-        if "split" in table.column_names
-        else table.slice(0, 0)
-    )
+    rows = _rows_of(table, "split", (split,))
+    if not rows.num_rows and split in TEST_LISTS:
+        rows = _rows_of(table, "test_list", TEST_LISTS[: TEST_LISTS.index(split) + 1])
     if not rows.num_rows:
         raise BadLabels(f"{uri} has no row whose column split is {split!r}", remedy="leave out --split")
     return rows
+
+
+def lists_of(table: pa.Table) -> list[str]:
+    """Return which of TEST_LISTS a label table has, smallest first."""
+    if "test_list" not in table.column_names:
+        return []
+    named = set(pc.unique(table["test_list"]).to_pylist())
+    return [name for name in TEST_LISTS if name in named]
+
+
+def _rows_of(table: pa.Table, column: str, values: Sequence[str]) -> pa.Table:
+    if column not in table.column_names:
+        return table.slice(0, 0)
+    return table.filter(pc.is_in(table[column], value_set=pa.array(values, pa.string())))
 
 
 def with_labels(

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from infra.errors import ClvrError
 from infra.logging import logger, wants_json, without_secrets
-from jobs.cli import archive, evaluation, generations, operations, search, setup, training
+from jobs.cli import archive, evaluation, generations, operations, reproduction, search, setup, training
 from jobs.cli.interrupts import INTERRUPTED, allow_interrupts, exit_on_interrupt
 from jobs.cli.options import flag_aliases, set_config_file
 from jobs.cli.streams import prepare_streams
@@ -107,6 +107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": search.audit,
     "serve": search.serve,
     "evaluate": evaluation.evaluate,
+    "reproduce": reproduction.reproduce,
     "drift": evaluation.drift,
     "reindex": operations.reindex,
     "submit": operations.submit,

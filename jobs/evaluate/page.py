@@ -100,12 +100,13 @@ def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: Repor
     predicted = labelled.crops["model_id"].to_numpy().astype(np.int64)
     first_ranks, models = first.first_ranks[0], evaluation.models
     dataset = text.evaluated or text.dataset
+    not_ranked = labelled.quarantined + labelled.not_in_run
     return ListSection(
         dataset=f"{dataset}, list {labelled.name}" if labelled.name else dataset,
         name=labelled.name,
         results=evaluation.results,
-        strips=list(_strips(labelled, first, names, _draw_probes(first_ranks))),
-        hardest=list(_strips(labelled, first, names, _hardest_probes(first_ranks))),
+        strips=list(strips_of(labelled, first, names, draw_probes(first_ranks))),
+        hardest=list(strips_of(labelled, first, names, _hardest_probes(first_ranks))),
         distances=evaluation.distances,
         models=models,
         model_names=[_model_name(names, row.model_id) for row in models.classes] if models else [],
@@ -115,13 +116,14 @@ def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: Repor
         variants=evaluation.variants,
         index=evaluation.index,
         not_ranked=labelled.accounting(),
-        outcomes=_outcomes(first),
+        outcomes=outcomes_of(first),
         oracles=evaluation.oracles,
         published=published_beside(
             labelled.dataset,
             labelled.name,
             [result.name for result in evaluation.results],
-            labelled.quarantined + labelled.not_in_run,
+            images=len(labelled.features) + not_ranked,
+            not_ranked=not_ranked,
         ),
     )
 
@@ -136,7 +138,8 @@ def _counts(summary: RunSummary) -> Counts:
     )
 
 
-def _outcomes(result: ProtocolResult) -> Outcomes:
+def outcomes_of(result: ProtocolResult) -> Outcomes:
+    """Count the probes of the first repeat by the rank of their first true match."""
     ranks = result.first_ranks[0][result.first_ranks[0] > 0]
     at_1, in_5 = int((ranks == 1).sum()), int((ranks <= STRIP_RANKS).sum())
     return Outcomes(at_1, in_5 - at_1, len(ranks) - in_5, method=f"{result.name}, first repeat, exact L2")
@@ -155,7 +158,7 @@ def _model_accuracy(card: Card) -> ModelAccuracy | None:
     )
 
 
-def _strips(
+def strips_of(
     labelled: LabelledRun, result: ProtocolResult, names: Mapping[int, str], chosen: NDArray[np.int64]
 ) -> Iterator[Strip]:
     """Make strips of the first repeat, with the ranks as they were counted."""
@@ -248,7 +251,7 @@ def _hardest_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[ranks[order] > STRIP_RANKS]
 
 
-def _draw_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+def draw_probes(ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Draw random probes of each panel: first match at rank 1, at ranks 2 to 5, and below."""
     order = np.random.default_rng(0).permutation(len(ranks))
     panels = ((1, 1), (2, STRIP_RANKS), (STRIP_RANKS + 1, np.inf))

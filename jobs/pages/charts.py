@@ -1,6 +1,6 @@
 """Charts of pages: the distance histogram, and the accuracy of vehicle models (Figure 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +82,14 @@ class ClassBar:
 
 @dataclass(frozen=True, slots=True)
 class ClassChart:
-    """The paper's Figure 4: accuracy of each class and its share of the images, by falling share."""
+    """The paper's Figure 4: accuracy of each class and its share of the images, by falling share.
+
+    share_of: of which images the share is.
+    """
 
     bars: Sequence[ClassBar]
     largest_share: float
+    share_of: str = "the images"
     width: float = 960.0
     top: float = 14.0  # y of an accuracy of 100 %
     middle: float = 150.0  # y of an accuracy of 0
@@ -93,13 +97,28 @@ class ClassChart:
     bottom: float = 256.0
 
 
-def class_chart(models: Classification, names: Sequence[str]) -> ClassChart:
-    """Make the chart; `names` are those of `models.classes`, in the same order."""
-    largest = max((row.share for row in models.classes), default=1.0)
+def class_chart(
+    models: Classification, names: Sequence[str], training_images: Mapping[int, int] | None = None
+) -> ClassChart:
+    """Make the chart; `names` are those of `models.classes`, in the same order.
+
+    training_images: model id -> number of training images, whose share the paper's figure shows; None: the
+    share is that of the classified images.
+    """
+    counts = {row.model_id: row.pictures for row in models.classes}
+    share_of = "these images"
+    if training_images is not None:
+        counts = {model: training_images.get(model, 0) for model in counts}
+        share_of = "the training images"
+    total = sum((training_images or counts).values())
+    shares = {model: count / max(total, 1) for model, count in counts.items()}
+    rows = sorted(zip(models.classes, names, strict=True), key=lambda row: -counts[row[0].model_id])
+    largest = max(shares.values(), default=0.0) or 1.0
     step = (960.0 - 70) / max(len(models.classes), 1)
     bars = []
-    for number, (row, name) in enumerate(zip(models.classes, names, strict=True)):
-        height = row.share / largest * (256.0 - 176.0)
+    for number, (row, name) in enumerate(rows):
+        share = shares[row.model_id]
+        height = share / largest * (256.0 - 176.0)
         bars.append(
             ClassBar(
                 x=round(56 + step * number, 2),
@@ -107,7 +126,7 @@ def class_chart(models: Classification, names: Sequence[str]) -> ClassChart:
                 share_y=round(256.0 - height, 2),
                 share_height=round(height, 2),
                 accuracy_y=round(150.0 - row.accuracy * (150.0 - 14.0), 2),
-                tooltip=f"{name}: {row.accuracy:.1%} of {row.pictures:,} images, {row.share:.1%} of all",
+                tooltip=f"{name}: {row.accuracy:.1%} of {row.pictures:,} images, {share:.1%} of {share_of}",
             )
         )
-    return ClassChart(bars, largest)
+    return ClassChart(bars, largest, share_of)

@@ -77,6 +77,7 @@ class TrainingPage:
     command: str = ""
     labels_used: str = "vehicle models"
     rank1: float | None = None
+    images_of_model: Mapping[int, int] = field(default_factory=dict)  # of training
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def build_training_page(page: TrainingPage) -> str:
     return render(
         "training_page.html.j2",
         page=page,
-        classes=class_chart(page.models, names) if page.models else None,
+        classes=class_chart(page.models, names, page.images_of_model) if page.models else None,
         accuracy=curves(
             page.epochs,
             {"training": "accuracy", "validation": "val_accuracy", "rank-1": "val_rank1"},

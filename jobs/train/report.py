@@ -54,6 +54,7 @@ def write_report(
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
+        images_of_model=images_of_model(inputs.training),
         predicted=predicted,
         true=true,
         models=classification(predicted, true) if has_classes else None,
@@ -63,7 +64,7 @@ def write_report(
             if has_classes
             else []
         ),
-        epochs=[_epoch(entry) for entry in card.metrics["history"]],
+        epochs=epochs_of(card),
         hours=cost.hours,
         node_hours=cost.node_hours,
         attempts=cost.attempts,
@@ -117,6 +118,17 @@ def _note(card: Card, inputs: ReportInputs) -> str:
     if len(inputs.validation) < 1000:
         note += f" {len(inputs.validation)} validation images are few: expect large random variation."
     return note
+
+
+def images_of_model(labelled: LabeledImages) -> dict[int, int]:
+    """Return the number of images of each vehicle model."""
+    models, counts = np.unique(labelled.model_ids, return_counts=True)
+    return dict(zip(models.tolist(), counts.tolist(), strict=True))
+
+
+def epochs_of(card: Card) -> list[Epoch]:
+    """Return the epochs of the training that gave a checkpoint; none for one that no training here gave."""
+    return [_epoch(entry) for entry in card.metrics.get("history", ())]
 
 
 def _epoch(entry: Mapping[str, Any]) -> Epoch:

@@ -20,14 +20,16 @@ def clvr(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `clvr` in a process of its own, in an empty folder; variables of the outside are kept out."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLVR_", "AWS_"))}
 
-    def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "jobs", *arguments],
             cwd=tmp_path,
             env={**clean, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=timeout,
             check=False,
         )
 

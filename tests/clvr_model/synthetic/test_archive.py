@@ -93,6 +93,18 @@ class TestLabels:
         assert len(train) == 24
         assert train.uris[0] == f"s3://archive/{synthetic_crop(SMALL, 0).key}"
 
+    def test_the_lists_hold_a_third_two_thirds_and_all_of_the_test_vehicles(self, tmp_path: Path) -> None:
+        def vehicles(spec: ArchiveSpec) -> dict[str, int]:
+            write_labels(open_store(str(tmp_path)), spec)
+            rows = pq.read_table(tmp_path / "labels.parquet").to_pylist()
+            assert all((row["test_list"] == "") == (row["split"] == "train") for row in rows)
+            found = {row["vehicle_id"]: row["test_list"] for row in rows}
+            return {name: list(found.values()).count(name) for name in ("small", "medium", "large")}
+
+        assert vehicles(SMALL) == {"small": 2, "medium": 2, "large": 2}
+        few = ArchiveSpec(seed=5, models=1, vehicles_per_model=4, sightings_per_vehicle=2)
+        assert vehicles(few) == {"small": 0, "medium": 0, "large": 2}
+
     def test_an_archive_of_training_vehicles_only_has_no_test_lists(self, tmp_path: Path) -> None:
         spec = ArchiveSpec(models=1, vehicles_per_model=2, sightings_per_vehicle=1, train_share=1.0)
         keys = write_labels(open_store(str(tmp_path)), spec)

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from index.archive.labels import read_label_table, require_fit, with_labels
+from index.archive.labels import lists_of, read_label_table, require_fit, with_labels
 from index.archive.manifest import crop_id_of
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import BadLabels
@@ -137,3 +137,17 @@ class TestLabels:
         joined, report = with_labels(self.crops, labels)
         assert joined.equals(self.crops)
         assert (report.labelled, report.unlabelled, report.unmatched) == (0, 3, 0)
+
+
+def test_a_split_may_be_a_test_list_which_has_the_images_of_the_smaller_ones(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    lists = ["small", "medium", "", "large"]
+    rows = [f"{number}.jpg,{number},{name}\n" for number, name in enumerate(lists)]
+    path.write_text("key,vehicle_id,test_list\n" + "".join(rows))
+    assert read_label_table(str(path), split="small")["vehicle_id"].to_pylist() == [0]
+    assert read_label_table(str(path), split="medium")["vehicle_id"].to_pylist() == [0, 1]
+    assert read_label_table(str(path), split="large")["vehicle_id"].to_pylist() == [0, 1, 3]
+    assert lists_of(read_label_table(str(path))) == ["small", "medium", "large"]
+    assert lists_of(read_label_table(str(path), split="medium")) == ["small", "medium"]
+    with pytest.raises(BadLabels, match="no row whose column split is 'huge'"):
+        read_label_table(str(path), split="huge")

@@ -80,7 +80,19 @@ def test_classification_averages_over_images_and_over_models() -> None:
     ]
     assert classification(true, np.full(7, -1)) is None
     chart = class_chart(found, ["zero", "seven"])
-    assert chart.bars[0].tooltip == "zero: 75.0% of 4 images, 66.7% of all"
+    assert chart.bars[0].tooltip == "zero: 75.0% of 4 images, 66.7% of these images"
+
+
+def test_the_chart_of_classes_shows_the_share_of_training_images_in_falling_order() -> None:
+    found = classification(np.array([0, 0, 0, 7, 7, 0]), np.array([0, 0, 0, 0, 7, 7]))
+    assert found is not None
+    chart = class_chart(found, ["zero", "seven"], {0: 10, 7: 30, 9: 60})  # no held-out image is of model 9
+    assert [bar.tooltip for bar in chart.bars] == [
+        "seven: 50.0% of 2 images, 30.0% of the training images",
+        "zero: 75.0% of 4 images, 10.0% of the training images",
+    ]
+    assert chart.largest_share == 0.3
+    assert chart.bars[0].share_height == pytest.approx(3 * chart.bars[1].share_height, abs=0.02)
 
 
 def test_the_histogram_has_common_bins() -> None:

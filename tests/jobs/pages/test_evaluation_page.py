@@ -27,7 +27,7 @@ from jobs.pages.evaluation_page import (
     Timing,
     build_evaluation_page,
 )
-from jobs.pages.published import LISTS, TABLE_1, published_beside
+from jobs.pages.published import IMAGES, LISTS, TABLE_1, Published, published_beside, published_table
 
 HOSTILE = "<script>alert('cam')</script>\"'&"
 
@@ -60,7 +60,7 @@ def section(name: str = "") -> ListSection:
         strips=[strip(1), strip(3), strip(12), strip(None)],
         outcomes=Outcomes(70, 20, 10, HOSTILE),
         oracles={"vehicleid-paper": [Oracle("model", np.full(50, 0.1234), 0.75)]},
-        published=published_beside("", "", ["vehicleid-paper"]),
+        published=published_beside("", "", ["vehicleid-paper"], images=9),
     )
 
 
@@ -190,20 +190,38 @@ def test_an_oracle_says_how_many_images_it_knows(full: EvaluationPage) -> None:
 @pytest.mark.parametrize(("name", "column"), LISTS.items())
 def test_table_1_is_comparable_on_the_same_list_and_rule_only(name: str, column: str) -> None:
     both = ["vehicleid-paper", "vehicleid-common"]
-    same = published_beside("VehicleID", name, both)
+    images = IMAGES[name]
+    same = published_beside("VehicleID", name, both, images=images)
     assert same.is_comparable
     assert same.columns == (column,)
     assert [row[1][0] for row in same.rows] == [row[1][list(LISTS).index(name)] for row in TABLE_1]
     assert "compare with vehicleid-paper and vehicleid-common" in same.note
     for other in (
-        published_beside("VehicleID", name, both, not_ranked=3),
-        published_beside("VehicleID", name, ["cross-camera"]),
-        published_beside("VehicleID", "test_3200", both),
-        published_beside("VERI-Wild", name, both),
-        published_beside("", name, both),
+        published_beside("VehicleID", name, both, images=images, not_ranked=3),
+        published_beside("VehicleID", name, both, images=images - 3),
+        published_beside("VehicleID", name, ["cross-camera"], images=images),
+        published_beside("VehicleID", "test_3200", both, images=images),
+        published_beside("VERI-Wild", name, both, images=images),
+        published_beside("", name, both, images=images),
     ):
         assert not other.is_comparable
         assert "not comparable" in other.note
+
+
+def test_the_columns_of_table_1_are_those_of_the_comparable_lists() -> None:
+    both = ["vehicleid-paper", "vehicleid-common"]
+
+    def part(name: str, images: int) -> Published:
+        return published_beside("VehicleID", name, both, images=images)
+
+    whole = published_table([part(name, images) for name, images in IMAGES.items()])
+    assert (whole.columns, whole.rows, whole.is_comparable) == (tuple(LISTS.values()), TABLE_1, True)
+    one = published_table([part("test_800", 9), part("test_1600", IMAGES["test_1600"])])
+    assert one.columns == ("medium",)
+    assert one.rows[2] == ("CLVR", ((56.1, 71.8),))
+    assert "The list has 9 images" in one.note
+    none = published_table([part("test_800", 9)])
+    assert (none.columns, none.is_comparable) == (tuple(LISTS.values()), False)
 
 
 def test_a_page_with_counts_only_has_no_empty_sections() -> None:
