@@ -4,12 +4,11 @@ The card is written last: a folder without a card is no checkpoint. Nothing is u
 """
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +16,18 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from clvr_model.backbones import is_timm
+from clvr_model.card import (
+    CARD_FILE,
+    CARD_FORMAT,
+    DAMAGED,
+    DEFAULT_LABELS,
+    FINGERPRINT_LENGTH,
+    NO_LABELS,
+    Card,
+    fingerprint_of,
+    read_card,
+    store_of,
+)
 from clvr_model.network import Architecture, Clvr
 from clvr_model.preprocessing import PREPROCESSING_VERSION
 from infra.errors import BadCheckpoint, BadInput, BadSetting, BucketMissing, ObjectExists, ObjectMissing
@@ -24,10 +35,22 @@ from infra.errors import BadCheckpoint, BadInput, BadSetting, BucketMissing, Obj
 if TYPE_CHECKING:
     from infra.store import Store
 
+__all__ = [
+    "CARD_FILE",
+    "CARD_FORMAT",
+    "DEFAULT_LABELS",
+    "FINGERPRINT_LENGTH",
+    "NO_LABELS",
+    "WEIGHTS_FILE",
+    "Card",
+    "Checkpoint",
+    "fingerprint_of",
+    "load_checkpoint",
+    "read_card",
+    "save_checkpoint",
+]
+
 WEIGHTS_FILE = "weights.safetensors"
-CARD_FILE = "card.json"
-CARD_FORMAT = 1
-FINGERPRINT_LENGTH = 16
 _VERSIONED = (
     "clvr-archive",
     "torch",
@@ -38,66 +61,6 @@ _VERSIONED = (
     "opencv-python-headless",
     "timm",
 )
-DEFAULT_LABELS = "model"
-NO_LABELS = "none"
-_DAMAGED = "train again, or copy the checkpoint anew from where it was made"
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """Description of a checkpoint.
-
-    label_ids: the original model label of each class, in class order; empty without a classifier. `recipe`,
-    `metrics`, `backbone` and `unstated` (choices that the paper leaves open) are plain JSON values. `guard`
-    is a PrecisionCheck as a dict, if there is one. labels_used: model, vehicle, both or none.
-    `save_checkpoint` fills in the fields from `preprocessing` on. Field names are the keys of card.json.
-    """
-
-    label_ids: tuple[int, ...]
-    label_names: Mapping[int, str] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-    backbone: Mapping[str, Any] = field(default_factory=dict)
-    unstated: Mapping[str, Any] = field(default_factory=dict)
-    guard: Mapping[str, Any] | None = None
-    data_digest: str = ""
-    labels_used: str = DEFAULT_LABELS
-    preprocessing: str = ""
-    architecture: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    created_at: str = ""
-    weights_sha256: str = ""
-    weights_bytes: int = 0
-    fingerprint: str = ""
-    format: int = CARD_FORMAT
-
-    def to_json(self) -> bytes:
-        """Return the card as it is stored: sealed JSON."""
-        # Imported late, so that the network needs no object storage client.
-        from infra.store.sealed import seal
-
-        values = asdict(self)
-        if self.labels_used == DEFAULT_LABELS:
-            del values["labels_used"]  # cards of classifiers stay readable by older releases
-        return seal(values)
-
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Card":
-        """Read a stored card. Raises CorruptObject if it was altered, BadCheckpoint for another format."""
-        from infra.store.sealed import unseal
-
-        values = unseal(data, where, remedy=_DAMAGED)
-        try:
-            if values["format"] != CARD_FORMAT:
-                raise BadCheckpoint(
-                    f"{where} has card format {values['format']}, this version reads {CARD_FORMAT}",
-                    remedy="use the version of clvr-archive that wrote it",
-                )
-            values["label_ids"] = tuple(int(label) for label in values["label_ids"])
-            values["label_names"] = {int(label): str(name) for label, name in values["label_names"].items()}
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadCheckpoint(f"{where} is not a model card: {error}", remedy=_DAMAGED) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,34 +78,13 @@ class Checkpoint:
         return self.card.label_ids
 
 
-def fingerprint_of(
-    weights_sha256: str,
-    architecture: Mapping[str, Any],
-    label_ids: Sequence[int],
-    preprocessing: str = PREPROCESSING_VERSION,
-) -> str:
-    """Hash everything that decides an embedding and its label into 16 hex digits.
-
-    `preprocessing` is the version of the code that embeds, not of the training: equal fingerprints mean equal
-    features for equal bytes. The label ids are included because shards store predicted labels.
-    """
-    parts = {
-        "weights": weights_sha256,
-        "architecture": dict(architecture),
-        "label_ids": list(label_ids),
-        "preprocessing": preprocessing,
-    }
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_LENGTH]
-
-
 def save_checkpoint(destination: "str | Store", network: Clvr, card: Card) -> Checkpoint:
     """Write the weights, then the card, to a folder (a URI or a Store); return what `load_checkpoint` would.
 
     Saving the same weights again only refreshes the card. Raises BadInput if the card does not name one
     label a class, from 0 to 2^31 - 1, or the weights are not finite; ObjectExists if other weights are there.
     """
-    store = _store(destination)
+    store = store_of(destination)
     architecture = network.architecture.as_dict()
     classes, labels = network.architecture.classes, len(set(card.label_ids))
     if classes != labels or labels != len(card.label_ids):
@@ -175,19 +117,6 @@ def save_checkpoint(destination: "str | Store", network: Clvr, card: Card) -> Ch
     return Checkpoint(_assemble(network.architecture, tensors, store.uri), full, full.fingerprint, store.uri)
 
 
-def read_card(source: "str | Store") -> Card:
-    """Read the card without the weights. Raises BadCheckpoint if there is none, CorruptObject."""
-    store = _store(source)
-    try:
-        data = store.get(CARD_FILE)
-    except ObjectMissing as error:
-        raise BadCheckpoint(
-            f"{store.uri} is not a checkpoint: it has no {CARD_FILE}",
-            remedy="give the folder that `clvr train` reports; one without a card was never finished",
-        ) from error
-    return Card.from_json(data, store.uri_of(CARD_FILE))
-
-
 def load_checkpoint(source: "str | Store") -> Checkpoint:
     """Read and verify the checkpoint in a folder (a URI or a Store).
 
@@ -195,24 +124,24 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
     or altered, an architecture that this code does not build, and a card that contradicts itself;
     CorruptObject for a card that was altered.
     """
-    store = _store(source)
+    store = store_of(source)
     card = read_card(store)
     architecture = _architecture(card, store.uri_of(CARD_FILE))
     where = store.uri_of(WEIGHTS_FILE)
     try:
         weights = store.get(WEIGHTS_FILE)
     except ObjectMissing as error:
-        raise BadCheckpoint(f"{where} is missing", remedy=_DAMAGED) from error
+        raise BadCheckpoint(f"{where} is missing", remedy=DAMAGED) from error
     if len(weights) != card.weights_bytes:
         raise BadCheckpoint(
-            f"{where} is truncated: {len(weights):,} of {card.weights_bytes:,} bytes", remedy=_DAMAGED
+            f"{where} is truncated: {len(weights):,} of {card.weights_bytes:,} bytes", remedy=DAMAGED
         )
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
-        raise BadCheckpoint(f"{where} was altered: its SHA-256 is not the card's", remedy=_DAMAGED)
+        raise BadCheckpoint(f"{where} was altered: its SHA-256 is not the card's", remedy=DAMAGED)
     try:
         tensors = load(weights)
     except (SafetensorError, ValueError) as error:
-        raise BadCheckpoint(f"{where} is not a safetensors file: {error}", remedy=_DAMAGED) from error
+        raise BadCheckpoint(f"{where} is not a safetensors file: {error}", remedy=DAMAGED) from error
     fingerprint = fingerprint_of(card.weights_sha256, card.architecture, card.label_ids)
     return Checkpoint(_assemble(architecture, tensors, where), card, fingerprint, store.uri)
 
@@ -227,11 +156,11 @@ def _architecture(card: Card, where: str) -> Architecture:
         ) from error
     if len(card.label_ids) != architecture.classes:
         raise BadCheckpoint(
-            f"{where} names {len(card.label_ids)} labels for {architecture.classes} classes", remedy=_DAMAGED
+            f"{where} names {len(card.label_ids)} labels for {architecture.classes} classes", remedy=DAMAGED
         )
     stated = fingerprint_of(card.weights_sha256, card.architecture, card.label_ids, card.preprocessing)
     if stated != card.fingerprint:
-        raise BadCheckpoint(f"{where} was edited: it gives {stated}, not {card.fingerprint}", remedy=_DAMAGED)
+        raise BadCheckpoint(f"{where} was edited: it gives {stated}, not {card.fingerprint}", remedy=DAMAGED)
     return architecture
 
 
@@ -246,7 +175,7 @@ def _assemble(architecture: Architecture, tensors: Mapping[str, Tensor], where: 
         lines = [line.strip() for line in str(error).splitlines()]
         raise BadCheckpoint(
             f"{where} does not fit the card's architecture: {lines[1] if len(lines) > 1 else lines[0]:.200}",
-            remedy=_DAMAGED,
+            remedy=DAMAGED,
         ) from error
     return network.eval()
 
@@ -266,12 +195,3 @@ def _has_card(store: "Store") -> bool:
         return store.head(CARD_FILE) is not None
     except BucketMissing:  # a local folder does not exist before its first file
         return False
-
-
-def _store(location: "str | Store") -> "Store":
-    if not isinstance(location, str):
-        return location
-    # Imported late, so that the network needs no object storage client.
-    from infra.store import open_store
-
-    return open_store(location)

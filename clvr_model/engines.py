@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import to_input
+from clvr_model.normalization import to_input
 
 Precision = Literal["fp32", "bf16"]
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]

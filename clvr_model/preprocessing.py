@@ -8,14 +8,11 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from clvr_model.image_headers import ImageHeader, read_header, too_large
 from infra.errors import UnreadableImage
@@ -42,8 +39,6 @@ SCALED_FROM = 4
 PREPROCESSING_VERSION = f"1-{'turbojpeg' if simplejpeg else 'pillow'}-{'cv2' if cv2 else 'pillow'}"
 
 # Of ImageNet's training images, in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _BAND_PIXELS = 1 << 22  # converted at a time, so that a large image is not held three times
 _MAX_STRAY_RUNS = 4
@@ -84,29 +79,6 @@ def decode_within(data: bytes, side: int) -> ImageArray:
     if size != (width, height):
         pixels = _resize(pixels, size, shrink=True)
     return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
-
-
-def to_input(images: Tensor) -> Tensor:
-    """Convert uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], in channels_last order.
-
-    torchvision's and TensorFlow's Inception-V3 weights expect (x / 255 - 0.5) / 0.5.
-    """
-    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-    return planes.sub_(127.5).div_(127.5)
-
-
-def imagenet_normalize(x: Tensor) -> Tensor:
-    """Convert `to_input`'s [-1, 1] to the range that torchvision's ResNet and VGG weights expect."""
-    return normalize(x, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Convert `to_input`'s [-1, 1], (n, 3, h, w), to ((x + 1) / 2 - mean) / std by channel."""
-    scale = x.new_tensor([0.5 / deviation for deviation in std])[:, None, None]
-    shift = x.new_tensor([(0.5 - center) / deviation for center, deviation in zip(mean, std, strict=True)])[
-        :, None, None
-    ]
-    return x * scale + shift
 
 
 def _decode(header: ImageHeader, target: int) -> ImageArray:

@@ -21,8 +21,8 @@ from torch.optim import SGD, Optimizer, RMSprop
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.memory import is_out_of_memory, max_batch_size
 from clvr_model.network import Clvr
+from clvr_model.normalization import to_input
 from clvr_model.objective import Objective
-from clvr_model.preprocessing import to_input
 from clvr_model.recipe import MIN_SETS, RMSPROP_ALPHA, Stage
 from clvr_model.vehicle_sampling import vehicle_order
 from infra.errors import BadInput, BadSetting, TrainingDiverged

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clvr_model.backbones.base import Backbone
 from clvr_model.layers import Pooling, init_weights, make_pool
-from clvr_model.preprocessing import imagenet_normalize
+from clvr_model.normalization import imagenet_normalize
 
 EXPANSION = 4
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from clvr_model.backbones.base import Backbone
 from clvr_model.layers import Pooling, make_pool
-from clvr_model.preprocessing import normalize
+from clvr_model.normalization import normalize
 from infra.errors import BadSetting
 
 TIMM_PREFIX = "timm:"

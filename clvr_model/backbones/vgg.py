@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clvr_model.backbones.base import Backbone
 from clvr_model.layers import Pooling, init_weights, make_pool
-from clvr_model.preprocessing import imagenet_normalize
+from clvr_model.normalization import imagenet_normalize
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 

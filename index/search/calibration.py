@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from index.documents import JsonDocument, utc_now
 from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, TransformMismatch
@@ -181,6 +180,8 @@ class _NearestPairs:
 
     def fit_curve(self, subset: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Knots and likelihoods of the falling step curve of some pairs: both ends of each step."""
+        from scipy.optimize import isotonic_regression  # here, because a search needs no scipy
+
         order = np.argsort(self.distance[subset], kind="stable")
         distance = self.distance[subset][order]
         fitted = isotonic_regression(self.is_genuine[subset][order].astype(np.float64), increasing=False)

@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from infra.settings import Settings, load_settings
 from jobs.cli.streams import results
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Runs = Annotated[str | None, typer.Option("--runs", help="URI of the folder of runs.")]
@@ -101,8 +103,10 @@ def config_file() -> Path | None:
     return _config_file
 
 
-def settings_of(**flags: Any) -> Settings:
+def settings_of(**flags: Any) -> "Settings":
     """Return the settings, overridden by the flags of this command. Raises BadSetting."""
+    from infra.settings import load_settings
+
     return load_settings(flags, file=_config_file)
 
 

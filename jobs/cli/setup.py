@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from infra.settings import origins
 from jobs.cli.options import Json, Milvus, Ray, Runs, config_file, emit
 
 
@@ -22,6 +21,8 @@ def demo(
 
 def show_config(as_json: Json = False) -> None:
     """Show every setting with its value and origin. Example: clvr config"""
+    from infra.settings import origins
+
     rows = origins(file=config_file())
     text = "\n".join(f"{row.name:16} {row.value:28} {row.origin:16} {row.description}" for row in rows)
     emit([asdict(row) for row in rows], as_json, text)

@@ -5,7 +5,6 @@ whole part, and then its mark, whose name depends only on the part's number. Onl
 pass through Ray, and of a part that is embedded twice the last mark counts.
 """
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,15 +36,11 @@ from jobs.embed.precision import (
     compile_model,
     open_model,
 )
+from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, rows_per_part
 from jobs.runtime.metrics import show_phases
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
 from jobs.runtime.ray_cluster import connect, cpus_per_gpu, num_cpus, num_gpus, root_cause, run_as_ray_task
-
-ROW_BYTES = 4400  # 1024 float32 and the scalar columns, before compression
-PARTS_PER_ACTOR = 16
-PART_ROWS = (64, 4096)
-SHARD_ROWS = 122_880
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,12 +216,6 @@ def create_run(
         vanished=changes.vanished if changes else (),
     )
     return run, notes
-
-
-def rows_per_part(rows: int, actors: int) -> int:
-    """Return a size of parts that is small enough for actors to finish together, within PART_ROWS."""
-    smallest, largest = PART_ROWS
-    return min(max(math.ceil(rows / (actors * PARTS_PER_ACTOR)), smallest), largest)
 
 
 def precision_of(run: Run) -> PrecisionDecision:

@@ -1,32 +1,24 @@
 """`clvr plan`: the work, duration and cost of an embedding, measured on a sample. Writes nothing."""
 
 import math
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-from numpy.typing import NDArray
 
-from clvr_model.checkpoint import load_checkpoint
 from index.archive.manifest import drop_duplicates
-from index.archive.reader import ArchiveReader
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
-from infra.store import Store, open_store
-from jobs.embed.actor import OpenEmbedder
+from infra.store import open_store
 from jobs.embed.discovery import CropSelection, discover
-from jobs.embed.job import ROW_BYTES, SHARD_ROWS, actor_resources, rows_per_part
-from jobs.embed.precision import PrecisionDecision, open_model
-from jobs.runtime.image_stream import ImageFailure, stream_images
-from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, num_nodes, root_cause
+from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, rows_per_part
 
-SAMPLE_CROPS = 48
+if TYPE_CHECKING:
+    from jobs.embed.actor import OpenEmbedder
+
 MAX_VANISHED_SHOWN = 10
 
 
@@ -103,7 +95,7 @@ def plan(
     model: str | None = None,
     actors: int | None = None,
     price_per_node_hour: float | None = None,
-    open_embedder: OpenEmbedder | None = None,
+    open_embedder: "OpenEmbedder | None" = None,
 ) -> Plan:
     """List the crops of an archive, and measure this cluster on a sample of them.
 
@@ -117,6 +109,10 @@ def plan(
     crops, duplicates = drop_duplicates(discovery.manifest)
     sample, nodes = None, 0
     if crops.num_rows and (model is not None or open_embedder is not None):
+        # Imported here: a plan without a measurement needs neither torch nor Ray.
+        from jobs.embed.throughput import measure_throughput, open_exact_model
+        from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, num_nodes
+
         connect(settings)
         open_embedder = open_embedder or partial(open_exact_model, str(model))
         sample = measure_throughput(crops, archive, open_embedder, actors or num_gpus() or num_cpus())
@@ -162,76 +158,3 @@ def _partitions(crops: pa.Table, archive: str) -> dict[str, int]:
 def _count_true(mask: Any) -> int:
     total: int = pc.sum(mask, min_count=0).as_py()
     return total
-
-
-def open_exact_model(model: str) -> Any:
-    """Load a model at full precision, to measure with."""
-    return open_model(model, PrecisionDecision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
-
-
-def measure_throughput(
-    crops: pa.Table, archive: Store, open_embedder: OpenEmbedder, actors: int
-) -> ThroughputSample:
-    """Start the actors of an embedding, and let each embed its own sample at the same time.
-
-    Raises BadInput if no sampled crop can be read.
-    """
-    crops_per_actor = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
-    stride = max(1, crops.num_rows // (crops_per_actor * actors))
-    uris = crops["uri"][::stride].to_pylist()
-    started = time.monotonic()
-    try:
-        # Actors that do not fit at once would be measured one after the other, so start exactly so many.
-        workers = [
-            ray.remote(**actor_resources())(_ThroughputProbe).remote(archive, open_embedder)
-            for _ in range(actors)
-        ]
-        ray.get([worker.ready.remote() for worker in workers])
-        startup_seconds = time.monotonic() - started
-        samples = ray.get(
-            [
-                worker.probe.remote(uris[number * crops_per_actor : (number + 1) * crops_per_actor])
-                for number, worker in enumerate(workers)
-            ]
-        )
-    except Exception as error:
-        raise root_cause(error) from error
-    for worker in workers:
-        ray.kill(worker)
-    embedded = sum(good for good, _, _ in samples)
-    failed = sum(bad for _, bad, _ in samples)
-    if not embedded:
-        raise BadInput(
-            f"none of {failed} sampled crops of {archive.uri} could be read",
-            remedy="Open a few of them; `clvr embed` records the cause of each in its quarantine.",
-        )
-    rate = sum((good + bad) / seconds for good, bad, seconds in samples if seconds)
-    return ThroughputSample(embedded, failed, actors, rate, startup_seconds)
-
-
-class _ThroughputProbe:
-    """An actor that embeds a sample and drops the result."""
-
-    def __init__(self, archive: Store, open_embedder: OpenEmbedder) -> None:
-        self.archive = archive
-        self.embedder = open_embedder()
-
-    def ready(self) -> None:
-        """Return once the model is loaded."""
-
-    def probe(self, uris: list[str]) -> tuple[int, int, float]:
-        """Return the numbers of embedded and of failed crops, and the seconds."""
-        started, good, bad = time.perf_counter(), 0, 0
-        batch: list[NDArray[np.uint8]] = []
-        for _, image in stream_images(ArchiveReader(self.archive), uris, size=self.embedder.image_size):
-            if isinstance(image, ImageFailure):
-                bad += 1
-                continue
-            batch.append(image)
-            good += 1
-            if len(batch) == self.embedder.batch_size:
-                self.embedder(np.stack(batch))
-                batch = []
-        if batch:
-            self.embedder(np.stack(batch))
-        return good, bad, time.perf_counter() - started

@@ -17,8 +17,8 @@ from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.job import EmbedRequest, actor_resources, create_run, precision_of
-from jobs.embed.plan import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.embed.precision import PrecisionDecision, PrecisionOption
+from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.runtime.ray_cluster import num_cpus, num_gpus, num_nodes, run_as_ray_task
 
 MIN_CROPS_TO_SAMPLE = 5000

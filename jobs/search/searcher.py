@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import Checkpoint, load_checkpoint, read_card
-from clvr_model.embedder import Embedder
-from clvr_model.engines import default_cache
-from clvr_model.network import Architecture
+from clvr_model.card import read_card
 from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
@@ -28,6 +25,11 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.resolve import available_runs_of, open_milvus
 
+if TYPE_CHECKING:
+    from clvr_model.checkpoint import Checkpoint
+    from clvr_model.embedder import Embedder
+
+# The network is imported where it is used: a search of an archived crop needs no torch.
 CROP = "crop:"
 _SAMPLE_ROWS = 5000
 
@@ -70,13 +72,18 @@ class Searcher:
         self.source.milvus.close()
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> "Checkpoint":
         """The model that embeds probes."""
+        from clvr_model.checkpoint import load_checkpoint
+
         return load_checkpoint(self.checkpoint_uri)
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> "Embedder":
         """The model, compiled for this machine. Raises FingerprintMismatch if it is not the archive's."""
+        from clvr_model.embedder import Embedder
+        from clvr_model.engines import default_cache
+
         if self.checkpoint.fingerprint != self.source.fingerprint:
             raise FingerprintMismatch(
                 f"{self.source.name} holds embeddings of model {self.source.fingerprint}, "
@@ -88,6 +95,8 @@ class Searcher:
     @cached_property
     def image_size(self) -> int:
         """Height and width of the model's input, in pixels."""
+        from clvr_model.network import Architecture
+
         return Architecture.from_dict(read_card(self.checkpoint_uri).architecture).image_size
 
     @cached_property

@@ -26,7 +26,8 @@ from clvr_model.datasets.labelled import LabeledImages, read_table, split_per_cl
 from clvr_model.datasets.vehicleid import list_test_splits, read_vehicleid
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import decode, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import decode
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.synthetic.archive import generate, write_labels
 from clvr_model.synthetic.trips import ArchiveSpec

@@ -30,7 +30,8 @@ from clvr_model.backbones.efficientnet_lite import EfficientNetLite
 from clvr_model.datasets.labelled import read_folder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import FEATURE_DIM, Clvr
-from clvr_model.preprocessing import decode, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import decode
 from clvr_model.pretrained import projection
 from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training import Batch, cached_batches, drop_last, epoch_order, make_optimizer, train_epoch

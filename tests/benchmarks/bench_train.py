@@ -20,7 +20,8 @@ from measure import Row, add_json_option, machine, save_rows
 
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import IMAGE_SIZE, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import IMAGE_SIZE
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     cached_batches,

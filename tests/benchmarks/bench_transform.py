@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from clvr_model.backbones import DEFAULT_BACKBONE
 from clvr_model.engines import openvino
 from clvr_model.network import Architecture, Clvr
-from clvr_model.preprocessing import decode, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import decode
 from clvr_model.weights import load_backbone
 from index.evaluation.metrics import metrics_by, rank_k
 from index.evaluation.protocols import evaluate_protocol

@@ -22,7 +22,7 @@ from clvr_model.embedder import (
 )
 from clvr_model.engines import folded_copy, has_bf16, openvino
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import to_input
+from clvr_model.normalization import to_input
 from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 LABELS = (40, 7, 249)

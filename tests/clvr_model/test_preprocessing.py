@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from clvr_model import image_headers, preprocessing
-from clvr_model.preprocessing import IMAGE_SIZE, decode, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import IMAGE_SIZE, decode
 from infra.errors import UnreadableImage
 
 SQUARE = (IMAGE_SIZE, IMAGE_SIZE, 3)

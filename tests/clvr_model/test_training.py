@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
+from clvr_model.normalization import to_input
 from clvr_model.objective import Objective
-from clvr_model.preprocessing import to_input
 from clvr_model.recipe import Stage
 from clvr_model.training import (
     Batch,

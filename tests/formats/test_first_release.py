@@ -21,7 +21,8 @@ import torch
 from typer.testing import CliRunner
 
 from clvr_model.checkpoint import load_checkpoint, read_card
-from clvr_model.preprocessing import decode, to_input
+from clvr_model.normalization import to_input
+from clvr_model.preprocessing import decode
 from clvr_model.recipe import recipe_of
 from clvr_model.training_state import TrainingState
 from index.archive.labels import read_label_table

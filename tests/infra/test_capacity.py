@@ -38,7 +38,7 @@ def test_collisions_follow_the_birthday_bound() -> None:
 
 
 def test_the_rates_equal_the_constants_of_the_code() -> None:
-    from jobs.embed.job import PART_ROWS, ROW_BYTES, SHARD_ROWS
+    from jobs.embed.sizes import PART_ROWS, ROW_BYTES, SHARD_ROWS
 
     rates = Rates()
     assert (rates.row_bytes, rates.rows_per_part, rates.rows_per_shard) == (

@@ -15,7 +15,7 @@ from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_ch
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import Architecture, Clvr
-from clvr_model.preprocessing import to_input
+from clvr_model.normalization import to_input
 from clvr_model.weights import load_backbone
 from infra.errors import BadCheckpoint, BadSetting
 

@@ -12,7 +12,7 @@ from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import to_input
+from clvr_model.normalization import to_input
 from clvr_model.recipe import Stage, load_recipe
 from clvr_model.training import make_optimizer, train_epoch
 from clvr_model.weights import load_backbone, package_file

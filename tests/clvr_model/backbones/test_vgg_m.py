@@ -13,7 +13,7 @@ from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import openvino
 from clvr_model.network import Clvr
-from clvr_model.preprocessing import to_input
+from clvr_model.normalization import to_input
 from clvr_model.weights import load_backbone
 from infra.errors import BadInput, BadSetting
 
