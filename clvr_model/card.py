@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clvr_model.preprocessing import PREPROCESSING_VERSION
-from infra.errors import BadCheckpoint, ObjectMissing
+from infra.errors import BadCheckpoint, CheckpointMissing, ObjectMissing
 
 if TYPE_CHECKING:
     from infra.store import Store
@@ -103,12 +103,15 @@ def fingerprint_of(
 
 
 def read_card(source: "str | Store") -> Card:
-    """Read the card without the weights. Raises BadCheckpoint if there is none, CorruptObject."""
+    """Read the card without the weights.
+
+    Raises CheckpointMissing if there is none, BadCheckpoint for another format, CorruptObject.
+    """
     store = store_of(source)
     try:
         data = store.get(CARD_FILE)
     except ObjectMissing as error:
-        raise BadCheckpoint(
+        raise CheckpointMissing(
             f"{store.uri} is not a checkpoint: it has no {CARD_FILE}",
             remedy="give the folder that `clvr train` reports; one without a card was never finished",
         ) from error

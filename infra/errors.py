@@ -14,7 +14,9 @@
     │   │   └── CredentialsRejected        the credentials themselves: wrong or expired
     │   ├── ObjectArchived             an object in cold storage, which must be restored first
     │   ├── BucketMissing              the bucket (or the local root folder) does not exist
+    │   │   └── FolderMissing      3       a local folder that does not exist
     │   ├── ObjectMissing              no such key
+    │   │   └── FileMissing        3       a local file that does not exist
     │   ├── ObjectExists               the key of a conditional create exists already
     │   ├── ObjectChanged              the object differs from the one that was read or listed
     │   └── DiskFull                   not enough space to write
@@ -27,6 +29,7 @@
     │   ├── TransformMismatch          vectors of two different feature transforms
     │   ├── SchemaMismatch             a foreign or older file, collection or run
     │   └── BadCheckpoint              weights that are truncated, altered or of another architecture
+    │       └── CheckpointMissing  3       a folder without a checkpoint
     ├── AccountingError            7   counts that do not agree
     │   ├── CountMismatch              listed, embedded, quarantined or indexed counts disagree
     │   ├── DuplicateCropId            one crop_id for two crops
@@ -133,8 +136,20 @@ class BucketMissing(StoreError):
     """The bucket, or the local root folder, does not exist."""
 
 
+class FolderMissing(BucketMissing):
+    """A local folder does not exist: an input is missing, and no object storage is at fault."""
+
+    exit_code = BadInput.exit_code
+
+
 class ObjectMissing(StoreError):
     """No such key."""
+
+
+class FileMissing(ObjectMissing):
+    """A local file does not exist."""
+
+    exit_code = BadInput.exit_code
 
 
 class ObjectExists(StoreError):
@@ -187,6 +202,12 @@ class SchemaMismatch(Mismatch):
 
 class BadCheckpoint(Mismatch):
     """Weights that are truncated, altered or of another architecture."""
+
+
+class CheckpointMissing(BadCheckpoint):
+    """A folder without a checkpoint."""
+
+    exit_code = BadInput.exit_code
 
 
 class AccountingError(ClvrError):

@@ -24,6 +24,8 @@ from infra.errors import (
     BucketMissing,
     CredentialsRejected,
     DiskFull,
+    FileMissing,
+    FolderMissing,
     ObjectArchived,
     ObjectChanged,
     ObjectExists,
@@ -91,12 +93,12 @@ def store_error(failure: Exception, where: str) -> StoreError | BadInput:
 
 def _local_error(failure: Exception, text: str, brief: str, where: str) -> StoreError:
     if isinstance(failure, IsADirectoryError):
-        return ObjectMissing(f"no file {where}: it is a folder", remedy="Name a file.")
+        return FileMissing(f"no file {where}: it is a folder", remedy="Name a file.")
     if (
         isinstance(failure, (FileNotFoundError, NotADirectoryError))
         or getattr(failure, "errno", 0) in _NO_SUCH_FILE
     ):
-        return ObjectMissing(f"no file {where}", remedy="Check the path: it may have been deleted.")
+        return FileMissing(f"no file {where}", remedy="Check the path: it may have been deleted.")
     if isinstance(failure, (PermissionError, PermissionDeniedError)) or "os error 13" in text:
         return StoreDenied(
             f"this user may not use {getattr(failure, 'filename', None) or where}",
@@ -145,4 +147,4 @@ def bucket_missing(root: str) -> BucketMissing:
             f"the bucket s3://{bucket} does not exist",
             remedy="Create it, or correct the name or the endpoint.",
         )
-    return BucketMissing(f"the folder {root} does not exist", remedy="Create it, or correct the path.")
+    return FolderMissing(f"the folder {root} does not exist", remedy="Create it, or correct the path.")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.cli.inputs import require_paths, require_runs
 from jobs.cli.options import Json, MaxQuarantineRate, Price, Ray, RowsPerShard, Runs, emit, settings_of
 
 Archive = Annotated[str, typer.Argument(help="The archive: s3://bucket/prefix or a folder.")]
@@ -102,10 +103,11 @@ def plan(
 
     Writes nothing.
     """
+    require_paths(archive, checkpoint, manifest, labels)
+    settings = settings_of(runs=runs, ray=ray)
     from jobs.embed.discovery import CropSelection
     from jobs.embed.plan import plan as plan_archive
 
-    settings = settings_of(runs=runs, ray=ray)
     selection = CropSelection(
         archive,
         key_pattern=key_pattern,
@@ -157,10 +159,11 @@ def embed(
 
     Run the same command again to continue an unfinished run.
     """
+    require_paths(archive, checkpoint, manifest, labels)
+    settings = settings_of(runs=runs, ray=ray)
     from jobs.embed.job import EmbedRequest
     from jobs.embed.job import embed as embed_archive
 
-    settings = settings_of(runs=runs, ray=ray)
     request = EmbedRequest(
         archive,
         model=checkpoint,
@@ -190,7 +193,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Check a run's counts: listed = embedded + quarantined + duplicates. Example: clvr status latest"""
+    settings = settings_of(runs=runs)
+    require_runs([run], settings)
     from jobs.embed.status import run_status
 
-    report = run_status(run, settings_of(runs=runs))
-    emit(report, as_json)
+    emit(run_status(run, settings), as_json)

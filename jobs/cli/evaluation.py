@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.inputs import require_paths, require_runs
 from jobs.cli.options import (
     Alias,
     Json,
@@ -78,12 +79,17 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compute CMC, mAP and mINP of a run. Example: clvr evaluate latest --protocol veri --html cmc.html"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
+    require_paths(labels, archive, baseline)
+    if archive is None:
+        require_runs(filter(None, (run, compare)), settings)
+    else:
+        require_paths(run, compare)
     from jobs.evaluate.compare import compare_runs
     from jobs.evaluate.dataset import embed_labelled_set
     from jobs.evaluate.evaluate import evaluate_run
     from jobs.evaluate.results import EvaluateRequest
 
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     request = EvaluateRequest(
         run=embed_labelled_set(run, archive, settings, max_quarantine_rate),
         labels=labels,
@@ -125,10 +131,13 @@ def calibrate(
     as_json: Json = False,
 ) -> None:
     """Calibrate distances to likelihoods. Example: clvr calibrate latest --labels labels.csv"""
+    settings = settings_of(runs=runs)
+    require_paths(labels)
+    require_runs([run], settings)
     from jobs.evaluate.calibrate import CalibrateRequest, calibrate_run
 
     request = CalibrateRequest(run, labels, split, false_alarm_rate, same_camera, seed, transform)
-    emit(calibrate_run(request, settings_of(runs=runs)), as_json)
+    emit(calibrate_run(request, settings), as_json)
 
 
 def drift(
@@ -158,9 +167,11 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Compare the last weeks of each camera with those before. Example: clvr drift --weeks 2"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
+    require_runs(run or (), settings)
     from index.drift.comparison import DriftLimits
     from jobs.drift.job import DriftRequest, measure_drift
 
     limits = DriftLimits(weeks, min_crops, max_shift, max_length_change, max_model_change)
     request = DriftRequest(tuple(run or ()), limits, max_age)
-    emit(measure_drift(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)), as_json)
+    emit(measure_drift(request, settings), as_json)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from infra.errors import CountMismatch
+from jobs.cli.inputs import require_runs
 from jobs.cli.options import (
     Alias,
     Golden,
@@ -59,6 +60,8 @@ def fit_transform(
     as_json: Json = False,
 ) -> None:
     """Fit a feature transform without labels. Example: clvr fit-transform latest --kind whiten"""
+    settings = settings_of(runs=runs, ray=ray)
+    require_runs(run, settings)
     from jobs.fit_transform import job as fitting
 
     request = fitting.FitRequest(
@@ -70,7 +73,7 @@ def fit_transform(
         by_hour=by_hour,
         max_rows=max_rows,
     )
-    emit(fitting.fit_transform(request, settings_of(runs=runs, ray=ray)), as_json)
+    emit(fitting.fit_transform(request, settings), as_json)
 
 
 def load(
@@ -90,9 +93,10 @@ def load(
     as_json: Json = False,
 ) -> None:
     """Build a new generation from runs. Example: clvr load latest"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
+    require_runs(run, settings)
     from jobs.generations import load as loading
 
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     request = loading.LoadRequest(tuple(run), index_type, target, latest_wins, transform)
     if into_live:
         emit(loading.IncrementResult(loading.load_increment(request, settings)), as_json)

@@ -7,6 +7,7 @@ import typer
 
 from infra.logging import logger
 from jobs.cli.archive import Archive, Exclude, Include, KeyPattern, Labels, Manifest, Workers
+from jobs.cli.inputs import require_paths
 from jobs.cli.options import (
     Alias,
     Golden,
@@ -79,6 +80,7 @@ def reindex(
 
     Run the same command again to continue an unfinished reindex run; a finished one is not repeated.
     """
+    require_paths(archive, checkpoint, manifest, labels, golden)
     from jobs.embed.job import EmbedRequest
     from jobs.reindex.job import reindex as run_reindex
     from jobs.reindex.plan import ReindexRequest

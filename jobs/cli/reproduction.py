@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from jobs.cli.inputs import require_paths
 from jobs.cli.options import Json, MaxQuarantineRate, Price, Ray, emit, settings_of
 
 
@@ -48,6 +49,7 @@ def reproduce(
     Trains CLVR, CCL and MixedDiff, embeds the test images, evaluates every list in both directions, and
     writes table1.html. Run the same command again to continue.
     """
+    require_paths(data)
     from jobs.reproduce.plan import plan_reproduction
     from jobs.reproduce.reproduce import reproduce as run
     from jobs.reproduce.request import ReproduceRequest

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jobs.cli.inputs import require_paths
 from jobs.cli.options import Json, Price, Ray, emit, settings_of
 
 
@@ -56,6 +57,7 @@ def train(
 
     Run the same command again to continue a killed training; --output contains the state of each epoch.
     """
+    require_paths(data)
     from jobs.train.train import TrainRequest, train_checkpoint
 
     request = TrainRequest(
@@ -108,6 +110,8 @@ def model(
     The checkpoint has no classifier. Its feature is the backbone's pooled one, with 1024 dimensions and
     length 1.
     """
+    if action == "show":
+        require_paths(source)
     from jobs.model import import_model, show_model
 
     if action == "show":

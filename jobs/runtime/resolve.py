@@ -26,7 +26,7 @@ def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
             if isinstance(error, BucketMissing) and not store.local:
                 raise
             raise BadInput(
-                f"there is no run {run_id} in {store.uri}", remedy="name one of its runs"
+                f"there is no run {run_id} in {store.uri}", remedy="`clvr runs` lists them"
             ) from error
     runs = [run for run in list_runs(store) if run.finished or not finished]
     if not runs:

@@ -1,0 +1,61 @@
+"""A look at the files and runs that a command names, before anything heavy is imported.
+
+A mistyped path is the most frequent mistake, and torch and Ray take seconds to import. Only local paths are
+looked at; objects in a bucket are found, or not, by the command itself.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.errors import BadInput
+
+if TYPE_CHECKING:
+    from infra.settings import Settings
+
+_LATEST = "latest"
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://?|crop:|hf:|package:")
+"""Starts an address that is not a path; `s3:/` is a slip of the keyboard."""
+
+
+def require_paths(*paths: str | Path | None) -> None:
+    """Raise BadInput for a local path that does not exist, and for `s3:/…`. None is skipped."""
+    for path in paths:
+        if path is None:
+            continue
+        text = str(path).removeprefix("file://")
+        if text.startswith("s3:/") and not text.startswith("s3://"):
+            raise BadInput(f"{text} has one slash after s3:", remedy=f"write s3://{text[4:].lstrip('/')}")
+        if not _SCHEME.match(text) and not Path(text).exists():
+            raise BadInput(f"{text} does not exist", remedy=_path_remedy(Path(text)))
+
+
+def require_runs(run_ids: Iterable[str], settings: "Settings") -> None:
+    """Raise BadInput for a run, other than `latest`, that a local folder of runs does not hold."""
+    if _SCHEME.match(settings.runs.removeprefix("file://")):
+        return
+    folder = Path(settings.runs.removeprefix("file://")).absolute()
+    for run_id in run_ids:
+        if run_id != _LATEST and not (folder / run_id / "run.json").exists():
+            similar = difflib.get_close_matches(run_id, _names(folder), n=1)
+            remedy = f"did you mean {similar[0]}? " if similar else ""
+            raise BadInput(f"there is no run {run_id} in {folder}", remedy=f"{remedy}`clvr runs` lists them")
+
+
+def _path_remedy(path: Path) -> str:
+    parent = path.parent
+    while not parent.exists():  # the working directory exists
+        path, parent = parent, parent.parent
+    similar = difflib.get_close_matches(path.name, _names(parent), n=1)
+    if similar:
+        return f"did you mean {parent / similar[0]}?"
+    return f"check the path: {parent.absolute()} has no {path.name}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir())[:10_000]
+    except OSError:
+        return []
