@@ -1,9 +1,10 @@
-"""Commands of the archive and its runs: generate, plan, embed, status."""
+"""Commands of the archive and its runs: generate, plan, embed, status, runs, quarantine."""
 
 from typing import Annotated, Literal
 
 import typer
 
+from jobs.cli.groups import add_to, command_group
 from jobs.cli.inputs import require_paths, require_runs
 from jobs.cli.options import Json, MaxQuarantineRate, Price, Ray, RowsPerShard, Runs, emit, settings_of
 
@@ -20,6 +21,7 @@ Manifest = Annotated[
         "with key or uri.",
     ),
 ]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id in --runs, or `latest`.")]
 Labels = Annotated[
     str | None,
     typer.Option(
@@ -198,3 +200,49 @@ def status(
     from jobs.embed.status import run_status
 
     emit(run_status(run, settings), as_json)
+
+
+runs_group = command_group(
+    "List the runs with their states, models and crops. Example: clvr runs --runs s3://data",
+    invoke_without_command=True,
+)
+
+
+@runs_group.callback()
+def runs_list(context: typer.Context, runs: Runs = None, as_json: Json = False) -> None:
+    """List the runs, oldest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from jobs.runs.listing import list_all_runs
+
+    emit(list_all_runs(settings_of(runs=runs)), as_json)
+
+
+@add_to(runs_group, "show")
+def runs_show(run: RunId, runs: Runs = None, as_json: Json = False) -> None:
+    """Show the records of a run: model, counts, settings. Example: clvr runs show latest
+
+    `clvr status` also checks the counts against the shards.
+    """
+    settings = settings_of(runs=runs)
+    require_runs([run], settings)
+    from jobs.runs.listing import run_details
+
+    emit(run_details(run, settings), as_json)
+
+
+def quarantine(
+    run: RunId = "latest",
+    cause: Annotated[
+        list[str] | None, typer.Option("--cause", help="Only this cause, as listed; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Number of crops to list.")] = 20,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """List the crops that a run could not embed. Example: clvr quarantine latest --cause truncated"""
+    settings = settings_of(runs=runs)
+    require_runs([run], settings)
+    from jobs.runs.quarantine import quarantine_report
+
+    emit(quarantine_report(run, settings, causes=cause or (), limit=limit), as_json)

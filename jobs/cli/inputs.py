@@ -36,12 +36,13 @@ def require_runs(run_ids: Iterable[str], settings: "Settings") -> None:
     """Raise BadInput for a run, other than `latest`, that a local folder of runs does not hold."""
     if _SCHEME.match(settings.runs.removeprefix("file://")):
         return
-    folder = Path(settings.runs.removeprefix("file://")).absolute()
+    root = Path(settings.runs.removeprefix("file://")).absolute()
+    folder = root / "runs"
     for run_id in run_ids:
         if run_id != _LATEST and not (folder / run_id / "run.json").exists():
             similar = difflib.get_close_matches(run_id, _names(folder), n=1)
             remedy = f"did you mean {similar[0]}? " if similar else ""
-            raise BadInput(f"there is no run {run_id} in {folder}", remedy=f"{remedy}`clvr runs` lists them")
+            raise BadInput(f"there is no run {run_id} in {root}", remedy=f"{remedy}`clvr runs` lists them")
 
 
 def _path_remedy(path: Path) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from infra.logging import logger
 from jobs.cli.archive import Archive, Exclude, Include, KeyPattern, Labels, Manifest, Workers
+from jobs.cli.groups import add_to, command_group
 from jobs.cli.inputs import require_paths
 from jobs.cli.options import (
     Alias,
@@ -171,44 +172,76 @@ def submit(
     _wait_for_job(cluster, name, detach=detach, as_json=as_json)
 
 
-def jobs(
-    action: Annotated[Literal["list", "show", "logs", "stop", "retry"], typer.Argument()],
-    job: Annotated[str | None, typer.Argument(help="Name of the job, or `latest`.")] = None,
+jobs_group = command_group("Manage submitted jobs. Example: clvr jobs logs latest --follow")
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, or `latest`.")]
+
+
+def _cluster(jobs_url: str | None) -> "JobCluster":
+    from jobs.submit.client import JobCluster
+
+    return JobCluster(settings_of(jobs_url=jobs_url))
+
+
+def _name_of(cluster: "JobCluster", job: str) -> str:
+    return next((listed.job for listed in cluster.list()), job) if job == "latest" else job
+
+
+@add_to(jobs_group, "list")
+def jobs_list(jobs_url: JobsUrl = None, as_json: Json = False) -> None:
+    """List all jobs. Example: clvr jobs list"""
+    from jobs.submit.text import JobTable
+
+    emit(JobTable(_cluster(jobs_url).list()), as_json)
+
+
+@add_to(jobs_group, "show")
+def jobs_show(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> None:
+    """Show a job: status, exit code, command. Example: clvr jobs show latest"""
+    from jobs.submit.text import JobReport
+
+    cluster = _cluster(jobs_url)
+    emit(JobReport(cluster.find(_name_of(cluster, job))), as_json)
+
+
+@add_to(jobs_group, "logs")
+def jobs_logs(
+    job: JobName,
     jobs_url: JobsUrl = None,
-    follow: Annotated[bool, typer.Option("--follow", help="With logs: wait until the job ends.")] = False,
-    detach: Detach = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait until the job ends.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Manage submitted jobs. Example: clvr jobs logs reindex-20261122T210000-1f3a --follow
+    """Print the log of a job. Example: clvr jobs logs latest --follow
 
-    list all jobs; show one; print its logs; stop it; retry the same command under a new name.
+    With --follow, the exit code is that of the job.
     """
+    from jobs.submit.text import JobLog
+
+    cluster = _cluster(jobs_url)
+    job = _name_of(cluster, job)
+    if follow:
+        _wait_for_job(cluster, job, detach=False, as_json=as_json)
+    else:
+        emit(JobLog(job, cluster.logs(job)), as_json)
+
+
+@add_to(jobs_group, "stop")
+def jobs_stop(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> None:
+    """Stop a job. Example: clvr jobs stop latest"""
+    cluster = _cluster(jobs_url)
+    job = _name_of(cluster, job)
+    stopping = cluster.stop(job)
+    state = "is stopping" if stopping else "had already ended"
+    emit({"job": job, "stopping": stopping}, as_json, f"{job} {state}")
+
+
+@add_to(jobs_group, "retry")
+def jobs_retry(job: JobName, jobs_url: JobsUrl = None, detach: Detach = False, as_json: Json = False) -> None:
+    """Run the command of a job again, under a new name. Example: clvr jobs retry latest"""
     from jobs.submit import submit as submission
-    from jobs.submit.client import JobCluster
-    from jobs.submit.text import JobLog, JobReport, JobTable
 
     settings = settings_of(jobs_url=jobs_url)
-    cluster = JobCluster(settings)
-    if action == "list":
-        emit(JobTable(cluster.list()), as_json)
-        return
-    if job is None:
-        raise typer.BadParameter(f"{action} needs the name of a job", param_hint="JOB")
-    if job == "latest":
-        job = next((listed.job for listed in cluster.list()), job)
-    if action == "retry":
-        cluster, name = submission.retry(job, settings)
-        _wait_for_job(cluster, name, detach=detach, as_json=as_json)
-    elif action == "logs" and follow:
-        _wait_for_job(cluster, job, detach=False, as_json=as_json)
-    elif action == "logs":
-        emit(JobLog(job, cluster.logs(job)), as_json)
-    elif action == "stop":
-        stopping = cluster.stop(job)
-        state = "is stopping" if stopping else "had already ended"
-        emit({"job": job, "stopping": stopping}, as_json, f"{job} {state}")
-    else:
-        emit(JobReport(cluster.find(job)), as_json)
+    cluster, name = submission.retry(_name_of(_cluster(jobs_url), job), settings)
+    _wait_for_job(cluster, name, detach=detach, as_json=as_json)
 
 
 def check_command(context: typer.Context, command: list[str]) -> None:
@@ -224,10 +257,15 @@ def check_command(context: typer.Context, command: list[str]) -> None:
             f"{name!r} cannot run on a cluster; choose one of {possible}", param_hint="COMMAND"
         )
     refuse_options(arguments)
-    commands[name].make_context(name, list(arguments), parent=context.parent)
+    checked = commands[name]
+    actions = getattr(checked, "commands", {})
+    if arguments and arguments[0] in actions:
+        name, *arguments = arguments
+        checked = actions[name]
+    checked.make_context(name, list(arguments), parent=context.parent)
 
 
-NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack", "doctor"})
+NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack", "doctor", "exit-codes"})
 """Commands of a terminal or of this machine."""
 
 

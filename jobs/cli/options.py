@@ -120,11 +120,21 @@ class Result(Protocol):
         """Return the result as JSON values."""
 
 
+_has_emitted = False
+
+
+def has_emitted() -> bool:
+    """Whether this process has printed the result of its command."""
+    return _has_emitted
+
+
 def emit(result: Any, as_json: bool, text: str | None = None) -> None:
     """Print the result of a command on stdout: one JSON document, or text.
 
     result: a `Result`; with `text`, a dataclass or JSON values.
     """
+    global _has_emitted
+    _has_emitted = True
     if text is None:
         typer.echo(_encode(result.to_json()) if as_json else result.to_text(), file=results())
     else:

@@ -1,12 +1,16 @@
-"""Commands for a first try and for the set-up: demo, config, doctor, stack."""
+"""Commands for a first try and for the set-up: demo, config, doctor, stack, exit-codes."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.cli.groups import add_to, command_group
 from jobs.cli.options import Json, Milvus, Ray, Runs, config_file, emit
+
+if TYPE_CHECKING:
+    from jobs.stack import StackReport
 
 
 def demo(
@@ -59,29 +63,61 @@ def doctor(
         raise typer.Exit(1)
 
 
-def stack(
-    action: Annotated[Literal["up", "down", "status"], typer.Argument(help="Start, stop or show it.")],
-    folder: Annotated[Path, typer.Option(help="Folder of its data, logs and state.")] = Path(
-        "clvr-data/stack"
-    ),
+stack_group = command_group(
+    "Run SeaweedFS, Milvus and Ray for development, from PyPI. Example: clvr stack up"
+)
+Folder = Annotated[Path, typer.Option("--folder", help="Folder of its data, logs and state.")]
+STACK_FOLDER = Path("clvr-data/stack")
+
+
+@add_to(stack_group, "up")
+def up(
+    folder: Folder = STACK_FOLDER,
     without: Annotated[
-        list[str] | None, typer.Option(help="With up: do not start milvus or ray; may be repeated.")
+        list[str] | None, typer.Option(help="Do not start milvus or ray; may be repeated.")
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="With up: logical CPUs for Ray (default: all).")] = None,
-    purge: Annotated[bool, typer.Option("--purge", help="With down: also delete the data.")] = False,
+    cpus: Annotated[int | None, typer.Option(help="Logical CPUs for Ray (default: all).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run SeaweedFS, Milvus and Ray for development. Example: clvr stack up
+    """Start the servers. Example: clvr stack up --without ray"""
+    from jobs.stack import stack_up
 
-    `status` exits with code 1 if a server that was started does not respond.
+    _emit_stack(stack_up(folder, without=without or (), cpus=cpus), as_json)
+
+
+@add_to(stack_group, "down")
+def down(
+    folder: Folder = STACK_FOLDER,
+    purge: Annotated[bool, typer.Option("--purge", help="Also delete the data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop the servers. Example: clvr stack down"""
+    from jobs.stack import stack_down
+
+    stopped = stack_down(folder, purge=purge)
+    emit({"ended": stopped, "purged": purge}, as_json, f"{stopped} processes stopped")
+
+
+@add_to(stack_group, "status")
+def stack_state(folder: Folder = STACK_FOLDER, as_json: Json = False) -> None:
+    """Show the servers. Example: clvr stack status
+
+    Exits with code 1 if a server that was started does not respond.
     """
-    from jobs.stack import stack_down, stack_status, stack_up
+    from jobs.stack import stack_status
 
-    if action == "down":
-        stopped = stack_down(folder, purge=purge)
-        emit({"ended": stopped, "purged": purge}, as_json, f"{stopped} processes stopped")
-        return
-    report = stack_up(folder, without=without or (), cpus=cpus) if action == "up" else stack_status(folder)
+    _emit_stack(stack_status(folder), as_json)
+
+
+def _emit_stack(report: "StackReport", as_json: bool) -> None:
     emit(report, as_json)
     if not report.healthy:
         raise typer.Exit(1)
+
+
+def exit_codes(as_json: Json = False) -> None:
+    """List the exit codes with their meanings. Example: clvr exit-codes"""
+    from jobs.cli.exit_codes import EXIT_CODES
+
+    text = "\n".join(f"{code:>4}  {row.meaning}" for code, row in EXIT_CODES.items())
+    emit([{"code": code, **asdict(row)} for code, row in EXIT_CODES.items()], as_json, text)

@@ -1,9 +1,10 @@
 """The commands train and model."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from jobs.cli.groups import add_to, command_group
 from jobs.cli.inputs import require_paths
 from jobs.cli.options import Json, Price, Ray, emit, settings_of
 
@@ -86,22 +87,20 @@ def train(
     emit(train_checkpoint(request, settings_of(ray=ray)), as_json)
 
 
-def model(
-    action: Annotated[
-        Literal["import", "show"], typer.Argument(help="Make a checkpoint, or print its card.")
-    ],
+model_group = command_group(
+    "Make a checkpoint of a pretrained network, or show one. Example: clvr model show models/clvr"
+)
+
+
+@add_to(model_group, "import")
+def model_import(
     source: Annotated[
         str,
-        typer.Argument(
-            help="With import: a backbone, for its ImageNet weights, or weights as for train --weights. "
-            "With show: a checkpoint."
-        ),
+        typer.Argument(help="A backbone, for its ImageNet weights, or weights as for train --weights."),
     ],
-    to: Annotated[
-        str | None, typer.Option("--to", help="With import: URI of the checkpoint to write.")
-    ] = None,
+    to: Annotated[str, typer.Option("--to", help="URI of the checkpoint to write.")],
     network: Annotated[
-        str | None, typer.Option(help="With import: backbone of a file of weights (default: by its content).")
+        str | None, typer.Option(help="Backbone of a file of weights (default: by its content).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -110,13 +109,18 @@ def model(
     The checkpoint has no classifier. Its feature is the backbone's pooled one, with 1024 dimensions and
     length 1.
     """
-    if action == "show":
-        require_paths(source)
-    from jobs.model import import_model, show_model
+    from jobs.model import import_model
 
-    if action == "show":
-        emit(show_model(source), as_json)
-        return
-    if to is None:
-        raise typer.BadParameter("import needs the URI of the checkpoint", param_hint="--to")
     emit(import_model(source, to, network), as_json)
+
+
+@add_to(model_group, "show")
+def model_show(
+    source: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="URI of a checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Show the card of a checkpoint. Example: clvr model show models/clvr"""
+    require_paths(source)
+    from jobs.model import show_model
+
+    emit(show_model(source), as_json)

@@ -1,6 +1,6 @@
 """Numbers, durations and times as people read them, in text and in pages."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
@@ -93,3 +93,16 @@ def iso_timestamp(milliseconds: int | None) -> str | None:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def text_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[str] = ()) -> str:
+    """Return rows of cells as aligned columns below their titles. right: titles of right-aligned columns."""
+    lines = [titles, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    signs = [">" if title in right else "<" for title in titles]
+
+    def text_line(cells: Sequence[str]) -> str:
+        padded = (f"{cell:{sign}{size}}" for cell, sign, size in zip(cells, signs, widths, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(text_line, lines))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.runtime.format import iso_timestamp
+from jobs.runtime.format import iso_timestamp, text_table
 from jobs.submit.client import Job, JobCluster, LogPrinter, exit_code_of, format_log_line
 
 
@@ -54,15 +54,8 @@ class JobTable:
 
     def to_text(self) -> str:
         """Return a table with one line per job."""
-        rows = [
-            ("job", "status", "code", "started", "took", "by"),
-            *(JobReport(job).to_row() for job in self.jobs),
-        ]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        titles = ("job", "status", "code", "started", "took", "by")
+        return text_table(titles, [JobReport(job).to_row() for job in self.jobs])
 
 
 @dataclass(frozen=True, slots=True)

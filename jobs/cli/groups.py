@@ -1,0 +1,78 @@
+"""Commands and groups of commands with an example in their help."""
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+HELP_FLAGS = ["-h", "--help"]
+_EXAMPLE = re.compile(r"\s*\bExample: (clvr .+)$", re.MULTILINE)
+
+
+def split_example(text: str | None) -> tuple[str, str]:
+    """Divide the docstring of a command into its help and its example, `clvr …`."""
+    match = _EXAMPLE.search(text or "")
+    return (_EXAMPLE.sub("", text or "", count=1), match[1]) if match else (text or "", "")
+
+
+class ExampleCommand(TyperCommand):
+    """A command whose help ends with an example, on a line of its own so that it can be copied.
+
+    Its help is plain text: rich's tables cut the words of long options at 80 columns.
+    """
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        text, self.example = split_example(help)
+        super().__init__(*args, help=text, **{**options, "rich_markup_mode": None})
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, then the example."""
+        super().format_help(ctx, formatter)
+        if self.example:
+            formatter.write(f"\nExample:\n  {self.example}\n")
+
+
+class ExampleGroup(TyperGroup):
+    """A group of commands, such as `jobs`. Its options may also stand before the name of the command."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        text, self.example = split_example(help)
+        super().__init__(*args, help=text, **options)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, then the example."""
+        super().format_help(ctx, formatter)
+        if self.example:
+            typer.echo(f" Example:\n   {self.example}")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `clvr jobs --json list`, as earlier releases wrote it, like `clvr jobs list --json`."""
+        position = next((place for place, word in enumerate(args) if word in self.commands), 0)
+        first, rest = args[position : position + 1], args[position + 1 :]
+        return super().parse_args(ctx, [*first, *args[:position], *rest])
+
+
+def command_group(help: str, **options: Any) -> typer.Typer:
+    """Return an empty group of commands. help: ends with `Example: clvr …`."""
+    return typer.Typer(
+        cls=ExampleGroup,
+        help=help,
+        no_args_is_help=not options.get("invoke_without_command"),
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        **options,
+    )
+
+
+def add_to(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds a command to a group."""
+    return group.command(name, cls=ExampleCommand)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return ` Did you mean …?` with the most similar of some words, or nothing."""
+    similar = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {similar[0]!r}?" if similar else ""

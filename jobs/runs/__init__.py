@@ -1,0 +1,1 @@
+"""The runs of a folder, and the crops that a run quarantined."""
