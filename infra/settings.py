@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,16 @@ def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        where = sources.get(name, "default")
+        if first["type"] == "extra_forbidden":
+            similar = get_close_matches(name, Settings.model_fields, n=1)
+            remedy = f"Did you mean {similar[0]}? " if similar else ""
+            raise BadSetting(
+                f"{where} has a setting {name!r}, which does not exist",
+                remedy=f"{remedy}`clvr config` lists all settings.",
+            ) from error
         raise BadSetting(
-            f"setting {name!r} from {sources.get(name, 'default')}: {first['msg']}",
-            remedy="`clvr config` lists all settings.",
+            f"setting {name!r} from {where}: {first['msg']}", remedy="`clvr config` lists all settings."
         ) from error
 
 
@@ -122,8 +130,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
         raise BadSetting(
-            f"settings file {path} cannot be read: {str(error).splitlines()[0]}",
+            f"settings file {path}{line} cannot be read: {str(error).splitlines()[0]}",
             remedy="Correct the file, or its permissions.",
         ) from error
     if not isinstance(content, dict):

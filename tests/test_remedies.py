@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from jobs.cli.app import COMMANDS, app
+from jobs.cli.groups import commands_below
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ def test_remedies_name_existing_commands() -> None:
 
 def test_remedies_name_existing_options() -> None:
     group = typer.main.get_command(app)
-    commands = [group, *group.commands.values()]  # type: ignore[attr-defined]
+    commands = [group, *(command for _, command in commands_below(group.commands))]  # type: ignore[attr-defined]
     options = {name for command in commands for option in command.params for name in option.opts}
     options |= {name for command in commands for option in command.params for name in option.secondary_opts}
     named = [(place, name) for place, text in remedies() for name in re.findall(r"--[a-z][\w-]*", text)]

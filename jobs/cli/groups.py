@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -36,7 +36,7 @@ class ExampleCommand(TyperCommand):
 
 
 class ExampleGroup(TyperGroup):
-    """A group of commands, such as `jobs`. Its options may also stand before the name of the command."""
+    """A group of commands whose help ends with an example."""
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         text, self.example = split_example(help)
@@ -48,6 +48,10 @@ class ExampleGroup(TyperGroup):
         if self.example:
             typer.echo(f" Example:\n   {self.example}")
 
+
+class ActionGroup(ExampleGroup):
+    """A group below `clvr`, such as `jobs`. Its options may also stand before the name of the command."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `clvr jobs --json list`, as earlier releases wrote it, like `clvr jobs list --json`."""
         position = next((place for place, word in enumerate(args) if word in self.commands), 0)
@@ -58,7 +62,7 @@ class ExampleGroup(TyperGroup):
 def command_group(help: str, **options: Any) -> typer.Typer:
     """Return an empty group of commands. help: ends with `Example: clvr …`."""
     return typer.Typer(
-        cls=ExampleGroup,
+        cls=ActionGroup,
         help=help,
         no_args_is_help=not options.get("invoke_without_command"),
         rich_markup_mode="rich",
@@ -76,3 +80,10 @@ def did_you_mean(word: str, known: list[str]) -> str:
     """Return ` Did you mean …?` with the most similar of some words, or nothing."""
     similar = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean {similar[0]!r}?" if similar else ""
+
+
+def commands_below(commands: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (name, command) of commands and of those in their groups: `jobs`, `jobs list`."""
+    for name, command in commands.items():
+        yield f"{group}{name}", command
+        yield from commands_below(getattr(command, "commands", {}), f"{group}{name} ")

@@ -33,13 +33,16 @@ def require_paths(*paths: str | Path | None) -> None:
 
 
 def require_runs(run_ids: Iterable[str], settings: "Settings") -> None:
-    """Raise BadInput for a run, other than `latest`, that a local folder of runs does not hold."""
+    """Raise BadInput for a run that a local folder of runs does not hold; for `latest`, without any run."""
     if _SCHEME.match(settings.runs.removeprefix("file://")):
         return
     root = Path(settings.runs.removeprefix("file://")).absolute()
     folder = root / "runs"
     for run_id in run_ids:
-        if run_id != _LATEST and not (folder / run_id / "run.json").exists():
+        if run_id == _LATEST:
+            if not folder.exists():
+                raise BadInput(f"there is no finished run in {root}", remedy="make one: clvr embed")
+        elif not (folder / run_id / "run.json").exists():
             similar = difflib.get_close_matches(run_id, _names(folder), n=1)
             remedy = f"did you mean {similar[0]}? " if similar else ""
             raise BadInput(f"there is no run {run_id} in {root}", remedy=f"{remedy}`clvr runs` lists them")

@@ -1,0 +1,60 @@
+"""What a command imports: torch, Ray and Milvus take seconds, and most commands need none of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "ray", "pymilvus", "pyarrow", "scipy", "numba", "pandas", "numpy", "openvino"}
+PROGRAM = """
+import atexit, json, sys
+path = sys.argv.pop(1)
+atexit.register(lambda: json.dump(sorted(sys.modules), open(path, "w")))
+from jobs.cli.main import main
+main()
+"""
+
+
+def imported(tmp_path: Path, *arguments: str) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """Run `clvr` and return those of `HEAVY` that it imported, and the finished process."""
+    modules = tmp_path / "modules.json"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(modules), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return HEAVY & set(json.loads(modules.read_text())), done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("train --help", 0),
+        ("train nowhere --output model", 3),
+        ("embed nowhere --checkpoint nothing", 3),
+        ("search nothing.jpg", 3),
+        ("sweep nowhere --output results --case-number 1", 3),
+        ("evaluate unknown", 3),
+        ("load unknown", 3),
+        ("model show nothing", 3),
+    ],
+)
+def test_help_and_mistyped_paths_import_nothing_heavy(tmp_path: Path, arguments: str, code: int) -> None:
+    heavy, done = imported(tmp_path, *arguments.split())
+    assert done.returncode == code, done.stderr
+    assert heavy == set()
+
+
+def test_a_plan_without_a_checkpoint_needs_neither_torch_nor_ray(tmp_path: Path, archive: Path) -> None:
+    heavy, done = imported(tmp_path, "plan", str(archive / "archive"))
+    assert done.returncode == 0, done.stderr
+    assert not heavy & {"torch", "ray", "pymilvus", "scipy", "numba"}
