@@ -14,23 +14,12 @@ from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.discovery import CropSelection, discover
-from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, rows_per_part
+from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, ThroughputSample, rows_per_part
 
 if TYPE_CHECKING:
     from jobs.embed.actor import OpenEmbedder
 
 MAX_VANISHED_SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class ThroughputSample:
-    """A short measurement on this cluster, with all actors at the same time."""
-
-    crops: int
-    failed: int
-    actors: int
-    crops_per_second: float
-    startup_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from infra.errors import BadInput
 from infra.store import Store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import actor_resources
-from jobs.embed.plan import ThroughputSample
 from jobs.embed.precision import PrecisionDecision, open_model
+from jobs.embed.sizes import ThroughputSample
 from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.ray_cluster import root_cause
 

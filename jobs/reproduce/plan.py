@@ -15,7 +15,7 @@ from clvr_model.recipe import Recipe
 from infra.errors import BadCheckpoint, BucketMissing
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.embed.plan import ThroughputSample
+from jobs.embed.sizes import ThroughputSample
 from jobs.embed.throughput import measure_throughput, open_exact_model
 from jobs.reproduce.lists import read_test_images
 from jobs.reproduce.request import Method, ReproduceRequest

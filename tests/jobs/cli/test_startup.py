@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from index.archive.manifest import crop_id_of
+from index.generations.load import load_runs
+from index.generations.promotion import promote
+from index.milvus.client import connect
+from infra.store import open_store
+
 HEAVY = {"torch", "ray", "pymilvus", "pyarrow", "scipy", "numba", "pandas", "numpy", "openvino"}
 PROGRAM = """
 import atexit, json, sys
@@ -58,3 +64,20 @@ def test_a_plan_without_a_checkpoint_needs_neither_torch_nor_ray(tmp_path: Path,
     heavy, done = imported(tmp_path, "plan", str(archive / "archive"))
     assert done.returncode == 0, done.stderr
     assert not heavy & {"torch", "ray", "pymilvus", "scipy", "numba"}
+
+
+def test_a_search_of_an_archived_crop_needs_no_torch(
+    tmp_path: Path, checkpoint: str, make_finished_run
+) -> None:
+    runs = open_store(str(tmp_path / "data"))
+    runs.create_bucket()
+    run = make_finished_run(runs, "r1", range(60), model=checkpoint)
+    milvus = connect(str(tmp_path / "milvus.db"))
+    generation = load_runs(milvus, runs, [run], alias="vehicles")
+    promote(milvus, runs, generation.name, force="test")
+    milvus.close()
+    crop = f"crop:{crop_id_of('s3://archive/000007.jpg')}"
+    heavy, done = imported(tmp_path, "search", crop, "--json", "--runs", runs.uri, "--milvus", "milvus.db")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answers"]
+    assert not heavy & {"torch", "ray", "scipy", "numba", "openvino"}
