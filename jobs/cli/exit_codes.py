@@ -18,7 +18,10 @@ EXIT_CODES: dict[str, ExitCode] = {
         "run `clvr --debug …` and report it",
     ),
     "2": ExitCode("wrong usage", "`--help`"),
-    "3": ExitCode("an input is missing, empty or unreadable", "the message names it"),
+    "3": ExitCode(
+        "an input, such as a file, a run or a checkpoint, is missing, empty or unreadable",
+        "the message names it",
+    ),
     "4": ExitCode(
         "object storage is unreachable, refuses access or is full",
         "nothing is lost: run the command again",
