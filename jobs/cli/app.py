@@ -107,6 +107,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": search.audit,
     "serve": search.serve,
     "evaluate": evaluation.evaluate,
+    "compare-models": evaluation.compare_models,
     "reproduce": reproduction.reproduce,
     "drift": evaluation.drift,
     "reindex": operations.reindex,
