@@ -99,7 +99,7 @@ def read_shards(
     CorruptObject.
     """
     for key in keys:
-        with open_parquet(store, key) as file:
+        with _open_shard_file(store, key) as file:
             check_footer(file.schema, file.uri, fingerprint=fingerprint)
             yield from file.batches(batch_rows, columns)
 
@@ -112,7 +112,7 @@ def read_shard_files(
     Raises CorruptObject for other bytes, and what `read_shards` raises.
     """
     for expected in files:
-        with open_parquet(store, expected.key, expected=expected) as file:
+        with _open_shard_file(store, expected.key, expected) as file:
             check_footer(file.schema, file.uri, fingerprint=fingerprint)
             yield from file.batches(batch_rows)
 
@@ -126,7 +126,7 @@ def open_shard(
     Raises CorruptObject for a shard of another run or with another number of rows, and what `read_shards`
     raises.
     """
-    with open_parquet(store, info.key) as file:
+    with _open_shard_file(store, info.key) as file:
         check_footer(file.schema, file.uri, fingerprint=fingerprint)
         found = file.schema.metadata.get(b"clvr.run_id", b"").decode(errors="replace")
         if run_id not in (None, found):
@@ -138,6 +138,22 @@ def open_shard(
                 f"{file.uri} has {file.num_rows:,} rows, its run wrote {info.rows:,}", remedy=REBUILD_REMEDY
             )
         yield file
+
+
+@contextmanager
+def _open_shard_file(store: Store, key: str, expected: StoredFile | None = None) -> Iterator[ParquetReader]:
+    """Open a shard; one that is missing is an error with what to do about it."""
+    try:
+        with open_parquet(store, key, expected=expected) as file:
+            yield file
+    except ObjectMissing as missing:
+        if store.head(key) is not None:
+            raise  # of another object, which the caller's block reads
+        raise ObjectMissing(
+            f"{store.uri_of(key)} does not exist",
+            remedy="A purge may have replaced it: run the same command again. If it fails again, restore the "
+            "shard from a copy, or embed its run anew.",
+        ) from missing
 
 
 def shard_ids(store: Store, info: ShardInfo, *, fingerprint: str, run_id: str) -> NDArray[np.int64]:

@@ -135,8 +135,9 @@ class TestReading:
             list(read_shards(store, [KEY]))
 
     def test_of_a_missing_shard_names_its_key(self, store: Store) -> None:
-        with pytest.raises(ObjectMissing, match=r"shard-00000\.parquet"):
+        with pytest.raises(ObjectMissing, match=r"shard-00000\.parquet") as caught:
             list(read_shards(store, [KEY]))
+        assert "run the same command again" in caught.value.remedy
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
     def test_refuses_a_truncated_shard(self, store: Store, share: float) -> None:
