@@ -75,6 +75,7 @@ SIBLINGS = {
         "serve": {"pages", "runtime", "search"},
         "evaluate": {"embed", "pages", "runtime"},
         "generations": {"runtime", "sweep"},
+        "compare_models": {"embed", "evaluate", "pages", "runtime"},
         "fit_transform": {"runtime"},
         "drift": {"runtime"},
         "reproduce": {"embed", "evaluate", "pages", "runtime", "train"},
@@ -96,6 +97,7 @@ SIBLINGS = {
             "train",
         },
         "cli": {
+            "compare_models",
             "demo",
             "doctor",
             "drift",

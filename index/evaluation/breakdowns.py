@@ -15,6 +15,7 @@ from index.schema import UNKNOWN_TIME
 
 FALSE_POSITIVE_RATES = (1e-2, 1e-3, 1e-4)
 TIMES_OF_DAY = (("night", 0, 6), ("morning", 6, 12), ("afternoon", 12, 18), ("evening", 18, 24))
+UNIT_LENGTH_TOLERANCE = 1e-5  # float32 rounds the length of a normalised row by about 1e-7
 _MAX_CAMERAS = 12
 _MAX_SAMPLED_PROBES = 500
 _MAX_SAMPLED_PAIRS = 4_000_000
@@ -221,3 +222,9 @@ def l2_normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, d) divided by their norms; a row of zeros stays."""
     norms = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64)).astype(np.float32)
     return np.asarray(features / np.where(norms > 0, norms, 1)[:, None], dtype=np.float32)
+
+
+def is_unit_length(features: NDArray[np.float32]) -> bool:
+    """Whether all rows (n, d) have length 1, within UNIT_LENGTH_TOLERANCE."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
+    return bool(np.allclose(lengths, 1, rtol=0, atol=UNIT_LENGTH_TOLERANCE))

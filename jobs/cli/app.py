@@ -147,6 +147,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "Evaluate": {
         "evaluate": evaluation.evaluate,
+        "compare-models": evaluation.compare_models,
         "calibrate": evaluation.calibrate,
         "drift": evaluation.drift,
         "reproduce": reproduction.reproduce,

@@ -1,4 +1,4 @@
-"""The commands evaluate, calibrate and drift."""
+"""The commands evaluate, compare-models, calibrate and drift."""
 
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +115,72 @@ def evaluate(
     else:
         other = embed_labelled_set(compare, archive, settings, max_quarantine_rate)
         emit(compare_runs(request, other, settings), as_json)
+
+
+def compare_models(
+    runs_: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Run ids in --runs, `latest`, or with --archive checkpoints."),
+    ],
+    labels: Annotated[
+        str | None, typer.Option(help="CSV/Parquet (key or uri, vehicle_id), or the folder of a dataset.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Only this split of --labels, or this test list of its dataset.")
+    ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As in evaluate; the first one decides the frontier (default: cross-camera, "
+            "vehicleid-paper, within-model and unseen-models where the labels allow); may be repeated."
+        ),
+    ] = None,
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="whiten, camera or whiten-camera, or with dimensions whiten:256, fitted to the gallery "
+            "without labels; may be repeated."
+        ),
+    ] = None,
+    compress: Annotated[
+        list[str] | None,
+        typer.Option(help="float16, int8 or binary, of each row's features; may be repeated."),
+    ] = None,
+    max_loss: Annotated[
+        float, typer.Option(help="How far rank-1 may fall by a compression, as a share.")
+    ] = 0.01,
+    repeats: Annotated[int, typer.Option(min=1)] = 10,
+    seed: int = 0,
+    speed: Annotated[bool, typer.Option(help="Measure the crops a second that one core embeds.")] = True,
+    archive: Annotated[
+        str | None, typer.Option(help="Archive to embed once by each checkpoint RUN, then compare.")
+    ] = None,
+    max_quarantine_rate: MaxQuarantineRate = 0.01,
+    html: Annotated[Path | None, typer.Option(help="Write the page to this file, and a .json.")] = None,
+    runs: Runs = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Compare accuracy and cost of models. Example: clvr compare-models RUN_A RUN_B --html models.html"""
+    from jobs.compare_models.compare import compare_models
+    from jobs.compare_models.results import CompareModelsRequest
+    from jobs.evaluate.dataset import embed_labelled_set
+
+    settings = settings_of(runs=runs, ray=ray)
+    request = CompareModelsRequest(
+        runs=tuple(embed_labelled_set(run, archive, settings, max_quarantine_rate) for run in runs_),
+        labels=labels,
+        split=split,
+        protocols=tuple(protocol or ()),
+        transforms=tuple(name for name in transform or () if name != "none"),
+        formats=tuple(name for name in compress or () if name != "none"),
+        repeats=repeats,
+        seed=seed,
+        max_loss=max_loss,
+        measures_speed=speed,
+        html=html,
+    )
+    emit(compare_models(request, settings), as_json)
 
 
 def calibrate(

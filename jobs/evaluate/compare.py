@@ -1,9 +1,11 @@
 """`clvr evaluate --compare`: two runs of the same images on the same splits, with a paired bootstrap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clvr_model.checkpoint import read_card
 from index.evaluation.bootstrap import Difference, compare
@@ -78,7 +80,7 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
             f"{request.labels} has several test lists", remedy=f"choose one: --split {lists[0].name}"
         )
     a, b = (labelled_run(find_run(run, settings), lists[0]) for run in (request.run, other))
-    rows_a, rows_b = _shared_rows(a, b)
+    rows_a, rows_b = shared_rows((a, b))
     logger.info(
         f"{len(rows_a):,} labelled crops in both runs; {len(a.features) - len(rows_a):,} of A alone and "
         f"{len(b.features) - len(rows_b):,} of B alone are excluded"
@@ -95,23 +97,31 @@ def compare_runs(request: EvaluateRequest, other: str, settings: Settings) -> Co
     return Comparison((a.run.run_id, b.run.run_id), differences)
 
 
-def _shared_rows(a: LabelledRun, b: LabelledRun) -> tuple[Any, Any]:
-    """Return the rows of the shared crops in A's order; then the splits equal those of A alone."""
-    shared, rows_a, rows_b = np.intersect1d(a.crop_ids, b.crop_ids, assume_unique=True, return_indices=True)
+def shared_rows(runs: Sequence[LabelledRun]) -> list[NDArray[np.int64]]:
+    """Return the rows of the crops that all runs share, for each run, in the order of the first one.
+
+    So the splits equal those of the first run alone, if it has no further crops. Raises BadInput if they
+    share none, BadLabels if a crop has another vehicle id in another run.
+    """
+    first = runs[0]
+    shared = first.crop_ids
+    for run in runs[1:]:
+        shared = shared[np.isin(shared, run.crop_ids)]
     if not len(shared):
-        raise BadInput(
-            f"runs {a.run.run_id} and {b.run.run_id} share no labelled crop",
-            remedy="compare runs of the same archive",
-        )
-    order = np.argsort(rows_a)
-    rows_a, rows_b = rows_a[order], rows_b[order]
-    num_different = int((a.vehicle_ids[rows_a] != b.vehicle_ids[rows_b]).sum())
-    if num_different:
-        raise BadLabels(
-            f"{num_different:,} crops have another vehicle id in run {b.run.run_id} than in {a.run.run_id}",
-            remedy="give --labels, to use the same vehicle ids for both",
-        )
-    return rows_a, rows_b
+        names = ", ".join(run.run.run_id for run in runs)
+        raise BadInput(f"runs {names} share no labelled crop", remedy="compare runs of the same archive")
+    rows = []
+    for run in runs:
+        order = np.argsort(run.crop_ids)
+        rows.append(order[np.searchsorted(run.crop_ids, shared, sorter=order)])
+        num_different = int((run.vehicle_ids[rows[-1]] != first.vehicle_ids[rows[0]]).sum())
+        if num_different:
+            raise BadLabels(
+                f"{num_different:,} crops have another vehicle id in run {run.run.run_id} than in "
+                f"{first.run.run_id}",
+                remedy="give --labels, to use the same vehicle ids for both",
+            )
+    return rows
 
 
 def _ranked(

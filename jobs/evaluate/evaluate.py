@@ -11,6 +11,7 @@ from index.evaluation.breakdowns import (
     by_camera_pair,
     by_day_part,
     classification,
+    is_unit_length,
     l2_normalized,
     sample_distances,
 )
@@ -248,12 +249,16 @@ def _variants(
     rank: Ranker,
     run: RunBlocks,
 ) -> list[ProtocolResult]:
-    """Rank the same splits in other ways; each variant is reported next to plain L2, never instead."""
+    """Rank the same splits in other ways; each variant is reported next to plain L2, never instead.
+
+    Features that have length 1 as they are have no variant `normalised`: it would repeat plain L2.
+    """
     rankings = []
     unit_length = l2_normalized(labelled.features) if variants else labelled.features
+    normalises = "normalised" in variants and not is_unit_length(labelled.features)
     for result in results:
         junk = result.name in JUNK
-        if "normalised" in variants:
+        if normalises:
             ranked = rank(
                 labelled.images(unit_length),
                 result.splits,

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.evaluation.metrics import Ranking
@@ -30,14 +31,14 @@ def transformed_results(
             if kind not in kinds:
                 continue
             settings = TransformSettings(kind)
-            if settings.by_camera and not (labelled.camera_ids != "").any():
-                raise BadLabels(
-                    f"the transform {kind} needs the cameras of the images, which are unknown",
-                    remedy="embed with a --key-pattern that has {camera_id}, or give labels with camera_id",
-                )
+            require_cameras(settings, labelled.camera_ids)
             ranked = [
                 rank(
-                    labelled.images(_transformed(labelled, settings, split)),
+                    labelled.images(
+                        fitted_to_gallery(labelled.features, labelled.camera_ids, settings, split)(
+                            labelled.features, labelled.camera_ids.tolist()
+                        )
+                    ),
                     [split],
                     max_rank=result.curves.shape[1],
                     same_camera_is_junk=result.name in JUNK,
@@ -61,7 +62,18 @@ def transformed_ranking(
     return images, ranked.ranking
 
 
-def _transformed(labelled: LabelledRun, settings: TransformSettings, split: Split) -> np.ndarray:
-    gallery, cameras = split.gallery, labelled.camera_ids
-    transform = fit_features(labelled.features[gallery], settings, cameras[gallery].tolist())
-    return transform(labelled.features, cameras.tolist())
+def require_cameras(settings: TransformSettings, camera_ids: NDArray[np.str_]) -> None:
+    """Raise BadLabels for a kind by camera if no camera (n,) is known; '' stands for an unknown one."""
+    if settings.by_camera and not (camera_ids != "").any():
+        raise BadLabels(
+            f"the transform {settings.kind} needs the cameras of the images, which are unknown",
+            remedy="embed with a --key-pattern that has {camera_id}, or give labels with camera_id",
+        )
+
+
+def fitted_to_gallery(
+    features: NDArray[np.float32], camera_ids: NDArray[np.str_], settings: TransformSettings, split: Split
+) -> FeatureTransform:
+    """Fit a transform to features (n, d) and cameras (n,) of the gallery of a split."""
+    gallery = split.gallery
+    return fit_features(features[gallery], settings, camera_ids[gallery].tolist())

@@ -71,6 +71,7 @@ def image(jpeg: bytes) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     "percent": format.percent,
     "number": format.count,
+    "money": format.money,
     "figure": format.significant,
     "duration": format.duration,
     "moment": format.capture_time,

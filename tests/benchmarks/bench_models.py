@@ -7,6 +7,8 @@ Each seed draws the models to learn and trains on their images; the images of al
 gallery in turn (leave-one-out, an image of the same model is a match). Figures are means over the seeds with
 a 95 % interval (Student's t); the baseline column has the paired difference to the untrained feature.
 
+Below, whitening is fitted to all images, as to an archive, and compressions to the searched images.
+
 The layers that `lite` does not train run once, on each image and its mirror image; their maps are kept in
 memory in float16, and in --cache. The training is that of the recipe otherwise.
 """
@@ -37,6 +39,8 @@ from clvr_model.recipe import Recipe, load_recipe
 from clvr_model.training import Batch, cached_batches, drop_last, epoch_order, make_optimizer, train_epoch
 from clvr_model.weights import load_backbone
 from index.evaluation.protocols import evaluate_protocol
+from index.transforms.compression import FORMATS, bytes_per_row, fit_compression
+from index.transforms.fitting import TransformSettings, fit_features
 
 Floats = NDArray[np.float32]
 BATCH = 32
@@ -211,6 +215,25 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
 
+def smaller(name: str, archive: Tensor, test: NDArray[np.int64], dimensions: Sequence[int]
+            ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """Yield transformed and compressed features of the searched images, named by their bytes a row."""
+    features = archive.numpy()
+    whitened = fit_features(features, TransformSettings("whiten"))
+    reduced = {size: fit_features(features, TransformSettings("whiten", size)) for size in dimensions}
+    variants = {name: features[test], f"{name}, whitened": whitened(features[test])}
+    variants |= {f"{name}, whitened to {size}": fit(features[test]) for size, fit in reduced.items()}
+    for label, values in variants.items():
+        if label != name:
+            yield f"{label}, {bytes_per_row(values.shape[1]):,} bytes", torch.from_numpy(values)
+        for kind in FORMATS:
+            decoded = fit_compression(values, kind)(values)
+            yield (
+                f"{label}, {kind}, {bytes_per_row(values.shape[1], kind):,} bytes",
+                torch.from_numpy(decoded),
+            )
+
+
 def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], models: NDArray[np.int64],
              frozen: Tensor) -> tuple[dict[str, tuple[float, float]], float]:  # fmt: skip
     """Train on drawn models; return rank-1 and mAP of each feature on the others, and CPU seconds."""
@@ -226,15 +249,18 @@ def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], mod
         )
     test = np.flatnonzero(np.isin(models, unseen))
     recipe = load_recipe("lite", [f"seed={seed}", *args.set])
-    training = Training(
-        recipe, maps[:, rows], np.searchsorted(learned, models[rows]).astype(np.int64), frozen[rows]
-    )
     print(
         f"seed {seed}: {len(rows)} images of {len(learned)} models; {len(test)} of {len(unseen)}", flush=True
     )
+    untrained = functional.normalize(frozen[test])
+    small = dict(smaller("pooled, untrained", functional.normalize(frozen), test, args.dimensions))
+    if args.skip_training:
+        return figures_of({UNTRAINED: untrained, **small}, models[test]), 0.0
+    training = Training(
+        recipe, maps[:, rows], np.searchsorted(learned, models[rows]).astype(np.int64), frozen[rows]
+    )
     network = training.network
     unseen_maps = np.ascontiguousarray(maps[0, test])
-    untrained = functional.normalize(frozen[test])
     cpu = training.run(0)
     start = {name: value.clone() for name, value in network.state_dict().items()}
     matrix = torch.from_numpy(projection(frozen.shape[1], FEATURE_DIM))
@@ -246,6 +272,7 @@ def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], mod
     cpu += training.run(1)
     end = {name: value.clone() for name, value in network.state_dict().items()}
     pooled, trained = features(network, unseen_maps)
+    everything = dense(network, pooled_of(network, maps[0]))
     found |= {
         "dense": trained,
         "pooled": pooled,
@@ -260,12 +287,18 @@ def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], mod
             f"dense, weights {share:g} of the way": trained,
             f"pooled, weights {share:g} of the way": pooled,
         }
+    found |= small | dict(smaller("dense", everything, test, args.dimensions))
+    return figures_of(found, models[test]), cpu
+
+
+def figures_of(features: dict[str, Tensor], models: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+    """Print and return rank-1 and mAP of each feature, all images in turn against all others."""
     figures = {}
-    for name, values in found.items():
-        result = evaluate_protocol("leave-one-out", values.numpy(), models[test])
+    for name, values in features.items():
+        result = evaluate_protocol("leave-one-out", values.numpy(), models)
         figures[name] = float(result.mean[0]), result.figure("map")[0]
-        print(f"  {name:40} rank-1 {figures[name][0]:.1%}  mAP {figures[name][1]:.1%}", flush=True)
-    return figures, cpu
+        print(f"  {name:58} rank-1 {figures[name][0]:.1%}  mAP {figures[name][1]:.1%}", flush=True)
+    return figures
 
 
 def interval(values: Sequence[float]) -> str:
@@ -284,7 +317,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="training images of a model (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--interpolate", type=float, nargs="*", default=[0.5])
+    parser.add_argument("--dimensions", type=int, nargs="*", default=[256, 128])
     parser.add_argument("--set", action="append", default=[], help="override of the recipe")
+    parser.add_argument("--skip-training", action="store_true", help="the untrained features alone")
     parser.add_argument("--cache", type=Path, help="folder for the maps of the lower layers")
     add_json_option(parser)
     args = parser.parse_args()
@@ -304,7 +339,8 @@ def main() -> None:
         against = "" if name == UNTRAINED else f"rank-1 {interval(gains)} above untrained"
         rows.append(Row(name, f"rank-1 {interval(rank1)}, mAP {interval(mean_precision)}", against))
     seconds = [cpu for _, cpu in runs]
-    rows.append(Row("training of one seed from the lower layers' maps", f"{np.mean(seconds):,.0f} CPU s"))
+    if not args.skip_training:
+        rows.append(Row("training of one seed from the lower layers' maps", f"{np.mean(seconds):,.0f} CPU s"))
     for row in rows:
         print(f"{row.case:50} {row.result}   {row.baseline}")
     save_rows(rows, args.json)

@@ -48,6 +48,9 @@ BENCHMARKS = {
     "bench_train_input": Benchmark("bench_train_input"),
     "bench_ablation": Benchmark("bench_ablation", quick=False),  # hours, and photographs
     "bench_models": Benchmark("bench_models", quick=False),  # likewise: it needs a folder of photographs
+    "bench_models_untrained": Benchmark(
+        "bench_models", ("--skip-training", "--seeds", "0", "1", "2", "3", "4"), quick=False
+    ),
     "bench_transform": Benchmark("bench_transform", quick=False),  # photographs
 }
 

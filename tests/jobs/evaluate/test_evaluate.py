@@ -9,93 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from labelled_runs import VEHICLES, Make
 
 from clvr_model.checkpoint import load_checkpoint
-from index.archive.manifest import crop_id_of
 from index.evaluation.protocols import evaluate_protocol
 from index.outputs import list_outputs
-from index.runs.run import Run
-from index.runs.shards import shard_table
-from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from index.transforms.fitting import TransformSettings, fit_features
 from infra.errors import BadInput, BadLabels, BadSetting, FingerprintMismatch
-from infra.settings import Settings, load_settings
+from infra.settings import Settings
 from infra.store import open_store
 from jobs.evaluate.compare import compare_runs
 from jobs.evaluate.dataset import evaluation_lists, labelled_run
 from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.results import EvaluateRequest
-
-VEHICLES = np.repeat(np.arange(12), 5)
-Make = Callable[..., Run]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    (tmp_path / "runs").mkdir()
-    return load_settings({"runs": str(tmp_path / "runs"), "milvus": str(tmp_path / "index.db")})
-
-
-@pytest.fixture
-def make_run(tmp_path: Path, settings: Settings, checkpoint: str) -> Make:
-    """A finished run of 60 crops, 12 vehicles, 4 cameras; features cluster by vehicle, less with noise."""
-
-    def make(
-        run_id: str,
-        *,
-        noise: float = 1.0,
-        labelled: bool = True,
-        quarantined: int = 0,
-        fingerprint: str = "ab" * 8,
-    ) -> Run:
-        rows = len(VEHICLES)
-        archive = tmp_path / "archive"
-        uris = [f"{archive}/image/{number:07d}.jpg" for number in range(rows)]
-        manifest = {
-            "crop_id": [crop_id_of(uri) for uri in uris],
-            "uri": uris,
-            "etag": ["e"] * rows,
-            "size": list(range(rows)),
-            "last_modified": [0] * rows,
-            "camera_id": [f"{number % 4:03d}" for number in range(rows)],
-            "captured_at": [number * 3_600_000 for number in range(rows)],
-            "track_id": [""] * rows,
-            "vehicle_id": VEHICLES.tolist() if labelled else [None] * rows,
-            "model_id": [(3, 5, 8, 13)[v % 4] for v in VEHICLES] if labelled else [None] * rows,
-        }
-        run = Run.create(
-            open_store(settings.runs),
-            run_id,
-            manifest=pa.table(manifest, schema=MANIFEST_SCHEMA),
-            archive=str(archive),
-            fingerprint=fingerprint,
-            model=checkpoint,
-            settings={},
-            rows_per_part=100,
-            rows_per_shard=100,
-        )
-        for part in run.pending_parts():
-            whole = run.part_manifest(part)
-            crops = whole.slice(quarantined)
-            numbers = crops["size"].to_numpy()
-            centres = np.random.default_rng(0).standard_normal((12, 1024))[VEHICLES[numbers]]
-            own = np.random.default_rng(1).standard_normal((rows, 1024))[numbers]
-            features = (centres + noise * 6 * own).astype(np.float32)
-            predicted = np.array([(3, 5, 8, 13)[v % 4] for v in VEHICLES[numbers]], np.int32)
-            shard = shard_table(crops, features, predicted, np.full(len(numbers), 0.5, np.float32))
-            lost = whole.slice(0, quarantined)
-            quarantine = {
-                "crop_id": lost["crop_id"].to_pylist(),
-                "uri": lost["uri"].to_pylist(),
-                "stage": ["decode"] * quarantined,
-                "cause": ["truncated"] * quarantined,
-                "detail": ["cut off"] * quarantined,
-            }
-            run.write_part(part, shard, pa.table(quarantine, schema=QUARANTINE_SCHEMA))
-        run.finish()
-        return run
-
-    return make
 
 
 def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
@@ -128,6 +54,15 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
     recorded = {output.uri: len(output.crops) for output in list_outputs(open_store(settings.runs))}
     crops = len(result.labelled.crop_ids)
     assert recorded == {str(tmp_path / "page.html"): crops, str(tmp_path / "page.json"): 0}
+
+
+def test_features_of_unit_length_have_no_variant_of_normalised_ones(
+    make_run: Make, settings: Settings
+) -> None:
+    for run, names in (("plain", {"as embedded", "L2-normalised"}), ("unit", {"as embedded"})):
+        make_run(run, unit_length=run == "unit")
+        figures = evaluate_run(EvaluateRequest(run, repeats=1), settings).to_json()["lists"][0]
+        assert {row["features"] for row in figures["protocols"]} == names
 
 
 def test_a_baseline_ranks_the_same_splits_and_is_on_the_page(

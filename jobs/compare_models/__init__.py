@@ -1,0 +1,1 @@
+"""`clvr compare-models`: accuracy against cost, for models, feature transforms and compressions."""
