@@ -4,7 +4,6 @@ import inspect
 import pickle
 import re
 
-
 from infra import errors
 from infra.errors import ClvrError, UnreadableImage
 
