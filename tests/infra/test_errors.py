@@ -4,11 +4,8 @@ import inspect
 import pickle
 import re
 
-import pytest
-
 from infra import errors
 from infra.errors import ClvrError, UnreadableImage
-from jobs.cli.app import EXIT_CODES
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, ClvrError)]
 
@@ -24,11 +21,6 @@ def test_the_drawn_tree_has_every_error_below_its_parent() -> None:
         parent = kind.__bases__[0]
         if issubclass(parent, ClvrError):
             assert drawn[kind.__name__] > drawn[parent.__name__]
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_exit_code_is_in_the_help(kind: type[ClvrError]) -> None:
-    assert re.search(rf"\b{kind.exit_code}\b", EXIT_CODES)
 
 
 def test_message_remedy_and_cause_survive_pickling() -> None:

@@ -13,6 +13,7 @@ from infra.errors import (
     BadInput,
     ClvrError,
     CredentialsRejected,
+    FileMissing,
     ObjectArchived,
     ObjectMissing,
     StoreDenied,
@@ -192,7 +193,7 @@ def test_a_message_about_a_local_path_never_speaks_of_a_server(tmp_path: Path) -
         text = f"{error.message} {error.remedy}"
         assert "AWS" not in text and "server" not in text and "endpoint" not in text, text
         assert error.remedy and "\n" not in text
-    assert [type(error) for error in errors[:5]] == [ObjectMissing] * 5
+    assert [type(error) for error in errors[:5]] == [FileMissing] * 5
 
 
 def test_a_path_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
