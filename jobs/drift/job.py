@@ -70,9 +70,8 @@ class DriftResult:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        since = (
-            f"{self.weeks} week{'s' if self.weeks > 1 else ''} to that of {self.week or 'an unknown time'}"
-        )
+        last = f"the {self.weeks} weeks to that of" if self.weeks > 1 else "the week of"
+        since = f"{last} {self.week} against those before" if self.week else "no crop has a time"
         yield f"{self.crops:,} crops of {len(self.cameras):,} cameras, model {self.fingerprint}; {since}"
         if self.undated:
             yield f"  {self.undated:,} crops have no time and are not compared"
