@@ -26,6 +26,7 @@ from index.milvus import collection, index_types
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation, fetch_ids, require_live
 from index.milvus.search import Hit, search_generation
+from index.milvus.waiting import compact, stored_rows
 from index.runs.run import Run
 from infra.errors import BadInput, FingerprintMismatch, ImportFailed, IndexRefused, IndexUnreachable
 from infra.servers import MilvusServer, SeaweedFs
@@ -215,6 +216,10 @@ def test_increment_erasure_rebuild_and_verification_agree_on_a_server(
     assert erased.matching > 30
     result = reconcile(milvus, foreign_store, live, [first, second])
     assert result.differences == ()
+
+    # The erasure asked for a compaction too, and a second request is "Completed" while the first one runs.
+    compact(milvus, live)
+    assert stored_rows(milvus, live) == collection.row_count(milvus, live) == erased.rows_after
 
     rebuilt = load_runs(
         milvus, foreign_store, [first, second], alias="nightly", options=LoadOptions(latest_wins=True)
