@@ -26,7 +26,7 @@ from infra.errors import (
     UnusableKey,
 )
 
-QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
+_QUARANTINABLE_ERRORS: dict[type[ClvrError], str] = {
     ObjectMissing: "missing",
     ObjectArchived: "archived",
     StoreDenied: "denied",
@@ -109,10 +109,18 @@ def _failure_of(error: ClvrError) -> ImageFailure:
         return ImageFailure("fetch", ERASED, error.message)
     if isinstance(error, UnreadableImage):
         return ImageFailure("decode", error.cause, error.message)
-    cause = QUARANTINABLE_ERRORS.get(type(error))
+    cause = quarantine_cause(error)
     if cause is None:
         raise error
     return ImageFailure("fetch", cause, error.message)
+
+
+def quarantine_cause(error: ClvrError) -> str | None:
+    """Return the cause of an image that cannot be fetched, None for an error that is not of one image."""
+    if isinstance(error, CredentialsRejected):
+        return None
+    causes = (cause for kind, cause in _QUARANTINABLE_ERRORS.items() if isinstance(error, kind))
+    return next(causes, None)
 
 
 class _Loader:

@@ -16,7 +16,7 @@ from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import CropSource, Match, Rules, retrieve
 from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadableImage
 from infra.store import open_store, split_uri
-from jobs.runtime.image_stream import QUARANTINABLE_ERRORS
+from jobs.runtime.image_stream import quarantine_cause
 from jobs.search.search import verdict
 from jobs.search.searcher import CROP, crop_number
 from jobs.sweep.state import PROBE_SCHEMA, RESULT_SCHEMA, Sweep
@@ -122,7 +122,7 @@ class SweepWorker:
                 if isinstance(fetched, StoreUnreachable):
                     raise fetched
                 if isinstance(fetched, ClvrError):
-                    row.fail(QUARANTINABLE_ERRORS.get(type(fetched), "missing"), fetched.message)
+                    row.fail(quarantine_cause(fetched) or "missing", fetched.message)
                     continue
                 try:
                     batch.append((row, decode(fetched.data, self._loaded_embedder().image_size)))

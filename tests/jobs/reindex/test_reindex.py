@@ -77,6 +77,7 @@ def jpeg(seed: int) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
+    ray.shutdown()  # of a test before these, in this process
     # Without an address, Ray would join a cluster that runs on this machine.
     ray.init(
         address="local",

@@ -173,6 +173,7 @@ def test_a_death_that_no_command_expects_is_no_unexpected_error(
         raise ray.exceptions.LocalRayletDiedError
 
     monkeypatch.setattr("jobs.embed.status.run_status", dies)
+    monkeypatch.setattr("jobs.cli.archive.require_runs", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         typer.main.get_command(app)(["status", "r1"])
     assert end.value.code == WorkerLost.exit_code

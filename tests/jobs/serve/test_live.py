@@ -198,7 +198,7 @@ def test_requests_go_on_while_another_model_is_loaded(
         may_load.wait(60)
         return load(uri)
 
-    monkeypatch.setattr(searcher_module, "load_checkpoint", slow)
+    monkeypatch.setattr("clvr_model.checkpoint.load_checkpoint", slow)
     new = published(milvus, site, site.make_run("run-2", "other"))
     for _ in range(3):
         assert found_in(service, site) == old.name
