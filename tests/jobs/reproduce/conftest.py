@@ -7,7 +7,7 @@ import pytest
 
 # A frozen backbone runs once, and its outputs are cached; VGG-M's checkpoints of 350 MB would take the time.
 CHEAP = (
-    *(f"{method}.network=resnet50" for method in ("clvr", "ccl", "mixeddiff")),
+    *(f"{method}.network=efficientnet_lite0" for method in ("clvr", "ccl", "mixeddiff")),
     *(f"{method}.batch=6" for method in ("clvr", "ccl", "mixeddiff")),
     "clvr.backbone=random",
     "clvr.stage1.epochs=1",

@@ -77,6 +77,7 @@ def test_archive_is_embedded_and_evaluated_by_a_network_without_a_classifier(clv
     assert "model -1" not in html.read_text()
 
 
+@pytest.mark.slow  # the test of `clvr reproduce` trains the same recipe
 def test_mixeddiff_learns_from_both_labels_in_three_stages(clvr, archive, tmp_path) -> None:
     done = clvr(*arguments(archive, tmp_path / "model", "mixeddiff", "--workers", "2", "--json"))
     assert done.returncode == 0, done.stderr
