@@ -109,7 +109,7 @@ def test_a_calibrated_model_reports_a_vehicle_that_is_not_in_the_archive(clvr: C
     [
         (["crop:12"], 3, "crop 12 is not in"),
         (["crop:x"], 3, "is not a crop"),
-        (["nosuch.jpg"], 4, "no file"),
+        (["nosuch.jpg"], 3, "nosuch.jpg does not exist"),
         (["IMAGE", "--camera", "999"], 3, "known cameras: 000, 001, 002, 003"),
         (["IMAGE", "--from", "soon"], 3, "not an ISO 8601 time"),
         (["IMAGE", "--from", "2026-02-02", "--until", "2026-01-01"], 3, "time window is empty"),
