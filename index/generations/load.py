@@ -51,8 +51,8 @@ class LoadOptions:
     are copied there. `latest_wins`: take the row of the later run for a crop in two runs, which is an error
     otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
     imports. `note`: called with the step that starts. `transform`: of the vectors; it belongs to the
-    generation. `reuse`: return a generation of the same runs, transform and index, if there is one that
-    nobody has measured or promoted.
+    generation. `reuse`: return a generation of the same runs, transform and index, if there is one that was
+    not measured or promoted yet.
     """
 
     index_type: str = "auto"
@@ -151,7 +151,7 @@ def build_generation(
             return resumed
     built = find_equal(milvus, store, plan, index, alias=alias) if options.reuse else None
     if built is not None:
-        options.note(f"{built.name} was built of the same runs, and nobody measured it yet")
+        options.note(f"{built.name} was built of the same runs and is not measured yet")
         return built
     milvus.require_space(plan.rows * (_LOCAL_ROW_BYTES + _LOCAL_NUMBER_BYTES * plan.dimension))
     generation = records.new_generation(

@@ -45,7 +45,7 @@ def resume_load(
 def find_equal(
     milvus: Milvus, store: Store, plan: LoadPlan, index: IndexSpec, *, alias: str
 ) -> Generation | None:
-    """Return a finished generation of the same plan that nobody has measured or promoted; None without one.
+    """Return a finished generation of the same plan that was not measured or promoted; None without one.
 
     A load that is killed after its last write, and repeated, then builds no second generation. One that the
     gate has measured may be wrong, and is built anew. Every primary key is compared with the plan.

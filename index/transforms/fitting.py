@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.transforms.moments import ANY_HOUR, Group, GroupMean, Moments, groups_of
-from index.transforms.transform import FeatureTransform, normalized
+from index.transforms.transform import FeatureTransform, normalized, offset_of
 from infra.errors import BadInput, BadSetting
 
 Kind = Literal["whiten", "camera", "whiten-camera"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MIN_ROWS = 2
+MIN_GROUP_ROWS = 10
+"""A camera, or a camera at an hour, with fewer crops has no mean: that of a single crop is the crop."""
 _ROW_CHUNK = 8192
 
 
@@ -101,7 +103,7 @@ def fit_features(
     rows = normalized(np.asarray(features, np.float64))
     offsets, left, _ = _after_removal(moments, settings)
     offset = moments.mean + left
-    rows -= offset if groups is None else np.stack([offsets.get(group, offset) for group in groups])
+    rows -= offset if groups is None else np.stack([offset_of(offsets, group, offset) for group in groups])
     return _transform(settings, _thin_whitening_matrix(rows, settings), offset, offsets)
 
 
@@ -169,16 +171,19 @@ def _transform(
 
 
 def _group_means(moments: Moments, settings: TransformSettings) -> dict[Group, NDArray[np.float64]]:
-    """Return the shrunk means of cameras, and of cameras at hours; none for the unknown camera."""
+    """Return the shrunk means of cameras, and of cameras at hours.
+
+    There is none for the unknown camera, and of fewer than MIN_GROUP_ROWS crops.
+    """
     cameras: dict[str, GroupMean] = {}
     for (camera, _), mean in moments.groups.items():
         cameras[camera] = cameras[camera].merge(mean) if camera in cameras else mean
     offsets: dict[Group, NDArray[np.float64]] = {}
     for camera, mean in sorted(cameras.items()):
-        if camera:
+        if camera and mean.count >= MIN_GROUP_ROWS:
             offsets[camera, ANY_HOUR] = _shrunk(mean, moments.mean, settings.camera_prior)
     for (camera, hour), mean in sorted(moments.groups.items()):
-        if camera and hour != ANY_HOUR:
+        if camera and hour != ANY_HOUR and mean.count >= MIN_GROUP_ROWS:
             offsets[camera, hour] = _shrunk(mean, offsets[camera, ANY_HOUR], settings.camera_prior)
     return offsets
 
@@ -202,7 +207,7 @@ def _after_removal(
     counts = np.array([moments.groups[group].count for group in groups], np.float64)[:, None]
     rows = np.stack([moments.groups[group].mean for group in groups])
     between = rows - moments.mean
-    left = rows - np.stack([means.get(group, moments.mean) for group in groups])
+    left = rows - np.stack([offset_of(means, group, moments.mean) for group in groups])
     scatter = moments.scatter - (between * counts).T @ between + (left * counts).T @ left
     mean = (left * counts).sum(axis=0) / moments.count
     offsets = {group: offset + mean for group, offset in means.items()}

@@ -95,13 +95,17 @@ class FeatureTransform:
         return self(vectors_of(rows), camera.to_pylist(), np.asarray(time.to_numpy(), np.int64))
 
     def _offsets_of(self, groups: Sequence[Group]) -> NDArray[np.float64]:
-        known = {group: self._offset_of(group) for group in set(groups)}
+        known = {group: offset_of(self.offsets, group, self.offset) for group in set(groups)}
         return np.stack([known[group] for group in groups])
 
-    def _offset_of(self, group: Group) -> NDArray[np.float64]:
-        if group in self.offsets:
-            return self.offsets[group]
-        return self.offsets.get((group[0], ANY_HOUR), self.offset)
+
+def offset_of(
+    offsets: Mapping[Group, NDArray[np.float64]], group: Group, default: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what is subtracted from a group: that of its hour, else of its camera, else the default."""
+    if group in offsets:
+        return offsets[group]
+    return offsets.get((group[0], ANY_HOUR), default)
 
 
 def normalized(rows: NDArray[np.float64]) -> NDArray[np.float64]:

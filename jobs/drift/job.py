@@ -1,7 +1,7 @@
 """Profiles of runs by Ray tasks, one a shard, their comparison, and the ages of calibration and transform.
 
-A run is read once, because its profile is stored. So the work of a night is that of its new run, and of a
-bounded sample of crops for the distances.
+The features of a run are read once, because its profile is stored. Later calls read those of new runs, a
+bounded sample for the distances, and the crop ids of all runs, as an increment does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -119,7 +119,7 @@ def measure_drift(request: DriftRequest, settings: Settings) -> DriftResult:
         run_ids=tuple(run.run_id for run in runs),
         week=datetime.fromtimestamp(monday_ms(last) / 1000, UTC).date().isoformat() if last >= 0 else "",
         weeks=request.limits.weeks,
-        crops=sum(profile.crops.values()),
+        crops=plan.rows,
         undated=sum(count for (_, week), count in profile.crops.items() if week < 0),
         cameras=cameras,
         nearest=nearest,

@@ -15,6 +15,7 @@ from index.evaluation.breakdowns import (
     l2_normalized,
     sample_distances,
 )
+from index.evaluation.cmc import LabeledFeatures
 from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_through_index
 from index.evaluation.metrics import AP_RULES
 from index.evaluation.model_groups import ModelLabels, Oracle, oracles
@@ -226,20 +227,19 @@ def _baseline_results(
     """Rank the same splits by the features of the baseline."""
     images = labelled.images(features_of(baseline, labelled.crop_ids))
     name = _baseline_name(baseline)
-    return [
-        with_rankings(
-            result,
-            rank(
-                images,
-                result.splits,
-                max_rank=result.curves.shape[1],
-                same_camera_is_junk=result.name in JUNK,
-                skip_unmatched=True,
-            ),
-            name,
-        )
-        for result in results
-    ]
+    return [_ranked_again(result, images, rank, name) for result in results]
+
+
+def _ranked_again(result: ProtocolResult, images: LabeledFeatures, rank: Ranker, name: str) -> ProtocolResult:
+    """Rank the splits of a protocol by other features of the same images."""
+    ranked = rank(
+        images,
+        result.splits,
+        max_rank=result.curves.shape[1],
+        same_camera_is_junk=result.name in JUNK,
+        skip_unmatched=True,
+    )
+    return with_rankings(result, ranked, name)
 
 
 def _variants(
@@ -259,14 +259,7 @@ def _variants(
     for result in results:
         junk = result.name in JUNK
         if normalises:
-            ranked = rank(
-                labelled.images(unit_length),
-                result.splits,
-                max_rank=result.curves.shape[1],
-                same_camera_is_junk=junk,
-                skip_unmatched=True,
-            )
-            rankings.append(with_rankings(result, ranked, "L2-normalised"))
+            rankings.append(_ranked_again(result, labelled.images(unit_length), rank, "L2-normalised"))
         first = result.splits[:1]
         if "query-expansion" in variants:
             ranked = [expand_probes(labelled.images(), split, junk=junk) for split in first]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from index.transforms.fitting import TransformSettings, fit, fit_features
+from index.transforms.fitting import MIN_GROUP_ROWS, TransformSettings, fit, fit_features
 from index.transforms.moments import ANY_HOUR, Moments, groups_of
 from index.transforms.transform import normalized
 from infra.errors import BadInput, BadSetting
@@ -113,7 +113,9 @@ def test_whitening_after_camera_means_has_the_covariance_of_what_they_leave(by_h
     )
     groups = groups_of(cameras, times, by_hour=by_hour)
     x = normalized(features.astype(np.float64))
-    left = x - np.stack([means.offsets.get(group, means.offset) for group in groups])
+    # An hour with few crops has the mean of its camera.
+    of_cameras = {name: means.offsets.get((name, ANY_HOUR), means.offset) for name in set(cameras)}
+    left = x - np.stack([means.offsets.get(group, of_cameras[group[0]]) for group in groups])
     np.testing.assert_allclose(left.mean(axis=0), 0, atol=1e-12)
     expected = fit_features_of_rows(left)
     assert transform.matrix is not None
@@ -124,6 +126,23 @@ def fit_features_of_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     transform = fit(Moments.of(rows), TransformSettings("whiten"))
     assert transform.matrix is not None
     return transform.matrix
+
+
+def test_the_mean_of_few_crops_is_not_kept() -> None:
+    features = features_of(200)
+    cameras = np.repeat(["few", "enough", "many"], [MIN_GROUP_ROWS - 1, MIN_GROUP_ROWS, 181]).tolist()
+    times = np.full(200, 5 * HOUR, np.int64)
+    times[-1] = 8 * HOUR  # the only crop of its hour
+    transform = fit_features(features, TransformSettings("camera", by_hour=True), cameras, times)
+    assert set(transform.offsets) == {
+        ("enough", ANY_HOUR),
+        ("enough", 5),
+        ("many", ANY_HOUR),
+        ("many", 5),
+    }
+    rare = transform(features[-1:], ["many"], np.array([8 * HOUR]))
+    assert np.array_equal(rare, transform(features[-1:], ["many"], np.array([-1])))
+    assert np.array_equal(transform(features[:1], ["few"]), transform(features[:1], [""]))
 
 
 def test_an_unknown_camera_and_hour_get_the_statistics_above_them() -> None:
