@@ -75,7 +75,7 @@ def transform_text(generation: Generation) -> str:
     """Return the transform of a generation as a phrase, "" without one."""
     if not generation.transform:
         return ""
-    return f", transform {generation.transform} to {generation.dimension} dimensions"
+    return f", transform {generation.transform} to {generation.dimension:,} dimensions"
 
 
 @dataclass(frozen=True, slots=True)

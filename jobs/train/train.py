@@ -153,7 +153,10 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     folder = open_store(destination.uri_of(f"training/{identity[:12]}"))
     if folder.local:
         folder.create_bucket()
-    record_output(open_store(settings.runs), "training", destination.uri, map(crop_id_of, labelled.uris))
+    runs = open_store(settings.runs)
+    if runs.local:
+        runs.create_bucket()  # a training may be the first command, and a purge has to find it
+    record_output(runs, "training", destination.uri, map(crop_id_of, labelled.uris))
     usable, num_unreadable = drop_unreadable_images(labelled, request.max_bad_fraction, folder, erased)
     training, validation = split_for(recipe, usable)
     untrained_classes = report_classes(recipe, labelled, training, validation)

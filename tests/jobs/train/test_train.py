@@ -3,6 +3,8 @@
 import json
 
 from clvr_model.checkpoint import load_checkpoint
+from index.outputs import list_outputs
+from infra.settings import Settings
 from infra.store import open_store
 
 # Two epochs on cached features and none of the whole network take seconds.
@@ -25,6 +27,11 @@ def test_checkpoint_records_its_training_and_a_repetition_is_a_no_op(clvr, archi
     assert checkpoint.card.recipe["name"] == "demo"
     assert [epoch["stage"] for epoch in checkpoint.card.metrics["history"]] == ["warmup", "warmup"]
     assert checkpoint.card.unstated["feature_relu"] is True
+
+    # Nothing was embedded here before, and a purge finds the training all the same.
+    (recorded,) = list_outputs(open_store(str(tmp_path / Settings().runs)))
+    assert (recorded.kind, recorded.uri) == ("training", str(tmp_path / "model"))
+    assert "is not recorded" not in done.stderr
 
     before = {item.key: item.etag for item in open_store(str(tmp_path / "model")).list()}
     again = clvr(*arguments(archive, tmp_path / "model", "--workers", "2", "--json"))
