@@ -49,7 +49,8 @@ class Architecture:
     by its length. classifier 'cosine': logits are `cosine_scale` times the cosine of feature and class.
     classes: 0 for a network that was trained on vehicles alone and has no classifier. head 'mixed': two
     branches of `branch_dim`, and two layers behind both, of which the first has `fusion_dim`; `bnneck` then
-    also stands behind the branch of vehicle labels. Raises BadSetting for an unknown backbone, pydantic's
+    also stands behind the branch of vehicle labels. input_size: height and width of the images, 0 for those
+    of the backbone. Raises BadSetting for an unknown backbone, pydantic's
     ValidationError for other bad values.
     """
 
@@ -67,11 +68,12 @@ class Architecture:
     head: HeadKind = "single"
     branch_dim: int = BRANCH_DIM
     fusion_dim: int = BRANCH_DIM
+    input_size: int = 0
 
     @property
     def image_size(self) -> int:
         """Height and width of the network's input, in pixels."""
-        return input_size(self.backbone)
+        return self.input_size or input_size(self.backbone)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
@@ -276,6 +278,7 @@ class Clvr(nn.Module):
             last_stride=self.architecture.last_stride,
             pool_counts_padding=self.architecture.pool_counts_padding,
             seed=seed,
+            size=self.architecture.input_size,
         )
         kind = MixedHead if self.architecture.head == "mixed" else Head
         self.head = kind(self.architecture, self.backbone.pooled_dim)

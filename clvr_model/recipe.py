@@ -24,6 +24,7 @@ from clvr_model.backbones import (
     check_backbone,
     check_last_stride,
     check_pooling,
+    check_size,
     has_top,
     imagenet_weights,
     input_size,
@@ -35,7 +36,19 @@ from clvr_model.layers import Pooling
 from clvr_model.network import BRANCH_DIM, FEATURE_DIM, Architecture, HeadKind, HeadOutput
 from infra.errors import BadSetting
 
-SHIPPED = ("ccl", "demo", "lite", "mixeddiff", "paper", "paper-tf", "strong", "tracks")
+SHIPPED = (
+    "ccl",
+    "clip",
+    "demo",
+    "dinov3",
+    "lite",
+    "mixeddiff",
+    "paper",
+    "paper-tf",
+    "resnet50-ibn",
+    "strong",
+    "tracks",
+)
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
 RMSPROP_ALPHA = 0.9
@@ -98,17 +111,20 @@ class Stage(_Fields):
     """Name of the stage in overrides, displays and errors."""
     epochs: int = Field(ge=0)
     """Passes over the training images."""
-    optimizer: Literal["rmsprop", "sgd"]
+    optimizer: Literal["rmsprop", "sgd", "adamw"]
     """The optimizer; each stage starts a fresh one."""
     lr: Real = Field(gt=0)
     """The learning rate; under a schedule, its highest value."""
+    layer_decay: Real = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate of each layer of the backbone, once for each layer above it: below 1,
+    pretrained layers near the input change least (Clark et al., "ELECTRA", 2020)."""
     trainable: Literal["head", "top", "all", "fusion"] = "all"
     """Which weights learn: 'head' freezes the backbone with its pool and batch statistics, 'top' the batch
     statistics and the backbone below its last reduction, 'fusion' also the branches of a mixed head."""
     momentum: Real = Field(default=0.0, ge=0, le=0.9999)
     """Momentum of the optimizer."""
     weight_decay: Real = Field(default=0.0, ge=0)
-    """L2 penalty on all weights that learn."""
+    """L2 penalty on all weights that learn. 'adamw' decays the weights themselves, but no bias or scale."""
     frozen_statistics: bool = False
     """Keep the batch statistics while all layers learn, for batches too small to estimate them."""
     horizontal_flip: bool = False
@@ -204,7 +220,7 @@ class Recipe(_Fields):
     batch: int = Field(default=100, ge=1)
     """Images an optimizer step, over all workers."""
     image_size: int = input_size(DEFAULT_BACKBONE)
-    """Height and width of the network's input, which its architecture decides."""
+    """Height and width of the network's input; by default those of its architecture."""
     train_share: Real = Field(default=0.8, gt=0, le=1)
     """Share of each class that is trained on; the rest is for validation."""
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
@@ -280,6 +296,7 @@ class Recipe(_Fields):
             head=self.head,
             branch_dim=self.branch_dim,
             fusion_dim=self.fusion_dim,
+            input_size=0 if self.image_size == input_size(self.backbone) else self.image_size,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,6 +347,7 @@ _OPTIONAL_FIELDS = frozenset(
 )
 _OPTIONAL_STAGE_FIELDS = frozenset(
     (
+        "layer_decay",
         "label_smoothing",
         "random_erasing",
         "color_jitter",
@@ -411,11 +429,7 @@ def _check_together(recipe: Recipe) -> None:
         raise BadSetting(f"network: {error.message}", remedy=error.remedy) from error
     check_last_stride(recipe.backbone, recipe.last_stride)
     check_pooling(recipe.backbone, recipe.pooling)
-    size = input_size(recipe.backbone)
-    if recipe.image_size != size:
-        raise BadSetting(
-            f"image_size is {recipe.image_size}", remedy=f"{recipe.backbone} takes images of {size} pixels"
-        )
+    check_size(recipe.backbone, recipe.image_size)
     if recipe.pretrained in BACKBONES or is_timm(recipe.pretrained):
         raise BadSetting(
             f"pretrained (or backbone) is {recipe.pretrained}, an architecture and no source of weights",
@@ -441,6 +455,11 @@ def _check_together(recipe: Recipe) -> None:
             raise BadSetting(
                 f"stage{number}.trainable is 'top', and {recipe.backbone} is not divided",
                 remedy=f"set stage{number}.trainable=all, or head",
+            )
+        if stage.layer_decay < 1 and stage.trainable not in ("all", "top"):
+            raise BadSetting(
+                f"stage{number}.layer_decay is {stage.layer_decay}, and the backbone is frozen",
+                remedy=f"set stage{number}.trainable=all, or leave layer_decay at 1",
             )
         _check_clusters(recipe, stage, f"stage{number}")
         if recipe.identity == "track" and stage.uses_clusters and stage.negatives != "other_model":

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer, RMSprop
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.memory import is_out_of_memory, max_batch_size
@@ -29,6 +30,9 @@ from infra.errors import BadInput, BadSetting, TrainingDiverged
 
 Batch = tuple[Tensor, Tensor]
 SOFTMAX = Objective()
+
+# Key of a parameter group: the factor of `layer_decay` on its learning rate.
+LR_SCALE = "lr_scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +134,35 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
         network.head.select(
             softmax=stage.uses_softmax, output=stage.output, fusion_only=stage.trainable == "fusion"
         )
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = _parameter_groups(module, network, stage)
     lr, momentum, decay = stage.lr, stage.momentum, stage.weight_decay
     if stage.optimizer == "rmsprop":
-        return RMSprop(parameters, lr, RMSPROP_ALPHA, momentum=momentum, weight_decay=decay)
-    return SGD(parameters, lr, momentum, weight_decay=decay)
+        return RMSprop(groups, lr, RMSPROP_ALPHA, momentum=momentum, weight_decay=decay)
+    if stage.optimizer == "adamw":
+        return AdamW(groups, lr, weight_decay=decay)
+    return SGD(groups, lr, momentum, weight_decay=decay)
+
+
+def _parameter_groups(module: nn.Module, network: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Group what learns by its learning rate and its decay; the head's group is the first."""
+    scales: dict[int, float] = {}
+    if stage.layer_decay < 1 and isinstance(network, Clvr):
+        for depth, layer in enumerate(reversed(network.backbone.layers()), 1):
+            scales |= {id(parameter): stage.layer_decay**depth for parameter in layer}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            decays = stage.optimizer != "adamw" or parameter.ndim > 1
+            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": stage.lr * scale,
+            LR_SCALE: scale,
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+    ]
 
 
 def train_epoch(
@@ -167,7 +195,8 @@ def train_epoch(
         where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
         if stage.schedule != "constant" or stage.warmup_epochs:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, epoch + (step + 0.5) / max(steps, step + 1))
+                lr = learning_rate(stage, epoch + (step + 0.5) / max(steps, step + 1))
+                group["lr"] = lr * group.get(LR_SCALE, 1.0)  # states of earlier versions have no scale
         failed = False
         torch.manual_seed(int(np.random.SeedSequence([*seed, epoch, step]).generate_state(1, np.uint64)[0]))
         try:

@@ -118,6 +118,8 @@ class InceptionV3(Backbone):
 
     name = "inception_v3"
     imagenet_weights = "hf:timm/inception_v3.tv_in1k"
+    any_size = True
+    any_size = True
     takes_pool_counts_padding = True
     pooled_dim = POOLED_DIM
     heads = ("fc.", "AuxLogits.")

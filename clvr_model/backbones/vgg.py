@@ -23,6 +23,7 @@ class Vgg16(Backbone):
     imagenet_weights = "hf:timm/vgg16.tv_in1k"
     pooled_dim = BLOCKS[-1][1]
     heads = ("classifier.", "pre_logits.", "head.")  # torchvision's name, and timm's two
+    any_size = True
 
     def __init__(self, *, pooling: Pooling = "mean", last_stride: int = 2, seed: int = 0) -> None:
         super().__init__()

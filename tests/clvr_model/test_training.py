@@ -479,3 +479,48 @@ except BadSetting as error:
     assert "stage target, epoch 1, batch 1: out of memory with 40 images a pass" in done.stdout, done.stderr
     assert "--set target.micro_batch=" in done.stdout
     assert "fits" in done.stdout.splitlines()[-1], done.stderr
+
+
+def test_lower_layers_learn_more_slowly_and_adamw_decays_no_scale() -> None:
+    network = Clvr(2, 8, backbone="resnet50", seed=1)
+    stage = Stage(
+        name="target",
+        epochs=2,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.1,
+        layer_decay=0.5,
+        schedule="cosine",
+    )
+    optimizer = make_optimizer(network, stage)
+    of = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+    assert len(of) == len(list(network.parameters()))
+    depth = len(network.backbone.layers())
+    groups = [of[id(one)] for one in (network.head.dense.weight, network.backbone.layer4[2].conv3.weight)]
+    assert [group["lr"] for group in groups] == [1e-3, 0.5e-3]
+    assert of[id(network.backbone.conv1.weight)]["lr"] == pytest.approx(1e-3 * 0.5**depth)
+    assert of[id(network.head.dense.weight)]["weight_decay"] == 0.1
+    assert of[id(network.head.dense.bias)]["weight_decay"] == 0
+    assert of[id(network.backbone.bn1.weight)]["weight_decay"] == 0
+    train_epoch(network, optimizer, _batches(1, images=2, batch=2)(0), stage, epoch=1, steps=1)
+    half = learning_rate(stage, 1.5)
+    assert groups[0]["lr"] == half and groups[1]["lr"] == half / 2
+    assert optimizer.param_groups[0]["lr"] == half  # the log has the head's
+
+
+def test_an_adamw_state_is_restored(tmp_path: Path) -> None:
+    stage = Stage(name="target", epochs=2, optimizer="adamw", lr=1e-3, layer_decay=0.9)
+    straight, killed = (Clvr(2, 8, backbone="resnet50", seed=1) for _ in range(2))
+    optimizer = make_optimizer(straight, stage)
+    batches = _batches(1, images=2, batch=2)
+    for epoch in (0, 1):
+        train_epoch(straight, optimizer, batches(epoch), stage, epoch=epoch)
+    optimizer = make_optimizer(killed, stage)
+    train_epoch(killed, optimizer, batches(0), stage)
+    TrainingState.capture(killed, optimizer, stage=1, epoch=1, seed=SEED).save(tmp_path)
+    resumed = Clvr(2, 8, backbone="resnet50", seed=2)
+    optimizer = make_optimizer(resumed, stage)
+    TrainingState.load(tmp_path).restore(resumed, optimizer)
+    train_epoch(resumed, optimizer, batches(1), stage, epoch=1)
+    for one, other in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)

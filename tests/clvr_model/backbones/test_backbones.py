@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from clvr_model.backbones import BACKBONES, imagenet_weights
+from clvr_model.backbones.resnet import InstanceBatchNorm
 from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.engines import folded_copy, openvino
@@ -32,6 +33,7 @@ STRONG: dict[str, Any] = {
 MAP_SIDES = {
     "inception_v3": (8, 17),
     "resnet50": (10, 19),
+    "resnet50_ibn_a": (10, 19),
     "vgg16": (9, 18),
     "efficientnet_lite0": (7, 14),
     "efficientnet_lite1": (8, 15),
@@ -58,6 +60,8 @@ def network_of(**switches: Any) -> Clvr:
     ("name", "count", "parameters", "some"),
     [
         ("resnet50", 318, 23_508_032, ("layer1.0.downsample.1.running_var", "layer4.2.conv3.weight")),
+        # Counted in the release of IBN-Net, without its fc: 13 of its normalizations are split into two.
+        ("resnet50_ibn_a", 344, 23_508_032, ("layer3.5.bn1.IN.weight", "layer1.0.bn1.BN.running_var")),
         ("vgg16", 26, 14_714_688, ("features.0.bias", "features.28.weight")),
     ],
 )
@@ -108,8 +112,9 @@ def test_a_last_stride_of_one_gives_finer_maps_and_adds_no_parameter(name: str) 
         STRONG,
         {"backbone": "resnet50", **STRONG},
         {"backbone": "vgg16", "pooling": "gem"},
+        {"backbone": "resnet50_ibn_a", "input_size": 128},
     ],
-    ids=["inception strong", "resnet strong", "vgg gem"],
+    ids=["inception strong", "resnet strong", "vgg gem", "ibn of 128 pixels"],
 )
 def test_checkpoint_and_both_engines_give_the_plain_networks_features(
     switches: dict[str, Any], tmp_path: Path
@@ -228,3 +233,35 @@ except BadSetting as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "timm:resnet18 needs timm" in done.stdout
     assert "clvr-archive[timm]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "refused"),
+    [("resnet50", 256, False), ("resnet50", 250, True), ("efficientnet_lite0", 256, True)],
+)
+def test_networks_of_any_size_take_multiples_of_16(backbone: str, size: int, refused: bool) -> None:
+    if not refused:
+        assert Clvr(2, 8, backbone=backbone, input_size=size).architecture.image_size == size
+        return
+    with pytest.raises(BadSetting, match=f"image_size is {size}"):
+        Clvr(2, 8, backbone=backbone, input_size=size)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_each_parameter_belongs_to_one_layer_and_the_first_sees_the_image(name: str) -> None:
+    backbone = Clvr(2, 8, backbone=name, pooling="gem" if BACKBONES[name].has_pool else "mean").backbone
+    layers = backbone.layers()
+    listed = [id(parameter) for layer in layers for parameter in layer]
+    assert sorted(listed) == sorted(id(parameter) for parameter in backbone.parameters())
+    assert layers[0][0].shape[1] == 3
+    assert len(layers) > 5
+    if BACKBONES[name].has_pool:
+        assert layers[-1][-1] is backbone.pool.p
+
+
+def test_half_of_the_channels_of_an_ibn_layer_ignore_light_and_contrast() -> None:
+    layer = InstanceBatchNorm(8).eval()
+    x = torch.rand(2, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    plain, brighter = layer(x), layer(3 * x + 0.5)
+    torch.testing.assert_close(plain[:, :4], brighter[:, :4], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(plain[:, 4:], brighter[:, 4:], atol=0.1)
