@@ -211,7 +211,7 @@ def test_only_a_frozen_unaugmented_stage_may_keep_features() -> None:
         ("stage2.epochs=-1", "stage2.epochs is -1", "greater than or equal to 0"),
         ("stage2.epochs=many", "stage2.epochs is 'many'", "valid integer"),
         ("stage2.epochs=true", "stage2.epochs is True", "valid integer"),
-        ("stage1.optimizer=adam", "stage1.optimizer is 'adam'", "'rmsprop' or 'sgd'"),
+        ("stage1.optimizer=adam", "stage1.optimizer is 'adam'", "'rmsprop', 'sgd' or 'adamw'"),
         ("stage2.epochs=3.5", "stage2.epochs is 3.5", "valid integer"),
         ("stage2.epochs=3.0", "stage2.epochs is 3.0", "valid integer"),
         ("stage1.lr=true", "stage1.lr is True", "valid number"),

@@ -98,7 +98,7 @@ def test_what_it_cannot_take_is_refused() -> None:
         check_last_stride("vgg_m", 1)
     with pytest.raises(BadSetting, match="has no pool"):
         check_pooling("vgg_m", "gem")
-    with pytest.raises(BadSetting, match="published"):
+    with pytest.raises(BadSetting, match="no weights of vgg_m"):
         imagenet_weights("vgg_m")
 
 
