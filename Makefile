@@ -22,7 +22,7 @@ demo: $(READY) ## Set up, then run the whole way on a small made-up archive and 
 	@$(BIN)/clvr demo
 
 test: check ## Set up, then run lint, types and the tests with real S3, Milvus and Ray on this machine
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-slow: $(READY) ## Run the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

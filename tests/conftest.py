@@ -35,8 +35,13 @@ _SERVER_FIXTURES = {"seaweedfs", "bucket", "milvus_server", "ray_cluster"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        uses_server = bool(_SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())))
+        if uses_server:
             item.add_marker(pytest.mark.integration)
+        # Under `-n 2 --dist loadgroup` one process has all servers; the tests of a file share its fixtures.
+        is_integration = uses_server or item.get_closest_marker("integration")
+        group = "servers" if is_integration else "/".join(item.path.parts[-3:])
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _remove_old_folders() -> None:
