@@ -8,7 +8,7 @@ import ray
 from index.archive.packing import TAR_BYTES, Packed, pack_folder, write_indexes
 from index.lock import acquire
 from index.runs.tombstones import read_tombstones
-from infra.errors import BadInput, BadSetting
+from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.settings import Settings
 from infra.store import Store, is_hidden, open_store
 from jobs.runtime.progress import ProgressState, progress
@@ -64,7 +64,8 @@ def pack(request: PackRequest, settings: Settings) -> PackResult:
     """Pack an archive's images into tar files of another folder, or write indexes that its tar files lack.
 
     Killed and given again, it packs the rest; new crops of a folder go to further tar files. Raises BadInput
-    where the target is in the archive, Locked while another one packs there, StoreError.
+    where the target is in the archive, EmptyArchive without images, Locked while another one packs,
+    StoreError.
     """
     archive = open_store(request.archive)
     archive.ensure()
@@ -98,6 +99,8 @@ def _run(archive: Store, target: Store, request: PackRequest, settings: Settings
             for counts in ray.get(ready):
                 total += counts
                 done += 1
+    if uri is not None and not (total.crops or total.packed_before or total.erased):
+        raise EmptyArchive(f"no images outside of tar files below {archive.uri}", remedy="Check the folder.")
     return PackResult(archive.uri, target.uri, len(folders), total)
 
 
