@@ -20,8 +20,8 @@ from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import IMAGE_SUFFIXES, Listing, TarCounts, list_members
 from index.archive.manifest import crop_id_of, manifest_batch, normalize_manifest
+from index.archive.members import is_tar
 from index.archive.skipped import SkippedObjects
-from index.archive.tar_files import is_tar
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput, EmptyArchive
 from infra.store import UNADDRESSABLE, Store, StoreSettings, is_usable_key, open_store, split_uri

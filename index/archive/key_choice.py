@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from index.archive.members import split_member
 from index.archive.skipped import EXCLUDED, HIDDEN
-from index.archive.tar_files import split_member
 from infra.errors import BadSetting
 from infra.store import is_hidden
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
+from index.archive.members import is_tar, is_tar_index, member_key, split_member
 from index.archive.skipped import SkippedObjects
-from index.archive.tar_files import is_tar, is_tar_index, member_key, open_tar, split_member
+from index.archive.tar_files import open_tar
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
 from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject

@@ -9,15 +9,8 @@ import numpy as np
 
 from index.archive.listing import is_image
 from index.archive.manifest import crop_id_of
-from index.archive.tar_files import (
-    INDEX_SUFFIX,
-    Place,
-    index_document,
-    is_tar,
-    open_tar,
-    scan_tar,
-    split_member,
-)
+from index.archive.members import INDEX_SUFFIX, is_tar, split_member
+from index.archive.tar_files import Place, index_document, open_tar, scan_tar
 from index.runs.tombstones import ErasedCrops
 from infra.errors import BadInput, ClvrError, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, is_hidden

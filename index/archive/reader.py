@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from index.archive.manifest import crop_id_of
-from index.archive.tar_files import Place, Span, locate, place_of, read_span, spans_of, split_member
+from index.archive.members import split_member
+from index.archive.tar_files import Place, Span, locate, place_of, read_span, spans_of
 from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, open_store, split_uri
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
+from index.archive.members import INDEX_SUFFIX, member_key
 from infra.errors import ClvrError, CorruptObject, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, is_usable_key
 
-TAR_SUFFIX = ".tar"
-INDEX_SUFFIX = ".index.json"
 HEADER_BYTES = tarfile.BLOCKSIZE
 
 READ_BYTES = 8 << 20
@@ -29,7 +28,6 @@ READ_BYTES = 8 << 20
 _GAP_BYTES = 64 << 10  # that is read rather than asked around
 _SCAN_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header, whose length the file states
-_MEMBER = re.compile(r"(.+?\.tar)#(.+)", re.DOTALL | re.IGNORECASE)
 _PLACE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,12})", re.DOTALL)
 _MAX_INDEX_BYTES = 256 << 20
 
@@ -69,27 +67,6 @@ class TarIndex:
 
 _kept_members: LRUCache[tuple[str, str], dict[str, Place]] = LRUCache(16)
 """Members of tar files of which single crops were read, by URI and etag: pages show several of one."""
-
-
-def is_tar(key: str) -> bool:
-    """Whether an object is a tar file, by its name."""
-    return key.lower().endswith(TAR_SUFFIX)
-
-
-def is_tar_index(key: str) -> bool:
-    """Whether an object is the index of a tar file, by its name."""
-    return key.lower().endswith(TAR_SUFFIX + INDEX_SUFFIX)
-
-
-def split_member(key: str) -> tuple[str, str] | None:
-    """Split the key or URI of a member into that of its tar file and its name; None for another object's."""
-    parts = _MEMBER.fullmatch(key)
-    return (parts[1], parts[2]) if parts else None
-
-
-def member_key(tar: str, name: str) -> str:
-    """Return the key of a member."""
-    return f"{tar}#{name}"
 
 
 def place_of(etag: str) -> Place | None:

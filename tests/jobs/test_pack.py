@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 
-def test_an_archive_is_packed_once_and_planned_from_its_tar_files(clvr, archive: Path, tmp_path: Path) -> None:
+def test_an_archive_is_packed_once_and_planned_from_it(clvr, archive: Path, tmp_path: Path) -> None:
     done = clvr("pack", str(archive / "archive"), "--to", "packed", "--json")
     assert done.returncode == 0, done.stderr
     packed = json.loads(done.stdout)

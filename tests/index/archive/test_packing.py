@@ -8,9 +8,9 @@ import pytest
 
 from index.archive.listing import list_crops
 from index.archive.manifest import crop_id_of
+from index.archive.members import INDEX_SUFFIX, split_member
 from index.archive.packing import Packed, pack_folder, write_indexes
 from index.archive.reader import ArchiveReader
-from index.archive.tar_files import INDEX_SUFFIX, split_member
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from infra.errors import BadInput
 from infra.store import Store, open_store

@@ -10,16 +10,9 @@ import pytest
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
+from index.archive.members import INDEX_SUFFIX, split_member
 from index.archive.reader import ArchiveReader, open_uri, read_uri, reader_of
-from index.archive.tar_files import (
-    INDEX_SUFFIX,
-    TarIndex,
-    index_document,
-    place_of,
-    scan_tar,
-    spans_of,
-    split_member,
-)
+from index.archive.tar_files import TarIndex, index_document, place_of, scan_tar, spans_of
 from infra.errors import CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import ObjectBody, Store, open_store
 
