@@ -18,8 +18,9 @@ import pyarrow.orc
 
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import IMAGE_SUFFIXES, Listing
+from index.archive.listing import IMAGE_SUFFIXES, Listing, TarCounts, list_members
 from index.archive.manifest import crop_id_of, manifest_batch, normalize_manifest
+from index.archive.members import is_tar
 from index.archive.skipped import SkippedObjects
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput, EmptyArchive
@@ -76,8 +77,9 @@ def read_inventory(
 ) -> Listing:
     """Read an S3 Inventory of the archive's bucket into a manifest of the images below the archive's root.
 
-    Older versions, delete markers and keys that are not in `choice` are left out. The data files are read
-    from the inventory's destination bucket, one at a time, and their MD5 is checked against the manifest.
+    Older versions, delete markers and keys that are not in `choice` are left out; tar files are opened. The
+    data files are read from the inventory's destination bucket, one at a time, and their MD5 is checked
+    against the manifest.
     Raises BadInput for another bucket, format or digest, EmptyArchive, and what `Store.get` raises.
     """
     inventory = _open_inventory(uri, settings)
@@ -90,24 +92,35 @@ def read_inventory(
     prefix = f"{prefix}/" if prefix else ""
     skipped = SkippedObjects()
     batches: list[pa.RecordBatch] = []
+    tar_keys: list[str] = []
     num_not_images = unmatched = 0
     for file in inventory.files:
         objects = _latest_versions(_read_data_file(inventory, file, skipped))
         objects = objects.filter(pc.starts_with(objects["key"], prefix))
         images = objects.filter(_is_image(objects["key"]))
         num_not_images += objects.num_rows - images.num_rows
+        tar_keys += [key for key in objects["key"].to_pylist() if is_tar(key)]
         images = _chosen(images, len(prefix), choice, skipped)
         for batch in images.combine_chunks().to_batches():
             rows, missed = _manifest_rows(batch, archive, len(prefix), pattern)
             batches.append(rows)
             unmatched += missed
+    counts = TarCounts()
+    for key in tar_keys:
+        tar = None if choice.why_not_inside(key[len(prefix) :]) else archive.head(key[len(prefix) :])
+        if tar is not None:
+            found = list_members(archive, tar, pattern, choice, skipped)
+            batches += found.batches
+            num_not_images += found.num_not_images - 1
+            unmatched += found.unmatched
+            counts += found.counts
     if not any(batch.num_rows for batch in batches):
         raise EmptyArchive(
             "; ".join([f"{uri} lists no images below {archive.uri}", *skipped.notes()]),
             remedy="Check the prefix.",
         )
     manifest = normalize_manifest(pa.Table.from_batches(batches))
-    return Listing(manifest, num_not_images, unmatched, skipped)
+    return Listing(manifest, num_not_images, unmatched, skipped, counts)
 
 
 def _chosen(images: pa.Table, prefix_chars: int, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from index.archive.members import split_member
 from index.archive.skipped import EXCLUDED, HIDDEN
 from infra.errors import BadSetting
 from infra.store import is_hidden
@@ -14,8 +15,9 @@ class KeyChoice:
     """Globs over keys, relative to the archive's root.
 
     include: take only keys that match one of them, hidden ones too. exclude: leave out keys that match one.
-    In a glob '*', '?' and '[abc]' match within a name, '**' over folders; one without a slash is of the name
-    of the file or of any folder above it. Raises BadSetting for an unusable glob.
+    A member of a tar file matches by its key or by that of the file. In a glob '*', '?' and '[abc]' match
+    within a name, '**' over folders; one without a slash is of the name of the file or of any folder above
+    it. Raises BadSetting for an unusable glob.
     """
 
     include: tuple[str, ...] = ()
@@ -29,11 +31,19 @@ class KeyChoice:
 
     def why_not(self, key: str) -> str:
         """Return why a key is not taken, as SkippedObjects counts it, or ''."""
-        if self._included is not None and not self._included.fullmatch(key):
+        member = split_member(key)
+        keys = (key, member[0]) if member else (key,)
+        if self._included is not None and not any(map(self._included.fullmatch, keys)):
             return EXCLUDED
-        if self._excluded is not None and self._excluded.fullmatch(key):
+        if self._excluded is not None and any(map(self._excluded.fullmatch, keys)):
             return EXCLUDED
-        return HIDDEN if self._included is None and is_hidden(key) else ""
+        return HIDDEN if self._included is None and any(map(is_hidden, member or keys)) else ""
+
+    def why_not_inside(self, tar: str) -> str:
+        """Return why no member of a tar file is taken, or ''; an included glob may be of its members."""
+        if self._excluded is not None and self._excluded.fullmatch(tar):
+            return EXCLUDED
+        return HIDDEN if self._included is None and is_hidden(tar) else ""
 
 
 def _union(globs: Sequence[str]) -> re.Pattern[str] | None:

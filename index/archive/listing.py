@@ -1,8 +1,8 @@
 """List the crops of an archive, in parallel over its folders, or over its newest days only."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from itertools import islice
 from typing import Any
@@ -12,7 +12,9 @@ import pyarrow as pa
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
+from index.archive.members import is_tar, is_tar_index, member_key, split_member
 from index.archive.skipped import SkippedObjects
+from index.archive.tar_files import open_tar
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
 from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject
@@ -22,16 +24,65 @@ _MAX_PREFIX_OBJECTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class TarCounts:
+    """Tar files of a listing, those without a usable index, and the bytes of the latter."""
+
+    files: int = 0
+    unindexed: int = 0
+    bytes_read: int = 0
+
+    def __add__(self, other: "TarCounts") -> "TarCounts":
+        return TarCounts(
+            self.files + other.files, self.unindexed + other.unindexed, self.bytes_read + other.bytes_read
+        )
+
+    def notes(self) -> list[str]:
+        """Return a line on the tar files, and how to list them faster."""
+        if not self.files:
+            return []
+        note = f"{self.files:,} tar files"
+        if self.unindexed:
+            read = f"{self.bytes_read / 1e6:,.0f} MB"
+            note += (
+                f", of which {self.unindexed:,} have no index and were read ({read}): "
+                "`clvr pack --index` writes indexes"
+            )
+        return [note]
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """A manifest, the number of objects that are not images, and of crops whose key misses the pattern.
 
-    skipped: the objects that were left out of the manifest though they may be images.
+    skipped: the objects that were left out of the manifest though they may be images. tars: tar files whose
+    members are listed, and how many of these files have no index, so that they were read whole.
     """
 
     manifest: pa.Table
     num_not_images: int
     unmatched: int
     skipped: SkippedObjects = field(default_factory=SkippedObjects)
+    tars: TarCounts = field(default_factory=TarCounts)
+
+    def notes(self) -> list[str]:
+        """Return what a user should know of it, a line each."""
+        return [*self.tars.notes(), *self.skipped.notes()]
+
+
+@dataclass(slots=True)
+class Collected:
+    """What the listing of some folders, or of one tar file, gave."""
+
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    num_not_images: int = 0
+    unmatched: int = 0
+    tars: list[ObjectInfo] = field(default_factory=list)
+    counts: TarCounts = field(default_factory=TarCounts)
+
+    def add(self, batch: pa.RecordBatch, unmatched: int) -> None:
+        """Add a batch of crops, of which some keys miss the pattern."""
+        self.batches.append(batch)
+        self.unmatched += unmatched
 
 
 def list_crops(
@@ -44,8 +95,8 @@ def list_crops(
 ) -> Listing:
     """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
 
-    Images are recognised by their suffix, in upper or lower case. Crops whose key misses the pattern stay in
-    the manifest with an unknown camera, time and track.
+    Images are recognised by their suffix, in upper or lower case; those in tar files are crops too. Crops
+    whose key misses the pattern stay in the manifest with an unknown camera, time and track.
     since: list only the folders dt=… of this day and later. choice: the keys to take; without hidden ones by
     default.
     Raises EmptyArchive, BadSetting if the archive has no such folders, and what `Store.list` raises.
@@ -57,26 +108,37 @@ def list_crops(
         days = days_since(store, since)
         sources = [source for day in days for source in _sources(store, workers, skipped, day)]
 
-    def is_taken(key: str) -> bool:
-        cause = choice.why_not(key)
+    def is_taken(key: str, why_not: Callable[[str], str] = choice.why_not) -> bool:
+        cause = why_not(key)
         if cause:
             skipped.add(cause, key)
         return not cause
 
-    def collect(source: Iterable[ObjectInfo]) -> tuple[list[pa.RecordBatch], int, int]:
-        batches, num_not_images, unmatched = [], 0, 0
+    def is_taken_object(key: str) -> bool:
+        if split_member(key):
+            skipped.add("a key like that of a member of a tar file", key)
+            return False
+        return is_taken(key)
+
+    def collect(source: Iterable[ObjectInfo]) -> Collected:
+        found = Collected()
         objects = iter(source)
         while page := list(islice(objects, BATCH_ROWS)):
-            images = [info for info in page if info.key.lower().endswith(IMAGE_SUFFIXES)]
-            num_not_images += len(page) - len(images)
-            images = [info for info in images if is_taken(info.key)]
-            batch, missed = _batch(store, images, pattern)
-            batches.append(batch)
-            unmatched += missed
-        return batches, num_not_images, unmatched
+            found.tars += [info for info in page if is_tar(info.key)]
+            images = [info for info in page if is_image(info.key)]
+            indexes = sum(is_tar_index(info.key) for info in page)
+            found.num_not_images += len(page) - len(images) - indexes
+            images = [info for info in images if is_taken_object(info.key)]
+            found.add(*_batch(store, images, pattern))
+        found.num_not_images -= len(found.tars)
+        return found
 
     with ThreadPoolExecutor(workers, thread_name_prefix="list-archive") as pool:
-        results = list(pool.map(collect, sources))
+        collected = list(pool.map(collect, sources))
+        tars = [tar for found in collected for tar in found.tars if is_taken(tar.key, choice.why_not_inside)]
+        collected += pool.map(lambda tar: list_members(store, tar, pattern, choice, skipped), tars)
+    results = [(found.batches, found.num_not_images, found.unmatched) for found in collected]
+    counts = sum((found.counts for found in collected), TarCounts())
     table = pa.Table.from_batches([batch for batches, _, _ in results for batch in batches], MANIFEST_SCHEMA)
     num_not_images = sum(count for _, count, _ in results)
     if not table.num_rows:
@@ -85,7 +147,41 @@ def list_crops(
             remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
         )
     unmatched = sum(count for _, _, count in results)
-    return Listing(normalize_manifest(table), num_not_images, unmatched, skipped)
+    return Listing(normalize_manifest(table), num_not_images, unmatched, skipped, counts)
+
+
+def list_members(
+    store: Store,
+    tar: ObjectInfo,
+    pattern: KeyPattern | None,
+    choice: KeyChoice,
+    skipped: SkippedObjects,
+) -> Collected:
+    """List the crops in a tar file. Raises CorruptObject if it is none, ObjectChanged, StoreError."""
+    found = Collected()
+    index = open_tar(store, tar)
+    for cause, name in index.skipped:
+        skipped.add(cause, member_key(tar.key, name))
+    if index.truncated:
+        skipped.add("the rest of a tar file that is damaged or cut short", tar.key)
+    images = []
+    for name, place in index.members.items():
+        key = member_key(tar.key, name)
+        if not is_image(name):
+            found.num_not_images += 1
+        elif cause := choice.why_not(key):
+            skipped.add(cause, key)
+        else:
+            images.append(replace(tar, key=key, size=place.size, etag=place.etag))
+    for first in range(0, len(images), BATCH_ROWS):
+        found.add(*_batch(store, images[first : first + BATCH_ROWS], pattern))
+    found.counts = TarCounts(1) if index.stated else TarCounts(1, 1, tar.size)
+    return found
+
+
+def is_image(key: str) -> bool:
+    """Whether an object is an image, by its suffix."""
+    return key.lower().endswith(IMAGE_SUFFIXES)
 
 
 def days_since(store: Store, since: date) -> list[str]:

@@ -184,10 +184,8 @@ def _read_md5s(run: Run, crops: pa.Table) -> dict[int, bytes]:
     except ClvrError:
         return {}
     ids, uris = crops["crop_id"].to_pylist(), crops["uri"].to_pylist()
-    held = [
-        (crop_id, reader.key_of(uri)) for crop_id, uri in zip(ids, uris, strict=True) if reader.holds(uri)
-    ]
-    bodies = reader.store.get_many([key for _, key in held])
+    held = [(crop_id, uri) for crop_id, uri in zip(ids, uris, strict=True) if reader.holds(uri)]
+    bodies = reader.fetch_many([uri for _, uri in held])
     return {held[at][0]: md5_of(body.data) for at, body in bodies if isinstance(body, ObjectBody)}
 
 

@@ -72,6 +72,9 @@ class Backend(Protocol):
     def fetch(self, key: str) -> ObjectBody:
         """Read a whole object."""
 
+    def fetch_range(self, key: str, start: int, end: int, etag: str) -> ObjectBody:
+        """Read the bytes from `start` to `end` of the object of this etag. Raises PreconditionError."""
+
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every object below a folder ('' is the root)."""
 

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import BaseError, InvalidPathError
+from obstore.exceptions import BaseError, InvalidPathError, PreconditionError
 from obstore.store import S3Store
 
 from infra.errors import CorruptObject, StoreUnreachable
@@ -214,6 +214,23 @@ class S3Backend:
         problem = "other bytes" if earlier else f"{len(body.data)} of {size} bytes"
         raise StoreUnreachable(
             f"{self.root}/{key} arrived with {problem} in {_BODY_ATTEMPTS} attempts",
+            remedy="Check the server and the network between.",
+        )
+
+    def fetch_range(self, key: str, start: int, end: int, etag: str) -> ObjectBody:
+        """Read a part of the object of this etag, again if it is cut short. Raises PreconditionError."""
+        for attempt in range(_BODY_ATTEMPTS):
+            response = obstore.get(self.client, key, options={"range": (start, end), "if_match": f'"{etag}"'})
+            found = unquoted_etag(response.meta["e_tag"])
+            if found != etag:  # by a server that does not know the condition
+                raise PreconditionError
+            data, whole = response.bytes().to_bytes(), min(end, response.meta["size"]) - start
+            if len(data) == whole:
+                return ObjectBody(data, found)
+            if attempt:
+                time.sleep(0.1 * 2**attempt)
+        raise StoreUnreachable(
+            f"{self.root}/{key} arrived with {len(data)} of {whole} bytes in {_BODY_ATTEMPTS} attempts",
             remedy="Check the server and the network between.",
         )
 

@@ -78,6 +78,14 @@ class Store:
         with self._as_clvr_error(key):
             return self._backend.fetch(checked_key(key))
 
+    def fetch_range(self, key: str, start: int, end: int, *, etag: str) -> bytes:
+        """Return the bytes from `start` up to `end` (exclusive) of an object that still has this etag.
+
+        An object that ends before gives fewer. Raises ObjectMissing, ObjectChanged.
+        """
+        with self._as_clvr_error(key):
+            return self._backend.fetch_range(checked_key(key), start, end, etag).data
+
     def get_many(
         self, keys: Sequence[str], *, in_flight: int = 64
     ) -> Iterator[tuple[int, ObjectBody | ClvrError]]:

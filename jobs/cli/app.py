@@ -120,6 +120,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "config": setup.show_config,
         "stack": setup.stack_group,
         "generate": archive.generate,
+        "pack": archive.pack,
     },
     "Train": {
         "train": training.train,

@@ -81,6 +81,30 @@ def generate(
     emit(generated, as_json)
 
 
+def pack(
+    archive: Archive,
+    to: Annotated[
+        str | None, typer.Option("--to", help="Folder of the tar files, outside of the archive.")
+    ] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Only write the indexes that tar files of the archive lack.")
+    ] = False,
+    tar_size: Annotated[int, typer.Option(help="Size of a tar file in MiB.")] = 128,
+    runs: Runs = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Pack crops into tar files: one request reads hundreds. Example: clvr pack s3://crops --to s3://packed"""
+    if (to is None) == (not index):
+        raise typer.BadParameter("give either --to FOLDER or --index")
+    require_paths(archive)
+    settings = settings_of(runs=runs, ray=ray)
+    from jobs.pack import PackRequest
+    from jobs.pack import pack as pack_archive
+
+    emit(pack_archive(PackRequest(archive, to, tar_size), settings), as_json)
+
+
 def plan(
     archive: Archive,
     checkpoint: Annotated[

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from index.archive.members import split_member
 from infra.errors import BadInput
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def require_paths(*paths: str | Path | None) -> None:
         text = str(path).removeprefix("file://")
         if text.startswith("s3:/") and not text.startswith("s3://"):
             raise BadInput(f"{text} has one slash after s3:", remedy=f"write s3://{text[4:].lstrip('/')}")
-        if not _SCHEME.match(text) and not Path(text).exists():
+        if not _SCHEME.match(text) and not Path((split_member(text) or (text,))[0]).exists():
             raise BadInput(f"{text} does not exist", remedy=_path_remedy(Path(text)))
 
 

@@ -155,7 +155,7 @@ def _listed_crops(selection: CropSelection, archive: Store, runs: Store, erased:
         note += f", {listing.unmatched:,} keys do not match the pattern"
     if is_erased.any():
         note += f", {int(is_erased.sum()):,} left out because they were erased"
-    notes = [note, *listing.skipped.notes()]
+    notes = [note, *listing.notes()]
     if before is None:
         return Discovery(listing.manifest, notes, listing.num_not_images, listing.unmatched)
     listed_before = None if since is None else in_lookback(before["uri"], archive.uri, since)

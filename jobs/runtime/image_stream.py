@@ -1,4 +1,7 @@
-"""Streams of decoded images: threads fetch many at a time, and the thread that fetched one decodes it."""
+"""Streams of decoded images: threads fetch many at a time, and the thread that fetched one decodes it.
+
+Members of tar files are fetched together, up to 8 MB by one request.
+"""
 
 import os
 import threading
@@ -12,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import IMAGE_SIZE, Box, decode
-from index.archive.reader import ArchiveReader
+from index.archive.reader import ArchiveReader, Fetched
+from index.archive.tar_files import Span
 from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
@@ -149,31 +153,49 @@ class _Loader:
         # More decoding threads than CPUs slow each other down.
         self.decode_slots = threading.Semaphore(decoders)
         self.requested: SimpleQueue[int | None] = SimpleQueue()
+        self.requested_spans: SimpleQueue[Span] = SimpleQueue()
+        self.stopped = threading.Event()
         self.results: SimpleQueue[tuple[int, Loaded | BaseException]] = SimpleQueue()
 
     def run(self, prefetch: int) -> Generator[tuple[int, Loaded], None, None]:
         """Yield (position, image or ClvrError). Raises any other exception of a thread."""
+        spans = self.reader.spans(self.uris, self.etags)
+        in_spans = {position for span in spans for position in span.positions}
+        single = [position for position in range(len(self.uris)) if position not in in_spans]
         # Reads of a local disk hardly wait, so a few threads suffice.
-        num_threads = min(self.decoders + 1 if self.reader.store.local else prefetch, len(self.uris))
+        num_threads = min(self.decoders + 1 if self.reader.store.local else prefetch, len(single))
+        slots = threading.Semaphore(prefetch)  # of the images of spans
         threads = [
             threading.Thread(target=self._work, name=f"load-{number}", daemon=True)
             for number in range(num_threads)
         ]
-        positions = iter(range(len(self.uris)))
+        for number in range(min(self.decoders + 1, len(spans))):
+            name, arguments = f"load-tar-{number}", (slots,)
+            threads.append(
+                threading.Thread(target=self._work_on_spans, args=arguments, name=name, daemon=True)
+            )
+        positions = iter(single)
         for position in islice(positions, prefetch):
             self.requested.put(position)
+        for span in spans:
+            self.requested_spans.put(span)
         for thread in threads:
             thread.start()
         try:
             for _ in range(len(self.uris)):
                 position, result = self.results.get()
-                following = next(positions, None)
-                if following is not None:
-                    self.requested.put(following)
+                if position in in_spans:
+                    slots.release()
+                else:
+                    following = next(positions, None)
+                    if following is not None:
+                        self.requested.put(following)
                 if isinstance(result, BaseException) and not isinstance(result, ClvrError):
                     raise result
                 yield position, result
         finally:
+            self.stopped.set()
+            slots.release(prefetch + len(in_spans))
             self._cancel(num_threads)
 
     def _cancel(self, num_threads: int) -> None:
@@ -193,24 +215,51 @@ class _Loader:
                 result = error
             self.results.put((position, result))
 
+    def _work_on_spans(self, slots: threading.Semaphore) -> None:
+        """Read spans of tar files one after the other, and decode their images as the caller takes them."""
+        while not self.stopped.is_set():
+            try:
+                span = self.requested_spans.get_nowait()
+            except Empty:
+                return
+            started = time.perf_counter()
+            try:
+                fetched: Sequence[Fetched | BaseException] = self.reader.fetch_span(span, self.uris)
+            except BaseException as error:  # the caller waits for a result of each position
+                fetched = [error] * len(span.positions)
+            with self.lock:
+                self.times.fetch_seconds += time.perf_counter() - started
+            for position, body in zip(span.positions, fetched, strict=True):
+                slots.acquire()
+                if self.stopped.is_set():
+                    return
+                try:
+                    result: Loaded | BaseException = (
+                        body if isinstance(body, BaseException) else self._decoded(position, body.data)
+                    )
+                except BaseException as error:
+                    result = error
+                self.results.put((position, result))
+
     def _load(self, position: int) -> Loaded:
         started = time.perf_counter()
-        fetched = self.reader.fetch(self.uris[position])
-        fetch_seconds = time.perf_counter() - started
-        expected = self.etags[position] if self.etags is not None else ""
-        if expected and fetched.etag != expected:
-            raise ObjectChanged(f"the etag is {fetched.etag}; it was {expected} when the object was listed")
-        if self.erased.is_erased_content(fetched.data):
+        etag = self.etags[position] if self.etags is not None else ""
+        fetched = self.reader.fetch(self.uris[position], etag)
+        with self.lock:
+            self.times.fetch_seconds += time.perf_counter() - started
+        return self._decoded(position, fetched.data)
+
+    def _decoded(self, position: int, data: bytes) -> Loaded:
+        if self.erased.is_erased_content(data):
             raise _Erased("a crop of the same bytes was erased")
         with self.decode_slots:
             started = time.perf_counter()
             try:
-                return decode(fetched.data, self.size, self._box(position))
+                return decode(data, self.size, self._box(position))
             finally:
                 with self.lock:
-                    self.times.fetch_seconds += fetch_seconds
                     self.times.decode_seconds += time.perf_counter() - started
-                    self.times.bytes += len(fetched.data)
+                    self.times.bytes += len(data)
 
     def _box(self, position: int) -> Box | None:
         if self.boxes is None or self.boxes[position, 0] < 0:

@@ -9,13 +9,12 @@ import pyarrow as pa
 
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
-from index.archive.reader import crop_id_at
+from index.archive.reader import ArchiveReader, crop_id_at, open_uri
 from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import CropSource, Match, Rules, retrieve
 from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadableImage
-from infra.store import open_store, split_uri
 from jobs.runtime.image_stream import quarantine_cause
 from jobs.search.search import verdict
 from jobs.search.searcher import CROP, crop_number
@@ -111,13 +110,15 @@ class SweepWorker:
                 row.fail("unknown-crop", f"{row.uri} is not in {self.source.name}")
 
     def _embed_images(self, rows: list[_Row]) -> None:
-        by_root: dict[str, list[tuple[_Row, str]]] = defaultdict(list)
+        by_folder: dict[str, list[tuple[_Row, str]]] = defaultdict(list)
+        readers: dict[str, ArchiveReader] = {}
         for row in rows:
-            root, key = split_uri(row.uri)
-            by_root[root].append((row, key))
+            reader, uri = open_uri(row.uri)
+            readers.setdefault(reader.uri, reader)
+            by_folder[reader.uri].append((row, uri))
         batch: list[tuple[_Row, np.ndarray]] = []
-        for root, members in by_root.items():
-            for position, fetched in open_store(root).get_many([key for _, key in members], in_flight=32):
+        for folder, members in by_folder.items():
+            for position, fetched in readers[folder].fetch_many([uri for _, uri in members], in_flight=32):
                 row = members[position][0]
                 if isinstance(fetched, StoreUnreachable):
                     raise fetched

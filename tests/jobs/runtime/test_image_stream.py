@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 from PIL import Image
 
 from clvr_model.preprocessing import decode
+from index.archive.listing import list_crops
+from index.archive.packing import pack_folder
 from index.archive.reader import ArchiveReader
+from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
     ObjectArchived,
@@ -191,3 +195,62 @@ def test_denied_local_file_is_a_value(archive: Store) -> None:
     images = dict(stream(archive, ["0.jpg", "1.jpg"]))
     assert isinstance(images[0], ImageFailure) and isinstance(images[0].cause, str)
     assert not isinstance(images[1], ClvrError)
+
+
+@pytest.fixture
+def packed(archive: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[str], list[str]]:
+    """The archive in tar files of a few images: the store, the URIs, and the etags of the members."""
+    target = open_store(str(tmp_path_factory.mktemp("packed")))
+    pack_folder(archive, target, "", ErasedCrops(), tar_bytes=10_000)
+    manifest = list_crops(target).manifest
+    return target, manifest["uri"].to_pylist(), manifest["etag"].to_pylist()
+
+
+@pytest.mark.parametrize(("prefetch", "decoders"), [(1, 1), (4, 2), (64, 2)])
+def test_members_of_tar_files_give_the_same_images(
+    archive: Store, packed: tuple[Store, list[str], list[str]], prefetch: int, decoders: int
+) -> None:
+    store, uris, etags = packed
+    times = StreamTimes()
+    images = dict(
+        stream_images(
+            ArchiveReader(store), uris, etags=etags, prefetch=prefetch, decoders=decoders, times=times
+        )
+    )
+    assert sorted(images) == list(range(40))
+    for position, image in images.items():
+        key = uris[position].rpartition("#")[2]
+        assert np.array_equal(image, decode(archive.get(key)))  # type: ignore[arg-type]
+    assert times.bytes == sum(len(archive.get(f"{number}.jpg")) for number in range(40))
+
+
+def test_members_and_objects_stream_together_and_a_stream_may_be_closed(
+    archive: Store, packed: tuple[Store, list[str], list[str]]
+) -> None:
+    store, uris, etags = packed
+    store.put("x.jpg", jpeg(7))
+    mixed, of_mixed = [store.uri_of("x.jpg"), *uris], ["", *etags]
+    before = threading.active_count()
+    images = dict(stream_images(ArchiveReader(store), mixed, etags=of_mixed, prefetch=4))
+    assert sorted(images) == list(range(41))
+    stream = stream_images(ArchiveReader(store), mixed, etags=of_mixed, prefetch=2)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+
+
+def test_members_of_a_file_that_was_written_again_have_changed(
+    packed: tuple[Store, list[str], list[str]],
+) -> None:
+    store, uris, etags = packed
+    store.put("00000.tar", store.get("00001.tar"))
+    store.delete("00002.tar")
+    found = dict(stream_images(ArchiveReader(store), uris, etags=etags))
+    causes = {uris[position].rpartition("/")[2].partition("#")[0]: image for position, image in found.items()}
+    assert causes["00000.tar"].cause == "changed"  # type: ignore[union-attr]
+    assert causes["00002.tar"].cause == "missing"  # type: ignore[union-attr]
+    assert isinstance(causes["00001.tar"], np.ndarray)

@@ -1,0 +1,184 @@
+"""Pack the crops of an archive into tar files with indexes, folder by folder."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from index.archive.listing import is_image
+from index.archive.manifest import crop_id_of
+from index.archive.members import INDEX_SUFFIX, is_tar, split_member
+from index.archive.tar_files import Place, index_document, open_tar, scan_tar
+from index.runs.tombstones import ErasedCrops
+from infra.errors import BadInput, ClvrError, ObjectMissing
+from infra.store import ObjectBody, ObjectInfo, Store, is_hidden
+
+TAR_BYTES = 128 << 20
+_NUMBER_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Counts of `clvr pack`: crops and bytes that were packed now, tar files and indexes that were written.
+
+    packed_before: crops that earlier tar files have. erased: crops that were erased, and are left out.
+    vanished: crops that were deleted between the listing and the reading.
+    """
+
+    crops: int = 0
+    bytes: int = 0
+    tars: int = 0
+    indexes: int = 0
+    packed_before: int = 0
+    erased: int = 0
+    vanished: int = 0
+
+    def __add__(self, other: "Packed") -> "Packed":
+        return Packed(
+            self.crops + other.crops,
+            self.bytes + other.bytes,
+            self.tars + other.tars,
+            self.indexes + other.indexes,
+            self.packed_before + other.packed_before,
+            self.erased + other.erased,
+            self.vanished + other.vanished,
+        )
+
+
+def pack_folder(
+    archive: Store, target: Store, folder: str, erased: ErasedCrops, *, tar_bytes: int = TAR_BYTES
+) -> Packed:
+    """Pack the images below a folder of an archive ('' for those right below its root) into the target.
+
+    A tar file has up to `tar_bytes`, which are held in memory with the keys of the folder, and its members
+    keep their keys below the folder. Crops that tar files of the target have already are left out, so a
+    repetition and a later call pack the rest. Raises BadInput for an image that is larger than a tar file may
+    be, StoreError.
+    """
+    before, numbers, indexes = _packed_before(target, folder)
+    images, packed_before = [], 0
+    objects = archive.list(folder) if folder else iter(archive.level().objects)
+    for info in objects:
+        if not isinstance(info, ObjectInfo) or not is_image(info.key) or is_hidden(info.key):
+            continue
+        if split_member(info.key):
+            continue
+        if _name_in(folder, info.key) in before:
+            packed_before += 1
+        else:
+            images.append(info)
+    images.sort(key=lambda info: info.key)
+    is_erased_mask = erased.is_erased(
+        np.fromiter((crop_id_of(archive.uri_of(info.key)) for info in images), np.int64, len(images))
+    )
+    total = Packed(packed_before=packed_before, indexes=indexes, erased=int(is_erased_mask.sum()))
+    images = [info for info, is_erased in zip(images, is_erased_mask.tolist(), strict=True) if not is_erased]
+    number = max(numbers, default=-1) + 1
+    for group in _groups(images, tar_bytes, archive):
+        counts, data = _tar_of(archive, folder, group, erased)
+        if counts.crops:
+            key = f"{folder}/{number:0{_NUMBER_DIGITS}}.tar".removeprefix("/")
+            target.put(key, data)
+            written = target.head(key)
+            if written is None:
+                raise ObjectMissing(f"no object {target.uri_of(key)}", remedy="Another process deletes it.")
+            target.put(f"{key}{INDEX_SUFFIX}", index_document(_scanned(target, written)))
+            number += 1
+        total += counts
+    return total
+
+
+def write_indexes(store: Store, folder: str) -> Packed:
+    """Write the index of each tar file below a folder that has none, or one that is older than the file."""
+    total = Packed()
+    for info in _tars(store, folder):
+        if not open_tar(store, info).stated:
+            members = _scanned(store, info)
+            store.put(f"{info.key}{INDEX_SUFFIX}", index_document(members))
+            total += Packed(indexes=1, packed_before=len(members))
+    return total
+
+
+def _packed_before(target: Store, folder: str) -> tuple[set[str], list[int], int]:
+    """Return names of members and numbers of the tar files right below a folder; complete their indexes."""
+    names: set[str] = set()
+    numbers: list[int] = []
+    indexes = 0
+    for info in target.level(folder).objects:
+        if not isinstance(info, ObjectInfo) or not is_tar(info.key):
+            continue
+        stem = info.key.rpartition("/")[2].rpartition(".")[0]
+        if not stem.isdecimal():
+            continue
+        numbers.append(int(stem))
+        index = open_tar(target, info)
+        names.update(index.members)
+        if not index.stated:  # a pack was killed before it wrote the index
+            target.put(f"{info.key}{INDEX_SUFFIX}", index_document(index.members))
+            indexes += 1
+    return names, numbers, indexes
+
+
+def _groups(images: list[ObjectInfo], tar_bytes: int, archive: Store) -> Iterator[list[ObjectInfo]]:
+    group: list[ObjectInfo] = []
+    size = 0
+    for info in images:
+        if info.size > tar_bytes:
+            raise BadInput(
+                f"{archive.uri_of(info.key)} has {info.size:,} bytes, and a tar file may have {tar_bytes:,}",
+                remedy="Raise --tar-size.",
+            )
+        if group and size + info.size > tar_bytes:
+            yield group
+            group, size = [], 0
+        group.append(info)
+        size += info.size
+    if group:
+        yield group
+
+
+def _tar_of(
+    archive: Store, folder: str, images: list[ObjectInfo], erased: ErasedCrops
+) -> tuple[Packed, bytes]:
+    """Return a tar file of images; equal images give equal bytes."""
+    bodies: dict[int, bytes] = {}
+    counts = Packed(tars=1, indexes=1)
+    for position, found in archive.get_many([info.key for info in images]):
+        if isinstance(found, ObjectBody):
+            bodies[position] = found.data
+        elif isinstance(found, ObjectMissing):
+            counts += Packed(vanished=1)
+        elif isinstance(found, ClvrError):
+            raise found
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as file:
+        for position in sorted(bodies):
+            if erased.is_erased_content(bodies[position]):
+                counts += Packed(erased=1)
+                continue
+            info = images[position]
+            member = tarfile.TarInfo(_name_in(folder, info.key))
+            member.size = len(bodies[position])
+            member.mtime = int(info.last_modified.timestamp())
+            file.addfile(member, io.BytesIO(bodies[position]))
+            counts += Packed(crops=1, bytes=member.size)
+    if not counts.crops:
+        counts = replace(counts, tars=0, indexes=0)
+    return counts, buffer.getvalue()
+
+
+def _name_in(folder: str, key: str) -> str:
+    return key[len(folder) + 1 :] if folder else key
+
+
+def _tars(store: Store, folder: str) -> Iterator[ObjectInfo]:
+    objects = store.list(folder) if folder else iter(store.level().objects)
+    for info in objects:
+        if isinstance(info, ObjectInfo) and is_tar(info.key):
+            yield info
+
+
+def _scanned(store: Store, info: ObjectInfo) -> dict[str, Place]:
+    return scan_tar(store, info).members

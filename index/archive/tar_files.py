@@ -1,0 +1,295 @@
+"""Crops in tar files, as those of WebDataset: one request reads hundreds of crops.
+
+A member's key is that of the tar file, '#' and its name: 'dt=2026-11-22/00012.tar#cam=004/17.jpg'. Its etag
+has all that a later read needs, '<etag of the file>@<offset>+<size>'. An index beside the file,
+NAME.tar.index.json, saves a listing from reading the file; without one, and with one that is older than the
+file, the file's headers are read, and with them the file. An index is a hint: a read checks the header that
+precedes the member.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+
+from index.archive.members import INDEX_SUFFIX, member_key
+from infra.errors import ClvrError, CorruptObject, ObjectMissing
+from infra.store import ObjectBody, ObjectInfo, Store, is_usable_key
+
+HEADER_BYTES = tarfile.BLOCKSIZE
+
+READ_BYTES = 8 << 20
+"""Bytes of one request that reads members which follow each other: 700 crops of 11 KB."""
+
+_GAP_BYTES = 64 << 10  # that is read rather than asked around
+_SCAN_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 1 << 20  # of one extended header, whose length the file states
+_PLACE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,12})", re.DOTALL)
+_MAX_INDEX_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of a member are in the tar file of an etag. Offsets are of the data, not its header."""
+
+    tar_etag: str
+    offset: int
+    size: int
+
+    @property
+    def etag(self) -> str:
+        """The etag of the member."""
+        return f"{self.tar_etag}@{self.offset}+{self.size}"
+
+    @property
+    def end(self) -> int:
+        """The offset behind the data."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class TarIndex:
+    """The regular members of a tar file, by name. stated: whether an index beside the file gave them.
+
+    skipped: (cause, name) of members that no key can name, and of repeated names, of which the last counts.
+    truncated: whether the file ends within or right behind a member; the whole ones are here.
+    """
+
+    members: dict[str, Place]
+    stated: bool = False
+    skipped: tuple[tuple[str, str], ...] = ()
+    truncated: bool = False
+
+
+_kept_members: LRUCache[tuple[str, str], dict[str, Place]] = LRUCache(16)
+"""Members of tar files of which single crops were read, by URI and etag: pages show several of one."""
+
+
+def place_of(etag: str) -> Place | None:
+    """Read the etag of a member; None for another one."""
+    parts = _PLACE.fullmatch(etag)
+    return Place(parts[1], int(parts[2]), int(parts[3])) if parts else None
+
+
+def open_tar(store: Store, tar: ObjectInfo) -> TarIndex:
+    """Return the members of a tar file: from the index beside it, or from its headers.
+
+    Raises ObjectChanged, StoreError, and CorruptObject for a file that is no tar file.
+    """
+    return _stated_index(store, tar) or scan_tar(store, tar)
+
+
+def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
+    """Return the members of a tar file from its headers, which takes as many bytes as the file has."""
+    members: dict[str, Place] = {}
+    skipped: list[tuple[str, str]] = []
+    truncated = False
+    try:
+        for member in _headers(store, tar):
+            name = member.name.removeprefix("./")
+            if member.issparse() or not member.isreg():
+                if not member.isdir():
+                    skipped.append(("a link or a device in a tar file", name))
+            elif not is_usable_key(name):
+                skipped.append(("a member's name that cannot be addressed", name))
+            elif member.offset_data + member.size > tar.size:
+                truncated = True
+            else:
+                if name in members:
+                    skipped.append(("an earlier member of the same name", name))
+                members[name] = Place(tar.etag, member.offset_data, member.size)
+    except _NoEnd:
+        truncated = True
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if not members and not skipped:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+            raise CorruptObject(
+                f"{store.uri_of(tar.key)} is not a tar file: {reason}",
+                remedy="Write it again, or leave it out by --exclude.",
+            ) from error
+        truncated = True
+    return TarIndex(members, skipped=tuple(skipped), truncated=truncated)
+
+
+def index_document(members: dict[str, Place]) -> bytes:
+    """Return the index that is written beside a tar file: name, offset and size of each member."""
+    rows = [[name, place.offset, place.size] for name, place in members.items()]
+    return json.dumps({"members": rows}, separators=(",", ":")).encode()
+
+
+@dataclass(slots=True)
+class Span:
+    """Members of one tar file that one request reads, and their positions in a caller's list."""
+
+    tar: str
+    positions: list[int] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+    @property
+    def start(self) -> int:
+        """The first byte: that of the first header."""
+        return self.places[0].offset - HEADER_BYTES
+
+    @property
+    def end(self) -> int:
+        """The byte behind the last one."""
+        return max(place.end for place in self.places)
+
+
+def spans_of(wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
+    """Group (position, tar, place) of members into few requests, by file and offset."""
+    spans: list[Span] = []
+    for position, tar, place in sorted(wanted, key=lambda one: (one[1], one[2].tar_etag, one[2].offset)):
+        last = spans[-1] if spans else None
+        if (
+            last is None
+            or last.tar != tar
+            or last.places[0].tar_etag != place.tar_etag
+            or place.offset - HEADER_BYTES > last.end + _GAP_BYTES
+            or place.end - last.start > max_bytes
+        ):
+            last = Span(tar)
+            spans.append(last)
+        last.positions.append(position)
+        last.places.append(place)
+    return spans
+
+
+def read_span(store: Store, span: Span, names: Sequence[str]) -> list[ObjectBody | ClvrError]:
+    """Read the members of a span, of these names, by one request.
+
+    Raises ObjectChanged where the tar file is another one now, ObjectMissing, StoreError. A member whose
+    header is not where it should be is a CorruptObject in its place.
+    """
+    data = memoryview(store.fetch_range(span.tar, span.start, span.end, etag=span.places[0].tar_etag))
+    bodies: list[ObjectBody | ClvrError] = []
+    for place, name in zip(span.places, names, strict=True):
+        first = place.offset - span.start
+        header, content = data[first - HEADER_BYTES : first], data[first : first + place.size]
+        if len(content) == place.size and _is_header_of(bytes(header), name, place.size):
+            bodies.append(ObjectBody(bytes(content), place.etag))
+        else:
+            uri = store.uri_of(member_key(span.tar, name))
+            bodies.append(
+                CorruptObject(
+                    f"{uri} is not at byte {place.offset:,} of its tar file",
+                    remedy=f"Remove {span.tar}{INDEX_SUFFIX}, or write it again: `clvr pack --index`.",
+                )
+            )
+    return bodies
+
+
+def locate(store: Store, tar: str, name: str) -> tuple[ObjectInfo, Place]:
+    """Return the present description of a tar file, and the place of a member. Raises ObjectMissing."""
+    info = store.head(tar)
+    place = None
+    if info is not None:
+        kept = (store.uri_of(tar), info.etag)
+        members = _kept_members.get(kept)
+        if members is None:
+            members = _kept_members[kept] = open_tar(store, info).members
+        place = members.get(name)
+    if info is None or place is None:
+        raise ObjectMissing(f"no object {store.uri_of(member_key(tar, name))}", remedy="List the tar file.")
+    return info, place
+
+
+class _NoEnd(Exception):
+    """A tar file ends without the block of zeros that says so."""
+
+
+class _Blocks(io.RawIOBase):
+    """A tar file as a seekable file, read in blocks of which the last one is kept."""
+
+    def __init__(self, store: Store, tar: ObjectInfo) -> None:
+        self.store, self.tar = store, tar
+        self.position = self.first = 0
+        self.block = b""
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.tar.size}[whence]
+        self.position = start + offset
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        parts, missing = [], min(size, max(0, self.tar.size - self.position))
+        while missing:
+            part = self._at(self.position)[:missing]
+            if not part:
+                break
+            parts.append(part)
+            self.position += len(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def _at(self, position: int) -> bytes:
+        if not self.first <= position < self.first + len(self.block):
+            end = min(position + _SCAN_BYTES, self.tar.size)
+            self.first = position
+            self.block = self.store.fetch_range(self.tar.key, position, end, etag=self.tar.etag)
+        return self.block[position - self.first :]
+
+
+def _headers(store: Store, tar: ObjectInfo) -> Iterator[tarfile.TarInfo]:
+    # "r:" refuses compressed files, in which no member has an offset.
+    blocks = _Blocks(store, tar)
+    with tarfile.open(fileobj=blocks, mode="r:") as file:
+        while (member := file.next()) is not None:
+            vars(file)["members"].clear()  # tarfile keeps all of them
+            yield member
+            if member.offset_data + member.size > tar.size:
+                return
+        # tarfile takes any damaged header but the first for the end.
+        blocks.seek(file.offset)
+        if blocks.read(HEADER_BYTES) != bytes(HEADER_BYTES):
+            raise _NoEnd
+
+
+def _is_header_of(header: bytes, name: str, size: int) -> bool:
+    """Whether 512 bytes are the header of a file of this size, and of this name if they can hold it."""
+    try:
+        found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    if not found.isreg():
+        return False
+    stated = found.name.removeprefix("./")
+    # A long name, or one outside of ASCII, is in an extended header before this one, and so is a large size.
+    return (stated == name or len(name.encode()) > tarfile.LENGTH_NAME or not name.isascii()) and (
+        found.size in (size, 0)
+    )
+
+
+def _stated_index(store: Store, tar: ObjectInfo) -> TarIndex | None:
+    """Read the index beside a tar file; None without a usable one."""
+    key = f"{tar.key}{INDEX_SUFFIX}"
+    info = store.head(key)
+    if info is None or info.last_modified < tar.last_modified:
+        return None
+    if info.size > _MAX_INDEX_BYTES:
+        return None
+    members = {}
+    try:
+        for name, offset, size in json.loads(store.get(key))["members"]:
+            place = Place(tar.etag, int(offset), int(size))
+            if not is_usable_key(name) or offset < HEADER_BYTES or size < 0 or place.end > tar.size:
+                return None
+            members[name] = place
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return TarIndex(members, stated=True)

@@ -1,0 +1,117 @@
+"""Packing an archive into tar files: nothing lost, nothing twice, the same after a kill."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from index.archive.listing import list_crops
+from index.archive.manifest import crop_id_of
+from index.archive.members import INDEX_SUFFIX, split_member
+from index.archive.packing import Packed, pack_folder, write_indexes
+from index.archive.reader import ArchiveReader
+from index.runs.tombstones import ErasedCrops, read_tombstones
+from infra.errors import BadInput
+from infra.store import Store, open_store
+
+NOTHING_ERASED = ErasedCrops()
+DAY = "dt=2026-11-22"
+
+
+@pytest.fixture
+def archive(store: Store) -> Store:
+    for number in range(10):
+        store.put(f"{DAY}/cam={number % 3}/{number:03}.jpg", bytes([number]) * 1000)
+    store.put(f"{DAY}/notes.txt", b"no image")
+    return store
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Store:
+    (tmp_path / "packed").mkdir()
+    return open_store(str(tmp_path / "packed"))
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    """The crops by camera and name, however they are kept."""
+    found = {}
+    listing = list_crops(store)
+    reader = ArchiveReader(store)
+    for uri, etag in zip(*(listing.manifest[name].to_pylist() for name in ("uri", "etag")), strict=True):
+        key = reader.key_of(uri)
+        name = (split_member(key) or ("", key.partition("/")[2]))[1]
+        assert name not in found
+        found[name] = reader.fetch(uri, etag).data
+    return found
+
+
+def test_packed_crops_are_the_archives_in_files_of_the_given_size(archive: Store, target: Store) -> None:
+    packed = pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
+    assert packed == Packed(crops=10, bytes=10_000, tars=4, indexes=4)
+    assert contents(target) == contents(archive)
+    assert list_crops(target).tars.unindexed == 0
+    first = f"{DAY}/00000.tar"
+    assert sorted(info.key for info in target.list())[:2] == [first, first + INDEX_SUFFIX]
+
+
+def test_a_repetition_packs_only_what_is_new(archive: Store, target: Store) -> None:
+    pack_folder(archive, target, DAY, NOTHING_ERASED)
+    before = {info.key: target.get(info.key) for info in target.list()}
+    assert pack_folder(archive, target, DAY, NOTHING_ERASED) == Packed(packed_before=10)
+    archive.put(f"{DAY}/cam=0/999.jpg", b"new")
+    assert pack_folder(archive, target, DAY, NOTHING_ERASED) == Packed(1, 3, 1, 1, packed_before=10)
+    assert contents(target) == contents(archive)
+    assert before.items() <= {info.key: target.get(info.key) for info in target.list()}.items()
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+@pytest.mark.parametrize("writes", range(8))
+def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
+    archive: Store, target: Store, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    left = [writes]
+    put = Store.put
+
+    def put_or_die(store: Store, key: str, data: bytes) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        put(store, key, data)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Store, "put", put_or_die)
+        pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
+    pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
+    assert contents(target) == contents(archive)
+    assert list_crops(target).tars.unindexed == 0
+
+
+def test_erased_crops_and_their_copies_are_left_out(
+    archive: Store, target: Store, tmp_path: Path, hide: object
+) -> None:
+    (tmp_path / "runs").mkdir()
+    runs = open_store(str(tmp_path / "runs"))
+    archive.put(f"{DAY}/cam=0/copy.jpg", bytes([3]) * 1000)
+    md5 = hashlib.md5(bytes([3]) * 1000, usedforsecurity=False).digest()
+    uri = archive.uri_of(f"{DAY}/cam=0/003.jpg")
+    hide(runs, np.array([crop_id_of(uri)]), [md5])  # type: ignore[operator]
+    packed = pack_folder(archive, target, DAY, read_tombstones(runs))
+    assert (packed.crops, packed.erased) == (9, 2)
+    assert not {"cam=0/003.jpg", "cam=0/copy.jpg"} & contents(target).keys()
+
+
+def test_indexes_are_written_for_tar_files_of_others(archive: Store, target: Store) -> None:
+    pack_folder(archive, target, DAY, NOTHING_ERASED)
+    target.delete(f"{DAY}/00000.tar{INDEX_SUFFIX}")
+    assert write_indexes(target, DAY) == Packed(indexes=1, packed_before=10)
+    assert write_indexes(target, DAY) == Packed()
+    assert list_crops(target).tars.unindexed == 0
+
+
+def test_an_image_larger_than_a_tar_file_is_named(archive: Store, target: Store) -> None:
+    with pytest.raises(BadInput, match="has 1,000 bytes"):
+        pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=999)
