@@ -27,11 +27,12 @@ from clvr_model.training import (
 )
 from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
+from infra.settings import Settings, load_settings
 from jobs.runtime.format import duration
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
-from jobs.train.dataset import check_sets, read_labelled, split_for, without_held_out_models
+from jobs.train.dataset import check_sets, split_for, without_held_out_models
 from jobs.train.job import Work
-from jobs.train.train import TrainRequest, requested_recipe
+from jobs.train.train import TrainRequest, requested_recipe, training_images
 
 PROBE_SECONDS = 6.0  # per measurement, and at least one batch
 PROBE_BATCH = 8
@@ -101,19 +102,13 @@ class TrainPlan:
         return asdict(self)
 
 
-def plan_training(request: TrainRequest) -> TrainPlan:
+def plan_training(request: TrainRequest, settings: Settings | None = None) -> TrainPlan:
     """Read the labels and measure decoding, the forward pass and the steps of each stage, without Ray.
 
     Raises BadSetting, BadLabels, BadInput if no sampled image can be read.
     """
     recipe = requested_recipe(request)
-    labelled = read_labelled(
-        request.data,
-        root=request.root,
-        split=request.split,
-        labels=recipe.labels_used,
-        tracks=recipe.uses_tracks,
-    )
+    labelled = training_images(request, recipe, settings or load_settings())
     labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
     training, validation = split_for(recipe, labelled)
     check_sets(recipe, training, request.workers)
@@ -197,7 +192,12 @@ def _step_rate(module: torch.nn.Module, network: Clvr, stage: Stage, recipe: Rec
             *batch,
             micro_batch=stage.micro_batch,
             precision=recipe.precision,
-            objective=replace(Objective.of(stage), set_size=1),  # the probe's few images form no sets
+            # The probe's few images form no sets, and have no times.
+            objective=replace(
+                Objective.of(stage),
+                set_size=1,
+                negatives="any" if stage.negatives == "proven" else stage.negatives,
+            ),
         )
 
     for group in optimizer.param_groups:
