@@ -79,11 +79,12 @@ class TrainPlan:
 
     def to_text(self) -> str:
         """Return the plan as several lines."""
-        vehicles = f" and {self.vehicles:,} {self.identity}s" if self.vehicles else ""
+        subjects = [f"{self.classes} vehicle models"] if self.classes else []
+        subjects += [f"{self.vehicles:,} {self.identity}s"] if self.vehicles else []
+        sizes = f"; {self.smallest_class:,} to {self.largest_class:,} images a model" if self.classes else ""
         lines = [
-            f"{self.pictures:,} images of {self.classes} vehicle models{vehicles} to train on, "
-            f"{self.held_out:,} for validation; {self.smallest_class:,} to {self.largest_class:,} images "
-            "a model",
+            f"{self.pictures:,} images of {' and '.join(subjects)} to train on, "
+            f"{self.held_out:,} for validation{sizes}",
             f"probe on {self.device}: {self.forward_per_second:,.1f} images/s forward, "
             f"{self.decoded_per_second:,.0f} decoded/s; "
             f"{self.unreadable_in_sample} of {self.sample} unreadable",

@@ -95,8 +95,7 @@ def read_tracks(run_ids: Sequence[str], settings: Settings, *, max_crops: int = 
     )
     sampled = "" if share == 1 else f", drawn from {plan.rows:,}"
     logger.info(
-        f"{len(found):,} crops of {int(vehicles.max()) + 1:,} tracks of two or more{sampled}, "
-        "without a label"
+        f"{len(found):,} crops of {int(vehicles.max()) + 1:,} tracks of two or more{sampled}, without a label"
     )
     return found
 
