@@ -33,11 +33,14 @@ from clvr_model.synthetic.archive import encode_crop
 from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crops
 from clvr_model.training import Batch, drop_last, make_optimizer, stage_order, train_epoch
 from clvr_model.weights import load_backbone
+from index.evaluation.cmc import LabeledFeatures
 from index.evaluation.metrics import metrics_by, rank_k
 from index.evaluation.protocols import ProtocolResult, evaluate_protocol
+from index.evaluation.track_units import TRACK_PROTOCOLS, rank_tracks, unit_numbers
 from index.search.travel_time import EARTH_KM
 
 BATCH = 32
+TENSORS = ("maps", "mirrored", "pooled")
 NETWORK = "efficientnet_lite0"
 METRICS = (rank_k(1), metrics_by("mean")[0])
 TRACKS = (
@@ -67,11 +70,15 @@ CITY_KM = 3.5  # a drawn trip takes two minutes or more from camera to camera: 5
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn crops: their maps below the `top` layers, as they are and mirrored, float32 (n, c, h, w)."""
+    """Drawn crops: their maps below the `top` layers, as they are and mirrored, float32 (n, c, h, w).
+
+    pooled: by the backbone as it was, float32 (n, 1280).
+    """
 
     crops: list[SyntheticCrop]
     maps: Tensor
     mirrored: Tensor
+    pooled: Tensor
 
     @property
     def models(self) -> NDArray[np.int64]:
@@ -124,7 +131,8 @@ def draw(spec: ArchiveSpec, *, training: bool, network: Clvr) -> Drawn:
         if training:
             flipped = np.ascontiguousarray(images[:, :, ::-1])
             mirrored.append(backbone.last_map_but_top(to_input(torch.from_numpy(flipped))))
-    return Drawn(crops, torch.cat(plain).clone(), torch.cat(mirrored or plain[:1]).clone())
+    maps = [torch.cat(plain).contiguous(), torch.cat(mirrored or plain[:1]).contiguous()]
+    return Drawn(crops, *maps, pool(network, maps[0]))
 
 
 def cached(folder: Path | None, spec: ArchiveSpec, *, training: bool, network: Clvr) -> Drawn:
@@ -135,10 +143,10 @@ def cached(folder: Path | None, spec: ArchiveSpec, *, training: bool, network: C
     path = folder / f"{hashlib.sha256(repr((spec, training)).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         drawn = draw(spec, training=training, network=network)
-        save_file({"maps": drawn.maps.contiguous(), "mirrored": drawn.mirrored.contiguous()}, path)
+        save_file({name: getattr(drawn, name) for name in TENSORS}, path)
     tensors = load_file(path)
     crops = [crop for crop in synthetic_crops(spec) if crop.training == training]
-    return Drawn(crops, tensors["maps"], tensors["mirrored"])
+    return Drawn(crops, **tensors)
 
 
 def rush_hours(drawn: Drawn, seed: int) -> NDArray[np.int64]:
@@ -197,20 +205,19 @@ def fit(recipe: Recipe, drawn: Drawn, network: Clvr, journeys: Journeys) -> Clvr
     for number, stage in enumerate(recipe.stages):
         top = Top(network)
         optimizer = make_optimizer(network, stage)
-        pooled = pool(network, drawn.maps) if stage.trainable == "head" else drawn.maps
+        is_frozen = stage.trainable == "head"  # in stages before any that changes the backbone
+        sides = (drawn.pooled, drawn.pooled) if is_frozen else (drawn.maps, drawn.mirrored)
 
         def batches(
-            rows: NDArray[np.int64], epoch: int, number: int = number, pooled: Tensor = pooled
+            rows: NDArray[np.int64], epoch: int, number: int = number, sides: tuple[Tensor, Tensor] = sides
         ) -> Iterator[Batch]:
-            stage = recipe.stages[number]
-            flips = np.random.default_rng([recipe.seed, number, epoch]).random(len(rows)) < 0.5
+            share = 0.5 if recipe.stages[number].horizontal_flip else 0.0
+            flips = np.random.default_rng([recipe.seed, number, epoch]).random(len(rows)) < share
             for start in range(0, len(rows), recipe.batch):
                 part = torch.from_numpy(rows[start : start + recipe.batch])
-                if stage.trainable == "head":
-                    yield pooled[part], targets[part]
-                    continue
-                flip = torch.from_numpy(flips[start : start + recipe.batch])[:, None, None, None]
-                yield torch.where(flip, drawn.mirrored[part], drawn.maps[part]), targets[part]
+                flip = torch.from_numpy(flips[start : start + recipe.batch])
+                flip = flip.reshape(-1, *[1] * (sides[0].ndim - 1))
+                yield torch.where(flip, sides[1][part], sides[0][part]), targets[part]
 
         for epoch in range(stage.epochs):
             order = stage_order(
@@ -225,7 +232,7 @@ def fit(recipe: Recipe, drawn: Drawn, network: Clvr, journeys: Journeys) -> Clvr
             )
             rows = order[: drop_last(len(order), recipe.batch)]
             train_epoch(
-                network.head if stage.trainable == "head" else top,
+                network.head if is_frozen else top,
                 optimizer,
                 batches(rows, epoch),
                 stage,
@@ -240,13 +247,41 @@ def fit(recipe: Recipe, drawn: Drawn, network: Clvr, journeys: Journeys) -> Clvr
 def pool(network: Clvr, maps: Tensor) -> Tensor:
     backbone = network.eval().backbone
     assert isinstance(backbone, EfficientNetLite)
-    return torch.cat([backbone.pooled(maps[start : start + BATCH]) for start in range(0, len(maps), BATCH)])
+    parts = [maps[start : start + BATCH] for start in range(0, len(maps), BATCH)]
+    return torch.cat([backbone.pooled(part.to(memory_format=torch.channels_last)) for part in parts])
 
 
-def evaluate(network: Clvr, test: Drawn, seed: int) -> ProtocolResult:
+def evaluate(network: Clvr, test: Drawn, seed: int, *, is_frozen: bool) -> ProtocolResult:
     with torch.inference_mode():
-        features = network.head(pool(network, test.maps))[0].numpy()
+        features = network.head(test.pooled if is_frozen else pool(network, test.maps))[0].numpy()
     return evaluate_protocol("cross-camera", features, test.vehicles, camera_ids=test.cameras, seed=seed)
+
+
+def by_tracks(network: Clvr, test: Drawn, result: ProtocolResult, *, is_frozen: bool) -> str:
+    """Return rank-1 and mAP of the same splits with tracks as units, by each of TRACK_PROTOCOLS."""
+    with torch.inference_mode():
+        features, logits = network.head(test.pooled if is_frozen else pool(network, test.maps))
+    images = LabeledFeatures(features.numpy(), test.vehicles, test.cameras, np.arange(len(features)))
+    confidence = logits.softmax(dim=1).amax(dim=1) if logits.shape[1] else torch.ones(len(logits))
+    units = unit_numbers(test.vehicles, test.cameras, np.array([crop.track_id for crop in test.crops]))
+    texts = []
+    for kind in TRACK_PROTOCOLS:
+        ranked = [
+            rank_tracks(
+                images,
+                units,
+                split,
+                kind=kind,
+                confidence=confidence.numpy(),
+                same_camera_is_junk=False,
+                max_rank=1,
+            )
+            for split in result.splits
+        ]
+        rank1 = np.mean([each.curve[0] for each in ranked])
+        ap = np.mean([each.mean_ap for each in ranked])
+        texts.append(f"{kind} {rank1:.1%}, {ap:.1%}")
+    return "; ".join(texts)
 
 
 def difference(
@@ -279,6 +314,7 @@ def main() -> None:
     parser.add_argument("--vehicles", type=int, default=12, help="of each model; half of them train")
     parser.add_argument("--sightings", type=int, default=8)
     parser.add_argument("--days", type=int, default=7)
+    parser.add_argument("--frozen", action="store_true", help="train the head alone, without mirroring")
     parser.add_argument("--unlabelled", action="store_true", help="the arms without any label")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, help="folder that keeps the maps for the next run")
@@ -312,13 +348,18 @@ def main() -> None:
         for name, arm in arms.items():
             started = time.process_time()
             network = pretrained_network(NETWORK)[0] if args.unlabelled else None
+            is_frozen = args.frozen or not arm
             if arm:
-                recipe = load_recipe(arm[0], [*arm[1:], f"seed={seed}"])
+                last = "stage1" if args.unlabelled else "target"
+                frozen = [f"{last}.trainable=head"] if args.frozen else []
+                recipe = load_recipe(arm[0], [*arm[1:], *frozen, f"seed={seed}"])
                 network = network or start_of(recipe, len(np.unique(training.models)))
                 network = fit(recipe, training, network, journeys)
             assert network is not None
-            result = evaluate(network, test, seed)
+            result = evaluate(network, test, seed, is_frozen=is_frozen)
             results[name].append(result)
+            if name == next(iter(arms)):
+                print(f"  by tracks: {by_tracks(network, test, result, is_frozen=is_frozen)}")
             print(
                 f"  {name:34} rank-1 {result.mean[0]:6.1%} mAP {result.figure('map')[0]:6.1%} "
                 f"{time.process_time() - started:5.0f} CPU-s",
