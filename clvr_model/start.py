@@ -26,7 +26,7 @@ def starting_from(recipe: Recipe, architecture: Architecture, uri: str) -> Recip
             remedy="give a checkpoint of another recipe",
         )
     values = asdict(architecture)
-    del values["classes"]
+    del values["classes"], values["input_size"]  # a recipe states the size of its images
     changes = {**values, "image_size": architecture.image_size}
     if not architecture.classes:  # then the card says nothing about a classifier
         changes |= {"classifier": recipe.classifier, "cosine_scale": recipe.cosine_scale}
