@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clvr_model.journeys import Journeys
 from infra.errors import BadInput
 
 Center = Literal["constant", "differentiated"]
-Negatives = Literal["any", "same_model", "other_model"]
+Negatives = Literal["any", "same_model", "other_model", "proven"]
 
 
 def coupled_clusters(
@@ -24,6 +25,7 @@ def coupled_clusters(
     center: Center = "constant",
     negatives: Negatives = "any",
     models: Tensor | None = None,
+    journeys: Journeys | None = None,
 ) -> tuple[Tensor, int]:
     """Return the loss, summed over the images, and the number of images nearer to their center than others.
 
@@ -37,7 +39,9 @@ def coupled_clusters(
     away from x*. A vehicle with one image is its own center, and only pushes x* away.
     negatives: which images of other vehicles count, by their vehicle models (int64 (n,)). 'same_model': those
     of the same model, and of all models where that has no other vehicle. 'other_model': those of another
-    model; without any, a positive adds |x - c|^2 / 2, which pulls only.
+    model, both known (from 0); without any, a positive adds |x - c|^2 / 2, which pulls only. 'proven': those
+    that `journeys` prove to show another vehicle; without any, a set adds nothing, because pulling alone
+    draws all into one point.
     Raises BadInput for images of fewer than two vehicles, which have no negatives.
     """
     known, sets = torch.unique(vehicles, return_inverse=True)
@@ -53,11 +57,17 @@ def coupled_clusters(
     distances = _squared_distances(features, centers)  # (n, vehicles)
     own = distances.gather(1, sets[:, None])[:, 0]
     is_negative = ~members.bool()
-    if negatives != "any" and models is not None:
+    if negatives == "proven":
+        if journeys is None:
+            raise BadInput("no journeys of the tracks", remedy="train with --tracks RUN")
+        different = torch.from_numpy(journeys.are_different(known.cpu().numpy()))
+        is_negative &= different.to(features.device)[sets]
+    elif negatives != "any" and models is not None:
         is_negative = _by_model(is_negative, sets, models, negatives)
     nearest_negative = distances.masked_fill(~is_negative, torch.inf).min(dim=0).values[sets]
     terms = (own + margin - nearest_negative).clamp(min=0)
-    loss = torch.where(nearest_negative.isinf(), own, terms).sum() / 2
+    alone = torch.zeros_like(own) if negatives == "proven" else own
+    loss = torch.where(nearest_negative.isinf(), alone, terms).sum() / 2
     return loss, int((own < nearest_negative).sum())
 
 
@@ -66,7 +76,7 @@ def _by_model(is_negative: Tensor, sets: Tensor, models: Tensor, negatives: Nega
     model_of_set = models.new_empty(is_negative.shape[1]).scatter_(0, sets, models)
     is_same = models[:, None] == model_of_set
     if negatives == "other_model":
-        return is_negative & ~is_same
+        return is_negative & ~is_same & (models >= 0)[:, None] & (model_of_set >= 0)
     rivals = is_negative & is_same
     return torch.where(rivals.any(dim=0), rivals, is_negative)
 

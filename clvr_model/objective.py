@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clvr_model.coupled_clusters import Center, Negatives, coupled_clusters
+from clvr_model.journeys import Journeys
 from clvr_model.recipe import Stage
 
 
@@ -22,10 +23,11 @@ class Objective:
     center: Center = "constant"
     negatives: Negatives = "any"
     set_size: int = 1
+    journeys: Journeys | None = None
 
     @classmethod
-    def of(cls, stage: Stage) -> "Objective":
-        """Return the loss that a stage names."""
+    def of(cls, stage: Stage, journeys: Journeys | None = None) -> "Objective":
+        """Return the loss that a stage names. journeys: of the tracks, for its `proven` negatives."""
         return cls(
             softmax=stage.uses_softmax,
             label_smoothing=stage.label_smoothing,
@@ -35,12 +37,14 @@ class Objective:
             center=stage.center,
             negatives=stage.negatives,
             set_size=stage.set_size,
+            journeys=journeys,
         )
 
     def __call__(self, feature: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Return the loss, summed over the images, and how many images are right.
 
-        feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles.
+        feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles; an
+        image of class -1, which is unknown, takes no part in the softmax.
         Right is an image of the predicted class, and without softmax one that is nearer to its vehicle's
         center than all images of others.
         """
@@ -53,12 +57,17 @@ class Objective:
                 center=self.center,
                 negatives=self.negatives,
                 models=classes_of(targets),
+                journeys=self.journeys,
             )
             loss = loss + self.clusters_weight * clusters
         if self.softmax:
             classes = classes_of(targets)
             loss = loss + functional.cross_entropy(
-                logits.float(), classes, reduction="sum", label_smoothing=self.label_smoothing
+                logits.float(),
+                classes,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+                ignore_index=-1,
             )
             right = int((logits.detach().argmax(dim=1) == classes).sum())
         return loss, right

@@ -48,6 +48,7 @@ SHIPPED = (
     "resnet50-ibn",
     "strong",
     "tracks",
+    "unlabelled",
 )
 # Hinton's value (Coursera lecture 6e), with his rate of 1e-3. torch's 0.99 makes the first step three times
 # as large, which can permanently silence most units of a fresh dense layer.
@@ -163,7 +164,8 @@ class Stage(_Fields):
     """Whether the gradient of the coupled clusters loss is 'differentiated' through a vehicle's center."""
     negatives: Negatives = "any"
     """Images of which other vehicles the coupled clusters loss pushes away: 'any'; 'same_model', which puts
-    vehicles of one model into a batch together; or 'other_model'. The last two need vehicle models."""
+    vehicles of one model into a batch together; 'other_model'; or 'proven', of tracks that cannot show the
+    same vehicle, which puts tracks of about the same time into a batch. The two by model need its labels."""
     clusters_on: Literal["feature", "vehicle_branch"] = "feature"
     """Which vectors of a mixed head form clusters."""
     images_per_vehicle: int = Field(default=5, ge=2)
@@ -182,7 +184,7 @@ class Stage(_Fields):
     @property
     def uses_models(self) -> bool:
         """Whether the stage needs vehicle models: for its loss, or to choose negatives."""
-        return self.uses_softmax or self.negatives != "any"
+        return self.uses_softmax or self.negatives in ("same_model", "other_model")
 
     @property
     def set_size(self) -> int:
@@ -272,11 +274,19 @@ class Recipe(_Fields):
         return self.uses_vehicles and self.identity == "track"
 
     @property
-    def labels_used(self) -> Literal["model", "vehicle", "both"]:
-        """The labels that the stages learn from."""
-        if not self.uses_vehicles or self.uses_tracks:
+    def labels_used(self) -> Literal["model", "vehicle", "both", "none"]:
+        """The labels that the stages learn from; tracks are none."""
+        uses_models = any(stage.uses_models for stage in self.stages)
+        if self.uses_tracks:
+            return "model" if uses_models else "none"
+        if not self.uses_vehicles:
             return "model"
-        return "both" if any(stage.uses_models for stage in self.stages) else "vehicle"
+        return "both" if uses_models else "vehicle"
+
+    @property
+    def uses_journeys(self) -> bool:
+        """Whether a stage separates tracks that cannot show one vehicle: they need cameras and times."""
+        return any(stage.uses_clusters and stage.negatives == "proven" for stage in self.stages)
 
     def architecture(self, classes: int) -> Architecture:
         """Return the network's architecture for that number of vehicle models, which clusters do not need."""
@@ -462,10 +472,15 @@ def _check_together(recipe: Recipe) -> None:
                 remedy=f"set stage{number}.trainable=all, or leave layer_decay at 1",
             )
         _check_clusters(recipe, stage, f"stage{number}")
-        if recipe.identity == "track" and stage.uses_clusters and stage.negatives != "other_model":
+        if recipe.identity == "track" and stage.uses_clusters and stage.negatives in ("any", "same_model"):
             raise BadSetting(
                 f"stage{number}.negatives is {stage.negatives!r}, and two tracks may show one vehicle",
-                remedy=f"set stage{number}.negatives=other_model",
+                remedy=f"set stage{number}.negatives=other_model, or proven",
+            )
+        if stage.negatives == "proven" and recipe.identity != "track":
+            raise BadSetting(
+                f"stage{number}.negatives is 'proven', which compares the times of tracks",
+                remedy="set identity=track",
             )
     if recipe.head == "mixed" and not recipe.has_classifier:
         raise BadSetting(

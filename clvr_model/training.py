@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from clvr_model.ema import ExponentialMovingAverage
+from clvr_model.journeys import Journeys
 from clvr_model.memory import is_out_of_memory, max_batch_size
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
@@ -76,19 +77,33 @@ def stage_order(
     epoch: int,
     vehicles: NDArray[np.int64] | None = None,
     batch: int = 0,
+    journeys: Journeys | None = None,
 ) -> NDArray[np.int64]:
     """Return the order of an epoch of a stage over images with the given class numbers (n,).
 
     Plain sampling: `epoch_order`. Balanced: equal counts for all classes (up to one image), and equal counts
-    for the images of a class (up to one). By vehicles (n,), in batches of that size: `vehicle_order`. Equal
-    for equal arguments. Raises BadLabels as `vehicle_order` does.
+    for the images of a class (up to one). Both leave out images of class -1, which is unknown, if there are
+    others. By vehicles (n,), in batches of that size: `vehicle_order`; for proven negatives, by the times of
+    their journeys. Equal for equal arguments. Raises BadLabels as `vehicle_order` does.
     """
     if stage.sampling == "vehicles" and vehicles is not None:
         size = stage.images_per_vehicle
         models = classes if stage.negatives == "same_model" else None
+        times = journeys.first_ms[vehicles] if journeys and stage.negatives == "proven" else None
         return vehicle_order(
-            vehicles, images=size, batch=batch, seed=seed, stage=number, epoch=epoch, models=models
+            vehicles,
+            images=size,
+            batch=batch,
+            seed=seed,
+            stage=number,
+            epoch=epoch,
+            models=models,
+            times=times,
         )
+    labelled = np.flatnonzero(classes >= 0)
+    if 0 < len(labelled) < len(classes):
+        order = stage_order(stage, classes[labelled], seed=seed, number=number, epoch=epoch)
+        return labelled[order]
     count = len(classes)
     if stage.sampling == "plain":
         return epoch_order(count, seed=seed, stage=number, epoch=epoch)
@@ -179,12 +194,14 @@ def train_epoch(
     average: ExponentialMovingAverage | None = None,
     steps: int = 1,
     seed: Sequence[int] = (0,),
+    journeys: Journeys | None = None,
 ) -> EpochResult:
     """Train one pass over `batches`; `on_step(batch number, totals)` may show progress, or raise to stop.
 
     The images are augmented already. start_step, totals: where an interrupted epoch resumes; `batches` then
     start at that batch. average: is updated after every step. steps: batches of a whole epoch, the unit of
-    the schedule. seed: of what a step draws, with epoch and step (dropout). Raises TrainingDiverged naming
+    the schedule. seed: of what a step draws, with epoch and step (dropout). journeys: of the tracks, for
+    proven negatives. Raises TrainingDiverged naming
     stage, epoch and batch, BadInput if there is no batch, BadSetting when memory runs out, with a micro_batch
     that fits.
     """
@@ -207,7 +224,7 @@ def train_epoch(
                 targets,
                 micro_batch=stage.micro_batch,
                 precision=precision,
-                objective=Objective.of(stage),
+                objective=Objective.of(stage, journeys),
                 max_grad_norm=stage.max_grad_norm,
             )
         except TrainingDiverged as error:

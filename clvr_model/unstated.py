@@ -11,6 +11,7 @@ from clvr_model.recipe import Recipe, Stage
 
 _NEGATIVES = {
     "any": "all images of other vehicles in the pass, of any model; the loss uses the nearest",
+    "proven": "images of tracks in the pass that cannot show the same vehicle; the loss uses the nearest",
     "other_model": "images of another vehicle model in the pass; the loss uses the nearest",
     "same_model": (
         "images of other vehicles of the same model in the pass, as a later network of the authors takes its "

@@ -67,12 +67,19 @@ def predict(
 
 
 def _best(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the most likely class of each row, its probability, and the loss of the expected class."""
+    """Return the most likely class of each row, its probability, and the loss of the expected class.
+
+    The loss is 0 where the expected class is unknown, -1.
+    """
     if not logits.shape[1]:
         nothing = logits.new_zeros(len(logits))
         return torch.full_like(nothing, -1, dtype=torch.int64), nothing, nothing
     best = functional.softmax(logits, dim=1).max(dim=1)
-    return best.indices, best.values, functional.cross_entropy(logits, expected, reduction="none")
+    return (
+        best.indices,
+        best.values,
+        functional.cross_entropy(logits, expected, reduction="none", ignore_index=-1),
+    )
 
 
 def vehicle_rank1(features: NDArray[np.float32], vehicles: NDArray[np.int64]) -> float:

@@ -18,6 +18,7 @@ def vehicle_order(
     stage: int,
     epoch: int,
     models: NDArray[np.int64] | None = None,
+    times: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Return an epoch's order over images of vehicles (n,): whole batches of `batch // images` sets.
 
@@ -25,7 +26,7 @@ def vehicle_order(
     batch all vehicles differ. An epoch has about as many rows as there are images, in rounds in which every
     vehicle has one set; the last sets of a round that fill no batch are left out, at random. Equal for equal
     arguments. models (n,): the vehicles of a model follow each other in a round, so that a batch has several
-    of it.
+    of it. times (n,): vehicles of about the same time are in a batch, and the batches are in random order.
     Raises BadLabels if fewer vehicles have MIN_IMAGES images than a batch needs.
     """
     rng = np.random.default_rng([seed, stage, epoch])
@@ -56,6 +57,10 @@ def vehicle_order(
             # The roll decides which vehicles fill no batch.
             grouped = _grouped(shuffled, models[rows[shuffled, 0]], rng)
             shuffled = np.roll(grouped, -int(rng.integers(len(usable))))
+        if times is not None:
+            by_time = shuffled[np.argsort(times[rows[shuffled, 0]], kind="stable")]
+            by_time = np.roll(by_time, -int(rng.integers(len(usable))))
+            shuffled = rng.permutation(by_time[:whole].reshape(-1, sets)).ravel()
         order.append(rows[shuffled[:whole], turn * images : (turn + 1) * images])
     return np.concatenate(order).ravel()
 

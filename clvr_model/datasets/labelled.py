@@ -62,9 +62,10 @@ class LabeledImages:
     body_types: list[str] | None = None
     track_ids: list[str] | None = None
     boxes: NDArray[np.int32] | None = None  # (n, 4) left, top, right, bottom in pixels; -1: the whole image
+    captured_at: NDArray[np.int64] | None = None  # (n,) ms since 1970, UTC, -1 if unknown
 
     def __post_init__(self) -> None:
-        for name in ("model_ids", "vehicle_ids", "boxes", *_TEXT_COLUMNS):
+        for name in ("model_ids", "vehicle_ids", "boxes", "captured_at", *_TEXT_COLUMNS):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.uris):
                 raise BadLabels(f"{len(self.uris)} images, but {len(column)} {name}")
@@ -86,6 +87,7 @@ class LabeledImages:
             vehicle_ids=None if self.vehicle_ids is None else self.vehicle_ids[rows],
             model_names=self.model_names,
             boxes=None if self.boxes is None else self.boxes[rows],
+            captured_at=None if self.captured_at is None else self.captured_at[rows],
             **{name: None if text is None else [text[i] for i in rows] for name, text in texts.items()},
         )
 

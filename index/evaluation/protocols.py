@@ -66,6 +66,7 @@ BY_CAMERA = ("veri", "veri-wild", "vric", "cross-camera")
 BY_MODEL = ("within-model", "within-model-color")
 JUNK = ("veri", "veri-wild")
 AS_EMBEDDED = "as embedded"
+IMAGE = "image"
 MAX_GALLERY_ROWS = 1 << 27  # of the galleries of all cameras and repeats, 8 bytes each
 
 
@@ -87,6 +88,7 @@ class ProtocolResult:
     without_positive: int = 0  # probes of user splits, over all repeats; they are not counted
     has_user_splits: bool = False  # the splits are given and not drawn
     features: str = AS_EMBEDDED  # or 'L2-normalised', 're-ranked', …
+    unit: str = IMAGE  # or 'track'
 
     @property
     def first_ranks(self) -> list[NDArray[np.int64]]:
@@ -121,7 +123,7 @@ class ProtocolResult:
     @property
     def gallery(self) -> int:
         """Gallery entries in each repeat (for leave-one-out without the probe itself), or their mean."""
-        if self.splits[0].parts:
+        if self.splits[0].parts or self.unit != IMAGE:
             return round(float(self.rankings[0].gallery_sizes.mean()))
         return len(self.splits[0].gallery) - (self.name == "leave-one-out")
 

@@ -74,6 +74,18 @@ class MilvusSource:
             for crop_id, hit in self.crops(crop_ids).items()
         }
 
+    def track_crops(self, camera_id: str, track_id: str) -> list[int]:
+        """Return the crop_ids of a camera's track, up to MAX_TOP, in no particular order."""
+        rows = self.milvus.call(
+            "query",
+            self.name,
+            filter=Filters(tracks=((camera_id, track_id),)).expression(),
+            output_fields=["crop_id"],
+            limit=MAX_TOP,
+            timeout=60,
+        )
+        return self._visible([int(row["crop_id"]) for row in rows])
+
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
         """Return the fields of those crops that are in the generation, as hits at rank and distance 0."""
         return {

@@ -9,6 +9,9 @@ from index.schema import UNKNOWN_TIME
 from index.transforms.transform import FeatureTransform, normalized, require_same_transform
 from infra.errors import BadInput
 
+UNIT_TOLERANCE = 1e-5
+"""How far the length of a feature that a network normalizes may be from 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
@@ -56,8 +59,8 @@ class Probe:
 def merge_probes(name: str, probes: list[Probe]) -> Probe:
     """Merge probes of the same vehicle: the mean of their features, and all their sightings.
 
-    The mean of transformed features, which have unit length, is brought to unit length again, so that its
-    distances are those of a single image. Raises BadInput if there are none, TransformMismatch if their
+    The mean of features of unit length, as all transformed ones are, is brought to unit length again, so that
+    its distances are those of a single image. Raises BadInput if there are none, TransformMismatch if their
     features are of different transforms.
     Source: average query expansion, Chum et al., "Total Recall", ICCV 2007.
     """
@@ -66,8 +69,9 @@ def merge_probes(name: str, probes: list[Probe]) -> Probe:
     transform = probes[0].transform
     for probe in probes:
         require_same_transform(transform, probe.transform, f"the probe {probe.name}")
-    mean = np.stack([probe.features for probe in probes]).astype(np.float64).mean(axis=0)
-    if transform:
+    features = np.stack([probe.features for probe in probes]).astype(np.float64)
+    mean = features.mean(axis=0)
+    if transform or np.allclose(np.linalg.norm(features, axis=1), 1, rtol=0, atol=UNIT_TOLERANCE):
         mean = normalized(mean[None])[0]
     return Probe(
         name,

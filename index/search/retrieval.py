@@ -45,6 +45,10 @@ class CropSource(Protocol):
         """Return the sightings of those crops that are in the source."""
         ...
 
+    def track_crops(self, camera_id: str, track_id: str) -> list[int]:
+        """Return the crop_ids of a camera's track in the source, up to MAX_TOP, in no particular order."""
+        ...
+
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
         """Return those of the crop_ids that were erased: they are in no answer, and are no probes.
 

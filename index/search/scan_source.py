@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
 from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
+from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit
 from index.parquet import ParquetReader, Ranges
 from index.runs.run import Run
@@ -119,6 +120,19 @@ class ScanSource:
                 for row in rows.to_pylist()
             }
         )
+
+    def track_crops(self, camera_id: str, track_id: str) -> list[int]:
+        """Return the crop_ids of a camera's track, up to MAX_TOP, in no particular order."""
+        return self._beside_a_purge(lambda: self._track_crops(camera_id, track_id))[:MAX_TOP]
+
+    def _track_crops(self, camera_id: str, track_id: str) -> list[int]:
+        filters = Filters(cameras=(camera_id,), tracks=((camera_id, track_id),))
+        found: list[int] = []
+        for shard, file, group in self._groups(filters):
+            rows = file.read_row_group(group, _FILTER_COLUMNS)
+            mask = _filter_rows(rows, filters, shard.excluded_ids)
+            found += rows["crop_id"].to_numpy()[mask].tolist()
+        return found
 
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
         """Return the fields of those crops that are in the shards, as hits at rank and distance 0."""

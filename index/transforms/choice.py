@@ -66,8 +66,8 @@ def choose(
     the difference of their mean reciprocal ranks is above zero.
     """
     first, last = tracks.pairs()
-    has_rival = _has_rival(first.camera)
-    usable = int(has_rival.sum())
+    is_usable = has_rival(first.camera)
+    usable = int(is_usable.sum())
     if usable < MIN_TRACKS:
         reason = (
             f"{usable} held-out tracks of two crops have another such track at their camera, at least "
@@ -82,12 +82,12 @@ def choose(
         transform = None if setting is None else fit(moments, setting)
         own, everywhere = ranks(first, last, transform)
         kind = NONE if setting is None else setting.kind
-        reciprocal[kind] = 1 / own[has_rival]
+        reciprocal[kind] = 1 / own[is_usable]
         low, high = _interval(reciprocal[kind] - reciprocal[NONE], draws)
         figures.append(
             KindFigures(
                 kind=kind,
-                rank_1=float((own[has_rival] == 1).mean()),
+                rank_1=float((own[is_usable] == 1).mean()),
                 mean_reciprocal_rank=float(reciprocal[kind].mean()),
                 rank_1_all=float((everywhere == 1).mean()),
                 mean_reciprocal_rank_all=float((1 / everywhere).mean()),
@@ -146,9 +146,16 @@ def _features(ends: TrackEnds, transform: FeatureTransform | None) -> NDArray[np
     return transform(ends.features, ends.camera.tolist(), ends.captured_at).astype(np.float64)
 
 
-def _has_rival(cameras: NDArray[np.str_]) -> NDArray[np.bool_]:
+def has_rival(cameras: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return which tracks (m,) have another one at their camera."""
     _, inverse, counts = np.unique(cameras, return_inverse=True, return_counts=True)
     return np.asarray(counts[inverse] > 1) if len(cameras) else np.zeros(0, bool)
+
+
+def interval_of_mean(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of values (m,) by resampling them."""
+    draws = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    return _interval(values, draws)
 
 
 def _interval(differences: NDArray[np.float64], draws: NDArray[np.int64]) -> tuple[float, float]:

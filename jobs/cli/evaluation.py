@@ -53,6 +53,9 @@ def evaluate(
             "whiten-camera; may be repeated."
         ),
     ] = None,
+    unit: Annotated[
+        str, typer.Option(help="image, or track: rank tracks too, by the protocols by camera.")
+    ] = "image",
     ap: Annotated[
         str, typer.Option(help="Average precision: mean of the precisions, or VeRi's trapezoid.")
     ] = "mean",
@@ -107,6 +110,7 @@ def evaluate(
         baseline=baseline,
         max_quarantine_rate=max_quarantine_rate,
         transforms=tuple(name for name in transform or () if name != "none"),
+        unit=unit,
     )
     if compare is not None and baseline is not None:
         raise typer.BadParameter("it has no effect with --compare", param_hint="--baseline")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infra.settings import Settings
 
 _LATEST = "latest"
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://?|crop:|hf:|package:")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://?|crop:|track:|hf:|package:")
 """Starts an address that is not a path; `s3:/` is a slip of the keyboard."""
 
 

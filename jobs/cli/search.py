@@ -51,7 +51,9 @@ def _skip_sparse_vectors() -> None:
 
 
 def search(
-    images: Annotated[list[str], typer.Argument(help="Images of one vehicle: files, s3://…, crop:ID")],
+    images: Annotated[
+        list[str], typer.Argument(help="Images of one vehicle: files, s3://…, crop:ID, track:CAMERA/TRACK")
+    ],
     top: Top = 20,
     camera: Camera = None,
     not_camera: NotCamera = None,
@@ -141,6 +143,9 @@ def sweep(
         str | None, typer.Option(help="User in the audit log (default: the system's user).")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Search processes (default: one per core).")] = None,
+    unit: Annotated[
+        str, typer.Option(help="Probe of an archived image: the image, or the track that it is on.")
+    ] = "image",
     strips: Annotated[int, typer.Option(help="Number of probes that the report shows.")] = 60,
     runs: Runs = None,
     milvus: Milvus = None,
@@ -181,6 +186,7 @@ def sweep(
         user=user,
         workers=workers,
         strips=strips,
+        unit=unit,
     )
     emit(sweep_probes(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)), as_json)
 

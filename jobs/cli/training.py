@@ -5,18 +5,30 @@ from typing import Annotated
 import typer
 
 from jobs.cli.groups import add_to, command_group
-from jobs.cli.inputs import require_paths
-from jobs.cli.options import Json, Price, Ray, emit, settings_of
+from jobs.cli.inputs import require_paths, require_runs
+from jobs.cli.options import CameraPositions, Json, MaxSpeed, Price, Ray, Runs, emit, settings_of
 
 
 def train(
-    data: Annotated[
-        str, typer.Argument(help="VehicleID folder, folder of class folders, or CSV/Parquet table.")
-    ],
     output: Annotated[str, typer.Option(help="URI of the checkpoint to write.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(help="VehicleID folder, folder of class folders, or CSV/Parquet table."),
+    ] = None,
+    tracks: Annotated[
+        list[str] | None,
+        typer.Option(help="Run whose tracks are learned from, without labels; may be repeated."),
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Checkpoint to start from, with its network.")
+    ] = None,
     recipe: Annotated[
-        str, typer.Option(help="paper, strong, lite, ccl, mixeddiff, demo, or a YAML file.")
-    ] = "paper",
+        str | None,
+        typer.Option(
+            help="paper, strong, lite, tracks, unlabelled, ccl, mixeddiff, demo, or a YAML file (default: "
+            "paper; with --tracks: tracks, or unlabelled without DATA)."
+        ),
+    ] = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="e.g. stage2.epochs=5")] = None,
     weights: Annotated[
         str | None,
@@ -47,18 +59,26 @@ def train(
             "protocol unseen-models."
         ),
     ] = "images",
+    camera_positions: CameraPositions = None,
+    max_speed: MaxSpeed = 150.0,
+    max_crops: Annotated[
+        int, typer.Option(min=1, help="With --tracks: of more crops, stretches of time are drawn.")
+    ] = 100_000,
     price_per_node_hour: Price = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only estimate steps, hours and cost. Writes nothing.")
     ] = False,
+    runs: Runs = None,
     ray: Ray = None,
     as_json: Json = False,
 ) -> None:
-    """Train on vehicle models, vehicles, or both. Example: clvr train data/VehicleID --output models/clvr
+    """Train on labels, tracks, or both. Example: clvr train data/VehicleID --output models/clvr
 
     Run the same command again to continue a killed training; --output contains the state of each epoch.
     """
-    require_paths(data)
+    settings = settings_of(runs=runs, ray=ray)
+    require_paths(data, start, camera_positions)
+    require_runs(tracks or (), settings)
     from jobs.train.train import TrainRequest, train_checkpoint
 
     request = TrainRequest(
@@ -78,13 +98,18 @@ def train(
         log_every=log_every,
         price_per_node_hour=price_per_node_hour,
         hold_out=hold_out,
+        tracks=tuple(tracks or ()),
+        start=start,
+        cameras=camera_positions,
+        max_speed=max_speed,
+        max_crops=max_crops,
     )
     if plan:
         from jobs.train.plan import plan_training
 
-        emit(plan_training(request), as_json)
+        emit(plan_training(request, settings), as_json)
         return
-    emit(train_checkpoint(request, settings_of(ray=ray)), as_json)
+    emit(train_checkpoint(request, settings), as_json)
 
 
 model_group = command_group(

@@ -156,6 +156,7 @@ class LabelledRun:
     dataset: str = ""  # its name, '' if the labels are a table's or the manifest's
     colors: NDArray[np.str_] | None = None  # (n,), '' if unknown; None if the labels have no colors
     true_model_names: NDArray[np.str_] | None = None  # (n,), likewise
+    track_ids: NDArray[np.str_] | None = None  # (n,), likewise
 
     @property
     def crop_ids(self) -> NDArray[np.int64]:
@@ -244,6 +245,7 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         dataset=chosen.dataset,
         colors=_texts(table, "color", uris, run.info.archive),
         true_model_names=_texts(table, "model_name", uris, run.info.archive),
+        track_ids=np.asarray(labelled["track_id"].to_pylist(), dtype=np.str_),
     )
 
 

@@ -20,6 +20,7 @@ from index.evaluation.index_recall import IndexCmcLoss, index_loss, ranks_throug
 from index.evaluation.metrics import AP_RULES
 from index.evaluation.model_groups import ModelLabels, Oracle, oracles
 from index.evaluation.protocols import (
+    IMAGE,
     JUNK,
     MAX_GALLERY_ROWS,
     RULES,
@@ -52,10 +53,12 @@ from jobs.evaluate.dataset import (
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
+from jobs.evaluate.tracks import TRACK, track_results
 from jobs.evaluate.transforms import transformed_ranking, transformed_results
 from jobs.pages.evaluation_page import BASELINE
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
 
+UNITS = (IMAGE, TRACK)
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
 INDEX_TOP = 1000
 
@@ -97,6 +100,7 @@ def _check_request(request: EvaluateRequest) -> None:
         (request.variants, VARIANTS, "variant"),
         (request.transforms, KINDS, "transform"),
         ((request.ap,), AP_RULES, "rule of the average precision"),
+        ((request.unit,), UNITS, "unit"),
     ):
         for name in names:
             if name not in known:
@@ -137,6 +141,7 @@ def _evaluate_list(
             *(_baseline_results(labelled, results, baseline, rank) if baseline else ()),
             *_variants(labelled, results, request.variants, rank, run),
             *transformed_results(labelled, results, request.transforms, rank),
+            *(track_results(labelled, results) if request.unit == TRACK else ()),
         ),
         distances=sample_distances(images, first.splits[0], junk=junk, seed=request.seed),
         camera_pairs=tuple(by_camera_pair(images)),

@@ -18,7 +18,7 @@ from index.evaluation.breakdowns import (
 from index.evaluation.index_recall import IndexCmcLoss
 from index.evaluation.metrics import COMPUTED, REPORTED_RANKS, Metric, metrics_by
 from index.evaluation.model_groups import Oracle
-from index.evaluation.protocols import ProtocolResult
+from index.evaluation.protocols import IMAGE, ProtocolResult
 from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
 
@@ -65,6 +65,7 @@ def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
     return {
         "protocol": result.name,
         "features": result.features,
+        "unit": result.unit,
         "rule": result.rule,
         "ties": TIE_RULE,
         "seed": None if result.has_user_splits else result.seed,
@@ -105,7 +106,7 @@ def _list_lines(evaluation: "ListEvaluation", metrics: Sequence[Metric]) -> Iter
             yield _curve_row(f"perfect {oracle.name}{known}", oracle.curve)
         for variant in evaluation.variants:
             if variant.name == result.name:
-                yield f"  {variant.features}:"
+                yield f"  {variant.features}{_gallery_note(variant)}:"
                 yield _row(" " * 35, variant, metrics)
     if evaluation.distances is not None:
         rates = ((rate, evaluation.distances.tpr_at_fpr(rate)) for rate in FALSE_POSITIVE_RATES)
@@ -124,6 +125,10 @@ def _list_lines(evaluation: "ListEvaluation", metrics: Sequence[Metric]) -> Iter
         yield f"through {loss.generation}, {evaluation.results[0].name}, first repeat: {shown}"
         if loss.short:
             yield f"  {loss.short:,} probes had too few gallery images in {loss.top:,} hits: missed"
+
+
+def _gallery_note(result: ProtocolResult) -> str:
+    return "" if result.unit == IMAGE else f" ({result.gallery:,} tracks in the gallery)"
 
 
 def _curve_row(name: str, curve: NDArray[np.float64]) -> str:
@@ -161,6 +166,7 @@ class EvaluateRequest:
     baseline: str | None = None  # a checkpoint that ranks the same splits, to show beside
     max_quarantine_rate: float = 0.01  # of the baseline's run, if it has to be embedded
     transforms: tuple[str, ...] = ()  # kinds, each reported beside plain L2
+    unit: str = IMAGE  # of `UNITS`: track reports tracks beside images
 
 
 @dataclass(frozen=True, slots=True)

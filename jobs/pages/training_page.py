@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.evaluation.breakdowns import Classification
+from index.transforms.track_figures import TrackFigures
 from jobs.pages.charts import class_chart
 from jobs.pages.html import render
 from jobs.pages.published import PUBLISHED_MODEL_ACCURACY
@@ -41,6 +42,7 @@ class Epoch:
     val_loss: float | None
     val_accuracy: float | None
     val_rank1: float | None = field(default=None, kw_only=True)
+    val_track_rank1: float | None = field(default=None, kw_only=True)
     lr: float
     images: int
     seconds: float
@@ -53,7 +55,7 @@ class TrainingPage:
     """The content of the page. predicted, true: model ids of the validation images (n,), n may be 0.
 
     labels_used: what the network learned from. rank1: share of validation images whose nearest other image is
-    of the same vehicle, for a network that learned vehicles.
+    of the same vehicle, for a network that learned vehicles. tracks: what the tracks of a run brought.
     """
 
     title: str
@@ -77,6 +79,7 @@ class TrainingPage:
     command: str = ""
     labels_used: str = "vehicle models"
     rank1: float | None = None
+    tracks: TrackFigures | None = None
     images_of_model: Mapping[int, int] = field(default_factory=dict)  # of training
 
 
@@ -149,7 +152,12 @@ def build_training_page(page: TrainingPage) -> str:
         classes=class_chart(page.models, names, page.images_of_model) if page.models else None,
         accuracy=curves(
             page.epochs,
-            {"training": "accuracy", "validation": "val_accuracy", "rank-1": "val_rank1"},
+            {
+                "training": "accuracy",
+                "validation": "val_accuracy",
+                "rank-1": "val_rank1",
+                "tracks": "val_track_rank1",
+            },
             top=1.0,
         ),
         loss=curves(page.epochs, {"training": "loss", "validation": "val_loss"}),

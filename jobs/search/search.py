@@ -15,6 +15,7 @@ from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import RERANK_HEAD, Match, Rules
+from index.search.track_probe import TRACK
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
@@ -25,6 +26,9 @@ from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import model_name
 from jobs.runtime.resolve import epoch_ms
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
+
+MAX_SHOWN = 5
+"""Crops of a track that a page shows as the probe."""
 
 SIGHTING_EXAMPLE = "CAMERA@2026-11-22T18:30:05"
 
@@ -150,7 +154,7 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
     sighting = _parse_sighting(request.sighting)
     for image in request.images:
         # Read the images before connecting to a server: a wrong path is the most frequent mistake.
-        if not image.startswith(CROP):
+        if not image.startswith((CROP, TRACK)):
             read_image(image)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
@@ -214,7 +218,7 @@ def resolve_model_filters(
     model_ids = [_model_id(text, searcher.model_names) for text in request.models]
     searcher.require_models(model_ids)
     if request.same_model:
-        model_ids += [_predicted_model(image, searcher) for image in images]
+        model_ids += [model for image in images for model in _predicted_models(image, searcher)]
     if not model_ids:
         return rules
     return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(model_ids)))))
@@ -288,18 +292,19 @@ def _model_id(text: str, names: dict[int, str]) -> int:
     )
 
 
-def _predicted_model(image: str, searcher: Searcher) -> int:
+def _predicted_models(image: str, searcher: Searcher) -> set[int]:
+    """Return the predicted vehicle model of an image, or those of the crops of a track."""
     probe = searcher.probe(image)
     if probe.crop_ids:
-        model = searcher.crop(next(iter(probe.crop_ids))).model_id
+        models = {searcher.crop(crop_id).model_id for crop_id in probe.crop_ids}
     else:
-        model = int(searcher.embedder(read_image(image, searcher.image_size)[None]).model_id[0])
-    if model == UNKNOWN_LABEL:
+        models = {int(searcher.embedder(read_image(image, searcher.image_size)[None]).model_id[0])}
+    if UNKNOWN_LABEL in models:
         raise BadInput(
             "the archive's model has no classifier and predicts no vehicle model",
             remedy="search without the filter by vehicle model",
         )
-    return model
+    return models
 
 
 def _notes(match: Match) -> str:
@@ -313,18 +318,21 @@ def _notes(match: Match) -> str:
 def _write_page(
     path: Path, request: SearchRequest, result: SearchResult, rules: Rules, searcher: Searcher
 ) -> None:
-    images = []
+    uris: list[str] = []
     for image in request.images:
-        archived = image.startswith(CROP)
-        uri = searcher.crop(crop_number(image)).uri if archived else image
-        images.append(thumbnail_of(*open_uri(uri)))
+        if image.startswith(TRACK):
+            crops = searcher.source.crops(sorted(searcher.probe(image).crop_ids)).values()
+            uris += [crop.uri for crop in sorted(crops, key=lambda crop: crop.captured_at)][:MAX_SHOWN]
+        else:
+            uris.append(searcher.crop(crop_number(image)).uri if image.startswith(CROP) else image)
+    images = [thumbnail_of(*open_uri(uri)) for uri in uris]
     threshold = result.calibration.threshold if result.calibration else None
     strip = ProbeStrip(
         name=result.probe.name,
         verdict=result.verdict,
         note=result.summary(),
         images=images,
-        facts=[f"camera {sighting.camera_id}" for sighting in result.probe.sightings if sighting.camera_id],
+        facts=[f"camera {camera}" for camera in result.probe.cameras],
         matches=page_matches(result.matches, result.model_names, threshold),
     )
     page = build_search_page(

@@ -19,6 +19,7 @@ from index.search.calibration import Calibration, calibration_of
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import Match, Rules, retrieve
+from index.search.track_probe import TRACK, parse_track, track_probe
 from index.transforms.stored import read_transform
 from infra.errors import BadInput, FingerprintMismatch, UnreadableImage
 from infra.settings import Settings
@@ -127,13 +128,17 @@ class Searcher:
         return dict(read_card(self.checkpoint_uri).label_names)
 
     def probe(self, uri: str, sighting: Sighting | None = None) -> Probe:
-        """Return the probe of `crop:ID`, a path or an s3:// URI; archived crops have a camera and a time.
+        """Return the probe of `crop:ID`, `track:CAMERA/TRACK`, a path or an s3:// URI.
+
+        Archived crops have a camera and a time; those of a track form one probe.
 
         sighting: the camera and time of an image that is not in the archive, if they are known.
         Raises BadInput for an unreadable image and for a crop that is not in the generation, StoreError.
         """
         if uri.startswith(CROP):
             return self._archived(uri, crop_number(uri))
+        if uri.startswith(TRACK):
+            return self._track(uri)
         crop_id = crop_id_at(uri)
         self.require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
@@ -191,6 +196,16 @@ class Searcher:
         """Raise BadInput if a crop was erased."""
         if self.source.erased_ids([crop_id]):
             raise BadInput(f"{name} was erased", remedy="Search by another crop or image.")
+
+    def _track(self, uri: str) -> Probe:
+        camera, track = parse_track(uri)
+        probe = track_probe(self.source, uri, camera, track)
+        if probe is None:
+            raise BadInput(
+                f"{self.source.name} has no track {track!r} of camera {camera!r}",
+                remedy="take camera and track from a match: clvr search --json shows both",
+            )
+        return probe
 
     def _archived(self, name: str, crop_id: int) -> Probe:
         self.require_kept(name, crop_id)

@@ -25,7 +25,7 @@ from index.search.calibration import calibration_of
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from index.transforms.stored import NONE, read_transform, resolve_transform
-from infra.errors import BadInput, FingerprintMismatch, IndexServerError, Locked, Mismatch
+from infra.errors import BadInput, BadSetting, FingerprintMismatch, IndexServerError, Locked, Mismatch
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
@@ -49,6 +49,7 @@ from jobs.sweep.probe_list import read_probe_list
 from jobs.sweep.report import ReportContext, write_sweep_report
 from jobs.sweep.state import Sweep, SweepSummary, anonymous_list
 
+UNITS = ("image", "track")
 MIN_PART_PROBES, MAX_PART_PROBES = 16, 1024
 PARTS_PER_ACTOR = 8
 
@@ -59,7 +60,7 @@ class SweepRequest:
 
     runs: ids of the runs that an exact sweep scans; by default those of the live generation. transform: of an
     exact sweep: an id, `latest` or `none`; by default that of the live generation, or the one that a load of
-    the named runs would choose.
+    the named runs would choose. unit: `track` searches with all crops of the track of each archived probe.
     """
 
     probes: str
@@ -73,6 +74,7 @@ class SweepRequest:
     workers: int | None = None
     rows_per_part: int | None = None
     strips: int = 60
+    unit: str = "image"  # or track
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,7 @@ class _Actor:
             plan.rules,
             lambda: _embedder(plan.model, plan.fingerprint),
             calibration_of(runs, plan.fingerprint, plan.transform),
+            by_track=sweep.info.request.get("unit") == "track",
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
@@ -164,6 +167,8 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     """
     if not request.case_number.strip():
         raise BadInput("a sweep needs a reason", remedy="give --case-number")
+    if request.unit not in UNITS:
+        raise BadSetting(f"--unit is {request.unit!r}", remedy=f"choose one of {', '.join(UNITS)}")
     if request.runs and not request.exact:
         raise BadInput("a sweep by the index searches the live generation", remedy="add --exact to --run-id")
     if request.transform and not request.exact:
@@ -174,6 +179,8 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     sweep = Sweep.open(folder)
     plan = _plan(request, settings, sweep)
     request_document = {**asdict(request.rules), "exact": request.exact}
+    if request.unit != UNITS[0]:
+        request_document["unit"] = request.unit
     if sweep:
         sweep.require_same(probes, request_document, plan.fingerprint, erased, plan.transform)
     summary = sweep.summary if sweep else None

@@ -14,6 +14,7 @@ from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import CropSource, Match, Rules, retrieve
+from index.search.track_probe import TRACK, track_probe
 from infra.errors import BadInput, BadSetting, ClvrError, StoreUnreachable, UnreadableImage
 from jobs.runtime.image_stream import quarantine_cause
 from jobs.search.search import verdict
@@ -41,7 +42,10 @@ class _Row:
 
 
 class SweepWorker:
-    """Searches parts of one sweep. embedder: opens the model, for the first image that needs it."""
+    """Searches parts of one sweep. embedder: opens the model, for the first image that needs it.
+
+    by_track: the probe of an archived crop on a track is the mean of all crops of this track.
+    """
 
     def __init__(
         self,
@@ -50,11 +54,14 @@ class SweepWorker:
         rules: Rules,
         embedder: Callable[[], Embedder],
         calibration: Calibration | None,
+        *,
+        by_track: bool = False,
     ) -> None:
         self.sweep = sweep
         self.source = source
         self.rules = rules
         self.calibration = calibration
+        self.by_track = by_track
         self._open_embedder = embedder
         self._embedder: Embedder | None = None
 
@@ -90,6 +97,9 @@ class SweepWorker:
             if row.uri == REDACTED:
                 row.fail("erased", ERASED_DETAIL)
                 continue
+            if row.uri.startswith(TRACK):
+                row.fail("bad-uri", "a sweep lists crops: name one of the track, with --unit track")
+                continue
             try:
                 row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
             except (BadInput, BadSetting) as error:
@@ -106,6 +116,8 @@ class SweepWorker:
                 row.probe = Probe(
                     row.probe_id, vectors[row.crop_id], (sightings[row.crop_id],), self._transform_id
                 )
+                if self.by_track and (key := sightings[row.crop_id].track_key):
+                    row.probe = track_probe(self.source, row.probe_id, *key) or row.probe
             elif row.uri.startswith(CROP) and not row.cause:
                 row.fail("unknown-crop", f"{row.uri} is not in {self.source.name}")
 
@@ -193,6 +205,7 @@ class SweepWorker:
 
 
 def _crops_of(rows: list[_Row]) -> list[int]:
-    """Return the crops that rows show: probes that were searched, and matches."""
+    """Return the crops that rows show: probes that were searched, with their tracks, and matches."""
     probes = [row.crop_id for row in rows if row.crop_id is not None and not row.cause]
+    probes += [crop_id for row in rows if row.probe for crop_id in row.probe.crop_ids]
     return [*probes, *(match.hit.crop_id for row in rows for match in row.matches)]

@@ -41,11 +41,17 @@ MAX_SHOWN = 10  # failures and models that are named
 
 
 def read_labelled(
-    data: str, *, root: str = "", split: str | None = None, labels: str = "model", tracks: bool = False
+    data: str,
+    *,
+    root: str = "",
+    split: str | None = None,
+    labels: str = "model",
+    tracks: bool = False,
+    needs_tracks: bool = True,
 ) -> LabeledImages:
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
-    tracks: the vehicles are the tracks.
+    tracks: the vehicles are the tracks; without needs_tracks, none need be known.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
@@ -60,6 +66,8 @@ def read_labelled(
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
+    if tracks and not needs_tracks and not any(labelled.track_ids or []):
+        return replace(labelled, vehicle_ids=None)
     if tracks:
         return labelled.with_tracks_as_vehicles()
     if labels == "model":
@@ -112,13 +120,15 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs, and of the models, vehicles and boxes that are learned, in order."""
+    """Return the SHA-256 of the URIs, and of the models, vehicles, boxes and times, in their order."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     if labelled.vehicle_ids is not None:
         digest.update(np.ascontiguousarray(labelled.vehicle_ids, np.int64).tobytes())
     if labelled.boxes is not None:
         digest.update(np.ascontiguousarray(labelled.boxes, np.int32).tobytes())
+    if labelled.captured_at is not None:
+        digest.update(np.ascontiguousarray(labelled.captured_at, np.int64).tobytes())
     return digest.hexdigest()
 
 

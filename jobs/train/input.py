@@ -84,6 +84,7 @@ class Batches:
             epoch=epoch,
             vehicles=self.job.training.vehicles,
             batch=self.recipe.batch,
+            journeys=self.job.training.journeys,
         )
         world_size, rank = self.distributed.world_size, self.distributed.rank
         count = drop_last(len(order), self.share * world_size)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clvr_model.journeys import Journeys
 from clvr_model.recipe import Recipe, Stage
 from clvr_model.training import Totals, drop_last
 
@@ -27,6 +28,7 @@ class Images:
     classes: NDArray[np.int64]
     vehicles: NDArray[np.int64] | None = None
     boxes: NDArray[np.int32] | None = None
+    journeys: Journeys | None = None  # of the vehicles, which are tracks then
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -43,6 +45,7 @@ class TrainJob:
     """The job of a worker, in plain values, because Ray serializes them.
 
     folder: URI of the training's folder, for its log and its best state. input: `local` or `ray`.
+    ends: the first crops of held-out tracks, then their last ones; end_cameras: the camera of each track.
     """
 
     recipe: dict[str, Any]
@@ -52,6 +55,8 @@ class TrainJob:
     folder: str
     input: str = "local"
     log_every: int = 20
+    ends: Images | None = None
+    end_cameras: NDArray[np.str_] | None = None
 
 
 @dataclass(slots=True)

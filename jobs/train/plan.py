@@ -27,11 +27,12 @@ from clvr_model.training import (
 )
 from index.archive.reader import reader_of
 from infra.errors import BadInput, BadSetting
+from infra.settings import Settings, load_settings
 from jobs.runtime.format import duration
 from jobs.runtime.image_stream import ImageFailure, available_cpus, stream_images
-from jobs.train.dataset import check_sets, read_labelled, split_for, without_held_out_models
+from jobs.train.dataset import check_sets, split_for, without_held_out_models
 from jobs.train.job import Work
-from jobs.train.train import TrainRequest, requested_recipe
+from jobs.train.train import TrainRequest, requested_recipe, training_images
 
 PROBE_SECONDS = 6.0  # per measurement, and at least one batch
 PROBE_BATCH = 8
@@ -78,11 +79,12 @@ class TrainPlan:
 
     def to_text(self) -> str:
         """Return the plan as several lines."""
-        vehicles = f" and {self.vehicles:,} {self.identity}s" if self.vehicles else ""
+        subjects = [f"{self.classes} vehicle models"] if self.classes else []
+        subjects += [f"{self.vehicles:,} {self.identity}s"] if self.vehicles else []
+        sizes = f"; {self.smallest_class:,} to {self.largest_class:,} images a model" if self.classes else ""
         lines = [
-            f"{self.pictures:,} images of {self.classes} vehicle models{vehicles} to train on, "
-            f"{self.held_out:,} for validation; {self.smallest_class:,} to {self.largest_class:,} images "
-            "a model",
+            f"{self.pictures:,} images of {' and '.join(subjects)} to train on, "
+            f"{self.held_out:,} for validation{sizes}",
             f"probe on {self.device}: {self.forward_per_second:,.1f} images/s forward, "
             f"{self.decoded_per_second:,.0f} decoded/s; "
             f"{self.unreadable_in_sample} of {self.sample} unreadable",
@@ -101,19 +103,13 @@ class TrainPlan:
         return asdict(self)
 
 
-def plan_training(request: TrainRequest) -> TrainPlan:
+def plan_training(request: TrainRequest, settings: Settings | None = None) -> TrainPlan:
     """Read the labels and measure decoding, the forward pass and the steps of each stage, without Ray.
 
     Raises BadSetting, BadLabels, BadInput if no sampled image can be read.
     """
     recipe = requested_recipe(request)
-    labelled = read_labelled(
-        request.data,
-        root=request.root,
-        split=request.split,
-        labels=recipe.labels_used,
-        tracks=recipe.uses_tracks,
-    )
+    labelled = training_images(request, recipe, settings or load_settings())
     labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
     training, validation = split_for(recipe, labelled)
     check_sets(recipe, training, request.workers)
@@ -197,7 +193,12 @@ def _step_rate(module: torch.nn.Module, network: Clvr, stage: Stage, recipe: Rec
             *batch,
             micro_batch=stage.micro_batch,
             precision=recipe.precision,
-            objective=replace(Objective.of(stage), set_size=1),  # the probe's few images form no sets
+            # The probe's few images form no sets, and have no times.
+            objective=replace(
+                Objective.of(stage),
+                set_size=1,
+                negatives="any" if stage.negatives == "proven" else stage.negatives,
+            ),
         )
 
     for group in optimizer.param_groups:

@@ -13,10 +13,11 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import Card
+from clvr_model.checkpoint import NO_LABELS, Card
 from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
 from index.evaluation.breakdowns import classification
+from index.transforms.track_figures import TrackFigures
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
@@ -36,6 +37,7 @@ class ReportInputs:
     validation: LabeledImages
     final: Mapping[str, Any]
     cost: TrainingCost
+    tracks: TrackFigures | None = None
 
 
 def write_report(
@@ -51,6 +53,7 @@ def write_report(
         summary=_summary(card, inputs),
         labels_used=LABELS_USED[card.labels_used],
         rank1=inputs.final.get("rank1"),
+        tracks=inputs.tracks,
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
@@ -90,9 +93,12 @@ def _summary(card: Card, inputs: ReportInputs) -> str:
         "model": "A classifier over vehicle models",
         "vehicle": "A network that brings images of the same vehicle together",
         "both": "A classifier over vehicle models that also brings images of the same vehicle together",
+        "none": "A network that brings the images of a track together, without any label",
     }[card.labels_used]
-    if card.recipe.get("identity") == "track":
+    if card.recipe.get("identity") == "track" and card.labels_used == "model":
         subject += " that also brings the images of a track together"
+    if card.labels_used == NO_LABELS:
+        return f"{subject}, trained on {len(inputs.training):,} images by the recipe “{card.recipe['name']}”."
     measured = (
         "validation images" if card.labels_used == "model" else "images of vehicles that were not trained on"
     )
@@ -103,6 +109,11 @@ def _summary(card: Card, inputs: ReportInputs) -> str:
 
 
 def _note(card: Card, inputs: ReportInputs) -> str:
+    if card.labels_used == NO_LABELS:
+        return (
+            "A track is one pass of a vehicle before one camera, so its crops differ less than those of two "
+            "cameras, between which a search goes: clvr evaluate measures that, with labels."
+        )
     note = (
         "The network was trained to name the vehicle model, which is not its purpose: clvr evaluate measures "
         "whether it finds the same vehicle again."
@@ -140,6 +151,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
         val_loss=entry.get("held_loss"),
         val_accuracy=entry.get("held_accuracy"),
         val_rank1=entry.get("held_rank1"),
+        val_track_rank1=entry.get("held_track_rank1"),
         lr=entry.get("lr", 0.0),
         images=entry["pictures"],
         seconds=entry["seconds"],

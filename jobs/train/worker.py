@@ -15,6 +15,7 @@ from ray.train.torch import get_device, prepare_model
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.network import Clvr
 from clvr_model.recipe import recipe_of
+from clvr_model.start import load_start
 from clvr_model.training import (
     Batch,
     Totals,
@@ -26,7 +27,7 @@ from clvr_model.training import (
 )
 from clvr_model.training_state import TrainingState
 from clvr_model.validation import Predictions, predict, score, vehicle_rank1
-from clvr_model.weights import load_backbone
+from index.transforms.track_figures import camera_ranks
 from infra.errors import ClvrError
 from infra.store import open_store
 from jobs.runtime.ray_cluster import num_nodes
@@ -39,6 +40,8 @@ from jobs.train.log import TrainLog, TrainMetrics
 from jobs.train.progress import EpochStopped, StepCallback, StopRequest
 
 MIN_CACHED_EVAL_BATCH = 256
+START_RANKS = "start_track_ranks"
+"""Key, in the first entry of the history, of the ranks of held-out tracks before the training."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -83,12 +86,13 @@ class _Worker:
         self.log = TrainLog(self.folder) if self.distributed.is_rank_zero else None
         self.metrics = TrainMetrics(self.distributed.rank)
         self.stop_request = StopRequest(progress_actor) if self.distributed.is_rank_zero else None
+        self.start_ranks: list[int] | None = None
 
     def run(self) -> None:
         network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
         state = reported_state()
         if state is None:
-            load_backbone(network, self.recipe.pretrained)
+            load_start(network, self.recipe.pretrained)
             position = Position()
         else:
             state.restore(network)
@@ -108,13 +112,15 @@ class _Worker:
             self.report_progress(0, "estimating batch statistics")
             sample = self.batches.eval_batches(self.job.training, self.batches.sample_rows())
             reestimate_batch_statistics(network, sample)
+        if self.job.ends is not None and not position.history:
+            self.start_ranks = self._start_ranks(network, is_start=state is None)
         for number in range(position.stage, len(self.recipe.stages)):
             resumed = state if state and number == state.stage else None
             if self.recipe.stages[number].epochs and not self._run_stage(network, number, position, resumed):
                 return
             position.stage, position.epoch = number + 1, 0
         if not position.history or "micro" not in position.history[-1]:
-            self._finish(network, position, self._predict(network, None))
+            self._finish(network, position, self._predict(network, None), self._track_ranks(network))
 
     def _run_stage(
         self, network: Clvr, number: int, position: Position, resumed: TrainingState | None
@@ -137,13 +143,14 @@ class _Worker:
                 context.average.install()  # the next stage and the checkpoint start from the average
             average = None if is_last else context.average
             predictions = self._predict(network, context.validation_features, average)
-            is_best = self._add_epoch(entry, predictions, position)
+            ranks = self._track_ranks(network, average) if stage.uses_clusters else None
+            is_best = self._add_epoch(entry, predictions, ranks, position)
             is_best &= self.recipe.head == "single" or number + 1 == len(self.recipe.stages)
-            if is_best and self.distributed.is_rank_zero and len(self.job.validation):
-                history = self._final_history(position, predictions)
+            if is_best and self.distributed.is_rank_zero:
+                history = self._final_history(position, predictions, ranks)
                 save_best(self.folder, network, context.average, history, self.recipe.seed)
             if is_last and number + 1 == len(self.recipe.stages):
-                self._finish(network, position, predictions)
+                self._finish(network, position, predictions, ranks)
                 continue
             position.stage, position.epoch = (number + 1, 0) if is_last else (number, epoch + 1)
             self._report_state(network, position, None if is_last else context)
@@ -197,6 +204,7 @@ class _Worker:
             ),
             average=context.average,
             steps=steps,
+            journeys=self.job.training.journeys,
             seed=(self.recipe.seed, number, self.distributed.rank),
         )
         seconds = time.monotonic() - started
@@ -213,10 +221,13 @@ class _Worker:
             "lr": float(context.optimizer.param_groups[0]["lr"]),
         }
 
-    def _add_epoch(self, entry: dict[str, Any], predictions: Predictions, position: Position) -> bool:
+    def _add_epoch(
+        self, entry: dict[str, Any], predictions: Predictions, ranks: list[int] | None, position: Position
+    ) -> bool:
         """Add a validated epoch to the history and to the log; return whether it is the best so far.
 
-        A mixed head's stages compare different vectors, so that only epochs of one stage are compared.
+        A mixed head's stages compare different vectors, so that only epochs of one stage are compared. ranks:
+        of the held-out tracks. Without anything to validate on, no epoch is the best.
         """
         if self.job.classes:
             scores = score(predictions, self.job.validation.classes, len(self.job.classes))
@@ -224,16 +235,20 @@ class _Worker:
         rank1 = self._rank1(predictions)
         if rank1 is not None:
             entry["held_rank1"] = rank1
-        key = "held_accuracy" if rank1 is None else "held_rank1"
+        if ranks:
+            entry["held_track_rank1"] = float(np.mean(np.array(ranks) == 1))
+        known = [key for key in ("held_rank1", "held_accuracy", "held_track_rank1") if key in entry]
         comparable = [
-            earlier[key]
+            earlier[known[0]]
             for earlier in position.history
-            if self.recipe.head == "single" or earlier["stage"] == entry["stage"]
+            if known and (self.recipe.head == "single" or earlier["stage"] == entry["stage"])
         ]
-        position.history.append(entry)
+        is_first = not position.history and self.start_ranks is not None
+        position.history.append({**entry, START_RANKS: self.start_ranks} if is_first else entry)
         position.totals = Totals()
         self.log_event("epoch", pictures_seen=position.images_seen, **entry)
-        return bool(entry[key] > max(comparable, default=-1.0))
+        is_validated = bool(len(self.job.validation) or ranks)
+        return is_validated and bool(known) and bool(entry[known[0]] > max(comparable, default=-1.0))
 
     def _rank1(self, predictions: Predictions) -> float | None:
         """Return the validation vehicles' rank-1, None for recipes without vehicles."""
@@ -241,6 +256,26 @@ class _Worker:
         if vehicles is None:
             return None
         return 0.0 if predictions.features is None else vehicle_rank1(predictions.features, vehicles)
+
+    def _track_ranks(
+        self, network: Clvr, average: ExponentialMovingAverage | None = None
+    ) -> list[int] | None:
+        """Return the ranks of the held-out tracks, see `camera_ranks`; None without any."""
+        if self.job.ends is None or self.job.end_cameras is None:
+            return None
+        features = self._predict(network, None, average, images=self.job.ends).features
+        return [] if features is None else camera_ranks(features, self.job.end_cameras)
+
+    def _start_ranks(self, network: Clvr, *, is_start: bool) -> list[int] | None:
+        """Return the ranks of the held-out tracks before the training.
+
+        is_start: whether the network is still the first one. An epoch that was stopped has changed it.
+        """
+        if not is_start:
+            network = Clvr.of(network.architecture, seed=self.recipe.seed)
+            load_start(network, self.recipe.pretrained)
+            network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self._track_ranks(network)
 
     def _features(self, network: Clvr, passes_before: int) -> tuple[Batch, Batch]:
         """Return pooled features of the training and validation images, from the cache or computed."""
@@ -285,13 +320,18 @@ class _Worker:
         network: Clvr,
         validation_features: Batch | None,
         average: ExponentialMovingAverage | None = None,
+        images: Images | None = None,
     ) -> Predictions:
-        """Predict all validation images, on all workers, from their pooled features if there are any."""
+        """Predict all validation images, on all workers, from their pooled features if there are any.
+
+        images: others than the validation images, whose features are kept.
+        """
         if average:
             with average.installed():
-                return self._predict(network, validation_features)
-        count, precision = len(self.job.validation), self.recipe.precision
-        keep_features = self.job.validation.vehicles is not None
+                return self._predict(network, validation_features, images=images)
+        keep_features = images is not None or self.job.validation.vehicles is not None
+        images = self.job.validation if images is None else images
+        count, precision = len(images), self.recipe.precision
         if validation_features is not None:
             size = max(self.batches.share, MIN_CACHED_EVAL_BATCH)
             batches = self._to_device(cached_batches(validation_features, np.arange(count), size))
@@ -299,7 +339,7 @@ class _Worker:
         rows = np.arange(self.distributed.rank, count, self.distributed.world_size)
         local = predict(
             network,
-            self.batches.eval_batches(self.job.validation, rows),
+            self.batches.eval_batches(images, rows),
             precision=precision,
             keep_features=keep_features,
         )
@@ -316,12 +356,16 @@ class _Worker:
         for pooled, targets in batches:
             yield pooled.to(self.device), targets.to(self.device)
 
-    def _final_history(self, position: Position, predictions: Predictions) -> list[dict[str, Any]]:
+    def _final_history(
+        self, position: Position, predictions: Predictions, ranks: list[int] | None
+    ) -> list[dict[str, Any]]:
         """Return the history with a last entry of scores and predictions of the validation images.
 
-        Without a classifier, the scores of vehicle models are None and the predictions are empty.
+        Without a classifier, the scores of vehicle models are None and the predictions are empty. ranks: of
+        the held-out tracks.
         """
         rank1 = self._rank1(predictions)
+        tracks = {} if ranks is None else {"track_ranks": ranks}
         if not self.job.classes:
             unknown: dict[str, Any] = {
                 "micro": None,
@@ -330,7 +374,7 @@ class _Worker:
                 "predicted": [],
                 "confidence": [],
             }
-            return [*position.history, {**unknown, "rank1": rank1}]
+            return [*position.history, {**unknown, **tracks, "rank1": rank1}]
         scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
         return [
@@ -341,12 +385,15 @@ class _Worker:
                 "per_class": dict(zip(labels, scores.per_class, strict=True)),
                 "predicted": [self.job.classes[number] for number in predictions.classes.tolist()],
                 "confidence": [round(value, 4) for value in predictions.confidence.tolist()],
+                **tracks,
                 **({} if rank1 is None else {"rank1": rank1}),
             },
         ]
 
-    def _finish(self, network: Clvr, position: Position, predictions: Predictions) -> None:
-        position.history = self._final_history(position, predictions)
+    def _finish(
+        self, network: Clvr, position: Position, predictions: Predictions, ranks: list[int] | None
+    ) -> None:
+        position.history = self._final_history(position, predictions, ranks)
         position.stage, position.epoch = len(self.recipe.stages), 0
         final = position.history[-1]
         scores = {

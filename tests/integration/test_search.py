@@ -51,6 +51,24 @@ def test_a_crop_id_and_its_uri_give_the_same_matches(clvr: Clvr) -> None:
     assert by_id["answers"] == clvr.json("search", clvr.archive.crops[0])["answers"]
 
 
+def test_a_track_is_one_probe_of_all_its_crops(clvr: Clvr, tmp_path: Path) -> None:
+    crops = [f"crop:{clvr.archive.crop_id(0, sighting)}" for sighting in (0, 1)]
+    html = tmp_path / "page.html"
+    by_track = clvr.json("search", "track:000/t0-0", "--html", html)
+    assert by_track["answers"] == clvr.json("search", *crops)["answers"]
+    assert {sighting["crop_id"] for sighting in by_track["sightings"]} == {
+        clvr.archive.crop_id(0, sighting) for sighting in (0, 1)
+    }
+    assert html.read_text().count("data:image/jpeg") == 2 + len(by_track["answers"])
+    # Its own track is no match, also where its camera may be.
+    anywhere = clvr.json("search", "track:000/t0-0", "--same-camera", "--top", 60)["answers"]
+    assert ("000", "t0-0") not in {(match["camera_id"], match["track_id"]) for match in anywhere}
+    code, message = clvr.fails("search", "track:001/t0-0")
+    assert code == 3 and "has no track" in message
+    code, message = clvr.fails("search", "track:t0-0")
+    assert code == 3 and "is not a track" in message
+
+
 def test_same_camera_without_grouping_matches_every_crop_of_other_tracks(clvr: Clvr) -> None:
     result = clvr.json("search", clvr.archive.crops[0], "--same-camera", "--no-group-by-track", "--top", 60)
     ids = [match["crop_id"] for match in result["answers"]]

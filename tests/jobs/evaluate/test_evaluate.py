@@ -301,3 +301,43 @@ def test_erased_crops_are_not_evaluated(make_run: Make, hide: Callable[..., str]
     crop_ids = labelled_run(run).crops["crop_id"].to_numpy()
     assert len(crop_ids) == len(VEHICLES) - 5
     assert not np.isin(erased, crop_ids).any()
+
+
+def test_tracks_are_ranked_beside_images_on_the_same_splits(
+    make_run: Make, settings: Settings, tmp_path: Path
+) -> None:
+    run = make_run("r1")
+    uris = run.manifest()["uri"].to_pylist()
+    labels = tmp_path / "labels.parquet"
+    columns = {
+        "uri": uris,
+        "vehicle_id": VEHICLES.tolist(),
+        "camera_id": [f"{number % 5 // 2}" for number in range(60)],
+        "track_id": [f"t{number // 5}" for number in range(60)],  # two crops at cameras 0 and 1, one at 2
+    }
+    pq.write_table(pa.table(columns), labels)
+    request = EvaluateRequest("r1", labels=str(labels), protocols=("cross-camera", "veri"), unit="track")
+    result = evaluate_run(request, settings)
+    rows = result.to_json()["lists"][0]["protocols"]
+    tracks = [row for row in rows if row["unit"] == "track"]
+    assert [(row["protocol"], row["features"].split(",")[0]) for row in tracks] == [
+        (name, kind)
+        for name in ("cross-camera", "veri")
+        for kind in ("image-to-track", "image-to-track", "track-to-track", "track-to-track")
+    ]
+    # Of a probe's gallery, the 36 tracks of all cameras, those at its own camera are left out or junk.
+    assert {row["gallery"] for row in tracks if row["protocol"] == "cross-camera"} == {24}
+    assert {row["gallery"] for row in tracks if row["protocol"] == "veri"} == {35}
+    # The probes show the vehicle by noise alone; a mean of two of them is nearer to it.
+    image, mean = rows[0]["cmc"]["rank-1"]["mean"], tracks[2]["cmc"]["rank-1"]["mean"]
+    assert mean > image
+    assert "image-to-track, nearest image (24 tracks in the gallery)" in result.to_text()
+
+    with pytest.raises(BadLabels, match="tracks, which are unknown"):
+        evaluate_run(EvaluateRequest("r1", protocols=("cross-camera",), unit="track"), settings)
+    with pytest.raises(BadLabels, match="none is evaluated"):
+        evaluate_run(
+            EvaluateRequest("r1", labels=str(labels), protocols=("leave-one-out",), unit="track"), settings
+        )
+    with pytest.raises(BadSetting, match="unknown unit 'vehicle'"):
+        evaluate_run(EvaluateRequest("r1", unit="vehicle"), settings)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from index.evaluation.breakdowns import classification
+from index.transforms.track_figures import TrackFigures
 from infra.errors import UnreadableImage
 from jobs.pages.training_page import (
     Epoch,
@@ -47,6 +48,20 @@ def test_the_page_shows_accuracies_cost_and_untrained_classes() -> None:
     html = build_training_page(page([0, 0, 0, 0], [0, 0, 0, 1]))
     for words in ("75.0", "50.0", "3.00 node-hours", "4.50 at the given price", "started 2 times", "Lada"):
         assert words in html
+
+
+def test_the_tracks_of_a_run_are_shown_before_and_after() -> None:
+    figures = TrackFigures(
+        tracks=240, rank1_before=0.5, rank1=0.625, mrr_before=0.61, mrr=0.7, low=0.02, high=0.16
+    )
+    shown = page([], [], models=None, tracks=figures, labels_used="none")
+    html = build_training_page(shown)
+    for words in ("Tracks found", "62.5", "50.0", "240", "0.610", "0.700", "+0.090", "+0.020 to +0.160"):
+        assert words in html
+    assert "beyond chance" not in html
+    unclear = build_training_page(replace(shown, tracks=replace(figures, low=-0.01)))
+    assert "no difference beyond chance" in unclear
+    assert "Tracks found" not in build_training_page(page([0], [0]))
 
 
 def test_a_network_without_a_classifier_shows_rank1_and_its_labels_and_no_models() -> None:
