@@ -83,6 +83,7 @@ SIBLINGS = {
         "doctor": {"runtime"},
         "submit": {"runtime"},
         "generate": {"runtime"},
+        "pack": {"runtime"},
         "model": {"runtime"},
         "stack": {"runtime"},
         "demo": {
@@ -107,6 +108,7 @@ SIBLINGS = {
             "generate",
             "generations",
             "model",
+            "pack",
             "reindex",
             "reproduce",
             "runs",

@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,12 +12,21 @@ from index.archive.listing import is_image
 from index.archive.manifest import crop_id_of
 from index.archive.members import INDEX_SUFFIX, is_tar, split_member
 from index.archive.tar_files import Place, index_document, open_tar, scan_tar
-from index.runs.tombstones import ErasedCrops
 from infra.errors import BadInput, ClvrError, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, is_hidden
 
 TAR_BYTES = 128 << 20
 _NUMBER_DIGITS = 5
+
+
+class Erased(Protocol):
+    """Tells which crops were erased: `index.runs.tombstones.ErasedCrops`."""
+
+    def is_erased(self, crop_ids: Any, /) -> Any:
+        """int64 (n,) -> bool (n,)."""
+
+    def is_erased_content(self, data: bytes, /) -> bool:
+        """Whether a crop of these bytes was erased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,7 @@ class Packed:
 
 
 def pack_folder(
-    archive: Store, target: Store, folder: str, erased: ErasedCrops, *, tar_bytes: int = TAR_BYTES
+    archive: Store, target: Store, folder: str, erased: Erased, *, tar_bytes: int = TAR_BYTES
 ) -> Packed:
     """Pack the images below a folder of an archive ('' for those right below its root) into the target.
 
@@ -139,9 +149,7 @@ def _groups(images: list[ObjectInfo], tar_bytes: int, archive: Store) -> Iterato
         yield group
 
 
-def _tar_of(
-    archive: Store, folder: str, images: list[ObjectInfo], erased: ErasedCrops
-) -> tuple[Packed, bytes]:
+def _tar_of(archive: Store, folder: str, images: list[ObjectInfo], erased: Erased) -> tuple[Packed, bytes]:
     """Return a tar file of images; equal images give equal bytes."""
     bodies: dict[int, bytes] = {}
     counts = Packed(tars=1, indexes=1)
