@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from index.archive.skipped import EXCLUDED, HIDDEN
 from infra.errors import BadSetting
-from infra.store import is_hidden
+from infra.store import is_hidden, may_hide
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,10 @@ class KeyChoice:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_included", _union(self.include))
         object.__setattr__(self, "_excluded", _union(self.exclude))
+
+    def takes_all(self, keys: Sequence[str]) -> bool:
+        """Return whether it is known at a glance that all of these keys are taken, as usual."""
+        return self._included is None and self._excluded is None and not may_hide(keys)
 
     def why_not(self, key: str) -> str:
         """Return why a key is not taken, as SkippedObjects counts it, or ''."""

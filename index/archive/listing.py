@@ -1,4 +1,4 @@
-"""List the crops of an archive, in parallel over its folders, or over its newest days only."""
+"""List the crops of an archive, in parallel over its folders or its newest days, onto local disk."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,14 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
+from index.archive.manifest import BATCH_ROWS, crop_ids_of, manifest_batch
+from index.archive.partitions import day_of
 from index.archive.skipped import SkippedObjects
+from index.archive.spool import Spool
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
 from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject
@@ -23,12 +26,12 @@ _MAX_PREFIX_OBJECTS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A manifest, the number of objects that are not images, and of crops whose key misses the pattern.
+    """Rows of a manifest, and the numbers of objects that are no images and of keys that miss the pattern.
 
     skipped: the objects that were left out of the manifest though they may be images.
     """
 
-    manifest: pa.Table
+    crops: Spool
     num_not_images: int
     unmatched: int
     skipped: SkippedObjects = field(default_factory=SkippedObjects)
@@ -42,7 +45,7 @@ def list_crops(
     since: date | None = None,
     choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
-    """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
+    """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into rows of a manifest.
 
     Images are recognised by their suffix, in upper or lower case. Crops whose key misses the pattern stay in
     the manifest with an unknown camera, time and track.
@@ -50,7 +53,7 @@ def list_crops(
     default.
     Raises EmptyArchive, BadSetting if the archive has no such folders, and what `Store.list` raises.
     """
-    skipped = SkippedObjects()
+    skipped, crops = SkippedObjects(), Spool(store.uri, MANIFEST_SCHEMA)
     if since is None:
         sources = _sources(store, workers, skipped)
     else:
@@ -63,29 +66,28 @@ def list_crops(
             skipped.add(cause, key)
         return not cause
 
-    def collect(source: Iterable[ObjectInfo]) -> tuple[list[pa.RecordBatch], int, int]:
-        batches, num_not_images, unmatched = [], 0, 0
+    def collect(source: Iterable[ObjectInfo]) -> tuple[int, int]:
+        num_not_images = unmatched = 0
         objects = iter(source)
         while page := list(islice(objects, BATCH_ROWS)):
-            images = [info for info in page if info.key.lower().endswith(IMAGE_SUFFIXES)]
+            images = [info for info in page if info.key.endswith(IMAGE_SUFFIXES) or _is_image(info.key)]
             num_not_images += len(page) - len(images)
-            images = [info for info in images if is_taken(info.key)]
+            if not choice.takes_all([info.key for info in images]):
+                images = [info for info in images if is_taken(info.key)]
             batch, missed = _batch(store, images, pattern)
-            batches.append(batch)
+            crops.add(pa.Table.from_batches([batch]))
             unmatched += missed
-        return batches, num_not_images, unmatched
+        return num_not_images, unmatched
 
     with ThreadPoolExecutor(workers, thread_name_prefix="list-archive") as pool:
         results = list(pool.map(collect, sources))
-    table = pa.Table.from_batches([batch for batches, _, _ in results for batch in batches], MANIFEST_SCHEMA)
-    num_not_images = sum(count for _, count, _ in results)
-    if not table.num_rows:
+    num_not_images = sum(count for count, _ in results)
+    if not crops.num_rows:
         raise EmptyArchive(
             "; ".join([f"no images below {store.uri} ({num_not_images:,} other objects)", *skipped.notes()]),
             remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
         )
-    unmatched = sum(count for _, _, count in results)
-    return Listing(normalize_manifest(table), num_not_images, unmatched, skipped)
+    return Listing(crops, num_not_images, sum(count for _, count in results), skipped)
 
 
 def days_since(store: Store, since: date) -> list[str]:
@@ -99,28 +101,24 @@ def days_since(store: Store, since: date) -> list[str]:
     return sorted(folder for folder, day in days.items() if day >= since)
 
 
-def day_of(key: str) -> date | None:
-    """Return the day in the name of a key's first folder, such as 'dt=2026-11-22/…'."""
-    name, _, text = key.partition("/")[0].partition("=")
-    try:
-        return date.fromisoformat(text) if name == "dt" else None
-    except ValueError:
-        return None
-
-
 def _batch(store: Store, images: list[ObjectInfo], pattern: KeyPattern | None) -> tuple[pa.RecordBatch, int]:
     # Each page becomes Arrow columns at once: a million Python objects would take a gigabyte.
-    uris = [store.uri_of(info.key) for info in images]
+    root = store.uri_of("")
+    uris = [root + info.key for info in images]
+    times = pa.array([info.last_modified for info in images], pa.timestamp("us", "UTC"))
+    times_ms = pa.timestamp("ms", "UTC")
     columns: dict[str, Any] = {
-        "crop_id": pa.array([crop_id_of(uri) for uri in uris], pa.int64()),
+        "crop_id": pa.array(crop_ids_of(uris)),
         "uri": pa.array(uris, pa.string()),
         "etag": pa.array([info.etag for info in images], pa.string()),
         "size": pa.array([info.size for info in images], pa.int64()),
-        "last_modified": pa.array(
-            [round(info.last_modified.timestamp() * 1000) for info in images], pa.int64()
-        ),
+        "last_modified": pc.round_temporal(times, unit="millisecond").cast(times_ms).cast(pa.int64()),
     }
     return manifest_batch(columns, pa.array([info.key for info in images], pa.string()), pattern)
+
+
+def _is_image(key: str) -> bool:
+    return key.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _sources(
