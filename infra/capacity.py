@@ -10,6 +10,7 @@ from pathlib import Path
 
 MARKS = ("<!-- made by infra/capacity.py -->", "<!-- end -->")
 SIZES = (10_000_000, 100_000_000, 1_000_000_000)
+MAX_PARTITION_ROWS = 1 << 18  # of index/archive/partitions.py, which infra cannot import
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class Rates:
     rows_per_part: int = 4096
     rows_per_shard: int = 122_880
     listed_per_second: float = 66_000.0  # one process
-    planner_bytes: int = 613  # per key, plus 400 MB
+    planner_bytes: int = 500_000_000  # at every size (bench_scale.py)
+    spooled_bytes: int = 120  # per key on local disk: two compressed copies of the listing, assumed
+    known_bytes: int = 8  # per known crop, read in a night: its crop_id
     import_rows: float = 16_700.0  # per second, one file at a time (Milvus 2.3.5)
     index_core_seconds: float = 0.0035  # per row, HNSW with M = 16
     served_bytes: int = 4600  # per row in memory: 1024 float32 and the graph
@@ -139,10 +142,10 @@ def rest_table(rates: Rates, prices: Prices) -> str:
     """Make the table of everything except embedding, by size."""
     rows: list[tuple[str, list[str]]] = [
         ("listing, one process", [_hours(n / rates.listed_per_second) for n in SIZES]),
-        (
-            "memory of the process that plans and proves",
-            [_bytes(4e8 + n * rates.planner_bytes) for n in SIZES],
-        ),
+        ("memory of the process that plans", [f"{rates.planner_bytes / 1e9:.1f} GB" for _ in SIZES]),
+        ("... its local disk, of a full run", [_bytes(n * rates.spooled_bytes) for n in SIZES]),
+        ("catalogue: partitions, at least", [f"{n / MAX_PARTITION_ROWS:,.0f}" for n in SIZES]),
+        ("crop_ids that a night reads", [_bytes(n * rates.known_bytes) for n in SIZES]),
         ("parts, each one block of one Ray Data job", [f"{n / rates.rows_per_part:,.0f}" for n in SIZES]),
         ("shards in storage", [_bytes(n * rates.row_bytes) for n in SIZES]),
         (
@@ -152,7 +155,7 @@ def rest_table(rates: Rates, prices: Prices) -> str:
         ("import on Milvus 2.3.5, one file at a time", [_hours(n / rates.import_rows) for n in SIZES]),
         ("HNSW build, core-hours (at least)", [f"{n * rates.index_core_seconds / 3600:,.0f}" for n in SIZES]),
         ("memory of the query nodes, HNSW", [_bytes(n * rates.served_bytes) for n in SIZES]),
-        ("chance that two URIs share a crop_id", [f"{collision_chance(n):.2g}" for n in SIZES]),
+        ("chance that two URIs have one hash", [f"{collision_chance(n):.2g}" for n in SIZES]),
     ]
     head = " | ".join(f"{n / 1e6:,.0f} M" for n in SIZES)
     lines = [f"| what | {head} |", "| --- | ---: | ---: | ---: |"]
@@ -176,6 +179,8 @@ def _hours(seconds: float) -> str:
 
 
 def _bytes(number: float) -> str:
+    if number < 1e9:
+        return f"{number / 1e6:,.0f} MB"
     return f"{number / 1e12:,.1f} TB" if number >= 1e12 else f"{number / 1e9:,.0f} GB"
 
 

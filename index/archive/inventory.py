@@ -19,10 +19,11 @@ import pyarrow.orc
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import IMAGE_SUFFIXES, Listing, TarCounts, list_members
-from index.archive.manifest import crop_id_of, manifest_batch, normalize_manifest
+from index.archive.manifest import crop_ids_of, manifest_batch
 from index.archive.members import is_tar
 from index.archive.skipped import SkippedObjects
-from index.schema import UNKNOWN_TIME
+from index.archive.spool import Spool
+from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import BadInput, EmptyArchive
 from infra.store import UNADDRESSABLE, Store, StoreSettings, is_usable_key, open_store, split_uri
 from infra.store.cells import Kind, Place, convert
@@ -75,7 +76,7 @@ def read_inventory(
     settings: StoreSettings | None = None,
     choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
-    """Read an S3 Inventory of the archive's bucket into a manifest of the images below the archive's root.
+    """Read an S3 Inventory of the archive's bucket into manifest rows of the images below the archive's root.
 
     Older versions, delete markers and keys that are not in `choice` are left out; tar files are opened. The
     data files are read from the inventory's destination bucket, one at a time, and their MD5 is checked
@@ -90,8 +91,7 @@ def read_inventory(
             remedy="Give the inventory of the archive's bucket.",
         )
     prefix = f"{prefix}/" if prefix else ""
-    skipped = SkippedObjects()
-    batches: list[pa.RecordBatch] = []
+    skipped, crops = SkippedObjects(), Spool(archive.uri, MANIFEST_SCHEMA)
     tar_keys: list[str] = []
     num_not_images = unmatched = 0
     for file in inventory.files:
@@ -103,24 +103,22 @@ def read_inventory(
         images = _chosen(images, len(prefix), choice, skipped)
         for batch in images.combine_chunks().to_batches():
             rows, missed = _manifest_rows(batch, archive, len(prefix), pattern)
-            batches.append(rows)
+            crops.add(pa.Table.from_batches([rows]))
             unmatched += missed
     counts = TarCounts()
     for key in tar_keys:
         tar = None if choice.why_not_inside(key[len(prefix) :]) else archive.head(key[len(prefix) :])
         if tar is not None:
-            found = list_members(archive, tar, pattern, choice, skipped)
-            batches += found.batches
+            found = list_members(archive, tar, pattern, choice, skipped, crops)
             num_not_images += found.num_not_images - 1
             unmatched += found.unmatched
-            counts += found.counts
-    if not any(batch.num_rows for batch in batches):
+            counts += found.tars
+    if not crops.num_rows:
         raise EmptyArchive(
             "; ".join([f"{uri} lists no images below {archive.uri}", *skipped.notes()]),
             remedy="Check the prefix.",
         )
-    manifest = normalize_manifest(pa.Table.from_batches(batches))
-    return Listing(manifest, num_not_images, unmatched, skipped, counts)
+    return Listing(crops, num_not_images, unmatched, skipped, counts)
 
 
 def _chosen(images: pa.Table, prefix_chars: int, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:
@@ -269,7 +267,7 @@ def _manifest_rows(
     keys = pc.utf8_slice_codeunits(batch["key"], prefix_chars)
     uris = pc.binary_join_element_wise(archive.uri, keys, "/")
     columns: dict[str, Any] = {
-        "crop_id": pa.array([crop_id_of(uri) for uri in uris.to_pylist()], pa.int64()),
+        "crop_id": pa.array(crop_ids_of(uris.to_pylist())),
         "uri": uris,
     }
     if "etag" in names:

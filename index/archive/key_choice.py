@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from index.archive.members import split_member
 from index.archive.skipped import EXCLUDED, HIDDEN
 from infra.errors import BadSetting
-from infra.store import is_hidden
+from infra.store import is_hidden, may_hide
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,12 @@ class KeyChoice:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_included", _union(self.include))
         object.__setattr__(self, "_excluded", _union(self.exclude))
+
+    def takes_all(self, keys: Sequence[str]) -> bool:
+        """Return whether it is known at a glance that all of these keys are taken, as usual."""
+        if self._included is not None or self._excluded is not None:
+            return False
+        return not may_hide(keys) and not any("#" in key for key in keys)
 
     def why_not(self, key: str) -> str:
         """Return why a key is not taken, as SkippedObjects counts it, or ''."""

@@ -1,4 +1,4 @@
-"""List the crops of an archive, in parallel over its folders, or over its newest days only."""
+"""List the crops of an archive, in parallel over its folders or its newest days, onto local disk."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +8,15 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.manifest import BATCH_ROWS, crop_id_of, manifest_batch, normalize_manifest
+from index.archive.manifest import BATCH_ROWS, crop_ids_of, manifest_batch
 from index.archive.members import is_tar, is_tar_index, member_key, split_member
+from index.archive.partitions import day_of
 from index.archive.skipped import SkippedObjects
+from index.archive.spool import Spool
 from index.archive.tar_files import open_tar
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
@@ -52,13 +55,13 @@ class TarCounts:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A manifest, the number of objects that are not images, and of crops whose key misses the pattern.
+    """Rows of a manifest, and the numbers of objects that are no images and of keys that miss the pattern.
 
     skipped: the objects that were left out of the manifest though they may be images. tars: tar files whose
     members are listed, and how many of these files have no index, so that they were read whole.
     """
 
-    manifest: pa.Table
+    crops: Spool
     num_not_images: int
     unmatched: int
     skipped: SkippedObjects = field(default_factory=SkippedObjects)
@@ -69,20 +72,20 @@ class Listing:
         return [*self.tars.notes(), *self.skipped.notes()]
 
 
-@dataclass(slots=True)
-class Collected:
-    """What the listing of some folders, or of one tar file, gave."""
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the listing of some folders, or of one tar file, counted."""
 
-    batches: list[pa.RecordBatch] = field(default_factory=list)
     num_not_images: int = 0
     unmatched: int = 0
-    tars: list[ObjectInfo] = field(default_factory=list)
-    counts: TarCounts = field(default_factory=TarCounts)
+    tars: TarCounts = field(default_factory=TarCounts)
 
-    def add(self, batch: pa.RecordBatch, unmatched: int) -> None:
-        """Add a batch of crops, of which some keys miss the pattern."""
-        self.batches.append(batch)
-        self.unmatched += unmatched
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.num_not_images + other.num_not_images,
+            self.unmatched + other.unmatched,
+            self.tars + other.tars,
+        )
 
 
 def list_crops(
@@ -93,7 +96,7 @@ def list_crops(
     since: date | None = None,
     choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
-    """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into a sorted manifest.
+    """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into rows of a manifest.
 
     Images are recognised by their suffix, in upper or lower case; those in tar files are crops too. Crops
     whose key misses the pattern stay in the manifest with an unknown camera, time and track.
@@ -101,7 +104,7 @@ def list_crops(
     default.
     Raises EmptyArchive, BadSetting if the archive has no such folders, and what `Store.list` raises.
     """
-    skipped = SkippedObjects()
+    skipped, crops = SkippedObjects(), Spool(store.uri, MANIFEST_SCHEMA)
     if since is None:
         sources = _sources(store, workers, skipped)
     else:
@@ -120,34 +123,35 @@ def list_crops(
             return False
         return is_taken(key)
 
-    def collect(source: Iterable[ObjectInfo]) -> Collected:
-        found = Collected()
+    def collect(source: Iterable[ObjectInfo]) -> tuple[Counts, list[ObjectInfo]]:
+        num_not_images = unmatched = 0
+        tars: list[ObjectInfo] = []
         objects = iter(source)
         while page := list(islice(objects, BATCH_ROWS)):
-            found.tars += [info for info in page if is_tar(info.key)]
-            images = [info for info in page if is_image(info.key)]
-            indexes = sum(is_tar_index(info.key) for info in page)
-            found.num_not_images += len(page) - len(images) - indexes
-            images = [info for info in images if is_taken_object(info.key)]
-            found.add(*_batch(store, images, pattern))
-        found.num_not_images -= len(found.tars)
-        return found
+            images = [info for info in page if info.key.endswith(IMAGE_SUFFIXES) or is_image(info.key)]
+            if len(images) < len(page):
+                tars += [info for info in page if is_tar(info.key)]
+                indexes = sum(is_tar_index(info.key) for info in page)
+                num_not_images += len(page) - len(images) - indexes
+            if not choice.takes_all([info.key for info in images]):
+                images = [info for info in images if is_taken_object(info.key)]
+            batch, missed = _batch(store, images, pattern)
+            crops.add(pa.Table.from_batches([batch]))
+            unmatched += missed
+        return Counts(num_not_images - len(tars), unmatched), tars
 
     with ThreadPoolExecutor(workers, thread_name_prefix="list-archive") as pool:
-        collected = list(pool.map(collect, sources))
-        tars = [tar for found in collected for tar in found.tars if is_taken(tar.key, choice.why_not_inside)]
-        collected += pool.map(lambda tar: list_members(store, tar, pattern, choice, skipped), tars)
-    results = [(found.batches, found.num_not_images, found.unmatched) for found in collected]
-    counts = sum((found.counts for found in collected), TarCounts())
-    table = pa.Table.from_batches([batch for batches, _, _ in results for batch in batches], MANIFEST_SCHEMA)
-    num_not_images = sum(count for _, count, _ in results)
-    if not table.num_rows:
+        listed = list(pool.map(collect, sources))
+        tars = [tar for _, some in listed for tar in some if is_taken(tar.key, choice.why_not_inside)]
+        members = pool.map(lambda tar: list_members(store, tar, pattern, choice, skipped, crops), tars)
+        total = sum([*(counts for counts, _ in listed), *members], Counts())
+    num_not_images = total.num_not_images
+    if not crops.num_rows:
         raise EmptyArchive(
             "; ".join([f"no images below {store.uri} ({num_not_images:,} other objects)", *skipped.notes()]),
             remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
         )
-    unmatched = sum(count for _, _, count in results)
-    return Listing(normalize_manifest(table), num_not_images, unmatched, skipped, counts)
+    return Listing(crops, num_not_images, total.unmatched, skipped, total.tars)
 
 
 def list_members(
@@ -156,9 +160,10 @@ def list_members(
     pattern: KeyPattern | None,
     choice: KeyChoice,
     skipped: SkippedObjects,
-) -> Collected:
-    """List the crops in a tar file. Raises CorruptObject if it is none, ObjectChanged, StoreError."""
-    found = Collected()
+    crops: Spool,
+) -> Counts:
+    """Add the crops in a tar file. Raises CorruptObject if it is none, ObjectChanged, StoreError."""
+    num_not_images = unmatched = 0
     index = open_tar(store, tar)
     for cause, name in index.skipped:
         skipped.add(cause, member_key(tar.key, name))
@@ -168,15 +173,17 @@ def list_members(
     for name, place in index.members.items():
         key = member_key(tar.key, name)
         if not is_image(name):
-            found.num_not_images += 1
+            num_not_images += 1
         elif cause := choice.why_not(key):
             skipped.add(cause, key)
         else:
             images.append(replace(tar, key=key, size=place.size, etag=place.etag))
     for first in range(0, len(images), BATCH_ROWS):
-        found.add(*_batch(store, images[first : first + BATCH_ROWS], pattern))
-    found.counts = TarCounts(1) if index.stated else TarCounts(1, 1, tar.size)
-    return found
+        batch, missed = _batch(store, images[first : first + BATCH_ROWS], pattern)
+        crops.add(pa.Table.from_batches([batch]))
+        unmatched += missed
+    tars = TarCounts(1) if index.stated else TarCounts(1, 1, tar.size)
+    return Counts(num_not_images, unmatched, tars)
 
 
 def is_image(key: str) -> bool:
@@ -195,26 +202,18 @@ def days_since(store: Store, since: date) -> list[str]:
     return sorted(folder for folder, day in days.items() if day >= since)
 
 
-def day_of(key: str) -> date | None:
-    """Return the day in the name of a key's first folder, such as 'dt=2026-11-22/…'."""
-    name, _, text = key.partition("/")[0].partition("=")
-    try:
-        return date.fromisoformat(text) if name == "dt" else None
-    except ValueError:
-        return None
-
-
 def _batch(store: Store, images: list[ObjectInfo], pattern: KeyPattern | None) -> tuple[pa.RecordBatch, int]:
     # Each page becomes Arrow columns at once: a million Python objects would take a gigabyte.
-    uris = [store.uri_of(info.key) for info in images]
+    root = store.uri_of("")
+    uris = [root + info.key for info in images]
+    times = pa.array([info.last_modified for info in images], pa.timestamp("us", "UTC"))
+    times_ms = pa.timestamp("ms", "UTC")
     columns: dict[str, Any] = {
-        "crop_id": pa.array([crop_id_of(uri) for uri in uris], pa.int64()),
+        "crop_id": pa.array(crop_ids_of(uris)),
         "uri": pa.array(uris, pa.string()),
         "etag": pa.array([info.etag for info in images], pa.string()),
         "size": pa.array([info.size for info in images], pa.int64()),
-        "last_modified": pa.array(
-            [round(info.last_modified.timestamp() * 1000) for info in images], pa.int64()
-        ),
+        "last_modified": pc.round_temporal(times, unit="millisecond").cast(times_ms).cast(pa.int64()),
     }
     return manifest_batch(columns, pa.array([info.key for info in images], pa.string()), pattern)
 

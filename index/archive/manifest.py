@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,21 +20,28 @@ from infra.store import UNADDRESSABLE, UNUSABLE_KEY_PATTERN, StoreSettings, Time
 BATCH_ROWS = 16_384
 """Rows that become Arrow columns at a time: Python strings of a million URIs would take 150 MB."""
 
+CROP_ID_MASK = (1 << 63) - 1
+"""The bits of a crop_id."""
+
 _DIGEST_ROWS = 65_536
 _TAKE_ROWS = 1_000_000
-_INT63_MASK = (1 << 63) - 1
 _LIST_KINDS = {name: COLUMN_KINDS[name] for name in ("key", *MANIFEST_SCHEMA.names)}
 _NULLABLE = {name for name, unknown in UNKNOWN.items() if unknown is None}
 
 
-def crop_id_of(uri: str) -> int:
-    """Return the crop_id: 63 bits of xxh3 over the URI in UTF-8, which fit a signed int64."""
-    return xxh3_64_intdigest(uri.encode()) & _INT63_MASK
+def crop_id_of(uri: str, attempt: int = 0) -> int:
+    """Return the crop_id: 63 bits of xxh3 over the URI in UTF-8, which fit a signed int64.
+
+    attempt: the seed of the hash; not 0 only for a crop whose id another crop had first: see
+    `index.archive.reassigned`.
+    """
+    return xxh3_64_intdigest(uri.encode(), seed=attempt) & CROP_ID_MASK
 
 
-def uri_ids(uris: Any) -> NDArray[np.int64]:
-    """Return the crop_ids (n,) of URIs (a string Array of n)."""
-    return np.fromiter(map(crop_id_of, uris.to_pylist()), np.int64, len(uris))
+def crop_ids_of(uris: Iterable[str]) -> NDArray[np.int64]:
+    """Return the crop_ids (n,) of URIs."""
+    mask = CROP_ID_MASK
+    return np.fromiter((xxh3_64_intdigest(uri.encode()) & mask for uri in uris), np.int64)
 
 
 def read_manifest(
@@ -113,10 +121,7 @@ def _addressable(table: pa.Table, name: str, skipped: SkippedObjects) -> pa.Tabl
 
 def _crop_ids(uris: Any) -> Any:
     batches = (uris.slice(first, BATCH_ROWS) for first in range(0, len(uris), BATCH_ROWS))
-    return pa.chunked_array(
-        [pa.array([crop_id_of(text) for text in batch.to_pylist()], pa.int64()) for batch in batches],
-        pa.int64(),
-    )
+    return pa.chunked_array([pa.array(crop_ids_of(batch.to_pylist())) for batch in batches], pa.int64())
 
 
 def _known_or(columns: dict[str, Any], extracted: dict[str, Any]) -> dict[str, Any]:
@@ -193,19 +198,46 @@ def drop_duplicates(manifest: pa.Table) -> tuple[pa.Table, int]:
     return manifest.filter(pa.array(mask)), int(repeats.size)
 
 
-def manifest_digest(manifest: pa.Table) -> str:
-    """Return SHA-256 (hex) over the rows in their order; it does not depend on the table's chunks."""
+def manifest_digest(tables: Iterable[pa.Table]) -> str:
+    """Return SHA-256 (hex) over the rows in their order, however they are cut into tables."""
     digest = hashlib.sha256()
-    for first in range(0, manifest.num_rows, _DIGEST_ROWS):
+    for rows in in_tables_of(tables, _DIGEST_ROWS):
         for name in MANIFEST_SCHEMA.names:
-            column = manifest[name].slice(first, _DIGEST_ROWS).combine_chunks()
+            column = rows[name].combine_chunks()
             digest.update(np.asarray(column.is_valid()).tobytes())
             if column.type == pa.string():
                 digest.update(np.asarray(pc.binary_length(column)).tobytes())
-                digest.update("".join(column.to_pylist()).encode())
+                digest.update(_text_of(column))
             else:
                 digest.update(np.asarray(pc.fill_null(column, 0)).tobytes())
     return digest.hexdigest()
+
+
+def in_tables_of(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Yield the same rows in tables of exactly so many rows; only the last one may have fewer."""
+    pending: list[pa.Table] = []
+    missing = rows
+    for table in tables:
+        first = 0
+        while first < table.num_rows:
+            piece = table.slice(first, missing)
+            pending.append(piece)
+            first += piece.num_rows
+            missing -= piece.num_rows
+            if not missing:
+                yield pa.concat_tables(pending)
+                pending, missing = [], rows
+    if pending:
+        yield pa.concat_tables(pending)
+
+
+def _text_of(column: Any) -> Any:
+    """Return the bytes of a string Array (n,), joined."""
+    offsets, text = column.buffers()[1:]
+    if text is None or not len(column):
+        return b""
+    ends = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
+    return memoryview(text)[int(ends[0]) : int(ends[-1])]
 
 
 def _take_large(table: pa.Table, indices: Any) -> pa.Table:

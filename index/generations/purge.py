@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from index.catalogue.catalogue import purge_catalogues
 from index.documents import current_user, utc_now
 from index.generations import records
 from index.generations.copy import replace_by_copy
@@ -74,6 +75,8 @@ def _finish(store: Store, name: str, places: Sequence[Place]) -> Receipt:
 def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator[Place]:
     for run in list_runs(store):
         yield _place_of(store, purge_run(run, erased))
+    if removed := purge_catalogues(store, erased):
+        yield Place("catalogue", store.uri_of("catalogue"), removed, removed, "rows removed")
     for info in list(store.list()):
         if is_document(info.key) and (place := _purge_document(store, info, erased)):
             yield place
@@ -162,9 +165,9 @@ def _keep_deleted(milvus: Milvus, generations: Sequence[Generation], erased: Era
 
 
 def is_document(key: str) -> bool:
-    """Return whether an object of a folder of runs is a document or a page outside runs and erasures."""
+    """Return whether an object is a document or a page, and not part of a run or an erasure."""
     top = key.partition("/")[0]
-    return top not in ("runs", "erasures", "locks") and key.endswith((".json", ".html"))
+    return top not in ("runs", "catalogue", "erasures", "locks") and key.endswith((".json", ".html"))
 
 
 def _purge_document(store: Store, info: ObjectInfo, erased: ErasedCrops) -> Place | None:

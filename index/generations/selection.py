@@ -1,6 +1,6 @@
 """The crops that an erasure selects: by their labels, cameras and times, and all copies of a named crop."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from index.archive.reader import ArchiveReader
 from index.filters import Filters
+from index.parquet import Ranges
 from index.runs.run import Run
 from index.runs.tombstones import md5_of
 from index.schema import UNKNOWN_TIME
@@ -107,11 +108,12 @@ def select_crops(
     If the selection names vehicles or crops, their bytes are identified, by an ETag that is an MD5 or by
     reading the crop, and every crop of the same bytes is selected too; the bytes of crops that are gone from
     the archive stay unknown. times: the plausible capture times; if a row that a time window could match has
-    another one, the selection is refused. Linear in the rows of the manifests. Raises BadInput,
+    another one, the selection is refused. Parts of a manifest whose ranges of ids, cameras and times cannot
+    match are not read; copies are looked for in all. Raises BadInput,
     CorruptObject, StoreError.
     """
     selected, tables, undated = SelectedCrops(), [], [np.empty(0, np.int64)]
-    for run, crops in _manifests(runs):
+    for run, crops in _manifests(runs, lambda ranges: _may_match(ranges, selection, times)):
         crops = crops.filter(_matches_identity(crops, selection))
         if selection.has_time_window:
             if times is not None:
@@ -130,10 +132,33 @@ def select_crops(
     return selected
 
 
-def _manifests(runs: Sequence[Run]) -> Iterator[tuple[Run, pa.Table]]:
+def _manifests(
+    runs: Sequence[Run], is_wanted: Callable[[Ranges], bool] = lambda ranges: True
+) -> Iterator[tuple[Run, pa.Table]]:
+    """Yield the manifests by files, without the row groups whose ranges are not wanted."""
     for run in runs:
-        for key in run.folder.manifest_keys():
-            yield run, run.folder.read(key, _COLUMNS)
+        for number in range(len(run.folder.manifest_keys())):
+            with run.folder.open_manifest(number) as file:
+                groups = [group for group in range(file.num_row_groups) if is_wanted(file.ranges(group))]
+                if groups:
+                    yield run, pa.concat_tables(file.read_row_group(group, _COLUMNS) for group in groups)
+
+
+def _may_match(ranges: Ranges, selection: EraseSelection, times: TimeRange | None) -> bool:
+    """Return whether rows with these ranges can match, or have a time that must be counted or refused."""
+    for name, values in (("crop_id", selection.crop_ids), ("camera_id", selection.cameras)):
+        if values and name in ranges:
+            low, high = ranges[name]
+            if not any(low <= value <= high for value in values):
+                return False
+    if not selection.has_time_window or "captured_at" not in ranges:
+        return True
+    low, high = ranges["captured_at"]
+    ends = pa.array([low, high], pa.int64())
+    if low <= UNKNOWN_TIME or (times is not None and not pc.all(times.mask(ends)).as_py()):
+        return True
+    start, end = selection.captured_from, selection.captured_to
+    return not ((start is not None and high < start) or (end is not None and low >= end))
 
 
 def _select_copies(

@@ -1,8 +1,8 @@
 """Accounting: each listed crop is embedded or quarantined, and a quarantined crop has stage and cause."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.parquet import StoredFile
+from index.archive.reassigned import repeated_ids
 from index.runs.folder import RunFolder
 from index.runs.shards import ShardInfo, require_unique, shard_ids
 from index.runs.tombstones import ErasedCrops
 from index.schema import MAX_BYTES, QUARANTINE_SCHEMA, QUARANTINE_STAGES
-from infra.errors import CountMismatch, SchemaMismatch
+from infra.errors import CountMismatch, DuplicateCropId, SchemaMismatch
 
 Ids = NDArray[np.int64]
 ERASED_CAUSE = "erased"
@@ -122,34 +122,66 @@ def verify_partition(where: str, *, listed: Ids, embedded: Ids, quarantined: Ids
             )
 
 
-def verify_run(
-    folder: RunFolder, shards: Iterable[ShardInfo], quarantine_files: Iterable[StoredFile]
-) -> Counter[str]:
-    """Check the crop_ids of a compacted run, and count its quarantine by 'stage/cause'.
+@dataclass(slots=True)
+class ShardCounts:
+    """Counts of crops in shards and in their quarantine, and of the quarantine by 'stage/cause'."""
 
-    The keys of the files are those in the store. Raises DuplicateCropId and CountMismatch, with up to ten
-    ids, and CorruptObject.
+    embedded: int = 0
+    quarantined: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+
+
+def verify_shards(folder: RunFolder, shards: Iterable[tuple[ShardInfo, pa.Table]]) -> ShardCounts:
+    """Check the crop_ids of a compacted run shard by shard, and count them.
+
+    shards: each with its quarantine, in order; keys are those in the store. A shard has the crops of its
+    parts, so what it should hold follows from the manifest, and memory is that of one shard. Raises
+    DuplicateCropId and CountMismatch, with up to ten ids, and CorruptObject.
     """
-    info = folder.info
-    embedded = [
-        shard_ids(folder.store, shard, fingerprint=info.fingerprint, run_id=info.run_id) for shard in shards
-    ]
-    quarantine = folder.read_files(QUARANTINE_SCHEMA, quarantine_files)
-    verify_partition(
-        f"run {info.run_id}",
-        listed=manifest_ids(folder),
-        embedded=np.concatenate([np.empty(0, np.int64), *embedded]),
-        quarantined=crop_ids(quarantine),
-    )
-    return count_causes(quarantine)
+    info, counts = folder.info, ShardCounts()
+    last = 0
+    for number, (shard, quarantine) in enumerate(shards):
+        first = number * info.parts_per_shard
+        last = min(first + info.parts_per_shard, info.parts)
+        embedded = shard_ids(folder.store, shard, fingerprint=info.fingerprint, run_id=info.run_id)
+        verify_partition(
+            f"shard {number} of run {info.run_id}",
+            listed=_ids_of_parts(folder, range(first, last)),
+            embedded=embedded,
+            quarantined=crop_ids(quarantine),
+        )
+        counts.embedded += len(embedded)
+        counts.quarantined += quarantine.num_rows
+        counts.causes += count_causes(quarantine)
+    if last != info.parts:
+        lost = _ids_of_parts(folder, range(last, last + 1))[:_MAX_EXAMPLES]
+        rows = sum(map(info.rows_of_part, range(last, info.parts)))
+        raise CountMismatch(
+            f"run {info.run_id}: {info.rows:,} crops, and shards for {info.rows - rows:,} of them; "
+            f"{rows:,} lost: {', '.join(map(str, lost))}",
+            remedy="Restore the run from a copy, or embed the archive as a new run.",
+        )
+    _, surplus = repeated_ids(manifest_ids(folder))
+    if surplus:
+        raise DuplicateCropId(
+            f"the manifest of run {info.run_id} holds {surplus:,} crop_ids more than once",
+            remedy="Embed the archive again as a new run.",
+        )
+    return counts
 
 
-def manifest_ids(folder: RunFolder) -> Ids:
-    """Return the crop_ids (n,) of a manifest, in its order. Raises CorruptObject."""
-    ids = [np.empty(0, np.int64)]
+def manifest_ids(folder: RunFolder) -> Iterator[Ids]:
+    """Yield the crop_ids (n,) of a manifest, file by file, in its order. Raises CorruptObject."""
     for number in range(len(folder.manifest_keys())):
         with folder.open_manifest(number) as file:
-            ids.append(crop_ids(file.read(["crop_id"])))
+            yield crop_ids(file.read(["crop_id"]))
+
+
+def _ids_of_parts(folder: RunFolder, parts: range) -> Ids:
+    ids = [np.empty(0, np.int64)]
+    for number, groups in folder.manifest_slices(parts):
+        with folder.open_manifest(number) as file:
+            ids += [crop_ids(file.read_row_group(group, ["crop_id"])) for group in groups]
     return np.concatenate(ids)
 
 

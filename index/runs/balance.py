@@ -4,12 +4,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from index.runs.accounting import checked_sum, count_causes, crop_ids, manifest_ids, verify_partition
+from index.runs.accounting import checked_sum, manifest_ids, verify_shards
 from index.runs.folder import RunFolder
 from index.runs.run import Run
-from index.runs.shards import ShardInfo, shard_ids
 from infra.errors import CountMismatch
 
 _MAX_EXAMPLES = 10
@@ -67,31 +64,26 @@ def _check_finished(run: Run) -> RunBalance:
         by_shard = map(folder.quarantine_key, range(run.info.shards))
         quarantine_keys = [key.removeprefix(f"{folder.key()}/") for key in by_shard]
     _require_files(run, "quarantine", quarantine_keys)
-    embedded = [np.empty(0, np.int64), *(_ids(run, shard) for shard in summary.shards)]
-    quarantine = run.quarantine()
-    verify_partition(
-        _name(run),
-        listed=_listed(folder),
-        embedded=np.concatenate(embedded),
-        quarantined=crop_ids(quarantine),
-    )
+    _require_listed(folder)
+    shards = ((folder.absolute(shard), run.quarantine_of(at)) for at, shard in enumerate(summary.shards))
+    counts = verify_shards(folder, shards)
     balance = RunBalance(
         listed=run.info.listed,
-        embedded=sum(map(len, embedded)),
-        quarantined=quarantine.num_rows,
+        embedded=counts.embedded,
+        quarantined=counts.quarantined,
         duplicates=run.info.duplicates,
     )
     for name in ("embedded", "quarantined"):
         stated, counted = getattr(summary, name), getattr(balance, name)
         if stated != counted:
             raise _mismatch(run, f"done.json states {name} {stated:,}, but its files hold {counted:,}")
-    if Counter(summary.causes) != count_causes(quarantine):
+    if Counter(summary.causes) != counts.causes:
         raise _mismatch(run, "done.json states other causes than the quarantine")
     return balance
 
 
 def _check_unfinished(run: Run) -> RunBalance:
-    _listed(run.folder)
+    _require_listed(run.folder)
     embedded = quarantined = 0
     for mark in run.part_marks():
         rows, written = run.info.rows_of_part(mark.number), mark.shard.rows + mark.quarantine.rows
@@ -108,20 +100,14 @@ def _check_unfinished(run: Run) -> RunBalance:
     )
 
 
-def _listed(folder: RunFolder) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    ids = manifest_ids(folder)
-    if len(ids) != folder.info.rows:
+def _require_listed(folder: RunFolder) -> None:
+    rows = sum(map(len, manifest_ids(folder)))
+    if rows != folder.info.rows:
         raise CountMismatch(
-            f"run {folder.info.run_id}: the manifest has {len(ids):,} crops, but run.json states listed "
+            f"run {folder.info.run_id}: the manifest has {rows:,} crops, but run.json states listed "
             f"{folder.info.listed:,} and duplicates {folder.info.duplicates:,}",
             remedy="Start a new run: `clvr embed`.",
         )
-    return ids
-
-
-def _ids(run: Run, shard: ShardInfo) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    info = run.folder.absolute(shard)
-    return shard_ids(run.store, info, fingerprint=run.fingerprint, run_id=run.run_id)
 
 
 def _require_files(run: Run, folder: str, named: Iterable[str]) -> None:

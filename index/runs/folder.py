@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.parquet import ParquetReader, StoredFile, open_parquet, write_table
+from index.archive.manifest import in_tables_of
+from index.parquet import ParquetReader, StoredFile, open_parquet, sealed_parquet, write_table
 from index.runs.records import RunInfo, StoredRows
 from index.runs.shards import ShardInfo
 from index.schema import MANIFEST_SCHEMA
@@ -17,6 +20,7 @@ from infra.errors import BadSetting, ClvrError, CorruptObject, CountMismatch
 from infra.store import Store, ignore_missing_root
 
 _PARTS_PER_FILE = 256
+_MAX_CONCURRENT_READS = 16
 File = TypeVar("File", bound=StoredFile)
 
 
@@ -41,6 +45,15 @@ class RunFolder:
         # Named by contents and layout: of two racing creators, the loser must not overwrite the other's rows.
         stem = f"{self.info.manifest[:16]}-{self.info.rows_per_part}"
         return self.key(f"manifest/{stem}-{number:05d}.parquet")
+
+    def manifest_slices(self, parts: range) -> Iterator[tuple[int, range]]:
+        """Yield (number of a file of the manifest, its row groups) of consecutive parts."""
+        first = parts.start
+        while first < parts.stop:
+            number, group = divmod(first, _PARTS_PER_FILE)
+            count = min(parts.stop - first, _PARTS_PER_FILE - group)
+            yield number, range(group, group + count)
+            first += count
 
     def manifest_keys(self) -> list[str]:
         """Return the keys of all files of the manifest, in order."""
@@ -95,12 +108,14 @@ class RunFolder:
             head = self.store.head(self.key("run.json"))
         return head is not None
 
-    def write_manifest(self, crops: pa.Table) -> None:
+    def write_manifest(self, crops: Iterable[pa.Table]) -> None:
         """Write the manifest with one row group per part, so each part can be read alone."""
-        per_file = _PARTS_PER_FILE * self.info.rows_per_part
+        parts = in_tables_of(crops, self.info.rows_per_part)
         for number, key in enumerate(self.manifest_keys()):
-            rows, footer = crops.slice(number * per_file, per_file), self._manifest_footer(number)
-            write_table(self.store, key, rows, metadata=footer, row_group_rows=self.info.rows_per_part)
+            with sealed_parquet(MANIFEST_SCHEMA, self._manifest_footer(number)) as writer:
+                for rows in islice(parts, _PARTS_PER_FILE):
+                    writer.write_row_group(rows)
+                writer.put(self.store, key)
 
     def write_vanished(self, uris: Any) -> StoredFile:
         """Write the URIs (string Array) of crops that an earlier run has and the archive has no longer.
@@ -182,7 +197,7 @@ class RunFolder:
         return StoredRows(number, shard, quarantine)
 
     def require_done(self, parts: set[int]) -> None:
-        """Raise CountMismatch, naming up to ten, if any of these parts is pending."""
+        """Raise CountMismatch, naming up to ten, if any of these parts is pending. Lists all marks."""
         pending = sorted(parts - self.done_parts())
         if pending:
             raise CountMismatch(
@@ -200,13 +215,23 @@ class RunFolder:
         """Read several files of one schema into one table."""
         return pa.concat_tables([schema.empty_table(), *(self.read(key).cast(schema) for key in keys)])
 
-    def read_files(self, schema: pa.Schema, files: Iterable[StoredFile]) -> pa.Table:
-        """Read several files of one schema, compared with their records, into one table."""
-        tables = [schema.empty_table()]
-        for expected in files:
+    def read_files(
+        self, schema: pa.Schema, files: Iterable[StoredFile], columns: list[str] | None = None
+    ) -> pa.Table:
+        """Read several files of one schema, compared with their records, into one table, in their order.
+
+        They are read at the same time; those that have no rows are not.
+        """
+        names = schema.names if columns is None else columns
+        schema = pa.schema([schema.field(name) for name in names])
+        wanted = [file for file in files if file.rows]
+
+        def read(expected: StoredFile) -> pa.Table:
             with self.open(expected.key, expected=expected) as file:
-                tables.append(file.read().cast(schema))
-        return pa.concat_tables(tables)
+                return file.read(names).select(names).cast(schema)
+
+        with ThreadPoolExecutor(max(1, min(len(wanted), _MAX_CONCURRENT_READS))) as pool:
+            return pa.concat_tables([schema.empty_table(), *pool.map(read, wanted)])
 
     def _manifest_footer(self, number: int) -> dict[str, str]:
         return {**self.footer, "clvr.manifest": self.info.manifest, "clvr.file": str(number)}

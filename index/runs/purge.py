@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.archive.manifest import manifest_digest, uri_ids
+from index.archive.manifest import manifest_digest
+from index.archive.reassigned import read_reassigned
 from index.documents import utc_now
 from index.parquet import StoredFile, open_parquet, write_table
 from index.runs.accounting import (
@@ -26,7 +27,7 @@ from index.runs.accounting import (
     QuarantinedCrop,
     crop_ids,
     quarantine_table,
-    verify_run,
+    verify_shards,
 )
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo
@@ -87,7 +88,7 @@ def count_erased(run: Run, erased: ErasedCrops) -> PurgedRun:
         manifest=count(crop_ids(run.manifest())),
         shards=sum(count(crop_ids(batch)) for batch in read_shards(run.store, shards, columns=["crop_id"])),
         quarantine=count(crop_ids(run.quarantine())) if run.finished else 0,
-        vanished=count(uri_ids(vanished_uris(run)["uri"])),
+        vanished=count(_vanished_ids(run)),
     )
 
 
@@ -98,7 +99,7 @@ def _rewrite_finished(run: Run, erased: ErasedCrops) -> Run:
     for number, shard in enumerate(map(run.folder.absolute, run.summary.shards)):
         kept, removed = _without_erased(run, shard, erased, folder)
         shards.append(kept)
-        rows = _read_quarantine(run, number)
+        rows = run.quarantine_of(number)
         is_erased = erased.is_erased(crop_ids(rows))
         if run.summary.quarantine is not None and not removed.size and not is_erased.any():
             quarantine.append(run.folder.absolute(run.summary.quarantine[number]))
@@ -111,13 +112,14 @@ def _rewrite_finished(run: Run, erased: ErasedCrops) -> Run:
         key = folder.key(f"quarantine/quarantine-{number:05d}-{{digest}}.parquet")
         table = pa.concat_tables([rows.filter(pa.array(~is_erased)), anonymous])
         quarantine.append(write_table(run.store, key, table, metadata=folder.footer))
-    causes = verify_run(folder, shards, quarantine)
+    tables = (folder.read_files(QUARANTINE_SCHEMA, [file]) for file in quarantine)
+    counts = verify_shards(folder, zip(shards, tables, strict=True))
     summary = replace(
         run.summary,
         manifest=folder.info.manifest,
-        embedded=sum(shard.rows for shard in shards),
-        quarantined=causes.total(),
-        causes=dict(causes),
+        embedded=counts.embedded,
+        quarantined=counts.quarantined,
+        causes=dict(counts.causes),
         shards=tuple(map(folder.relative, shards)),
         quarantine=tuple(map(folder.relative, quarantine)),
         finished=utc_now(),
@@ -130,14 +132,20 @@ def _rewrite_unfinished(run: Run, erased: ErasedCrops) -> Run:
     return _switch(run, _next_folder(run, erased).info)
 
 
+def _vanished_ids(run: Run) -> Ids:
+    """Return the crop_ids (n,) of the vanished crops of a run, in the order of their list."""
+    return read_reassigned(run.store).ids_of(vanished_uris(run)["uri"].to_pylist())
+
+
 def _next_folder(run: Run, erased: ErasedCrops) -> RunFolder:
     """Write the manifest and the list of vanished crops of the next revision; return its folder."""
     manifest = anonymise(run.manifest(), erased, run.store)
-    info = replace(run.info, revision=run.info.revision + 1, manifest=manifest_digest(manifest), vanished=())
+    digest = manifest_digest([manifest])
+    info = replace(run.info, revision=run.info.revision + 1, manifest=digest, vanished=())
     folder = RunFolder(run.store, info)
-    folder.write_manifest(manifest)
+    folder.write_manifest([manifest])
     gone = vanished_uris(run)["uri"]
-    kept = gone.filter(pa.array(~erased.is_erased(uri_ids(gone))))
+    kept = gone.filter(pa.array(~erased.is_erased(_vanished_ids(run))))
     if len(kept):
         folder = RunFolder(run.store, replace(info, vanished=(folder.write_vanished(kept),)))
     return folder
@@ -175,13 +183,6 @@ def _without_erased(
     key = folder.key(f"shards/shard-{stem}-{{digest}}.parquet")
     written = write_shard(run.store, key, kept(), fingerprint=run.fingerprint, run_id=run.run_id)
     return written, removed
-
-
-def _read_quarantine(run: Run, number: int) -> pa.Table:
-    if run.summary.quarantine is not None:
-        file = run.folder.absolute(run.summary.quarantine[number])
-        return run.folder.read_files(QUARANTINE_SCHEMA, [file])
-    return run.folder.read_tables(QUARANTINE_SCHEMA, [run.folder.quarantine_key(number)])
 
 
 def _switch(run: Run, info: RunInfo) -> Run:

@@ -15,8 +15,7 @@ repeated.
 """
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -27,16 +26,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.archive.manifest import crop_id_of, drop_duplicates, manifest_digest, normalize_manifest
+from index.archive.manifest import drop_duplicates, manifest_digest, normalize_manifest
+from index.archive.reassigned import read_reassigned, repeated_ids
+from index.archive.spool import TableFile
 from index.documents import package_version, utc_now
 from index.parquet import StoredFile, write_table
 from index.runs.accounting import (
+    ShardCounts,
     check_quarantine,
     crop_ids,
     sort_like,
     split_usable,
     verify_partition,
-    verify_run,
+    verify_shards,
 )
 from index.runs.folder import RunFolder
 from index.runs.records import RunInfo, RunSummary, StoredRows
@@ -47,6 +49,7 @@ from infra.errors import (
     BadSetting,
     CorruptObject,
     CountMismatch,
+    DuplicateCropId,
     EmptyArchive,
     Locked,
     ObjectExists,
@@ -57,6 +60,35 @@ from infra.store import Store, ignore_missing_root
 
 _VANISHED_SCHEMA = pa.schema([("uri", pa.string())])
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _UniqueCrops:
+    """The crops of a manifest, each once; its tables are read as often as needed."""
+
+    def __init__(self, manifest: pa.Table | TableFile) -> None:
+        self._manifest = manifest
+        self.num_rows = 0
+        """Set by the first reading to its end."""
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the crops. Raises DuplicateCropId if two of a table share an id, SchemaMismatch."""
+        manifest, rows = self._manifest, 0
+        for table in manifest.tables() if isinstance(manifest, TableFile) else [manifest]:
+            crops, _ = drop_duplicates(normalize_manifest(table))
+            rows += crops.num_rows
+            yield crops
+        self.num_rows = rows
+
+    def require_unique_ids(self) -> None:
+        """Raise DuplicateCropId if two crops of different tables share an id."""
+        if not isinstance(self._manifest, TableFile):
+            return
+        ids, surplus = repeated_ids(map(crop_ids, self._manifest.tables(["crop_id"])))
+        if surplus > self._manifest.num_rows - self.num_rows:
+            raise DuplicateCropId(
+                f"crops share a crop_id; it is one of {', '.join(map(str, ids[:10].tolist()))}",
+                remedy="Report this as a bug.",
+            )
 
 
 class Run:
@@ -89,7 +121,7 @@ class Run:
         store: Store,
         run_id: str,
         *,
-        manifest: pa.Table,
+        manifest: pa.Table | TableFile,
         archive: str,
         fingerprint: str,
         model: str,
@@ -100,9 +132,10 @@ class Run:
     ) -> Self:
         """Start a run, or return the one that was started with the same archive, manifest and model.
 
-        The manifest is sorted; duplicates are dropped and counted. A shard consists of whole parts: at most
-        `rows_per_shard` rows, or one part. An existing run keeps its sizes. `vanished`: URIs (string Array)
-        of crops that are gone from the archive; a run may have no other crops.
+        manifest: a table, which is sorted; or a local file of tables, of which no two have the same crop, and
+        one is in memory at a time. Duplicates are dropped and counted. A shard consists of whole parts: at
+        most `rows_per_shard` rows, or one part. An existing run keeps its sizes. `vanished`: URIs (string
+        Array) of crops that are gone from the archive; a run may have no other crops.
         Raises FingerprintMismatch or Mismatch if the run_id is taken by another input, DuplicateCropId,
         EmptyArchive, BadSetting, SchemaMismatch.
         """
@@ -110,7 +143,9 @@ class Run:
             raise BadSetting(f"'{run_id}' cannot name a run", remedy="Use letters, digits, '.', '_' and '-'.")
         if rows_per_part < 1 or rows_per_shard < 1:
             raise BadSetting(f"{rows_per_part} rows per part and {rows_per_shard} per shard are not positive")
-        crops, duplicates = drop_duplicates(normalize_manifest(manifest))
+        crops = _UniqueCrops(manifest)
+        digest = manifest_digest(crops.tables())
+        crops.require_unique_ids()
         if not crops.num_rows and not len(vanished):
             raise EmptyArchive(f"the manifest of run {run_id} has no rows")
         info = RunInfo(
@@ -119,9 +154,9 @@ class Run:
             fingerprint=fingerprint,
             model=model,
             settings=settings,
-            manifest=manifest_digest(crops),
+            manifest=digest,
             listed=manifest.num_rows,
-            duplicates=duplicates,
+            duplicates=manifest.num_rows - crops.num_rows,
             rows_per_part=rows_per_part,
             parts_per_shard=max(1, rows_per_shard // rows_per_part),
             created=utc_now(),
@@ -130,7 +165,7 @@ class Run:
         )
         run = cls(store, info)
         if not run.folder.started():
-            run.folder.write_manifest(crops)
+            run.folder.write_manifest(crops.tables())
             if len(vanished):
                 info = replace(info, vanished=(run.folder.write_vanished(vanished),))
                 run = cls(store, info)
@@ -198,16 +233,18 @@ class Run:
 
     def manifest(self) -> pa.Table:
         """Return the whole manifest. Raises CorruptObject if it was altered."""
-        tables = [MANIFEST_SCHEMA.empty_table()]
-        for number in range(len(self.folder.manifest_keys())):
-            with self.folder.open_manifest(number) as file:
-                tables.append(file.read().cast(MANIFEST_SCHEMA))
-        table = pa.concat_tables(tables)
-        if manifest_digest(table) != self.info.manifest:
+        table = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *self.manifest_tables()])
+        if manifest_digest([table]) != self.info.manifest:
             raise CorruptObject(
                 f"the manifest of run {self.run_id} was altered", remedy="Start a new run: `clvr embed`."
             )
         return table
+
+    def manifest_tables(self) -> Iterator[pa.Table]:
+        """Yield the manifest, one file of it at a time. Raises CorruptObject."""
+        for number in range(len(self.folder.manifest_keys())):
+            with self.folder.open_manifest(number) as file:
+                yield file.read().cast(MANIFEST_SCHEMA)
 
     def quarantine(self) -> pa.Table:
         """Return the quarantine; of an unfinished run, that of the parts written so far.
@@ -221,6 +258,18 @@ class Run:
             return self.folder.read_files(QUARANTINE_SCHEMA, files)
         keys = [self.folder.quarantine_key(number) for number in range(self.info.shards)]
         return self.folder.read_tables(QUARANTINE_SCHEMA, keys)
+
+    def quarantined_ids(self) -> Iterator[NDArray[np.int64]]:
+        """Yield the crop_ids (n,) in the quarantine of a finished run, file by file. Raises CorruptObject."""
+        for number in range(len(self.summary.shards)):
+            yield crop_ids(self.quarantine_of(number, ["crop_id"]))
+
+    def quarantine_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the quarantine of the parts of one shard of a finished run. Raises CorruptObject."""
+        if self.summary.quarantine is not None:
+            file = self.folder.absolute(self.summary.quarantine[shard])
+            return self.folder.read_files(QUARANTINE_SCHEMA, [file], columns)
+        return self.folder.read(self.folder.quarantine_key(shard), columns)
 
     def part_marks(self) -> list[StoredRows]:
         """Return the marks of the finished parts of an unfinished run, in order."""
@@ -294,8 +343,11 @@ class Run:
             return self.folder.shard_mark(shard)
         first = shard * self.info.parts_per_shard
         parts = range(first, min(first + self.info.parts_per_shard, self.info.parts))
-        self.folder.require_done(set(parts))
-        marks = self.folder.part_marks(parts)
+        try:
+            marks = self.folder.part_marks(parts)
+        except ObjectMissing:
+            self.folder.require_done(set(parts))
+            raise
         quarantined = self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine for mark in marks])
         quarantine = write_table(
             self.store, self.folder.quarantine_key(shard), quarantined, metadata=self.folder.footer
@@ -312,9 +364,13 @@ class Run:
         self._require_unpurged(mark_key, written.key, quarantine.key)
         return mark
 
-    def _verified(self, shards: list[ShardInfo], quarantine: list[StoredFile]) -> Counter[str]:
+    def _verified(self, compacted: list[StoredRows]) -> ShardCounts:
+        def read() -> Iterator[tuple[ShardInfo, pa.Table]]:
+            for mark in compacted:
+                yield mark.shard, self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine])
+
         try:
-            return verify_run(self.folder, shards, quarantine)
+            return verify_shards(self.folder, read())
         except (ObjectMissing, CountMismatch):
             self._require_unpurged()
             raise
@@ -348,18 +404,17 @@ class Run:
             self.folder.require_done(set(range(self.info.parts)))
             compacted = [self._compacted(shard) for shard in range(self.info.shards)]
             shards = [mark.shard for mark in compacted]
-            causes = self._verified(shards, [mark.quarantine for mark in compacted])
-            embedded = sum(shard.rows for shard in shards)
+            counts = self._verified(compacted)
             summary = RunSummary(
                 run_id=self.run_id,
                 archive=self.info.archive,
                 fingerprint=self.fingerprint,
                 manifest=self.info.manifest,
                 listed=self.info.listed,
-                embedded=embedded,
-                quarantined=causes.total(),
+                embedded=counts.embedded,
+                quarantined=counts.quarantined,
                 duplicates=self.info.duplicates,
-                causes=dict(causes),
+                causes=dict(counts.causes),
                 shards=tuple(map(self.folder.relative, shards)),
                 quarantine=tuple(self.folder.relative(mark.quarantine) for mark in compacted),
                 started=self.info.created,
@@ -406,7 +461,7 @@ def vanished_ids(run: Run) -> NDArray[np.int64]:
     Raises SchemaMismatch for a file without URIs, CorruptObject.
     """
     uris = vanished_uris(run)["uri"].to_pylist()
-    return np.unique(np.fromiter(map(crop_id_of, uris), np.int64, len(uris)))
+    return np.unique(read_reassigned(run.store).ids_of(uris)) if uris else np.empty(0, np.int64)
 
 
 def vanished_uris(run: Run) -> pa.Table:

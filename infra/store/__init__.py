@@ -1,7 +1,7 @@
 """Object storage: one interface over S3 and over a local folder."""
 
 from infra.store.backend import FOLDER_MARKER, UNADDRESSABLE, ObjectBody, ObjectInfo, UnusableObject
-from infra.store.hidden import is_hidden
+from infra.store.hidden import is_hidden, may_hide
 from infra.store.settings import UNUSABLE_KEY_PATTERN, StoreSettings, is_usable_key, split_uri
 from infra.store.store import Store, ignore_missing_root, open_store
 from infra.store.tables import TABLE_SUFFIXES, read_user_table
@@ -22,6 +22,7 @@ __all__ = [
     "ignore_missing_root",
     "is_hidden",
     "is_usable_key",
+    "may_hide",
     "open_store",
     "read_user_table",
     "split_uri",

@@ -10,18 +10,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.archive.diff import Changes, days_of, diff_manifests, in_lookback
+from index.archive.diff import Changes
 from index.archive.inventory import is_inventory, read_inventory
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, require_fit, with_labels
 from index.archive.listing import Listing, list_crops
-from index.archive.manifest import read_manifest, uri_ids
+from index.archive.manifest import read_manifest
 from index.archive.reader import ArchiveReader
+from index.archive.reassigned import ReassignedIds, read_reassigned, record_reassigned
 from index.archive.skipped import SkippedObjects
+from index.archive.spool import Spool, TableFile
+from index.catalogue.catalogue import open_catalogue
+from index.catalogue.comparison import (
+    ListedCrops,
+    choose_ids,
+    compare_listing,
+    find_shared_ids,
+    newest_day,
+    take_listing,
+    with_ids,
+)
+from index.catalogue.partition import KnownPartitions
 from index.runs.accounting import ERASED_URI, crop_ids
-from index.runs.lineage import known_crops
-from index.runs.run import Run
+from index.runs.run import Run, list_runs
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, ClvrError, EmptyArchive, StoreError
@@ -101,29 +113,36 @@ class CropSelection:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """The selected crops, notes for the user, and how they differ from an earlier run."""
+    """The selected crops, notes for the user, and how they differ from an earlier run.
 
-    manifest: pa.Table
+    crops: manifest rows in tables of one partition each, on local disk.
+    """
+
+    crops: TableFile
     notes: list[str] = field(default_factory=list)
     ignored: int = 0
     unmatched: int = 0
     changes: Changes | None = None
 
 
-def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery:
+def discover(selection: CropSelection, archive: Store, runs: Store, *, keep: bool = True) -> Discovery:
     """Find the selected crops; `archive` is the store at `selection.archive`.
 
+    keep: write what later runs need, which is the catalogue that the archive is compared with, and crop_ids
+    that were given anew. Memory for the crops of one partition, and for a table of labels with its crops.
     Raises EmptyArchive without crops, StoreError, BadInput for lists and labels that are not valid,
     BadSetting for a key pattern.
     """
     archive.ensure()
     erased = read_tombstones(runs)
-    find = _quarantined_crops if selection.retry_quarantined else _listed_crops
-    discovery = find(selection, archive, runs, erased)
+    if selection.retry_quarantined:
+        discovery = _quarantined_crops(selection, archive, runs, erased)
+    else:
+        discovery = _listed_crops(selection, archive, runs, erased, keep=keep)
     if selection.labels is None:
         return discovery
     labels = read_label_table(selection.labels, times=selection.times)
-    manifest, joined = with_labels(discovery.manifest, labels, archive=archive.uri)
+    manifest, joined = with_labels(discovery.crops.read(), labels, archive=archive.uri)
     if selection.since_run is None and selection.retry_quarantined is None:
         # Only a part of the archive was selected otherwise, and all labels may be of the other part.
         require_fit(joined, manifest, selection.labels)
@@ -131,44 +150,79 @@ def discover(selection: CropSelection, archive: Store, runs: Store) -> Discovery
         f"labels: {joined.labelled:,} crops labelled, {joined.unlabelled:,} not, "
         f"{joined.unmatched:,} labels without a crop"
     )
-    return replace(discovery, manifest=manifest, notes=[*discovery.notes, note])
+    return replace(discovery, crops=TableFile.of([manifest], MANIFEST_SCHEMA), notes=[*discovery.notes, note])
 
 
-def _listed_crops(selection: CropSelection, archive: Store, runs: Store, erased: ErasedCrops) -> Discovery:
+def _listed_crops(
+    selection: CropSelection, archive: Store, runs: Store, erased: ErasedCrops, *, keep: bool
+) -> Discovery:
     """List the archive, and compare it with an earlier run if one is given."""
-    before = known_crops(runs, selection.since_run) if selection.since_run else None
+    known = _known_crops(selection, archive, runs, keep=keep)
     since = None
-    if before is not None and selection.lookback_days is not None:
-        days = days_of(before["uri"], archive.uri).values()
-        since = max(days) - timedelta(selection.lookback_days) if days else None
+    if known is not None and selection.lookback_days is not None:
+        newest = newest_day(known)
+        since = newest - timedelta(selection.lookback_days) if newest else None
     listing = _list(selection, archive, since)
-    is_erased = erased.is_erased(crop_ids(listing.manifest))
-    listing = replace(listing, manifest=listing.manifest.filter(pa.array(~is_erased)))
-    if before is not None:
-        # Or an erased crop would count as vanished, and the run would name it.
-        before = before.filter(pa.array(~erased.is_erased(uri_ids(before["uri"]))))
-    note = f"archive {archive.uri}: {listing.manifest.num_rows:,} crops"
+    reassigned = read_reassigned(runs)
+    if known is None:
+        found = take_listing(listing.crops, erased, reassigned)
+    else:
+        found = compare_listing(listing.crops, known, erased, reassigned, since=since)
+    note = f"archive {archive.uri}: {found.listed:,} crops"
     if since is not None:
         note += f" since {since}"
     note += f", {listing.num_not_images:,} other objects ignored"
     if listing.unmatched:
         note += f", {listing.unmatched:,} keys do not match the pattern"
-    if is_erased.any():
-        note += f", {int(is_erased.sum()):,} left out because they were erased"
+    if found.erased:
+        note += f", {found.erased:,} left out because they were erased"
     notes = [note, *listing.notes()]
-    if before is None:
-        return Discovery(listing.manifest, notes, listing.num_not_images, listing.unmatched)
-    listed_before = None if since is None else in_lookback(before["uri"], archive.uri, since)
-    changes = diff_manifests(listing.manifest, before, listed_mask=listed_before)
-    if not changes.to_embed.num_rows and not len(changes.vanished):
-        error = NoChanges(
-            f"{archive.uri} has no new, changed or vanished crop since run {selection.since_run} ({changes})",
-            remedy="There is nothing to embed.",
+    changes = found.changes
+    if changes is not None:
+        if not found.crops.num_rows and not len(changes.vanished):
+            error = NoChanges(
+                f"{archive.uri} has no new, changed or vanished crop since run {selection.since_run} "
+                f"({changes})",
+                remedy="There is nothing to embed.",
+            )
+            error.unchanged = changes.unchanged
+            raise error
+        notes.append(f"since run {selection.since_run}: {changes}")
+    found, given = _with_own_ids(found, known, archive, runs, keep=keep)
+    if given:
+        notes.append(
+            f"{given:,} crops got another crop_id, because another crop has theirs, a hash of the URI"
         )
-        error.unchanged = changes.unchanged
-        raise error
-    notes.append(f"since run {selection.since_run}: {changes}")
-    return Discovery(changes.to_embed, notes, listing.num_not_images, listing.unmatched, changes)
+    return Discovery(found.crops, notes, listing.num_not_images, listing.unmatched, changes)
+
+
+def _known_crops(
+    selection: CropSelection, archive: Store, runs: Store, *, keep: bool
+) -> KnownPartitions | None:
+    """Return the catalogue of the run that the archive is compared with. Raises BadInput, CountMismatch."""
+    if selection.since_run is None:
+        return None
+    known = open_catalogue(runs, selection.since_run, keep=keep)
+    if known.catalogue.archive != archive.uri:
+        raise BadInput(
+            f"run {selection.since_run} is of the archive {known.catalogue.archive}, not of {archive.uri}",
+            remedy="Name a run of this archive, or leave out --since-run.",
+        )
+    return known
+
+
+def _with_own_ids(
+    found: ListedCrops, known: KnownPartitions | None, archive: Store, runs: Store, *, keep: bool
+) -> tuple[ListedCrops, int]:
+    """Give another crop_id to each crop whose id belongs to another crop; return how many that were."""
+    shared = find_shared_ids(found, known)
+    if not shared:
+        return found, 0
+    earlier = [run for run in list_runs(runs) if run.info.archive == archive.uri]
+    ids = choose_ids(shared, earlier, found, known)
+    if keep:
+        record_reassigned(runs, ids)
+    return with_ids(found, ReassignedIds(ids)), len(ids)
 
 
 def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
@@ -203,7 +257,9 @@ def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
     if selection.include or selection.exclude:
         manifest = _chosen(manifest, archive, selection.choice(), skipped)
     _require_existing(manifest, archive, selection.manifest)
-    return Listing(manifest, 0, 0, skipped)
+    crops = Spool(archive.uri, MANIFEST_SCHEMA)
+    crops.add(manifest)
+    return Listing(crops, 0, 0, skipped)
 
 
 def _chosen(manifest: pa.Table, archive: Store, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:
@@ -283,10 +339,13 @@ def _quarantined_crops(
     if not quarantine.num_rows:
         with_causes = f" with cause {', '.join(selection.causes)}" if selection.causes else ""
         raise EmptyArchive(f"the quarantine of run {run.run_id} has no crop{with_causes}")
-    manifest = run.manifest()
-    rows = manifest.filter(pc.is_in(manifest["crop_id"], value_set=quarantine["crop_id"].combine_chunks()))
+    wanted = quarantine["crop_id"].combine_chunks()
+    rows = pa.concat_tables(
+        rows.filter(pc.is_in(rows["crop_id"], value_set=wanted)) for rows in run.manifest_tables()
+    )
     manifest = pa.Table.from_pylist(list(_refresh_metadata(rows, archive)), MANIFEST_SCHEMA)
-    return Discovery(manifest, [f"requeued from run {run.run_id}: {manifest.num_rows:,} crops"])
+    crops = TableFile.of([manifest], MANIFEST_SCHEMA)
+    return Discovery(crops, [f"requeued from run {run.run_id}: {manifest.num_rows:,} crops"])
 
 
 def _refresh_metadata(rows: pa.Table, archive: Store) -> Iterator[dict[str, Any]]:

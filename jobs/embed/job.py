@@ -17,12 +17,13 @@ from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
+from index.catalogue.catalogue import open_catalogue
 from index.documents import utc_now
 from index.runs.accounting import count_causes
 from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
-from infra.errors import BucketMissing, ObjectMissing
+from infra.errors import BucketMissing, ClvrError, ObjectMissing
 from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
@@ -108,7 +109,7 @@ def embed(
     try:
         timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors, timer))
         timer.time("compacting", lambda: _compact(run))
-        summary: RunSummary = timer.time("finishing", lambda: run_as_ray_task(_finish, run))
+        summary: RunSummary = timer.time("finishing", lambda: _finish(run))
     finally:
         totals: Totals = ray.get(monitor.sum.remote())
         timings = _timings(started, actors, timer, totals)
@@ -191,10 +192,10 @@ def create_run(
     fingerprint: that of the checkpoint. resources: those of a model actor. decision: the precision, where the
     run continues another one and must be comparable with it.
     """
-    rows = discovery.manifest.num_rows
+    rows = discovery.crops.num_rows
     runs.require_space(2 * ROW_BYTES * rows)
     decision = decision or choose_precision(
-        request.precision, request.model, fingerprint, discovery.manifest, archive, resources
+        request.precision, request.model, fingerprint, discovery.crops, archive, resources
     )
     notes = list(discovery.notes)
     if request.precision != "fp32":
@@ -203,7 +204,7 @@ def create_run(
     run = Run.create(
         runs,
         request.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        manifest=discovery.manifest,
+        manifest=discovery.crops,
         archive=archive.uri,
         fingerprint=decision.fingerprint,
         model=request.model,
@@ -289,7 +290,19 @@ def _compact_shard(run: Run, shard: int) -> None:
 
 
 def _finish(run: Run) -> RunSummary:
-    return run.finish()
+    summary: RunSummary = run_as_ray_task(Run.finish, run)
+    if problem := run_as_ray_task(_update_catalogue, run):
+        logger.info(f"the catalogue was not updated: {problem}; the next incremental run does that")
+    return summary
+
+
+def _update_catalogue(run: Run) -> str:
+    """Carry the catalogue on to a finished run; return why not: the run is finished all the same."""
+    try:
+        open_catalogue(run.store, run.run_id)
+    except ClvrError as error:
+        return error.message
+    return ""
 
 
 def _timings(started: str, actors: int, timer: _PhaseTimer, totals: Totals) -> Timings:

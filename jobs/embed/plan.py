@@ -1,14 +1,15 @@
 """`clvr plan`: the work, duration and cost of an embedding, measured on a sample. Writes nothing."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from index.archive.manifest import drop_duplicates
+from index.archive.spool import TableFile
 from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
@@ -94,39 +95,41 @@ def plan(
     if price_per_node_hour is not None and model is None and open_embedder is None:
         raise BadInput("a price needs a measured speed", remedy="give --checkpoint, to measure with")
     archive = open_store(selection.archive)
-    discovery = discover(selection, archive, open_store(settings.runs))
-    crops, duplicates = drop_duplicates(discovery.manifest)
+    discovery = discover(selection, archive, open_store(settings.runs), keep=False)
+    crops = _count_crops(discovery.crops, archive.uri)
     sample, nodes = None, 0
-    if crops.num_rows and (model is not None or open_embedder is not None):
+    if crops.rows and (model is not None or open_embedder is not None):
         # Imported here: a plan without a measurement needs neither torch nor Ray.
-        from jobs.embed.throughput import measure_throughput, open_exact_model
+        from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
         from jobs.runtime.ray_cluster import connect, num_cpus, num_gpus, num_nodes
 
         connect(settings)
         open_embedder = open_embedder or partial(open_exact_model, str(model))
-        sample = measure_throughput(crops, archive, open_embedder, actors or num_gpus() or num_cpus())
+        workers = actors or num_gpus() or num_cpus()
+        sampled = discovery.crops.spread(SAMPLE_CROPS * workers)
+        sample = measure_throughput(sampled, archive, open_embedder, workers)
         nodes = num_nodes()
     hours = None
     if sample is not None:
-        hours = (crops.num_rows / sample.crops_per_second + sample.startup_seconds) / 3600
-    part_rows = rows_per_part(crops.num_rows, actors or (sample.actors if sample else 1))
-    parts = math.ceil(crops.num_rows / part_rows)
-    partitions = _partitions(crops, archive.uri)
+        hours = (crops.rows / sample.crops_per_second + sample.startup_seconds) / 3600
+    part_rows = rows_per_part(crops.rows, actors or (sample.actors if sample else 1))
+    parts = math.ceil(crops.rows / part_rows)
+    partitions = crops.partitions
     changes = discovery.changes
     return Plan(
         archive=archive.uri,
-        crops=crops.num_rows,
-        duplicates=duplicates,
-        bytes=pc.sum(pc.max_element_wise(crops["size"], 0), min_count=0).as_py(),
+        crops=crops.rows,
+        duplicates=discovery.crops.num_rows - crops.rows,
+        bytes=crops.bytes,
         other_objects=discovery.ignored,
         unmatched_keys=discovery.unmatched,
-        without_camera=_count_true(pc.equal(crops["camera_id"], "")),
-        without_time=_count_true(pc.equal(crops["captured_at"], UNKNOWN_TIME)),
+        without_camera=crops.without_camera,
+        without_time=crops.without_time,
         partitions=len(partitions),
         largest_partitions=dict(sorted(partitions.items(), key=lambda item: (-item[1], item[0]))[:3]),
         parts=parts,
         shards=math.ceil(parts / max(1, SHARD_ROWS // part_rows)),
-        shard_bytes=ROW_BYTES * crops.num_rows,
+        shard_bytes=ROW_BYTES * crops.rows,
         nodes=nodes,
         probe=sample,
         hours=hours,
@@ -136,12 +139,29 @@ def plan(
     )
 
 
-def _partitions(crops: pa.Table, archive: str) -> dict[str, int]:
-    """Count the crops of each folder below the archive."""
-    prefix = len(archive.rstrip("/")) + 1
-    folders = pc.replace_substring_regex(pc.utf8_slice_codeunits(crops["uri"], prefix), r"/?[^/]*$", "")
-    counts = pc.value_counts(folders.combine_chunks())
-    return {entry["values"].as_py() or ".": entry["counts"].as_py() for entry in counts}
+@dataclass(slots=True)
+class _Counts:
+    """Counts of crops, each once, and of those in each folder below the archive."""
+
+    rows: int = 0
+    bytes: int = 0
+    without_camera: int = 0
+    without_time: int = 0
+    partitions: Counter[str] = field(default_factory=Counter)
+
+
+def _count_crops(tables: TableFile, archive: str) -> _Counts:
+    counts, prefix = _Counts(), len(archive.rstrip("/")) + 1
+    for table in tables.tables():
+        crops, _ = drop_duplicates(table)
+        counts.rows += crops.num_rows
+        counts.bytes += pc.sum(pc.max_element_wise(crops["size"], 0), min_count=0).as_py()
+        counts.without_camera += _count_true(pc.equal(crops["camera_id"], ""))
+        counts.without_time += _count_true(pc.equal(crops["captured_at"], UNKNOWN_TIME))
+        folders = pc.replace_substring_regex(pc.utf8_slice_codeunits(crops["uri"], prefix), r"/?[^/]*$", "")
+        for entry in pc.value_counts(folders.combine_chunks()).to_pylist():
+            counts.partitions[entry["values"] or "."] += entry["counts"]
+    return counts
 
 
 def _count_true(mask: Any) -> int:

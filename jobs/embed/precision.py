@@ -12,6 +12,7 @@ from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_prec
 from clvr_model.engines import default_cache, has_bf16
 from clvr_model.preprocessing import IMAGE_SIZE
 from index.archive.reader import ArchiveReader
+from index.archive.spool import TableFile
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
@@ -59,7 +60,7 @@ def choose_precision(
     option: PrecisionOption,
     model: str,
     fingerprint: str,
-    manifest: pa.Table,
+    crops: TableFile,
     archive: Store,
     resources: dict[str, float],
 ) -> PrecisionDecision:
@@ -72,7 +73,7 @@ def choose_precision(
         return PrecisionDecision("fp32", fingerprint, "asked for")
     guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
-            model, manifest.select(["uri", "etag"]), archive, required=option == "bf16"
+            model, crops.spread(SAMPLE_IMAGES).select(["uri", "etag"]), archive, required=option == "bf16"
         )
     )
     if guard is not None and guard.passed:

@@ -1,12 +1,15 @@
 """`clvr status`: the counts of a run, checked against the objects in its folder."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from index.runs.accounting import count_causes
 from index.runs.balance import RunBalance, check_run
 from index.runs.run import Run
-from index.runs.shards import check_shard
+from index.runs.shards import check_bytes
 from index.runs.timings import Timings, read_timings, sum_timings
 from infra.settings import Settings
 from jobs.runtime.resolve import find_run
@@ -61,13 +64,12 @@ class RunStatus:
 
 
 def run_status(run_id: str, settings: Settings) -> RunStatus:
-    """Read the state of a run; every shard of a finished run is read in full.
+    """Read the state of a run; every shard of a finished run is read in full, and compared with its SHA-256.
 
     Raises CorruptObject for an object that differs from its record, and CountMismatch if the counts of its
     objects and documents disagree.
     """
     run = find_run(run_id, settings, finished=False)
-    quarantine = run.quarantine()
     balance = check_run(run)
     if run.finished:
         _check_shards(run)
@@ -84,7 +86,7 @@ def run_status(run_id: str, settings: Settings) -> RunStatus:
         pending=balance.pending or 0,
         parts_pending=len(run.pending_parts()),
         shards=run.info.shards,
-        causes=dict(count_causes(quarantine)),
+        causes=dict(run.summary.causes if run.finished else count_causes(run.quarantine())),
         precision=run.info.settings.get("precision", "fp32"),
         seconds=_seconds(timings) if timings else {},
         bottleneck=timings.bottleneck() if timings else "",
@@ -108,5 +110,7 @@ def _seconds(timings: Timings) -> dict[str, float]:
 
 
 def _check_shards(run: Run) -> None:
-    for shard in run.shards():
-        check_shard(run.store, shard.key, fingerprint=run.fingerprint, expected=shard)
+    shards = run.shards()
+    with ThreadPoolExecutor(max(1, min(len(shards), os.cpu_count() or 1))) as pool:
+        for _ in pool.map(partial(check_bytes, run.store), shards):
+            pass

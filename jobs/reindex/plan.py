@@ -272,5 +272,9 @@ def _expectation(seconds: float, actors: int, source: str) -> dict[str, Any]:
 
 
 def _sample_crops(run: Run, count: int) -> pa.Table:
-    crops = run.manifest()
-    return crops.take(list(range(0, crops.num_rows, max(1, crops.num_rows // count)))[:count])
+    stride = max(1, run.info.rows // count)
+    crops = pa.concat_tables(
+        run.folder.part_rows(part).slice((-part * run.info.rows_per_part) % stride)[::stride]
+        for part in range(run.info.parts)
+    )
+    return crops.slice(0, count)

@@ -121,7 +121,7 @@ def bench_decode(archive: Store, source: str) -> None:
 def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: Any, cache: Path) -> None:
     """Compare a whole part (fetch, decode, embed, write) with the embedder on arrays in memory."""
     embedder = Embedder(checkpoint, device="cpu", precision=precision, cache=cache)
-    manifest = list_crops(archive).manifest
+    manifest = list_crops(archive).crops.read()
     rows = manifest.num_rows
     run = Run.create(
         open_store(str(folder)),
@@ -153,7 +153,7 @@ def worker(arguments: tuple[str, str, str, str, Any, int, bool]) -> tuple[float,
     os.sched_setaffinity(0, {number})
     embedder = Embedder(model_uri, device="cpu", precision=precision, cache=Path(cache))
     store = open_store(archive)
-    manifest = list_crops(store).manifest
+    manifest = list_crops(store).crops.read()
     run = Run.create(
         open_store(f"{folder}/{number}"),
         "bench",

@@ -80,7 +80,7 @@ def main() -> None:
         with measured("the synthetic listing alone"):
             listed = sum(1 for folder in synthetic.folders() for _ in synthetic.list(folder))
         with measured(f"listing -> manifest of {listed:,} crops"):
-            manifest = list_crops(synthetic, pattern=PATTERN).manifest
+            manifest = list_crops(synthetic, pattern=PATTERN).crops.read()
         print(f"{'':40} {manifest.nbytes / 2**20:7.0f} MiB of Arrow columns")
         given = {"manifest": manifest, "archive": archive, "fingerprint": "f", "model": "m", "settings": {}}
         with measured("manifest -> run (unique, digest, Parquet)"):

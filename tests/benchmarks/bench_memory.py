@@ -5,7 +5,7 @@
 The job is real: Ray, parts, fetch threads, decoding, shards, accounting. Two things are stubs: the store
 answers each key with the same small JPEG from memory, and the network returns zeros. Parts have the same
 number of rows at each size, as in archives of more than 130,000 crops. `planner` makes the manifest before
-the embedding and verifies the accounts after it; its memory grows with the archive.
+the embedding, and verifies the accounts and carries the catalogue on after it.
 """
 
 import argparse
@@ -114,7 +114,8 @@ class Watch:
 
 def _kind(title: str) -> str:
     if title.startswith("ray::"):
-        for name, kind in {"PartActor": "actor", "_create_run": "planner", "_finish": "planner"}.items():
+        planner = ("_discover_and_create", "finish", "_update_catalogue")
+        for name, kind in {"PartActor": "actor", **dict.fromkeys(planner, "planner")}.items():
             if name in title:
                 return kind
         return "compacter" if "_compact_shard" in title else "other workers"

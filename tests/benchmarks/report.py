@@ -39,6 +39,7 @@ BENCHMARKS = {
     "bench_embed": Benchmark("bench_embed"),
     "bench_manifest": Benchmark("bench_manifest"),
     "bench_memory": Benchmark("bench_memory"),
+    "bench_scale": Benchmark("bench_scale", quick=False),  # half an hour for its largest archive
     "bench_load": Benchmark("bench_load"),
     "bench_search_index": Benchmark("bench_search_index"),
     "bench_search_index_lite": Benchmark("bench_search_index", ("--lite",)),

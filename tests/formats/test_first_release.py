@@ -374,10 +374,10 @@ def test_the_same_lists_give_the_same_run(home: Store) -> None:
         labels=f"{ROOT}/labels/labels.csv",
     )
     run = Run.open(home, "first")
-    assert discover(source, open_store(ARCHIVE), home).manifest.num_rows == 29 - 4  # of erased crops
+    assert discover(source, open_store(ARCHIVE), home).crops.num_rows == 29 - 4  # of erased crops
     home.delete(*(info.key for info in home.list("erasures")))
     discovery = discover(source, open_store(ARCHIVE), home)
-    assert discovery.manifest.num_rows == 29
+    assert discovery.crops.num_rows == 29
     later = {"include", "exclude", "manifest_sha256", "labels_sha256"}  # settings of later releases
     assert {name: run.info.settings.get(name) for name in source.origin() if name not in later} == {
         name: value for name, value in source.origin().items() if name not in later
@@ -385,7 +385,7 @@ def test_the_same_lists_give_the_same_run(home: Store) -> None:
     again = Run.create(
         home,
         "first",
-        manifest=discovery.manifest,
+        manifest=discovery.crops,
         archive=ARCHIVE,
         fingerprint=FINGERPRINT,
         model=f"{ROOT}/model",

@@ -38,6 +38,8 @@ def test_collisions_follow_the_birthday_bound() -> None:
 
 
 def test_the_rates_equal_the_constants_of_the_code() -> None:
+    from index.archive import partitions
+    from infra import capacity
     from jobs.embed.sizes import PART_ROWS, ROW_BYTES, SHARD_ROWS
 
     rates = Rates()
@@ -46,3 +48,4 @@ def test_the_rates_equal_the_constants_of_the_code() -> None:
         PART_ROWS[1],
         SHARD_ROWS,
     )
+    assert capacity.MAX_PARTITION_ROWS == partitions.MAX_PARTITION_ROWS

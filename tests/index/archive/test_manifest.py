@@ -114,8 +114,8 @@ class TestDigest:
     def test_does_not_depend_on_chunks(self) -> None:
         rows = [row(f"u{number}", vehicle_id=number or None) for number in range(10)]
         chunked = pa.concat_tables([table(*rows[:3]), table(*rows[3:4]), table(*rows[4:])])
-        assert manifest_digest(chunked) == manifest_digest(table(*rows))
-        assert manifest_digest(chunked.combine_chunks()) == manifest_digest(table(*rows))
+        assert manifest_digest([chunked]) == manifest_digest([table(*rows)])
+        assert manifest_digest([chunked.slice(0, 4), chunked.slice(4)]) == manifest_digest([table(*rows)])
 
     @pytest.mark.parametrize(
         "change",
@@ -134,17 +134,17 @@ class TestDigest:
         ids=lambda change: next(iter(change)),
     )
     def test_changes_with_every_column(self, change: dict[str, Any]) -> None:
-        assert manifest_digest(table(row("u") | change)) != manifest_digest(table(row("u")))
+        assert manifest_digest([table(row("u") | change)]) != manifest_digest([table(row("u"))])
 
     def test_depends_on_where_a_string_ends(self) -> None:
         one = table(row("u", crop_id=1, camera_id="ab"), row("u", crop_id=1, camera_id="c"))
         two = table(row("u", crop_id=1, camera_id="a"), row("u", crop_id=1, camera_id="bc"))
-        assert manifest_digest(one) != manifest_digest(two)
+        assert manifest_digest([one]) != manifest_digest([two])
 
 
 class TestReading:
     def test_parquet_gives_back_the_manifest(self, archive: Store, tmp_path: Path) -> None:
-        listed = list_crops(archive, pattern=PATTERN).manifest
+        listed = normalize_manifest(list_crops(archive, pattern=PATTERN).crops.read())
         pq.write_table(listed, tmp_path / "list.parquet")
         assert read_manifest(str(tmp_path / "list.parquet")).equals(listed)
 

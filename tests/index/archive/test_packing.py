@@ -38,7 +38,8 @@ def contents(store: Store) -> dict[str, bytes]:
     found = {}
     listing = list_crops(store)
     reader = ArchiveReader(store)
-    for uri, etag in zip(*(listing.manifest[name].to_pylist() for name in ("uri", "etag")), strict=True):
+    crops = listing.crops.read()
+    for uri, etag in zip(*(crops[name].to_pylist() for name in ("uri", "etag")), strict=True):
         key = reader.key_of(uri)
         name = (split_member(key) or ("", key.partition("/")[2]))[1]
         assert name not in found

@@ -10,6 +10,7 @@ import pytest
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
+from index.archive.manifest import normalize_manifest
 from index.archive.members import INDEX_SUFFIX, split_member
 from index.archive.reader import ArchiveReader, open_uri, read_uri, reader_of
 from index.archive.tar_files import TarIndex, index_document, place_of, scan_tar, spans_of
@@ -56,13 +57,14 @@ def test_members_are_listed_beside_objects_and_each_is_read_by_its_place(
     archive.put("dt=2026-11-22/0.tar", tar_bytes(tar_format=tar_format))
     archive.put("dt=2026-11-23/cam=1/9.jpg", b"plain")
     listing = list_crops(archive, pattern=KeyPattern("dt={date}/{*}.tar#cam={camera_id}/{*}.jpg"))
-    uris, etags = (listing.manifest[name].to_pylist() for name in ("uri", "etag"))
+    manifest = normalize_manifest(listing.crops.read())
+    uris, etags = (manifest[name].to_pylist() for name in ("uri", "etag"))
     keys = {f"dt=2026-11-22/0.tar#{name}" for name in CONTENTS if not name.endswith("json")}
     assert set(uris) == {archive.uri_of(key) for key in (*keys, "dt=2026-11-23/cam=1/9.jpg")}
     assert (listing.num_not_images, listing.tars.files, listing.tars.unindexed) == (1, 1, 1)
     assert listing.unmatched == 2  # the object, and .JPG
     reader = ArchiveReader(archive)
-    for uri, etag, size in zip(uris, etags, listing.manifest["size"].to_pylist(), strict=True):
+    for uri, etag, size in zip(uris, etags, manifest["size"].to_pylist(), strict=True):
         member = split_member(uri)
         expected = CONTENTS[member[1]] if member else b"plain"
         for found in (reader.fetch(uri, etag), reader.fetch(uri)):
@@ -115,7 +117,7 @@ def test_an_index_saves_reading_the_file_until_the_file_is_newer(store: Store) -
     index = index_of(store, "a.tar")
     store.put("a.tar" + INDEX_SUFFIX, index_document(index.members))
     listing = list_crops(store)
-    assert (listing.tars.unindexed, listing.num_not_images, listing.manifest.num_rows) == (0, 1, 5)
+    assert (listing.tars.unindexed, listing.num_not_images, listing.crops.num_rows) == (0, 1, 5)
     for damaged in (b"", b"{", b'{"members":[["../x",512,1]]}', b'{"members":[["a.jpg",0,1]]}', b"[" * 99999):
         store.put("b.tar", tar_bytes(("1.jpg",)))
         store.put("b.tar" + INDEX_SUFFIX, damaged)
@@ -125,7 +127,7 @@ def test_an_index_saves_reading_the_file_until_the_file_is_newer(store: Store) -
     info = store.head("b.tar")
     assert info is not None
     store.put("b.tar", tar_bytes(("1.jpg", "2.jpg")))  # newer than its index
-    assert list_crops(store).manifest.num_rows == 7
+    assert list_crops(store).crops.num_rows == 7
     store.put("b.tar" + INDEX_SUFFIX, misleading)  # an index that lies: the header tells
     with pytest.raises(CorruptObject, match="not at byte"):
         ArchiveReader(store).fetch(store.uri_of("b.tar#2.jpg"))
@@ -150,7 +152,7 @@ def test_odd_members_are_left_out_and_said(store: Store) -> None:
     store.put("a.tar", buffer.getvalue())
     store.put("x.tar#y.jpg", b"an object of such a name")
     listing = list_crops(store)
-    assert listing.manifest["uri"].to_pylist() == [store.uri_of("a.tar#same.jpg")]
+    assert listing.crops.read()["uri"].to_pylist() == [store.uri_of("a.tar#same.jpg")]
     assert dict(listing.skipped.counts) == {
         "a member's name that cannot be addressed": 2,
         "a link or a device in a tar file": 1,
@@ -205,7 +207,7 @@ def test_globs_are_of_members_or_of_the_file(store: Store) -> None:
     store.put("night.tar", tar_bytes(("cam=1/3.jpg",)))
 
     def listed(**globs: tuple[str, ...]) -> set[str]:
-        uris = list_crops(store, choice=KeyChoice(**globs)).manifest["uri"].to_pylist()
+        uris = list_crops(store, choice=KeyChoice(**globs)).crops.read()["uri"].to_pylist()
         return {uri.rpartition("/")[2] for uri in uris}
 
     assert listed(exclude=("night.tar",)) == {"1.jpg", "2.jpg"}

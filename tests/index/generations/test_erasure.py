@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from index.generations.load import load_runs
 from index.generations.promotion import promote
 from index.generations.receipt import Receipt, read_receipt
 from index.generations.reconcile import reconcile
-from index.generations.selection import EraseSelection
+from index.generations.selection import EraseSelection, select_crops
 from index.lock import ROWS, acquire
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
+from index.parquet import ParquetReader
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
 from infra.errors import BadInput, BadSetting, CorruptObject, IndexUnreachable, Locked, SchemaMismatch
@@ -383,3 +385,42 @@ def test_a_crop_that_several_runs_have_is_read_once(
     monkeypatch.setattr(Store, "fetch", counted)
     receipt = erase(milvus, store, EraseSelection(crop_ids=(crop_id_of(uri),)), dry_run=True)
     assert (receipt.crops, receipt.unread, reads) == (1, 0, ["1.jpg"])
+
+
+def test_a_selection_reads_only_the_parts_that_can_match(
+    store: Store, make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("r1", 40, first=1001)
+    run = Run.open(store, "r1")
+    again = Run.create(
+        store,
+        "parts",
+        manifest=run.manifest(),
+        archive=run.info.archive,
+        fingerprint=run.fingerprint,
+        model="m",
+        settings={},
+        rows_per_part=5,
+    )
+    read: list[int] = []
+    original = ParquetReader.read_row_group
+    monkeypatch.setattr(
+        ParquetReader,
+        "read_row_group",
+        lambda self, group, columns=None: read.append(group) or original(self, group, columns),
+    )
+    rows = run.manifest()
+    cameras = {row["camera_id"] for row in rows.to_pylist()}
+    for camera in sorted(cameras):
+        read.clear()
+        found = select_crops([again], EraseSelection(cameras=(camera,)))
+        wanted = [row["crop_id"] for row in rows.to_pylist() if row["camera_id"] == camera]
+        assert found.crop_ids.tolist() == sorted(wanted)
+        assert len(read) < 4  # of 8 parts, because the manifest is sorted by camera
+    start, end = 1_010_000, 1_020_000
+    found = select_crops([again], EraseSelection(captured_from=start, captured_to=end))
+    times = rows.to_pylist()
+    assert found.crop_ids.tolist() == sorted(
+        row["crop_id"] for row in times if start <= row["captured_at"] < end
+    )
+    assert found.unknown_time == sum(row["captured_at"] == -1 for row in times)

@@ -198,10 +198,11 @@ def test_a_purged_run_is_loaded_again_and_compared_with_the_archive(
     erase(milvus, store)
     generation = load_runs(milvus, store, list_runs(store), alias="clvr", options=_latest())
     assert collection.row_count(milvus, generation) == 90 - 3
-    from index.runs.lineage import known_crops
+    from index.catalogue.catalogue import open_catalogue
 
-    known = known_crops(store, "r1")["uri"].to_pylist()
-    assert len(known) == 57 and not set(known) & set(URIS)
+    known = open_catalogue(store, "r1")
+    rows = pa.concat_tables(known.rows(part.id) for part in known.catalogue.partitions)
+    assert rows.num_rows == 57 and not set(rows["uri"].to_pylist()) & set(URIS)
 
 
 def _latest() -> object:

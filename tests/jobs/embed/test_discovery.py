@@ -14,7 +14,7 @@ from PIL import Image
 
 from clvr_model.embedder import Embeddings
 from index.archive.manifest import crop_id_of
-from index.runs.run import Run
+from index.runs.run import Run, vanished_ids
 from infra.errors import BadInput, BadLabels, BadSetting, EmptyArchive
 from infra.store import Store, TimeRange, open_store
 from jobs.embed.discovery import CropSelection, Discovery, discover
@@ -56,7 +56,7 @@ def jpeg(shade: int = 9) -> bytes:
 
 
 def keys_of(selection: CropSelection, archive: Store, runs: Store) -> list[str]:
-    manifest = discover(selection, archive, runs).manifest
+    manifest = discover(selection, archive, runs).crops.read()
     return [uri.removeprefix(f"{archive.uri}/") for uri in manifest["uri"].to_pylist()]
 
 
@@ -64,7 +64,7 @@ def finished_run(run_id: str, discovery: Discovery, archive: Store, runs: Store,
     run = Run.create(
         runs,
         run_id,
-        manifest=discovery.manifest,
+        manifest=discovery.crops,
         archive=archive.uri,
         fingerprint="f",
         model="m",
@@ -78,8 +78,8 @@ def finished_run(run_id: str, discovery: Discovery, archive: Store, runs: Store,
 
 def test_listing_parses_camera_and_counts_other_objects(archive: Store, runs: Store) -> None:
     discovery = discover(CropSelection(archive.uri, key_pattern=PATTERN), archive, runs)
-    assert (discovery.manifest.num_rows, discovery.ignored, discovery.unmatched) == (4, 1, 0)
-    assert set(discovery.manifest["camera_id"].to_pylist()) == {"001", "002"}
+    assert (discovery.crops.read().num_rows, discovery.ignored, discovery.unmatched) == (4, 1, 0)
+    assert set(discovery.crops.read()["camera_id"].to_pylist()) == {"001", "002"}
     assert not list(runs.list()) if Path(runs.uri).exists() else True
 
 
@@ -108,8 +108,8 @@ def test_side_table_adds_camera_and_time(archive: Store, runs: Store, tmp_path: 
     table = pa.table({"key": KEYS, "camera_id": list("abcd"), "captured_at": TIMES})
     pq.write_table(table, tmp_path / "side.parquet")
     discovery = discover(CropSelection(archive.uri, labels=str(tmp_path / "side.parquet")), archive, runs)
-    assert sorted(discovery.manifest["camera_id"].to_pylist()) == list("abcd")
-    assert sorted(discovery.manifest["captured_at"].to_pylist()) == TIMES
+    assert sorted(discovery.crops.read()["camera_id"].to_pylist()) == list("abcd")
+    assert sorted(discovery.crops.read()["captured_at"].to_pylist()) == TIMES
 
 
 def test_increment_selects_new_and_changed_crops(archive: Store, runs: Store) -> None:
@@ -120,7 +120,7 @@ def test_increment_selects_new_and_changed_crops(archive: Store, runs: Store) ->
     discovery = discover(CropSelection(archive.uri, since_run="base"), archive, runs)
     assert discovery.changes is not None
     assert str(discovery.changes) == "1 new, 1 changed, 2 unchanged, 1 vanished"
-    assert discovery.manifest.num_rows == 2
+    assert discovery.crops.read().num_rows == 2
 
     window = discover(CropSelection(archive.uri, since_run="base", lookback_days=0), archive, runs)
     assert str(window.changes) == "1 new, 0 changed, 1 unchanged, 1 vanished"
@@ -182,7 +182,7 @@ def test_a_list_with_some_crops_that_are_gone_is_taken(archive: Store, runs: Sto
     present = next(info.key for info in archive.list() if info.key.endswith(".jpg"))
     (tmp_path / "list.csv").write_text(f"key\n{present}\ngone.jpg\na//b.jpg\n")
     found = discover(CropSelection(archive.uri, manifest=str(tmp_path / "list.csv")), archive, runs)
-    assert found.manifest.num_rows == 2
+    assert found.crops.read().num_rows == 2
     assert any("1 (key that cannot be addressed), such as 'a//b.jpg'" in note for note in found.notes)
 
 
@@ -203,7 +203,7 @@ def test_implausible_times_are_refused_unless_the_range_allows_them(
     with pytest.raises(BadLabels, match=r"labels\.csv, data row 1, column captured_at: '1975-01-05T10"):
         discover(selection, archive, runs)
     wide = replace(selection, times=TimeRange.of("1970-01-02", None))
-    assert 158_148_000_000 in discover(wide, archive, runs).manifest["captured_at"].to_pylist()
+    assert 158_148_000_000 in discover(wide, archive, runs).crops.read()["captured_at"].to_pylist()
 
 
 def test_globs_choose_the_crops_of_a_listing_and_of_a_list(
@@ -245,7 +245,7 @@ def test_erased_crops_are_in_no_full_run_no_increment_and_no_requeue(
     hide(runs, [crop_id_of(archive.uri_of(key)) for key in KEYS[:2]])
 
     found = discover(selection, archive, runs)
-    assert found.manifest["uri"].to_pylist() == [archive.uri_of(key) for key in KEYS[2:]]
+    assert found.crops.read()["uri"].to_pylist() == [archive.uri_of(key) for key in KEYS[2:]]
     assert "2 left out because they were erased" in found.notes[0]
     with pytest.raises(EmptyArchive, match="has no new, changed or vanished crop"):
         discover(CropSelection(archive.uri, since_run="first"), archive, runs)
@@ -256,3 +256,71 @@ def test_erased_crops_are_in_no_full_run_no_increment_and_no_requeue(
     assert run.quarantine().num_rows == 1
     with pytest.raises(EmptyArchive, match="quarantine of run first has no crop"):
         discover(CropSelection(archive.uri, retry_quarantined="first"), archive, runs)
+
+
+def ids_by_key(run: Run) -> dict[str, int]:
+    rows = run.manifest().to_pylist()
+    return {row["uri"].removeprefix(f"{run.info.archive}/"): row["crop_id"] for row in rows}
+
+
+def test_crops_whose_ids_collide_get_others_and_keep_them(
+    archive: Store, runs: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ids of 6 bits, so that 24 crops collide many times."""
+    monkeypatch.setattr("index.archive.manifest.CROP_ID_MASK", 63)
+    archive.delete(*KEYS)
+    keys = [f"dt=2026-11-2{number % 3}/{number:02d}.jpg" for number in range(24)]
+    for key in keys[:16]:
+        archive.put(key, jpeg())
+    found = discover(CropSelection(archive.uri), archive, runs)
+    assert any("crops got another crop_id" in note for note in found.notes)
+    first = finished_run("first", found, archive, runs)
+    ids = ids_by_key(first)
+    assert len(set(ids.values())) == 16
+    hashes = {key: crop_id_of(archive.uri_of(key)) for key in keys}
+    for crop_id in {hashes[key] for key in keys[:16]}:
+        holder = min(key for key in keys[:16] if hashes[key] == crop_id)
+        assert ids[holder] == crop_id  # the first by URI
+
+    for key in keys[16:]:  # they come before the known ones by URI, too, and do not take their ids
+        archive.put(key, jpeg())
+    archive.put(keys[3], jpeg(200))
+    archive.delete(keys[5])
+    planned = discover(CropSelection(archive.uri, since_run="first"), archive, runs, keep=False)
+    assert str(planned.changes) == "8 new, 1 changed, 14 unchanged, 1 vanished"
+    found = discover(CropSelection(archive.uri, since_run="first"), archive, runs)
+    assert str(found.changes) == str(planned.changes)
+    assert found.crops.read().equals(planned.crops.read())  # a plan writes nothing, and says the same
+    assert found.changes is not None
+    second = Run.create(
+        runs,
+        "second",
+        manifest=found.crops,
+        archive=archive.uri,
+        fingerprint="f",
+        model="m",
+        settings={"since_run": "first"},
+        vanished=found.changes.vanished,
+    )
+    for part in second.pending_parts():
+        embed_part(second, part, Stub(), archive)
+    second.finish()
+    later = ids_by_key(second)
+    assert later[keys[3]] == ids[keys[3]]
+    assert len(set((ids | later).values())) == 24
+    assert vanished_ids(second).tolist() == [ids[keys[5]]]
+    with pytest.raises(EmptyArchive, match="no new, changed or vanished"):
+        discover(CropSelection(archive.uri, since_run="second"), archive, runs)
+
+    again = discover(CropSelection(archive.uri), archive, runs)  # by another model, say
+    everything = finished_run("again", again, archive, runs)
+    assert ids_by_key(everything) == {key: (ids | later)[key] for key in keys if key != keys[5]}
+
+
+def test_an_increment_of_a_run_of_another_archive_is_refused(
+    archive: Store, runs: Store, tmp_path: Path
+) -> None:
+    finished_run("base", discover(CropSelection(archive.uri), archive, runs), archive, runs)
+    other = open_store(str(tmp_path / "archive" / "dt=2026-11-20"))
+    with pytest.raises(BadInput, match="run base is of the archive"):
+        discover(CropSelection(other.uri, since_run="base"), other, runs)

@@ -48,7 +48,7 @@ def run_of(archive: Store, tmp_path: Path) -> Run:
     return Run.create(
         open_store(str(tmp_path / "runs")),
         "r",
-        manifest=list_crops(archive).manifest,
+        manifest=list_crops(archive).crops.read(),
         archive=archive.uri,
         fingerprint="f",
         model="m",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from clvr_model.preprocessing import decode
 from index.archive.listing import list_crops
+from index.archive.manifest import normalize_manifest
 from index.archive.packing import pack_folder
 from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
@@ -202,7 +203,7 @@ def packed(archive: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
     """The archive in tar files of a few images: the store, the URIs, and the etags of the members."""
     target = open_store(str(tmp_path_factory.mktemp("packed")))
     pack_folder(archive, target, "", ErasedCrops(), tar_bytes=10_000)
-    manifest = list_crops(target).manifest
+    manifest = normalize_manifest(list_crops(target).crops.read())
     return target, manifest["uri"].to_pylist(), manifest["etag"].to_pylist()
 
 
