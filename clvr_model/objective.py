@@ -40,7 +40,8 @@ class Objective:
     def __call__(self, feature: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Return the loss, summed over the images, and how many images are right.
 
-        feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles.
+        feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles;
+        further columns are left to `attributes.attribute_loss`.
         Right is an image of the predicted class, and without softmax one that is nearer to its vehicle's
         center than all images of others.
         """
@@ -82,5 +83,10 @@ def classes_of(targets: Tensor) -> Tensor:
 
 
 def vehicles_of(targets: Tensor) -> Tensor:
-    """Return the vehicles (n,) of targets (n, 2)."""
+    """Return the vehicles (n,) of targets (n, 2) or with more columns."""
     return targets[:, 1]
+
+
+def attributes_of(targets: Tensor) -> Tensor:
+    """Return the values (n, attributes) of targets (n, 2 + attributes)."""
+    return targets[:, 2:]

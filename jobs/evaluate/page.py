@@ -35,7 +35,7 @@ from jobs.pages.evaluation_page import (
 from jobs.pages.html import write_page as write_html
 from jobs.pages.published import published_beside
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.runtime.format import LABELS_USED, model_name
+from jobs.runtime.format import labels_used, model_name
 
 if TYPE_CHECKING:
     from jobs.evaluate.results import Evaluation, ListEvaluation
@@ -81,7 +81,7 @@ def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportTex
             facts={
                 "run": summary.run_id,
                 "fingerprint": summary.fingerprint,
-                "labels used": LABELS_USED[card.labels_used],
+                "labels used": labels_used(card),
                 "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
                 **text.facts,
             },

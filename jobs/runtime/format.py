@@ -2,18 +2,33 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from infra.store import format_ms
 
+if TYPE_CHECKING:
+    from clvr_model.card import Card
+
 NO_VALUE = "\N{EN DASH}"
-LABELS_USED = {
+_LABELS_USED = {
     "model": "vehicle models",
     "vehicle": "vehicles",
     "both": "vehicle models and vehicles",
     "none": "none: pretrained on other images",
 }
-"""What the values of a card's `labels_used` are called."""
+_ATTRIBUTES = {"color": "colors", "body_type": "body types"}
+
+
+def labels_used(card: "Card") -> str:
+    """The labels that a network learned from, in words."""
+    words = [_LABELS_USED[card.labels_used], *(_ATTRIBUTES.get(name, name) for name in card.attributes)]
+    return ", ".join(words)
+
+
+def attribute_name(name: str) -> str:
+    """body_type -> body type."""
+    return name.replace("_", " ")
 
 
 def model_name(names: Mapping[int, str], model: int) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from clvr_model.attributes import COLUMNS, learnable_values
 from clvr_model.datasets.labelled import (
     LabeledImages,
     hold_out_models,
@@ -41,11 +42,18 @@ MAX_SHOWN = 10  # failures and models that are named
 
 
 def read_labelled(
-    data: str, *, root: str = "", split: str | None = None, labels: str = "model", tracks: bool = False
+    data: str,
+    *,
+    root: str = "",
+    split: str | None = None,
+    labels: str = "model",
+    tracks: bool = False,
+    attributes: str | bool = False,
 ) -> LabeledImages:
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
-    tracks: the vehicles are the tracks.
+    tracks: the vehicles are the tracks. attributes: as in a recipe; colors and body types that are not
+    learned are left out.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
@@ -60,11 +68,22 @@ def read_labelled(
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
+    labelled = _with_learned_attributes(labelled, attributes, data)
     if tracks:
         return labelled.with_tracks_as_vehicles()
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
+
+
+def _with_learned_attributes(labelled: LabeledImages, attributes: str | bool, data: str) -> LabeledImages:
+    learned = learnable_values(labelled) if attributes else {}
+    if attributes is True and not learned:
+        raise BadLabels(
+            f"{data} states no color and no body type of two values or more, and the recipe learns them",
+            remedy="give a table with the column color or body_type, or --set attributes=auto",
+        )
+    return labelled.with_attributes(learned)
 
 
 def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
@@ -112,13 +131,16 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs, and of the models, vehicles and boxes that are learned, in order."""
+    """Return the SHA-256 of the URIs, and of the models, vehicles, boxes and attributes that are learned."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     if labelled.vehicle_ids is not None:
         digest.update(np.ascontiguousarray(labelled.vehicle_ids, np.int64).tobytes())
     if labelled.boxes is not None:
         digest.update(np.ascontiguousarray(labelled.boxes, np.int32).tobytes())
+    for name, column in COLUMNS.items():
+        if getattr(labelled, column) is not None:
+            digest.update("\n".join([name, *getattr(labelled, column)]).encode())
     return digest.hexdigest()
 
 
@@ -247,6 +269,9 @@ def report_classes(
             f"{len(training):,} images of {count:,} {noun} to train on, "
             f"{len(validation):,} images of other {noun} for validation"
         )
+    for name, values in learnable_values(labelled).items():
+        known = sum(map(bool, getattr(training, COLUMNS[name])))
+        logger.info(f"{name}: {len(values)} values, known of {known:,} of {len(training):,} training images")
     if not recipe.has_classifier:
         return []
     classes = labelled.classes

@@ -21,21 +21,29 @@ class Images:
     """URIs of n images, the class number of each, and its vehicle where the recipe learns from vehicles.
 
     boxes: (n, 4) where the release says which part of an image shows the vehicle, see `LabeledImages`.
+    attributes: (n, attributes) value numbers where attributes are learned, UNKNOWN_VALUE if unknown.
     """
 
     uris: list[str]
     classes: NDArray[np.int64]
     vehicles: NDArray[np.int64] | None = None
     boxes: NDArray[np.int32] | None = None
+    attributes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.uris)
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what the images at `rows` are trained on: classes (n,), or classes and vehicles (n, 2)."""
-        if self.vehicles is None:
+        """Return what the images at `rows` are trained on.
+
+        Classes (n,), or classes and vehicles (n, 2), or these and attributes, with vehicles of -1 where none
+        are learned.
+        """
+        if self.vehicles is None and self.attributes is None:
             return self.classes[rows]
-        return np.column_stack([self.classes[rows], self.vehicles[rows]])
+        vehicles = np.full(len(rows), -1) if self.vehicles is None else self.vehicles[rows]
+        attributes = [] if self.attributes is None else [self.attributes[rows]]
+        return np.column_stack([self.classes[rows], vehicles, *attributes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class TrainJob:
     """The job of a worker, in plain values, because Ray serializes them.
 
     folder: URI of the training's folder, for its log and its best state. input: `local` or `ray`.
+    attributes: the values of the attributes that are learned, by name.
     """
 
     recipe: dict[str, Any]
@@ -52,6 +61,7 @@ class TrainJob:
     folder: str
     input: str = "local"
     log_every: int = 20
+    attributes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clvr_model.attributes import learnable_values
 from clvr_model.datasets.labelled import LabeledImages
 from clvr_model.network import Clvr
 from clvr_model.objective import Objective
@@ -113,6 +114,7 @@ def plan_training(request: TrainRequest) -> TrainPlan:
         split=request.split,
         labels=recipe.labels_used,
         tracks=recipe.uses_tracks,
+        attributes=recipe.attributes,
     )
     labelled, _ = without_held_out_models(labelled, request.hold_out, recipe)
     training, validation = split_for(recipe, labelled)
@@ -120,10 +122,12 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     device = _device(request)
     images, unreadable, decoded_per_second = _sample(labelled, recipe.image_size)
     classes = len(labelled.classes)
-    network = Clvr.of(recipe.architecture(classes), seed=recipe.seed)
+    attributes = learnable_values(labelled)
+    network = Clvr.of(recipe.architecture(classes, attributes), seed=recipe.seed)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     numbers = torch.arange(len(images))
-    targets = torch.stack([numbers % max(classes, 1), numbers % PROBE_VEHICLES], dim=1)
+    values = [numbers % len(names) for names in attributes.values()]
+    targets = torch.stack([numbers % max(classes, 1), numbers % PROBE_VEHICLES, *values], dim=1)
     batch = (torch.from_numpy(images).to(device), targets.to(device))
     forward = _rate(lambda: pooled_features(network, [batch], precision=recipe.precision), len(targets))
     # On a CPU, the measurement uses all cores, like the workers of this machine together.

@@ -20,7 +20,7 @@ from index.evaluation.breakdowns import classification
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
-from jobs.runtime.format import LABELS_USED, model_name
+from jobs.runtime.format import labels_used, model_name
 from jobs.train.log import TrainingCost
 
 REPORT_FILE = "report.html"
@@ -49,7 +49,7 @@ def write_report(
     page = TrainingPage(
         title=_title(card, inputs),
         summary=_summary(card, inputs),
-        labels_used=LABELS_USED[card.labels_used],
+        labels_used=labels_used(card),
         rank1=inputs.final.get("rank1"),
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
@@ -177,7 +177,7 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}
     facts = {
         "fingerprint": card.fingerprint,
-        "labels used": LABELS_USED[card.labels_used],
+        "labels used": labels_used(card),
         "created": card.created_at,
         "data": f"{inputs.data}, digest {card.data_digest[:16]}",
         "initial weights": str(card.backbone.get("source", "")),

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import threading
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from clvr_model.attributes import learnable_values, value_numbers
 from clvr_model.checkpoint import CARD_FILE, Card, load_checkpoint, save_checkpoint
 from clvr_model.datasets.labelled import LabeledImages, class_numbers
 from clvr_model.network import Clvr
@@ -80,8 +81,9 @@ class TrainResult:
     """The finished checkpoint. Accuracies are shares of the `held_out` validation images.
 
     Without a classifier they are None. rank1: share of validation images whose nearest other image is of the
-    same vehicle, for recipes that learn from vehicles. labels_used: model, vehicle or both. The names of the
-    fields are keys of the command's JSON and of the metrics in card.json.
+    same vehicle, for recipes that learn from vehicles. labels_used: model, vehicle or both. attributes: the
+    `AttributeScores` of color and body type, where they are learned. The names of the fields are keys of the
+    command's JSON and of the metrics in card.json.
     """
 
     uri: str
@@ -98,12 +100,17 @@ class TrainResult:
     report: str = ""
     rank1: float | None = None
     labels_used: str = "model"
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """Return the checkpoint and its accuracy as one line."""
         figures = [
             f"{name} {value:.1%}"
-            for name, value in (("accuracy", self.accuracy), ("rank-1", self.rank1))
+            for name, value in (
+                ("accuracy", self.accuracy),
+                ("rank-1", self.rank1),
+                *((name.replace("_", " "), scores["accuracy"]) for name, scores in self.attributes.items()),
+            )
             if value is not None
         ]
         return ", ".join(
@@ -137,6 +144,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         split=request.split,
         labels=recipe.labels_used,
         tracks=recipe.uses_tracks,
+        attributes=recipe.attributes,
     )
     everything, held_out_models = without_held_out_models(everything, request.hold_out, recipe)
     labelled = drop_erased_images(everything, erased)
@@ -146,7 +154,10 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         destination.create_bucket()  # creates the local folder; a real bucket must exist
     if destination.head(CARD_FILE) is not None:
         # A model that was trained before an erasure stays the model of this command.
-        return _existing_result(request, {identity, _identity(recipe, everything)})
+        # So does one of a release that learned no attributes, unless they are asked for.
+        older = everything.with_attributes(())
+        known = (everything, older) if recipe.attributes == "auto" else (everything,)
+        return _existing_result(request, {identity, *(_identity(recipe, each) for each in known)})
 
     connect(settings)
     backend = _check_workers(request)
@@ -163,23 +174,25 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     check_sets(recipe, training, request.workers)
     classes = tuple(labelled.classes) if recipe.has_classifier else ()
     known_models = classes or (tuple(labelled.classes) if recipe.labels_used == "both" else ())
+    attributes = learnable_values(labelled)
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
-        training=_images(training, known_models),
+        training=_images(training, known_models, attributes),
         # Rank-1 over tracks would count almost equal images of one pass.
         validation=_images(
-            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes
+            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes, attributes
         ),
         folder=folder.uri,
         input=backend,
         log_every=request.log_every,
+        attributes=attributes,
     )
     state = _fit(job, recipe, request, folder)
     if request.select_epoch == "best" and len(validation):
         state = best_state(folder) or state
     cost = cost_of(read_log(folder), request.price_per_node_hour)
-    network = Clvr.of(recipe.architecture(len(classes)))
+    network = Clvr.of(recipe.architecture(len(classes), attributes))
     state.restore(network)
     final = state.history[-1]
     class_counts = np.bincount(job.validation.classes[job.validation.classes >= 0], minlength=1)
@@ -196,6 +209,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         "report": destination.uri_of(REPORT_FILE),
         "rank1": final.get("rank1"),
         "labels_used": recipe.labels_used,
+        **({"attributes": final.get("attributes", {})} if attributes else {}),
     }
     card = Card(
         label_ids=classes,
@@ -224,10 +238,11 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     return TrainResult(uri=request.output, fingerprint=saved.fingerprint, **metrics)
 
 
-def _images(labelled: LabeledImages, classes: tuple[int, ...]) -> Images:
+def _images(labelled: LabeledImages, classes: tuple[int, ...], attributes: Mapping[str, list[str]]) -> Images:
     """Return the images as workers take them; without classes, all class numbers are -1."""
     numbers = class_numbers(labelled, classes) if classes else np.full(len(labelled), -1, np.int64)
-    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes)
+    values = value_numbers(labelled, attributes) if attributes else None
+    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes, values)
 
 
 def _identity(recipe: Recipe, labelled: LabeledImages) -> str:

@@ -25,7 +25,7 @@ from clvr_model.training import (
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
-from clvr_model.validation import Predictions, predict, score, vehicle_rank1
+from clvr_model.validation import Predictions, predict, score, score_attributes, vehicle_rank1
 from clvr_model.weights import load_backbone
 from infra.errors import ClvrError
 from infra.store import open_store
@@ -85,7 +85,8 @@ class _Worker:
         self.stop_request = StopRequest(progress_actor) if self.distributed.is_rank_zero else None
 
     def run(self) -> None:
-        network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
+        architecture = self.recipe.architecture(len(self.job.classes), self.job.attributes)
+        network = Clvr.of(architecture, seed=self.recipe.seed)
         state = reported_state()
         if state is None:
             load_backbone(network, self.recipe.pretrained)
@@ -224,6 +225,9 @@ class _Worker:
         rank1 = self._rank1(predictions)
         if rank1 is not None:
             entry["held_rank1"] = rank1
+        for name, scored in self._attribute_scores(predictions).items():
+            if scored["accuracy"] is not None:
+                entry[f"held_{name}"] = scored["accuracy"]
         key = "held_accuracy" if rank1 is None else "held_rank1"
         comparable = [
             earlier[key]
@@ -241,6 +245,14 @@ class _Worker:
         if vehicles is None:
             return None
         return 0.0 if predictions.features is None else vehicle_rank1(predictions.features, vehicles)
+
+    def _attribute_scores(self, predictions: Predictions) -> dict[str, dict[str, Any]]:
+        """Return how the validation images' attributes compare with the labels, by name."""
+        expected = self.job.validation.attributes
+        if expected is None:
+            return {}
+        scores = score_attributes(predictions.attributes, expected, list(self.job.attributes))
+        return {name: asdict(scored) for name, scored in scores.items()}
 
     def _features(self, network: Clvr, passes_before: int) -> tuple[Batch, Batch]:
         """Return pooled features of the training and validation images, from the cache or computed."""
@@ -307,10 +319,15 @@ class _Worker:
         if keep_features:
             none = np.zeros((0, network.head.output_dim), np.float32)
             columns.append(none if local.features is None else local.features)
-        gathered = (
+        if self.job.attributes:
+            nothing = np.zeros((0, len(self.job.attributes)), np.int64)
+            columns.append(nothing if local.attributes is None else local.attributes)
+        gathered = [
             self.distributed.all_gather_rows(torch.from_numpy(column), count).numpy() for column in columns
-        )
-        return Predictions(*gathered)
+        ]
+        attributes = gathered.pop() if self.job.attributes else None
+        classes, confidence, losses, *features = gathered
+        return Predictions(classes, confidence, losses, features[0] if keep_features else None, attributes)
 
     def _to_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for pooled, targets in batches:
@@ -322,6 +339,8 @@ class _Worker:
         Without a classifier, the scores of vehicle models are None and the predictions are empty.
         """
         rank1 = self._rank1(predictions)
+        attributes = self._attribute_scores(predictions)
+        named = {"attributes": attributes} if attributes else {}
         if not self.job.classes:
             unknown: dict[str, Any] = {
                 "micro": None,
@@ -330,7 +349,7 @@ class _Worker:
                 "predicted": [],
                 "confidence": [],
             }
-            return [*position.history, {**unknown, "rank1": rank1}]
+            return [*position.history, {**unknown, "rank1": rank1, **named}]
         scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
         return [
@@ -342,6 +361,7 @@ class _Worker:
                 "predicted": [self.job.classes[number] for number in predictions.classes.tolist()],
                 "confidence": [round(value, 4) for value in predictions.confidence.tolist()],
                 **({} if rank1 is None else {"rank1": rank1}),
+                **named,
             },
         ]
 
@@ -353,6 +373,7 @@ class _Worker:
             "held_accuracy": final["micro"],
             "held_macro": final["macro"],
             "held_rank1": final.get("rank1"),
+            **{f"held_{name}": scored["accuracy"] for name, scored in final.get("attributes", {}).items()},
         }
         self.log_event("final", **{name: value for name, value in scores.items() if value is not None})
         self._report_state(network, position, None)
