@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from infra.store import format_ms
@@ -24,6 +24,11 @@ def labels_used(card: "Card") -> str:
     """The labels that a network learned from, in words."""
     words = [_LABELS_USED[card.labels_used], *(_ATTRIBUTES.get(name, name) for name in card.attributes)]
     return ", ".join(words)
+
+
+def predicted_values(crop: Mapping[str, Any]) -> list[str]:
+    """The predicted color and body type of a crop with their confidences; none that the model lacks."""
+    return [f"{crop[name]} ({crop[f'{name}_confidence']:.0%})" for name in _ATTRIBUTES if crop.get(name)]
 
 
 def attribute_name(name: str) -> str:

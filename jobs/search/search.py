@@ -11,7 +11,6 @@ from rich.table import Table
 from clvr_model.card import Card, read_card
 from index.archive.reader import open_uri
 from index.filters import WITHOUT_ATTRIBUTE, Filters
-from index.milvus.search import Hit
 from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -24,7 +23,7 @@ from infra.store import format_ms
 from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.runtime.format import attribute_name, model_name
+from jobs.runtime.format import attribute_name, model_name, predicted_values
 from jobs.runtime.resolve import epoch_ms
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
@@ -127,7 +126,7 @@ class SearchResult:
         table = Table(box=None, pad_edge=False)
         for title, justify in (("rank", "right"), ("distance", "right"), ("same", "right")):
             table.add_column(title, justify=justify)  # type: ignore[arg-type]
-        has_attributes = any(attributes_of(match.hit) for match in self.matches)
+        has_attributes = any(predicted_values(asdict(match.hit)) for match in self.matches)
         titles = (
             "camera",
             "time (UTC)",
@@ -149,7 +148,7 @@ class SearchResult:
                 "-"
                 if hit.model_id == UNKNOWN_LABEL
                 else f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
-                *((", ".join(attributes_of(hit)) or "-",) if has_attributes else ()),
+                *((", ".join(predicted_values(asdict(hit))) or "-",) if has_attributes else ()),
                 _notes(match),
                 f"{CROP}{hit.crop_id} {hit.uri}",
             )
@@ -277,12 +276,6 @@ def resolve_attributes(rules: Rules, card: Card) -> Rules:
     return replace(rules, filters=replace(rules.filters, **found)) if found else rules  # type: ignore[arg-type]
 
 
-def attributes_of(hit: Hit) -> list[str]:
-    """Return the predicted color and body type of a crop with their confidences, as text."""
-    pairs = ((hit.color, hit.color_confidence), (hit.body_type, hit.body_type_confidence))
-    return [f"{value} ({confidence:.0%})" for value, confidence in pairs if value]
-
-
 def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
     """Return `nothing`, `ranked`, `found` or `not found`; see SearchResult."""
     return verdict_of_distances([match.hit.distance for match in matches], calibration)
@@ -317,7 +310,7 @@ def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: flo
         name = model_name(names, match.hit.model_id)
         within = threshold is not None and match.hit.distance <= threshold
         jpeg = thumbnail_of(*open_uri(match.hit.uri))
-        shown.append(PageMatch(match, jpeg, name, within, attributes_of(match.hit)))
+        shown.append(PageMatch(match, jpeg, name, within, predicted_values(asdict(match.hit))))
     return shown
 
 

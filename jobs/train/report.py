@@ -13,6 +13,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from clvr_model.attributes import ATTRIBUTES
 from clvr_model.checkpoint import Card
 from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
@@ -51,6 +52,7 @@ def write_report(
         summary=_summary(card, inputs),
         labels_used=labels_used(card),
         rank1=inputs.final.get("rank1"),
+        attributes=inputs.final.get("attributes", {}),
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
@@ -140,6 +142,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
         val_loss=entry.get("held_loss"),
         val_accuracy=entry.get("held_accuracy"),
         val_rank1=entry.get("held_rank1"),
+        val_attributes={name: entry[f"held_{name}"] for name in ATTRIBUTES if f"held_{name}" in entry},
         lr=entry.get("lr", 0.0),
         images=entry["pictures"],
         seconds=entry["seconds"],
