@@ -56,10 +56,10 @@ class ServingModule(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (n, h, w, 3) -> float32 (n, feature_dim), and (n, outputs): all logits, side by side."""
-        feature, *logits = self.network(to_input(images))
+        feature, logits, *attributes = self.network(to_input(images))
         # Not every engine takes an output without elements.
-        logits = [part for part in logits if part.shape[1]]
-        return (feature, torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]) if logits else (feature,)
+        parts = [*([logits] if self.network.architecture.classes else []), *attributes]
+        return (feature, torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) if parts else (feature,)
 
 
 @memoised
