@@ -22,8 +22,8 @@ _ATTRIBUTES = {"color": "colors", "body_type": "body types"}
 
 def labels_used(card: "Card") -> str:
     """The labels that a network learned from, in words."""
-    words = [_LABELS_USED[card.labels_used], *(_ATTRIBUTES.get(name, name) for name in card.attributes)]
-    return ", ".join(words)
+    learned = [words for name, words in _ATTRIBUTES.items() if name in card.attributes]
+    return ", ".join([_LABELS_USED[card.labels_used], *learned])
 
 
 def predicted_values(crop: Mapping[str, Any]) -> list[str]:

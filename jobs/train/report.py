@@ -52,7 +52,11 @@ def write_report(
         summary=_summary(card, inputs),
         labels_used=labels_used(card),
         rank1=inputs.final.get("rank1"),
-        attributes=inputs.final.get("attributes", {}),
+        attributes={
+            name: inputs.final["attributes"][name]
+            for name in ATTRIBUTES
+            if name in inputs.final.get("attributes", {})
+        },
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
