@@ -152,7 +152,8 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
 def _parameter_groups(module: nn.Module, network: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     """Group what learns by its learning rate and its decay; the head's group is the first.
 
-    The classifiers of attributes are apart: their gradient has no part in the norm by which others are clipped.
+    The classifiers of attributes are apart: their gradient has no part in the norm by which the others are
+    clipped.
     """
     head = network.head if isinstance(network, Clvr) else network
     attributes = set(map(id, head.attributes.parameters())) if isinstance(head, Head) else set()
@@ -286,13 +287,10 @@ def train_step(
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
         totals += Totals(value, correct, len(part))
     if max_grad_norm:
-        for apart in (False, True):
-            groups = [group["params"] for group in optimizer.param_groups if group.get(APART, False) == apart]
-            if not groups:
-                continue
-            norm = float(
-                torch.nn.utils.clip_grad_norm_([p for group in groups for p in group], max_grad_norm)
-            )
+        groups = optimizer.param_groups
+        for chosen in ([g for g in groups if APART not in g], [g for g in groups if APART in g]):
+            clipped = [parameter for group in chosen for parameter in group["params"]]
+            norm = float(torch.nn.utils.clip_grad_norm_(clipped, max_grad_norm))
             if not np.isfinite(norm):
                 raise TrainingDiverged(f"the gradient's norm is {norm}", remedy="lower the learning rate")
     optimizer.step()
