@@ -52,6 +52,12 @@ class Card:
     fingerprint: str = ""
     format: int = CARD_FORMAT
 
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """The attributes that the network predicts, with the names of their values."""
+        values: Mapping[str, Sequence[str]] = self.architecture.get("attributes", {})
+        return values
+
     def to_json(self) -> bytes:
         """Return the card as it is stored: sealed JSON."""
         # Imported late, so that the network needs no object storage client.

@@ -8,7 +8,7 @@ the two cannot be mixed. Engines and batch sizes are not in the fingerprint: the
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,15 +32,25 @@ _PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
+class PredictedValues:
+    """The most likely value of an attribute, by name, and its softmax, both (n,)."""
+
+    values: NDArray[np.str_]
+    confidence: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Embeddings:
     """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,).
 
-    A network without a classifier predicts UNKNOWN_LABEL with confidence 0.
+    A network without a classifier predicts UNKNOWN_LABEL with confidence 0. attributes: those that the
+    network predicts, by name.
     """
 
     features: NDArray[np.float32]
     model_id: NDArray[np.int32]
     confidence: NDArray[np.float32]
+    attributes: Mapping[str, PredictedValues] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,7 @@ class PrecisionCheck:
 
 
 class Embedder:
-    """Computes features and predicted models of uint8 images. Safe to share between threads.
+    """Computes features, predicted models and attributes of uint8 images. Safe to share between threads.
 
     checkpoint: a Checkpoint or the URI of one. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. engine: 'auto',
     'openvino' (CPU only) or 'torch'. precision: 'fp32'; 'bf16'; 'auto' is bf16 on devices that have it in
@@ -115,6 +125,8 @@ class Embedder:
             else reduced_fingerprint(checkpoint.fingerprint, self.precision)
         )
         self._label_ids = np.asarray(checkpoint.label_ids, dtype=np.int32)
+        self.attributes: Mapping[str, list[str]] = checkpoint.network.architecture.attributes
+        self._num_logits = checkpoint.network.architecture.outputs
         self._lock = threading.Lock()
         self._run: Engine
         if self.engine == "openvino":
@@ -145,7 +157,7 @@ class Embedder:
             raise BadInput(f"images are {images.dtype} {images.shape}, {expected}")
         count = len(images)
         features = np.empty((count, self.feature_dim), np.float32)
-        logits = np.empty((count, len(self._label_ids)), np.float32)
+        logits = np.empty((count, self._num_logits), np.float32)
         for start in range(0, count, self.batch_size):
             chunk = np.ascontiguousarray(images[start : start + self.batch_size])
             stop = start + len(chunk)
@@ -155,15 +167,27 @@ class Embedder:
             with self._lock:
                 feature, logit = self._run(chunk)
                 features[start:stop], logits[start:stop] = feature[: stop - start], logit[: stop - start]
-        return Embeddings(features, *self._predicted(logits))
+        classes = len(self._label_ids)
+        attributes: dict[str, PredictedValues] = {}
+        start = classes
+        for name, values in self.attributes.items():
+            best, confidence = _most_likely(logits[:, start : start + len(values)])
+            attributes[name] = PredictedValues(np.array(values)[best], confidence)
+            start += len(values)
+        return Embeddings(features, *self._predicted(logits[:, :classes]), attributes)
 
     def _predicted(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         if not len(self._label_ids):
             return np.full(len(logits), UNKNOWN_LABEL, np.int32), np.zeros(len(logits), np.float32)
-        best = logits.argmax(axis=1)
-        # The softmax of the largest logit, in a form that does not overflow.
-        confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-        return self._label_ids[best], confidence.astype(np.float32)
+        best, confidence = _most_likely(logits)
+        return self._label_ids[best], confidence
+
+
+def _most_likely(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the number of the largest logit of each row, and its softmax."""
+    # The softmax of the largest logit, in a form that does not overflow.
+    confidence = 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    return logits.argmax(axis=1), confidence.astype(np.float32)
 
 
 def check_precision(

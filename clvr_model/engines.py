@@ -1,7 +1,7 @@
 """Inference engines of a trained network: OpenVINO on CPUs, torch on any device.
 
 An engine maps uint8 (batch, h, w, 3) images of the network's size, in one fixed batch size, to float32
-features and logits. The normalization of pixels is part of its graph.
+features, and logits of classes and attributes. The normalization of pixels is part of its graph.
 """
 
 import copy
@@ -33,7 +33,7 @@ _CHUNK_ROWS = 128  # images copied to the GPU at a time: 34 MB
 
 
 class Engine(Protocol):
-    """uint8 (batch, h, w, 3) -> float32 (batch, feature_dim), (batch, classes); one call at a time."""
+    """uint8 (batch, h, w, 3) -> float32 (batch, feature_dim), (batch, outputs); one call at a time."""
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
@@ -55,10 +55,11 @@ class ServingModule(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (n, h, w, 3) -> float32 (n, feature_dim), and (n, classes) with a classifier."""
-        feature, logits = self.network(to_input(images))
+        """uint8 (n, h, w, 3) -> float32 (n, feature_dim), and (n, outputs): all logits, side by side."""
+        feature, logits, *attributes = self.network(to_input(images))
         # Not every engine takes an output without elements.
-        return (feature, logits) if self.network.architecture.classes else (feature,)
+        parts = [*([logits] if self.network.architecture.classes else []), *attributes]
+        return (feature, torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]) if parts else (feature,)
 
 
 @memoised

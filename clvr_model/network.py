@@ -6,7 +6,7 @@ paper's competitor MixedDiff.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, Field, asdict, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clvr_model.attributes import AttributeHead, Values, check_values
 from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone, input_size
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling, init_weights
@@ -50,7 +51,8 @@ class Architecture:
     classes: 0 for a network that was trained on vehicles alone and has no classifier. head 'mixed': two
     branches of `branch_dim`, and two layers behind both, of which the first has `fusion_dim`; `bnneck` then
     also stands behind the branch of vehicle labels. input_size: height and width of the images, 0 for those
-    of the backbone. Raises BadSetting for an unknown backbone, pydantic's
+    of the backbone. attributes: the names of the values of color and body type that the network predicts; {}
+    for none. Raises BadSetting for an unknown backbone, pydantic's
     ValidationError for other bad values.
     """
 
@@ -69,6 +71,12 @@ class Architecture:
     branch_dim: int = BRANCH_DIM
     fusion_dim: int = BRANCH_DIM
     input_size: int = 0
+    attributes: Annotated[Values, AfterValidator(check_values)] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits: of the classes, and of the values of all attributes."""
+        return self.classes + sum(map(len, self.attributes.values()))
 
     @property
     def image_size(self) -> int:
@@ -86,16 +94,20 @@ class Architecture:
             names = [_CARD_NAMES.get(entry.name, entry.name) for entry in fields(cls)]
             raise to_bad_setting(error, _CARD_NAMES.get(path, path), names) from error
 
-    def as_dict(self) -> dict[str, int | bool | str | float]:
+    def as_dict(self) -> dict[str, int | bool | str | float | Values]:
         """Return plain values for the card."""
         values = asdict(self)
         saved = {
             _CARD_NAMES.get(entry.name, entry.name): values[entry.name]
             for entry in fields(self)
             if entry.name in _ALWAYS_SAVED
-            or (entry.name != "backbone" and values[entry.name] != entry.default)
+            or (entry.name != "backbone" and values[entry.name] != _default(entry))
         }
         return {"backbone": self.backbone, **saved}
+
+
+def _default(entry: "Field[Any]") -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 class BNNeck(nn.BatchNorm1d):
@@ -131,7 +143,7 @@ class CosineClassifier(nn.Linear):
 
 
 class Head(nn.Module):
-    """Pooled (n, pooled_dim) -> feature (n, feature_dim) and logits (n, classes)."""
+    """Pooled (n, pooled_dim) -> feature (n, feature_dim), logits (n, classes), and those of attributes."""
 
     def __init__(self, architecture: Architecture, pooled_dim: int) -> None:
         super().__init__()
@@ -140,26 +152,31 @@ class Head(nn.Module):
         self.dense = nn.Linear(self._dense_inputs(architecture, pooled_dim), architecture.feature_dim)
         self.neck = BNNeck(architecture.feature_dim) if architecture.bnneck else nn.Identity()
         self.classifier = _classifier(architecture, self._classifier_inputs(architecture))
+        self.attributes = AttributeHead(pooled_dim, {})
 
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (n, pooled_dim) -> ((n, feature_dim), (n, classes)).
+    def forward(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """float32 (n, pooled_dim) -> ((n, feature_dim), (n, classes), (n, values) of each attribute).
 
         The feature, which is stored and compared by L2, is also the classifier's input: the output of the
         dense layer after ReLU, neck and normalization, where the network has them.
         """
         feature = self._feature(pooled)
-        return feature, self._logits(feature)
+        return feature, self._logits(feature), *self.attributes(pooled)
 
     @property
     def output_dim(self) -> int:
         """Length of the vector that `forward` returns as the feature."""
         return self.dense.out_features
 
-    def select(self, *, softmax: bool, output: HeadOutput, fusion_only: bool) -> None:
+    def select(
+        self, *, softmax: bool, output: HeadOutput, fusion_only: bool, attribute_gradient: float = 0.0
+    ) -> None:
         """Prepare a stage: freeze what its loss does not reach. `output` has an effect on mixed heads only.
 
-        softmax: whether the loss uses the logits. fusion_only: see MixedHead.
+        softmax: whether the loss uses the logits. fusion_only: see MixedHead. attribute_gradient: see
+        AttributeHead.
         """
+        self.attributes.gradient = attribute_gradient
         if self.classifier is not None:
             self.classifier.requires_grad_(softmax)
 
@@ -208,8 +225,8 @@ class MixedHead(Head):
         self.vehicle_neck.train(mode and self._vehicles_learn)
         return self
 
-    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (n, pooled_dim) -> (the vector that `output` names, (n, classes)).
+    def forward(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """float32 (n, pooled_dim) -> (the vector that `output` names, (n, classes), those of attributes).
 
         The logits are those of the model branch.
         """
@@ -220,19 +237,26 @@ class MixedHead(Head):
             feature = self._feature(functional.relu(self.fusion(joined)))
         else:
             feature = self._normalized(by_model if self.output == "model_branch" else by_vehicle)
-        return feature, self._logits(by_model)
+        return feature, self._logits(by_model), *self.attributes(pooled)
 
     @property
     def output_dim(self) -> int:
         """Length of the vector that `output` names."""
         return self.dense.out_features if self.output == "feature" else self.vehicle_branch.out_features
 
-    def select(self, *, softmax: bool, output: HeadOutput, fusion_only: bool) -> None:
+    def select(
+        self, *, softmax: bool, output: HeadOutput, fusion_only: bool, attribute_gradient: float = 0.0
+    ) -> None:
         """Prepare a stage: let learn what its loss reaches, and freeze the rest.
 
         fusion_only: the branches stay as they are.
         """
-        super().select(softmax=softmax, output=output, fusion_only=fusion_only)
+        super().select(
+            softmax=softmax,
+            output=output,
+            fusion_only=fusion_only,
+            attribute_gradient=attribute_gradient,
+        )
         self.output = output
         whole = output == "feature"
         below = whole and not fusion_only
@@ -261,7 +285,7 @@ def _classifier(architecture: Architecture, width: int) -> nn.Linear | None:
 
 
 class Clvr(nn.Module):
-    """float32 (n, 3, h, w) in [-1, 1] -> feature (n, feature_dim), logits (n, classes).
+    """float32 (n, 3, h, w) in [-1, 1] -> feature (n, feature_dim), logits (n, classes) and of attributes.
 
     The first weights are random, from `seed`; `weights.load_backbone` replaces the backbone's. `switches` are
     the other fields of Architecture.
@@ -283,13 +307,15 @@ class Clvr(nn.Module):
         kind = MixedHead if self.architecture.head == "mixed" else Head
         self.head = kind(self.architecture, self.backbone.pooled_dim)
         init_weights(self.head, seed)
+        # After the draw: the other layers start from the same weights with and without attributes.
+        self.head.attributes = AttributeHead(self.backbone.pooled_dim, self.architecture.attributes)
 
     @classmethod
     def of(cls, architecture: Architecture, *, seed: int = 0) -> "Clvr":
         """Make a network of that architecture."""
         return cls(seed=seed, **asdict(architecture))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 (n, 3, h, w) -> ((n, feature_dim), (n, classes))."""
-        feature, logits = self.head(self.backbone(x))
-        return feature, logits
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """float32 (n, 3, h, w) -> ((n, feature_dim), (n, classes), (n, values) of each attribute)."""
+        outputs: tuple[Tensor, ...] = self.head(self.backbone(x))
+        return outputs

@@ -44,7 +44,8 @@ class Objective:
         """Return the loss, summed over the images, and how many images are right.
 
         feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles; an
-        image of class -1, which is unknown, takes no part in the softmax.
+        image of class -1, which is unknown, takes no part in the softmax. Further columns are left to
+        `attributes.attribute_loss`.
         Right is an image of the predicted class, and without softmax one that is nearer to its vehicle's
         center than all images of others.
         """
@@ -91,5 +92,10 @@ def classes_of(targets: Tensor) -> Tensor:
 
 
 def vehicles_of(targets: Tensor) -> Tensor:
-    """Return the vehicles (n,) of targets (n, 2)."""
+    """Return the vehicles (n,) of targets (n, 2) or with more columns."""
     return targets[:, 1]
+
+
+def attributes_of(targets: Tensor) -> Tensor:
+    """Return the values (n, attributes) of targets (n, 2 + attributes)."""
+    return targets[:, 2:]

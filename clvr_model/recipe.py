@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from clvr_model.attributes import Values
 from clvr_model.backbones import (
     BACKBONES,
     DEFAULT_BACKBONE,
@@ -171,6 +172,10 @@ class Stage(_Fields):
     images_per_vehicle: int = Field(default=5, ge=2)
     """Images of a vehicle in a batch, under sampling 'vehicles'; a vehicle with fewer repeats some."""
 
+    attributes_weight: Real = Field(default=0.0, ge=0)
+    """Factor on the gradient that goes on from the classifiers of attributes to the backbone. At 0 they learn
+    too, and the feature is that of a training without them."""
+
     @property
     def uses_softmax(self) -> bool:
         """Whether the loss needs vehicle models."""
@@ -251,6 +256,9 @@ class Recipe(_Fields):
     """Factor on a cosine classifier's cosines, before the softmax."""
     identity: Literal["vehicle", "track"] = "vehicle"
     """What the images of a set share: a vehicle, by labels, or a camera's track of one, which needs none."""
+    attributes: Literal["auto"] | bool = "auto"
+    """Whether linear classifiers beside the feature learn color and body type; 'auto': those that have labels
+    of two values or more."""
     head: HeadKind = "single"
     """'mixed': a branch of model labels and one of vehicle labels, with two layers behind both."""
     branch_dim: int = Field(default=BRANCH_DIM, ge=1)
@@ -288,8 +296,11 @@ class Recipe(_Fields):
         """Whether a stage separates tracks that cannot show one vehicle: they need cameras and times."""
         return any(stage.uses_clusters and stage.negatives == "proven" for stage in self.stages)
 
-    def architecture(self, classes: int) -> Architecture:
-        """Return the network's architecture for that number of vehicle models, which clusters do not need."""
+    def architecture(self, classes: int, attributes: Values | None = None) -> Architecture:
+        """Return the network's architecture for that number of vehicle models, which clusters do not need.
+
+        attributes: the values of the attributes that it learns.
+        """
         classes = classes if self.has_classifier else 0
         return Architecture(
             classes,
@@ -307,6 +318,7 @@ class Recipe(_Fields):
             branch_dim=self.branch_dim,
             fusion_dim=self.fusion_dim,
             input_size=0 if self.image_size == input_size(self.backbone) else self.image_size,
+            attributes=dict(attributes or {}),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -350,6 +362,7 @@ _OPTIONAL_FIELDS = frozenset(
         "classifier",
         "cosine_scale",
         "identity",
+        "attributes",
         "head",
         "branch_dim",
         "fusion_dim",
@@ -374,6 +387,7 @@ _OPTIONAL_STAGE_FIELDS = frozenset(
         "negatives",
         "clusters_on",
         "images_per_vehicle",
+        "attributes_weight",
     )
 )
 

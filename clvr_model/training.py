@@ -1,9 +1,9 @@
 """Training loops of an epoch and a step, which Ray Train calls with its wrapped network.
 
-Batches are (uint8 (n, h, w, 3) images, int64 (n,) classes), or, where vehicles are learned, int64 (n, 2)
-classes and vehicles. With a frozen backbone, the same loops train the head alone on batches of (pooled
-float32 (n, pooled_dim), targets), with the same result. All randomness comes from (seed, stage, epoch, step),
-so a resume needs no generator state.
+Batches are (uint8 (n, h, w, 3) images, int64 (n,) classes); where vehicles are learned, int64 (n, 2) classes
+and vehicles; where attributes are learned, int64 (n, 2 + attributes). With a frozen backbone, the same loops
+train the head alone on batches of (pooled float32 (n, pooled_dim), targets), with the same result. All
+randomness comes from (seed, stage, epoch, step), so a resume needs no generator state.
 """
 
 import math
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
+from clvr_model.attributes import attribute_loss
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.journeys import Journeys
 from clvr_model.memory import is_out_of_memory, max_batch_size
-from clvr_model.network import Clvr
+from clvr_model.network import Clvr, Head
 from clvr_model.normalization import to_input
-from clvr_model.objective import Objective
+from clvr_model.objective import Objective, attributes_of
 from clvr_model.recipe import MIN_SETS, RMSPROP_ALPHA, Stage
 from clvr_model.vehicle_sampling import vehicle_order
 from infra.errors import BadInput, BadSetting, TrainingDiverged
@@ -34,6 +35,8 @@ SOFTMAX = Objective()
 
 # Key of a parameter group: the factor of `layer_decay` on its learning rate.
 LR_SCALE = "lr_scale"
+# Of a group: its gradient is clipped by itself.
+APART = "apart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,10 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
             for name, parameter in network.backbone.named_parameters():
                 parameter.requires_grad_(name.startswith(network.backbone.top))
         network.head.select(
-            softmax=stage.uses_softmax, output=stage.output, fusion_only=stage.trainable == "fusion"
+            softmax=stage.uses_softmax,
+            output=stage.output,
+            fusion_only=stage.trainable == "fusion",
+            attribute_gradient=stage.attributes_weight,
         )
     groups = _parameter_groups(module, network, stage)
     lr, momentum, decay = stage.lr, stage.momentum, stage.weight_decay
@@ -159,24 +165,34 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
 
 
 def _parameter_groups(module: nn.Module, network: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """Group what learns by its learning rate and its decay; the head's group is the first."""
+    """Group what learns by its learning rate and its decay; the head's group is the first.
+
+    The classifiers of attributes are apart: their gradient has no part in the norm by which the others are
+    clipped.
+    """
+    head = network.head if isinstance(network, Clvr) else network
+    attributes = set(map(id, head.attributes.parameters())) if isinstance(head, Head) else set()
     scales: dict[int, float] = {}
     if stage.layer_decay < 1 and isinstance(network, Clvr):
         for depth, layer in enumerate(reversed(network.backbone.layers()), 1):
             scales |= {id(parameter): stage.layer_decay**depth for parameter in layer}
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
             decays = stage.optimizer != "adamw" or parameter.ndim > 1
-            groups.setdefault((scales.get(id(parameter), 1.0), decays), []).append(parameter)
+            key = (id(parameter) not in attributes, scales.get(id(parameter), 1.0), decays)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
             "lr": stage.lr * scale,
             LR_SCALE: scale,
             **({} if decays else {"weight_decay": 0.0}),
+            **({} if in_task else {APART: True}),
         }
-        for (scale, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        for (in_task, scale, decays), parameters in sorted(
+            groups.items(), key=lambda group: group[0], reverse=True
+        )
     ]
 
 
@@ -265,11 +281,12 @@ def train_step(
 ) -> Totals:
     """Take one optimizer step on one batch: by default mean softmax cross-entropy (the paper, eq. 1 and 2).
 
-    targets: int64 (n,) classes, or (n, 2) classes and vehicles. max_grad_norm: longer gradients are clipped
-    to this norm; 0: no clipping. With `micro_batch` the batch is split into portions of at most that size,
-    about equal and of whole sets, whose gradients are summed before the step. Only batch statistics differ
-    from one pass, and the negatives of coupled clusters: they are a portion's. Raises TrainingDiverged before
-    the weights change.
+    targets: int64 (n,) classes, (n, 2) classes and vehicles, or (n, 2 + attributes), of which a network with
+    attributes learns from those that are known; the totals are of the objective alone. max_grad_norm: longer
+    gradients are clipped to this norm; 0: no clipping. With `micro_batch` the batch is split into portions of
+    at most that size, about equal and of whole sets, whose gradients are summed before the step. Only batch
+    statistics differ from one pass, and the negatives of coupled clusters: they are a portion's. Raises
+    TrainingDiverged before the weights change.
     """
     optimizer.zero_grad(set_to_none=True)
     totals = Totals()
@@ -277,18 +294,22 @@ def train_step(
     parts = zip(objective.split(inputs, passes), objective.split(targets, passes), strict=True)
     for part, expected in parts:
         with autocast(part, precision):
-            feature, logits = module(network_input(part))
+            feature, logits, *attributes = module(network_input(part))
         loss, correct = objective(feature, logits, expected)
         value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingDiverged(f"the loss is {value}", remedy="lower the learning rate")
+        if attributes:
+            loss = loss + attribute_loss(attributes, attributes_of(expected))
+        if not np.isfinite(float(loss.detach())):
+            raise TrainingDiverged(f"the loss is {float(loss.detach())}", remedy="lower the learning rate")
         (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
         totals += Totals(value, correct, len(part))
     if max_grad_norm:
-        trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(trainable, max_grad_norm))
-        if not np.isfinite(norm):
-            raise TrainingDiverged(f"the gradient's norm is {norm}", remedy="lower the learning rate")
+        groups = optimizer.param_groups
+        for chosen in ([g for g in groups if APART not in g], [g for g in groups if APART in g]):
+            clipped = [parameter for group in chosen for parameter in group["params"]]
+            norm = float(torch.nn.utils.clip_grad_norm_(clipped, max_grad_norm))
+            if not np.isfinite(norm):
+                raise TrainingDiverged(f"the gradient's norm is {norm}", remedy="lower the learning rate")
     optimizer.step()
     return totals
 
@@ -310,9 +331,8 @@ def _out_of_memory(
         part = inputs[:1].expand(count, *inputs.shape[1:])
         with autocast(part, precision):
             # Unwrapped: a distributed pass would wait for the other workers.
-            feature, logits = unwrap_ddp(module)(network_input(part))
-        loss: Tensor = feature.float().square().sum() + logits.float().square().sum()
-        return loss
+            outputs = unwrap_ddp(module)(network_input(part))
+        return torch.stack([output.float().square().sum() for output in outputs]).sum()
 
     tried = min(stage.micro_batch or len(inputs), len(inputs))
     fits = min(max_batch_size(loss_of, inputs.device), tried - 1)

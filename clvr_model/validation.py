@@ -1,6 +1,6 @@
-"""Predictions of vehicle models and their accuracy, and how often a vehicle is found again."""
+"""Predictions of vehicle models and attributes, their accuracy, and how often a vehicle is found again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,14 @@ class Predictions:
     """The most likely class of n images, its probability, and the loss of the true class.
 
     Without a classifier the classes are -1, with confidence and loss 0. features: if they were asked for.
+    attributes: the most likely value of each attribute, if the network has attributes.
     """
 
     classes: NDArray[np.int64]  # (n,)
     confidence: NDArray[np.float32]  # (n,)
     losses: NDArray[np.float32]  # (n,) cross-entropy
     features: NDArray[np.float32] | None = None  # (n, feature_dim)
+    attributes: NDArray[np.int64] | None = None  # (n, attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +46,30 @@ class Scores:
     pictures: int
 
 
+@dataclass(frozen=True, slots=True)
+class AttributeScores:
+    """Accuracy of an attribute over the images whose value is known; `accuracy` is None without any.
+
+    chance: share of the most frequent value among them. Field names are keys of cards.
+    """
+
+    accuracy: float | None
+    chance: float
+    pictures: int
+
+
 @torch.inference_mode()
 def predict(
     module: nn.Module, batches: Iterable[Batch], *, precision: str = "fp32", keep_features: bool = False
 ) -> Predictions:
     """Predict in eval mode, with a network or, on pooled batches, with its head."""
     module.eval()
-    classes, confidence, losses, features = [], [], [], []
+    classes, confidence, losses, features, values = [], [], [], [], []
     for inputs, targets in batches:
         with autocast(inputs, precision):
-            feature, logits = module(network_input(inputs))
+            feature, logits, *attributes = module(network_input(inputs))
+        if attributes:
+            values.append(torch.stack([part.argmax(dim=1) for part in attributes], dim=1).cpu())
         if keep_features:
             features.append(feature.float().cpu())
         best, probability, loss = _best(logits.float(), classes_of(targets))
@@ -62,8 +78,13 @@ def predict(
         losses.append(loss.cpu())
     if not classes:
         return Predictions(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, np.float32))
-    columns = [classes, confidence, losses, *([features] if keep_features else [])]
-    return Predictions(*(torch.cat(parts).numpy() for parts in columns))
+    return Predictions(
+        torch.cat(classes).numpy(),
+        torch.cat(confidence).numpy(),
+        torch.cat(losses).numpy(),
+        features=torch.cat(features).numpy() if keep_features else None,
+        attributes=torch.cat(values).numpy() if values else None,
+    )
 
 
 def _best(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,3 +141,20 @@ def score(predictions: Predictions, expected: NDArray[np.int64], classes: int) -
         per_class=shares,
         pictures=len(expected),
     )
+
+
+def score_attributes(
+    predicted: NDArray[np.int64] | None, expected: NDArray[np.int64], names: Sequence[str]
+) -> dict[str, AttributeScores]:
+    """Compare predicted values with the true ones, both (n, attributes); negative ones are unknown."""
+    scores = {}
+    for column, name in enumerate(names):
+        known = np.flatnonzero(expected[:, column] >= 0)
+        true = expected[known, column]
+        right = None if predicted is None else predicted[known, column] == true
+        scores[name] = AttributeScores(
+            accuracy=float(right.mean()) if right is not None and len(known) else None,
+            chance=float(np.bincount(true).max() / len(known)) if len(known) else 0.0,
+            pictures=len(known),
+        )
+    return scores

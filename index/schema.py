@@ -1,5 +1,6 @@
 """The columns of manifests, shards and collections: one table, from which all of their schemas are made."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ EMBEDDING_DIM = 1024
 MAX_URI_BYTES = 1024
 MAX_NAME_BYTES = 128
 """The longest camera_id and track_id. Milvus silently imports over-long strings, so we reject them."""
+MAX_VALUE_BYTES = 64
+"""The longest name of an attribute's value."""
+
+ATTRIBUTES = ("color", "body_type")
+"""What a model may predict of a crop beside its vehicle model; each has a column of the confidence too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,7 @@ class Column:
     shard: its place in a shard and in a collection, from 1; 0 for a column of manifests only. manifest: False
     for what only the network knows. label: whether a label table may give it. repeats: whether few values
     fill it, so that a dictionary makes Parquet files smaller. required: whether no crop can be without it.
+    version: of the shards that have it, and of later ones.
     """
 
     name: str
@@ -39,6 +46,7 @@ class Column:
     label: bool = False
     repeats: bool = False
     required: bool = False
+    version: int = 1
 
 
 _EMBEDDING = 2  # the place of the embedding in a shard
@@ -55,6 +63,11 @@ COLUMNS = (
     # In a manifest the label, or null; in a shard what the network predicts.
     Column("model_id", pa.int32(), shard=7, label=True),
     Column("model_confidence", pa.float32(), shard=8, manifest=False),
+    # Only of models that predict attributes, so that the shards of the others stay as they were.
+    Column("color", pa.string(), "", MAX_VALUE_BYTES, shard=9, manifest=False, repeats=True, version=2),
+    Column("color_confidence", pa.float32(), shard=10, manifest=False, version=2),
+    Column("body_type", pa.string(), "", MAX_VALUE_BYTES, shard=11, manifest=False, repeats=True, version=2),
+    Column("body_type_confidence", pa.float32(), shard=12, manifest=False, version=2),
 )
 
 MANIFEST_SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if column.manifest])
@@ -63,14 +76,29 @@ MANIFEST_SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS if
 SCALARS = tuple(sorted((column for column in COLUMNS if column.shard), key=lambda column: column.shard))
 """The scalar columns of shards and collections, in their order."""
 
-SCALAR_NAMES = tuple(column.name for column in SCALARS)
 
-SHARD_VERSION = 1
-SHARD_SCHEMA = pa.schema([(column.name, column.type) for column in SCALARS]).insert(
-    _EMBEDDING - 1, pa.field("embedding", pa.list_(pa.float32()))
-)
-"""One row an embedded crop, no nulls. Plain lists and strings, because Milvus 2.3 refuses the fixed-size,
-large and dictionary types."""
+def scalar_names(version: int) -> tuple[str, ...]:
+    """Return the scalar columns of shards of a version, and of their collections."""
+    return tuple(column.name for column in SCALARS if column.version <= version)
+
+
+def _shard_schema(version: int) -> pa.Schema:
+    columns = [(column.name, column.type) for column in SCALARS if column.version <= version]
+    return pa.schema(columns).insert(_EMBEDDING - 1, pa.field("embedding", pa.list_(pa.float32())))
+
+
+SHARD_SCHEMAS = {version: _shard_schema(version) for version in (1, 2)}
+"""One row an embedded crop, no nulls; version 2 is of models that predict attributes. Plain lists and
+strings, because Milvus 2.3 refuses the fixed-size, large and dictionary types."""
+
+SHARD_SCHEMA = SHARD_SCHEMAS[1]
+"""The columns of every shard."""
+
+
+def shard_version(names: Collection[str]) -> int:
+    """Return the version of shards with these columns."""
+    return max(column.version for column in SCALARS if column.name in names or column.version == 1)
+
 
 MAX_BYTES = {column.name: column.max_bytes for column in SCALARS if column.max_bytes is not None}
 """The longest value of each string column that Milvus keeps."""
@@ -93,6 +121,8 @@ COLUMN_KINDS: dict[str, Kind] = {
     "track_id": "text",
     "vehicle_id": "id",
     "model_id": "small_id",
+    "color": "text",
+    "body_type": "text",
     "split": "text",
 }
 """What the columns of tables that users write hold, see `infra.store.cells`."""
@@ -108,6 +138,9 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 """One row a crop that could not be embedded; `cause` is one short word, `detail` a sentence."""
+
+CONFIDENCES = tuple(column.name for column in SCALARS if column.name.endswith("_confidence"))
+"""The columns of probabilities."""
 
 RANGE_COLUMNS = {"camera_id", "captured_at", "model_id", "crop_id"}
 """Columns whose ranges let a scan leave out row groups."""

@@ -6,7 +6,7 @@ from typing import Any
 from clvr_model.checkpoint import CARD_FILE, Card, read_card, save_checkpoint
 from clvr_model.pretrained import pretrained_network
 from infra.store import open_store
-from jobs.runtime.format import LABELS_USED
+from jobs.runtime.format import labels_used
 
 _ARCHITECTURE_TEXT = ("backbone", "classes", "feature_dim")
 
@@ -41,7 +41,7 @@ class ModelCard:
             "feature": f"{architecture.get('feature_dim')} dimensions",
             "architecture": ", ".join(f"{name} {value}" for name, value in switches.items()),
             "classifier": f"{len(card.label_ids):,} vehicle models" if card.label_ids else "none",
-            "labels used": LABELS_USED[card.labels_used],
+            "labels used": labels_used(card),
             "recipe": str(card.recipe.get("name", "none: the backbone alone")),
             "initial weights": str(card.backbone.get("source", "")),
             "projection": str(card.backbone.get("projection", "")),

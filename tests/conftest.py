@@ -140,8 +140,8 @@ def look_alikes() -> Callable[..., NDArray[np.float32]]:
 def make_finished_run() -> Callable[..., Run]:
     """Make a finished run of crops of some numbers: `make(store, run_id, range(300))`.
 
-    `look` gives the vectors of numbers; any other name is a column of the manifest. A crop's number is its
-    `size` as well, so two runs can agree about how it looks.
+    `look` gives the vectors of numbers; `attributes` adds COLORS by turns; any other name is a column of the
+    manifest. A crop's number is its `size` as well, so two runs can agree about how it looks.
     """
 
     def make(
@@ -153,6 +153,7 @@ def make_finished_run() -> Callable[..., Run]:
         model: str = "s3://models/m",
         rows_per_shard: int = 100_000,
         look: Callable[[NDArray[np.int64]], NDArray[np.float32]] = _look_alikes,
+        attributes: bool = False,
         **columns: list[Any],
     ) -> Run:
         uris = columns.pop("uri", [f"s3://archive/{number:06d}.jpg" for number in numbers])
@@ -183,12 +184,22 @@ def make_finished_run() -> Callable[..., Run]:
             crops = run.part_manifest(part)
             of_crops = crops["size"].to_numpy()
             models = (of_crops % 7).astype(np.int32)
-            shard = shard_table(crops, look(of_crops), models, np.full(len(of_crops), 0.5, np.float32))
+            sure = np.full(len(of_crops), 0.5, np.float32)
+            shard = shard_table(
+                crops, look(of_crops), models, sure, _attributes(of_crops) if attributes else None
+            )
             run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
         run.finish()
         return run
 
     return make
+
+
+COLORS = ("red", "", 'si"lver', "\\", '" or crop_id >= 0 or color == "')
+
+
+def _attributes(numbers: NDArray[np.int64]) -> dict[str, tuple[NDArray[np.str_], NDArray[np.float32]]]:
+    return {"color": (np.array(COLORS)[numbers % len(COLORS)], (numbers % 10 / 10).astype(np.float32))}
 
 
 def _flips(data: bytes, tries: int, tail: int = 6000) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """Labelled images, from a folder tree, a table, or a reader of a dataset."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final
@@ -23,6 +23,8 @@ _TABLE_KINDS: Final[dict[str, Kind]] = {
     "camera_id": "text",
     "track_id": "text",
     "model_name": "text",
+    "color": "text",
+    "body_type": "text",
     "split": "text",
 }
 _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
@@ -108,6 +110,14 @@ class LabeledImages:
         keys = [(camera, track) if track else row for row, (camera, track) in pairs]
         ids = [numbers.setdefault(key, len(numbers)) for key in keys]
         return replace(self, vehicle_ids=np.array(ids, np.int64))
+
+    def with_attributes(self, names: Collection[str]) -> "LabeledImages":
+        """Return the images with the labels of these attributes only, of color and body_type."""
+        return replace(
+            self,
+            colors=self.colors if "color" in names else None,
+            body_types=self.body_types if "body_type" in names else None,
+        )
 
     def with_known_model(self) -> "LabeledImages":
         """Return the images with a known model."""
@@ -316,9 +326,9 @@ def read_folder(root: str) -> LabeledImages:
 def read_table(uri: str, *, root: str = "", split: str | None = None) -> LabeledImages:
     """Read labels from a CSV or Parquet file, local or on S3.
 
-    Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id`, `track_id` and
-    `model_name` where known. An empty id, or -1, means unknown. With `split`, only rows with that value in
-    the column `split`.
+    Columns: `uri` (or `key`, below `root`) and `model_id`; `vehicle_id`, `camera_id`, `track_id`,
+    `model_name`, `color` and `body_type` where known. An empty id, or -1, means unknown. With
+    `split`, only rows with that value in the column `split`.
     Raises BadLabels with the data row of the error, from 1; the header of a CSV file is not counted.
     """
     from infra.store import read_user_table
@@ -337,7 +347,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     prefix = "" if key_column == "uri" else f"{root.rstrip('/')}/"
 
     rows: dict[str, int] = {}
-    models, vehicles, cameras, tracks = [], [], [], []
+    models, vehicles, cameras, tracks, colors, body_types = [], [], [], [], [], []
     model_names: dict[int, str] = {}
     records = (record for batch in table.to_batches() for record in batch.to_pylist())
     for row, record in enumerate(records, start=1):
@@ -359,6 +369,8 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
         vehicles.append(_or_unknown(record.get("vehicle_id")))
         cameras.append(record.get("camera_id") or "")
         tracks.append(record.get("track_id") or "")
+        colors.append(record.get("color") or "")
+        body_types.append(record.get("body_type") or "")
     if not rows:
         raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
     return LabeledImages(
@@ -367,6 +379,8 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
         np.array(vehicles, dtype=np.int64) if "vehicle_id" in names else None,
         cameras if "camera_id" in names else None,
         model_names,
+        colors=_if_any(colors),
+        body_types=_if_any(body_types),
         track_ids=tracks if "track_id" in names else None,
     )
 

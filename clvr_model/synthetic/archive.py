@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 
 from clvr_model.synthetic.camera import Camera, light_at, make_camera
-from clvr_model.synthetic.parts import VehicleModel, make_model
+from clvr_model.synthetic.parts import COLORS, VehicleModel, make_model
 from clvr_model.synthetic.render import ImageArray, Neighbour, draw
 from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
 from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
@@ -117,12 +117,12 @@ def write_labels(
     """Write the labels of every image, and return the keys written under `prefix`.
 
     labels.parquet has one row per image: key, image, vehicle_id, model_id, model_name, colour_id, color,
-    camera_id, track_id, captured_at, split ('train' or 'test') and test_list: the smallest of the lists
-    small, medium and large that has the image, '' for training vehicles. The lists hold a third, two thirds
-    and all of the other vehicles; with fewer than MIN_LIST_VEHICLES in the small one, all are in the large
-    one. The other files are VehicleID's: attribute/{img2vid,model_attr,color_attr,model_names}.txt and
-    train_test_split/{train_list,test_list_<n>}.txt, where, as in VehicleID, only training vehicles have a
-    model.
+    body_type, camera_id, track_id, captured_at, split ('train' or 'test') and test_list: the smallest of the
+    lists small, medium and large that has the image, '' for training vehicles. The lists hold a third, two
+    thirds and all of the other vehicles; with fewer than MIN_LIST_VEHICLES in the small one, all are in the
+    large one. The other files are VehicleID's: img2vid, model_attr, color_attr, model_names and color_names
+    below attribute/, and train_list and test_list_<n> below train_test_split/, where, as in VehicleID, only
+    training vehicles have a model.
     """
     training, testing = _by_split(spec)
     sizes = sorted({*_list_sizes(testing)} - {0})
@@ -136,6 +136,7 @@ def write_labels(
         "attribute/model_attr.txt": (f"{v + 1} {v // spec.vehicles_per_model}" for v in training),
         "attribute/color_attr.txt": (f"{v + 1} {_colour(spec, v)}" for v in training),
         "attribute/model_names.txt": (f"{_model_name(spec, m)} {m}" for m in range(spec.models)),
+        "attribute/color_names.txt": (f"{name} {number}" for number, name in enumerate(COLORS)),
         "train_test_split/train_list.txt": listed(training),
     }
     for count in sizes:
@@ -169,7 +170,8 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout, lists: Mapping[i
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = ("key", "image", "camera_id", "track_id", "split", "test_list", "model_name", "color")
+    names = ("model_name", "color", "body_type")
+    texts = ("key", "image", "camera_id", "track_id", "split", "test_list", *names)
     numbers = {
         "vehicle_id": pa.int64(),
         "model_id": pa.int32(),
@@ -192,7 +194,8 @@ def _write_table(path: Path, spec: ArchiveSpec, layout: Layout, lists: Mapping[i
                     "split": "train" if crop.training else "test",
                     "test_list": lists.get(crop.vehicle_id - 1, ""),
                     "model_name": _model_name(spec, crop.model_id),
-                    "color": f"color {_colour(spec, crop.vehicle_id - 1)}",
+                    "color": COLORS[_colour(spec, crop.vehicle_id - 1)],
+                    "body_type": _model(spec, crop.model_id).body.style,
                 }
                 for crop in synthetic_crops(spec, start, min(start + _LABEL_ROWS, spec.images))
             ]

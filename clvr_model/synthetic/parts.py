@@ -31,7 +31,8 @@ class VehicleModel:
     plates: tuple[Points, Points]  # front and rear, (4, 3) each, counted from the lower right corner
 
 
-# VehicleID's colour ids 0-6: black, blue, gray, red, silver, white, yellow.
+# By VehicleID's colour ids.
+COLORS: Final = ("black", "blue", "gray", "red", "silver", "white", "yellow")
 _PAINT: Final = np.array(
     [
         [0.045, 0.045, 0.055],

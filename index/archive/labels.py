@@ -14,7 +14,12 @@ from infra.store.cells import Kind
 
 _MAX_EXAMPLES = 10
 _LABEL_KINDS = {name: COLUMN_KINDS[name] for name in ("uri", "key", *LABEL_COLUMNS, "split")}
-_EVALUATION_KINDS: dict[str, Kind] = {"color": "text", "test_list": "text"}  # not joined to a manifest
+# Not joined to a manifest.
+_EVALUATION_KINDS: dict[str, Kind] = {
+    "color": COLUMN_KINDS["color"],
+    "body_type": COLUMN_KINDS["body_type"],
+    "test_list": "text",
+}
 
 TEST_LISTS = ("small", "medium", "large")
 """Values of the column test_list, by size: an image of one list is in the larger ones too."""
@@ -37,8 +42,8 @@ def read_label_table(uri: str, *, split: str | None = None, times: TimeRange | N
     """Read labels from a CSV or Parquet file; with `split`, only the rows of that split or test list.
 
     times: the plausible values of captured_at; None: those of the environment. Returns the columns that are
-    found of uri, key (string), LABEL_COLUMNS (their types, times in ms), split, color and test_list; null is
-    unknown.
+    found of uri, key (string), LABEL_COLUMNS (their types, times in ms), split, color,
+    body_type and test_list; null is unknown.
     Raises BadLabels if the file is missing, has another format or an unusable value (with its data row), or
     has no rows of the split.
     """

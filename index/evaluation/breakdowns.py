@@ -86,6 +86,37 @@ class Classification:
     classes: Sequence[ClassAccuracy]  # by descending share
 
 
+@dataclass(frozen=True, slots=True)
+class ValueAccuracy:
+    """One value of an attribute: the images that show it, and the share of them predicted correctly."""
+
+    value: str
+    pictures: int  # images; the field is a JSON key
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeAccuracy:
+    """Predicted values of an attribute compared with the true ones."""
+
+    name: str
+    micro: float  # share of images predicted correctly
+    macro: float  # mean over values
+    pictures: int  # images whose value is known; the field is a JSON key
+    chance: float  # share of the most frequent value
+    values: Sequence[ValueAccuracy]  # most frequent first
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRanks:
+    """Probes of one true value of an attribute, such as a color, against the whole gallery."""
+
+    value: str
+    probes: int
+    rank_1: float
+    map: float
+
+
 def sample_distances(
     images: LabeledFeatures, split: Split, *, junk: bool = False, seed: int = 0
 ) -> Distances:
@@ -185,6 +216,45 @@ def by_day_part(split: Split, ranking: Ranking, captured_at: NDArray[np.int64]) 
                 )
             )
     return parts
+
+
+def by_value(split: Split, ranking: Ranking, values: NDArray[np.str_]) -> list[ValueRanks]:
+    """Metrics of the probes by a true value of theirs, (n,) and '' if unknown; most probes first."""
+    of_probes = values[split.probes]
+    parts = []
+    for value in np.unique(of_probes[of_probes != ""]):
+        probes = np.flatnonzero((of_probes == value) & ranking.has_positive)
+        if len(probes):
+            result = cmc_from_ranking(ranking.take(probes), 1)
+            parts.append(
+                ValueRanks(
+                    value=str(value), probes=len(probes), rank_1=float(result.curve[0]), map=result.mean_ap
+                )
+            )
+    return sorted(parts, key=lambda part: (-part.probes, part.value))
+
+
+def attribute_accuracy(
+    name: str, predicted: NDArray[np.str_], true: NDArray[np.str_]
+) -> AttributeAccuracy | None:
+    """Accuracy over images whose true value is known, both (n,); '' is unknown. None without such images."""
+    rows = np.flatnonzero(true != "")
+    if not len(rows) or (predicted[rows] == "").all():
+        return None
+    values, inverse, counts = np.unique(true[rows], return_inverse=True, return_counts=True)
+    is_correct = predicted[rows] == true[rows]
+    accuracy = np.bincount(inverse, is_correct, minlength=len(values)) / counts
+    return AttributeAccuracy(
+        name=name,
+        micro=float(is_correct.mean()),
+        macro=float(accuracy.mean()),
+        pictures=len(rows),
+        chance=float(counts.max() / len(rows)),
+        values=[
+            ValueAccuracy(str(values[i]), int(counts[i]), float(accuracy[i]))
+            for i in np.lexsort((values, -counts))
+        ],
+    )
 
 
 def classification(

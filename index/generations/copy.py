@@ -16,7 +16,7 @@ from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
 from index.milvus.waiting import wait_for_index, wait_for_row_count
-from index.schema import SHARD_SCHEMA
+from index.schema import SHARD_SCHEMAS
 from infra.errors import CountMismatch
 from infra.store import Store
 
@@ -71,6 +71,7 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
         fingerprint=generation.fingerprint,
         run_ids=generation.run_ids,
         index=generation.index,
+        schema_version=generation.schema_version,
         transform=generation.transform,
         dimension=generation.dimension,
     )
@@ -82,7 +83,7 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
     collection.create_collection(milvus, target)
     collection.ensure_loaded(milvus, generation)
     crop_ids = collection.fetch_ids(milvus, generation.name)
-    batches = _batches(milvus, generation.name, crop_ids)
+    batches = _batches(milvus, generation, crop_ids)
     for _ in collection.insert_rows(milvus, "insert", target, batches):
         pass
     milvus.call("flush", target.name, timeout=600)
@@ -98,13 +99,12 @@ def _copy(milvus: Milvus, store: Store, generation: Generation) -> Generation:
     return target
 
 
-def _batches(milvus: Milvus, name: str, crop_ids: np.ndarray) -> Iterator[pa.RecordBatch]:
+def _batches(milvus: Milvus, generation: Generation, crop_ids: np.ndarray) -> Iterator[pa.RecordBatch]:
+    name, schema = generation.name, SHARD_SCHEMAS[generation.schema_version]
     for first in range(0, len(crop_ids), collection.INSERT_ROWS):
         ids = crop_ids[first : first + collection.INSERT_ROWS].tolist()
-        rows = list(collection.fetch_rows(milvus, name, ids, SHARD_SCHEMA.names))
+        rows = list(collection.fetch_rows(milvus, name, ids, schema.names))
         if len(rows) != len(ids):
             raise CountMismatch(f"{name} gave {len(rows):,} of {len(ids):,} rows")
-        columns = {
-            field.name: pa.array([row[field.name] for row in rows], field.type) for field in SHARD_SCHEMA
-        }
-        yield pa.record_batch(columns, schema=SHARD_SCHEMA)
+        columns = {field.name: pa.array([row[field.name] for row in rows], field.type) for field in schema}
+        yield pa.record_batch(columns, schema=schema)

@@ -161,6 +161,7 @@ def build_generation(
         fingerprint=plan.fingerprint,
         run_ids=plan.run_ids,
         index=index,
+        schema_version=plan.schema_version,
         transform=plan.transform_id,
         dimension=plan.dimension,
     )

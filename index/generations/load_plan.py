@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from index.parquet import ParquetReader
 from index.runs.balance import check_run
 from index.runs.run import Run, vanished_ids
-from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique, shard_ids
+from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique
 from index.runs.tombstones import read_tombstones
-from index.schema import EMBEDDING_DIM
+from index.schema import EMBEDDING_DIM, shard_version
 from index.transforms.transform import FeatureTransform, vectors_by
-from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch
+from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch, SchemaMismatch
 from infra.store import Store
 
 Ids = NDArray[np.int64]
@@ -64,7 +64,8 @@ class LoadPlan:
 
     `superseded`, `vanished` and `erased` count the rows that are left out because a later run has the crop
     again, lists it as vanished, or because it was erased; a row counts once, for the last of these.
-    transform: of the vectors that the plan yields; shards hold the network's features.
+    transform: of the vectors that the plan yields; shards hold the network's features. schema_version: that
+    of its shards, which follows from the model.
     """
 
     fingerprint: str
@@ -74,6 +75,7 @@ class LoadPlan:
     vanished: int = 0
     erased: int = 0
     transform: FeatureTransform | None = None
+    schema_version: int = 1
 
     @property
     def rows(self) -> int:
@@ -131,8 +133,8 @@ def plan_load(
     crop_ids are read, and each shard's run and number of rows are compared with done.json.
     transform: of the vectors, fitted on features of the same model.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
-    run, FingerprintMismatch, CorruptObject, and DuplicateCropId if two runs have the same crop, unless
-    `latest_wins`.
+    run, FingerprintMismatch, CorruptObject, SchemaMismatch for shards of two versions, and DuplicateCropId if
+    two runs have the same crop, unless `latest_wins`.
     """
     if not runs:
         raise BadInput("no runs to load", remedy="Embed the archive first: `clvr embed`.")
@@ -156,8 +158,14 @@ def plan_load(
     planned: list[PlannedShard] = []
     newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
     superseded = vanished = num_erased = 0
+    versions: dict[int, str] = {}
     for run in reversed(runs):
-        shards = [(info, _crop_ids(run, info, verify=verify)) for info in run.shards()]
+        shards = []
+        for info in run.shards():
+            ids, version = _crop_ids(run, info, verify=verify)
+            shards.append((info, ids))
+            if len(ids):
+                versions[version] = run.run_id
         run_ids = np.concatenate([NO_IDS, *(ids for _, ids in shards)])
         require_unique(run_ids, f"run {run.run_id}")
         repeated = np.intersect1d(run_ids, newer_ids)
@@ -179,6 +187,12 @@ def plan_load(
         gone_ids = np.union1d(gone_ids, vanished_ids(run))
     if not newer_ids.size and not gone_ids.size:
         raise BadInput(f"the runs {', '.join(run.run_id for run in runs)} hold no embedded crop")
+    if len(versions) > 1:
+        described = " and ".join(f"version {number} in run {run}" for number, run in sorted(versions.items()))
+        raise SchemaMismatch(
+            f"shards of model {fingerprint} have different columns: {described}",
+            remedy="Embed the archive again with this model, and load that run alone.",
+        )
     return LoadPlan(
         fingerprint=fingerprint,
         run_ids=tuple(run.run_id for run in runs),
@@ -187,12 +201,15 @@ def plan_load(
         vanished=vanished,
         erased=num_erased,
         transform=transform,
+        schema_version=next(iter(versions), 1),
     )
 
 
-def _crop_ids(run: Run, info: ShardInfo, *, verify: bool) -> Ids:
+def _crop_ids(run: Run, info: ShardInfo, *, verify: bool) -> tuple[Ids, int]:
+    """Return the crop_ids (rows,) of a shard, and its version."""
     if verify:
         checked = check_shard(run.store, info.key, fingerprint=run.fingerprint, expected=info)
-        crop_ids: Ids = checked.crop_ids
-        return crop_ids
-    return shard_ids(run.store, info, fingerprint=run.fingerprint, run_id=run.run_id)
+        return checked.crop_ids, checked.version
+    with open_shard(run.store, info, fingerprint=run.fingerprint, run_id=run.run_id) as file:
+        ids: Ids = file.read(["crop_id"])["crop_id"].to_numpy()
+        return ids, shard_version(file.schema.names)

@@ -15,7 +15,7 @@ from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.milvus.client import Milvus
 from index.milvus.collection import DROP_TIMEOUT_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
-from index.schema import EMBEDDING_DIM, SHARD_VERSION
+from index.schema import EMBEDDING_DIM
 from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import Store
 
@@ -115,6 +115,7 @@ def new_generation(
     fingerprint: str,
     run_ids: Sequence[str],
     index: IndexSpec,
+    schema_version: int = 1,
     transform: str = "",
     dimension: int = EMBEDDING_DIM,
 ) -> Generation:
@@ -135,7 +136,7 @@ def new_generation(
         name=name,
         alias=alias,
         fingerprint=fingerprint,
-        schema_version=SHARD_VERSION,
+        schema_version=schema_version,
         run_ids=tuple(run_ids),
         index=index,
         created=now.isoformat(timespec="seconds"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from index.milvus.client import Milvus
 from index.milvus.index_types import IndexSpec
 from index.runs.shards import vectors_of
-from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA
+from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMAS
 from infra.errors import BadInput, FingerprintMismatch, SchemaMismatch
 
 INSERT_ROWS = 1000
@@ -38,6 +38,7 @@ class Generation:
     alias: str
     fingerprint: str
     schema_version: int
+    """That of its shards, which decides its columns."""
     run_ids: tuple[str, ...]
     index: IndexSpec
     created: str
@@ -57,7 +58,7 @@ def create_collection(milvus: Milvus, generation: Generation) -> None:
         FieldSchema("embedding", DataType.FLOAT_VECTOR, dim=generation.dimension)
         if column.name == "embedding"
         else _field(column)
-        for column in SHARD_SCHEMA
+        for column in SHARD_SCHEMAS[generation.schema_version]
     ]
     description = json.dumps(
         {

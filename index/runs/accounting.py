@@ -82,6 +82,8 @@ def split_usable(manifest: pa.Table, erased: ErasedCrops) -> tuple[Any, pa.Table
     is_erased = pc.or_(pa.array(erased.is_erased(crop_ids(manifest))), pc.equal(manifest["uri"], ERASED_URI))
     refusals = [(is_erased, ERASED_CAUSE, "the crop was erased")]
     for name, limit in MAX_BYTES.items():
+        if name not in manifest.schema.names:
+            continue
         is_too_long = pc.greater(pc.binary_length(manifest[name]), limit)
         refusals.append(
             (is_too_long, f"{name.removesuffix('_id')}-too-long", f"{name} is longer than {limit} bytes")

@@ -1,9 +1,10 @@
 """Shards: Parquet files of embeddings, with model and run in the footer, and their checks."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from index.parquet import ParquetReader, StoredFile, open_parquet, require_same, sealed_parquet
-from index.schema import EMBEDDING_DIM, MAX_BYTES, SHARD_SCHEMA, SHARD_VERSION
+from index.schema import (
+    ATTRIBUTES,
+    CONFIDENCES,
+    EMBEDDING_DIM,
+    MAX_BYTES,
+    SHARD_SCHEMAS,
+    shard_version,
+)
 from infra.errors import (
     CorruptObject,
     DuplicateCropId,
@@ -33,10 +41,11 @@ REBUILD_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo(StoredFile):
-    """One shard. `crop_ids`, int64 (rows,), is set by `check_shard` only."""
+    """One shard. `crop_ids`, int64 (rows,), and `version` are set by `check_shard` only."""
 
     # Any, because pydantic knows no arrays; the ids are no part of the record.
     crop_ids: Annotated[Any, Field(exclude=True)] = field(default=None, compare=False, repr=False)
+    version: Annotated[Any, Field(exclude=True)] = field(default=None, compare=False, repr=False)
 
 
 def shard_table(
@@ -44,8 +53,12 @@ def shard_table(
     embeddings: NDArray[np.float32],
     model_ids: NDArray[np.int32],
     model_confidences: NDArray[np.float32],
+    attributes: Mapping[str, tuple[NDArray[Any], NDArray[np.float32]]] | None = None,
 ) -> pa.Table:
-    """Join manifest rows (n) with the outputs of the network, (n, 1024), (n,) and (n,), without a copy."""
+    """Join manifest rows (n) with the outputs of the network, (n, 1024), (n,) and (n,), without a copy.
+
+    attributes: the values and confidences, (n,) each, of those that the network predicts, if it predicts any.
+    """
     if embeddings.shape != (crops.num_rows, EMBEDDING_DIM):
         raise ValueError(f"embeddings are {embeddings.shape}, expected {(crops.num_rows, EMBEDDING_DIM)}")
     flat = np.ascontiguousarray(embeddings, np.float32).reshape(-1)
@@ -55,8 +68,14 @@ def shard_table(
         "model_id": pa.array(model_ids, pa.int32()),
         "model_confidence": pa.array(model_confidences, pa.float32()),
     }
-    columns = [outputs[name] if name in outputs else crops[name] for name in SHARD_SCHEMA.names]
-    return pa.table(columns, schema=SHARD_SCHEMA)
+    for name in ATTRIBUTES if attributes else ():
+        nothing = np.full(crops.num_rows, ""), np.zeros(crops.num_rows, np.float32)
+        values, confidences = (attributes or {}).get(name, nothing)
+        outputs[name] = pa.array(values.tolist(), pa.string())
+        outputs[f"{name}_confidence"] = pa.array(confidences, pa.float32())
+    schema = SHARD_SCHEMAS[shard_version(outputs)]
+    columns = [outputs[name] if name in outputs else crops[name] for name in schema.names]
+    return pa.table(columns, schema=schema)
 
 
 def write_shard(
@@ -71,13 +90,17 @@ def write_shard(
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
     `{digest}` in the key stands for the first digits of the file's SHA-256. dimension: the length of the
-    embeddings; only a copy for an import, with transformed ones, has another than the network's.
+    embeddings; only a copy for an import, with transformed ones, has another than the network's. The
+    version is the first one that has the columns of the rows.
     Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
-    batches = rows.to_batches() if isinstance(rows, pa.Table) else rows
-    footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(SHARD_VERSION), "clvr.run_id": run_id}
-    with sealed_parquet(SHARD_SCHEMA, footer) as writer:
-        for group in _row_groups(batches):
+    groups = _row_groups(rows.to_batches() if isinstance(rows, pa.Table) else rows)
+    first = next(groups, None)
+    names = rows.schema.names if isinstance(rows, pa.Table) else first.schema.names if first else ()
+    version = shard_version(names)
+    footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(version), "clvr.run_id": run_id}
+    with sealed_parquet(SHARD_SCHEMAS[version], footer) as writer:
+        for group in chain([first] if first else (), groups):
             check_columns(group.schema, key)
             check_values(group, key, first_row=writer.rows, dimension=dimension)
             writer.write_row_group(pa.Table.from_batches([group]))
@@ -186,15 +209,16 @@ def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo
     where = store.uri_of(key)
     if expected is not None:
         check_bytes(store, expected)
-    columns, rows = [np.empty(0, np.int64)], 0
+    columns, rows, version = [np.empty(0, np.int64)], 0, 1
     for batch in read_shards(store, [key], fingerprint=fingerprint):
         check_values(batch, where, first_row=rows)
         rows += batch.num_rows
+        version = shard_version(batch.schema.names)
         columns.append(batch.column("crop_id").to_numpy())
     crop_ids = np.concatenate(columns)
     require_unique(crop_ids, where)
     size, digest = (expected.bytes, expected.sha256) if expected else _stored_digest(store, key)
-    info = ShardInfo(key, rows, size, digest, crop_ids)
+    info = ShardInfo(key, rows, size, digest, crop_ids, version)
     require_same(info, expected or info, where)
     return info
 
@@ -220,12 +244,12 @@ def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> Non
     version = metadata.get("clvr.schema")
     if version is None or "clvr.fingerprint" not in metadata:
         raise SchemaMismatch(f"{key} is a Parquet file, but no shard of this system")
-    if version != str(SHARD_VERSION):
+    if version not in map(str, SHARD_SCHEMAS):
         raise SchemaMismatch(
-            f"{key} is a shard of version {version}, this release reads version {SHARD_VERSION}",
+            f"{key} is a shard of version {version}, this release reads versions 1 to {max(SHARD_SCHEMAS)}",
             remedy="Read it with the release that wrote it, or embed the archive again.",
         )
-    check_columns(schema, key)
+    _require_columns(schema, SHARD_SCHEMAS[int(version)], key)
     if fingerprint not in (None, metadata["clvr.fingerprint"]):
         raise FingerprintMismatch(
             f"{key} was made by model {metadata['clvr.fingerprint']}, not by model {fingerprint}",
@@ -234,11 +258,15 @@ def check_footer(schema: pa.Schema, key: str, *, fingerprint: str | None) -> Non
 
 
 def check_columns(schema: pa.Schema, key: str) -> None:
-    """Raise SchemaMismatch, naming the columns, unless they are those of SHARD_SCHEMA."""
-    if schema.remove_metadata().equals(SHARD_SCHEMA):
+    """Raise SchemaMismatch, naming the columns, unless they are those of a version of SHARD_SCHEMAS."""
+    _require_columns(schema, SHARD_SCHEMAS[shard_version(schema.names)], key)
+
+
+def _require_columns(schema: pa.Schema, of_version: pa.Schema, key: str) -> None:
+    if schema.remove_metadata().equals(of_version):
         return
     types = {column.name: column.type for column in schema}
-    expected = {column.name: column.type for column in SHARD_SCHEMA}
+    expected = {column.name: column.type for column in of_version}
     differing = sorted(name for name in types | expected if types.get(name) != expected.get(name))
     raise SchemaMismatch(f"{key} has other columns than a shard: {', '.join(differing) or 'their order'}")
 
@@ -262,11 +290,10 @@ def check_values(batch: pa.RecordBatch, key: str, *, first_row: int, dimension: 
             is_too_long = pc.greater(pc.binary_length(column), MAX_BYTES[name])
             if pc.any(is_too_long).as_py():
                 raise _corrupt(key, first_row, is_too_long, name, f"is longer than {MAX_BYTES[name]} bytes")
-    confidence = batch.column("model_confidence")
-    if not pc.all(pc.is_finite(confidence), min_count=0).as_py():
-        raise _corrupt(
-            key, first_row, pc.invert(pc.is_finite(confidence)), "model_confidence", "is not finite"
-        )
+    for name in (name for name in CONFIDENCES if name in batch.schema.names):
+        is_finite = pc.is_finite(batch.column(name))
+        if not pc.all(is_finite, min_count=0).as_py():
+            raise _corrupt(key, first_row, pc.invert(is_finite), name, "is not finite")
     embedding = batch.column("embedding")
     check_vectors(embedding, key, first_row=first_row, dimension=dimension)
     finite = np.isfinite(embedding.flatten().to_numpy(zero_copy_only=True))

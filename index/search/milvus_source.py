@@ -13,7 +13,7 @@ from index.milvus.collection import Generation, ensure_loaded, fetch_rows
 from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit, search_generation
 from index.runs.tombstones import TombstoneWatch
-from index.schema import SCALAR_NAMES
+from index.schema import scalar_names
 from index.search.probe import Sighting
 from index.transforms.transform import FeatureTransform, require_transform
 
@@ -88,9 +88,10 @@ class MilvusSource:
 
     def crops(self, crop_ids: Sequence[int]) -> dict[int, Hit]:
         """Return the fields of those crops that are in the generation, as hits at rank and distance 0."""
+        names = scalar_names(self.generation.schema_version)
         return {
-            int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in SCALAR_NAMES})
-            for row in fetch_rows(self.milvus, self.name, self._visible(crop_ids), SCALAR_NAMES)
+            int(row["crop_id"]): Hit(rank=0, distance=0.0, **{name: row[name] for name in names})
+            for row in fetch_rows(self.milvus, self.name, self._visible(crop_ids), names)
         }
 
     def sample(self, rows: int) -> list[dict[str, Any]]:

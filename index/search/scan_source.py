@@ -24,13 +24,11 @@ from index.milvus.search import Hit
 from index.parquet import ParquetReader, Ranges
 from index.runs.run import Run
 from index.runs.tombstones import ErasedCrops, TombstoneWatch
-from index.schema import SCALAR_NAMES
+from index.schema import scalar_names
 from index.search.probe import Sighting
 from index.transforms.transform import FeatureTransform, vectors_by
 from infra.errors import ObjectMissing
 
-# No filter reads the URI, which is the widest column.
-_FILTER_COLUMNS = [name for name in SCALAR_NAMES if name != "uri"]
 _BATCH_ROWS = 8192
 
 Item = TypeVar("Item")
@@ -73,6 +71,7 @@ class ScanSource:
     def _nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
         # The first pass reads the vectors, the second one only the other columns of the nearest crops.
         self.stats = ScanStats()
+        filters.require_columns(self._columns, self.name)
         with prefetch(self._blocks(filters)) as blocks:
             ids, distances = nearest(features, blocks, top, device=self.device)
         fields = self._fields(np.unique(ids[ids != NO_ID]), filters)
@@ -129,7 +128,7 @@ class ScanSource:
         filters = Filters(cameras=(camera_id,), tracks=((camera_id, track_id),))
         found: list[int] = []
         for shard, file, group in self._groups(filters):
-            rows = file.read_row_group(group, _FILTER_COLUMNS)
+            rows = file.read_row_group(group, self._filter_columns)
             mask = _filter_rows(rows, filters, shard.excluded_ids)
             found += rows["crop_id"].to_numpy()[mask].tolist()
         return found
@@ -161,6 +160,15 @@ class ScanSource:
         return erased, plan
 
     @property
+    def _columns(self) -> tuple[str, ...]:
+        return scalar_names(self._plan.schema_version)
+
+    @property
+    def _filter_columns(self) -> list[str]:
+        # No filter reads the URI, which is the widest column.
+        return [name for name in self._columns if name != "uri"]
+
+    @property
     def _vector_columns(self) -> list[str]:
         return ["crop_id", "embedding", *(self.transform.columns if self.transform else ())]
 
@@ -169,7 +177,7 @@ class ScanSource:
             num_rows = file.rows_of(group)
             mask = np.ones(num_rows, bool)
             if filters != Filters() or len(shard.excluded_ids):
-                columns = file.read_row_group(group, _FILTER_COLUMNS)
+                columns = file.read_row_group(group, self._filter_columns)
                 mask = _filter_rows(columns, filters, shard.excluded_ids)
             if not mask.any():
                 continue
@@ -199,7 +207,7 @@ class ScanSource:
     def _fields(self, crop_ids: NDArray[np.int64], filters: Filters | None) -> dict[int, dict[str, Any]]:
         return {
             row["crop_id"]: row
-            for rows in self._rows(crop_ids, list(SCALAR_NAMES), filters)
+            for rows in self._rows(crop_ids, list(self._columns), filters)
             for row in rows.to_pylist()
         }
 
@@ -307,8 +315,13 @@ def _filter_rows(rows: pa.Table, filters: Filters, excluded_ids: NDArray[np.int6
         mask &= np.isin(column("model_id"), filters.model_ids)
     if filters.not_model_ids:
         mask &= ~np.isin(column("model_id"), filters.not_model_ids)
-    if filters.min_model_confidence is not None:
-        mask &= column("model_confidence") >= filters.min_model_confidence
+    for attribute in filters.attributes:
+        if attribute.values:
+            mask &= is_in(attribute.name, attribute.values, pa.string())
+        if attribute.excluded:
+            mask &= ~is_in(attribute.name, attribute.excluded, pa.string())
+    for name, confidence in filters.confidences:
+        mask &= column(name) >= confidence
     if filters.crop_ids:
         mask &= np.isin(column("crop_id"), filters.crop_ids)
     if len(excluded := np.union1d(excluded_ids, np.asarray(filters.not_crop_ids, np.int64))):

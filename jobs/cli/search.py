@@ -27,6 +27,37 @@ Until = Annotated[str | None, typer.Option("--until", help="End of the time wind
 VehicleModel = Annotated[
     list[str] | None, typer.Option("--vehicle-model", help="Only this predicted vehicle model.")
 ]
+Color = Annotated[
+    list[str] | None, typer.Option("--color", "--colour", help="Only this predicted color; may be repeated.")
+]
+NotColor = Annotated[
+    list[str] | None, typer.Option("--not-color", "--not-colour", help="Exclude this predicted color.")
+]
+BodyType = Annotated[
+    list[str] | None, typer.Option("--body-type", help="Only this predicted body type; may be repeated.")
+]
+NotBodyType = Annotated[
+    list[str] | None, typer.Option("--not-body-type", help="Exclude this predicted body type.")
+]
+MinColorConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--min-color-confidence",
+        "--min-colour-confidence",
+        min=0,
+        max=1,
+        help="Only crops whose predicted color has this confidence.",
+    ),
+]
+MinBodyTypeConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--min-body-type-confidence",
+        min=0,
+        max=1,
+        help="Only crops whose predicted body type has this confidence.",
+    ),
+]
 GroupByTrack = Annotated[
     bool,
     typer.Option(
@@ -60,6 +91,12 @@ def search(
     since: Since = None,
     until: Until = None,
     vehicle_model: VehicleModel = None,
+    color: Color = None,
+    not_color: NotColor = None,
+    min_color_confidence: MinColorConfidence = None,
+    body_type: BodyType = None,
+    not_body_type: NotBodyType = None,
+    min_body_type_confidence: MinBodyTypeConfidence = None,
     same_model: Annotated[
         bool, typer.Option("--same-model", help="Only the predicted vehicle model of the probe.")
     ] = False,
@@ -95,6 +132,12 @@ def search(
         since=since,
         until=until,
         models=tuple(vehicle_model or ()),
+        colors=tuple(color or ()),
+        not_colors=tuple(not_color or ()),
+        min_color_confidence=min_color_confidence,
+        body_types=tuple(body_type or ()),
+        not_body_types=tuple(not_body_type or ()),
+        min_body_type_confidence=min_body_type_confidence,
         same_model=same_model,
         same_camera=same_camera,
         every_crop=not group_by_track,
@@ -120,6 +163,12 @@ def sweep(
     since: Since = None,
     until: Until = None,
     vehicle_model: VehicleModel = None,
+    color: Color = None,
+    not_color: NotColor = None,
+    min_color_confidence: MinColorConfidence = None,
+    body_type: BodyType = None,
+    not_body_type: NotBodyType = None,
+    min_body_type_confidence: MinBodyTypeConfidence = None,
     same_camera: SameCamera = False,
     group_by_track: GroupByTrack = True,
     max_distance: MaxDistance = None,
@@ -168,6 +217,12 @@ def sweep(
         since=since,
         until=until,
         models=tuple(vehicle_model or ()),
+        colors=tuple(color or ()),
+        not_colors=tuple(not_color or ()),
+        min_color_confidence=min_color_confidence,
+        body_types=tuple(body_type or ()),
+        not_body_types=tuple(not_body_type or ()),
+        min_body_type_confidence=min_body_type_confidence,
         same_camera=same_camera,
         every_crop=not group_by_track,
         max_distance=max_distance,

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +90,7 @@ def embed_part(
     features = np.zeros((num_rows, embedder.feature_dim), np.float32)
     model_ids = np.zeros(num_rows, np.int32)
     confidences = np.zeros(num_rows, np.float32)
+    attributes: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
     failures: dict[int, ImageFailure] = {}
     embedded = 0
     stream_times, timer = StreamTimes(), _StageTimer()
@@ -116,6 +117,10 @@ def embed_part(
             features[batch.rows] = output.features
             model_ids[batch.rows] = output.model_id
             confidences[batch.rows] = output.confidence
+            for name, predicted in output.attributes.items():
+                unknown = np.full(num_rows, "", object), np.zeros(num_rows, np.float32)
+                values, sure = attributes.setdefault(name, unknown)
+                values[batch.rows], sure[batch.rows] = predicted.values, predicted.confidence
             non_finite = np.flatnonzero(~np.isfinite(output.features).all(axis=1))
             for row in non_finite:
                 failures[batch.rows[row]] = ImageFailure(
@@ -129,7 +134,13 @@ def embed_part(
     good = np.array([row for row in range(num_rows) if row not in failures], np.int64)
     run.write_part(
         part,
-        shard_table(manifest.take(good), features[good], model_ids[good], confidences[good]),
+        shard_table(
+            manifest.take(good),
+            features[good],
+            model_ids[good],
+            confidences[good],
+            {name: (values[good], sure[good]) for name, (values, sure) in attributes.items()},
+        ),
         _quarantine(manifest, failures),
     )
     timer.end("writing")

@@ -13,6 +13,7 @@ from clvr_model.checkpoint import load_checkpoint
 from clvr_model.datasets.registry import names_with_tests, read_test_lists
 from clvr_model.datasets.test_lists import TestList
 from index.archive.labels import label_texts, read_label_table, require_fit, with_labels
+from index.evaluation.breakdowns import AttributeAccuracy, attribute_accuracy
 from index.evaluation.cmc import LabeledFeatures, Split
 from index.evaluation.model_groups import ModelLabels
 from index.runs.run import Run, list_runs
@@ -141,7 +142,7 @@ class LabelledRun:
 
     run: Run
     name: str  # of the list, '' if there is only one
-    crops: pa.Table  # crop_id, uri, camera_id, captured_at, model_id (predicted), model_confidence
+    crops: pa.Table  # the scalar columns of the shards, with what the network predicts
     features: NDArray[np.float32]  # (n, 1024)
     vehicle_ids: NDArray[np.int64]  # (n,)
     camera_ids: NDArray[np.str_]  # (n,), '' if unknown
@@ -155,6 +156,7 @@ class LabelledRun:
     protocol: str = ""  # of the dataset
     dataset: str = ""  # its name, '' if the labels are a table's or the manifest's
     colors: NDArray[np.str_] | None = None  # (n,), '' if unknown; None if the labels have no colors
+    body_types: NDArray[np.str_] | None = None  # (n,), likewise
     true_model_names: NDArray[np.str_] | None = None  # (n,), likewise
     track_ids: NDArray[np.str_] | None = None  # (n,), likewise
 
@@ -185,6 +187,15 @@ class LabelledRun:
             return None
         numbers = np.unique(names, return_inverse=True)[1]
         return ModelLabels(np.where(names == "", -1, numbers).astype(np.int64), self.colors)
+
+    def attribute_accuracies(self) -> list[AttributeAccuracy]:
+        """Return how the predicted colors and body types compare with the labels, where both are known."""
+        found = [
+            attribute_accuracy(name, np.asarray(self.crops[name].to_pylist(), np.str_), true)
+            for name, true in (("color", self.colors), ("body_type", self.body_types))
+            if true is not None and name in self.crops.schema.names
+        ]
+        return [accuracy for accuracy in found if accuracy]
 
     def accounting(self) -> list[str]:
         """Return which labels and crops are not ranked and why, one line per reason."""
@@ -244,6 +255,7 @@ def labelled_run(run: Run, chosen: EvaluationList | None = None) -> LabelledRun:
         protocol=chosen.protocol,
         dataset=chosen.dataset,
         colors=_texts(table, "color", uris, run.info.archive),
+        body_types=_texts(table, "body_type", uris, run.info.archive),
         true_model_names=_texts(table, "model_name", uris, run.info.archive),
         track_ids=np.asarray(labelled["track_id"].to_pylist(), dtype=np.str_),
     )

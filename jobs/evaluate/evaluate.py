@@ -10,6 +10,7 @@ from clvr_model.checkpoint import read_card
 from index.evaluation.breakdowns import (
     by_camera_pair,
     by_day_part,
+    by_value,
     classification,
     is_unit_length,
     l2_normalized,
@@ -148,6 +149,12 @@ def _evaluate_list(
         day_parts=tuple(by_day_part(first.splits[0], first.rankings[0], labelled.captured_at)),
         models=classification(
             labelled.crops["model_id"].to_numpy().astype(np.int64), labelled.true_model_ids
+        ),
+        attributes=tuple(labelled.attribute_accuracies()),
+        by_color=(
+            ()
+            if labelled.colors is None
+            else tuple(by_value(first.splits[0], first.rankings[0], labelled.colors))
         ),
         index=_through_index(labelled, first, settings) if request.index else None,
         oracles={result.name: oracles_of(labelled, models, result) for result in results} if models else {},

@@ -35,7 +35,7 @@ from jobs.pages.evaluation_page import (
 from jobs.pages.html import write_page as write_html
 from jobs.pages.published import published_beside
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.runtime.format import LABELS_USED, model_name
+from jobs.runtime.format import labels_used, model_name, predicted_values
 
 if TYPE_CHECKING:
     from jobs.evaluate.results import Evaluation, ListEvaluation
@@ -81,7 +81,7 @@ def write_page(path: Path, evaluation: "Evaluation", card: Card, text: ReportTex
             facts={
                 "run": summary.run_id,
                 "fingerprint": summary.fingerprint,
-                "labels used": LABELS_USED[card.labels_used],
+                "labels used": labels_used(card),
                 "made": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
                 **text.facts,
             },
@@ -113,6 +113,8 @@ def _section(evaluation: "ListEvaluation", names: Mapping[int, str], text: Repor
         classified=list(_classified(labelled, predicted, names)) if models else [],
         camera_pairs=evaluation.camera_pairs,
         day_parts=evaluation.day_parts,
+        attributes=evaluation.attributes,
+        by_color=evaluation.by_color,
         variants=evaluation.variants,
         index=evaluation.index,
         not_ranked=labelled.accounting(),
@@ -219,6 +221,7 @@ def _sighting_of_row(labelled: LabelledRun, names: Mapping[int, str]) -> Callabl
             camera=str(labelled.camera_ids[row]),
             captured_at=int(labelled.captured_at[row]),
             model=_model_name(names, crop["model_id"]),
+            attributes=predicted_values(crop),
         )
 
     return sighting

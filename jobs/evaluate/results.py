@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from index.evaluation.breakdowns import (
     FALSE_POSITIVE_RATES,
+    AttributeAccuracy,
     CameraPair,
     Classification,
     Distances,
     TimeOfDay,
+    ValueRanks,
 )
 from index.evaluation.index_recall import IndexCmcLoss
 from index.evaluation.metrics import COMPUTED, REPORTED_RANKS, Metric, metrics_by
@@ -21,6 +23,7 @@ from index.evaluation.model_groups import Oracle
 from index.evaluation.protocols import IMAGE, ProtocolResult
 from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
+from jobs.runtime.format import attribute_name
 
 
 def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def _list_figures(evaluation: "ListEvaluation") -> dict[str, Any]:
         "by_camera_pair": [asdict(pair) for pair in evaluation.camera_pairs],
         "by_day_part": [asdict(part) for part in evaluation.day_parts],
         "model_classification": None if evaluation.models is None else asdict(evaluation.models),
+        "attribute_classification": [asdict(attribute) for attribute in evaluation.attributes],
+        "by_color": [asdict(part) for part in evaluation.by_color],
         "through_index": None if evaluation.index is None else asdict(evaluation.index),
     }
 
@@ -117,6 +122,13 @@ def _list_lines(evaluation: "ListEvaluation", metrics: Sequence[Metric]) -> Iter
         yield (
             f"models: {models.micro:.1%} of {models.pictures:,} images predicted correctly, "
             f"{models.macro:.1%} as the mean over {len(models.classes)} models (chance {models.chance:.1%})"
+        )
+    for attribute in evaluation.attributes:
+        name = attribute_name(attribute.name)
+        yield (
+            f"{name}s: {attribute.micro:.1%} of {attribute.pictures:,} images predicted correctly, "
+            f"{attribute.macro:.1%} as the mean over {len(attribute.values)} values "
+            f"(chance {attribute.chance:.1%})"
         )
     if evaluation.index is not None:
         loss = evaluation.index
@@ -180,6 +192,8 @@ class ListEvaluation:
     camera_pairs: tuple[CameraPair, ...] = ()
     day_parts: tuple[TimeOfDay, ...] = ()
     models: Classification | None = None
+    attributes: tuple[AttributeAccuracy, ...] = ()
+    by_color: tuple[ValueRanks, ...] = ()  # probes of the first protocol by their true color
     index: IndexCmcLoss | None = None
     oracles: Mapping[str, Sequence[Oracle]] = field(default_factory=dict)  # by protocol
 

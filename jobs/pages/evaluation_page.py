@@ -11,7 +11,15 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from index.evaluation.breakdowns import FALSE_POSITIVE_RATES, CameraPair, Classification, Distances, TimeOfDay
+from index.evaluation.breakdowns import (
+    FALSE_POSITIVE_RATES,
+    AttributeAccuracy,
+    CameraPair,
+    Classification,
+    Distances,
+    TimeOfDay,
+    ValueRanks,
+)
 from index.evaluation.index_recall import IndexCmcLoss
 from index.evaluation.metrics import METRICS, REPORTED_RANKS, Metric
 from index.evaluation.model_groups import Oracle
@@ -36,6 +44,7 @@ class Sighting:
     camera: str = ""
     captured_at: int = UNKNOWN_TIME  # ms since 1970, UTC
     model: str = ""  # predicted
+    attributes: Sequence[str] = ()  # predicted color and body type, as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,8 @@ class ListSection:
     classified: Sequence[Classified] = ()
     camera_pairs: Sequence[CameraPair] = ()
     day_parts: Sequence[TimeOfDay] = ()
+    attributes: Sequence[AttributeAccuracy] = ()
+    by_color: Sequence[ValueRanks] = ()
     index: IndexCmcLoss | None = None
     not_ranked: Sequence[str] = ()  # excluded crops and labels, with the reason
     oracles: Mapping[str, Sequence[Oracle]] = field(default_factory=dict)  # by protocol

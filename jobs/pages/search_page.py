@@ -17,12 +17,16 @@ MAP_SIDE = 240.0
 
 @dataclass(frozen=True, slots=True)
 class PageMatch:
-    """A match with its image, the name of its vehicle model, and whether it is within the threshold."""
+    """A match with its image, the name of its vehicle model, and whether it is within the threshold.
+
+    attributes: its predicted color and body type, as text.
+    """
 
     match: Match
     jpeg: bytes
     model: str
     within: bool
+    attributes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ The page is self-contained and has no script, as that of an evaluation; Figures 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Epoch:
     val_accuracy: float | None
     val_rank1: float | None = field(default=None, kw_only=True)
     val_track_rank1: float | None = field(default=None, kw_only=True)
+    val_attributes: Mapping[str, float] = field(default_factory=dict, kw_only=True)
     lr: float
     images: int
     seconds: float
@@ -80,6 +82,7 @@ class TrainingPage:
     labels_used: str = "vehicle models"
     rank1: float | None = None
     tracks: TrackFigures | None = None
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> `AttributeScores`
     images_of_model: Mapping[int, int] = field(default_factory=dict)  # of training
 
 

@@ -16,7 +16,7 @@ from jobs.pages.table1_page import (
     Table1Page,
 )
 from jobs.reproduce.results import ListResult, MethodResult, Results
-from jobs.runtime.format import LABELS_USED
+from jobs.runtime.format import labels_used
 from jobs.train.report import epochs_of
 
 UNTRAINED = "random"  # as a recipe's `pretrained`
@@ -119,7 +119,7 @@ def _section(method: MethodResult, card: Card) -> MethodSection:
     return MethodSection(
         title=method.title,
         recipe=method.recipe,
-        labels_used=LABELS_USED[card.labels_used],
+        labels_used=labels_used(card),
         origin="given" if method.is_taken else "trained",
         fingerprint=method.fingerprint,
         changes=", ".join(method.overrides),

@@ -88,8 +88,10 @@ def _images(card: Card, request: ReproduceRequest, settings: Settings) -> Labele
     except (BadSetting, BadLabels):  # a card that no training here wrote, or data without these labels
         return None
     remaining = drop_erased_images(everything, read_tombstones(open_store(settings.runs)))
-    # An image that was erased after the training was part of it.
-    return next((each for each in (remaining, everything) if data_digest(each) == card.data_digest), None)
+    # An image that was erased after the training was part of it; older releases learned no attributes.
+    known = [remaining, everything]
+    known += [each.with_attributes(()) for each in known]
+    return next((each for each in known if data_digest(each) == card.data_digest), None)
 
 
 def _read(request: ReproduceRequest, recipe: Recipe) -> LabeledImages:
@@ -100,6 +102,7 @@ def _read(request: ReproduceRequest, recipe: Recipe) -> LabeledImages:
         split="train" if request.has_table else None,
         labels=recipe.labels_used,
         tracks=recipe.uses_tracks,
+        attributes=recipe.attributes,
     )
 
 

@@ -2,18 +2,38 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from infra.store import format_ms
 
+if TYPE_CHECKING:
+    from clvr_model.card import Card
+
 NO_VALUE = "\N{EN DASH}"
-LABELS_USED = {
+_LABELS_USED = {
     "model": "vehicle models",
     "vehicle": "vehicles",
     "both": "vehicle models and vehicles",
     "none": "none: pretrained on other images",
 }
-"""What the values of a card's `labels_used` are called."""
+_ATTRIBUTES = {"color": "colors", "body_type": "body types"}
+
+
+def labels_used(card: "Card") -> str:
+    """The labels that a network learned from, in words."""
+    learned = [words for name, words in _ATTRIBUTES.items() if name in card.attributes]
+    return ", ".join([_LABELS_USED[card.labels_used], *learned])
+
+
+def predicted_values(crop: Mapping[str, Any]) -> list[str]:
+    """The predicted color and body type of a crop with their confidences; none that the model lacks."""
+    return [f"{crop[name]} ({crop[f'{name}_confidence']:.0%})" for name in _ATTRIBUTES if crop.get(name)]
+
+
+def attribute_name(name: str) -> str:
+    """body_type -> body type."""
+    return name.replace("_", " ")
 
 
 def model_name(names: Mapping[int, str], model: int) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from clvr_model.card import Card, read_card
 from index.archive.reader import open_uri
-from index.filters import Filters
+from index.filters import WITHOUT_ATTRIBUTE, Filters
 from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -23,7 +24,7 @@ from infra.store import format_ms
 from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.runtime.format import model_name
+from jobs.runtime.format import attribute_name, model_name, predicted_values
 from jobs.runtime.resolve import epoch_ms
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
@@ -54,6 +55,25 @@ class RulesRequest:
     max_speed: float = MAX_SPEED_KMH
     drop_impossible: bool = False
     rerank: bool = False
+    colors: tuple[str, ...] = ()
+    not_colors: tuple[str, ...] = ()
+    min_color_confidence: float | None = None
+    body_types: tuple[str, ...] = ()
+    not_body_types: tuple[str, ...] = ()
+    min_body_type_confidence: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields for records; those of attributes only if they are given."""
+        # Records of sweeps that an older release began have none.
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in _ATTRIBUTE_RULES or value}
+
+
+_ATTRIBUTE_RULES = tuple(
+    name.format(*names)
+    for names in (("colors", "color"), ("body_types", "body_type"))
+    for name in ("{0}", "not_{0}", "min_{1}_confidence")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +130,16 @@ class SearchResult:
         table = Table(box=None, pad_edge=False)
         for title, justify in (("rank", "right"), ("distance", "right"), ("same", "right")):
             table.add_column(title, justify=justify)  # type: ignore[arg-type]
-        for title in ("camera", "time (UTC)", "vehicle model", "seen", "crop"):
+        has_attributes = any(predicted_values(asdict(match.hit)) for match in self.matches)
+        titles = (
+            "camera",
+            "time (UTC)",
+            "vehicle model",
+            *(("color, body type",) if has_attributes else ()),
+            "seen",
+            "crop",
+        )
+        for title in titles:
             table.add_column(title, overflow="fold")
         for match in self.matches:
             hit = match.hit
@@ -123,6 +152,7 @@ class SearchResult:
                 "-"
                 if hit.model_id == UNKNOWN_LABEL
                 else f"{self.model_name(hit.model_id)} ({hit.model_confidence:.0%})",
+                *((", ".join(predicted_values(asdict(hit))) or "-",) if has_attributes else ()),
                 _notes(match),
                 f"{CROP}{hit.crop_id} {hit.uri}",
             )
@@ -163,6 +193,7 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
     if sighting and sighting not in probe.sightings:
         probe = replace(probe, sightings=(*probe.sightings, sighting))
     rules = resolve_model_filters(rules, request.rules, searcher, request.images)
+    rules = resolve_attributes(rules, read_card(searcher.checkpoint_uri))
     result = SearchResult(
         probe=probe,
         generation=searcher.source.name,
@@ -201,6 +232,7 @@ def make_rules(
             captured_from=start,
             captured_to=end,
             model_ids=tuple(model_ids),
+            **{name: getattr(request, name) for name in _ATTRIBUTE_RULES},
         ),
         same_camera=request.same_camera,
         group_by_track=not request.every_crop,
@@ -222,6 +254,30 @@ def resolve_model_filters(
     if not model_ids:
         return rules
     return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(model_ids)))))
+
+
+def resolve_attributes(rules: Rules, card: Card) -> Rules:
+    """Spell the colors and body types of the filters as the model does.
+
+    Raises BadInput for an attribute that it does not predict, and for an unknown value.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for attribute in rules.filters.attributes:
+        noun, known = attribute_name(attribute.name), card.attributes.get(attribute.name, ())
+        if not known:
+            raise BadInput(f"the archive's model predicts no {noun}", remedy=WITHOUT_ATTRIBUTE)
+        spelled = {name.casefold(): name for name in known}
+        for values in (attribute.values, attribute.excluded):
+            unknown = [value for value in values if value.casefold() not in spelled]
+            if unknown:
+                raise BadInput(
+                    f"the archive's model knows no {noun} {unknown[0]!r}",
+                    remedy=f"it knows: {', '.join(known)}",
+                )
+        plural = f"{attribute.name}s"
+        found[plural] = tuple(spelled[value.casefold()] for value in attribute.values)
+        found[f"not_{plural}"] = tuple(spelled[value.casefold()] for value in attribute.excluded)
+    return replace(rules, filters=replace(rules.filters, **found)) if found else rules  # type: ignore[arg-type]
 
 
 def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
@@ -257,7 +313,8 @@ def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: flo
     for match in matches:
         name = model_name(names, match.hit.model_id)
         within = threshold is not None and match.hit.distance <= threshold
-        shown.append(PageMatch(match, thumbnail_of(*open_uri(match.hit.uri)), name, within))
+        jpeg = thumbnail_of(*open_uri(match.hit.uri))
+        shown.append(PageMatch(match, jpeg, name, within, predicted_values(asdict(match.hit))))
     return shown
 
 

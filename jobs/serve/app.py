@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from clvr_model.card import read_card
 from index.milvus.collection import row_count
 from index.search.calibration import Calibration
 from index.search.probe import merge_probes
@@ -22,7 +23,7 @@ from index.search.retrieval import Rules
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting, ClvrError, Locked, UnreadableImage
 from jobs.runtime.format import model_name
-from jobs.search.search import RulesRequest, make_rules, match_to_json, verdict
+from jobs.search.search import RulesRequest, make_rules, match_to_json, resolve_attributes, verdict
 from jobs.search.searcher import CROP, Searcher, crop_number
 from jobs.serve.access import AccessPolicy, Limits, with_access_control
 from jobs.serve.live import LiveView, View
@@ -57,11 +58,17 @@ class WebRules(BaseModel):
     max_distance: float | None = Field(None, gt=0, allow_inf_nan=False)
     drop_impossible: bool = False
     rerank: bool = False
+    colors: list[Name] = Field(default_factory=list, max_length=100)
+    not_colors: list[Name] = Field(default_factory=list, max_length=100)
+    min_color_confidence: float | None = Field(None, ge=0, le=1)
+    body_types: list[Name] = Field(default_factory=list, max_length=100)
+    not_body_types: list[Name] = Field(default_factory=list, max_length=100)
+    min_body_type_confidence: float | None = Field(None, ge=0, le=1)
 
     def to_rules(self, cameras: CameraMap | None) -> Rules:
         """Convert to the rules of the index. Raises BadSetting."""
         fields = self.model_dump(exclude={"models"})
-        fields |= {"cameras": tuple(self.cameras), "not_cameras": tuple(self.not_cameras)}
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         return make_rules(RulesRequest(**fields), cameras=cameras, model_ids=self.models)
 
 
@@ -98,6 +105,7 @@ class SearchService:
             "cameras": searcher.known_cameras(),
             "positions": self.cameras.positions if self.cameras else {},
             "models": searcher.model_names,
+            "attributes": read_card(searcher.checkpoint_uri).attributes,
             "first": span[0] if span else None,
             "last": span[1] if span else None,
             **_threshold(searcher.calibration),
@@ -112,6 +120,7 @@ def _search(
     searcher = view.searcher
     searcher.require_cameras(cameras)
     searcher.require_models(rules.filters.model_ids)
+    rules = resolve_attributes(rules, read_card(searcher.checkpoint_uri))
     started = time.perf_counter()
     probes = [view.probe(data) for data in images]
     probes += [searcher.probe(f"{CROP}{crop}") for crop in crops]

@@ -41,7 +41,7 @@ from jobs.runtime.resolve import (
     open_milvus,
     runs_of,
 )
-from jobs.search.search import RulesRequest, make_rules, resolve_model_filters
+from jobs.search.search import RulesRequest, make_rules, resolve_attributes, resolve_model_filters
 from jobs.search.searcher import Searcher, open_source
 from jobs.sweep.audit import AuditRecord, append_record, require_record
 from jobs.sweep.part import SweepWorker
@@ -178,7 +178,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     folder = open_store(request.output)
     sweep = Sweep.open(folder)
     plan = _plan(request, settings, sweep)
-    request_document = {**asdict(request.rules), "exact": request.exact}
+    request_document = {**request.rules.document(), "exact": request.exact}
     if request.unit != UNITS[0]:
         request_document["unit"] = request.unit
     if sweep:
@@ -242,8 +242,8 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
         # The alias may have moved since an existing sweep was started; the sweep keeps its generation.
         name = existing.info.generation if existing else searcher.source.name
         generation = find_generation(name, searcher.source.milvus, settings)
-        rules = make_rules(request.rules)
         runs = available_runs_of(generation, settings)
+        rules = resolve_attributes(make_rules(request.rules), read_card(runs[-1].info.model))
         return _Plan(
             settings=settings,
             rules=resolve_model_filters(rules, request.rules, searcher) if request.rules.models else rules,
@@ -286,7 +286,7 @@ def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | Non
         transform = live.transform or NONE
     return _Plan(
         settings=settings,
-        rules=make_rules(request.rules),
+        rules=resolve_attributes(make_rules(request.rules), read_card(runs[-1].info.model)),
         output=request.output,
         generation="exact:" + "+".join(run.run_id for run in runs),
         fingerprint=runs[0].fingerprint,

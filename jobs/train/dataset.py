@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from clvr_model.attributes import COLUMNS, learnable_values
 from clvr_model.datasets.labelled import (
     LabeledImages,
     hold_out_models,
@@ -48,10 +49,12 @@ def read_labelled(
     labels: str = "model",
     tracks: bool = False,
     needs_tracks: bool = True,
+    attributes: str | bool = False,
 ) -> LabeledImages:
     """Read images whose labels are known: `labels` is model, vehicle or both.
 
-    tracks: the vehicles are the tracks; without needs_tracks, none need be known.
+    tracks: the vehicles are the tracks; without needs_tracks, none need be known. attributes: as in a recipe;
+    colors and body types that are not learned are left out.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
     the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
     folder per model.
@@ -66,6 +69,7 @@ def read_labelled(
         labelled = read_folder(data) if release is None else release
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
+    labelled = _with_learned_attributes(labelled, attributes, data)
     if tracks and not needs_tracks and not any(labelled.track_ids or []):
         return replace(labelled, vehicle_ids=None)
     if tracks:
@@ -73,6 +77,16 @@ def read_labelled(
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
+
+
+def _with_learned_attributes(labelled: LabeledImages, attributes: str | bool, data: str) -> LabeledImages:
+    learned = learnable_values(labelled) if attributes else {}
+    if attributes is True and not learned:
+        raise BadLabels(
+            f"{data} states no color and no body type of two values or more, and the recipe learns them",
+            remedy="give a table with the column color or body_type, or --set attributes=auto",
+        )
+    return labelled.with_attributes(learned)
 
 
 def _with_known_model(labelled: LabeledImages, data: str) -> LabeledImages:
@@ -120,7 +134,7 @@ def _absolute(uri: str) -> str:
 
 
 def data_digest(labelled: LabeledImages) -> str:
-    """Return the SHA-256 of the URIs, and of the models, vehicles, boxes and times, in their order."""
+    """Return the SHA-256 of the URIs, and of the models, vehicles, boxes, times and attributes learned."""
     digest = hashlib.sha256("\n".join(labelled.uris).encode())
     digest.update(np.ascontiguousarray(labelled.model_ids, np.int64).tobytes())
     if labelled.vehicle_ids is not None:
@@ -129,6 +143,9 @@ def data_digest(labelled: LabeledImages) -> str:
         digest.update(np.ascontiguousarray(labelled.boxes, np.int32).tobytes())
     if labelled.captured_at is not None:
         digest.update(np.ascontiguousarray(labelled.captured_at, np.int64).tobytes())
+    for name, column in COLUMNS.items():
+        if getattr(labelled, column) is not None:
+            digest.update("\n".join([name, *getattr(labelled, column)]).encode())
     return digest.hexdigest()
 
 
@@ -257,6 +274,9 @@ def report_classes(
             f"{len(training):,} images of {count:,} {noun} to train on, "
             f"{len(validation):,} images of other {noun} for validation"
         )
+    for name, values in learnable_values(labelled).items():
+        known = sum(map(bool, getattr(training, COLUMNS[name])))
+        logger.info(f"{name}: {len(values)} values, known of {known:,} of {len(training):,} training images")
     if not recipe.has_classifier:
         return []
     classes = labelled.classes

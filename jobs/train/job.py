@@ -22,6 +22,7 @@ class Images:
     """URIs of n images, the class number of each, and its vehicle where the recipe learns from vehicles.
 
     boxes: (n, 4) where the release says which part of an image shows the vehicle, see `LabeledImages`.
+    attributes: (n, attributes) value numbers where attributes are learned, UNKNOWN_VALUE if unknown.
     """
 
     uris: list[str]
@@ -29,15 +30,22 @@ class Images:
     vehicles: NDArray[np.int64] | None = None
     boxes: NDArray[np.int32] | None = None
     journeys: Journeys | None = None  # of the vehicles, which are tracks then
+    attributes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.uris)
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what the images at `rows` are trained on: classes (n,), or classes and vehicles (n, 2)."""
-        if self.vehicles is None:
+        """Return what the images at `rows` are trained on.
+
+        Classes (n,), or classes and vehicles (n, 2), or these and attributes, with vehicles of -1 where none
+        are learned.
+        """
+        if self.vehicles is None and self.attributes is None:
             return self.classes[rows]
-        return np.column_stack([self.classes[rows], self.vehicles[rows]])
+        vehicles = np.full(len(rows), -1) if self.vehicles is None else self.vehicles[rows]
+        attributes = [] if self.attributes is None else [self.attributes[rows]]
+        return np.column_stack([self.classes[rows], vehicles, *attributes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ class TrainJob:
 
     folder: URI of the training's folder, for its log and its best state. input: `local` or `ray`.
     ends: the first crops of held-out tracks, then their last ones; end_cameras: the camera of each track.
+    attributes: the values of the attributes that are learned, by name.
     """
 
     recipe: dict[str, Any]
@@ -57,6 +66,7 @@ class TrainJob:
     log_every: int = 20
     ends: Images | None = None
     end_cameras: NDArray[np.str_] | None = None
+    attributes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clvr_model.attributes import learnable_values
 from clvr_model.datasets.labelled import LabeledImages
 from clvr_model.network import Clvr
 from clvr_model.objective import Objective
@@ -116,10 +117,12 @@ def plan_training(request: TrainRequest, settings: Settings | None = None) -> Tr
     device = _device(request)
     images, unreadable, decoded_per_second = _sample(labelled, recipe.image_size)
     classes = len(labelled.classes)
-    network = Clvr.of(recipe.architecture(classes), seed=recipe.seed)
+    attributes = learnable_values(labelled)
+    network = Clvr.of(recipe.architecture(classes, attributes), seed=recipe.seed)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     numbers = torch.arange(len(images))
-    targets = torch.stack([numbers % max(classes, 1), numbers % PROBE_VEHICLES], dim=1)
+    values = [numbers % len(names) for names in attributes.values()]
+    targets = torch.stack([numbers % max(classes, 1), numbers % PROBE_VEHICLES, *values], dim=1)
     batch = (torch.from_numpy(images).to(device), targets.to(device))
     forward = _rate(lambda: pooled_features(network, [batch], precision=recipe.precision), len(targets))
     # On a CPU, the measurement uses all cores, like the workers of this machine together.

@@ -13,6 +13,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+from clvr_model.attributes import ATTRIBUTES
 from clvr_model.checkpoint import NO_LABELS, Card
 from clvr_model.datasets.labelled import LabeledImages
 from index.archive.reader import reader_of
@@ -21,7 +22,7 @@ from index.transforms.track_figures import TrackFigures
 from infra.store import Store
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.pages.training_page import Epoch, Example, TrainingPage, build_training_page
-from jobs.runtime.format import LABELS_USED, model_name
+from jobs.runtime.format import labels_used, model_name
 from jobs.train.log import TrainingCost
 
 REPORT_FILE = "report.html"
@@ -51,9 +52,14 @@ def write_report(
     page = TrainingPage(
         title=_title(card, inputs),
         summary=_summary(card, inputs),
-        labels_used=LABELS_USED[card.labels_used],
+        labels_used=labels_used(card),
         rank1=inputs.final.get("rank1"),
         tracks=inputs.tracks,
+        attributes={
+            name: inputs.final["attributes"][name]
+            for name in ATTRIBUTES
+            if name in inputs.final.get("attributes", {})
+        },
         dataset=inputs.data.rstrip("/").rpartition("/")[2],
         note=_note(card, inputs),
         training_images=len(inputs.training),
@@ -152,6 +158,7 @@ def _epoch(entry: Mapping[str, Any]) -> Epoch:
         val_accuracy=entry.get("held_accuracy"),
         val_rank1=entry.get("held_rank1"),
         val_track_rank1=entry.get("held_track_rank1"),
+        val_attributes={name: entry[f"held_{name}"] for name in ATTRIBUTES if f"held_{name}" in entry},
         lr=entry.get("lr", 0.0),
         images=entry["pictures"],
         seconds=entry["seconds"],
@@ -189,7 +196,7 @@ def _facts(card: Card, inputs: ReportInputs, log: Sequence[Mapping[str, Any]]) -
     versions = {**card.versions, "ray": ray.__version__, "python": platform.python_version()}
     facts = {
         "fingerprint": card.fingerprint,
-        "labels used": LABELS_USED[card.labels_used],
+        "labels used": labels_used(card),
         "created": card.created_at,
         "data": f"{inputs.data}, digest {card.data_digest[:16]}",
         "initial weights": str(card.backbone.get("source", "")),

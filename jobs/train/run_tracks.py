@@ -174,6 +174,8 @@ def merged(labelled: LabeledImages, tracks: LabeledImages) -> LabeledImages:
         model_names=labelled.model_names,
         boxes=boxes,
         captured_at=np.concatenate([times, new.captured_at if new.captured_at is not None else times[:0]]),
+        colors=labelled.colors and [*labelled.colors, *[""] * len(new)],
+        body_types=labelled.body_types and [*labelled.body_types, *[""] * len(new)],
     )
 
 

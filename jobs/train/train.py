@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from clvr_model.attributes import learnable_values, value_numbers
 from clvr_model.checkpoint import CARD_FILE, NO_LABELS, Card, load_checkpoint, read_card, save_checkpoint
 from clvr_model.datasets.labelled import UNKNOWN_MODEL, LabeledImages, class_numbers
 from clvr_model.network import Architecture, Clvr
@@ -99,8 +100,9 @@ class TrainResult:
 
     Without a classifier they are None. rank1: share of validation images whose nearest other image is of the
     same vehicle, for recipes that learn from vehicles. labels_used: model, vehicle, both or none. tracks: the
-    values of TrackFigures, for tracks of runs. The names of the fields are keys of the command's JSON and of
-    the metrics in card.json.
+    values of TrackFigures, for tracks of runs. attributes: the `AttributeScores` of color and body type,
+    where they are learned. The names of the fields are keys of the command's JSON and of the metrics in
+    card.json.
     """
 
     uri: str
@@ -118,12 +120,17 @@ class TrainResult:
     rank1: float | None = None
     labels_used: str = "model"
     tracks: Mapping[str, Any] | None = None
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """Return the checkpoint and its accuracy as one line."""
         figures = [
             f"{name} {value:.1%}"
-            for name, value in (("accuracy", self.accuracy), ("rank-1", self.rank1))
+            for name, value in (
+                ("accuracy", self.accuracy),
+                ("rank-1", self.rank1),
+                *((name.replace("_", " "), scores["accuracy"]) for name, scores in self.attributes.items()),
+            )
             if value is not None
         ]
         if self.tracks:
@@ -184,6 +191,7 @@ def training_images(request: TrainRequest, recipe: Recipe, settings: Settings) -
             labels=recipe.labels_used,
             tracks=recipe.uses_tracks,
             needs_tracks=not request.tracks,
+            attributes=recipe.attributes,
         )
     if not request.tracks:
         assert labelled is not None  # noqa: S101 (`requested_recipe` refuses a request without data)
@@ -212,9 +220,11 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         destination.create_bucket()  # creates the local folder; a real bucket must exist
     if destination.head(CARD_FILE) is not None:
         # A model that was trained before an erasure stays the model of this command.
-        return _existing_result(
-            request, {identity, _identity(recipe, everything, cameras), _tracks_identity(recipe, request)}
-        )
+        # So does one of a release that learned no attributes, unless they are asked for.
+        older = everything.with_attributes(())
+        known = (everything, older) if recipe.attributes == "auto" else (everything,)
+        identities = {identity, *(_identity(recipe, each, cameras) for each in known)}
+        return _existing_result(request, identities | {_tracks_identity(recipe, request)})
 
     connect(settings)
     backend = _check_workers(request)
@@ -232,28 +242,30 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     check_sets(recipe, training, request.workers)
     classes = tuple(labelled.classes) if recipe.has_classifier else ()
     known_models = classes or (tuple(labelled.classes) if recipe.labels_used == "both" else ())
+    attributes = learnable_values(labelled)
     job = TrainJob(
         recipe=recipe.as_dict(),
         classes=classes,
         training=replace(
-            _images(training, known_models),
+            _images(training, known_models, attributes),
             journeys=journeys_of(training, cameras) if recipe.uses_journeys else None,
         ),
         # Rank-1 over tracks would count almost equal images of one pass.
         validation=_images(
-            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes
+            replace(validation, vehicle_ids=None) if recipe.uses_tracks else validation, classes, attributes
         ),
         folder=folder.uri,
         input=backend,
         log_every=request.log_every,
         ends=Images(ends.uris, np.full(2 * len(ends), -1, np.int64)) if ends else None,
         end_cameras=ends.cameras if ends else None,
+        attributes=attributes,
     )
     state = _fit(job, recipe, request, folder)
     if request.select_epoch == "best" and len(validation):
         state = best_state(folder) or state
     cost = cost_of(read_log(folder), request.price_per_node_hour)
-    network = Clvr.of(recipe.architecture(len(classes)))
+    network = Clvr.of(recipe.architecture(len(classes), attributes))
     state.restore(network)
     final = state.history[-1]
     history = [{**entry} for entry in state.history[:-1]]
@@ -274,6 +286,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         "rank1": final.get("rank1"),
         "labels_used": recipe.labels_used,
         "tracks": asdict(track_figures) if track_figures else None,
+        **({"attributes": final.get("attributes", {})} if attributes else {}),
     }
     card = Card(
         label_ids=classes,
@@ -317,13 +330,14 @@ def _measured(
     return labelled, ends if len(ends) else None
 
 
-def _images(labelled: LabeledImages, classes: tuple[int, ...]) -> Images:
+def _images(labelled: LabeledImages, classes: tuple[int, ...], attributes: Mapping[str, list[str]]) -> Images:
     """Return the images as workers take them; the class numbers of unknown models are -1."""
     numbers = np.full(len(labelled), -1, np.int64)
     if classes:
         known = np.flatnonzero(labelled.model_ids != UNKNOWN_MODEL)
         numbers[known] = class_numbers(labelled.take(known), classes)
-    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes)
+    values = value_numbers(labelled, attributes) if attributes else None
+    return Images(labelled.uris, numbers, labelled.vehicle_ids, labelled.boxes, attributes=values)
 
 
 def _identity(recipe: Recipe, labelled: LabeledImages, cameras: CameraMap | None) -> str:

@@ -26,7 +26,7 @@ from clvr_model.training import (
     train_epoch,
 )
 from clvr_model.training_state import TrainingState
-from clvr_model.validation import Predictions, predict, score, vehicle_rank1
+from clvr_model.validation import Predictions, predict, score, score_attributes, vehicle_rank1
 from index.transforms.track_figures import camera_ranks
 from infra.errors import ClvrError
 from infra.store import open_store
@@ -89,7 +89,8 @@ class _Worker:
         self.start_ranks: list[int] | None = None
 
     def run(self) -> None:
-        network = Clvr.of(self.recipe.architecture(len(self.job.classes)), seed=self.recipe.seed)
+        architecture = self.recipe.architecture(len(self.job.classes), self.job.attributes)
+        network = Clvr.of(architecture, seed=self.recipe.seed)
         state = reported_state()
         if state is None:
             load_start(network, self.recipe.pretrained)
@@ -237,6 +238,9 @@ class _Worker:
             entry["held_rank1"] = rank1
         if ranks:
             entry["held_track_rank1"] = float(np.mean(np.array(ranks) == 1))
+        for name, scored in self._attribute_scores(predictions).items():
+            if scored["accuracy"] is not None:
+                entry[f"held_{name}"] = scored["accuracy"]
         known = [key for key in ("held_rank1", "held_accuracy", "held_track_rank1") if key in entry]
         comparable = [
             earlier[known[0]]
@@ -276,6 +280,14 @@ class _Worker:
             load_start(network, self.recipe.pretrained)
             network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self._track_ranks(network)
+
+    def _attribute_scores(self, predictions: Predictions) -> dict[str, dict[str, Any]]:
+        """Return how the validation images' attributes compare with the labels, by name."""
+        expected = self.job.validation.attributes
+        if expected is None:
+            return {}
+        scores = score_attributes(predictions.attributes, expected, list(self.job.attributes))
+        return {name: asdict(scored) for name, scored in scores.items()}
 
     def _features(self, network: Clvr, passes_before: int) -> tuple[Batch, Batch]:
         """Return pooled features of the training and validation images, from the cache or computed."""
@@ -347,10 +359,15 @@ class _Worker:
         if keep_features:
             none = np.zeros((0, network.head.output_dim), np.float32)
             columns.append(none if local.features is None else local.features)
-        gathered = (
+        if self.job.attributes:
+            nothing = np.zeros((0, len(self.job.attributes)), np.int64)
+            columns.append(nothing if local.attributes is None else local.attributes)
+        gathered = [
             self.distributed.all_gather_rows(torch.from_numpy(column), count).numpy() for column in columns
-        )
-        return Predictions(*gathered)
+        ]
+        attributes = gathered.pop() if self.job.attributes else None
+        classes, confidence, losses, *features = gathered
+        return Predictions(classes, confidence, losses, features[0] if keep_features else None, attributes)
 
     def _to_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for pooled, targets in batches:
@@ -366,6 +383,8 @@ class _Worker:
         """
         rank1 = self._rank1(predictions)
         tracks = {} if ranks is None else {"track_ranks": ranks}
+        attributes = self._attribute_scores(predictions)
+        named = {"attributes": attributes} if attributes else {}
         if not self.job.classes:
             unknown: dict[str, Any] = {
                 "micro": None,
@@ -374,7 +393,7 @@ class _Worker:
                 "predicted": [],
                 "confidence": [],
             }
-            return [*position.history, {**unknown, **tracks, "rank1": rank1}]
+            return [*position.history, {**unknown, **tracks, "rank1": rank1, **named}]
         scores = score(predictions, self.job.validation.classes, len(self.job.classes))
         labels = map(str, self.job.classes)
         return [
@@ -387,6 +406,7 @@ class _Worker:
                 "confidence": [round(value, 4) for value in predictions.confidence.tolist()],
                 **tracks,
                 **({} if rank1 is None else {"rank1": rank1}),
+                **named,
             },
         ]
 
@@ -400,6 +420,7 @@ class _Worker:
             "held_accuracy": final["micro"],
             "held_macro": final["macro"],
             "held_rank1": final.get("rank1"),
+            **{f"held_{name}": scored["accuracy"] for name, scored in final.get("attributes", {}).items()},
         }
         self.log_event("final", **{name: value for name, value in scores.items() if value is not None})
         self._report_state(network, position, None)

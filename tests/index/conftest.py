@@ -35,6 +35,7 @@ def make_run(store: Store, make_finished_run: MakeRun, look_alikes: Callable[...
         fingerprint: str = FINGERPRINT,
         seed: int = 0,
         rows_per_shard: int = 100_000,
+        attributes: bool = False,
         look: Callable[[NDArray[np.int64], int], NDArray[np.float32]] = look_alikes,
     ) -> Run:
         numbers = range(first, first + rows)
@@ -45,6 +46,7 @@ def make_run(store: Store, make_finished_run: MakeRun, look_alikes: Callable[...
             fingerprint=fingerprint,
             rows_per_shard=rows_per_shard,
             look=lambda of_crops: look(of_crops, seed),
+            attributes=attributes,
             uri=[f"s3://archive/cam-{number % 5}/{number:06d}.jpg" for number in numbers],
             camera_id=[f"cam-{number % 5}" for number in numbers],
             captured_at=[number * 1000 if number % 10 else -1 for number in numbers],

@@ -141,6 +141,8 @@ def test_no_text_selects_other_crops(table: Milvus, camera: str, track: tuple[st
         Filters(model_ids=(True,)),
         Filters(min_model_confidence=float("nan")),
         Filters(min_model_confidence=1.5),
+        Filters(min_color_confidence=-0.1),
+        Filters(colors=("\ud800",)),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from index.archive.manifest import crop_id_of
 from index.filters import Filters
 from index.generations import records
 from index.generations.erasure import forget
@@ -80,6 +81,7 @@ def finished_run(make_finished_run: MakeRun) -> MakeRun:
             camera_id=names,
             track_id=names,
             captured_at=[0] * len(numbers),
+            attributes=True,
         )
 
     return make
@@ -288,6 +290,13 @@ def test_no_name_escapes_a_filter_in_the_parser_of_the_server(milvus: Milvus, im
                 "query", imported.name, filter=filters.expression(), output_fields=["uri"], limit=1000
             )
             assert [row["uri"] for row in rows] == [f"s3://archive/{number:06d}.jpg"], ascii(text)
+    # The colors of tests/conftest.py by turns, of which these two are hostile.
+    for number, color in ((3, "\\"), (4, '" or crop_id >= 0 or color == "')):
+        ids = fetch_ids(
+            milvus, imported.name, Filters(colors=(color,), min_color_confidence=0.1).expression()
+        )
+        uris = [f"s3://archive/{each:06d}.jpg" for each in range(number, 500, 5)]
+        assert ids.tolist() == sorted(map(crop_id_of, uris))
 
 
 @pytest.mark.parametrize("kind", ["DISKANN", "GPU_IVF_FLAT"])

@@ -8,6 +8,7 @@ let about = null;
 let probe = { files: [], crops: [] };
 let result = null;
 let request = null;
+const ATTRIBUTES = [{ name: "color", plural: "colors" }, { name: "body_type", plural: "body_types" }];
 
 // ---- requests to the server -----------------------------------------------------------------------------
 
@@ -55,6 +56,11 @@ function readRules() {
     every_crop: !form.group_by_track.checked,
     rerank: form.rerank.checked,
     drop_impossible: form.drop_impossible.checked,
+    ...Object.fromEntries(ATTRIBUTES.flatMap(({ name, plural }) => [
+      [plural, splitCommas(form[plural].value)],
+      [`not_${plural}`, splitCommas(form[`not_${plural}`].value)],
+      [`min_${name}_confidence`, form[plural].value || form[`not_${plural}`].value ? Number(form.min_confidence.value) || null : null],
+    ])),
   };
 }
 
@@ -152,6 +158,8 @@ const cropUrl = (crop) => `/api/crops/${crop.slice(5)}.jpg`;
 const isWithin = (match) => result.threshold !== null && match.distance <= result.threshold;
 const isImpossible = (match) => match.journey !== null && !match.journey.possible;
 const matchClass = (match) => (isImpossible(match) ? " impossible" : isWithin(match) ? " within" : "");
+const attributesOf = (match) => ATTRIBUTES.filter(({ name }) => match[name])
+  .map(({ name }) => `${match[name]} ${percent(match[`${name}_confidence`])}`);
 const percent = (share) => `${Math.round(100 * share)} %`;
 
 function formatTime(ms) {
@@ -202,6 +210,8 @@ function card(match) {
   if (match.camera_id) text.append(element("span", {}, `camera ${match.camera_id}`));
   if (match.captured_at >= 0) text.append(element("span", {}, formatTime(match.captured_at)));
   text.append(element("span", { title: match.vehicle_model }, match.vehicle_model));
+  const looks = attributesOf(match);
+  if (looks.length) text.append(element("span", { class: "chips" }, ...looks.map((look) => element("span", { class: "chip" }, look))));
   if (match.crops_of_pass > 1) text.append(element("span", {}, `${match.crops_of_pass} crops of this track`));
   if (isImpossible(match)) {
     const { km, seconds } = match.journey;
@@ -308,6 +318,7 @@ function showDetail(match) {
     likelihood: match.likelihood === null ? "not calibrated" : percent(match.likelihood),
     camera: match.camera_id || "unknown", "time (UTC)": formatTime(match.captured_at) || "unknown",
     track: match.track_id || "none", model: `${match.vehicle_model} (${percent(match.model_confidence)})`,
+    ...(attributesOf(match).length ? { looks: attributesOf(match).join(", ") } : {}),
     crop: match.crop, object: match.uri,
   };
   if (match.journey) facts.journey = `${match.journey.km.toFixed(1)} km in ${Math.round(match.journey.seconds)} s` + (match.journey.possible ? "" : ": impossible");
@@ -398,6 +409,12 @@ async function loadAbout() {
   const chosen = $("filters").elements.models.value;
   $("filters").elements.models.replaceChildren(element("option", { value: "" }, "any"), ...models.map(([id, name]) => element("option", { value: id }, name)));
   $("filters").elements.models.value = chosen in about.models ? chosen : "";
+  for (const { name, plural } of ATTRIBUTES) {
+    const known = about.attributes[name] || [];
+    $(plural).replaceChildren(...known.map((value) => element("option", { value })));
+    for (const label of document.querySelectorAll(`[data-attribute="${name}"]`)) label.hidden = !known.length;
+  }
+  $("confidence").hidden = !Object.keys(about.attributes).length;
   $("impossible").hidden = !Object.keys(about.positions).length;
 }
 

@@ -5,8 +5,10 @@ import pytest
 
 from index.evaluation.breakdowns import (
     Distances,
+    attribute_accuracy,
     by_camera_pair,
     by_day_part,
+    by_value,
     classification,
     l2_normalized,
     sample_distances,
@@ -106,3 +108,24 @@ def test_the_histogram_has_common_bins() -> None:
 def test_normalized_rows_have_length_one_and_zeros_stay() -> None:
     rows = l2_normalized(np.array([[3, 4], [0, 0]], np.float32))
     assert rows.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0]]
+
+
+def test_an_attribute_is_scored_where_its_value_is_known() -> None:
+    true = np.array(["red", "red", "red", "blue", "", ""])
+    found = attribute_accuracy("color", np.array(["red", "red", "blue", "blue", "red", ""]), true)
+    assert found is not None
+    assert (found.micro, found.pictures, found.chance) == (0.75, 4, 0.75)
+    assert found.macro == pytest.approx((2 / 3 + 1) / 2)
+    assert [(each.value, each.pictures) for each in found.values] == [("red", 3), ("blue", 1)]
+    assert attribute_accuracy("color", true, np.full(6, "")) is None
+    assert attribute_accuracy("color", np.full(6, ""), true) is None
+
+
+def test_probes_are_ranked_by_their_value() -> None:
+    # Images 0 and 1 are near each other, 2 is nearer to 0 than its own vehicle's 3.
+    features = np.array([[0.0], [0.1], [0.3], [9.0]], np.float32)
+    images = LabeledFeatures(features, np.array([1, 1, 2, 2]), None, np.arange(4))
+    split = Split(np.array([0, 2]), np.arange(4))
+    ranking = cmc_of_splits(images, [split], max_rank=1)[0].ranking
+    parts = by_value(split, ranking, np.array(["red", "", "blue", "red"]))
+    assert [(part.value, part.probes, part.rank_1) for part in parts] == [("blue", 1, 0.0), ("red", 1, 1.0)]

@@ -24,7 +24,7 @@ from index.milvus.client import Milvus
 from index.runs.balance import check_run
 from index.runs.run import Run, list_runs
 from index.runs.tombstones import erasure_ids, read_tombstones
-from index.schema import SHARD_SCHEMA
+from index.schema import SHARD_SCHEMAS
 from infra.errors import ClvrError, CountMismatch
 from infra.store import Store
 from infra.store.sealed import seal, unseal
@@ -86,7 +86,10 @@ def _bytes_of(column: pa.ChunkedArray) -> list[bytes]:
 @pytest.fixture
 def vectors(store: Store, make_run: Callable[..., Run]) -> list[bytes]:
     """The bytes of the embeddings to erase, of two runs in the store."""
-    runs = [make_run("r1", 60, rows_per_shard=20), make_run("r2", 60, first=30, seed=1, rows_per_shard=20)]
+    runs = [
+        make_run("r1", 60, rows_per_shard=20, attributes=True),
+        make_run("r2", 60, first=30, seed=1, rows_per_shard=20, attributes=True),
+    ]
     found = []
     for run in runs:
         for key in run.shard_keys():
@@ -180,7 +183,7 @@ def test_a_second_purge_changes_nothing(milvus: Milvus, store: Store, vectors: l
 def test_a_row_that_came_back_is_deleted_again(milvus: Milvus, store: Store, vectors: list[bytes]) -> None:
     """A compaction of a server may lose deletions; the audit sees such rows, and its remedy is true."""
     generation = load_runs(milvus, store, [list_runs(store)[0]], alias="clvr")
-    rows = list(collection.fetch_rows(milvus, generation.name, ERASED, SHARD_SCHEMA.names))
+    rows = list(collection.fetch_rows(milvus, generation.name, ERASED, SHARD_SCHEMAS[2].names))
     erase(milvus, store)
     name = records.current_name(store, generation.name)
     milvus.call("insert", name, rows)

@@ -128,7 +128,10 @@ class TestReading:
         with pytest.raises(SchemaMismatch, match=r"other\.parquet is a Parquet file, but no shard"):
             list(read_shards(store, ["other.parquet"]))
         write_unchecked(store, rows(1), schema="2")
-        with pytest.raises(SchemaMismatch, match="version 2, this release reads version 1"):
+        with pytest.raises(SchemaMismatch, match="other columns than a shard: body_type, body_type_conf"):
+            list(read_shards(store, [KEY]))
+        write_unchecked(store, rows(1), schema="3")
+        with pytest.raises(SchemaMismatch, match="version 3, this release reads versions 1 to 2"):
             list(read_shards(store, [KEY]))
         write_unchecked(store, rows(1).rename_columns(["id", *SHARD_SCHEMA.names[1:]]))
         with pytest.raises(SchemaMismatch, match="other columns than a shard: crop_id, id"):

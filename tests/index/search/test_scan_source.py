@@ -32,13 +32,19 @@ FILTERS = [
     Filters(tracks=("t3", ("cam-1", "t5"))),
     Filters(not_tracks=("t0", ("cam-2", "t1"), "")),
     Filters(cameras=("nowhere",)),
+    Filters(colors=("red", 'si"lver')),
+    Filters(colors=("\\",), min_color_confidence=0.3),
+    Filters(colors=("",)),
+    Filters(not_colors=('" or crop_id >= 0 or color == "', "")),
+    Filters(body_types=("suv",), not_body_types=("van",)),
+    Filters(min_body_type_confidence=0.1),
 ]
 
 
 @pytest.fixture
 def run(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(shards, "ROW_GROUP_ROWS", 32)
-    return make_run("r1", 300)
+    return make_run("r1", 300, attributes=True)
 
 
 def test_every_filter_gives_the_same_crops_as_in_the_index(run: Run, milvus: Milvus, store: Store) -> None:
@@ -49,7 +55,7 @@ def test_every_filter_gives_the_same_crops_as_in_the_index(run: Run, milvus: Mil
         exact, indexed = (origin.nearest(probes, 40, filters) for origin in (source, index))
         for scanned, other in zip(exact, indexed, strict=True):
             assert [hit.crop_id for hit in scanned] == [hit.crop_id for hit in other], filters
-            assert [hit.uri for hit in scanned] == [hit.uri for hit in other]
+            assert [(hit.uri, hit.color) for hit in scanned] == [(hit.uri, hit.color) for hit in other]
             assert np.allclose([h.distance for h in scanned], [h.distance for h in other], atol=0.02)
 
 

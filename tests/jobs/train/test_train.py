@@ -3,6 +3,7 @@
 import json
 
 from clvr_model.checkpoint import load_checkpoint
+from clvr_model.synthetic.body import STYLES
 from index.outputs import list_outputs
 from infra.settings import Settings
 from infra.store import open_store
@@ -25,6 +26,12 @@ def test_checkpoint_records_its_training_and_a_repetition_is_a_no_op(clvr, archi
     assert result["classes"] == len(checkpoint.label_ids) == 3
     assert result["pictures"] + result["held_out"] == 24
     assert checkpoint.card.recipe["name"] == "demo"
+    # The drawn archive labels colors and body types, which are learned unless they are refused.
+    assert set(checkpoint.card.attributes) == {"color", "body_type"} == set(result["attributes"])
+    assert set(checkpoint.card.attributes["body_type"]) <= set(STYLES)
+    assert all(0 <= epoch["held_color"] <= 1 for epoch in checkpoint.card.metrics["history"])
+    assert result["attributes"]["color"]["pictures"] == result["held_out"]
+    assert "vehicle models, colors, body types" in (tmp_path / "model" / "report.html").read_text()
     assert [epoch["stage"] for epoch in checkpoint.card.metrics["history"]] == ["warmup", "warmup"]
     assert checkpoint.card.unstated["feature_relu"] is True
 
