@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
 from index.archive.listing import list_crops
+from index.archive.packing import pack_folder
 from index.archive.reader import ArchiveReader
 from index.runs.run import Run
+from index.runs.tombstones import ErasedCrops
+from infra.servers import SeaweedFs
 from infra.store import Store, open_store
 from jobs.embed.part import embed_part
 from jobs.runtime.image_stream import stream_images
@@ -116,6 +120,29 @@ def bench_decode(archive: Store, source: str) -> None:
         case = f"fetch + decode + resize, {source}, {decoders} thread(s)"
         print(f"{case}: {wall:,.0f}/s, {cpu:,.0f}/CPU-s", flush=True)
         ROWS.append(Row(case, f"{wall:,.0f}/s, {cpu:,.0f}/CPU-s"))
+
+
+def bench_tar(crops: int, folder: Path) -> None:
+    """Compare members of tar files with single objects, on a real S3 server on this machine."""
+    with SeaweedFs.start(folder / "s3") as server:
+        single, packed = (
+            open_store(server.create_bucket(name), server.settings) for name in ("single", "packed")
+        )
+        draw(single, crops)
+        pack_folder(single, packed, "dt=2026-11-22", ErasedCrops())
+        streams = []
+        for store in (packed, single):
+            manifest = list_crops(store).crops.read()
+            uris, etags = (manifest[name].to_pylist() for name in ("uri", "etag"))
+            streams.append(partial(_drain, ArchiveReader(store), uris, etags))
+        requests = len(ArchiveReader(packed).spans(*streams[0].args[1:]))
+        case = f"fetch + decode + resize, tar file on S3, {requests} requests for {crops:,} crops"
+        versus(case, crops, streams[0], "single objects on S3", streams[1])
+
+
+def _drain(reader: ArchiveReader, uris: list[str], etags: list[str]) -> None:
+    for _ in stream_images(reader, uris, etags=etags, prefetch=64, decoders=os.cpu_count() or 1):
+        pass
 
 
 def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: Any, cache: Path) -> None:
@@ -265,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crops", type=int, default=96)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--only", nargs="*", default=["model", "decode", "part", "saturated"])
+    parser.add_argument("--only", nargs="*", default=["model", "decode", "tar", "part", "saturated"])
     parser.add_argument("--turns", type=int, default=2, help="of `recipe`: the usual recipe and the job")
     parser.add_argument("--archive", help="URI of an existing archive, instead of synthetic crops")
     add_json_option(parser)
@@ -282,6 +309,8 @@ def main() -> None:
             bench_model(checkpoint, cache)
         if "decode" in args.only:
             bench_decode(archive, "S3" if not archive.local else "local files")
+        if "tar" in args.only:
+            bench_tar(args.crops, folder)
         if "part" in args.only:
             bench_part(checkpoint, archive, folder / "part", args.precision, cache)
         if "saturated" in args.only:

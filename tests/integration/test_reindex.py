@@ -135,7 +135,7 @@ def operator(
         environment={**environment, **seaweedfs.environment, **token, "CLVR_WEBHOOK": WEBHOOK},
         cpus=2,
         object_store_bytes=150 << 20,
-        mark=mark,
+        owner_tag=mark,
     )
     try:
         operator = Operator(tmp_path, bucket, seaweedfs, milvus_server, head)

@@ -38,7 +38,7 @@ def head(server_folder: Path) -> Iterator[RayHead]:
         environment={**environment, "CLVR_MILVUS_TOKEN": SECRET},
         cpus=2,
         object_store_bytes=100 << 20,
-        mark=mark,
+        owner_tag=mark,
     )
     end_all(processes_with_tag(mark))
 
