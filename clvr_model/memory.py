@@ -13,14 +13,14 @@ from torch import Tensor
 # The rest is left for temporary tensors and for other programs.
 HEADROOM = 0.75
 _M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+# Plain RuntimeErrors of the CPU allocator and of oneDNN, whose machine code takes memory too.
+_OF_MEMORY = ("DefaultCPUAllocator", "could not create a memory object", "could not create a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a GPU or this machine ran out of memory."""
-    # torch's CPU allocator and oneDNN raise plain RuntimeErrors.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(text in str(error) for text in ("DefaultCPUAllocator", "could not create a memory object"))
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _OF_MEMORY)
     )
 
 

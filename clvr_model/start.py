@@ -9,7 +9,7 @@ from clvr_model.weights import load_backbone
 from infra.errors import BadSetting
 
 CHECKPOINT_PREFIX = "checkpoint:"
-_CLASSIFIER = "head.classifier."
+_CLASSIFIERS = ("head.classifier.", "head.attributes.")
 
 
 def starting_from(recipe: Recipe, architecture: Architecture, uri: str) -> Recipe:
@@ -26,7 +26,8 @@ def starting_from(recipe: Recipe, architecture: Architecture, uri: str) -> Recip
             remedy="give a checkpoint of another recipe",
         )
     values = asdict(architecture)
-    del values["classes"], values["input_size"]  # a recipe states the size of its images
+    # The labels decide about classes and attributes, and a recipe states the size of its images.
+    del values["classes"], values["attributes"], values["input_size"]
     changes = {**values, "image_size": architecture.image_size}
     if not architecture.classes:  # then the card says nothing about a classifier
         changes |= {"classifier": recipe.classifier, "cosine_scale": recipe.cosine_scale}
@@ -38,7 +39,7 @@ def starting_from(recipe: Recipe, architecture: Architecture, uri: str) -> Recip
 def load_start(network: Clvr, source: str) -> None:
     """Load the first weights of a training, in place: `checkpoint:URI`, or a source of `load_backbone`.
 
-    Of a checkpoint, all layers but the classifier are taken: the classes may be others.
+    Of a checkpoint, all layers but the classifiers are taken: classes and attributes may be others.
     Raises BadSetting for a checkpoint of another architecture, and what the loaders raise.
     """
     if not source.startswith(CHECKPOINT_PREFIX):
@@ -48,7 +49,7 @@ def load_start(network: Clvr, source: str) -> None:
     if _shape(start.architecture) != _shape(network.architecture):
         raise BadSetting(f"{source} is of another architecture than the recipe", remedy="start anew: --from")
     tensors = {
-        name: tensor for name, tensor in start.state_dict().items() if not name.startswith(_CLASSIFIER)
+        name: tensor for name, tensor in start.state_dict().items() if not name.startswith(_CLASSIFIERS)
     }
     network.load_state_dict(tensors, strict=False)
 
@@ -58,5 +59,5 @@ def _shape(architecture: Architecture) -> dict[str, object]:
     return {
         name: value
         for name, value in asdict(architecture).items()
-        if name not in ("classes", "classifier", "cosine_scale")
+        if name not in ("classes", "classifier", "cosine_scale", "attributes")
     }

@@ -1,6 +1,6 @@
 """`clvr search`: find the crops of the archive that show the same vehicle as a probe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,13 +187,23 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
         if not image.startswith((CROP, TRACK)):
             read_image(image)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
+    try:
+        return _search(request, rules, sighting, searcher)
+    finally:
+        # A local index serves one process, which may do more than search.
+        searcher.close()
+
+
+def _search(
+    request: SearchRequest, rules: Rules, sighting: Sighting | None, searcher: Searcher
+) -> SearchResult:
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
     probes = [searcher.probe(image, sighting) for image in request.images]
     probe = probes[0] if len(probes) == 1 else merge_probes(", ".join(request.images), probes)
     if sighting and sighting not in probe.sightings:
         probe = replace(probe, sightings=(*probe.sightings, sighting))
     rules = resolve_model_filters(rules, request.rules, searcher, request.images)
-    rules = resolve_attributes(rules, read_card(searcher.checkpoint_uri))
+    rules = resolve_attributes(rules, lambda: read_card(searcher.checkpoint_uri))
     result = SearchResult(
         probe=probe,
         generation=searcher.source.name,
@@ -256,12 +266,14 @@ def resolve_model_filters(
     return replace(rules, filters=replace(rules.filters, model_ids=tuple(sorted(set(model_ids)))))
 
 
-def resolve_attributes(rules: Rules, card: Card) -> Rules:
-    """Spell the colors and body types of the filters as the model does.
+def resolve_attributes(rules: Rules, read_model_card: Callable[[], Card]) -> Rules:
+    """Spell the colors and body types of the filters as the model does, whose card is read only for these.
 
     Raises BadInput for an attribute that it does not predict, and for an unknown value.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    if not rules.filters.attributes:
+        return rules
+    card, found = read_model_card(), dict[str, tuple[str, ...]]()
     for attribute in rules.filters.attributes:
         noun, known = attribute_name(attribute.name), card.attributes.get(attribute.name, ())
         if not known:
@@ -277,7 +289,7 @@ def resolve_attributes(rules: Rules, card: Card) -> Rules:
         plural = f"{attribute.name}s"
         found[plural] = tuple(spelled[value.casefold()] for value in attribute.values)
         found[f"not_{plural}"] = tuple(spelled[value.casefold()] for value in attribute.excluded)
-    return replace(rules, filters=replace(rules.filters, **found)) if found else rules  # type: ignore[arg-type]
+    return replace(rules, filters=replace(rules.filters, **found))  # type: ignore[arg-type]
 
 
 def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:

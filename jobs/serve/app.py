@@ -120,7 +120,7 @@ def _search(
     searcher = view.searcher
     searcher.require_cameras(cameras)
     searcher.require_models(rules.filters.model_ids)
-    rules = resolve_attributes(rules, read_card(searcher.checkpoint_uri))
+    rules = resolve_attributes(rules, lambda: read_card(searcher.checkpoint_uri))
     started = time.perf_counter()
     probes = [view.probe(data) for data in images]
     probes += [searcher.probe(f"{CROP}{crop}") for crop in crops]

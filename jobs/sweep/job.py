@@ -243,7 +243,7 @@ def _plan(request: SweepRequest, settings: Settings, existing: Sweep | None) -> 
         name = existing.info.generation if existing else searcher.source.name
         generation = find_generation(name, searcher.source.milvus, settings)
         runs = available_runs_of(generation, settings)
-        rules = resolve_attributes(make_rules(request.rules), read_card(runs[-1].info.model))
+        rules = resolve_attributes(make_rules(request.rules), lambda: read_card(runs[-1].info.model))
         return _Plan(
             settings=settings,
             rules=resolve_model_filters(rules, request.rules, searcher) if request.rules.models else rules,
@@ -286,7 +286,7 @@ def _plan_exact(request: SweepRequest, settings: Settings, existing: Sweep | Non
         transform = live.transform or NONE
     return _Plan(
         settings=settings,
-        rules=resolve_attributes(make_rules(request.rules), read_card(runs[-1].info.model)),
+        rules=resolve_attributes(make_rules(request.rules), lambda: read_card(runs[-1].info.model)),
         output=request.output,
         generation="exact:" + "+".join(run.run_id for run in runs),
         fingerprint=runs[0].fingerprint,

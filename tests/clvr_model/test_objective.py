@@ -195,7 +195,7 @@ def test_shipped_recipes_of_the_papers_competitors(name: str, labels: str, class
         ("paper", "stage1.negatives=same_model", "compares no vehicles"),
         ("tracks", "stage2.negatives=any", "two tracks may show one vehicle"),
         ("ccl", "pooling=gem", "has no pool"),
-        ("ccl", "pretrained=imagenet", "no weights of vgg_m are published"),
+        ("ccl", "pretrained=imagenet", "no weights of vgg_m have an address"),
         ("ccl", "image_size=299", "224"),
         ("mixeddiff", "stage3.clusters_on=vehicle_branch", "does not reach"),
     ],

@@ -68,5 +68,5 @@ def test_sources_that_are_no_pretrained_backbone_are_refused(tmp_path: Path) -> 
         pretrained_network("random", "vgg16")
     with pytest.raises(BadSetting, match="resnet50 is a backbone"):
         pretrained_network("resnet50", "vgg16")
-    with pytest.raises(BadSetting, match="no weights of vgg_m are published"):
+    with pytest.raises(BadSetting, match="no weights of vgg_m have an address"):
         pretrained_network("vgg_m")

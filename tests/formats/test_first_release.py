@@ -224,6 +224,7 @@ def test_a_finished_training_is_recognised_by_data_and_recipe(clvr: Clvr) -> Non
         "labels_used": "model",
         "rank1": None,
         "attributes": {},
+        "tracks": None,
     }
     assert read_card(f"{ROOT}/strong-model").metrics["job"] == JOB
     clvr(*train, exit_code=4)  # the last weights differ from the best

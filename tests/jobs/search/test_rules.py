@@ -29,19 +29,23 @@ def test_camera_positions_are_read_from_a_file(tmp_path: Path) -> None:
     assert rules.cameras == CAMERAS
 
 
+def no_card() -> Card:
+    raise AssertionError("a search without such filters reads no card")
+
+
 def test_values_are_spelled_as_the_model_does_and_unknown_ones_are_refused() -> None:
     card = Card(label_ids=(), architecture={"attributes": {"color": ["Red", "dark blue"]}})
     rules = make_rules(RulesRequest(colors=("RED",), not_colors=("Dark Blue",), min_color_confidence=0.5))
-    filters = resolve_attributes(rules, card).filters
+    filters = resolve_attributes(rules, lambda: card).filters
     assert (filters.colors, filters.not_colors) == (("Red",), ("dark blue",))
     assert filters.min_color_confidence == 0.5
-    assert resolve_attributes(make_rules(RulesRequest()), Card(label_ids=())).filters == Filters()
+    assert resolve_attributes(make_rules(RulesRequest()), no_card).filters == Filters()
     for request, message in (
         (RulesRequest(colors=("pink",)), "knows no color 'pink'"),
         (RulesRequest(not_body_types=("van",)), "predicts no body type"),
     ):
         with pytest.raises(BadInput, match=message):
-            resolve_attributes(make_rules(request), card)
+            resolve_attributes(make_rules(request), lambda: card)
 
 
 def test_the_record_of_a_request_without_attributes_is_that_of_older_releases() -> None:
