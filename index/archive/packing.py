@@ -11,7 +11,7 @@ import numpy as np
 from index.archive.listing import is_image
 from index.archive.manifest import crop_id_of
 from index.archive.members import INDEX_SUFFIX, is_tar, split_member
-from index.archive.tar_files import Place, index_document, open_tar, scan_tar
+from index.archive.tar_files import index_document, open_tar, scan_tar
 from infra.errors import BadInput, ClvrError, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, is_hidden
 
@@ -69,11 +69,8 @@ def pack_folder(
     """
     before, numbers, indexes = _packed_before(target, folder)
     images, packed_before = [], 0
-    objects = archive.list(folder) if folder else iter(archive.level().objects)
-    for info in objects:
-        if not isinstance(info, ObjectInfo) or not is_image(info.key) or is_hidden(info.key):
-            continue
-        if split_member(info.key):
+    for info in _objects(archive, folder):
+        if not is_image(info.key) or is_hidden(info.key) or split_member(info.key):
             continue
         if _name_in(folder, info.key) in before:
             packed_before += 1
@@ -94,20 +91,26 @@ def pack_folder(
             written = target.head(key)
             if written is None:
                 raise ObjectMissing(f"no object {target.uri_of(key)}", remedy="Another process deletes it.")
-            target.put(f"{key}{INDEX_SUFFIX}", index_document(_scanned(target, written)))
+            # Read back: the index is of what the store holds.
+            target.put(f"{key}{INDEX_SUFFIX}", index_document(scan_tar(target, written).members))
             number += 1
         total += counts
     return total
 
 
 def write_indexes(store: Store, folder: str) -> Packed:
-    """Write the index of each tar file below a folder that has none, or one that is older than the file."""
+    """Write the index of each tar file below a folder that has none, or one that is older than the file.
+
+    A file that is damaged or cut short gets none: a listing would no longer say so.
+    """
     total = Packed()
-    for info in _tars(store, folder):
-        if not open_tar(store, info).stated:
-            members = _scanned(store, info)
-            store.put(f"{info.key}{INDEX_SUFFIX}", index_document(members))
-            total += Packed(indexes=1, packed_before=len(members))
+    for info in _objects(store, folder):
+        if not is_tar(info.key):
+            continue
+        index = open_tar(store, info)
+        if not index.stated and not index.truncated:
+            store.put(f"{info.key}{INDEX_SUFFIX}", index_document(index.members))
+            total += Packed(indexes=1, packed_before=len(index.members))
     return total
 
 
@@ -125,7 +128,7 @@ def _packed_before(target: Store, folder: str) -> tuple[set[str], list[int], int
         numbers.append(int(stem))
         index = open_tar(target, info)
         names.update(index.members)
-        if not index.stated:  # a pack was killed before it wrote the index
+        if not index.stated and not index.truncated:  # a pack was killed before it wrote the index
             target.put(f"{info.key}{INDEX_SUFFIX}", index_document(index.members))
             indexes += 1
     return names, numbers, indexes
@@ -181,12 +184,7 @@ def _name_in(folder: str, key: str) -> str:
     return key[len(folder) + 1 :] if folder else key
 
 
-def _tars(store: Store, folder: str) -> Iterator[ObjectInfo]:
-    objects = store.list(folder) if folder else iter(store.level().objects)
-    for info in objects:
-        if isinstance(info, ObjectInfo) and is_tar(info.key):
-            yield info
-
-
-def _scanned(store: Store, info: ObjectInfo) -> dict[str, Place]:
-    return scan_tar(store, info).members
+def _objects(store: Store, folder: str) -> Iterator[ObjectInfo]:
+    """Yield the objects below a folder; for '' those right below the root."""
+    objects = store.list(folder) if folder else store.level().objects
+    return (info for info in objects if isinstance(info, ObjectInfo))

@@ -56,7 +56,7 @@ class ArchiveReader:
             place = locate(self.store, tar, name)[1]
             if etag:
                 raise _changed(place.etag, etag)
-        (body,) = read_span(self.store, Span(tar, [0], [place]), [name])
+        (body,) = read_span(self.store, Span(tar).add(0, place), [name])
         if isinstance(body, ClvrError):
             raise body
         return body

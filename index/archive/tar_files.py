@@ -128,16 +128,19 @@ class Span:
     tar: str
     positions: list[int] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    end: int = 0  # the byte behind the last one
 
     @property
     def start(self) -> int:
         """The first byte: that of the first header."""
         return self.places[0].offset - HEADER_BYTES
 
-    @property
-    def end(self) -> int:
-        """The byte behind the last one."""
-        return max(place.end for place in self.places)
+    def add(self, position: int, place: Place) -> "Span":
+        """Add a member, and return the span."""
+        self.positions.append(position)
+        self.places.append(place)
+        self.end = max(self.end, place.end)
+        return self
 
 
 def spans_of(wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
@@ -154,8 +157,7 @@ def spans_of(wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYT
         ):
             last = Span(tar)
             spans.append(last)
-        last.positions.append(position)
-        last.places.append(place)
+        last.add(position, place)
     return spans
 
 
@@ -177,7 +179,7 @@ def read_span(store: Store, span: Span, names: Sequence[str]) -> list[ObjectBody
             bodies.append(
                 CorruptObject(
                     f"{uri} is not at byte {place.offset:,} of its tar file",
-                    remedy=f"Remove {span.tar}{INDEX_SUFFIX}, or write it again: `clvr pack --index`.",
+                    remedy=f"Remove {span.tar}{INDEX_SUFFIX}: without it the file itself is listed.",
                 )
             )
     return bodies

@@ -113,6 +113,14 @@ def test_indexes_are_written_for_tar_files_of_others(archive: Store, target: Sto
     assert list_crops(target).tars.unindexed == 0
 
 
+def test_a_tar_file_that_is_cut_short_gets_no_index_and_stays_named(archive: Store, target: Store) -> None:
+    pack_folder(archive, target, DAY, NOTHING_ERASED)
+    target.delete(f"{DAY}/00000.tar{INDEX_SUFFIX}")
+    target.put(f"{DAY}/00000.tar", target.get(f"{DAY}/00000.tar")[:4000])
+    assert write_indexes(target, DAY) == Packed()
+    assert list_crops(target).skipped.counts["the rest of a tar file that is damaged or cut short"] == 1
+
+
 def test_an_image_larger_than_a_tar_file_is_named(archive: Store, target: Store) -> None:
     with pytest.raises(BadInput, match="has 1,000 bytes"):
         pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=999)
