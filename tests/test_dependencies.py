@@ -37,7 +37,9 @@ def imported() -> set[str]:
 def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    requirements = project["dependencies"] + extras["stack"] + extras["serve"] + extras["timm"]
+    requirements = project["dependencies"] + [
+        requirement for name in ("stack", "serve", "timm", "export") for requirement in extras[name]
+    ]
     return {canonical(re.split(r"[\[<>=; ]", requirement)[0]) for requirement in requirements}
 
 
