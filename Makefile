@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz check format bench attack clean
+.PHONY: help demo docs test test-slow fuzz check format bench attack clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ test: check ## Set up, then run lint, types and the tests with real S3, Milvus a
 test-slow: $(READY) ## Run the tests that take minutes each
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
+docs: $(READY) ## Build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site: file://$(CURDIR)/site/index.html"
+
 fuzz: $(READY) ## Feed 600,000 mutated pictures, tables, keys and documents to the readers (FUZZ="--seconds 600")
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
@@ -47,5 +51,5 @@ attack: $(READY) ## Kill, flip bits, start pairs of commands, look for erased cr
 	@$(BIN)/python tests/attacks $(ATTACK)
 
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

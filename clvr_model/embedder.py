@@ -7,7 +7,7 @@ the two cannot be mixed. Engines and batch sizes are not in the fingerprint: the
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoint
 from clvr_model.engines import Engine, OpenVinoEngine, Precision, TorchEngine, has_bf16, openvino
+from clvr_model.images import ImageInput, read_pixels
 from infra.errors import BadInput, BadSetting
 
 UNKNOWN_LABEL = -1
@@ -51,6 +52,22 @@ class Embeddings:
     model_id: NDArray[np.int32]
     confidence: NDArray[np.float32]
     attributes: Mapping[str, PredictedValues] = field(default_factory=dict)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Embeddings]") -> "Embeddings":
+        """Join the rows of one or more parts of the same model, in order."""
+        return cls(
+            np.concatenate([part.features for part in parts]),
+            np.concatenate([part.model_id for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+            {
+                name: PredictedValues(
+                    np.concatenate([part.attributes[name].values for part in parts]),
+                    np.concatenate([part.attributes[name].confidence for part in parts]),
+                )
+                for name in parts[0].attributes
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +192,24 @@ class Embedder:
             attributes[name] = PredictedValues(np.array(values)[best], confidence)
             start += len(values)
         return Embeddings(features, *self._predicted(logits[:, :classes]), attributes)
+
+    def embed(self, images: Iterable[ImageInput]) -> Embeddings:
+        """Read, decode and embed images: one row per image, in their order.
+
+        images: paths or URIs (`s3://bucket/key`), encoded bytes, PIL images, or arrays uint8 (h, w, 3) RGB of
+        any size. One batch of decoded images is in memory at a time. Raises UnreadableImage with the number
+        of the image, BadInput for another type, ObjectMissing, StoreError.
+        """
+        parts = [self(np.empty((0, self.image_size, self.image_size, 3), np.uint8))]
+        batch: list[NDArray[np.uint8]] = []
+        for number, image in enumerate(images):
+            batch.append(read_pixels(image, self.image_size, number))
+            if len(batch) == self.batch_size:
+                parts.append(self(np.stack(batch)))
+                batch = []
+        if batch:
+            parts.append(self(np.stack(batch)))
+        return Embeddings.concatenate(parts)
 
     def _predicted(self, logits: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         if not len(self._label_ids):

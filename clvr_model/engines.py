@@ -111,7 +111,7 @@ class OpenVinoEngine:
         }
         core = ov.Core()
         if cache is None:
-            model = _shaped(_export(network), network, batch_size)
+            model = _shaped(openvino_graph(network), network, batch_size)
             compiled = core.compile_model(model, "CPU", settings)
         else:
             settings["CACHE_DIR"] = str(cache / "compiled")
@@ -222,7 +222,8 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clvr-archive"
 
 
-def _export(network: Clvr) -> Any:
+def openvino_graph(network: Clvr) -> Any:
+    """Return an openvino.Model of `ServingModule`, for any number of images."""
     size = network.architecture.image_size
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     with torch.inference_mode():
@@ -253,7 +254,8 @@ def _exported(network: Clvr, folder: Path) -> Path:
     graph = folder / "graph.xml"
     if not graph.exists():
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        model = _export(network)  # before the folder is made: a kill in these seconds leaves none behind
+        # Before the folder is made: a kill in these seconds leaves none behind.
+        model = openvino_graph(network)
         # Each process writes its own folder; the first rename wins, and the others use that folder.
         scratch = Path(tempfile.mkdtemp(dir=folder.parent))
         try:

@@ -191,7 +191,7 @@ class Head(nn.Module):
 
     def _logits(self, inputs: Tensor) -> Tensor:
         if self.classifier is None:
-            return inputs.new_zeros((len(inputs), 0))
+            return inputs.new_zeros((inputs.shape[0], 0))
         logits: Tensor = self.classifier(inputs)
         return logits
 

@@ -32,6 +32,7 @@ SIBLINGS = {
         "parquet": {"digests", "documents", "schema"},
         "lock": {"documents"},
         "outputs": {"documents", "runs"},
+        "embeddings": {"generations", "runs"},
         "archive": {"digests", "documents", "parquet", "schema"},
         "runs": {"archive", "documents", "parquet", "schema"},
         "catalogue": {"archive", "documents", "lock", "parquet", "runs", "schema"},

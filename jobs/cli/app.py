@@ -18,6 +18,7 @@ from jobs.cli import archive, evaluation, generations, operations, reproduction,
 from jobs.cli.groups import HELP_FLAGS, ExampleCommand, ExampleGroup, did_you_mean
 from jobs.cli.interrupts import INTERRUPTED, allow_interrupts, exit_on_interrupt
 from jobs.cli.options import emit, flag_aliases, has_emitted, set_config_file
+from jobs.cli.packages import missing_package
 from jobs.cli.streams import prepare_streams, results
 
 
@@ -42,6 +43,10 @@ class ClvrGroup(ExampleGroup):
 
                 if isinstance(cause := root_cause(error), ClvrError):
                     _fail(cause.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
+            if isinstance(error, ModuleNotFoundError) and (
+                missing := missing_package(error, ctx.invoked_subcommand)
+            ):
+                _fail(missing.with_traceback(error.__traceback__), debug=bool(ctx.params.get("debug")))
             unexpected = ClvrError(
                 f"unexpected: {type(error).__name__}: {error}",
                 remedy="run `clvr --debug …` for the traceback, and report the error",

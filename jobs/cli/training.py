@@ -1,5 +1,6 @@
 """The commands train and model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -113,7 +114,7 @@ def train(
 
 
 model_group = command_group(
-    "Make a checkpoint of a pretrained network, or show one. Example: clvr model show models/clvr"
+    "Make a checkpoint of a pretrained network, show or export one. Example: clvr model show models/clvr"
 )
 
 
@@ -149,3 +150,17 @@ def model_show(
     from jobs.model import show_model
 
     emit(show_model(source), as_json)
+
+
+@add_to(model_group, "export")
+def model_export(
+    source: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint's folder or URI.")],
+    to: Annotated[Path, typer.Option(help="A new local folder for the exported network.")],
+    format: Annotated[str, typer.Option(help="onnx or openvino.")] = "onnx",
+    as_json: Json = False,
+) -> None:
+    """Export a network to ONNX or OpenVINO, compared with torch. Example: clvr model export model --to out"""
+    require_paths(source)
+    from clvr_model.export import export_checkpoint
+
+    emit(export_checkpoint(source, to, format), as_json)  # type: ignore[arg-type]  # it refuses others

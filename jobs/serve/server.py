@@ -106,6 +106,6 @@ def _ray_serve() -> Any:
         from ray import serve
     except ModuleNotFoundError as missing:
         raise BadSetting(
-            f"Ray Serve needs {missing.name}", remedy="pip install 'clvr-archive[serve]'"
+            f"Ray Serve needs {missing.name}", remedy="pip install 'clvr-archive[replicas]'"
         ) from missing
     return serve
