@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, cmc, cmc_of_splits
 from index.evaluation.protocols import draw_splits
-from index.exact.products import choose_kernel
+from index.exact.products import fastest_product
 
 Call = Callable[[LabeledFeatures, LabeledFeatures], tuple[float, float]]
 PROBES, GALLERY, DIMENSION = 2_400, 17_377, 1024
@@ -120,8 +120,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"{machine()}; torch {torch.__version__}, {args.threads} thread(s)")
-    kernel = choose_kernel(macs=1e12)
-    print(f"fastest float32 product: {kernel.name}\n")
+    product = fastest_product()
+    print(f"fastest product: {product.name}\n")
     results: list[Row] = []
     print(
         f"{'what':<22}{'probes':>8}{'gallery':>9}{'CPU s':>9}{'wall s':>9}{'MiB':>7}{'rank-1':>8}{'mAP':>7}"
