@@ -79,7 +79,7 @@ class NearestRows:
             product = screen.product(part)
             self.update_slice(screen, part, product, probes[part], rows, ids)
 
-        for_slices(update_slice, len(probes), use_threads=True)
+        for_slices(update_slice, len(probes), macs=float(probes.size) * len(rows))
 
     def update_slice(
         self,

@@ -47,6 +47,7 @@ _SAMPLE_ROWS = 64  # of the probes and of the first block, for the origin
 _CHUNK_ROWS = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
 _MIN_SHIFT_GAIN = 16  # of the squared norms, for a copy of each block in float32
 _MIN_MACS_TO_RACE = 2e8  # multiply-adds; below, the race would cost more than it can save
+_MIN_MACS_FOR_THREADS = 1e9  # multiply-adds below which one thread is faster (about 10 ms of work)
 _FEW_PROBES = 20  # up to so many, differences are as fast as a product, and need no norms
 
 _Name = TypeVar("_Name", bound=Hashable)
@@ -265,9 +266,12 @@ def choose_screen(
     return ProductScreen(probes, sample, fastest_product(use_bf16=use_bf16) if is_large else TORCH)
 
 
-def for_slices(function: Callable[[slice], object], count: int, *, use_threads: bool) -> None:
-    """Call a function for slices of `count` probes, each thread of torch with slices of its own."""
-    threads = torch.get_num_threads() if use_threads else 1
+def for_slices(function: Callable[[slice], object], count: int, *, macs: float) -> None:
+    """Call a function for slices of `count` probes, in threads if all need many multiply-adds.
+
+    Each thread gives torch one core: whole slices share the work best.
+    """
+    threads = torch.get_num_threads() if macs >= _MIN_MACS_FOR_THREADS else 1
     step = max(1, min(PROBE_SLICE, -(-count // threads)))
     slices = [slice(start, min(start + step, count)) for start in range(0, count, step)]
     if threads == 1 or len(slices) == 1:

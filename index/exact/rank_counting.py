@@ -16,7 +16,6 @@ from index.exact.products import Screen, choose_screen, for_slices
 
 _PROBE_BLOCK = 4096  # probes that one reading of the gallery serves
 _MAX_AMBIGUOUS_SHARE = 0.05  # of bfloat16 scores; above, resolving them costs more than bfloat16 saves
-_MIN_MACS_FOR_THREADS = 1e9  # multiply-adds below which one thread is faster (about 10 ms of work)
 
 
 def count_negatives_ahead(
@@ -125,5 +124,4 @@ class _ProbeBlock:
                 self._num_ambiguous += num_ambiguous
                 self._num_scored += len(targets.probe) * len(rows)
 
-        macs = float(self.features.size) * len(rows)
-        for_slices(count_slice, len(self.features), use_threads=macs >= _MIN_MACS_FOR_THREADS)
+        for_slices(count_slice, len(self.features), macs=float(self.features.size) * len(rows))

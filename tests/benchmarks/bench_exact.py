@@ -169,7 +169,7 @@ def compare(
     for name, (scan, baseline) in ways.items():
         # In turns, the best of several, because other processes may slow one of them.
         scans, baselines = [clocked(scan)], [clocked(baseline)] if faiss else []
-        for _ in range(min(6, int(4 / scans[0][1]))):
+        for _ in range(min(5, int(1.5 / scans[0][1]))):
             scans.append(clocked(scan))
             baselines += [clocked(baseline)] if faiss else []
         neighbours, cpu, wall = scans[0][2], min(c for c, _, _ in scans), min(w for _, w, _ in scans)

@@ -205,7 +205,7 @@ def test_equals_the_reference_with_a_memory_map_as_gallery(tmp_path: object) -> 
 def test_threads_share_the_blocks_and_leave_torch_as_it_was(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_counting, "_MIN_MACS_FOR_THREADS", 0)
+    monkeypatch.setattr(products, "_MIN_MACS_FOR_THREADS", 0)
     rng = np.random.default_rng(12)
     features = rng.integers(0, 3, (150, 4)).astype(np.float32)
     before = torch.get_num_threads()
