@@ -58,13 +58,9 @@ def njit_cached(
     return wrap
 
 
-def njit_inline(*, fastmath: set[str] | bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def njit_inline(fastmath: set[str] | bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile as part of the calling kernel."""
-
-    def wrap(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        dispatcher: Callable[_P, _R] = numba.njit(nogil=True, fastmath=fastmath)(function)
-        return dispatcher
-
+    wrap: Callable[[Callable[_P, _R]], Callable[_P, _R]] = numba.njit(nogil=True, fastmath=fastmath)
     return wrap
 
 
@@ -126,7 +122,7 @@ _TARGETS = types.NamedTuple(
 )
 
 
-@njit_inline(fastmath=_REORDER)
+@njit_inline(_REORDER)
 def _sq_distance(x: Float32Array, y: Float32Array) -> float:
     total = 0.0
     for i in range(len(x)):

@@ -18,6 +18,7 @@ round inside of a product. The kernels add the rounding of the result (`numba_ke
 
 import ctypes
 import os
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ _MAX_SQ_NORM = 2.0**80  # up to this value no float32 score overflows; longer ro
 _LARGEST = float(np.finfo(np.float32).max)
 _BF16_MINUS_INFINITY = 0xFF80
 _TINY = 1e-30  # products below the smallest normal number may be flushed to zero
-_SAMPLE_ROWS = 64  # of the probes and of the first block, for the origin
+_SAMPLE_ROWS = 32  # of the probes and of the first block, for the origin
 _CHUNK_ROWS = 256  # rows prepared at a time: 1 MiB at 1024-D stays in the second-level cache
 _MIN_SHIFT_GAIN = 16  # of the squared norms, for a copy of each block in float32
 _MIN_MACS_TO_RACE = 2e8  # multiply-adds; below, the race would cost more than it can save
@@ -60,7 +61,7 @@ class Product:
 
     name: str
     pack: Callable[[torch.Tensor], Any]
-    multiply: Callable[[torch.Tensor, Any], torch.Tensor]  # (p, n)
+    multiply: Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor]  # (p, n), in the last one if it can
     dtype: torch.dtype = torch.float32  # of probes, rows and product
 
     @property
@@ -87,10 +88,15 @@ def _linear(rows: torch.Tensor) -> Any:
     return mkldnn.to_mkldnn(layer.eval())  # type: ignore[no-untyped-call]
 
 
-TORCH = Product("torch.mm", torch.t, torch.mm)
-NUMPY = Product("numpy", lambda rows: rows.numpy().T, lambda x, rows: torch.from_numpy(x.numpy() @ rows))
-ONEDNN = Product("oneDNN", _linear, lambda x, rows: torch.as_tensor(rows(x.to_mkldnn()).to_dense()))
-BF16 = Product("bfloat16", torch.t, torch.mm, torch.bfloat16)
+def _numpy(x: torch.Tensor, rows: Any, out: torch.Tensor) -> torch.Tensor:
+    np.matmul(x.numpy(), rows, out=out.numpy())
+    return out
+
+
+TORCH = Product("torch.mm", torch.t, lambda x, rows, out: torch.mm(x, rows, out=out))
+NUMPY = Product("numpy", lambda rows: rows.numpy().T, _numpy)
+ONEDNN = Product("oneDNN", _linear, lambda x, rows, _: torch.as_tensor(rows(x.to_mkldnn()).to_dense()))
+BF16 = Product("bfloat16", torch.t, TORCH.multiply, torch.bfloat16)
 
 
 def fastest_product(*, use_bf16: bool = True) -> Product:
@@ -111,13 +117,14 @@ def _race() -> dict[Product, float]:
 
     def run(product: Product) -> Callable[[], object]:
         x, packed = probes.to(product.dtype), product.pack(rows.to(product.dtype))
-        return lambda: product.multiply(x, packed)
+        out = torch.empty(len(probes), len(rows), dtype=product.dtype)
+        return lambda: product.multiply(x, packed, out)
 
     return min_cpu_seconds({each: run(each) for each in entrants}, rounds=3)
 
 
 def _on_device(device: str) -> Product:
-    def multiply(x: torch.Tensor, rows: Any) -> torch.Tensor:
+    def multiply(x: torch.Tensor, rows: Any, _: torch.Tensor) -> torch.Tensor:
         return torch.mm(x.to(device), rows).cpu()
 
     return Product(f"torch.mm on {device}", lambda rows: rows.to(device).T, multiply)
@@ -136,7 +143,7 @@ class Screen:
         raise NotImplementedError
 
     def product(self, probes: slice) -> NDArray[Any]:
-        """Return the product (p, n), float32 or the bits of bfloat16; bias - product is a lower bound."""
+        """Return the product (p, n), float32 or the bits of bfloat16; the next call overwrites it."""
         raise NotImplementedError
 
     def interval(self, sq_dist: Float64Array, probes: Any) -> tuple[Float32Array, Float32Array]:
@@ -181,6 +188,7 @@ class ProductScreen(Screen):
         )
         self._work = np.empty((_CHUNK_ROWS, probes.shape[1]), np.float32)
         self._block = torch.empty(0, probes.shape[1], dtype=product.dtype)
+        self._buffers = threading.local()
         # The probes are kept apart from the block, which the next rows overwrite.
         values, self._sq_norms, residuals = self._normalized(probes.copy())
         self._probes = values.clone()
@@ -237,7 +245,12 @@ class ProductScreen(Screen):
 
     def product(self, probes: slice) -> NDArray[Any]:
         """See Screen."""
-        product = self._product.multiply(self._probes[probes], self._packed)
+        x, columns = self._probes[probes], len(self.bias)
+        # Reused by a thread: new pages for every block would cost time.
+        out = getattr(self._buffers, "product", torch.empty(0))
+        if len(out) < len(x) * columns:
+            out = self._buffers.product = torch.empty(len(x) * columns, dtype=x.dtype)
+        product = self._product.multiply(x, self._packed, out[: len(x) * columns].view(len(x), columns))
         return (product.view(torch.uint16) if self._product.is_bf16 else product).numpy()
 
 

@@ -11,29 +11,23 @@ copies it into its index and searches; the scan compares while it reads.
 `equal` is the share of places at which both return the same id. faiss orders by float32 and the scan by
 float64, so two distances that float32 cannot tell apart may swap places. `settled` is the same share after
 the first k + 8 of faiss are reordered by float64 distance, then id.
-
-The script starts itself again with the number of threads of all libraries, and with OpenBLAS's kernel for
-AVX-512 where the processor has it: the one that faiss chooses on Sapphire Rapids is up to four times
-slower.
 """
 
 import argparse
 import gc
 import importlib
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from measure import Row, add_json_option, machine, save_rows
+from measure import AVX2, Row, add_json_option, machine, save_rows, start_again
 from numpy.typing import NDArray
 
 from index.exact.knn import nearest
@@ -63,7 +57,7 @@ def main() -> None:
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     add_json_option(parser)
     args = parser.parse_args()
-    start_again(args.threads, avx2=args.avx2)
+    start_again(args.threads, AVX2 if args.avx2 else None)
     torch.set_num_threads(args.threads)
     pa.set_cpu_count(args.threads)
     if args.one:
@@ -72,32 +66,6 @@ def main() -> None:
         memory(args.rows)
     else:
         save_rows(tables(args), args.json)
-
-
-def start_again(threads: int, *, avx2: bool) -> None:
-    """Run this script again in an environment of its own, if it does not run in that yet."""
-    if "CLVR_BENCH_EXACT" in os.environ:
-        return
-    environment = {
-        "CLVR_BENCH_EXACT": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": str(threads),
-    }
-    if avx2:
-        environment |= AVX2
-    elif "avx512f" in Path("/proc/cpuinfo").read_text():
-        environment["OPENBLAS_CORETYPE"] = "SKYLAKEX"
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | environment)  # noqa: S606
-
-
-AVX2 = {
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "OPENBLAS_CORETYPE": "Haswell",
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "FAISS_OPT_LEVEL": "AVX2",
-    "NUMBA_CPU_NAME": "haswell",
-}
 
 
 def tables(args: argparse.Namespace) -> list[Row]:
