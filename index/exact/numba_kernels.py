@@ -284,6 +284,8 @@ def _count_ahead(
     product: NDArray[Any],
     bias: Float32Array,
     slack: Float32Array,
+    columns: Int64Array,
+    column_start: Int64Array,
     targets: Targets,
     probes: Float32Array,
     gallery: Float32Array,
@@ -292,45 +294,51 @@ def _count_ahead(
 ) -> int:
     """Add to `num_ahead` (m,) how many gallery entries rank ahead of each target.
 
-    bias (repeats, n), of which an entry outside of a gallery is infinite, and slack (n,) are those of
-    `_bounds`. gallery_rows: (n,) rows in the feature table. Returns how many entries were ambiguous by their
-    score: these were decided by their exact squared distance, from probes (p, d) and gallery (n, d).
+    bias, slack: (n,) of `_bounds`. columns (c,): those in each repeat's gallery, from column_start
+    (repeats + 1,). gallery_rows: (n,) rows in the feature table. Returns how many entries were ambiguous by
+    their score: these were decided by their exact squared distance, from probes (p, d) and gallery (n, d).
     """
     n, total = len(gallery_rows), 0
-    lower, upper = np.empty(n, np.float32), np.empty(n, np.float32)
-    ambiguous, index, sq_dist = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
+    lower_buffer, upper_buffer = np.empty(n, np.float32), np.empty(n, np.float32)
+    ambiguous_buffer, index, sq_dist = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
     for trial in range(len(targets.probe)):
         first, last = targets.start[trial], targets.start[trial + 1]
         if first == last:
             continue
         low, high, counts = targets.low[first:last], targets.high[first:last], num_ahead[first:last]
-        probe = targets.probe[trial]
-        trial_bias = bias[targets.repeat[trial]]
-        for j in range(n):
-            lower[j], upper[j] = _bounds(product, probe, j, trial_bias, slack)
+        probe, repeat = targets.probe[trial], targets.repeat[trial]
+        used = columns[column_start[repeat] : column_start[repeat + 1]]
+        size = len(used)
+        lower, upper, ambiguous = lower_buffer[:size], upper_buffer[:size], ambiguous_buffer[:size]
+        if size == n:
+            for j in range(n):
+                lower[j], upper[j] = _bounds(product, probe, j, bias, slack)
+        else:
+            for i in range(size):
+                lower[i], upper[i] = _bounds(product, probe, used[i], bias, slack)
         if len(low) <= _LINEAR_SEARCH_MAX:
             _count_linear(lower, upper, low, high, counts, ambiguous)
         else:
             _count_binary_search(lower, upper, low, high, counts, ambiguous)
         num_ambiguous = 0
-        for j in range(n):  # branch-free, as marks are at random
-            index[num_ambiguous] = j
-            num_ambiguous += ambiguous[j] > 0
+        for i in range(size):  # branch-free, as marks are at random
+            index[num_ambiguous] = i
+            num_ambiguous += ambiguous[i] > 0
         # Compute all distances before comparing: a branch per distance stalls the following loads.
         for i in range(num_ambiguous):
-            sq_dist[i] = _sq_distance(probes[probe], gallery[index[i]])
+            sq_dist[i] = _sq_distance(probes[probe], gallery[used[index[i]]])
         for i in range(num_ambiguous):
             j = index[i]
             for t in range(len(low)):
                 if lower[j] <= high[t] and not upper[j] < low[t]:
                     counts[t] += _ranks_ahead(
-                        sq_dist[i], gallery_rows[j], targets.sq_dist[first + t], targets.row[first + t]
+                        sq_dist[i], gallery_rows[used[j]], targets.sq_dist[first + t], targets.row[first + t]
                     )
         total += num_ambiguous
     return total
 
 
-_COUNT_ARGS = (_MATRIX, _VECTOR, _TARGETS, _MATRIX, _MATRIX, _INDEX, types.int64[::1])
+_COUNT_ARGS = (_VECTOR, _VECTOR, _INDEX, _INDEX, _TARGETS, _MATRIX, _MATRIX, _INDEX, types.int64[::1])
 count_ahead = _for_either_type(_count_ahead, *_COUNT_ARGS)
 
 

@@ -95,7 +95,8 @@ class _ProbeBlock:
     ) -> None:
         """Add the gallery rows (n,) with features (n, d), which are in the galleries (repeats, n)."""
         screen.load(features)
-        bias = np.ascontiguousarray(np.where(in_gallery, screen.bias, np.float32(np.inf)))
+        columns = np.nonzero(in_gallery)[1].copy()
+        column_start = np.cumsum([0, *in_gallery.sum(axis=1)])
         low, high = screen.interval(self._sq_dist, self._target_probe)
         position = np.searchsorted(rows, self._pair_rows)
         is_here = rows[np.minimum(position, len(rows) - 1)] == self._pair_rows
@@ -103,8 +104,11 @@ class _ProbeBlock:
         def count_slice(part: slice) -> None:
             product = screen.product(part)
             pairs = slice(*np.searchsorted(self._pair_probes, [part.start, part.stop]))
-            pair_probes, columns = self._pair_probes[pairs][is_here[pairs]], position[pairs][is_here[pairs]]
-            product[pair_probes - part.start, columns] = screen.minus_infinity
+            pair_probes, pair_columns = (
+                self._pair_probes[pairs][is_here[pairs]],
+                position[pairs][is_here[pairs]],
+            )
+            product[pair_probes - part.start, pair_columns] = screen.minus_infinity
             used = slice(*np.searchsorted(self._probe, [part.start, part.stop]))
             of_targets = slice(self._start[used.start], self._start[used.stop])
             targets = Targets(
@@ -118,10 +122,19 @@ class _ProbeBlock:
             )
             counts = self.num_ahead[of_targets]
             num_ambiguous = count_ahead(
-                product, bias, screen.slack, targets, self.features[part], features, rows, counts
+                product,
+                screen.bias,
+                screen.slack,
+                columns,
+                column_start,
+                targets,
+                self.features[part],
+                features,
+                rows,
+                counts,
             )
             with self._lock:
                 self._num_ambiguous += num_ambiguous
-                self._num_scored += len(targets.probe) * len(rows)
+                self._num_scored += int(np.diff(column_start)[targets.repeat].sum())
 
         for_slices(count_slice, len(self.features), macs=float(self.features.size) * len(rows))

@@ -51,8 +51,11 @@ def test_a_target_at_its_own_distance_is_a_tie_to_the_last_bit(dimension: int, b
             sq_dist=sq_dist,
             row=target_row,
         )
-        zeros = np.zeros(64, np.float32)
-        assert count_ahead(product, zeros[None], zeros, targets, probes, gallery, rows, num_ahead) == 64 * 64
+        zeros, all_rows = np.zeros(64, np.float32), (rows, np.array([0, 64]))
+        num_ambiguous = count_ahead(
+            product, zeros, zeros, *all_rows, targets, probes, gallery, rows, num_ahead
+        )
+        assert num_ambiguous == 64 * 64
         counts.append(num_ahead)
     assert (counts[1] - counts[0]).tolist() == [1] * 64
 
