@@ -29,6 +29,8 @@ class Rates:
     planner_bytes: int = 500_000_000  # at every size (bench_scale.py)
     spooled_bytes: int = 120  # per key on local disk: two compressed copies of the listing, assumed
     known_bytes: int = 8  # per known crop, read in a night: its crop_id
+    gate_rows: int = 500_000  # of the gate's sample (index/generations/gate_sample.py), all of them compared
+    gate_probes: int = 1000  # ... at least, and up to twenty times as many
     import_rows: float = 16_700.0  # per second, one file at a time (Milvus 2.3.5)
     index_core_seconds: float = 0.0035  # per row, HNSW with M = 16
     served_bytes: int = 4600  # per row in memory: 1024 float32 and the graph
@@ -113,6 +115,17 @@ def collision_chance(crops: int) -> float:
     return -math.expm1(-crops * (crops - 1) / 2 / 2**63)
 
 
+def gate_interval(rows: int, rates: Rates) -> float:
+    """Return the width of the gate's interval of recall@10 where no probe misses anything.
+
+    3.689 rows may have been missed if none was seen; each stands for rows / gate_rows.
+    """
+    weight = max(1.0, rows / rates.gate_rows)
+    probes = min(20 * rates.gate_probes, max(rates.gate_probes, math.ceil(50 * weight)))
+    squared = 1.96**2 / probes
+    return math.hypot(squared / (1 + squared), 3.689 * weight / (10 * probes))
+
+
 def nodes_table(rates: Rates, prices: Prices) -> str:
     """Make the table of nodes and dollars by size and type of node."""
     heads = ("crops", "nodes", "how many", "hours", "M GETs", "M PUTs, LISTs", "compute $", "requests $")
@@ -146,6 +159,7 @@ def rest_table(rates: Rates, prices: Prices) -> str:
         ("... its local disk, of a full run", [_bytes(n * rates.spooled_bytes) for n in SIZES]),
         ("catalogue: partitions, at least", [f"{n / MAX_PARTITION_ROWS:,.0f}" for n in SIZES]),
         ("crop_ids that a night reads", [_bytes(n * rates.known_bytes) for n in SIZES]),
+        ("gate: interval of recall@10, at best", [f"{gate_interval(n, rates):.3f}" for n in SIZES]),
         ("parts, each one block of one Ray Data job", [f"{n / rates.rows_per_part:,.0f}" for n in SIZES]),
         ("shards in storage", [_bytes(n * rates.row_bytes) for n in SIZES]),
         (

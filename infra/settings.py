@@ -35,6 +35,10 @@ class Settings(BaseModel):
         None, description="s3:// URI of the Milvus server's own bucket; bulk import reads only there"
     )
     alias: str = Field("vehicles", description="The alias that searches use")
+    gate_rows: int = Field(
+        500_000, ge=1000, description="Rows that the gate reads; a larger generation is compared by a sample"
+    )
+    gate_seconds: float = Field(600.0, gt=0, description="Seconds that the gate takes to compare a sample")
     ray: str | None = Field(None, description="Ray address; without one each job starts a local Ray")
     gpus: int | None = Field(
         None, ge=0, description="GPUs that an autoscaled cluster will have, if no node is up yet"

@@ -28,8 +28,10 @@ from index.catalogue.partition import (
     write_partition,
 )
 from index.catalogue.records import EMBEDDED, FOLDER, QUARANTINED, Catalogue, Partition, catalogue_key
+from index.catalogue.taken import TakenIds, without_erased
 from index.documents import utc_now
 from index.lock import acquire
+from index.parquet import StoredFile
 from index.runs.accounting import ERASED_URI, crop_ids
 from index.runs.lineage import ancestors
 from index.runs.run import Run, vanished_uris
@@ -115,16 +117,25 @@ def _fold(
         for folder, count in added.rows.items()
     }
     partitions = [part for part in (base.partitions if base else ()) if part.folder not in bits]
+    taken = TakenIds(store, base.taken if base else ())
+    has_taken = base is not None and bool(base.taken)
+    if not has_taken:
+        for part in partitions:
+            taken.add(partition_ids(store, part))
     superseded = vanished = 0
     for name, rows in added.partitions(bits):
         entry = known.exactly(name) if known else None
         if entry is not None and not rows.num_rows:
             partitions.append(entry)
+            if not has_taken:
+                taken.add(partition_ids(store, entry))
             continue
         before = known.rows(name) if known else rows.slice(0, 0).select(rows.schema.names[:-1])
         merged = merge_partition(before, rows, erased)
         if merged.rows.num_rows:
             partitions.append(write_partition(store, name, merged.rows))
+            ids = crop_ids(merged.rows)
+            taken.add(np.setdiff1d(ids, crop_ids(before)) if has_taken else ids)
         superseded += merged.superseded
         vanished += merged.vanished
         num_erased += merged.erased
@@ -138,6 +149,7 @@ def _fold(
         vanished=(base.vanished if base else 0) + vanished,
         erased=(base.erased if base else 0) + num_erased,
         created=utc_now(),
+        taken=taken.files(),
     )
     catalogue.check(store.uri_of(catalogue_key(catalogue.run_id)))
     return catalogue
@@ -181,19 +193,28 @@ def _added(crops: pa.Table, run_id: str, states: pa.Array, age: int) -> pa.Table
 def _purge(store: Store, erased: ErasedCrops) -> int:
     removed = 0
     written: dict[str, tuple[Partition | None, int]] = {}
+    taken: dict[str, list[StoredFile]] = {}
     for key in _document_keys(store):
         catalogue = Catalogue.read(store, key)
+        for file in catalogue.taken:
+            if file.key not in taken:
+                taken[file.key] = list(without_erased(store, file, erased))
+        ids = tuple(kept for file in catalogue.taken for kept in taken[file.key])
+        if catalogue.taken and ids == catalogue.taken:
+            continue  # no crop of it was erased
         for part in catalogue.partitions:
             if part.file.key not in written:
                 written[part.file.key] = _without_erased(store, part, erased)
         kept = [written[part.file.key] for part in catalogue.partitions]
         count = sum(rows for _, rows in kept)
-        if count:
-            partitions = tuple(part for part, _ in kept if part is not None)
-            store.put(
-                key,
-                replace(catalogue, partitions=partitions, erased=catalogue.erased + count).to_json(),
+        if count or ids != catalogue.taken:
+            changed = replace(
+                catalogue,
+                partitions=tuple(part for part, _ in kept if part is not None),
+                erased=catalogue.erased + count,
+                taken=ids,
             )
+            store.put(key, changed.to_json())
             removed += count
     _delete_unnamed(store, set())
     return removed
@@ -214,8 +235,9 @@ def _document_keys(store: Store) -> list[str]:
 def _delete_unnamed(store: Store, dropped_runs: set[str]) -> None:
     """Delete the catalogues of some runs, and then the files that no catalogue names. The lock is held."""
     store.delete(*(catalogue_key(run_id) for run_id in sorted(dropped_runs)))
-    named = {key for document in _document_keys(store) for key in Catalogue.read(store, document).file_keys}
-    files = [info.key for info in store.list(f"{FOLDER}/partitions")]
+    catalogues = [Catalogue.read(store, key) for key in _document_keys(store)]
+    named = {key for one in catalogues for key in one.file_keys | one.taken_keys}
+    files = [info.key for name in ("partitions", "taken") for info in store.list(f"{FOLDER}/{name}")]
     store.delete(*(key for key in files if key not in named))
 
 

@@ -18,6 +18,7 @@ from index.archive.partitions import day_of, listing_digest
 from index.archive.reassigned import ReassignedIds, free_ids, repeated_ids
 from index.archive.spool import Spool, TableFile
 from index.catalogue.partition import KnownPartitions, partition_ids
+from index.catalogue.taken import find_taken
 from index.runs.accounting import Ids, crop_ids
 from index.runs.run import Run
 from index.runs.tombstones import ErasedCrops
@@ -97,7 +98,8 @@ def compare_listing(
 def find_shared_ids(found: ListedCrops, known: KnownPartitions | None) -> dict[int, set[str]]:
     """Return the crop_ids that several crops share, each with those crops that are to be embedded.
 
-    Linear in the crops to embed and, by 8 bytes each, in the known ones.
+    Linear in the crops to embed and, by 8 bytes each in a few files, in the known ones. The partitions are
+    looked at only if an id may be taken.
     """
     shared = set(repeated_ids(map(crop_ids, found.crops.tables(["crop_id"])))[0].tolist())
     in_catalogue: set[int] = set()
@@ -168,6 +170,10 @@ def _blocks(chunks: Iterable[Ids]) -> Iterator[Ids]:
 
 def _known_among(ids: Ids, known: KnownPartitions) -> set[int]:
     """Return those of some ids (n,), ascending, that a catalogue has."""
+    if known.catalogue.taken:
+        ids = find_taken(known.store, known.catalogue.taken, ids)
+        if not len(ids):
+            return set()
     mask = (1 << _FILTER_BITS) - 1
     is_likely = np.zeros(mask + 1, bool)
     is_likely[ids & mask] = True

@@ -2,6 +2,7 @@
 
 catalogue/runs/<run_id>.json            the switch: every partition with its file, its digests and counts
 catalogue/partitions/<digest>.parquet   rows of one partition; several catalogues may name one file
+catalogue/taken/<digest>.parquet        see `index.catalogue.taken`
 catalogue/ids.json                      see `index.archive.reassigned`
 """
 
@@ -77,10 +78,12 @@ class Catalogue(JsonDocument):
     """... that were erased."""
     created: str
     catalogue_version: int = CATALOGUE_VERSION
+    taken: tuple[StoredFile, ...] = ()
+    """Files of the crop_ids of all partitions; none in a catalogue of an earlier release."""
 
     def check(self, where: str) -> None:
         """Raise CorruptObject for a key outside of the folder, CountMismatch for sums that do not add up."""
-        require_keys_inside([self.run_id, *self.runs, *(part.file.key for part in self.partitions)], where)
+        require_keys_inside([self.run_id, *self.runs, *self.file_keys, *self.taken_keys], where)
         if any(part.file.rows != part.embedded + part.quarantined for part in self.partitions):
             raise CorruptObject(f"{where} states a partition that does not add up", remedy=self.REMEDY)
         gone = self.superseded + self.vanished + self.erased
@@ -100,6 +103,11 @@ class Catalogue(JsonDocument):
     def file_keys(self) -> set[str]:
         """Keys of all files of partitions, in the store."""
         return {part.file.key for part in self.partitions}
+
+    @property
+    def taken_keys(self) -> set[str]:
+        """Keys of the files of crop_ids, in the store."""
+        return {file.key for file in self.taken}
 
 
 def catalogue_key(run_id: str) -> str:

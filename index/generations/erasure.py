@@ -317,7 +317,9 @@ def _erase(
             "rows_before": record.rows,
             "rows_after": rows_after,
         }
-        records.update(store, name, rows=rows_after, changes=(*record.changes, change))
+        # The rows matching may be those of an interrupted increment: it counts again.
+        changes = (*record.changes, change)
+        records.update(store, name, rows=rows_after, changes=changes, pending_rows=None)
     return erased
 
 

@@ -1,9 +1,9 @@
 """The gate: measure a generation against its shards and the live one before it may be promoted.
 
+A small generation is compared as a whole, a larger one by a sample: see `index.generations.gate_sample`.
 Golden probes are archived crops whose matches are known.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from index.archive.manifest import crop_id_of
 from index.documents import utc_now
 from index.generations import records
+from index.generations.gate_sample import (
+    DEFAULT_BUDGET,
+    MAX_INTERVAL,
+    MIN_PARTITIONS,
+    GateBudget,
+    GateSample,
+    MeasuredRecall,
+    measure_sample,
+)
 from index.generations.load_plan import LoadPlan, plan_load
+from index.generations.recall import share_found, wilson_interval
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -36,8 +46,6 @@ _RECALL_K = 10
 _GOLDEN_K = 50
 _TIMED_PROBES = 50
 _TIMED_TOP = 20
-_NORMAL_975 = 1.959964
-"""The 97.5 % quantile of the normal distribution."""
 
 GoldenProbes = dict[int, int]
 """crop_id -> vehicle_id."""
@@ -65,7 +73,8 @@ class GateReport:
     bound recall@10 with 95 % confidence, by Wilson's interval over the probes: a wide one, because the shares
     of probes vary less than hits and misses; None in a report of an older release. Latencies are of single
     probes, top 20, in ms. `golden` and `live_golden` are the results of the golden probes on this generation
-    and on the live one.
+    and on the live one. `sample`: of a generation that was not compared as a whole; its recall is then an
+    estimate, and `rows_expected` is the number of its record.
     """
 
     generation: str
@@ -88,6 +97,7 @@ class GateReport:
     live_golden: GoldenResult | None = None
     recall_at_10_low: float | None = None
     recall_at_10_high: float | None = None
+    sample: GateSample | None = None
 
     @property
     def passed(self) -> bool:
@@ -120,12 +130,15 @@ def check_gate(
     min_recall: float = MIN_RECALL,
     seed: int = 0,
     golden: GoldenProbes | None = None,
+    budget: GateBudget | None = DEFAULT_BUDGET,
 ) -> GateReport:
     """Measure a generation against the shards of its runs, and store the report in its record.
 
     The counts must match, the model must be that of the live generation unless `new_model`, recall@10 of the
     index against exact search must reach `min_recall` on up to `probes` sampled crops, and golden probes must
     do as well as on the live generation. A failed gate is a report with failures, not an error.
+    budget: a generation of more rows is compared by a sample, which must suffice to judge it; None: compare
+    all of it, which reads all shards and holds the crop_ids of all rows.
     Raises BadInput if the generation is not ready, or if `runs` are not its runs.
     """
     record = records.read(store, generation.name)
@@ -140,12 +153,24 @@ def check_gate(
             remedy="Give the gate the same runs in the same order.",
         )
     transform = read_transform(store, generation.fingerprint, generation.transform)
-    plan = plan_load(runs, latest_wins=True, verify=False, transform=transform)
     collection.ensure_loaded(milvus, generation)
-    vectors = _sample(plan, probes, seed)
-    recall_at_1, recall_at_10 = _recall(milvus, generation, plan, vectors)
-    p50, p95 = _latency_ms(milvus, generation, vectors[:_TIMED_PROBES])
-    low, high = wilson_interval(recall_at_10, len(vectors))
+    if budget is not None and record.rows > budget.rows:
+        rows_expected = record.rows
+        recall = measure_sample(
+            milvus,
+            generation,
+            runs,
+            transform,
+            rows=record.rows,
+            probes=probes,
+            budget=budget,
+            seed=seed,
+        )
+    else:
+        plan = plan_load(runs, latest_wins=True, verify=False, transform=transform)
+        rows_expected = plan.rows
+        recall = _measure_all(milvus, generation, plan, _sample(plan, probes, seed))
+    p50, p95 = _latency_ms(milvus, generation, recall.vectors[:_TIMED_PROBES])
     current = collection.live_generation(milvus, generation.alias)
     report = GateReport(
         generation=generation.name,
@@ -154,11 +179,11 @@ def check_gate(
         live=current.name if current else None,
         live_fingerprint=current.fingerprint if current else None,
         new_model=new_model,
-        rows_expected=plan.rows,
+        rows_expected=rows_expected,
         rows_indexed=collection.row_count(milvus, generation),
-        probes=len(vectors),
-        recall_at_1=recall_at_1,
-        recall_at_10=recall_at_10,
+        probes=len(recall.vectors),
+        recall_at_1=recall.at_1,
+        recall_at_10=recall.at_10,
         recall_bar=min_recall,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
@@ -166,8 +191,9 @@ def check_gate(
         failures=(),
         golden=measure_golden(milvus, generation, golden) if golden else None,
         live_golden=measure_golden(milvus, current, golden) if golden and current else None,
-        recall_at_10_low=low,
-        recall_at_10_high=high,
+        recall_at_10_low=recall.low,
+        recall_at_10_high=recall.high,
+        sample=recall.sample,
     )
     report = replace(report, failures=tuple(_failures(report)))
     records.update(store, generation.name, gate=asdict(report))
@@ -199,19 +225,6 @@ def measure_golden(milvus: Milvus, generation: Generation, golden: GoldenProbes)
     return GoldenResult(len(probes), *shares)
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the bounds of a share of `count` trials with 95 % confidence; (0, 1) without trials.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
-    """
-    if not count:
-        return 0.0, 1.0
-    squared = _NORMAL_975**2 / count
-    centre = share + squared / 2
-    spread = math.sqrt(squared * (share * (1 - share) + squared / 4))
-    return max(0.0, (centre - spread) / (1 + squared)), min(1.0, (centre + spread) / (1 + squared))
-
-
 def regressions(result: GoldenResult, live: GoldenResult) -> Iterator[str]:
     """Describe each loss of more than MAX_RECALL_DROP against the live generation."""
     if live.probes and not result.probes:
@@ -232,14 +245,35 @@ def _failures(report: GateReport) -> list[str]:
         failures.append(
             f"its model {report.fingerprint} is not the live one, {report.live_fingerprint} (--new-model)"
         )
-    if report.recall_at_10 < report.recall_bar:
+    if report.recall_at_10 < report.recall_bar and report.probes:
         failures.append(f"recall@10 is {report.recall_at_10:.4f}, less than {report.recall_bar}")
+    failures.extend(_failures_of_sample(report))
     live_probes = report.live_golden.probes if report.live_golden else 0
     if report.golden and not report.golden.probes and not live_probes:
         failures.append("no golden probe is in it together with another one of its vehicle: check the list")
     if report.golden and report.live_golden:
         failures.extend(regressions(report.golden, report.live_golden))
     return failures
+
+
+def _failures_of_sample(report: GateReport) -> Iterator[str]:
+    sample = report.sample
+    if sample is None:
+        return
+    for count, problem in (
+        (sample.missing, "of the shards are not in the index"),
+        (sample.foreign, "of the index are not in the shards, or were erased"),
+    ):
+        if count:
+            yield f"{count:,} rows {problem}, in {sample.partitions:,} sampled partitions"
+    low, high = report.recall_at_10_low or 0.0, report.recall_at_10_high or 1.0
+    if sample.partitions < MIN_PARTITIONS or high - low > MAX_INTERVAL:
+        why = f": {sample.stopped}" if sample.stopped else ""
+        yield (
+            f"too little was compared to judge it: {report.probes:,} probes in {sample.partitions:,} "
+            f"partitions, recall@10 in [{low:.4f}, {high:.4f}]{why} (CLVR_GATE_ROWS, CLVR_GATE_SECONDS, or "
+            "--full-gate)"
+        )
 
 
 def _sample(plan: LoadPlan, probes: int, seed: int) -> NDArray[np.float32]:
@@ -255,39 +289,27 @@ def _sample(plan: LoadPlan, probes: int, seed: int) -> NDArray[np.float32]:
     return np.concatenate(vectors)
 
 
-def _recall(
+def _measure_all(
     milvus: Milvus, generation: Generation, plan: LoadPlan, vectors: NDArray[np.float32]
-) -> tuple[float, float]:
-    """Return recall@1 and recall@10 of the index against exact search."""
+) -> MeasuredRecall:
+    """Compare the index with exact search in all rows."""
     from index.exact.knn import nearest
 
     depth = min(_RECALL_K, plan.rows)
     exact_ids, exact_distances = nearest(vectors, plan.blocks(), depth)
-    norms = np.linalg.norm(vectors, axis=1)
-    results: list[list[tuple[int, float]]] = [
-        [(hit.crop_id, hit.distance) for hit in hits]
-        for batch in search_generation(milvus, generation, vectors, depth)
-        for hits in batch
-    ]
-
-    def recall(probe: int, k: int) -> float:
-        expected, kth = set(exact_ids[probe, :k].tolist()), float(exact_distances[probe, k - 1])
-        # Crops at the same distance are equally right. In float32, equal squares differ by up to this share.
-        tolerance = 1e-5 * (float(norms[probe]) ** 2 + kth**2)
-        correct = sum(
-            crop_id in expected or math.isclose(distance**2, kth**2, rel_tol=0, abs_tol=tolerance)
-            for crop_id, distance in results[probe][:k]
-        )
-        return correct / k
-
-    probes = range(len(vectors))
-    at_1 = float(np.mean([recall(probe, 1) for probe in probes]))
-    return at_1, float(np.mean([recall(probe, depth) for probe in probes]))
+    norms = np.linalg.norm(vectors, axis=1).tolist()
+    results = [hits for batch in search_generation(milvus, generation, vectors, depth) for hits in batch]
+    of_probes = list(zip(exact_ids, exact_distances, results, norms, strict=True))
+    at_1, at_10 = (
+        float(np.mean([share_found(ids, far, hits, k, norm) for ids, far, hits, norm in of_probes]))
+        for k in (1, depth)
+    )
+    return MeasuredRecall(at_1, at_10, *wilson_interval(at_10, len(vectors)), vectors)
 
 
 def _latency_ms(milvus: Milvus, generation: Generation, vectors: NDArray[np.float32]) -> tuple[float, float]:
-    """Return p50 and p95 of searches with a single probe."""
-    elapsed = []
+    """Return p50 and p95 of searches with a single probe; 0 without one."""
+    elapsed = [] if len(vectors) else [0.0]
     for probe in vectors:
         started = time.perf_counter()
         list(search_generation(milvus, generation, probe[None], _TIMED_TOP))

@@ -32,10 +32,11 @@ class GenerationRecord(JsonDocument):
     """The state of one generation.
 
     `rows` is the expected count(*). `run_ids` are the runs that it holds, `pending` those of an increment
-    that was started and not finished. `changes` lists the increments and erasures since it was built. `gate`
-    has the results of the last gate. `previous` names the generation that was live before the last promotion
-    of this one; `promotions` lists every move of the alias to this one. `transform` is the id of the
-    transform of its vectors, which holds digits of the transform's digest; "" for none.
+    that was started and not finished, and `pending_rows` is the count(*) that it leads to, None if that is to
+    be counted again. `changes` lists the increments and erasures since it was built. `gate` has the results
+    of the last gate. `previous` names the generation that was live before the last promotion of this one;
+    `promotions` lists every move of the alias to this one. `transform` is the id of the transform of its
+    vectors, which holds digits of the transform's digest; "" for none.
     """
 
     NOUN = "generation record"
@@ -53,6 +54,7 @@ class GenerationRecord(JsonDocument):
     promotions: tuple[dict[str, Any], ...] = ()
     changes: tuple[dict[str, Any], ...] = ()
     pending: tuple[str, ...] = ()
+    pending_rows: int | None = None
     transform: str = ""
 
     def check(self, where: str) -> None:

@@ -9,7 +9,8 @@ without URI, camera, time and label. So a run accounts for as many crops as befo
 quarantined + duplicates, and the cause `manifest/erased` counts those that were purged.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,12 +66,14 @@ def purge_run(run: Run, erased: ErasedCrops) -> PurgedRun:
     """Write a run again without its erased crops, and delete all that it does not name any more.
 
     The caller holds the lock on rows. An unfinished run keeps its finished parts unless they hold such crops.
-    Linear in the rows of the run; memory for its manifest. Raises CorruptObject, CountMismatch if the run
+    Of a run without such crops only the crop_ids of its manifest are read, and of another one the shards
+    whose parts have some. Memory for one file of the manifest. Raises CorruptObject, CountMismatch if the run
     does not add up, DiskFull, StoreError.
     """
-    found = count_erased(run, erased)
+    parts = _erased_by_part(run, erased)
+    found = _count(run, erased, parts)
     if found.rows:
-        run = _rewrite_finished(run, erased) if run.finished else _rewrite_unfinished(run, erased)
+        run = _rewrite_finished(run, erased, parts) if run.finished else _rewrite_unfinished(run, erased)
     dropped = 0 if run.finished else _drop_parts(run, erased)
     _delete_unnamed(run)
     return replace(found, parts=dropped)
@@ -78,25 +81,54 @@ def purge_run(run: Run, erased: ErasedCrops) -> PurgedRun:
 
 def count_erased(run: Run, erased: ErasedCrops) -> PurgedRun:
     """Count the rows of erased crops in the objects of a run. Raises CorruptObject."""
+    return _count(run, erased, _erased_by_part(run, erased))
 
+
+def _erased_by_part(run: Run, erased: ErasedCrops) -> Counter[int]:
+    """Return how many crops of each part of the manifest were erased, of those that have any."""
+    counts: Counter[int] = Counter()
+    part = 0
+    for number in range(len(run.folder.manifest_keys())):
+        with run.folder.open_manifest(number) as file:
+            for group in range(file.num_row_groups):
+                rows = int(erased.is_erased(crop_ids(file.read_row_group(group, ["crop_id"]))).sum())
+                if rows:
+                    counts[part] = rows
+                part += 1
+    return counts
+
+
+def _shards_of(run: Run, parts: Iterable[int]) -> list[int]:
+    """Return the numbers of the shards, and of their quarantine, that have the crops of some parts."""
+    return sorted({part // run.info.parts_per_shard for part in parts})
+
+
+def _count(run: Run, erased: ErasedCrops, parts: Counter[int]) -> PurgedRun:
     def count(ids: Ids) -> int:
         return int(erased.is_erased(ids).sum())
 
-    shards = run.shard_keys() if run.finished else []
+    numbers = _shards_of(run, parts) if run.finished else []
+    shards = [run.folder.absolute(run.summary.shards[number]) for number in numbers]
+    keys = [shard.key for shard in shards if shard.rows]
     return PurgedRun(
         run.run_id,
-        manifest=count(crop_ids(run.manifest())),
-        shards=sum(count(crop_ids(batch)) for batch in read_shards(run.store, shards, columns=["crop_id"])),
-        quarantine=count(crop_ids(run.quarantine())) if run.finished else 0,
+        manifest=parts.total(),
+        shards=sum(count(crop_ids(batch)) for batch in read_shards(run.store, keys, columns=["crop_id"])),
+        quarantine=sum(count(crop_ids(run.quarantine_of(number, ["crop_id"]))) for number in numbers),
         vanished=count(_vanished_ids(run)),
     )
 
 
-def _rewrite_finished(run: Run, erased: ErasedCrops) -> Run:
+def _rewrite_finished(run: Run, erased: ErasedCrops, parts: Iterable[int]) -> Run:
     folder = _next_folder(run, erased)
     shards: list[ShardInfo] = []
     quarantine: list[StoredFile] = []
+    holding = set(_shards_of(run, parts))
     for number, shard in enumerate(map(run.folder.absolute, run.summary.shards)):
+        if number not in holding and run.summary.quarantine is not None:
+            shards.append(shard)
+            quarantine.append(run.folder.absolute(run.summary.quarantine[number]))
+            continue
         kept, removed = _without_erased(run, shard, erased, folder)
         shards.append(kept)
         rows = run.quarantine_of(number)
@@ -139,11 +171,18 @@ def _vanished_ids(run: Run) -> Ids:
 
 def _next_folder(run: Run, erased: ErasedCrops) -> RunFolder:
     """Write the manifest and the list of vanished crops of the next revision; return its folder."""
-    manifest = anonymise(run.manifest(), erased, run.store)
-    digest = manifest_digest([manifest])
+    if manifest_digest(run.manifest_tables()) != run.info.manifest:
+        raise CorruptObject(
+            f"the manifest of run {run.run_id} was altered", remedy="Start a new run: `clvr embed`."
+        )
+
+    def anonymised() -> Iterator[pa.Table]:
+        return (anonymise(table, erased, run.store) for table in run.manifest_tables())
+
+    digest = manifest_digest(anonymised())
     info = replace(run.info, revision=run.info.revision + 1, manifest=digest, vanished=())
     folder = RunFolder(run.store, info)
-    folder.write_manifest([manifest])
+    folder.write_manifest(anonymised())
     gone = vanished_uris(run)["uri"]
     kept = gone.filter(pa.array(~erased.is_erased(_vanished_ids(run))))
     if len(kept):

@@ -8,6 +8,7 @@ from infra.errors import CountMismatch
 from jobs.cli.inputs import require_runs
 from jobs.cli.options import (
     Alias,
+    FullGate,
     Golden,
     IndexType,
     Json,
@@ -111,6 +112,7 @@ def promote(
     alias: Alias = None,
     new_model: Annotated[bool, typer.Option(help="Permit a change of the model.")] = False,
     golden: Golden = None,
+    full_gate: FullGate = False,
     force: Force = None,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +120,9 @@ def promote(
     from jobs.generations.load import promote_generation
 
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
-    report = promote_generation(generation, settings, new_model=new_model, force=force, golden=golden)
+    report = promote_generation(
+        generation, settings, new_model=new_model, force=force, golden=golden, full=full_gate
+    )
     emit(report, as_json, f"{report.generation} is live as {report.alias}; next: clvr search IMAGE")
 
 

@@ -11,6 +11,7 @@ from jobs.cli.groups import add_to, command_group
 from jobs.cli.inputs import require_paths
 from jobs.cli.options import (
     Alias,
+    FullGate,
     Golden,
     IndexType,
     Json,
@@ -62,6 +63,7 @@ def reindex(
     ] = 0.1,
     index_type: IndexType = "auto",
     golden: Golden = None,
+    full_gate: FullGate = False,
     keep: Annotated[int, typer.Option(help="Number of newest generations to keep.")] = 3,
     retain_days: Annotated[
         int | None, typer.Option(help="At the end, erase crops older than this many days.")
@@ -110,6 +112,7 @@ def reindex(
         max_vanished_rate=max_vanished_rate,
         index_type=index_type,
         golden=golden,
+        full_gate=full_gate,
         keep=keep,
         retain_days=retain_days,
         purge=purge,

@@ -26,6 +26,7 @@ IndexType = Annotated[str, typer.Option("--index-type", help="auto, FLAT, HNSW, 
 Golden = Annotated[
     str | None, typer.Option("--golden", help="CSV/Parquet of probes with known matches: uri, vehicle_id.")
 ]
+FullGate = Annotated[bool, typer.Option("--full-gate", help="Compare all rows at the gate, however many.")]
 RowsPerShard = Annotated[
     int, typer.Option("--rows-per-shard", help="Rows of a shard; 122,880 rows are about 500 MB.")
 ]

@@ -7,6 +7,7 @@ from typing import Any
 from index.archive.labels import read_label_table
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
+from index.generations.gate_sample import GateBudget
 from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
 from index.generations.promotion import Retirement, Rollback, promote, retire, rollback
 from index.generations.reconcile import Reconciliation, reconcile
@@ -245,17 +246,23 @@ def _options(request: LoadRequest, settings: Settings, state: _LoadProgress) -> 
 
 
 def promote_generation(
-    name: str, settings: Settings, *, new_model: bool, force: str | None, golden: str | None = None
+    name: str,
+    settings: Settings,
+    *,
+    new_model: bool,
+    force: str | None,
+    golden: str | None = None,
+    full: bool = False,
 ) -> GateReport:
     """Measure a generation at the gate and, if it passes or is forced, point the alias to it.
 
-    golden: URI of a table of golden probes, `uri, vehicle_id`.
+    golden: URI of a table of golden probes, `uri, vehicle_id`. full: compare all rows, however many.
     Raises GateFailed with every failure, and Locked if the alias moved during the gate; the alias then stays
     where it is.
     """
     milvus = open_milvus(settings)
     live = live_generation(milvus, settings.alias)
-    report = gate_generation(name, settings, new_model=new_model, golden=golden)
+    report = gate_generation(name, settings, new_model=new_model, golden=golden, full=full)
     if force and report.failures:
         logger.info(f"  overridden   {'; '.join(report.failures)}: {force}")
     store = open_store(settings.runs)
@@ -264,9 +271,17 @@ def promote_generation(
 
 
 def gate_generation(
-    name: str, settings: Settings, *, new_model: bool = False, golden: str | None = None
+    name: str,
+    settings: Settings,
+    *,
+    new_model: bool = False,
+    golden: str | None = None,
+    full: bool = False,
 ) -> GateReport:
-    """Measure a generation at the gate and log the numbers. A failed gate is a report with failures."""
+    """Measure a generation at the gate and log the numbers. A failed gate is a report with failures.
+
+    full: compare all rows, instead of a sample of a generation that has more than `gate_rows`.
+    """
     probes = golden_probes(read_label_table(golden)) if golden else None
     milvus = open_milvus(settings)
     generation = find_generation(name, milvus, settings)
@@ -277,6 +292,7 @@ def gate_generation(
         runs_of(generation, settings),
         new_model=new_model,
         golden=probes,
+        budget=None if full else GateBudget(settings.gate_rows, settings.gate_seconds),
     )
     logger.info(_gate_text(report))
     show_gate(settings.alias, report)
@@ -298,11 +314,25 @@ def _gate_text(report: GateReport) -> str:
             f"  rows         {report.rows_indexed:,} of {report.rows_expected:,}",
             f"  recall       @1 {report.recall_at_1:.4f}, @10 {report.recall_at_10:.4f} "
             f"{interval}(bar {report.recall_bar}, {report.probes:,} probes)",
+            *_sample_lines(report),
             *golden,
             f"  latency      p50 {report.latency_p50_ms:.1f} ms, p95 {report.latency_p95_ms:.1f} ms",
             f"  gate         {'passed' if report.passed else 'FAILED: ' + '; '.join(report.failures)}",
         ]
     )
+
+
+def _sample_lines(report: GateReport) -> list[str]:
+    sample = report.sample
+    if sample is None:
+        return []
+    differing = f", {sample.missing:,} missing, {sample.foreign:,} foreign"
+    return [
+        f"  sample       {sample.partitions:,} partitions, {sample.rows:,} rows compared"
+        f"{differing if sample.missing or sample.foreign else ''}; {sample.rows_read:,} of "
+        f"{sample.budget_rows:,} rows read, {sample.seconds:.1f} of {sample.budget_seconds:,.0f} s",
+        f"  filtered     @10 {sample.filtered_recall_at_10:.4f}, which decides nothing",
+    ]
 
 
 def rollback_generation(

@@ -48,6 +48,8 @@ class ReindexRequest:
     max_vanished_rate: float = 0.1
     index_type: str = "auto"
     golden: str | None = None
+    full_gate: bool = False
+    """Compare all rows at the gate, however many."""
     keep: int = KEEP
     retain_days: int | None = None
     """Erase crops that were captured longer ago than this many days."""

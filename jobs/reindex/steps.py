@@ -205,7 +205,11 @@ def gate_step(context: ReindexContext) -> Outcome:
     request = context.request
     live = live_name(context.settings)
     report = loading.gate_generation(
-        load["generation"], context.settings, new_model=request.full, golden=request.golden
+        load["generation"],
+        context.settings,
+        new_model=request.full,
+        golden=request.golden,
+        full=request.full_gate,
     )
     if not report.passed:
         remedy = (

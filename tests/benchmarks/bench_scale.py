@@ -24,8 +24,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from measure import Row, add_json_option, machine, save_rows
+from stub_index import StubIndex
 
 from index.catalogue.catalogue import open_catalogue
+from index.documents import utc_now
+from index.generations import load_plan, records
+from index.generations.load import LoadOptions
+from index.generations.upsert import load_into_live
+from index.milvus.collection import Generation
+from index.milvus.index_types import IndexSpec
 from index.parquet import write_table
 from index.runs import shards
 from index.runs.accounting import QuarantinedCrop, count_causes, quarantine_table
@@ -40,6 +47,7 @@ from jobs.embed.discovery import CropSelection, discover
 CROPS_PER_DAY, CAMERAS, LOOKBACK_DAYS = 20_000, 20, 3
 FIRST_DAY = date(2020, 1, 1)
 WRITTEN = datetime(2026, 11, 22, tzinfo=UTC)
+LIVE = Generation("live_f", "live", "f", 1, ("all",), IndexSpec("HNSW", {}), "2026-11-22", dimension=1)
 
 
 class SyntheticArchive(Store):
@@ -133,6 +141,38 @@ def embed_all(where: Path, crops: int, changed: int) -> None:
     run.store.put(folder.done_key(), summary.to_json())
 
 
+def index_all(where: Path, crops: int, changed: int) -> None:
+    """Make the live generation of it: crop_ids in a file, and the record; this is not measured."""
+    run = Run.open(open_store(str(where / "runs")), "all")
+    ids = [shards.shard_ids(run.store, info, fingerprint="f", run_id="all") for info in run.shards()]
+    np.save(where / "index.npy", np.sort(np.concatenate(ids)))
+    record = records.GenerationRecord(
+        name=LIVE.name,
+        alias=LIVE.alias,
+        fingerprint="f",
+        run_ids=("all",),
+        rows=run.summary.embedded,
+        target="stream_insert",
+        state="ready",
+        updated=utc_now(),
+    )
+    records.create(run.store, record)
+
+
+def load_night(where: Path, crops: int, changed: int) -> None:
+    """Load the night into the live generation; the index holds crop_ids alone."""
+    runs = open_store(str(where / "runs"))
+    done = load_into_live(
+        StubIndex(where / "index.npy", LIVE),
+        runs,
+        [Run.open(runs, "night")],
+        lambda run_ids: [Run.open(runs, run_id) for run_id in run_ids],
+        alias=LIVE.alias,
+        options=LoadOptions(),
+    )
+    assert not done.promote_next and done.rows_after > done.rows_before, done
+
+
 def prove_all(where: Path, crops: int, changed: int) -> None:
     """Prove the counts, shard by shard."""
     check_run(Run.open(open_store(str(where / "runs")), "all"))
@@ -174,12 +214,14 @@ def status_night(where: Path, crops: int, changed: int) -> None:
 STEPS: dict[str, Callable[[Path, int, int], None]] = {
     "plan everything": plan_all,
     "(embed everything)": embed_all,
+    "(index everything)": index_all,
     "prove everything": prove_all,
     "catalogue of everything": catalogue_all,
     "plan the night": plan_night,
     "embed the night": embed_night,
     "compact and prove the night": finish_night,
     "catalogue of the night": catalogue_night,
+    "load the night": load_night,
     "status of the night": status_night,
 }
 
@@ -207,6 +249,7 @@ def one(step: str, where: str, crops: int, changed: int) -> None:
     for function in (shards.write_shard, shards.check_values, shards.check_vectors):
         assert function.__kwdefaults__ is not None
         function.__kwdefaults__["dimension"] = 1
+    load_plan.EMBEDDING_DIM = 1  # type: ignore[misc]
     started, cpu = time.perf_counter(), time.process_time()
     STEPS[step](Path(where), crops, changed)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,15 @@ from index.archive.manifest import crop_id_of
 from index.archive.partitions import day_of
 from index.archive.reassigned import ReassignedIds
 from index.archive.spool import Spool
+from index.catalogue import comparison, taken
 from index.catalogue.catalogue import open_catalogue, purge_catalogues
-from index.catalogue.comparison import ListedCrops, compare_listing, newest_day, take_listing
+from index.catalogue.comparison import (
+    ListedCrops,
+    compare_listing,
+    find_shared_ids,
+    newest_day,
+    take_listing,
+)
 from index.catalogue.partition import KnownPartitions
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.lineage import lineage
@@ -244,6 +251,62 @@ def test_a_catalogue_that_is_not_kept_writes_nothing(tmp_path: Path) -> None:
     assert not objects(store)
 
 
+def taken_of(known: KnownPartitions) -> list[int]:
+    files = [pq.read_table(f"{known.store.uri}/{key}") for key in known.catalogue.taken_keys]
+    return sorted(pa.concat_tables(files)["crop_id"].to_pylist())
+
+
+def test_the_taken_ids_are_those_of_all_crops_that_were_ever_known(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    chain(store)
+    for run_id in ("n0", "n1", "n2"):
+        known = open_catalogue(store, run_id)
+        assert set(taken_of(known)) >= {row["crop_id"] for row in rows_of(known)}
+    assert set(taken_of(known)) == {crop_id_of(f"{ARCHIVE}/{key}") for key in AFTER}
+    # A catalogue of an earlier release has none, and the next one has all.
+    expected = set(taken_of(known))
+    before = open_catalogue(store, "n1").catalogue
+    store.put("catalogue/runs/n1.json", replace(before, taken=()).to_json())
+    store.delete("catalogue/runs/n2.json")
+    assert set(taken_of(open_catalogue(store, "n2"))) == expected
+
+
+def test_large_files_of_taken_ids_are_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    monkeypatch.setattr(taken, "MAX_IDS", 40)
+    ids = np.random.default_rng(0).permutation(1000)
+    files: tuple[Any, ...] = ()
+    for night in np.split(ids, 100):
+        collected = taken.TakenIds(store, files)
+        collected.add(night)
+        files = collected.files()
+        assert all(file.rows <= 40 for file in files)
+    assert sum(file.rows for file in files) == 1000 and len(files) <= 30
+    asked = np.arange(-5, 1005, 7)
+    assert taken.find_taken(store, files, asked).tolist() == [n for n in asked.tolist() if 0 <= n < 1000]
+
+
+def test_a_look_for_taken_ids_opens_partitions_only_if_one_may_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    chain(store)
+    open_catalogue(store, "n2")
+    make_run(store, "n3", crops({}), [f"{ARCHIVE}/loose.jpg"], since_run="n2")
+    known = open_catalogue(store, "n3")
+    opened: list[str] = []
+    original = comparison.partition_ids
+    monkeypatch.setattr(
+        comparison, "partition_ids", lambda *args: opened.append(args[1].folder) or original(*args)
+    )
+    state = {key: etag for key, etag in AFTER.items() if key != "loose.jpg"}
+    new = compare_listing(listing(state | {"more.jpg": "1"}), known, read_tombstones(store), NONE)
+    assert find_shared_ids(new, known) == {} and not opened
+    # A crop that vanished and is back is looked up, and shares its id with no other.
+    back = compare_listing(listing(state | {"loose.jpg": "1"}), known, read_tombstones(store), NONE)
+    assert find_shared_ids(back, known) == {} and opened
+
+
 def test_an_unfinished_run_has_no_catalogue(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     chain(store, finish_last=False)
@@ -278,7 +341,8 @@ def test_old_catalogues_and_their_files_go(tmp_path: Path) -> None:
         catalogue = open_catalogue(store, run_id).catalogue
     documents = {key for key in objects(store) if key.endswith(".json")}
     assert documents == {"catalogue/runs/n1.json", "catalogue/runs/n2.json"}
-    named = catalogue.file_keys | open_catalogue(store, "n1").catalogue.file_keys
+    both = (catalogue, open_catalogue(store, "n1").catalogue)
+    named = {key for one in both for key in one.file_keys | one.taken_keys}
     assert {key for key in objects(store) if key.endswith(".parquet")} == named
 
 
@@ -355,9 +419,12 @@ def test_a_purge_leaves_no_name_and_may_end_at_every_write(
         for key in objects(store):
             text = store.get(key)
             table = pq.read_table(tmp_path / f"cut-{number}" / key) if key.endswith(".parquet") else None
-            uris = table["uri"].to_pylist() if table is not None else []
+            names_uris = table is not None and "uri" in table.schema.names
+            uris = table["uri"].to_pylist() if names_uris else []
+            ids = np.asarray(table["crop_id"]) if table is not None else np.empty(0, np.int64)
             assert not any(name in text for name in names)
             assert not {name.decode() for name in names} & set(uris)
+            assert not erased.is_erased(ids).any()
         left = {key: etag for key, etag in AFTER.items() if key not in gone}
         known = open_catalogue(store, "n2")
         assert known_state(known) == left and known.catalogue.erased == 2
@@ -380,12 +447,14 @@ def test_altered_catalogues_are_noticed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     chain(store)
     known = open_catalogue(store, "n2")
-    for key in ("catalogue/runs/n2.json", known.catalogue.partitions[0].file.key):
+    partition = known.catalogue.partitions[0].file.key
+    for key in ("catalogue/runs/n2.json", partition, *known.catalogue.taken_keys):
         data = bytearray(store.get(key))
         data[len(data) // 2] ^= 1
         store.put(key, bytes(data))
         with pytest.raises(CorruptObject):
-            compare_listing(listing({}), open_catalogue(store, "n2"), read_tombstones(store), NONE)
+            again = open_catalogue(store, "n2")
+            find_shared_ids(compare_listing(listing({"x": ""}), again, read_tombstones(store), NONE), again)
         data[len(data) // 2] ^= 1
         store.put(key, bytes(data))
 

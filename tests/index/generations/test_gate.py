@@ -15,10 +15,10 @@ from index.generations.gate import (
     golden_probes,
     measure_golden,
     regressions,
-    wilson_interval,
 )
 from index.generations.load import LoadOptions, load_runs
 from index.generations.promotion import promote
+from index.generations.recall import wilson_interval
 from index.milvus import collection
 from index.milvus.client import Milvus
 from infra.errors import BadInput, BadLabels, GateFailed

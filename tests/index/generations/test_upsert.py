@@ -1,17 +1,22 @@
 """Small increments go into the live generation, may be repeated, and never replace newer rows."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from index.generations import records
+from index.generations.erasure import forget
 from index.generations.gate import check_gate
 from index.generations.load import LoadOptions, load_runs
 from index.generations.load_plan import plan_load
 from index.generations.promotion import promote
 from index.generations.reconcile import reconcile
+from index.generations.selection import EraseSelection
 from index.generations.upsert import Increment, load_into_live
 from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
@@ -176,6 +181,101 @@ def test_an_interrupted_increment_is_pending_until_it_is_repeated(
     assert result.foreign_count == 10
     increment(milvus, store, [night2])
     assert not reconcile(milvus, store, live, plan_runs(store, live)).differences
+
+
+def require_equal_to_shards(milvus: Milvus, store: Store, live: Generation) -> None:
+    """The generation and its record are what all shards of its runs say, read at once."""
+    runs = plan_runs(store, live)
+    plan, record = plan_load(runs, latest_wins=True), records.read(store, live.name)
+    assert record is not None
+    assert (record.rows, record.run_ids) == (plan.rows, plan.run_ids)
+    assert (record.pending, record.pending_rows) == ((), None)
+    stored, expected = vectors(milvus, live.name), {}
+    for ids, block in plan.blocks():
+        expected |= dict(zip(ids.tolist(), block, strict=True))
+    assert stored.keys() == expected.keys()
+    assert all(np.array_equal(stored[crop_id], vector) for crop_id, vector in expected.items())
+
+
+def test_an_increment_reads_no_shard_of_the_runs_before(milvus: Milvus, store: Store, make_run) -> None:
+    night1, night2 = make_run("night1", 100), make_run("night2", 10, first=95, seed=1)
+    live = live_with(milvus, store, [night1])
+    increment(milvus, store, [night2])
+    kept = {key: store.get(key) for run in (night1, night2) for key in run.shard_keys()}
+    store.delete(*kept)
+    night3 = make_run("night3", 10, first=100, seed=2)
+    lists_vanished(night3, [f"s3://archive/cam-{n % 5}/{n:06d}.jpg" for n in (3, 104, 999)])
+    done = increment(milvus, store, [night3])
+    # Crop 104 is in the run itself: it vanished, and came back before the listing ended.
+    assert (done.upserted, done.removed, done.rows_before, done.rows_after) == (10, 1, 105, 109)
+    for key, data in kept.items():
+        store.put(key, data)
+    require_equal_to_shards(milvus, store, live)
+    increment(milvus, store, [night2])
+    require_equal_to_shards(milvus, store, live)
+
+
+def test_lost_rows_are_counted_again_by_the_shards(milvus: Milvus, store: Store, make_run) -> None:
+    night1, night2 = make_run("night1", 100), make_run("night2", 10, first=95, seed=1)
+    live = live_with(milvus, store, [night1])
+    collection.delete(milvus, live.name, night2.manifest()["crop_id"].to_numpy())
+    done = increment(milvus, store, [night2])
+    assert (done.rows_before, done.rows_after) == (95, 105)
+    require_equal_to_shards(milvus, store, live)
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+def cut_off(work: Callable[[], Any], number: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Do something until its n-th write to the index or to the record; return whether it was cut off."""
+    left = number
+
+    def around(original: Callable[..., Any], counts: Callable[[str], bool]) -> Callable[..., Any]:
+        def write(target: Any, name: str, *args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= counts(name)
+            if left == 0 and counts(name):
+                raise Cut
+            return original(target, name, *args, **options)
+
+        return write
+
+    with monkeypatch.context() as patched:
+        is_change = {"upsert", "delete", "flush"}.__contains__
+        patched.setattr(Milvus, "call", around(Milvus.call, is_change))
+        patched.setattr(Store, "replace", around(Store.replace, lambda key: key.startswith("generations/")))
+        patched.setattr(collection, "INSERT_ROWS", 4)
+        try:
+            work()
+        except Cut:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "an erasure", "another night"])
+def test_an_increment_may_end_at_every_write(
+    milvus: Milvus, store: Store, make_run, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """Every night replaces, adds and loses crops; it is cut off one write later than the night before."""
+    live = live_with(milvus, store, [make_run("night0", 100)])
+    for number in itertools.count(1):
+        first = 100 + 10 * number
+        night = make_run(f"night{number}", 10, first=first - 3, seed=number)
+        lists_vanished(night, [f"s3://archive/cam-{n % 5}/{n:06d}.jpg" for n in (number, first - 4)])
+        is_cut = cut_off(lambda: increment(milvus, store, [night]), number, monkeypatch)  # noqa: B023
+        runs = [night]
+        if meanwhile == "an erasure":
+            ids = tuple(night.manifest()["crop_id"].to_pylist()[:4:3])
+            forget(milvus, store, EraseSelection(crop_ids=ids), reason="test", dry_run=False)
+        if meanwhile == "another night":
+            runs.append(make_run(f"more{number}", 4, first=first + 5, seed=number))
+        increment(milvus, store, runs)
+        require_equal_to_shards(milvus, store, live)
+        if not is_cut:
+            break
+    assert number > 6
 
 
 def test_the_gate_counts_the_rows_of_an_increment(milvus: Milvus, store: Store, make_run) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import index.runs.purge
 import index.runs.run
 from index.archive.manifest import crop_id_of
 from index.runs.accounting import QuarantinedCrop, quarantine_table
@@ -564,6 +565,35 @@ class TestKills:
         assert {name: digest for name, digest in killed.items() if "#" not in name} == contents(
             tmp_path / "whole"
         )
+
+
+def test_a_purge_opens_only_the_shards_whose_parts_hold_erased_crops(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scenario(store)
+    crop = run.folder.part_rows(0)["crop_id"][0].as_py()
+    opened: list[str] = []
+    original = index.runs.purge.read_shards
+    monkeypatch.setattr(
+        index.runs.purge,
+        "read_shards",
+        lambda store, keys, **options: original(
+            store, [opened.append(key) or key for key in keys], **options
+        ),
+    )
+    write_tombstones(store, "other", np.array([crop + 1]), [None])
+    store.put("erasures/other/receipt.json", b"{}")
+    assert purge_run(run, read_tombstones(store)).rows == 0 and not opened
+    before = run.summary
+    write_tombstones(store, "e", np.array([crop]), [None])
+    store.put("erasures/e/receipt.json", b"{}")
+    purged = purge_run(run, read_tombstones(store))
+    assert (purged.manifest, purged.shards + purged.quarantine) == (1, 1)
+    after = Run.open(store, "r").summary
+    assert set(opened) <= {f"runs/r/{before.shards[0].key}"}
+    assert after.shards[1:] == before.shards[1:] and after.quarantine[1:] == before.quarantine[1:]
+    assert (after.shards[0], after.quarantine[0]) != (before.shards[0], before.quarantine[0])
+    assert check_run(Run.open(store, "r")).listed == CROPS
 
 
 class TestBesideAPurge:
