@@ -22,21 +22,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Row, add_json_option, machine, save_rows
+from measure import Row, add_json_option, interval, machine, save_rows
 from numpy.typing import NDArray
-from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clvr_model.backbones.efficientnet_lite import EfficientNetLite
 from clvr_model.datasets.labelled import read_folder
+from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.engines import folded_copy, openvino
 from clvr_model.network import FEATURE_DIM, Clvr
 from clvr_model.normalization import to_input
 from clvr_model.preprocessing import decode
 from clvr_model.pretrained import projection
 from clvr_model.recipe import Recipe, load_recipe
-from clvr_model.training import Batch, cached_batches, drop_last, epoch_order, make_optimizer, train_epoch
+from clvr_model.training import Batch, cached_batches, drop_last, make_optimizer, stage_order, train_epoch
 from clvr_model.weights import load_backbone
 from index.evaluation.protocols import evaluate_protocol
 from index.transforms.compression import FORMATS, bytes_per_row, fit_compression
@@ -160,21 +160,22 @@ def dense(network: FromMaps, pooled: Tensor) -> Tensor:
 class Training:
     """The recipe on the images of the learned models, from the maps."""
 
-    def __init__(
-        self, recipe: Recipe, maps: NDArray[np.float16], classes: NDArray[np.int64], frozen: Tensor
-    ) -> None:
-        self.recipe, self.maps, self.classes, self.frozen = recipe, maps, classes, frozen
+    def __init__(self, recipe: Recipe, maps: NDArray[np.float16], classes: NDArray[np.int64]) -> None:
+        self.recipe, self.maps, self.classes = recipe, maps, classes
         self.network = FromMaps.of(recipe.architecture(int(classes.max()) + 1), seed=recipe.seed)
         load_backbone(self.network, recipe.pretrained)
+        self.frozen = pooled_of(self.network, maps[0])
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(self, number: int) -> float:
         """Run a stage; return its CPU seconds."""
         stage, started = self.recipe.stages[number], time.process_time()
         optimizer = make_optimizer(self.network, stage)
+        average = ExponentialMovingAverage.of(self.network, stage)
         count = drop_last(len(self.classes), self.recipe.batch)
         for epoch in range(stage.epochs):
-            order = epoch_order(len(self.classes), seed=self.recipe.seed, stage=number, epoch=epoch)[:count]
+            order = stage_order(stage, self.classes, seed=self.recipe.seed, number=number, epoch=epoch)
+            order = order[:count]
             batches: Iterator[Batch] = (
                 cached_batches((self.frozen, torch.from_numpy(self.classes)), order, self.recipe.batch)
                 if stage.trainable == "head"
@@ -186,6 +187,7 @@ class Training:
                 batches,
                 stage,
                 epoch=epoch,
+                average=average,
                 steps=count // self.recipe.batch,
             )
             print(
@@ -193,6 +195,8 @@ class Training:
                 f"{time.process_time() - started:.0f} CPU s",
                 flush=True,
             )
+        if average:
+            average.install()
         return time.process_time() - started
 
     def _batches(self, order: NDArray[np.int64], number: int, epoch: int) -> Iterator[Batch]:
@@ -234,31 +238,35 @@ def smaller(name: str, archive: Tensor, test: NDArray[np.int64], dimensions: Seq
             )
 
 
+def draw_models(
+    models: NDArray[np.int64], *, learn: int, images: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the images of `learn` drawn models, at most `images` of each (0: all), and all of the others."""
+    rng = np.random.default_rng(seed)
+    known = rng.permutation(np.unique(models))
+    learned, unseen = np.sort(known[:learn]), known[learn:]
+    rows = np.flatnonzero(np.isin(models, learned))
+    if images:
+        rows = np.sort(
+            np.concatenate([rng.permutation(np.flatnonzero(models == model))[:images] for model in learned])
+        )
+    return rows, np.flatnonzero(np.isin(models, unseen))
+
+
 def one_seed(args: argparse.Namespace, seed: int, maps: NDArray[np.float16], models: NDArray[np.int64],
              frozen: Tensor) -> tuple[dict[str, tuple[float, float]], float]:  # fmt: skip
     """Train on drawn models; return rank-1 and mAP of each feature on the others, and CPU seconds."""
-    rng = np.random.default_rng(seed)
-    known = rng.permutation(np.unique(models))
-    learned, unseen = np.sort(known[: args.learn]), known[args.learn :]
-    rows = np.flatnonzero(np.isin(models, learned))
-    if args.images:
-        rows = np.sort(
-            np.concatenate(
-                [rng.permutation(np.flatnonzero(models == model))[: args.images] for model in learned]
-            )
-        )
-    test = np.flatnonzero(np.isin(models, unseen))
+    rows, test = draw_models(models, learn=args.learn, images=args.images, seed=seed)
     recipe = load_recipe("lite", [f"seed={seed}", *args.set])
-    print(
-        f"seed {seed}: {len(rows)} images of {len(learned)} models; {len(test)} of {len(unseen)}", flush=True
-    )
+    learned = np.unique(models[rows])
+    unseen = len(np.unique(models[test]))
+    print(f"seed {seed}: {len(rows)} images of {len(learned)} models; {len(test)} of {unseen}", flush=True)
     untrained = functional.normalize(frozen[test])
     small = dict(smaller("pooled, untrained", functional.normalize(frozen), test, args.dimensions))
     if args.skip_training:
         return figures_of({UNTRAINED: untrained, **small}, models[test]), 0.0
-    training = Training(
-        recipe, maps[:, rows], np.searchsorted(learned, models[rows]).astype(np.int64), frozen[rows]
-    )
+    classes = np.searchsorted(learned, models[rows]).astype(np.int64)
+    training = Training(recipe, maps[:, rows], classes)
     network = training.network
     unseen_maps = np.ascontiguousarray(maps[0, test])
     cpu = training.run(0)
@@ -299,15 +307,6 @@ def figures_of(features: dict[str, Tensor], models: NDArray[np.int64]) -> dict[s
         figures[name] = float(result.mean[0]), result.figure("map")[0]
         print(f"  {name:58} rank-1 {figures[name][0]:.1%}  mAP {figures[name][1]:.1%}", flush=True)
     return figures
-
-
-def interval(values: Sequence[float]) -> str:
-    """Format the mean and the half width of its 95 % interval."""
-    array = np.asarray(values)
-    if len(array) < 2:
-        return f"{array.mean():.1%}"
-    half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return f"{array.mean():.1%} ±{half:.1%}"
 
 
 def main() -> None:

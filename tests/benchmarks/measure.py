@@ -5,8 +5,13 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
 
 INSTRUCTION_SETS = {
     "amx_bf16": "AMX with bfloat16",
@@ -83,3 +88,12 @@ def save_rows(rows: list[Row], path: Path | None) -> None:
 def load_rows(path: Path) -> list[Row]:
     """Read the rows that a benchmark wrote."""
     return [Row(**row) for row in json.loads(path.read_text())]
+
+
+def interval(values: Sequence[float] | NDArray[np.float64]) -> str:
+    """Format the mean of shares and the half width of its 95 % interval (Student's t)."""
+    array = np.asarray(values)
+    if len(array) < 2:
+        return f"{array.mean():.1%}"
+    half = student.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return f"{array.mean():.1%} ±{half:.1%}"
