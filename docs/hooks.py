@@ -19,7 +19,12 @@ from jobs.cli.exit_codes import EXIT_CODES
 from jobs.cli.groups import commands_below
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {
+    "README.md": "index.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 NOTEBOOKS = ROOT / "examples"
 
 

@@ -26,7 +26,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_document_is_a_page(site: Path) -> None:
     names = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    assert names | {"index", "architecture", "contributing"} <= {path.stem for path in site.glob("*.html")}
+    names |= {"index", "architecture", "changelog", "contributing"}
+    assert names <= {path.stem for path in site.glob("*.html")}
     assert len(list((site / "examples").glob("*.ipynb"))) == len(list((ROOT / "examples").glob("*.ipynb")))
 
 
