@@ -108,7 +108,7 @@ def write_indexes(store: Store, folder: str) -> Packed:
         if not is_tar(info.key):
             continue
         index = open_tar(store, info)
-        if not index.stated and not index.truncated:
+        if index.bytes_read and not index.truncated:
             store.put(f"{info.key}{INDEX_SUFFIX}", index_document(index.members))
             total += Packed(indexes=1, packed_before=len(index.members))
     return total
@@ -128,7 +128,7 @@ def _packed_before(target: Store, folder: str) -> tuple[set[str], list[int], int
         numbers.append(int(stem))
         index = open_tar(target, info)
         names.update(index.members)
-        if not index.stated and not index.truncated:  # a pack was killed before it wrote the index
+        if index.bytes_read and not index.truncated:  # a pack was killed before it wrote the index
             target.put(f"{info.key}{INDEX_SUFFIX}", index_document(index.members))
             indexes += 1
     return names, numbers, indexes

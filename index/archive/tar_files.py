@@ -11,13 +11,13 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from cachetools import LRUCache
-
+from index.archive.container_kind import Body, Contents, Span
 from index.archive.members import INDEX_SUFFIX, member_key
-from infra.errors import ClvrError, CorruptObject, ObjectMissing
+from infra.errors import CorruptObject
 from infra.store import ObjectBody, ObjectInfo, Store, is_usable_key
 
 HEADER_BYTES = tarfile.BLOCKSIZE
@@ -36,37 +36,19 @@ _MAX_INDEX_BYTES = 256 << 20
 class Place:
     """Where the bytes of a member are in the tar file of an etag. Offsets are of the data, not its header."""
 
-    tar_etag: str
+    file_etag: str
     offset: int
     size: int
 
     @property
     def etag(self) -> str:
         """The etag of the member."""
-        return f"{self.tar_etag}@{self.offset}+{self.size}"
+        return f"{self.file_etag}@{self.offset}+{self.size}"
 
     @property
     def end(self) -> int:
         """The offset behind the data."""
         return self.offset + self.size
-
-
-@dataclass(frozen=True, slots=True)
-class TarIndex:
-    """The regular members of a tar file, by name. stated: whether an index beside the file gave them.
-
-    skipped: (cause, name) of members that no key can name, and of repeated names, of which the last counts.
-    truncated: whether the file ends within or right behind a member; the whole ones are here.
-    """
-
-    members: dict[str, Place]
-    stated: bool = False
-    skipped: tuple[tuple[str, str], ...] = ()
-    truncated: bool = False
-
-
-_kept_members: LRUCache[tuple[str, str], dict[str, Place]] = LRUCache(16)
-"""Members of tar files of which single crops were read, by URI and etag: pages show several of one."""
 
 
 def place_of(etag: str) -> Place | None:
@@ -75,16 +57,19 @@ def place_of(etag: str) -> Place | None:
     return Place(parts[1], int(parts[2]), int(parts[3])) if parts else None
 
 
-def open_tar(store: Store, tar: ObjectInfo) -> TarIndex:
+def open_tar(store: Store, tar: ObjectInfo) -> Contents:
     """Return the members of a tar file: from the index beside it, or from its headers.
 
     Raises ObjectChanged, StoreError, and CorruptObject for a file that is no tar file.
     """
-    return _stated_index(store, tar) or scan_tar(store, tar)
+    return _stated_index(store, tar) or replace(scan_tar(store, tar), bytes_read=tar.size)
 
 
-def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
-    """Return the members of a tar file from its headers, which takes as many bytes as the file has."""
+def scan_tar(store: Store, tar: ObjectInfo) -> Contents:
+    """Return the members of a tar file from its headers, which takes as many bytes as the file has.
+
+    Only regular files are members; of a repeated name the last one counts.
+    """
     members: dict[str, Place] = {}
     skipped: list[tuple[str, str]] = []
     truncated = False
@@ -112,92 +97,74 @@ def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
                 remedy="Write it again, or leave it out by --exclude.",
             ) from error
         truncated = True
-    return TarIndex(members, skipped=tuple(skipped), truncated=truncated)
+    return Contents(members, skipped=tuple(skipped), truncated=truncated)
 
 
-def index_document(members: dict[str, Place]) -> bytes:
+def index_document(members: Mapping[str, Any]) -> bytes:
     """Return the index that is written beside a tar file: name, offset and size of each member."""
     rows = [[name, place.offset, place.size] for name, place in members.items()]
     return json.dumps({"members": rows}, separators=(",", ":")).encode()
 
 
-@dataclass(slots=True)
-class Span:
-    """Members of one tar file that one request reads, and their positions in a caller's list."""
+class TarFiles:
+    """The kind of tar files, see `ContainerKind`."""
 
-    tar: str
-    positions: list[int] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    end: int = 0  # the byte behind the last one
+    noun = "tar files"
+    images_by_suffix = True
 
-    @property
-    def start(self) -> int:
-        """The first byte: that of the first header."""
-        return self.places[0].offset - HEADER_BYTES
+    def contents(self, store: Store, file: ObjectInfo) -> Contents:
+        """Return the members: `open_tar`."""
+        return open_tar(store, file)
 
-    def add(self, position: int, place: Place) -> "Span":
-        """Add a member, and return the span."""
-        self.positions.append(position)
-        self.places.append(place)
-        self.end = max(self.end, place.end)
-        return self
+    def place_of(self, etag: str) -> Place | None:
+        """Read the etag of a member; None for another one."""
+        return place_of(etag)
 
+    def spans(self, wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
+        """Group members into requests of up to `max_bytes`, by file and offset."""
+        spans: list[Span] = []
+        start = end = 0
+        for position, tar, place in sorted(wanted, key=lambda one: (one[1], one[2].file_etag, one[2].offset)):
+            last = spans[-1] if spans else None
+            if (
+                last is None
+                or last.file != tar
+                or last.places[0].file_etag != place.file_etag
+                or place.offset - HEADER_BYTES > end + _GAP_BYTES
+                or place.end - start > max_bytes
+            ):
+                spans.append(last := Span(tar))
+                start = end = place.offset - HEADER_BYTES
+            last.add(position, place)
+            end = max(end, place.end)
+        return spans
 
-def spans_of(wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
-    """Group (position, tar, place) of members into few requests, by file and offset."""
-    spans: list[Span] = []
-    for position, tar, place in sorted(wanted, key=lambda one: (one[1], one[2].tar_etag, one[2].offset)):
-        last = spans[-1] if spans else None
-        if (
-            last is None
-            or last.tar != tar
-            or last.places[0].tar_etag != place.tar_etag
-            or place.offset - HEADER_BYTES > last.end + _GAP_BYTES
-            or place.end - last.start > max_bytes
-        ):
-            last = Span(tar)
-            spans.append(last)
-        last.add(position, place)
-    return spans
+    def read(self, store: Store, span: Span, names: Sequence[str]) -> Iterator[Body]:
+        """Read the members of a span by one request.
 
-
-def read_span(store: Store, span: Span, names: Sequence[str]) -> list[ObjectBody | ClvrError]:
-    """Read the members of a span, of these names, by one request.
-
-    Raises ObjectChanged where the tar file is another one now, ObjectMissing, StoreError. A member whose
-    header is not where it should be is a CorruptObject in its place.
-    """
-    data = memoryview(store.fetch_range(span.tar, span.start, span.end, etag=span.places[0].tar_etag))
-    bodies: list[ObjectBody | ClvrError] = []
-    for place, name in zip(span.places, names, strict=True):
-        first = place.offset - span.start
-        header, content = data[first - HEADER_BYTES : first], data[first : first + place.size]
-        if len(content) == place.size and _is_header_of(bytes(header), name, place.size):
-            bodies.append(ObjectBody(bytes(content), place.etag))
-        else:
-            uri = store.uri_of(member_key(span.tar, name))
-            bodies.append(
-                CorruptObject(
+        A member whose header is not where it should be is a CorruptObject in its place.
+        """
+        start, end = range_of(span)
+        data = memoryview(store.fetch_range(span.file, start, end, etag=span.places[0].file_etag))
+        for place, name in zip(span.places, names, strict=True):
+            first = place.offset - start
+            header, content = data[first - HEADER_BYTES : first], data[first : first + place.size]
+            if len(content) == place.size and _is_header_of(bytes(header), name, place.size):
+                yield ObjectBody(bytes(content), place.etag)
+            else:
+                uri = store.uri_of(member_key(span.file, name))
+                yield CorruptObject(
                     f"{uri} is not at byte {place.offset:,} of its tar file",
-                    remedy=f"Remove {span.tar}{INDEX_SUFFIX}: without it the file itself is listed.",
+                    remedy=f"Remove {span.file}{INDEX_SUFFIX}: without it the file itself is listed.",
                 )
-            )
-    return bodies
 
 
-def locate(store: Store, tar: str, name: str) -> tuple[ObjectInfo, Place]:
-    """Return the present description of a tar file, and the place of a member. Raises ObjectMissing."""
-    info = store.head(tar)
-    place = None
-    if info is not None:
-        kept = (store.uri_of(tar), info.etag)
-        members = _kept_members.get(kept)
-        if members is None:
-            members = _kept_members[kept] = open_tar(store, info).members
-        place = members.get(name)
-    if info is None or place is None:
-        raise ObjectMissing(f"no object {store.uri_of(member_key(tar, name))}", remedy="List the tar file.")
-    return info, place
+TAR_FILES = TarFiles()
+
+
+def range_of(span: Span) -> tuple[int, int]:
+    """Return the first byte of a span, that of the first header, and the one behind its last member."""
+    return span.places[0].offset - HEADER_BYTES, max(place.end for place in span.places)
 
 
 class _NoEnd(Exception):
@@ -277,7 +244,7 @@ def _is_header_of(header: bytes, name: str, size: int) -> bool:
     )
 
 
-def _stated_index(store: Store, tar: ObjectInfo) -> TarIndex | None:
+def _stated_index(store: Store, tar: ObjectInfo) -> Contents | None:
     """Read the index beside a tar file; None without a usable one."""
     key = f"{tar.key}{INDEX_SUFFIX}"
     info = store.head(key)
@@ -294,4 +261,4 @@ def _stated_index(store: Store, tar: ObjectInfo) -> TarIndex | None:
             members[name] = place
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return TarIndex(members, stated=True)
+    return Contents(members)

@@ -51,7 +51,7 @@ def test_packed_crops_are_the_archives_in_files_of_the_given_size(archive: Store
     packed = pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
     assert packed == Packed(crops=10, bytes=10_000, tars=4, indexes=4)
     assert contents(target) == contents(archive)
-    assert list_crops(target).tars.unindexed == 0
+    assert list_crops(target).containers.unindexed == 0
     first = f"{DAY}/00000.tar"
     assert sorted(info.key for info in target.list())[:2] == [first, first + INDEX_SUFFIX]
 
@@ -88,7 +88,7 @@ def test_a_kill_between_any_two_writes_loses_and_doubles_nothing(
         pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
     pack_folder(archive, target, DAY, NOTHING_ERASED, tar_bytes=3000)
     assert contents(target) == contents(archive)
-    assert list_crops(target).tars.unindexed == 0
+    assert list_crops(target).containers.unindexed == 0
 
 
 def test_erased_crops_and_their_copies_are_left_out(
@@ -110,7 +110,7 @@ def test_indexes_are_written_for_tar_files_of_others(archive: Store, target: Sto
     target.delete(f"{DAY}/00000.tar{INDEX_SUFFIX}")
     assert write_indexes(target, DAY) == Packed(indexes=1, packed_before=10)
     assert write_indexes(target, DAY) == Packed()
-    assert list_crops(target).tars.unindexed == 0
+    assert list_crops(target).containers.unindexed == 0
 
 
 def test_a_tar_file_that_is_cut_short_gets_no_index_and_stays_named(archive: Store, target: Store) -> None:
@@ -118,7 +118,7 @@ def test_a_tar_file_that_is_cut_short_gets_no_index_and_stays_named(archive: Sto
     target.delete(f"{DAY}/00000.tar{INDEX_SUFFIX}")
     target.put(f"{DAY}/00000.tar", target.get(f"{DAY}/00000.tar")[:4000])
     assert write_indexes(target, DAY) == Packed()
-    assert list_crops(target).skipped.counts["the rest of a tar file that is damaged or cut short"] == 1
+    assert list_crops(target).skipped.counts["the rest of a file that is damaged or cut short"] == 1
 
 
 def test_an_image_larger_than_a_tar_file_is_named(archive: Store, target: Store) -> None:
