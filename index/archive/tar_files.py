@@ -1,12 +1,16 @@
 """Crops in tar files, as those of WebDataset: one request reads hundreds of crops.
 
 A member's key is that of the tar file, '#' and its name: 'dt=2026-11-22/00012.tar#cam=004/17.jpg'. Its etag
-has all that a later read needs, '<etag of the file>@<offset>+<size>'. An index beside the file,
-NAME.tar.index.json, saves a listing from reading the file; without one, and with one that is older than the
-file, the file's headers are read, and with them the file. An index is a hint: a read checks the header that
-precedes the member.
+has all that a later read needs, 'md5:<MD5 of its bytes>@<offset>+<size>'; so members that keep their place
+stay the same crops when others are appended to the file. An index beside the file, NAME.tar.index.json, saves
+a listing from reading the file; without one, and with one that is older than the file, the file is read. An
+index is a hint: a read checks the header that precedes the member, and its MD5.
+
+With an index without MD5s, of others or of an earlier release, and for members of more than 64 MiB, the etag
+of the file takes the place of the MD5.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -17,7 +21,7 @@ from typing import Any
 
 from index.archive.container_kind import Body, Contents, Span
 from index.archive.members import INDEX_SUFFIX, member_key
-from infra.errors import CorruptObject
+from infra.errors import CorruptObject, ObjectChanged
 from infra.store import ObjectBody, ObjectInfo, Store, is_usable_key
 
 HEADER_BYTES = tarfile.BLOCKSIZE
@@ -29,21 +33,29 @@ _GAP_BYTES = 64 << 10  # that is read rather than asked around
 _SCAN_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header, whose length the file states
 _PLACE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,12})", re.DOTALL)
+_BY_MD5 = "md5:"
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_MAX_DIGESTED = 64 << 20
 _MAX_INDEX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a member are in the tar file of an etag. Offsets are of the data, not its header."""
+    """Where the bytes of a member are, and their MD5, '' if it is not known.
+
+    file_etag: of the file, '' for any that has these bytes there. Offsets are of the data, not its header.
+    """
 
     file_etag: str
     offset: int
     size: int
+    md5: str = ""
 
     @property
     def etag(self) -> str:
         """The etag of the member."""
-        return f"{self.file_etag}@{self.offset}+{self.size}"
+        content = f"{_BY_MD5}{self.md5}" if self.md5 else self.file_etag
+        return f"{content}@{self.offset}+{self.size}"
 
     @property
     def end(self) -> int:
@@ -54,7 +66,12 @@ class Place:
 def place_of(etag: str) -> Place | None:
     """Read the etag of a member; None for another one."""
     parts = _PLACE.fullmatch(etag)
-    return Place(parts[1], int(parts[2]), int(parts[3])) if parts else None
+    if parts is None:
+        return None
+    offset, size = int(parts[2]), int(parts[3])
+    if parts[1].startswith(_BY_MD5):
+        return Place("", offset, size, parts[1].removeprefix(_BY_MD5))
+    return Place(parts[1], offset, size)
 
 
 def open_tar(store: Store, tar: ObjectInfo) -> Contents:
@@ -73,8 +90,9 @@ def scan_tar(store: Store, tar: ObjectInfo) -> Contents:
     members: dict[str, Place] = {}
     skipped: list[tuple[str, str]] = []
     truncated = False
+    blocks = _Blocks(store, tar)
     try:
-        for member in _headers(store, tar):
+        for member in _headers(blocks):
             name = member.name.removeprefix("./")
             if member.issparse() or not member.isreg():
                 if not member.isdir():
@@ -86,7 +104,8 @@ def scan_tar(store: Store, tar: ObjectInfo) -> Contents:
             else:
                 if name in members:
                     skipped.append(("an earlier member of the same name", name))
-                members[name] = Place(tar.etag, member.offset_data, member.size)
+                md5 = blocks.md5_of(member.offset_data, member.size)
+                members[name] = Place(tar.etag, member.offset_data, member.size, md5)
     except _NoEnd:
         truncated = True
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
@@ -101,8 +120,8 @@ def scan_tar(store: Store, tar: ObjectInfo) -> Contents:
 
 
 def index_document(members: Mapping[str, Any]) -> bytes:
-    """Return the index that is written beside a tar file: name, offset and size of each member."""
-    rows = [[name, place.offset, place.size] for name, place in members.items()]
+    """Return the index that is written beside a tar file: name, offset, size and MD5 of each member."""
+    rows = [[name, place.offset, place.size, place.md5] for name, place in members.items()]
     return json.dumps({"members": rows}, separators=(",", ":")).encode()
 
 
@@ -142,21 +161,28 @@ class TarFiles:
     def read(self, store: Store, span: Span, names: Sequence[str]) -> Iterator[Body]:
         """Read the members of a span by one request.
 
-        A member whose header is not where it should be is a CorruptObject in its place.
+        A member whose header is not where it should be is a CorruptObject in its place, or an ObjectChanged
+        where the file may be another one; so is one of other bytes.
         """
         start, end = range_of(span)
         data = memoryview(store.fetch_range(span.file, start, end, etag=span.places[0].file_etag))
         for place, name in zip(span.places, names, strict=True):
             first = place.offset - start
-            header, content = data[first - HEADER_BYTES : first], data[first : first + place.size]
-            if len(content) == place.size and _is_header_of(bytes(header), name, place.size):
-                yield ObjectBody(bytes(content), place.etag)
-            else:
-                uri = store.uri_of(member_key(span.file, name))
+            header, content = data[first - HEADER_BYTES : first], bytes(data[first : first + place.size])
+            uri = store.uri_of(member_key(span.file, name))
+            if len(content) != place.size or not _is_header_of(bytes(header), name, place.size):
+                problem = f"{uri} is not at byte {place.offset:,} of its tar file"
+                if not place.file_etag:
+                    yield ObjectChanged(f"{problem} any more")
+                    continue
                 yield CorruptObject(
-                    f"{uri} is not at byte {place.offset:,} of its tar file",
+                    problem,
                     remedy=f"Remove {span.file}{INDEX_SUFFIX}: without it the file itself is listed.",
                 )
+            elif place.md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != place.md5:
+                yield ObjectChanged(f"{uri} does not have the MD5 that it had when it was listed")
+            else:
+                yield ObjectBody(content, place.etag)
 
 
 TAR_FILES = TarFiles()
@@ -206,6 +232,19 @@ class _Blocks(io.RawIOBase):
             missing -= len(part)
         return b"".join(parts)
 
+    def md5_of(self, offset: int, size: int) -> str:
+        """Return the MD5 (hex) of some bytes; '' of too many."""
+        if size > _MAX_DIGESTED:
+            return ""
+        digest, end = hashlib.md5(usedforsecurity=False), offset + size
+        while offset < end:
+            part = self._at(offset)[: end - offset]
+            if not part:
+                return ""
+            digest.update(part)
+            offset += len(part)
+        return digest.hexdigest()
+
     def _at(self, position: int) -> bytes:
         if not self.first <= position < self.first + len(self.block):
             end = min(position + _SCAN_BYTES, self.tar.size)
@@ -214,14 +253,13 @@ class _Blocks(io.RawIOBase):
         return self.block[position - self.first :]
 
 
-def _headers(store: Store, tar: ObjectInfo) -> Iterator[tarfile.TarInfo]:
+def _headers(blocks: _Blocks) -> Iterator[tarfile.TarInfo]:
     # "r:" refuses compressed files, in which no member has an offset.
-    blocks = _Blocks(store, tar)
     with tarfile.open(fileobj=blocks, mode="r:") as file:
         while (member := file.next()) is not None:
             vars(file)["members"].clear()  # tarfile keeps all of them
             yield member
-            if member.offset_data + member.size > tar.size:
+            if member.offset_data + member.size > blocks.tar.size:
                 return
         # tarfile takes any damaged header but the first for the end.
         blocks.seek(file.offset)
@@ -254,9 +292,11 @@ def _stated_index(store: Store, tar: ObjectInfo) -> Contents | None:
         return None
     members = {}
     try:
-        for name, offset, size in json.loads(store.get(key))["members"]:
-            place = Place(tar.etag, int(offset), int(size))
+        for name, offset, size, *md5 in json.loads(store.get(key))["members"]:
+            place = Place(tar.etag, int(offset), int(size), md5[0] if md5 else "")
             if not is_usable_key(name) or offset < HEADER_BYTES or size < 0 or place.end > tar.size:
+                return None
+            if place.md5 and not _MD5.fullmatch(place.md5):
                 return None
             members[name] = place
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):

@@ -22,6 +22,7 @@ from infra.store import ObjectBody, TimeRange, open_store
 Ids = NDArray[np.int64]
 _COLUMNS = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "vehicle_id"]
 _MD5_ETAG = r"\A[0-9a-f]{32}\z"
+_MEMBER_ETAG = r"\Amd5:([0-9a-f]{32})@.*\z"  # of a member of a tar file
 _UNKNOWN_SIZE = UNKNOWN["size"]
 
 
@@ -191,6 +192,8 @@ def _md5s_of(run: Run, crops: pa.Table, read: dict[int, bytes]) -> dict[int, byt
 
     read: those that were read before, for a crop that several runs have; what is read is added.
     """
+    etags = pc.replace_substring_regex(crops["etag"], _MEMBER_ETAG, r"\1")
+    crops = crops.set_column(crops.schema.get_field_index("etag"), "etag", etags)
     is_md5 = pc.match_substring_regex(crops["etag"], _MD5_ETAG)
     stated, others = crops.filter(is_md5), crops.filter(pc.invert(is_md5))
     md5s = {

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +100,26 @@ def test_what_is_not_there_or_not_the_same_any_more_is_an_error(archive: Store) 
         reader.fetch(archive.uri_of("0.tar#cam=1/8.jpg"))
     assert reader.head(archive.uri_of("0.tar#cam=1/8.jpg")) is None
     assert reader.head(archive.uri_of("1.tar#cam=1/8.jpg")) is None
-    archive.put("0.tar", tar_bytes(NAMES[1:]))
-    with pytest.raises(ObjectChanged):
+    for other in (tar_bytes(NAMES[1:]), tar_bytes(NAMES[4:5]), b"", b"x" * 10_000):
+        archive.put("0.tar", other)
+        with pytest.raises(ObjectChanged):
+            reader.fetch(uri, etag)
+    changed = tar_bytes().replace(b"cam=1/1.jpg" * 3, b"cam=1/9.jpg" * 3)
+    archive.put("0.tar", changed)
+    with pytest.raises(ObjectChanged, match="MD5"):
         reader.fetch(uri, etag)
+    archive.put("0.tar", tar_bytes(NAMES[1:]))
     with pytest.raises(ObjectMissing):
         reader.fetch(uri)
     other = archive.uri_of("0.tar#cam=1/2.jpg")
     place = place_of(reader.fetch(other).etag)
-    assert place is not None
-    wrong = place.etag.replace(f"@{place.offset}+", f"@{place.offset + 512}+")
-    with pytest.raises(CorruptObject, match="is not at byte"):
-        reader.fetch(other, wrong)
-    with pytest.raises(CorruptObject):
-        reader.fetch(other, f"{place.file_etag}@{place.offset}+{place.size - 1}")
+    file = archive.head("0.tar")
+    assert place is not None and file is not None
+    with pytest.raises(ObjectChanged, match="is not at byte"):
+        reader.fetch(other, replace(place, offset=place.offset + 512).etag)
+    for wrong in (replace(place, offset=place.offset + 512), replace(place, size=place.size - 1)):
+        with pytest.raises(CorruptObject, match="is not at byte"):  # no index states such a place
+            reader.fetch(other, replace(wrong, file_etag=file.etag, md5="").etag)
 
 
 def test_an_index_saves_reading_the_file_until_the_file_is_newer(store: Store) -> None:
