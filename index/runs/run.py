@@ -41,6 +41,7 @@ from index.runs.accounting import (
     verify_shards,
 )
 from index.runs.folder import RunFolder
+from index.runs.order import in_shard_order
 from index.runs.records import RunInfo, RunSummary, StoredRows
 from index.runs.shards import ShardInfo, read_shard_files, write_shard
 from index.runs.tombstones import TombstoneWatch
@@ -331,8 +332,8 @@ class Run:
     def compact(self, shard: int) -> ShardInfo:
         """Join the parts of one shard in shards/ and quarantine/; return its entry for done.json.
 
-        Shards may be compacted in parallel. Raises CountMismatch if any part is pending, CorruptObject for a
-        file of a part that differs from the part's mark.
+        The rows of the shard come in its order, see `order`. Shards may be compacted in parallel. Raises
+        CountMismatch if any part is pending, CorruptObject for a file of a part that differs from its mark.
         """
         if self.finished:
             return self.summary.shards[shard]
@@ -355,7 +356,9 @@ class Run:
         written = write_shard(
             self.store,
             self.folder.shard_key(shard),
-            read_shard_files(self.store, [mark.shard for mark in marks], fingerprint=self.fingerprint),
+            in_shard_order(
+                read_shard_files(self.store, [mark.shard for mark in marks], fingerprint=self.fingerprint)
+            ),
             fingerprint=self.fingerprint,
             run_id=self.run_id,
         )
