@@ -31,7 +31,7 @@ docs: $(READY) ## Build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site: file://$(CURDIR)/site/index.html"
 
-fuzz: $(READY) ## Feed 600,000 mutated pictures, tables, keys and documents to the readers (FUZZ="--seconds 600")
+fuzz: $(READY) ## Feed 600,000 mutated pictures, tables, containers, keys and documents to the readers (FUZZ="--seconds 600")
 	@$(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 check: $(READY) ## Lint, format check, strict types

@@ -160,7 +160,7 @@ def rest_table(rates: Rates, prices: Prices) -> str:
         ("catalogue: partitions, at least", [f"{n / MAX_PARTITION_ROWS:,.0f}" for n in SIZES]),
         ("crop_ids that a night reads", [_bytes(n * rates.known_bytes) for n in SIZES]),
         ("gate: interval of recall@10, at best", [f"{gate_interval(n, rates):.3f}" for n in SIZES]),
-        ("parts, each one block of one Ray Data job", [f"{n / rates.rows_per_part:,.0f}" for n in SIZES]),
+        ("parts, up to 64 a block", [f"{n / rates.rows_per_part:,.0f}" for n in SIZES]),
         ("shards in storage", [_bytes(n * rates.row_bytes) for n in SIZES]),
         (
             "... dollars a month",

@@ -1,5 +1,6 @@
 """`clvr pack`: the crops of an archive in tar files, one Ray task a folder."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,13 +58,14 @@ class PackResult:
             line += f", {counts.erased:,} left out because they were erased"
         if counts.vanished:
             line += f", {counts.vanished:,} vanished meanwhile"
-        return f"{line}\nnext: clvr embed {self.target} --key-pattern 'dt={{date}}/{{*}}.tar#…'"
+        return f"{line}\nnext: clvr plan {shlex.quote(self.target)}"
 
 
 def pack(request: PackRequest, settings: Settings) -> PackResult:
     """Pack an archive's images into tar files of another folder, or write indexes that its tar files lack.
 
-    Killed and given again, it packs the rest; new crops of a folder go to further tar files. Raises BadInput
+    Killed and given again, it packs the rest; new crops of a folder go behind those of its last tar file, or
+    to further ones. Raises BadInput
     where the target is in the archive, EmptyArchive without images, Locked while another one packs,
     StoreError.
     """

@@ -18,9 +18,9 @@ import pyarrow.orc
 
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import IMAGE_SUFFIXES, Listing, TarCounts, list_members
+from index.archive.listing import IMAGE_SUFFIXES, ContainerCounts, Listing, list_members
 from index.archive.manifest import crop_ids_of, manifest_batch
-from index.archive.members import is_tar
+from index.archive.members import container_suffix
 from index.archive.skipped import SkippedObjects
 from index.archive.spool import Spool
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
@@ -78,9 +78,9 @@ def read_inventory(
 ) -> Listing:
     """Read an S3 Inventory of the archive's bucket into manifest rows of the images below the archive's root.
 
-    Older versions, delete markers and keys that are not in `choice` are left out; tar files are opened. The
-    data files are read from the inventory's destination bucket, one at a time, and their MD5 is checked
-    against the manifest.
+    Older versions, delete markers and keys that are not in `choice` are left out; containers of crops
+    are opened. The data files are read from the inventory's destination bucket, one at a time, and their MD5
+    is checked against the manifest.
     Raises BadInput for another bucket, format or digest, EmptyArchive, and what `Store.get` raises.
     """
     inventory = _open_inventory(uri, settings)
@@ -92,27 +92,27 @@ def read_inventory(
         )
     prefix = f"{prefix}/" if prefix else ""
     skipped, crops = SkippedObjects(), Spool(archive.uri, MANIFEST_SCHEMA)
-    tar_keys: list[str] = []
+    container_keys: list[str] = []
     num_not_images = unmatched = 0
     for file in inventory.files:
         objects = _latest_versions(_read_data_file(inventory, file, skipped))
         objects = objects.filter(pc.starts_with(objects["key"], prefix))
         images = objects.filter(_is_image(objects["key"]))
         num_not_images += objects.num_rows - images.num_rows
-        tar_keys += [key for key in objects["key"].to_pylist() if is_tar(key)]
+        container_keys += [key for key in objects["key"].to_pylist() if container_suffix(key)]
         images = _chosen(images, len(prefix), choice, skipped)
         for batch in images.combine_chunks().to_batches():
             rows, missed = _manifest_rows(batch, archive, len(prefix), pattern)
             crops.add(pa.Table.from_batches([rows]))
             unmatched += missed
-    counts = TarCounts()
-    for key in tar_keys:
-        tar = None if choice.why_not_inside(key[len(prefix) :]) else archive.head(key[len(prefix) :])
-        if tar is not None:
-            found = list_members(archive, tar, pattern, choice, skipped, crops)
+    counts = ContainerCounts()
+    for key in container_keys:
+        container = None if choice.why_not_inside(key[len(prefix) :]) else archive.head(key[len(prefix) :])
+        if container is not None:
+            found = list_members(archive, container, pattern, choice, skipped, crops)
             num_not_images += found.num_not_images - 1
             unmatched += found.unmatched
-            counts += found.tars
+            counts += found.containers
     if not crops.num_rows:
         raise EmptyArchive(
             "; ".join([f"{uri} lists no images below {archive.uri}", *skipped.notes()]),

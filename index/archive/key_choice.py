@@ -15,7 +15,7 @@ class KeyChoice:
     """Globs over keys, relative to the archive's root.
 
     include: take only keys that match one of them, hidden ones too. exclude: leave out keys that match one.
-    A member of a tar file matches by its key or by that of the file. In a glob '*', '?' and '[abc]' match
+    A member of a container matches by its key or by that of the file. In a glob '*', '?' and '[abc]' match
     within a name, '**' over folders; one without a slash is of the name of the file or of any folder above
     it. Raises BadSetting for an unusable glob.
     """
@@ -46,7 +46,7 @@ class KeyChoice:
         return HIDDEN if self._included is None and any(map(is_hidden, member or keys)) else ""
 
     def why_not_inside(self, tar: str) -> str:
-        """Return why no member of a tar file is taken, or ''; an included glob may be of its members."""
+        """Return why no member of a container is taken, or ''; an included glob may be of its members."""
         if self._excluded is not None and self._excluded.fullmatch(tar):
             return EXCLUDED
         return HIDDEN if self._included is None and is_hidden(tar) else ""

@@ -1,6 +1,7 @@
 """List the crops of an archive, in parallel over its folders or its newest days, onto local disk."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -10,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from index.archive.containers import kind_of
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.manifest import BATCH_ROWS, crop_ids_of, manifest_batch
-from index.archive.members import is_tar, is_tar_index, member_key, split_member
+from index.archive.members import container_suffix, is_tar_index, member_key, split_member
 from index.archive.partitions import day_of
 from index.archive.skipped import SkippedObjects
 from index.archive.spool import Spool
-from index.archive.tar_files import open_tar
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadSetting, EmptyArchive
 from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject
@@ -27,23 +28,25 @@ _MAX_PREFIX_OBJECTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class TarCounts:
-    """Tar files of a listing, those without a usable index, and the bytes of the latter."""
+class ContainerCounts:
+    """Containers of a listing by kind ('tar files'), and those that had to be read whole with their bytes."""
 
-    files: int = 0
+    files: Mapping[str, int] = field(default_factory=dict)
     unindexed: int = 0
     bytes_read: int = 0
 
-    def __add__(self, other: "TarCounts") -> "TarCounts":
-        return TarCounts(
-            self.files + other.files, self.unindexed + other.unindexed, self.bytes_read + other.bytes_read
+    def __add__(self, other: "ContainerCounts") -> "ContainerCounts":
+        return ContainerCounts(
+            Counter(self.files) + Counter(other.files),
+            self.unindexed + other.unindexed,
+            self.bytes_read + other.bytes_read,
         )
 
     def notes(self) -> list[str]:
-        """Return a line on the tar files, and how to list them faster."""
+        """Return a line on the containers, and how to list them faster."""
         if not self.files:
             return []
-        note = f"{self.files:,} tar files"
+        note = ", ".join(f"{number:,} {noun}" for noun, number in sorted(self.files.items()))
         if self.unindexed:
             read = f"{self.bytes_read / 1e6:,.0f} MB"
             note += (
@@ -57,34 +60,34 @@ class TarCounts:
 class Listing:
     """Rows of a manifest, and the numbers of objects that are no images and of keys that miss the pattern.
 
-    skipped: the objects that were left out of the manifest though they may be images. tars: tar files whose
-    members are listed, and how many of these files have no index, so that they were read whole.
+    skipped: the objects that were left out of the manifest though they may be images. containers: files
+    whose members are listed, and how many of them have no index, so that they were read whole.
     """
 
     crops: Spool
     num_not_images: int
     unmatched: int
     skipped: SkippedObjects = field(default_factory=SkippedObjects)
-    tars: TarCounts = field(default_factory=TarCounts)
+    containers: ContainerCounts = field(default_factory=ContainerCounts)
 
     def notes(self) -> list[str]:
         """Return what a user should know of it, a line each."""
-        return [*self.tars.notes(), *self.skipped.notes()]
+        return [*self.containers.notes(), *self.skipped.notes()]
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the listing of some folders, or of one tar file, counted."""
+    """What the listing of some folders, or of one container, counted."""
 
     num_not_images: int = 0
     unmatched: int = 0
-    tars: TarCounts = field(default_factory=TarCounts)
+    containers: ContainerCounts = field(default_factory=ContainerCounts)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             self.num_not_images + other.num_not_images,
             self.unmatched + other.unmatched,
-            self.tars + other.tars,
+            self.containers + other.containers,
         )
 
 
@@ -98,7 +101,8 @@ def list_crops(
 ) -> Listing:
     """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into rows of a manifest.
 
-    Images are recognised by their suffix, in upper or lower case; those in tar files are crops too. Crops
+    Images are recognised by their suffix, in upper or lower case; those in tar files, and
+    the rows of Parquet files, are crops too. Crops
     whose key misses the pattern stay in the manifest with an unknown camera, time and track.
     since: list only the folders dt=… of this day and later. choice: the keys to take; without hidden ones by
     default.
@@ -119,18 +123,18 @@ def list_crops(
 
     def is_taken_object(key: str) -> bool:
         if split_member(key):
-            skipped.add("a key like that of a member of a tar file", key)
+            skipped.add("a key like that of a crop in a container", key)
             return False
         return is_taken(key)
 
     def collect(source: Iterable[ObjectInfo]) -> tuple[Counts, list[ObjectInfo]]:
         num_not_images = unmatched = 0
-        tars: list[ObjectInfo] = []
+        files: list[ObjectInfo] = []
         objects = iter(source)
         while page := list(islice(objects, BATCH_ROWS)):
             images = [info for info in page if info.key.endswith(IMAGE_SUFFIXES) or is_image(info.key)]
             if len(images) < len(page):
-                tars += [info for info in page if is_tar(info.key)]
+                files += [info for info in page if container_suffix(info.key)]
                 indexes = sum(is_tar_index(info.key) for info in page)
                 num_not_images += len(page) - len(images) - indexes
             if not choice.takes_all([info.key for info in images]):
@@ -138,12 +142,12 @@ def list_crops(
             batch, missed = _batch(store, images, pattern)
             crops.add(pa.Table.from_batches([batch]))
             unmatched += missed
-        return Counts(num_not_images - len(tars), unmatched), tars
+        return Counts(num_not_images - len(files), unmatched), files
 
     with ThreadPoolExecutor(workers, thread_name_prefix="list-archive") as pool:
         listed = list(pool.map(collect, sources))
-        tars = [tar for _, some in listed for tar in some if is_taken(tar.key, choice.why_not_inside)]
-        members = pool.map(lambda tar: list_members(store, tar, pattern, choice, skipped, crops), tars)
+        files = [file for _, some in listed for file in some if is_taken(file.key, choice.why_not_inside)]
+        members = pool.map(lambda file: list_members(store, file, pattern, choice, skipped, crops), files)
         total = sum([*(counts for counts, _ in listed), *members], Counts())
     num_not_images = total.num_not_images
     if not crops.num_rows:
@@ -151,39 +155,50 @@ def list_crops(
             "; ".join([f"no images below {store.uri} ({num_not_images:,} other objects)", *skipped.notes()]),
             remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
         )
-    return Listing(crops, num_not_images, total.unmatched, skipped, total.tars)
+    return Listing(crops, num_not_images, total.unmatched, skipped, total.containers)
 
 
 def list_members(
     store: Store,
-    tar: ObjectInfo,
+    file: ObjectInfo,
     pattern: KeyPattern | None,
     choice: KeyChoice,
     skipped: SkippedObjects,
     crops: Spool,
 ) -> Counts:
-    """Add the crops in a tar file. Raises CorruptObject if it is none, ObjectChanged, StoreError."""
+    """Add the crops in a container; a file that holds none counts as another object.
+
+    Raises CorruptObject if it is damaged, ObjectChanged, StoreError.
+    """
+    kind = kind_of(file.key)
+    contents = kind.contents(store, file)
+    if contents is None:
+        return Counts(num_not_images=1)
+    for cause, name in contents.skipped:
+        skipped.add(cause, member_key(file.key, name))
+    if contents.truncated:
+        skipped.add("the rest of a file that is damaged or cut short", file.key)
     num_not_images = unmatched = 0
-    index = open_tar(store, tar)
-    for cause, name in index.skipped:
-        skipped.add(cause, member_key(tar.key, name))
-    if index.truncated:
-        skipped.add("the rest of a tar file that is damaged or cut short", tar.key)
-    images = []
-    for name, place in index.members.items():
-        key = member_key(tar.key, name)
-        if not is_image(name):
-            num_not_images += 1
-        elif cause := choice.why_not(key):
-            skipped.add(cause, key)
-        else:
-            images.append(replace(tar, key=key, size=place.size, etag=place.etag))
-    for first in range(0, len(images), BATCH_ROWS):
-        batch, missed = _batch(store, images[first : first + BATCH_ROWS], pattern)
+    members, first = iter(contents.members.items()), 0
+    while page := list(islice(members, BATCH_ROWS)):
+        images, rows = [], []
+        for row, (name, place) in enumerate(page, first):
+            key = member_key(file.key, name)
+            if kind.images_by_suffix and not is_image(name):
+                num_not_images += 1
+            elif cause := choice.why_not(key):
+                skipped.add(cause, key)
+            else:
+                images.append(replace(file, key=key, size=place.size, etag=place.etag))
+                rows.append(row)
+        taken = pa.array(rows, pa.int64())
+        stated = {name: column.take(taken) for name, column in contents.columns.items()}
+        batch, missed = _batch(store, images, pattern, stated)
         crops.add(pa.Table.from_batches([batch]))
         unmatched += missed
-    tars = TarCounts(1) if index.stated else TarCounts(1, 1, tar.size)
-    return Counts(num_not_images, unmatched, tars)
+        first += len(page)
+    read = contents.bytes_read
+    return Counts(num_not_images, unmatched, ContainerCounts({kind.noun: 1}, int(read > 0), read))
 
 
 def is_image(key: str) -> bool:
@@ -202,13 +217,18 @@ def days_since(store: Store, since: date) -> list[str]:
     return sorted(folder for folder, day in days.items() if day >= since)
 
 
-def _batch(store: Store, images: list[ObjectInfo], pattern: KeyPattern | None) -> tuple[pa.RecordBatch, int]:
+def _batch(
+    store: Store,
+    images: list[ObjectInfo],
+    pattern: KeyPattern | None,
+    stated: Mapping[str, Any] | None = None,
+) -> tuple[pa.RecordBatch, int]:
     # Each page becomes Arrow columns at once: a million Python objects would take a gigabyte.
     root = store.uri_of("")
     uris = [root + info.key for info in images]
     times = pa.array([info.last_modified for info in images], pa.timestamp("us", "UTC"))
     times_ms = pa.timestamp("ms", "UTC")
-    columns: dict[str, Any] = {
+    columns: dict[str, Any] = dict(stated or {}) | {
         "crop_id": pa.array(crop_ids_of(uris)),
         "uri": pa.array(uris, pa.string()),
         "etag": pa.array([info.etag for info in images], pa.string()),

@@ -137,16 +137,19 @@ def manifest_batch(
 ) -> tuple[pa.RecordBatch, int]:
     """Complete columns (n) of crops to MANIFEST_SCHEMA; return them and the number of unmatched keys.
 
-    Missing columns are read from the keys by the pattern; where it does not match, they are unknown.
+    Missing columns and nulls are read from the keys by the pattern; where it does not match, they are
+    unknown.
     """
     unmatched = 0
     if pattern is not None:
         extracted = pattern.extract(keys)
         unmatched = len(keys) - pc.sum(extracted.pop("matched"), min_count=0).as_py()
-        columns = extracted | columns
+        columns = _known_or(columns, extracted)
     for name, value in UNKNOWN.items():
         if name not in columns:
             columns[name] = pa.repeat(pa.scalar(value, MANIFEST_SCHEMA.field(name).type), len(keys))
+        elif value is not None:
+            columns[name] = pc.fill_null(columns[name], value)
     rows = pa.record_batch({name: columns[name] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
     return rows, unmatched
 

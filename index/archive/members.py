@@ -1,11 +1,28 @@
-"""Keys of crops in tar files: that of the file, '#', and the member's name. Imports nothing heavy."""
+"""Keys of crops in containers: that of the file, '#', and the member's name. Imports nothing heavy."""
 
 import re
 
 TAR_SUFFIX = ".tar"
+PARQUET_SUFFIX = ".parquet"
+CONTAINER_SUFFIXES = (TAR_SUFFIX, PARQUET_SUFFIX)
+"""The kinds of files that may hold crops; `index.archive.containers` has a reader for each."""
+
 INDEX_SUFFIX = ".index.json"
 
-_MEMBER = re.compile(r"(.+?\.tar)#(.+)", re.DOTALL | re.IGNORECASE)
+
+def member_pattern() -> re.Pattern[str]:
+    """Return the regular expression of a key of a member: the groups are that of the file, and the name."""
+    suffixes = "|".join(map(re.escape, CONTAINER_SUFFIXES))
+    return re.compile(rf"(.+?(?:{suffixes}))#(.+)", re.DOTALL | re.IGNORECASE)
+
+
+_MEMBER = member_pattern()
+
+
+def container_suffix(key: str) -> str:
+    """Return the one of CONTAINER_SUFFIXES that an object's name ends in, or ''."""
+    name = key.lower()
+    return next((suffix for suffix in CONTAINER_SUFFIXES if name.endswith(suffix)), "")
 
 
 def is_tar(key: str) -> bool:
@@ -19,11 +36,11 @@ def is_tar_index(key: str) -> bool:
 
 
 def split_member(key: str) -> tuple[str, str] | None:
-    """Split the key or URI of a member into that of its tar file and its name; None for another object's."""
+    """Split the key or URI of a member into that of its file and its name; None for another object's."""
     parts = _MEMBER.fullmatch(key)
     return (parts[1], parts[2]) if parts else None
 
 
-def member_key(tar: str, name: str) -> str:
+def member_key(file: str, name: str) -> str:
     """Return the key of a member."""
-    return f"{tar}#{name}"
+    return f"{file}#{name}"

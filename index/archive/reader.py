@@ -1,26 +1,30 @@
 """Crops by the URI that manifests, shards and hits carry: the one way from a URI to a key to bytes."""
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from queue import Full, Queue
 
+from index.archive.container_kind import Place, Span
+from index.archive.containers import locate, place_of, read_span, spans_of
 from index.archive.manifest import crop_id_of
 from index.archive.members import split_member
-from index.archive.tar_files import Place, Span, locate, place_of, read_span, spans_of
 from infra.errors import BadInput, ClvrError, ObjectChanged, ObjectMissing
 from infra.store import ObjectBody, ObjectInfo, Store, open_store, split_uri
 
 Fetched = ObjectBody | ClvrError
 
 _SPANS_IN_FLIGHT = 4
+_UNREAD = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveReader:
     """Reads the crops below one root. It refuses a URI of another archive instead of not finding it.
 
-    A crop is an object, or a member of a tar file (see `tar_files`).
+    A crop is an object, or a member of a container (see `containers`).
     """
 
     store: Store
@@ -50,13 +54,13 @@ class ArchiveReader:
         member = split_member(key)
         if member is None:
             return _with_etag(self.store.fetch(key), etag)
-        tar, name = member
-        place = place_of(etag)
+        file, name = member
+        place = place_of(file, etag)
         if place is None:
-            place = locate(self.store, tar, name)[1]
+            place = locate(self.store, file, name)[1]
             if etag:
                 raise _changed(place.etag, etag)
-        (body,) = read_span(self.store, Span(tar).add(0, place), [name])
+        (body,) = read_span(self.store, Span(file).add(0, place), [uri])
         if isinstance(body, ClvrError):
             raise body
         return body
@@ -64,7 +68,7 @@ class ArchiveReader:
     def fetch_many(self, uris: Sequence[str], *, in_flight: int = 64) -> Iterator[tuple[int, Fetched]]:
         """Yield (position in `uris`, object or error), in any order.
 
-        At most `in_flight` requests and unread objects exist at any time; of tar files, four requests.
+        At most `in_flight` requests and unread objects exist at any time; of containers, four requests.
         Raises BadInput.
         """
         keys = [self.key_of(uri) for uri in uris]
@@ -76,22 +80,18 @@ class ArchiveReader:
             yield from self._members(members, uris)
 
     def spans(self, uris: Sequence[str], etags: Sequence[str] | None) -> list[Span]:
-        """Group the positions of crops that are members of tar files, as their etags state, into requests."""
+        """Group the positions of crops that are members of containers, as their etags state, into reads."""
         wanted: list[tuple[int, str, Place]] = []
         for position, etag in enumerate(etags or ()):
-            place = place_of(etag)
-            member = split_member(self.key_of(uris[position])) if place else None
+            member = split_member(self.key_of(uris[position])) if etag else None
+            place = place_of(member[0], etag) if member else None
             if place and member:
                 wanted.append((position, member[0], place))
         return spans_of(wanted)
 
-    def fetch_span(self, span: Span, uris: Sequence[str]) -> list[Fetched]:
-        """Return the members of a span by one request, an error where one fails."""
-        names = [(split_member(uris[position]) or ("", ""))[1] for position in span.positions]
-        try:
-            return read_span(self.store, span, names)
-        except ClvrError as error:
-            return [error] * len(names)
+    def fetch_span(self, span: Span, uris: Sequence[str]) -> Iterator[Fetched]:
+        """Yield the members of a span, read together, an error where one fails. uris: the whole list."""
+        return read_span(self.store, span, uris)
 
     def head(self, uri: str) -> ObjectInfo | None:
         """Return etag, size and time of a crop, or None where it is gone. Raises BadInput, StoreError."""
@@ -100,27 +100,24 @@ class ArchiveReader:
         if member is None:
             return self.store.head(key)
         try:
-            tar, place = locate(self.store, *member)
+            file, place = locate(self.store, *member)
         except ObjectMissing:
             return None
-        return replace(tar, key=key, size=place.size, etag=place.etag)
+        return replace(file, key=key, size=place.size, etag=place.etag)
 
     def _members(self, positions: Sequence[int], uris: Sequence[str]) -> Iterator[tuple[int, Fetched]]:
         wanted: list[tuple[int, str, Place]] = []
         for position in positions:
-            tar, name = split_member(self.key_of(uris[position])) or ("", "")
+            file, name = split_member(self.key_of(uris[position])) or ("", "")
             try:
-                wanted.append((position, tar, locate(self.store, tar, name)[1]))
+                wanted.append((position, file, locate(self.store, file, name)[1]))
             except ClvrError as error:
                 yield position, error
-        spans = spans_of(wanted)
-        with ThreadPoolExecutor(_SPANS_IN_FLIGHT, thread_name_prefix="read-tar") as pool:
-            for first in range(0, len(spans), _SPANS_IN_FLIGHT):
-                some = spans[first : first + _SPANS_IN_FLIGHT]
-                for span, bodies in zip(
-                    some, pool.map(lambda one: self.fetch_span(one, uris), some), strict=True
-                ):
-                    yield from zip(span.positions, bodies, strict=True)
+
+        def read(span: Span) -> Iterator[tuple[int, Fetched]]:
+            return zip(span.positions, self.fetch_span(span, uris), strict=True)
+
+        yield from _in_threads(read, spans_of(wanted))
 
 
 def reader_of(uris: Sequence[str]) -> ArchiveReader:
@@ -149,6 +146,52 @@ def read_uri(uri: str) -> bytes:
 def crop_id_at(uri: str) -> int:
     """Return the crop_id of the crop at any path or URI, whether it exists or not."""
     return crop_id_of(open_uri(uri)[1])
+
+
+def _in_threads(
+    read: Callable[[Span], Iterable[tuple[int, Fetched]]], spans: Sequence[Span]
+) -> Iterator[tuple[int, Fetched]]:
+    """Yield what some threads read of spans; few crops wait for the caller."""
+    found: Queue[tuple[int, Fetched] | BaseException | None] = Queue(_UNREAD)
+    stopped = threading.Event()
+    waiting = iter(spans)
+    lock = threading.Lock()
+
+    def put(item: tuple[int, Fetched] | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(Full):
+                found.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    span = next(waiting, None)
+                if span is None:
+                    break
+                for one in read(span):
+                    put(one)
+                    if stopped.is_set():
+                        break
+        except BaseException as error:  # the caller waits for the end of each thread
+            put(error)
+        put(None)
+
+    working = min(_SPANS_IN_FLIGHT, len(spans))
+    for number in range(working):
+        threading.Thread(target=work, name=f"read-container-{number}", daemon=True).start()
+    try:
+        while working:
+            one = found.get()
+            if isinstance(one, BaseException):
+                raise one
+            if one is None:
+                working -= 1
+            else:
+                yield one
+    finally:
+        stopped.set()
 
 
 def _folder_of(uri: str) -> str:

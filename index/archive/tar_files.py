@@ -1,23 +1,27 @@
 """Crops in tar files, as those of WebDataset: one request reads hundreds of crops.
 
 A member's key is that of the tar file, '#' and its name: 'dt=2026-11-22/00012.tar#cam=004/17.jpg'. Its etag
-has all that a later read needs, '<etag of the file>@<offset>+<size>'. An index beside the file,
-NAME.tar.index.json, saves a listing from reading the file; without one, and with one that is older than the
-file, the file's headers are read, and with them the file. An index is a hint: a read checks the header that
-precedes the member.
+has all that a later read needs, 'md5:<MD5 of its bytes>@<offset>+<size>'; so members that keep their place
+stay the same crops when others are appended to the file. An index beside the file, NAME.tar.index.json, saves
+a listing from reading the file; without one, and with one that is older than the file, the file is read. An
+index is a hint: a read checks the header that precedes the member, and its MD5.
+
+With an index without MD5s, of others or of an earlier release, and for members of more than 64 MiB, the etag
+of the file takes the place of the MD5.
 """
 
+import hashlib
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from cachetools import LRUCache
-
+from index.archive.container_kind import Body, Contents, Span
 from index.archive.members import INDEX_SUFFIX, member_key
-from infra.errors import ClvrError, CorruptObject, ObjectMissing
+from infra.errors import CorruptObject, ObjectChanged
 from infra.store import ObjectBody, ObjectInfo, Store, is_usable_key
 
 HEADER_BYTES = tarfile.BLOCKSIZE
@@ -29,21 +33,29 @@ _GAP_BYTES = 64 << 10  # that is read rather than asked around
 _SCAN_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 1 << 20  # of one extended header, whose length the file states
 _PLACE = re.compile(r"(.*)@(\d{1,18})\+(\d{1,12})", re.DOTALL)
+_BY_MD5 = "md5:"
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_MAX_DIGESTED = 64 << 20
 _MAX_INDEX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of a member are in the tar file of an etag. Offsets are of the data, not its header."""
+    """Where the bytes of a member are, and their MD5, '' if it is not known.
 
-    tar_etag: str
+    file_etag: of the file, '' for any that has these bytes there. Offsets are of the data, not its header.
+    """
+
+    file_etag: str
     offset: int
     size: int
+    md5: str = ""
 
     @property
     def etag(self) -> str:
         """The etag of the member."""
-        return f"{self.tar_etag}@{self.offset}+{self.size}"
+        content = f"{_BY_MD5}{self.md5}" if self.md5 else self.file_etag
+        return f"{content}@{self.offset}+{self.size}"
 
     @property
     def end(self) -> int:
@@ -51,45 +63,36 @@ class Place:
         return self.offset + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class TarIndex:
-    """The regular members of a tar file, by name. stated: whether an index beside the file gave them.
-
-    skipped: (cause, name) of members that no key can name, and of repeated names, of which the last counts.
-    truncated: whether the file ends within or right behind a member; the whole ones are here.
-    """
-
-    members: dict[str, Place]
-    stated: bool = False
-    skipped: tuple[tuple[str, str], ...] = ()
-    truncated: bool = False
-
-
-_kept_members: LRUCache[tuple[str, str], dict[str, Place]] = LRUCache(16)
-"""Members of tar files of which single crops were read, by URI and etag: pages show several of one."""
-
-
 def place_of(etag: str) -> Place | None:
     """Read the etag of a member; None for another one."""
     parts = _PLACE.fullmatch(etag)
-    return Place(parts[1], int(parts[2]), int(parts[3])) if parts else None
+    if parts is None:
+        return None
+    offset, size = int(parts[2]), int(parts[3])
+    if parts[1].startswith(_BY_MD5):
+        return Place("", offset, size, parts[1].removeprefix(_BY_MD5))
+    return Place(parts[1], offset, size)
 
 
-def open_tar(store: Store, tar: ObjectInfo) -> TarIndex:
+def open_tar(store: Store, tar: ObjectInfo) -> Contents:
     """Return the members of a tar file: from the index beside it, or from its headers.
 
     Raises ObjectChanged, StoreError, and CorruptObject for a file that is no tar file.
     """
-    return _stated_index(store, tar) or scan_tar(store, tar)
+    return _stated_index(store, tar) or replace(scan_tar(store, tar), bytes_read=tar.size)
 
 
-def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
-    """Return the members of a tar file from its headers, which takes as many bytes as the file has."""
+def scan_tar(store: Store, tar: ObjectInfo) -> Contents:
+    """Return the members of a tar file from its headers, which takes as many bytes as the file has.
+
+    Only regular files are members; of a repeated name the last one counts.
+    """
     members: dict[str, Place] = {}
     skipped: list[tuple[str, str]] = []
     truncated = False
+    blocks = _Blocks(store, tar)
     try:
-        for member in _headers(store, tar):
+        for member in _headers(blocks):
             name = member.name.removeprefix("./")
             if member.issparse() or not member.isreg():
                 if not member.isdir():
@@ -101,7 +104,8 @@ def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
             else:
                 if name in members:
                     skipped.append(("an earlier member of the same name", name))
-                members[name] = Place(tar.etag, member.offset_data, member.size)
+                md5 = blocks.md5_of(member.offset_data, member.size)
+                members[name] = Place(tar.etag, member.offset_data, member.size, md5)
     except _NoEnd:
         truncated = True
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
@@ -112,92 +116,81 @@ def scan_tar(store: Store, tar: ObjectInfo) -> TarIndex:
                 remedy="Write it again, or leave it out by --exclude.",
             ) from error
         truncated = True
-    return TarIndex(members, skipped=tuple(skipped), truncated=truncated)
+    return Contents(members, skipped=tuple(skipped), truncated=truncated)
 
 
-def index_document(members: dict[str, Place]) -> bytes:
-    """Return the index that is written beside a tar file: name, offset and size of each member."""
-    rows = [[name, place.offset, place.size] for name, place in members.items()]
+def index_document(members: Mapping[str, Any]) -> bytes:
+    """Return the index that is written beside a tar file: name, offset, size and MD5 of each member."""
+    rows = [[name, place.offset, place.size, place.md5] for name, place in members.items()]
     return json.dumps({"members": rows}, separators=(",", ":")).encode()
 
 
-@dataclass(slots=True)
-class Span:
-    """Members of one tar file that one request reads, and their positions in a caller's list."""
+class TarFiles:
+    """The kind of tar files, see `ContainerKind`."""
 
-    tar: str
-    positions: list[int] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    end: int = 0  # the byte behind the last one
+    noun = "tar files"
+    images_by_suffix = True
 
-    @property
-    def start(self) -> int:
-        """The first byte: that of the first header."""
-        return self.places[0].offset - HEADER_BYTES
+    def contents(self, store: Store, file: ObjectInfo) -> Contents:
+        """Return the members: `open_tar`."""
+        return open_tar(store, file)
 
-    def add(self, position: int, place: Place) -> "Span":
-        """Add a member, and return the span."""
-        self.positions.append(position)
-        self.places.append(place)
-        self.end = max(self.end, place.end)
-        return self
+    def place_of(self, etag: str) -> Place | None:
+        """Read the etag of a member; None for another one."""
+        return place_of(etag)
 
+    def spans(self, wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
+        """Group members into requests of up to `max_bytes`, by file and offset."""
+        spans: list[Span] = []
+        start = end = 0
+        for position, tar, place in sorted(wanted, key=lambda one: (one[1], one[2].file_etag, one[2].offset)):
+            last = spans[-1] if spans else None
+            if (
+                last is None
+                or last.file != tar
+                or last.places[0].file_etag != place.file_etag
+                or place.offset - HEADER_BYTES > end + _GAP_BYTES
+                or place.end - start > max_bytes
+            ):
+                spans.append(last := Span(tar))
+                start = end = place.offset - HEADER_BYTES
+            last.add(position, place)
+            end = max(end, place.end)
+        return spans
 
-def spans_of(wanted: Sequence[tuple[int, str, Place]], max_bytes: int = READ_BYTES) -> list[Span]:
-    """Group (position, tar, place) of members into few requests, by file and offset."""
-    spans: list[Span] = []
-    for position, tar, place in sorted(wanted, key=lambda one: (one[1], one[2].tar_etag, one[2].offset)):
-        last = spans[-1] if spans else None
-        if (
-            last is None
-            or last.tar != tar
-            or last.places[0].tar_etag != place.tar_etag
-            or place.offset - HEADER_BYTES > last.end + _GAP_BYTES
-            or place.end - last.start > max_bytes
-        ):
-            last = Span(tar)
-            spans.append(last)
-        last.add(position, place)
-    return spans
+    def read(self, store: Store, span: Span, names: Sequence[str]) -> Iterator[Body]:
+        """Read the members of a span by one request.
 
-
-def read_span(store: Store, span: Span, names: Sequence[str]) -> list[ObjectBody | ClvrError]:
-    """Read the members of a span, of these names, by one request.
-
-    Raises ObjectChanged where the tar file is another one now, ObjectMissing, StoreError. A member whose
-    header is not where it should be is a CorruptObject in its place.
-    """
-    data = memoryview(store.fetch_range(span.tar, span.start, span.end, etag=span.places[0].tar_etag))
-    bodies: list[ObjectBody | ClvrError] = []
-    for place, name in zip(span.places, names, strict=True):
-        first = place.offset - span.start
-        header, content = data[first - HEADER_BYTES : first], data[first : first + place.size]
-        if len(content) == place.size and _is_header_of(bytes(header), name, place.size):
-            bodies.append(ObjectBody(bytes(content), place.etag))
-        else:
-            uri = store.uri_of(member_key(span.tar, name))
-            bodies.append(
-                CorruptObject(
-                    f"{uri} is not at byte {place.offset:,} of its tar file",
-                    remedy=f"Remove {span.tar}{INDEX_SUFFIX}: without it the file itself is listed.",
+        A member whose header is not where it should be is a CorruptObject in its place, or an ObjectChanged
+        where the file may be another one; so is one of other bytes.
+        """
+        start, end = range_of(span)
+        data = memoryview(store.fetch_range(span.file, start, end, etag=span.places[0].file_etag))
+        for place, name in zip(span.places, names, strict=True):
+            first = place.offset - start
+            header, content = data[first - HEADER_BYTES : first], bytes(data[first : first + place.size])
+            uri = store.uri_of(member_key(span.file, name))
+            if len(content) != place.size or not _is_header_of(bytes(header), name, place.size):
+                problem = f"{uri} is not at byte {place.offset:,} of its tar file"
+                if not place.file_etag:
+                    yield ObjectChanged(f"{problem} any more")
+                    continue
+                yield CorruptObject(
+                    problem,
+                    remedy=f"Remove {span.file}{INDEX_SUFFIX}: without it the file itself is listed.",
                 )
-            )
-    return bodies
+            elif place.md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != place.md5:
+                yield ObjectChanged(f"{uri} does not have the MD5 that it had when it was listed")
+            else:
+                yield ObjectBody(content, place.etag)
 
 
-def locate(store: Store, tar: str, name: str) -> tuple[ObjectInfo, Place]:
-    """Return the present description of a tar file, and the place of a member. Raises ObjectMissing."""
-    info = store.head(tar)
-    place = None
-    if info is not None:
-        kept = (store.uri_of(tar), info.etag)
-        members = _kept_members.get(kept)
-        if members is None:
-            members = _kept_members[kept] = open_tar(store, info).members
-        place = members.get(name)
-    if info is None or place is None:
-        raise ObjectMissing(f"no object {store.uri_of(member_key(tar, name))}", remedy="List the tar file.")
-    return info, place
+TAR_FILES = TarFiles()
+
+
+def range_of(span: Span) -> tuple[int, int]:
+    """Return the first byte of a span, that of the first header, and the one behind its last member."""
+    return span.places[0].offset - HEADER_BYTES, max(place.end for place in span.places)
 
 
 class _NoEnd(Exception):
@@ -239,6 +232,19 @@ class _Blocks(io.RawIOBase):
             missing -= len(part)
         return b"".join(parts)
 
+    def md5_of(self, offset: int, size: int) -> str:
+        """Return the MD5 (hex) of some bytes; '' of too many."""
+        if size > _MAX_DIGESTED:
+            return ""
+        digest, end = hashlib.md5(usedforsecurity=False), offset + size
+        while offset < end:
+            part = self._at(offset)[: end - offset]
+            if not part:
+                return ""
+            digest.update(part)
+            offset += len(part)
+        return digest.hexdigest()
+
     def _at(self, position: int) -> bytes:
         if not self.first <= position < self.first + len(self.block):
             end = min(position + _SCAN_BYTES, self.tar.size)
@@ -247,14 +253,13 @@ class _Blocks(io.RawIOBase):
         return self.block[position - self.first :]
 
 
-def _headers(store: Store, tar: ObjectInfo) -> Iterator[tarfile.TarInfo]:
+def _headers(blocks: _Blocks) -> Iterator[tarfile.TarInfo]:
     # "r:" refuses compressed files, in which no member has an offset.
-    blocks = _Blocks(store, tar)
     with tarfile.open(fileobj=blocks, mode="r:") as file:
         while (member := file.next()) is not None:
             vars(file)["members"].clear()  # tarfile keeps all of them
             yield member
-            if member.offset_data + member.size > tar.size:
+            if member.offset_data + member.size > blocks.tar.size:
                 return
         # tarfile takes any damaged header but the first for the end.
         blocks.seek(file.offset)
@@ -277,7 +282,7 @@ def _is_header_of(header: bytes, name: str, size: int) -> bool:
     )
 
 
-def _stated_index(store: Store, tar: ObjectInfo) -> TarIndex | None:
+def _stated_index(store: Store, tar: ObjectInfo) -> Contents | None:
     """Read the index beside a tar file; None without a usable one."""
     key = f"{tar.key}{INDEX_SUFFIX}"
     info = store.head(key)
@@ -287,11 +292,13 @@ def _stated_index(store: Store, tar: ObjectInfo) -> TarIndex | None:
         return None
     members = {}
     try:
-        for name, offset, size in json.loads(store.get(key))["members"]:
-            place = Place(tar.etag, int(offset), int(size))
+        for name, offset, size, *md5 in json.loads(store.get(key))["members"]:
+            place = Place(tar.etag, int(offset), int(size), md5[0] if md5 else "")
             if not is_usable_key(name) or offset < HEADER_BYTES or size < 0 or place.end > tar.size:
+                return None
+            if place.md5 and not _MD5.fullmatch(place.md5):
                 return None
             members[name] = place
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    return TarIndex(members, stated=True)
+    return Contents(members)

@@ -14,7 +14,7 @@ from index.filters import Filters
 from index.parquet import Ranges
 from index.runs.run import Run
 from index.runs.tombstones import md5_of
-from index.schema import UNKNOWN_TIME
+from index.schema import UNKNOWN, UNKNOWN_TIME
 from index.times import require_plausible_times
 from infra.errors import BadSetting, ClvrError
 from infra.store import ObjectBody, TimeRange, open_store
@@ -22,6 +22,8 @@ from infra.store import ObjectBody, TimeRange, open_store
 Ids = NDArray[np.int64]
 _COLUMNS = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "vehicle_id"]
 _MD5_ETAG = r"\A[0-9a-f]{32}\z"
+_MEMBER_ETAG = r"\Amd5:([0-9a-f]{32})@.*\z"  # of a member of a tar file
+_UNKNOWN_SIZE = UNKNOWN["size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +171,15 @@ def _select_copies(
 ) -> None:
     """Select every crop whose bytes are those of a selected one. read: see `_md5s_of`."""
     wanted = set(selected.md5s.values())
-    sizes = pa.array(sorted({size for _, crops in tables for size in crops["size"].to_pylist()}), pa.int64())
+    sizes = {size for _, crops in tables for size in crops["size"].to_pylist()}
+    any_size = _UNKNOWN_SIZE in sizes
+    wanted_sizes = pa.array(sorted({_UNKNOWN_SIZE, *sizes}), pa.int64())
     if not wanted:
         return
     known = selected.crop_ids
     for run, crops in _manifests(runs):
-        # Bytes of another length are not read.
-        likely = crops.filter(pc.is_in(crops["size"], value_set=sizes))
+        # Bytes of another length are not read, if both lengths are known.
+        likely = crops if any_size else crops.filter(pc.is_in(crops["size"], value_set=wanted_sizes))
         likely = likely.filter(pa.array(~np.isin(np.asarray(likely["crop_id"]), known)))
         same = {crop_id: md5 for crop_id, md5 in _md5s_of(run, likely, read).items() if md5 in wanted}
         selected.md5s |= same
@@ -188,6 +192,8 @@ def _md5s_of(run: Run, crops: pa.Table, read: dict[int, bytes]) -> dict[int, byt
 
     read: those that were read before, for a crop that several runs have; what is read is added.
     """
+    etags = pc.replace_substring_regex(crops["etag"], _MEMBER_ETAG, r"\1")
+    crops = crops.set_column(crops.schema.get_field_index("etag"), "etag", etags)
     is_md5 = pc.match_substring_regex(crops["etag"], _MD5_ETAG)
     stated, others = crops.filter(is_md5), crops.filter(pc.invert(is_md5))
     md5s = {

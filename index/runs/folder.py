@@ -1,7 +1,7 @@
 """The folder of a run: the keys of its objects, and how they are read and written."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,6 +170,10 @@ class RunFolder:
         matches = (re.fullmatch(r"part-(\d{5,})\.json", name) for name in names)
         return {int(match[1]) for match in matches if match}
 
+    def is_done(self, part: int) -> bool:
+        """Return whether a part has a done-mark."""
+        return self.store.head(self.part_mark_key(part)) is not None
+
     def part_mark(self, part: int) -> StoredRows:
         """Read the done-mark of a part, with keys in the store. Raises ObjectMissing, CorruptObject."""
         return self.part_marks([part])[0]
@@ -190,11 +194,22 @@ class RunFolder:
         key = self.shard_mark_key(shard)
         return self._mark(self.store.get(key), key, shard)
 
-    def write_mark(self, key: str, number: int, shard: ShardInfo, quarantine: StoredFile) -> StoredRows:
-        """Write the done-mark of a part or of a compacted shard; return it, with keys in the store."""
-        mark = StoredRows(number, self.relative(shard), self.relative(quarantine))
+    def write_mark(
+        self,
+        key: str,
+        number: int,
+        shard: ShardInfo,
+        quarantine: StoredFile,
+        causes: Mapping[str, int] | None = None,
+    ) -> StoredRows:
+        """Write the done-mark of a part or of a compacted shard; return it, with keys in the store.
+
+        causes: crops of the quarantine by 'stage/cause'; None: a resumed job reads the quarantine.
+        """
+        stated = None if causes is None else dict(causes)
+        mark = StoredRows(number, self.relative(shard), self.relative(quarantine), stated)
         self.store.put(key, mark.to_json())
-        return StoredRows(number, shard, quarantine)
+        return replace(mark, shard=shard, quarantine=quarantine)
 
     def require_done(self, parts: set[int]) -> None:
         """Raise CountMismatch, naming up to ten, if any of these parts is pending. Lists all marks."""
@@ -243,4 +258,4 @@ class RunFolder:
                 f"{self.store.uri_of(key)} is the mark of number {mark.number}",
                 remedy="Delete it, and resume the run: `clvr embed`.",
             )
-        return StoredRows(number, self.absolute(mark.shard), self.absolute(mark.quarantine))
+        return replace(mark, shard=self.absolute(mark.shard), quarantine=self.absolute(mark.quarantine))

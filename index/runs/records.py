@@ -134,6 +134,8 @@ class StoredRows(JsonDocument):
     number: int
     shard: ShardInfo
     quarantine: StoredFile
+    causes: dict[str, int] | None = None
+    """Crops of the quarantine by 'stage/cause'; None in older releases."""
 
     def check(self, where: str) -> None:
         """Raise CorruptObject for a key that leaves the folder of the run."""

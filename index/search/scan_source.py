@@ -1,7 +1,8 @@
 """Exact search by a scan of shards, without an index; ranges of columns rule out row groups.
 
-Memory does not depend on the size of the archive. Manifests are sorted by URI, and URIs begin with date and
-camera, so a filter by time or camera skips most row groups.
+Memory does not depend on the size of the archive. Runs cut a manifest into shards in the order of its URIs,
+which often begin with the date, and shards are sorted by camera and time, so a filter by camera or time skips
+most row groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -68,15 +68,15 @@ class LocalBackend:
         return ObjectBody(data, _etag(status))
 
     def fetch_range(self, key: str, start: int, end: int, etag: str) -> ObjectBody:
-        """Read a part of the file of this etag. Raises PreconditionError."""
+        """Read a part of the file of this etag ('' for any). Raises PreconditionError."""
         self.client  # noqa: B018  # a missing root is another error than a missing object
         with open(self.folder / key, "rb", buffering=0, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(f"{key} is not a regular file")
-            if _etag(status) != etag:
+            if etag and _etag(status) != etag:
                 raise PreconditionError
-            return ObjectBody(os.pread(file.fileno(), max(0, end - start), start), etag)
+            return ObjectBody(os.pread(file.fileno(), max(0, end - start), start), _etag(status))
 
     def list(self, folder: str) -> Iterator[Listed]:
         """Yield every file below a folder, following links. Raises FileNotFoundError, PermissionError."""

@@ -43,6 +43,7 @@ _MAYBE_MARKERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # elsewhere a marke
 _ROLE_ENDPOINT_SECONDS = 2
 _UNKNOWN_ETAGS = 5
 """So many first objects whose etag is not their MD5 mean that no etag of the store is."""
+_BEYOND_END = re.compile(r"\b416 |InvalidRange")
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")  # of an upload in several parts the etag is longer
 
 
@@ -218,11 +219,20 @@ class S3Backend:
         )
 
     def fetch_range(self, key: str, start: int, end: int, etag: str) -> ObjectBody:
-        """Read a part of the object of this etag, again if it is cut short. Raises PreconditionError."""
+        """Read a part of the object of this etag ('' for any), again if it is cut short.
+
+        Raises PreconditionError.
+        """
+        options: Any = {"range": (start, end)} | ({"if_match": f'"{etag}"'} if etag else {})
         for attempt in range(_BODY_ATTEMPTS):
-            response = obstore.get(self.client, key, options={"range": (start, end), "if_match": f'"{etag}"'})
+            try:
+                response = obstore.get(self.client, key, options=options)
+            except BaseError as failure:
+                if _BEYOND_END.search(str(failure)):
+                    return ObjectBody(b"", etag)
+                raise
             found = unquoted_etag(response.meta["e_tag"])
-            if found != etag:  # by a server that does not know the condition
+            if etag and found != etag:  # by a server that does not know the condition
                 raise PreconditionError
             data, whole = response.bytes().to_bytes(), min(end, response.meta["size"]) - start
             if len(data) == whole:

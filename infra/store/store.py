@@ -81,7 +81,7 @@ class Store:
     def fetch_range(self, key: str, start: int, end: int, *, etag: str) -> bytes:
         """Return the bytes from `start` up to `end` (exclusive) of an object that still has this etag.
 
-        An object that ends before gives fewer. Raises ObjectMissing, ObjectChanged.
+        etag: '' for any. An object that ends before gives fewer. Raises ObjectMissing, ObjectChanged.
         """
         with self._as_clvr_error(key):
             return self._backend.fetch_range(checked_key(key), start, end, etag).data

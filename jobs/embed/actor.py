@@ -23,7 +23,7 @@ REPORT_SECONDS = 0.25
 
 
 class PartActor:
-    """A Ray Data actor over batches of one part number.
+    """A Ray Data actor over batches of rows that have the numbers of some parts.
 
     An outcome is FingerprintMismatch if the model of this node is not the one that the run was started with.
     """
@@ -39,15 +39,20 @@ class PartActor:
         set_mmap_threshold()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        """Embed rows of part numbers and return rows of outcomes, see `outcome_of`."""
-        return {"outcome": [self._outcome(int(part)) for part in batch["part"]]}
+        """Embed parts and return a row of the outcome of each, see `outcome_of`; after an error no further.
 
-    def _outcome(self, part: int) -> bytes:
-        # Ray Data turns an exception of a task into text. A ClvrError therefore travels as a value.
-        try:
-            return pickle.dumps(self._embed(part))
-        except ClvrError as error:
-            return pickle.dumps(error)
+        Of a batch that another actor began and did not end, finished parts are left out.
+        """
+        outcomes: list[bytes] = []
+        for part in (int(part) for parts in batch["parts"] for part in parts):
+            # Ray Data turns an exception of a task into text. A ClvrError therefore travels as a value.
+            try:
+                if not self.run.folder.is_done(part):
+                    outcomes.append(pickle.dumps(self._embed(part)))
+            except ClvrError as error:
+                outcomes.append(pickle.dumps(error))
+                break
+        return {"outcome": outcomes}
 
     def _embed(self, part: int) -> PartReport:
         try:
@@ -61,7 +66,7 @@ class PartActor:
                 decoders=self.num_cpus,
                 on_progress=reporter.report,
             )
-            reporter.report(report, wait=True)
+            reporter.report(report, last=True)
             return report
         except ray.exceptions.RayTaskError as error:
             cause = root_cause(error)
@@ -93,19 +98,22 @@ class _ProgressReporter:
         self.pending: Any = None
         self.next_report = 0.0
 
-    def report(self, report: PartReport, *, wait: bool = False) -> None:
-        """Send a report unless the last one is unanswered. Raises the monitor's BudgetExceeded."""
-        if not wait and time.monotonic() < self.next_report:
+    def report(self, report: PartReport, *, last: bool = False) -> None:
+        """Send a report unless the one before is unanswered; wait for the answer to that of a finished part.
+
+        Raises the monitor's BudgetExceeded.
+        """
+        if not last and time.monotonic() < self.next_report:
             return
         if self.pending is not None:
-            if not wait and not ray.wait([self.pending], timeout=0)[0]:
+            if not last and not ray.wait([self.pending], timeout=0)[0]:
                 return
             ray.get(self.pending)
         self.next_report = time.monotonic() + REPORT_SECONDS
-        self.pending = self.monitor.report.remote(report)
+        self.pending = self.monitor.report.remote(report, last=last)
         count_part(self.run_id, self.counted, report)
         self.counted = report
-        if wait:
+        if last:
             ray.get(self.pending)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import ray
@@ -19,7 +20,6 @@ from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
 from index.catalogue.catalogue import open_catalogue
 from index.documents import utc_now
-from index.runs.accounting import count_causes
 from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
@@ -37,7 +37,7 @@ from jobs.embed.precision import (
     compile_model,
     open_model,
 )
-from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, rows_per_part
+from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, blocks_of, rows_per_part
 from jobs.runtime.metrics import show_phases
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
@@ -229,10 +229,10 @@ def precision_of(run: Run) -> PrecisionDecision:
 
 
 def _start_monitor(run: Run, max_quarantine_rate: float) -> Any:
-    pending = run.pending_parts()
-    causes = dict(count_causes(run.quarantine())) if len(pending) < run.info.parts else {}
-    embedded = run.info.rows - run.pending_rows() - sum(causes.values())
-    return actor_on_driver_node(EmbedMonitor).remote(run.info.rows, (embedded, causes), max_quarantine_rate)
+    embedded, causes = run.counted_parts()
+    return actor_on_driver_node(EmbedMonitor).remote(
+        run.info.rows, (embedded, dict(causes)), max_quarantine_rate
+    )
 
 
 def _embed_parts(
@@ -241,11 +241,12 @@ def _embed_parts(
     pending = run.pending_parts()
     if not pending:
         return
+    blocks = blocks_of(pending, actors)
     outcomes = ray.data.from_items(
-        [{"part": part} for part in pending], override_num_blocks=len(pending)
+        [{"parts": parts} for parts in blocks], override_num_blocks=len(blocks)
     ).map_batches(
         PartActor,
-        batch_size=1,
+        batch_size=None,
         compute=ActorPoolStrategy(size=min(actors, len(pending)), max_tasks_in_flight_per_actor=2),
         fn_constructor_kwargs={
             "run": run,
@@ -273,16 +274,19 @@ def _embed_parts(
 
 
 def _compact(run: Run) -> None:
-    compact = ray.remote(_compact_shard)
-    pending = [compact.remote(run, shard) for shard in range(run.info.shards)]
-    total = len(pending)
-    with progress("shards", "written", lambda: ProgressState(total - len(pending), total)):
-        while pending:
+    compact, at_once = ray.remote(_compact_shard), 2 * num_cpus()
+    total, shards = run.info.shards, iter(range(run.info.shards))
+    pending: list[Any] = []
+    num_done = 0
+    with progress("shards", "written", lambda: ProgressState(num_done, total)):
+        while num_done < total:
+            pending += [compact.remote(run, shard) for shard in islice(shards, at_once - len(pending))]
             done, pending = ray.wait(pending, timeout=1.0)
             try:
                 ray.get(done)
             except Exception as error:
                 raise root_cause(error) from error
+            num_done += len(done)
 
 
 def _compact_shard(run: Run, shard: int) -> None:

@@ -40,6 +40,7 @@ class Totals:
 class EmbedMonitor:
     """The reports of all actors by part: a part whose actor died and was replaced counts once.
 
+    Reports are kept of the parts in progress only.
     done_before: crops of earlier attempts at the run, embedded and quarantined by cause.
     """
 
@@ -52,6 +53,7 @@ class EmbedMonitor:
         self.reports: dict[int, PartReport] = {}
         self.totals = Totals()
         self.attempts: Counter[int] = Counter()
+        self.finished: set[int] = set()
 
     def start_attempt(self, part: int) -> None:
         """Count an actor that starts a part. Raises PartRetriesExhausted after MAX_ATTEMPTS."""
@@ -62,11 +64,19 @@ class EmbedMonitor:
                 remedy="check the memory of the nodes and Ray's worker logs; the same command continues",
             )
 
-    def report(self, report: PartReport) -> None:
-        """Replace the report of a part. Raises BudgetExceeded for too many failures; that stops the actor."""
+    def report(self, report: PartReport, *, last: bool = False) -> None:
+        """Replace the report of a part; the last one is of a finished part, which counts once.
+
+        Raises BudgetExceeded for too many failures; that stops the actor.
+        """
+        if report.part in self.finished:
+            return
         before = self.reports.get(report.part, PartReport(report.part))
         self.reports[report.part] = report
         self.totals.replace(before, report)
+        if last:
+            self.finished.add(report.part)
+            del self.reports[report.part], self.attempts[report.part]
         totals = self.totals
         quarantined = totals.quarantined + self.causes_before.total()
         processed = totals.embedded + self.embedded_before + quarantined

@@ -1,6 +1,6 @@
 """Streams of decoded images: threads fetch many at a time, and the thread that fetched one decodes it.
 
-Members of tar files are fetched together, up to 8 MB by one request.
+Members of containers are read together, such as 8 MB of a tar file by one request.
 """
 
 import os
@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clvr_model.preprocessing import IMAGE_SIZE, Box, decode
+from index.archive.container_kind import Span
 from index.archive.reader import ArchiveReader, Fetched
-from index.archive.tar_files import Span
 from index.runs.tombstones import ErasedCrops
 from infra.errors import (
     ClvrError,
@@ -170,7 +170,7 @@ class _Loader:
             for number in range(num_threads)
         ]
         for number in range(min(self.decoders + 1, len(spans))):
-            name, arguments = f"load-tar-{number}", (slots,)
+            name, arguments = f"load-container-{number}", (slots,)
             threads.append(
                 threading.Thread(target=self._work_on_spans, args=arguments, name=name, daemon=True)
             )
@@ -216,20 +216,18 @@ class _Loader:
             self.results.put((position, result))
 
     def _work_on_spans(self, slots: threading.Semaphore) -> None:
-        """Read spans of tar files one after the other, and decode their images as the caller takes them."""
+        """Read spans of containers one after the other, and decode their images as the caller takes them."""
         while not self.stopped.is_set():
             try:
                 span = self.requested_spans.get_nowait()
             except Empty:
                 return
-            started = time.perf_counter()
-            try:
-                fetched: Sequence[Fetched | BaseException] = self.reader.fetch_span(span, self.uris)
-            except BaseException as error:  # the caller waits for a result of each position
-                fetched = [error] * len(span.positions)
-            with self.lock:
-                self.times.fetch_seconds += time.perf_counter() - started
-            for position, body in zip(span.positions, fetched, strict=True):
+            bodies = self._bodies(span)
+            for position in span.positions:
+                started = time.perf_counter()
+                body = next(bodies)
+                with self.lock:
+                    self.times.fetch_seconds += time.perf_counter() - started
                 slots.acquire()
                 if self.stopped.is_set():
                     return
@@ -240,6 +238,17 @@ class _Loader:
                 except BaseException as error:
                     result = error
                 self.results.put((position, result))
+
+    def _bodies(self, span: Span) -> Iterator[Fetched | BaseException]:
+        """Yield as many bodies as the span has positions; the caller waits for a result of each."""
+        num_read = 0
+        try:
+            for body in self.reader.fetch_span(span, self.uris):
+                num_read += 1
+                yield body
+        except Exception as error:
+            for _ in range(len(span.positions) - num_read):
+                yield error
 
     def _load(self, position: int) -> Loaded:
         started = time.perf_counter()

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
@@ -29,6 +31,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import has_bf16
 from clvr_model.network import Clvr
 from index.archive.listing import list_crops
+from index.archive.manifest import normalize_manifest
 from index.archive.packing import pack_folder
 from index.archive.reader import ArchiveReader
 from index.runs.run import Run
@@ -40,6 +43,7 @@ from jobs.runtime.image_stream import stream_images
 
 TURNS = 3
 ROWS: list[Row] = []
+ROW_GROUP_ROWS = 500  # of a Parquet file of crops
 
 
 def measured(rows: int, work: Callable[[], Any]) -> tuple[float, float]:
@@ -122,22 +126,28 @@ def bench_decode(archive: Store, source: str) -> None:
         ROWS.append(Row(case, f"{wall:,.0f}/s, {cpu:,.0f}/CPU-s"))
 
 
-def bench_tar(crops: int, folder: Path) -> None:
-    """Compare members of tar files with single objects, on a real S3 server on this machine."""
+def bench_containers(crops: int, folder: Path) -> None:
+    """Compare tar and Parquet files with single objects, on a real S3 server on this machine."""
     with SeaweedFs.start(folder / "s3") as server:
-        single, packed = (
-            open_store(server.create_bucket(name), server.settings) for name in ("single", "packed")
+        single, packed, tables = (
+            open_store(server.create_bucket(name), server.settings) for name in ("single", "packed", "tables")
         )
         draw(single, crops)
         pack_folder(single, packed, "dt=2026-11-22", ErasedCrops())
+        infos = sorted(single.list(), key=lambda info: info.key)
+        rows = pa.table({"image": [single.get(info.key) for info in infos], "name": [i.key for i in infos]})
+        sink = io.BytesIO()
+        pq.write_table(rows, sink, row_group_size=ROW_GROUP_ROWS, compression="none")
+        tables.put("0.parquet", sink.getvalue())
         streams = []
-        for store in (packed, single):
-            manifest = list_crops(store).crops.read()
+        for store in (packed, tables, single):
+            manifest = normalize_manifest(list_crops(store).crops.read())
             uris, etags = (manifest[name].to_pylist() for name in ("uri", "etag"))
             streams.append(partial(_drain, ArchiveReader(store), uris, etags))
-        requests = len(ArchiveReader(packed).spans(*streams[0].args[1:]))
-        case = f"fetch + decode + resize, tar file on S3, {requests} requests for {crops:,} crops"
-        versus(case, crops, streams[0], "single objects on S3", streams[1])
+        for number, (store, noun) in enumerate(((packed, "tar file"), (tables, "Parquet file"))):
+            reads = len(ArchiveReader(store).spans(*streams[number].args[1:]))
+            case = f"fetch + decode + resize, {noun} on S3, {reads} reads for {crops:,} crops"
+            versus(case, crops, streams[number], "single objects on S3", streams[2])
 
 
 def _drain(reader: ArchiveReader, uris: list[str], etags: list[str]) -> None:
@@ -292,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crops", type=int, default=96)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--only", nargs="*", default=["model", "decode", "tar", "part", "saturated"])
+    parser.add_argument("--only", nargs="*", default=["model", "decode", "containers", "part", "saturated"])
     parser.add_argument("--turns", type=int, default=2, help="of `recipe`: the usual recipe and the job")
     parser.add_argument("--archive", help="URI of an existing archive, instead of synthetic crops")
     add_json_option(parser)
@@ -309,8 +319,8 @@ def main() -> None:
             bench_model(checkpoint, cache)
         if "decode" in args.only:
             bench_decode(archive, "S3" if not archive.local else "local files")
-        if "tar" in args.only:
-            bench_tar(args.crops, folder)
+        if "containers" in args.only:
+            bench_containers(args.crops, folder)
         if "part" in args.only:
             bench_part(checkpoint, archive, folder / "part", args.precision, cache)
         if "saturated" in args.only:

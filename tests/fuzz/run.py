@@ -1,4 +1,4 @@
-"""Feed mutated pictures, tables, keys and documents to the readers: `make fuzz`.
+"""Feed mutated pictures, tables, containers, keys and documents to the readers: `make fuzz`.
 
 Every item must end in a result or in a ClvrError, within a budget of CPU time and memory. Each chunk of items
 runs in a process of its own, so a crash is counted, and the seed that is printed repeats it:
@@ -12,6 +12,7 @@ import json
 import random
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -37,7 +38,9 @@ from PIL import Image  # noqa: E402
 from clvr_model.preprocessing import decode  # noqa: E402
 from index.archive.key_pattern import KeyPattern  # noqa: E402
 from index.archive.labels import read_label_table, with_labels  # noqa: E402
+from index.archive.listing import list_crops  # noqa: E402
 from index.archive.manifest import read_manifest  # noqa: E402
+from index.archive.reader import ArchiveReader  # noqa: E402
 from index.parquet import SealedWriter, open_parquet  # noqa: E402
 from index.runs.records import RunInfo  # noqa: E402
 from index.search.calibration import Calibration  # noqa: E402
@@ -170,6 +173,59 @@ class Tables:
         return "read"
 
 
+class Containers:
+    """Parquet and tar files of crops through the listing and the reader."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = open_store(str(folder))
+        images = [bytes([number]) * (30 + number) for number in range(12)]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        structs = [{"bytes": data, "path": f"{len(data)}.jpg"} for data in images]
+        names = pa.array([f"cam={number % 2}/{number}.jpg" for number in range(12)])
+        tables = (
+            {
+                "image": images,
+                "name": names,
+                "camera_id": ["a", None] * 6,
+                "captured_at": [1_767_225_600_000] * 12,
+            },
+            {"image": pa.array(structs, kind)},
+            {"image": pa.array(images).dictionary_encode()},
+        )
+        self.bases = []
+        for number, columns in enumerate(tables):
+            sink = io.BytesIO()
+            compression = ("none", "zstd", "snappy")[number]
+            pq.write_table(pa.table(columns), sink, row_group_size=5, compression=compression)
+            self.bases.append((".parquet", sink.getvalue()))
+        sink = io.BytesIO()
+        with tarfile.open(fileobj=sink, mode="w") as file:
+            for number, data in enumerate(images):
+                member = tarfile.TarInfo(f"{number}.jpg")
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+        self.bases.append((".tar", sink.getvalue()))
+
+    def run(self, rng: random.Random) -> str:
+        suffix, base = rng.choice(self.bases)
+        key = f"crops{suffix}"
+        self.store.delete(*(info.key for info in self.store.list()))
+        self.store.put(key, mutate(base, [data for _, data in self.bases], rng))
+        try:
+            crops = list_crops(self.store).crops.read()
+        except ClvrError as error:
+            _require_one_line(error)
+            return type(error).__name__
+        uris, etags = crops["uri"].to_pylist(), crops["etag"].to_pylist()
+        reader, failed = ArchiveReader(self.store), 0
+        for span in reader.spans(uris, etags):
+            for body in reader.fetch_span(span, uris):
+                if isinstance(body, ClvrError):
+                    _require_one_line(body)
+                    failed += 1
+        return "read" if not failed else "read in part"
+
+
 class Keys:
     """Keys of an archive, of any text, through patterns."""
 
@@ -242,6 +298,7 @@ TARGETS: dict[str, Callable[[Path], Any]] = {
     "pictures": Pictures,
     "tables": Tables,
     "keys": Keys,
+    "containers": Containers,
     "documents": Documents,
 }
 

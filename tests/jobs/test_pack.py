@@ -1,6 +1,7 @@
 """`clvr pack` as a user runs it: an archive into tar files, which `clvr plan` then reads."""
 
 import json
+import shlex
 from pathlib import Path
 
 
@@ -15,6 +16,10 @@ def test_an_archive_is_packed_once_and_planned_from_it(clvr, archive: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["crops"] == 48
     assert "do not match" not in done.stderr
+    done = clvr("pack", str(archive / "archive"), "--to", "packed")
+    assert "0 crops in 0 tar files" in done.stdout and "48 were packed before" in done.stdout
+    following = shlex.split(done.stdout.rpartition("next: ")[2])
+    assert following[0] == "clvr" and clvr(*following[1:]).returncode == 0  # runs as it is printed
     done = clvr("pack", str(archive / "archive"), "--to", str(archive / "archive" / "packed"))
     assert done.returncode != 0 and "contain each other" in done.stderr
     done = clvr("pack", "packed")

@@ -2,18 +2,20 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from index.archive.container_kind import Contents
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import list_crops
 from index.archive.manifest import normalize_manifest
 from index.archive.members import INDEX_SUFFIX, split_member
 from index.archive.reader import ArchiveReader, open_uri, read_uri, reader_of
-from index.archive.tar_files import TarIndex, index_document, place_of, scan_tar, spans_of
+from index.archive.tar_files import TAR_FILES, index_document, place_of, range_of, scan_tar
 from infra.errors import CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import ObjectBody, Store, open_store
 
@@ -44,7 +46,7 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(request.getfixturevalue("bucket"), server.settings)
 
 
-def index_of(store: Store, key: str) -> TarIndex:
+def index_of(store: Store, key: str) -> Contents:
     info = store.head(key)
     assert info is not None
     return scan_tar(store, info)
@@ -61,7 +63,8 @@ def test_members_are_listed_beside_objects_and_each_is_read_by_its_place(
     uris, etags = (manifest[name].to_pylist() for name in ("uri", "etag"))
     keys = {f"dt=2026-11-22/0.tar#{name}" for name in CONTENTS if not name.endswith("json")}
     assert set(uris) == {archive.uri_of(key) for key in (*keys, "dt=2026-11-23/cam=1/9.jpg")}
-    assert (listing.num_not_images, listing.tars.files, listing.tars.unindexed) == (1, 1, 1)
+    assert (listing.num_not_images, listing.containers.unindexed) == (1, 1)
+    assert listing.containers.files == {"tar files": 1}
     assert listing.unmatched == 2  # the object, and .JPG
     reader = ArchiveReader(archive)
     for uri, etag, size in zip(uris, etags, manifest["size"].to_pylist(), strict=True):
@@ -97,19 +100,26 @@ def test_what_is_not_there_or_not_the_same_any_more_is_an_error(archive: Store) 
         reader.fetch(archive.uri_of("0.tar#cam=1/8.jpg"))
     assert reader.head(archive.uri_of("0.tar#cam=1/8.jpg")) is None
     assert reader.head(archive.uri_of("1.tar#cam=1/8.jpg")) is None
-    archive.put("0.tar", tar_bytes(NAMES[1:]))
-    with pytest.raises(ObjectChanged):
+    for other in (tar_bytes(NAMES[1:]), tar_bytes(NAMES[4:5]), b"", b"x" * 10_000):
+        archive.put("0.tar", other)
+        with pytest.raises(ObjectChanged):
+            reader.fetch(uri, etag)
+    changed = tar_bytes().replace(b"cam=1/1.jpg" * 3, b"cam=1/9.jpg" * 3)
+    archive.put("0.tar", changed)
+    with pytest.raises(ObjectChanged, match="MD5"):
         reader.fetch(uri, etag)
+    archive.put("0.tar", tar_bytes(NAMES[1:]))
     with pytest.raises(ObjectMissing):
         reader.fetch(uri)
     other = archive.uri_of("0.tar#cam=1/2.jpg")
     place = place_of(reader.fetch(other).etag)
-    assert place is not None
-    wrong = place.etag.replace(f"@{place.offset}+", f"@{place.offset + 512}+")
-    with pytest.raises(CorruptObject, match="is not at byte"):
-        reader.fetch(other, wrong)
-    with pytest.raises(CorruptObject):
-        reader.fetch(other, f"{place.tar_etag}@{place.offset}+{place.size - 1}")
+    file = archive.head("0.tar")
+    assert place is not None and file is not None
+    with pytest.raises(ObjectChanged, match="is not at byte"):
+        reader.fetch(other, replace(place, offset=place.offset + 512).etag)
+    for wrong in (replace(place, offset=place.offset + 512), replace(place, size=place.size - 1)):
+        with pytest.raises(CorruptObject, match="is not at byte"):  # no index states such a place
+            reader.fetch(other, replace(wrong, file_etag=file.etag, md5="").etag)
 
 
 def test_an_index_saves_reading_the_file_until_the_file_is_newer(store: Store) -> None:
@@ -117,11 +127,11 @@ def test_an_index_saves_reading_the_file_until_the_file_is_newer(store: Store) -
     index = index_of(store, "a.tar")
     store.put("a.tar" + INDEX_SUFFIX, index_document(index.members))
     listing = list_crops(store)
-    assert (listing.tars.unindexed, listing.num_not_images, listing.crops.num_rows) == (0, 1, 5)
+    assert (listing.containers.unindexed, listing.num_not_images, listing.crops.num_rows) == (0, 1, 5)
     for damaged in (b"", b"{", b'{"members":[["../x",512,1]]}', b'{"members":[["a.jpg",0,1]]}', b"[" * 99999):
         store.put("b.tar", tar_bytes(("1.jpg",)))
         store.put("b.tar" + INDEX_SUFFIX, damaged)
-        assert list_crops(store).tars.unindexed == 1
+        assert list_crops(store).containers.unindexed == 1
     misleading = index_document({"2.jpg": index_of(store, "b.tar").members["1.jpg"]})
     store.put("b.tar" + INDEX_SUFFIX, misleading)
     info = store.head("b.tar")
@@ -158,7 +168,7 @@ def test_odd_members_are_left_out_and_said(store: Store) -> None:
         "a link or a device in a tar file": 1,
         "an earlier member of the same name": 1,
         "hidden file or folder": 1,
-        "a key like that of a member of a tar file": 1,
+        "a key like that of a crop in a container": 1,
     }
     last = index_of(store, "a.tar").members["same.jpg"]
     assert ArchiveReader(store).fetch(store.uri_of("a.tar#same.jpg")).etag == last.etag
@@ -183,7 +193,7 @@ def test_a_damaged_header_is_no_end(store: Store) -> None:
     index = index_of(store, "a.tar")
     assert (index.truncated, list(index.members)) == (True, ["0.jpg", "1.jpg", "2.jpg"])
     listing = list_crops(store)
-    assert "the rest of a tar file that is damaged or cut short" in listing.skipped.counts
+    assert "the rest of a file that is damaged or cut short" in listing.skipped.counts
     assert any("1 tar files" in note and "clvr pack --index" in note for note in listing.notes())
 
 
@@ -220,8 +230,8 @@ def test_a_request_reads_neighbours_up_to_its_size(store: Store) -> None:
     store.put("a.tar", tar_bytes(tuple(f"{number:03}.jpg" for number in range(100))))
     members = index_of(store, "a.tar").members
     wanted = [(number, "a.tar", place) for number, place in enumerate(members.values())]
-    assert len(spans_of(wanted)) == 1
-    small = spans_of(wanted[::-1], max_bytes=10_240)
+    assert len(TAR_FILES.spans(wanted)) == 1
+    small = TAR_FILES.spans(wanted[::-1], max_bytes=10_240)
     assert sorted(position for span in small for position in span.positions) == list(range(100))
-    assert all(span.end - span.start <= 10_240 for span in small)
+    assert all(end - start <= 10_240 for start, end in map(range_of, small))
     assert len(small) == 10

@@ -208,8 +208,9 @@ def test_a_crop_in_several_erasures_counts_once(milvus: Milvus, store: Store, ma
     assert erased.is_erased(np.asarray(run.manifest()["crop_id"])).sum() == 20
 
 
+@pytest.mark.parametrize("sizes", [[9, 9, 9, 9], [9, 9, -1, -1], [-1, -1, 9, 9]])
 def test_copies_of_a_named_crop_are_erased_wherever_they_lie(
-    milvus: Milvus, store: Store, make_finished_run, tmp_path: Path
+    milvus: Milvus, store: Store, make_finished_run, tmp_path: Path, sizes: list[int]
 ) -> None:
     archive = open_store(str(tmp_path / "archive"))
     for key in ("a/1.jpg", "b/1.jpg", "b/2.jpg", "a/2.jpg"):
@@ -218,7 +219,8 @@ def test_copies_of_a_named_crop_are_erased_wherever_they_lie(
     run = make_finished_run(
         store,
         "r1",
-        [9] * len(keys),  # all of one length
+        [9] * len(keys),
+        size=sizes,  # all of one length, where it is known
         uri=[archive.uri_of(key) for key in keys],
         etag=[info.etag for info in sorted(archive.list(), key=lambda info: info.key)],
         look=lambda numbers: np.zeros((len(numbers), 1024), np.float32),

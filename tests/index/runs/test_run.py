@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -26,6 +27,7 @@ from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.balance import check_run
 from index.runs.folder import RunFolder
 from index.runs.purge import purge_run
+from index.runs.records import StoredRows
 from index.runs.run import Run, find_unfinished, list_runs
 from index.runs.shards import check_shard, read_shards, shard_table, write_shard
 from index.runs.tombstones import read_tombstones, write_tombstones
@@ -213,6 +215,25 @@ class TestLife:
         assert len(run.folder.manifest_keys()) == 3
         assert run.part_manifest(599)["uri"].to_pylist() == [f"{ARCHIVE}/599.jpg"]
         assert run.manifest().equals(manifest(600))
+
+    def test_finished_parts_are_counted_from_their_marks(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = create(store)
+        first, second, *_ = run.pending_parts()
+        embed(run, first)
+        rows = run.part_manifest(second).select(["crop_id", "uri"]).to_pylist()
+        bad = quarantine_table(QuarantinedCrop(**row, stage="fetch", cause="missing") for row in rows)
+        run.write_part(second, SHARD_SCHEMA.empty_table(), bad)
+        embedded, causes = run.counted_parts()
+        assert embedded + causes.total() == run.info.rows - run.pending_rows()
+        assert causes["fetch/missing"] == len(rows)
+        # The marks of a release without causes in them: the quarantine is read.
+        for part in (first, second):
+            key = run.folder.part_mark_key(part)
+            mark = replace(StoredRows.read(store, key), causes=None)
+            store.put(key, mark.to_json())
+        assert run.counted_parts() == (embedded, causes)
 
     def test_leaves_out_shards_without_rows(self, store: Store) -> None:
         run = create(store)

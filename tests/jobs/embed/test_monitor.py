@@ -51,3 +51,15 @@ def test_part_whose_workers_all_die_fails_the_run() -> None:
         embedding.start_attempt(3)
     with pytest.raises(PartRetriesExhausted, match="part 3"):
         embedding.start_attempt(3)
+
+
+def test_finished_parts_are_counted_once_and_forgotten() -> None:
+    embedding = monitor()
+    for part in range(1000):
+        embedding.start_attempt(part)
+        embedding.report(PartReport(part, embedded=1))
+        embedding.report(PartReport(part, embedded=2), last=True)
+    embedding.start_attempt(3)
+    embedding.report(PartReport(3, embedded=1))  # a part that was given out again, though it was finished
+    assert embedding.sum().embedded == 2000
+    assert not embedding.reports
