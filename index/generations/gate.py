@@ -27,7 +27,7 @@ from index.generations.gate_sample import (
 )
 from index.generations.load_plan import LoadPlan
 from index.generations.recall import share_found, wilson_interval
-from index.generations.units import Members, plan_generation
+from index.generations.units import members_of, plan_generation
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -231,10 +231,10 @@ def measure_golden(milvus: Milvus, generation: Generation, golden: GoldenProbes)
 
 def by_row(store: Store, generation: Generation, golden: GoldenProbes) -> GoldenProbes:
     """Return the golden probes by the rows that they are on: in a generation of tracks, by their tracks."""
-    record = records.read(store, generation.name)
-    if record is None or not record.units:
+    members = members_of(store, generation.name)
+    if members is None:
         return golden
-    rows = Members(store, record.units).of(list(golden))
+    rows = members.of(list(golden))
     return {track.row_id: golden[crop_id] for crop_id, track in rows.items()}
 
 

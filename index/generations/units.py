@@ -140,6 +140,12 @@ class Members:
                     raise
 
 
+def members_of(store: Store, generation: str) -> Members | None:
+    """Return the members of a generation of tracks, by its record; None for one of crops."""
+    record = records.read(store, generation)
+    return Members(store, record.units) if record is not None and record.units else None
+
+
 def read_units(store: Store, units_id: str) -> Units:
     """Read what a folder holds. Raises ObjectMissing, SchemaMismatch, CorruptObject."""
     return Units.read(store, units_key(units_id))

@@ -11,8 +11,7 @@ from clvr_model.card import read_card
 from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
-from index.generations import records
-from index.generations.units import Members
+from index.generations.units import members_of
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, live_generation, require_live
 from index.milvus.search import Hit
@@ -224,8 +223,7 @@ class Searcher:
 def open_source(milvus: Milvus, generation: Generation, settings: Settings) -> MilvusSource:
     """Open a generation for searches, with its transform, its tracks and the tombstones of the runs."""
     store = open_store(settings.runs)
-    record = records.read(store, generation.name)
-    members = Members(store, record.units) if record and record.units else None
+    members = members_of(store, generation.name)
     transform = read_transform(store, generation.fingerprint, generation.transform)
     return MilvusSource(milvus, generation, TombstoneWatch([store]), transform, members)
 

@@ -20,7 +20,7 @@ from index.generations.receipt import Receipt
 from index.generations.reconcile import reconcile
 from index.generations.selection import EraseSelection
 from index.generations.unit_build import rows_of_tracks
-from index.generations.units import Members, kept_rows, list_units, plan_units, read_units
+from index.generations.units import kept_rows, list_units, members_of, plan_units, read_units
 from index.generations.upsert import load_into_live
 from index.milvus import collection
 from index.milvus.client import Milvus
@@ -115,7 +115,8 @@ def record_of(store: Store, generation: Generation) -> records.GenerationRecord:
 
 
 def source_of(milvus: Milvus, store: Store, generation: Generation) -> MilvusSource:
-    members = Members(store, record_of(store, generation).units)
+    members = members_of(store, generation.name)
+    assert members is not None
     return MilvusSource(milvus, generation, TombstoneWatch([store]), None, members)
 
 
