@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, Split, cmc_from_ranking, cmc_of_splits
 from index.evaluation.metrics import Ranking
-from index.exact.masked import require_finite
 from index.exact.numba_kernels import sq_distance_matrix
-from index.exact.products import count_within
+from index.exact.products import count_within, require_finite
 from index.schema import UNKNOWN_TIME
 
 FALSE_POSITIVE_RATES = (1e-2, 1e-3, 1e-4)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from index.evaluation.metrics import COMPUTED, Ranking, segmented_arange
 from index.exact.features import FeatureTable, ProbeTrials
 from index.exact.numba_kernels import rank_order
-from index.exact.rank_counting import count_negatives_ahead_shared
+from index.exact.rank_counting import count_negatives_ahead
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 _MAX_MEMBERSHIPS = 1 << 28  # of images in galleries, a byte each, in memory at once
@@ -105,7 +105,7 @@ def cmc(
     gallery: LabeledFeatures,
     *,
     max_rank: int = 50,
-    block_size: int = 1024,
+    block_size: int = 2048,
     same_camera_is_junk: bool = False,
     skip_unmatched: bool = False,
     device: str = "cpu",
@@ -114,8 +114,8 @@ def cmc(
 
     probes, gallery: float32 features (n, d) with int64 vehicle ids (n,). Distances are those of float64;
     equal ones rank by gallery order. `same_camera_is_junk` excludes, for each probe, the images of its
-    vehicle by its camera (the rule of VeRi and Market-1501). Memory: the features, one tile of scores, and
-    about 50 bytes for each pair of a probe and an image of its vehicle.
+    vehicle by its camera (the rule of VeRi and Market-1501). Memory: the features, blocks of them, a tile of
+    scores, and about 50 bytes for each pair of a probe and an image of its vehicle.
     Raises UnmatchedProbe if a probe's vehicle is not in the gallery, unless `skip_unmatched`; BadInput for
     features that are not finite or not of one dimension; BadLabels if the junk rule lacks camera ids.
     Source: the paper, section 4, "Evaluation Protocol".
@@ -149,7 +149,7 @@ def cmc_of_splits(
     splits: Sequence[Split],
     *,
     max_rank: int = 50,
-    block_size: int = 1024,
+    block_size: int = 2048,
     same_camera_is_junk: bool = False,
     skip_unmatched: bool = False,
     device: str = "cpu",
@@ -265,7 +265,7 @@ def _rankings(
     gallery_rows = np.flatnonzero(in_gallery.any(axis=0))
     pairs = _positive_pairs(table, np.unique(probe_row), gallery_rows, junk)
     trials, num_excluded = _make_trials(probe_row, repeat_of, pairs, in_gallery)
-    num_ahead = count_negatives_ahead_shared(
+    num_ahead = count_negatives_ahead(
         table.features,
         in_gallery,
         trials,

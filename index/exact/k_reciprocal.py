@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from index.exact.knn import nearest
-from index.exact.masked import require_finite
 from index.exact.numba_kernels import pair_sq_distances, sq_distance_matrix
-from index.exact.products import subsample
+from index.exact.products import require_finite, subsample
 
 BLOCK_ROWS = 4096  # images of one task
 _MAX_COMPARISONS = 1 << 25  # of neighbours, at once: their results are in memory

@@ -1,17 +1,18 @@
 """Exact nearest neighbours by a scan over blocks of vectors: no index, bounded memory, each row read once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from index.exact.prefilter import PAD_ROWS, LowerBoundFilter, choose_filter
+from index.exact.numba_kernels import group_minima, keep_nearest
+from index.exact.products import Screen, choose_screen, for_slices
 from infra.errors import BadInput, BadSetting
 
 NO_ID = -1  # pads results with fewer than k rows, at infinite distance
-_PROBE_CHUNK = 512
-_ROW_CHUNK = 8192  # a larger chunk measures fewer rows before the threshold is tight
+_GROUP = 16  # rows whose least lower bound decides whether they are looked at
+_ROW_CHUNK = 8192  # a larger chunk measures fewer rows before the limit is tight
 
 
 def nearest(
@@ -42,130 +43,94 @@ def nearest(
         else exclude_ids.reshape(len(probes), -1 if len(probes) else 0)
     )
     # Each excluded id takes at most one place: search that much deeper and drop it at the end.
-    best = _TopK.empty(len(probes), k + excluded.shape[1])
-    if len(probes):
-        _scan(probes, blocks, best, device)
-    return _drop_excluded(excluded, best, k)
-
-
-class _TopK:
-    """The nearest rows of each probe so far, sorted by (squared distance, id)."""
-
-    def __init__(self, ids: NDArray[np.int64], sq_dist: NDArray[np.float64]) -> None:
-        self.ids = ids  # (q, k)
-        self.sq_dist = sq_dist  # (q, k)
-
-    @classmethod
-    def empty(cls, probes: int, k: int) -> "_TopK":
-        return cls(np.full((probes, k), NO_ID, dtype=np.int64), np.full((probes, k), np.inf))
-
-    @property
-    def kth_sq_distance(self) -> NDArray[np.float64]:
-        """The k-th smallest squared distance (q,): an upper bound for new rows; inf below k rows."""
-        return self.sq_dist[:, -1]
-
-    def merge(self, probe: NDArray[np.int64], ids: NDArray[np.int64], sq_dist: NDArray[np.float64]) -> None:
-        """Insert candidates: three arrays (m,), with ascending probes."""
-        is_near = sq_dist <= self.kth_sq_distance[probe]
-        probe, ids, sq_dist = probe[is_near], ids[is_near], sq_dist[is_near]
-        if not len(probe):
-            return
-        changed, first, counts = np.unique(probe, return_index=True, return_counts=True)
-        k = self.ids.shape[1]
-        row = np.repeat(np.arange(len(changed)), counts)
-        column = k + np.arange(len(probe)) - np.repeat(first, counts)
-        all_ids = np.full((len(changed), k + int(counts.max())), NO_ID)
-        all_sq_dist = np.full(all_ids.shape, np.inf)
-        all_ids[:, :k], all_sq_dist[:, :k] = self.ids[changed], self.sq_dist[changed]
-        all_ids[row, column], all_sq_dist[row, column] = ids, sq_dist
-        order = np.lexsort((all_ids, all_sq_dist), axis=1)[:, :k]
-        self.ids[changed] = np.take_along_axis(all_ids, order, axis=1)
-        self.sq_dist[changed] = np.take_along_axis(all_sq_dist, order, axis=1)
-
-
-def _scan(
-    probes: NDArray[np.float32],
-    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
-    best: _TopK,
-    device: str,
-) -> None:
-    from index.exact.numba_kernels import pair_sq_distances
-
-    lower_bound_filter: LowerBoundFilter | None = None
-    for ids, vectors in blocks:
+    best = NearestRows(len(probes), k + excluded.shape[1])
+    screen: Screen | None = None
+    for ids, vectors in blocks if len(probes) else ():
         if vectors.ndim != 2 or vectors.shape[1] != probes.shape[1] or len(ids) != len(vectors):
             raise BadInput(
                 f"a block of {len(ids)} ids and vectors of shape {vectors.shape} "
                 f"for probes of {probes.shape[1]} dimensions"
             )
-        if not len(ids):
-            continue
-        lower_bound_filter = lower_bound_filter or choose_filter(
-            probes, vectors, max_rows=_ROW_CHUNK, device=device
-        )
         for start in range(0, len(ids), _ROW_CHUNK):
             rows = slice(start, start + _ROW_CHUNK)
             chunk = np.ascontiguousarray(vectors[rows], dtype=np.float32)
-            lower_bound_filter.load(chunk)
-            for first in range(0, len(probes), _PROBE_CHUNK):
-                probe_slice = slice(first, min(first + _PROBE_CHUNK, len(probes)))
-                for probe, row in _refine_candidates(lower_bound_filter, probe_slice, best):
-                    best.merge(probe, ids[rows][row], pair_sq_distances(probes, chunk, probe, row))
+            screen = screen or choose_screen(probes, chunk, device=device)
+            screen.load(chunk)
+            best.update(screen, probes, chunk, np.ascontiguousarray(ids[rows], dtype=np.int64))
+    nearest_ids, sq_dist = best.sorted()
+    with np.errstate(over="ignore"):  # a distance beyond float32 is infinite, its id stays
+        distances = np.sqrt(sq_dist).astype(np.float32)
+    return _without_excluded(nearest_ids, distances, excluded, k)
 
 
-def _refine_candidates(
-    lower_bound_filter: LowerBoundFilter, probes: slice, best: _TopK
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs (probe, row) of the loaded block that must be measured, in two rounds.
+class NearestRows:
+    """The k nearest rows of each probe so far."""
 
-    A probe with few neighbours so far would have to measure most of a block. The first round measures about
-    k rows with the smallest lower bounds; their distances give the threshold of the second round.
-    """
-    lower = lower_bound_filter.lower_bounds(probes)
-    num_probes, num_rows = lower.shape
-    k = best.ids.shape[1]
-    # A group has rows from distant positions: adjacent rows of an archive often show one vehicle.
-    group_min = lower.view(num_probes, PAD_ROWS, num_rows // PAD_ROWS).amin(1).cpu().numpy()
-    thresholds = lower_bound_filter.thresholds(probes, best.kth_sq_distance[probes])
-    no_floor = np.full(num_probes, -np.inf, np.float32)
-    first_thresholds = no_floor.copy()
-    # The k-th smallest group minimum is at least the k-th smallest of all lower bounds.
-    smallest = group_min if k < num_rows // PAD_ROWS else lower.cpu().numpy()
-    has_many = np.flatnonzero((smallest <= thresholds[:, None]).sum(1) > k)
-    if len(has_many):
-        first_thresholds[has_many] = np.partition(smallest[has_many], k - 1, axis=1)[:, k - 1]
-        first_thresholds = np.minimum(first_thresholds, thresholds)
-        yield _candidates_below(lower, group_min, first_thresholds, no_floor, probes.start)
-        thresholds = lower_bound_filter.thresholds(probes, best.kth_sq_distance[probes])
-    yield _candidates_below(lower, group_min, thresholds, first_thresholds, probes.start)
+    def __init__(self, num_probes: int, k: int) -> None:
+        self._ids = np.full((num_probes, k), NO_ID, dtype=np.int64)
+        self._sq_dist = np.full((num_probes, k), np.inf)
+
+    def update(
+        self, screen: Screen, probes: NDArray[np.float32], rows: NDArray[np.float32], ids: NDArray[np.int64]
+    ) -> None:
+        """Compare the probes (q, d) with rows (n, d), which the screen has loaded."""
+
+        def update_slice(part: slice) -> None:
+            product = screen.product(part)
+            self.update_slice(screen, part, product, probes[part], rows, ids)
+
+        for_slices(update_slice, len(probes), macs=float(probes.size) * len(rows))
+
+    def update_slice(
+        self,
+        screen: Screen,
+        part: slice,
+        product: NDArray[Any],
+        probes: NDArray[np.float32],
+        rows: NDArray[np.float32],
+        ids: NDArray[np.int64],
+    ) -> None:
+        """Update some of the probes (p, d) by their product (p, n), in two rounds.
+
+        A probe with few neighbours so far would have to measure most of a block. The first round measures
+        about k rows with the smallest lower bounds; their distances give the limit of the second round.
+        """
+        sq_dist, nearest_ids = self._sq_dist[part], self._ids[part]
+        k = sq_dist.shape[1]
+        group_size = max(1, min(_GROUP, len(rows) // (16 * k)))
+        minima = group_minima(product, screen.bias, -(-len(rows) // group_size))
+
+        def keep(floor: NDArray[np.float32], limit: NDArray[np.float32]) -> None:
+            keep_nearest(product, screen.bias, minima, floor, limit, probes, rows, ids, sq_dist, nearest_ids)
+
+        floor = np.full(len(probes), -np.inf, np.float32)
+        limit = screen.interval(sq_dist[:, 0], part)[1]
+        has_many = np.flatnonzero((minima <= limit[:, None]).sum(axis=1) > k)
+        if len(has_many):
+            first = np.where(np.isin(np.arange(len(probes)), has_many), limit, floor)
+            # The k-th smallest minimum of a group is at least the k-th smallest of all lower bounds.
+            smallest = np.partition(minima[has_many], k - 1, axis=1)[:, k - 1]
+            first[has_many] = np.minimum(first[has_many], smallest)
+            keep(floor, first)
+            floor, limit = first, screen.interval(sq_dist[:, 0], part)[1]
+        keep(floor, limit)
+
+    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return ids and squared distances (q, k) by ascending (distance, id)."""
+        order = np.argsort(self._sq_dist, axis=1)
+        sq_dist = np.take_along_axis(self._sq_dist, order, axis=1)
+        has_ties = ((sq_dist[:, 1:] == sq_dist[:, :-1]) & (sq_dist[:, 1:] < np.inf)).any(axis=1)
+        order[has_ties] = np.lexsort((self._ids[has_ties], self._sq_dist[has_ties]), axis=1)
+        return np.take_along_axis(self._ids, order, axis=1), sq_dist
 
 
-def _candidates_below(
-    lower: torch.Tensor,
-    group_min: NDArray[np.float32],
-    thresholds: NDArray[np.float32],
-    floor: NDArray[np.float32],
-    first_probe: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (probe, row) whose lower bound is in (floor, threshold], by probe."""
-    probe, group = np.nonzero(group_min <= thresholds[:, None])
-    if not len(probe):
-        return probe, group
-    num_probes, num_rows = lower.shape
-    index = torch.from_numpy(probe).to(lower.device), torch.from_numpy(group).to(lower.device)
-    groups = lower.view(num_probes, PAD_ROWS, num_rows // PAD_ROWS)
-    values = groups[index[0], :, index[1]].cpu().numpy()
-    pair, member = np.nonzero((values <= thresholds[probe, None]) & (values > floor[probe, None]))
-    return probe[pair] + first_probe, member * (num_rows // PAD_ROWS) + group[pair]
-
-
-def _drop_excluded(
-    excluded: NDArray[np.int64], best: _TopK, k: int
+def _without_excluded(
+    ids: NDArray[np.int64], distances: NDArray[np.float32], excluded: NDArray[np.int64], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    drop = (best.ids[:, :, None] == excluded[:, None, :]).any(axis=2) & (best.ids != NO_ID)
+    if not excluded.shape[1]:
+        return ids, distances
+    drop = (ids[:, :, None] == excluded[:, None, :]).any(axis=2) & (ids != NO_ID)
     order = np.argsort(drop, axis=1, kind="stable")[:, :k]
-    ids = np.take_along_axis(best.ids, order, axis=1)
-    distances = np.sqrt(np.take_along_axis(best.sq_dist, order, axis=1)).astype(np.float32)
-    dropped = np.take_along_axis(drop, order, axis=1)
+    ids, distances, dropped = (np.take_along_axis(array, order, axis=1) for array in (ids, distances, drop))
     ids[dropped], distances[dropped] = NO_ID, np.inf
     return ids, distances

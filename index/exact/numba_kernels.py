@@ -1,4 +1,4 @@
-"""Compiled loops: exact distances of pairs, and the negatives that rank ahead of each positive.
+"""Compiled loops: exact distances, the nearest rows of a product, and the negatives ahead of each positive.
 
 Array operations pass through memory several times. These loops handle a row of scores while it is in cache.
 
@@ -23,17 +23,21 @@ _R = TypeVar("_R")
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
-Int32Array = NDArray[np.int32]
 
 TIE_RULE = "equal distances rank by the order of the shards"
+BF16_UNIT_ROUNDOFF = 2.0**-8
+MAX_FLOAT32 = np.finfo(np.float32).max
 
-# Up to so many targets of a trial, comparing a score with each of them is faster than a binary search.
-_LINEAR_SEARCH_MAX = 32
+_LINEAR_SEARCH_MAX = 32  # targets; up to so many, comparing a score with each is faster than a binary search
+# Sums may use vector registers; NaN and infinity keep their meaning.
+_REORDER = {"reassoc", "contract", "nsz"}
 
 _compile_lock = threading.Lock()
 
 
-def njit_cached(*signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def njit_cached(
+    *signature: Any, fastmath: set[str] | bool = False
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile for arguments of these numba types at the first call; calls release the GIL.
 
     The types are fixed, so another memory layout of an array is a TypeError and not a new compilation.
@@ -44,10 +48,9 @@ def njit_cached(*signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R
 
         @wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            if not compiled:
-                with _compile_lock:
-                    if not compiled:
-                        compiled.append(_compile(function, signature))
+            with _compile_lock:
+                if not compiled:
+                    compiled.append(_compile(function, signature, fastmath))
             return compiled[0](*args, **kwargs)
 
         return call
@@ -55,23 +58,30 @@ def njit_cached(*signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R
     return wrap
 
 
-def njit_inline(*, allow_reordering: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Compile as part of the calling kernel. `allow_reordering` lets sums use vector registers."""
-
-    def wrap(function: Callable[_P, _R]) -> Callable[_P, _R]:
-        # NaN and infinity keep their meaning.
-        fastmath = {"reassoc", "contract", "nsz"} if allow_reordering else False
-        dispatcher: Callable[_P, _R] = numba.njit(nogil=True, fastmath=fastmath)(function)
-        return dispatcher
-
+def njit_inline(fastmath: set[str] | bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Compile as part of the calling kernel."""
+    wrap: Callable[[Callable[_P, _R]], Callable[_P, _R]] = numba.njit(nogil=True, fastmath=fastmath)
     return wrap
 
 
-def _compile(function: Callable[_P, _R], signature: tuple[Any, ...]) -> Callable[_P, _R]:
+def _for_either_type(function: Callable[..., _R], *signature: Any) -> Callable[..., _R]:
+    """Compile for a product (p, n) in float32 and for the bits of one in bfloat16, each at its first call."""
+    float32 = njit_cached(_MATRIX, *signature)(function)
+    bf16 = njit_cached(_BF16_MATRIX, *signature)(function)
+
+    @wraps(function)
+    def call(product: NDArray[Any], *args: Any) -> _R:
+        return (bf16 if product.itemsize == 2 else float32)(product, *args)
+
+    return call
+
+
+def _compile(function: Callable[_P, _R], signature: tuple[Any, ...], fastmath: Any) -> Callable[_P, _R]:
+    options = {"nogil": True, "fastmath": fastmath}
     try:
-        compiled: Callable[_P, _R] = numba.njit(signature, nogil=True, cache=True)(function)
+        compiled: Callable[_P, _R] = numba.njit(signature, cache=True, **options)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache folder is writable
-        compiled = numba.njit(signature, nogil=True)(function)
+        compiled = numba.njit(signature, **options)(function)
     return compiled
 
 
@@ -89,58 +99,36 @@ _ranks_ahead = njit_inline()(ranks_ahead)
 
 
 class Targets(NamedTuple):
-    """The trials of a block of probes, and the positives (targets) whose ranks are counted, padded to t.
+    """Trials (v,), each a probe in one repeat, and the positives (m,) whose ranks are counted, by trial."""
 
-    Entries of a row from `num_targets` on are unused.
-    """
-
-    probe_row: Int64Array  # (v,) row of the trial's probe in its block
+    probe: Int64Array  # (v,) row of the product
     repeat: Int64Array  # (v,)
-    num_targets: Int64Array  # (v,)
-    sq_dist: Float64Array  # (v, t) exact squared distances, ascending
-    target_row: Int64Array  # (v, t) rows in the feature table
-
-    def part(self, trials: slice) -> "Targets":
-        """Return a range of the trials."""
-        probe_row, repeat, num_targets, sq_dist, target_row = (array[trials] for array in self)
-        return Targets(probe_row, repeat, num_targets, sq_dist, target_row)  # type: ignore[arg-type]
+    start: Int64Array  # (v + 1,) first target of each trial
+    low: Float32Array  # (m,) a score that is less than `low` is nearer for certain; ascends in a trial
+    high: Float32Array  # (m,) a score that is more than `high` is farther for certain; ascends in a trial
+    sq_dist: Float64Array  # (m,) exact squared distance
+    row: Int64Array  # (m,) row in the feature table
 
 
-class GalleryColumns(NamedTuple):
-    """The columns of a block that are in the gallery of each repeat, in the layout of CSR."""
-
-    columns: Int64Array  # (m,) by repeat, ascending
-    start: Int64Array  # (repeats + 1,) offset of each repeat
-
-
-class Bounds(NamedTuple):
-    """Error bound of the scores of a tile: a block of probes against a block of gallery images.
-
-    A score is |y|²/2 - x·y of normalized rows. Its error is at most
-    abs_error + rel_error * (|x·y| + abs_error).
-    """
-
-    sq_norms: Float64Array  # (p,) of the normalized probes
-    abs_error: Float64Array  # (p,)
-    rel_error: float
-    scale: float  # factor from squared distances to those of normalized rows
-    min_half_sq_norm: float  # of the gallery block
-    max_half_sq_norm: float
-
-
-def _readonly_array_type(dtype: Any, ndim: int) -> Any:
+def _readonly(dtype: Any, ndim: int) -> Any:
     return types.Array(dtype, ndim, "C", readonly=True)
 
 
-_MATRIX = _readonly_array_type(types.float32, 2)
-_VECTOR = _readonly_array_type(types.float32, 1)
-_VECTOR_64 = _readonly_array_type(types.float64, 1)
-_INDEX = _readonly_array_type(types.int64, 1)
-_BF16_MATRIX = _readonly_array_type(types.uint16, 2)  # the bits of bfloat16
-_TARGETS = types.NamedTuple((*(types.int64[::1],) * 3, types.float64[:, ::1], types.int64[:, ::1]), Targets)
-_COLUMNS = types.NamedUniTuple(types.int64[::1], 2, GalleryColumns)
-_BOUNDS = types.NamedTuple((types.float64[::1],) * 2 + (types.float64,) * 4, Bounds)
-_COUNT_ARGS = (_VECTOR, _COLUMNS, _TARGETS, _BOUNDS, _MATRIX, _MATRIX, _INDEX, types.int64[:, ::1])
+_MATRIX, _VECTOR = _readonly(types.float32, 2), _readonly(types.float32, 1)
+_VECTOR_64, _INDEX = _readonly(types.float64, 1), _readonly(types.int64, 1)
+_BF16_MATRIX = _readonly(types.uint16, 2)  # the bits of bfloat16
+_TARGETS = types.NamedTuple(
+    (*(types.int64[::1],) * 3, *(types.float32[::1],) * 2, types.float64[::1], types.int64[::1]), Targets
+)
+
+
+@njit_inline(_REORDER)
+def _sq_distance(x: Float32Array, y: Float32Array) -> float:
+    total = 0.0
+    for i in range(len(x)):
+        difference = np.float64(x[i]) - np.float64(y[i])
+        total += difference * difference
+    return total
 
 
 @njit_cached(_MATRIX, _MATRIX, _INDEX, _INDEX)
@@ -150,7 +138,7 @@ def pair_sq_distances(
     """|left[left_row] - right[right_row]|² (m,) of pairs, by differences in float64.
 
     left, right: C-contiguous (p, d), (n, d). Equal rows give equal values to the last bit. Every exact
-    distance is computed here, because a sum in another order could break a tie.
+    distance is computed by the same loop, because a sum in another order could break a tie.
     """
     sq_dist = np.empty(len(left_row))
     for pair in range(len(left_row)):
@@ -158,230 +146,250 @@ def pair_sq_distances(
     return sq_dist
 
 
-@njit_cached(_MATRIX, _MATRIX)
 def sq_distance_matrix(left: Float32Array, right: Float32Array) -> Float64Array:
     """|left - right|² (p, n) of all pairs of rows (p, d) and (n, d), each as `pair_sq_distances` has it."""
-    sq_dist = np.empty((len(left), len(right)))
-    for i in range(len(left)):
-        for j in range(len(right)):
-            sq_dist[i, j] = _sq_distance(left[i], right[j])
-    return sq_dist
+    rows = np.indices((len(left), len(right))).reshape(2, -1)
+    return pair_sq_distances(left, right, *rows).reshape(len(left), len(right))
 
 
-@njit_cached(_TARGETS, _BOUNDS)
-def score_intervals(targets: Targets, bounds: Bounds) -> tuple[Float32Array, Float32Array]:
-    """Intervals [low, high], two arrays (v, t), that hold the score of each target for certain.
+@njit_cached(_MATRIX, _MATRIX, types.float32[:, ::1], fastmath=_REORDER)
+def write_negated_sq_distances(probes: Float32Array, rows: Float32Array, out: Float32Array) -> None:
+    """Write -|x - y|² (p, n) of probes (p, d) and rows (n, d) by float32 differences, at least -MAX_FLOAT32.
 
-    An entry with a score below `low` ranks ahead of the target, one with a score above `high` does not.
-    Both ascend along a row. An unused target has low = inf and high = -inf.
+    Four rows at a time keep more loads from memory in flight than one.
     """
-    low, high = np.empty(targets.sq_dist.shape, np.float32), np.empty(targets.sq_dist.shape, np.float32)
-    low[:], high[:] = np.inf, -np.inf
-    for trial in range(len(low)):
-        _score_interval(targets, trial, bounds, low[trial], high[trial])
-    return low, high
+    for last in range(4, len(rows) + 4, 4):
+        j = max(min(last, len(rows)) - 4, 0)
+        b, c, e = min(j + 1, len(rows) - 1), min(j + 2, len(rows) - 1), min(j + 3, len(rows) - 1)
+        for p in range(len(probes)):
+            sum_0 = sum_1 = sum_2 = sum_3 = np.float32(0)
+            for i in range(probes.shape[1]):
+                x = probes[p, i]
+                d_0, d_1, d_2, d_3 = rows[j, i] - x, rows[b, i] - x, rows[c, i] - x, rows[e, i] - x
+                sum_0 += d_0 * d_0
+                sum_1 += d_1 * d_1
+                sum_2 += d_2 * d_2
+                sum_3 += d_3 * d_3
+            out[p, j], out[p, b] = max(-sum_0, -MAX_FLOAT32), max(-sum_1, -MAX_FLOAT32)
+            out[p, c], out[p, e] = max(-sum_2, -MAX_FLOAT32), max(-sum_3, -MAX_FLOAT32)
+
+
+@njit_inline()
+def _bounds(
+    product: NDArray[Any], p: int, j: int, bias: Float32Array, slack: Float32Array
+) -> tuple[float, float]:
+    """Bounds of a score by a product in float32, or by the bits of bfloat16, the upper half of a float32."""
+    if product.itemsize == 2:
+        value = np.uint32(np.uint32(product[p, j]) << np.uint32(16)).view(np.float32)
+        rounding = np.float32(1.01 * BF16_UNIT_ROUNDOFF) * abs(value)
+        return bias[j] - (value + rounding), bias[j] - (value - rounding) + slack[j]
+    return bias[j] - np.float32(product[p, j]), bias[j] - np.float32(product[p, j]) + slack[j]
+
+
+@njit_inline()
+def _replace_farthest(sq_dists: Float64Array, ids: Int64Array, sq_dist: float, new_id: int) -> None:
+    """Put a nearer row in the place of the farthest one, which is at the top of the heap (k,)."""
+    place, size = 0, len(ids)
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and _ranks_ahead(sq_dists[child], ids[child], sq_dists[other], ids[other]):
+            child = other
+        if _ranks_ahead(sq_dists[child], ids[child], sq_dist, new_id):
+            break
+        sq_dists[place], ids[place] = sq_dists[child], ids[child]
+        place = child
+    sq_dists[place], ids[place] = sq_dist, new_id
+
+
+def _group_minima(product: NDArray[Any], bias: Float32Array, num_groups: int) -> Float32Array:
+    """Return the least lower bound, bias (n,) - product (p, n), of each group of rows: (p, num_groups).
+
+    A group has every so many-th row: adjacent rows of an archive often show one vehicle.
+    """
+    n = len(bias)
+    lower, minima = np.empty(n, np.float32), np.empty((len(product), num_groups), np.float32)
+    for p in range(len(product)):
+        for j in range(n):
+            lower[j] = _bounds(product, p, j, bias, bias)[0]
+        for group in range(num_groups):
+            minima[p, group] = lower[group]
+        for start in range(num_groups, n, num_groups):
+            for group in range(min(num_groups, n - start)):
+                minima[p, group] = min(minima[p, group], lower[start + group])
+    return minima
+
+
+def _keep_nearest(
+    product: NDArray[Any],
+    bias: Float32Array,
+    minima: Float32Array,
+    floor: Float32Array,
+    limit: Float32Array,
+    probes: Float32Array,
+    rows: Float32Array,
+    ids: Int64Array,
+    sq_dist: Float64Array,
+    nearest_ids: Int64Array,
+) -> None:
+    """Measure the rows whose lower bounds are in (floor, limit], both (p,), and keep the k nearest.
+
+    minima: of `_group_minima`. probes: (p, d). rows, ids: (n, d), (n,). The k nearest of each probe are heaps
+    (p, k) with the farthest first. Rows are measured in their order, because each may be near to many probes.
+    """
+    n, num_groups = len(rows), minima.shape[1]
+    # Pages that no candidate reaches take no memory.
+    found_probe, found_row = np.empty(len(probes) * n + 1, np.int32), np.empty(len(probes) * n + 1, np.int32)
+    start, num_found = np.zeros(n + 2, np.int64), 0
+    open_groups = np.empty(num_groups, np.int32)
+    for p in range(len(probes)):
+        num_open = 0
+        for group in range(num_groups):  # branch-free, as open groups are at random
+            open_groups[num_open] = group
+            num_open += minima[p, group] <= limit[p]
+        for i in range(num_open):
+            for j in range(open_groups[i], n, num_groups):
+                lower = _bounds(product, p, j, bias, bias)[0]
+                found_probe[num_found], found_row[num_found] = p, j
+                num_found += (lower > floor[p]) & (lower <= limit[p])
+    for i in range(num_found):
+        start[found_row[i] + 2] += 1
+    for j in range(n):
+        start[j + 2] += start[j + 1]
+    probe = np.empty(num_found, np.int32)
+    for i in range(num_found):
+        place = found_row[i] + 1
+        probe[start[place]] = found_probe[i]
+        start[place] += 1
+    for j in range(n):
+        for i in range(start[j], start[j + 1]):
+            p = probe[i]
+            distance = _sq_distance(probes[p], rows[j])
+            if _ranks_ahead(distance, ids[j], sq_dist[p, 0], nearest_ids[p, 0]):
+                _replace_farthest(sq_dist[p], nearest_ids[p], distance, ids[j])
+
+
+_GROUP_ARGS = (_VECTOR, types.int64)
+_KEEP_ARGS = (
+    *(_VECTOR, _MATRIX, _VECTOR, _VECTOR, _MATRIX, _MATRIX, _INDEX),
+    *(types.float64[:, ::1], types.int64[:, ::1]),
+)
+group_minima = _for_either_type(_group_minima, *_GROUP_ARGS)
+keep_nearest = _for_either_type(_keep_nearest, *_KEEP_ARGS)
 
 
 def _count_ahead(
     product: NDArray[Any],
-    half_sq_norms: Float32Array,
-    gallery_columns: GalleryColumns,
+    bias: Float32Array,
+    slack: Float32Array,
+    columns: Int64Array,
+    column_start: Int64Array,
     targets: Targets,
-    bounds: Bounds,
     probes: Float32Array,
     gallery: Float32Array,
     gallery_rows: Int64Array,
     num_ahead: Int64Array,
 ) -> int:
-    """Add to `num_ahead` (v, t) how many gallery entries rank ahead of each target.
+    """Add to `num_ahead` (m,) how many gallery entries rank ahead of each target.
 
-    product: (p, n) of probes (p, d) and gallery (n, d). half_sq_norms: (n,) |y|²/2. gallery_rows: (n,) rows
-    in the feature table. Returns how many entries were ambiguous by their score: these were decided by their
-    exact squared distance.
+    bias, slack: (n,) of `_bounds`. columns (c,): those in each repeat's gallery, from column_start
+    (repeats + 1,). gallery_rows: (n,) rows in the feature table. Returns how many entries were ambiguous by
+    their score: these were decided by their exact squared distance, from probes (p, d) and gallery (n, d).
     """
-    max_targets, n = targets.sq_dist.shape[1], len(gallery_rows)
-    low_buffer, high_buffer = np.empty(max_targets, np.float32), np.empty(max_targets, np.float32)
-    score_buffer, sq_dist = np.empty(n, np.float32), np.empty(n)
-    ambiguous_buffer, index_buffer = np.empty(n, np.int32), np.empty(n, np.int32)
-    total_ambiguous = 0
-    for trial in range(len(num_ahead)):
-        probe_row, repeat = targets.probe_row[trial], targets.repeat[trial]
-        columns = gallery_columns.columns[gallery_columns.start[repeat] : gallery_columns.start[repeat + 1]]
-        n_columns, n_targets = len(columns), targets.num_targets[trial]
-        scores, ambiguous = score_buffer[:n_columns], ambiguous_buffer[:n_columns]
-        index = index_buffer[:n_columns]
-        low, high = low_buffer[:n_targets], high_buffer[:n_targets]
-        counts = num_ahead[trial, :n_targets]
-        _score_interval(targets, trial, bounds, low_buffer, high_buffer)
-        _score(product[probe_row], columns, half_sq_norms, scores)
-        if n_targets <= _LINEAR_SEARCH_MAX:
-            _count_linear(scores, low, high, counts, ambiguous)
+    n, total = len(gallery_rows), 0
+    lower_buffer, upper_buffer = np.empty(n, np.float32), np.empty(n, np.float32)
+    ambiguous_buffer, index, sq_dist = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
+    for trial in range(len(targets.probe)):
+        first, last = targets.start[trial], targets.start[trial + 1]
+        if first == last:
+            continue
+        low, high, counts = targets.low[first:last], targets.high[first:last], num_ahead[first:last]
+        probe, repeat = targets.probe[trial], targets.repeat[trial]
+        used = columns[column_start[repeat] : column_start[repeat + 1]]
+        size = len(used)
+        lower, upper, ambiguous = lower_buffer[:size], upper_buffer[:size], ambiguous_buffer[:size]
+        if size == n:
+            for j in range(n):
+                lower[j], upper[j] = _bounds(product, probe, j, bias, slack)
         else:
-            _count_binary_search(scores, low, high, counts, ambiguous, index)
-        n_ambiguous = _nonzero(ambiguous, index)
+            for i in range(size):
+                lower[i], upper[i] = _bounds(product, probe, used[i], bias, slack)
+        if len(low) <= _LINEAR_SEARCH_MAX:
+            _count_linear(lower, upper, low, high, counts, ambiguous)
+        else:
+            _count_binary_search(lower, upper, low, high, counts, ambiguous)
+        num_ambiguous = 0
+        for i in range(size):  # branch-free, as marks are at random
+            index[num_ambiguous] = i
+            num_ambiguous += ambiguous[i] > 0
         # Compute all distances before comparing: a branch per distance stalls the following loads.
-        for i in range(n_ambiguous):
-            sq_dist[i] = _sq_distance(probes[probe_row], gallery[columns[index[i]]])
-        for i in range(n_ambiguous):
-            row = gallery_rows[columns[index[i]]]
-            _resolve_one(scores[index[i]], sq_dist[i], row, targets, trial, low, high, counts)
-        total_ambiguous += n_ambiguous
-    return total_ambiguous
-
-
-count_ahead = njit_cached(_MATRIX, *_COUNT_ARGS)(_count_ahead)
-count_ahead_bf16 = njit_cached(_BF16_MATRIX, *_COUNT_ARGS)(_count_ahead)
-
-
-@njit_cached(_INDEX, _VECTOR, _VECTOR_64, _INDEX, _TARGETS, _MATRIX, _MATRIX, types.int64[:, ::1])
-def resolve_ambiguous(
-    trial: Int64Array,
-    score: Float32Array,
-    sq_dist: Float64Array,
-    row: Int64Array,
-    targets: Targets,
-    low: Float32Array,
-    high: Float32Array,
-    num_ahead: Int64Array,
-) -> None:
-    """Add ambiguous pairs (m,) of a trial and a gallery row to `num_ahead` by their exact distances."""
-    for pair in range(len(trial)):
-        t = trial[pair]
-        used = slice(0, targets.num_targets[t])
-        _resolve_one(
-            score[pair],
-            sq_dist[pair],
-            row[pair],
-            targets,
-            t,
-            low[t, used],
-            high[t, used],
-            num_ahead[t, used],
-        )
-
-
-@njit_inline(allow_reordering=True)
-def _sq_distance(x: Float32Array, y: Float32Array) -> float:
-    total = 0.0
-    for i in range(len(x)):
-        difference = np.float64(x[i]) - np.float64(y[i])
-        total += difference * difference
+        for i in range(num_ambiguous):
+            sq_dist[i] = _sq_distance(probes[probe], gallery[used[index[i]]])
+        for i in range(num_ambiguous):
+            j = index[i]
+            for t in range(len(low)):
+                if lower[j] <= high[t] and not upper[j] < low[t]:
+                    counts[t] += _ranks_ahead(
+                        sq_dist[i], gallery_rows[used[j]], targets.sq_dist[first + t], targets.row[first + t]
+                    )
+        total += num_ambiguous
     return total
 
 
-@njit_inline()
-def _score_interval(
-    targets: Targets, trial: int, bounds: Bounds, low: Float32Array, high: Float32Array
-) -> None:
-    """Write the intervals of one trial, rounded outward to float32 and widened until they ascend."""
-    probe_row, n_targets = targets.probe_row[trial], targets.num_targets[trial]
-    abs_error = bounds.abs_error[probe_row]
-    for t in range(n_targets):
-        score = (targets.sq_dist[trial, t] * bounds.scale - bounds.sq_norms[probe_row]) / 2
-        product = max(abs(bounds.max_half_sq_norm - score), abs(bounds.min_half_sq_norm - score))
-        error = 1.01 * (abs_error + bounds.rel_error * (product + abs_error)) + 2.0**-23 * abs(score) + 1e-37
-        low[t] = score - error * (1 + 2.0**-22)
-        high[t] = score + error * (1 + 2.0**-22)
-    for t in range(1, n_targets):
-        high[t] = max(high[t], high[t - 1])
-        low[n_targets - 1 - t] = min(low[n_targets - 1 - t], low[n_targets - t])
-
-
-@njit_inline()
-def _score(
-    product: NDArray[Any], columns: Int64Array, half_sq_norms: Float32Array, scores: Float32Array
-) -> None:
-    """Write |y|²/2 - x·y of one probe for the given columns."""
-    bits = scores.view(np.uint32)
-    is_bf16 = product.itemsize == 2  # bfloat16 is the upper half of a float32
-    if len(columns) == len(product):
-        for j in range(len(columns)):
-            if is_bf16:
-                bits[j] = np.uint32(product[j]) << np.uint32(16)
-            else:
-                scores[j] = product[j]
-        for j in range(len(columns)):
-            scores[j] = half_sq_norms[j] - scores[j]
-    else:
-        for j in range(len(columns)):
-            if is_bf16:
-                bits[j] = np.uint32(product[columns[j]]) << np.uint32(16)
-            else:
-                scores[j] = product[columns[j]]
-        for j in range(len(columns)):
-            scores[j] = half_sq_norms[columns[j]] - scores[j]
+_COUNT_ARGS = (_VECTOR, _VECTOR, _INDEX, _INDEX, _TARGETS, _MATRIX, _MATRIX, _INDEX, types.int64[::1])
+count_ahead = _for_either_type(_count_ahead, *_COUNT_ARGS)
 
 
 @njit_inline()
 def _count_linear(
-    scores: Float32Array, low: Float32Array, high: Float32Array, counts: Int64Array, ambiguous: Int32Array
+    lower: Float32Array,
+    upper: Float32Array,
+    low: Float32Array,
+    high: Float32Array,
+    counts: Int64Array,
+    ambiguous: NDArray[np.int32],
 ) -> None:
-    """Add the number of scores below each `low`; mark the scores that are in any interval."""
+    """Add the number of entries nearer than each target for certain; mark those nearer than any perhaps."""
     ambiguous[:] = 0
     for t in range(len(low)):
         num_below = np.int32(0)
-        for j in range(len(scores)):
-            below = np.int32(scores[j] < low[t])
+        for j in range(len(lower)):
+            below = np.int32(upper[j] < low[t])
             num_below += below
-            ambiguous[j] += np.int32(scores[j] <= high[t]) - below
+            ambiguous[j] += np.int32(lower[j] <= high[t]) - below
         counts[t] += num_below
 
 
 @njit_inline()
 def _count_binary_search(
-    scores: Float32Array,
+    lower: Float32Array,
+    upper: Float32Array,
     low: Float32Array,
     high: Float32Array,
     counts: Int64Array,
-    ambiguous: Int32Array,
-    num_reached: Int32Array,
+    ambiguous: NDArray[np.int32],
 ) -> None:
-    """Do the same by the number of `low` that each score reaches: one binary search for all scores."""
+    """Do the same by the number of `low` that each score reaches, without a branch per entry."""
     size = 1
     while size <= len(low):
         size *= 2
-    low_padded, high_padded = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
-    low_padded[: len(low)], high_padded[: len(low)] = low, high
-    num_reached[:] = 0
+    low_padded = np.full(size, np.inf, np.float32)
+    low_padded[: len(low)] = low
+    reached = ambiguous
+    reached[:] = 0
     step = size // 2
     while step:
-        for j in range(len(scores)):
-            is_reached = low_padded[num_reached[j] + step - 1] <= scores[j]
-            num_reached[j] += step * np.int32(is_reached)
+        for j in range(len(lower)):
+            reached[j] += step * np.int32(not upper[j] < low_padded[reached[j] + step - 1])
         step //= 2
-    histogram = np.zeros(size, np.int64)
-    for j in range(len(scores)):
-        histogram[num_reached[j]] += 1
-        last = max(num_reached[j], 1) - 1
-        ambiguous[j] = (num_reached[j] > 0) & (scores[j] <= high_padded[last])
+    histogram = np.zeros(size + 1, np.int64)
+    for j in range(len(lower)):
+        count = min(reached[j], len(low))
+        histogram[count] += 1
+        ambiguous[j] = count > 0 and lower[j] <= high[count - 1]
     num_below = 0
     for t in range(len(low)):
         num_below += histogram[t]
         counts[t] += num_below
-
-
-@njit_inline()
-def _nonzero(ambiguous: Int32Array, index: Int32Array) -> int:
-    """Write the indices of nonzero marks and return their number; branch-free, as marks are at random."""
-    count = 0
-    for j in range(len(ambiguous)):
-        index[count] = j
-        count += ambiguous[j] > 0
-    return count
-
-
-@njit_inline()
-def _resolve_one(
-    score: float,
-    sq_dist: float,
-    row: int,
-    targets: Targets,
-    trial: int,
-    low: Float32Array,
-    high: Float32Array,
-    counts: Int64Array,
-) -> None:
-    """Count one entry ahead of the targets whose interval holds its score, by its exact distance."""
-    for t in range(len(counts)):
-        if low[t] <= score <= high[t]:
-            counts[t] += _ranks_ahead(sq_dist, row, targets.sq_dist[trial, t], targets.target_row[trial, t])

@@ -36,6 +36,7 @@ class Benchmark:
 BENCHMARKS = {
     "bench_cmc": Benchmark("bench_cmc", ("--plain", "--repeats", "10")),
     "bench_exact": Benchmark("bench_exact"),
+    "bench_exact_avx2": Benchmark("bench_exact", ("--avx2",)),
     "bench_embed": Benchmark("bench_embed"),
     "bench_manifest": Benchmark("bench_manifest"),
     "bench_memory": Benchmark("bench_memory"),

@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from index.evaluation.cmc import LabeledFeatures, Split, chance_curve, cmc, cmc_of_splits
-from index.exact import rank_counting
-from index.exact.tiles import ProbeBlock, ScoreTile
+from index.exact import products, rank_counting
 from infra.errors import BadInput, BadLabels, UnmatchedProbe
 
 
-@pytest.fixture(scope="module", autouse=True, params=["float32", "bfloat16"])
-def product(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(
+    scope="module", autouse=True, params=[products.TORCH, products.BF16], ids=lambda product: product.name
+)
+def product(request: pytest.FixtureRequest) -> Iterator[products.Product]:
     """Every test holds for either product, also on processors that would not choose bfloat16."""
+
+    def fastest(*, use_bf16: bool = True) -> products.Product:
+        return request.param if use_bf16 else products.TORCH
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: request.param == "bfloat16")
+        patch.setattr(products, "fastest_product", fastest)
+        patch.setattr(products, "_MIN_MACS_TO_RACE", 0)
         yield request.param
 
 
@@ -199,7 +205,7 @@ def test_equals_the_reference_with_a_memory_map_as_gallery(tmp_path: object) -> 
 def test_threads_share_the_blocks_and_leave_torch_as_it_was(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_counting, "_MIN_MACS_FOR_THREADS", 0)
+    monkeypatch.setattr(products, "_MIN_MACS_FOR_THREADS", 0)
     rng = np.random.default_rng(12)
     features = rng.integers(0, 3, (150, 4)).astype(np.float32)
     before = torch.get_num_threads()
@@ -215,23 +221,24 @@ def test_threads_share_the_blocks_and_leave_torch_as_it_was(
         torch.set_num_threads(before)
 
 
-def test_features_with_many_ambiguous_scores_continue_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: True)
-    count_tile = rank_counting.count_tile
-    is_bf16: list[bool] = []
+def test_features_with_many_ambiguous_scores_continue_in_float32(
+    product: products.Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    count = rank_counting.count_ahead
 
-    def record(tile: ScoreTile, probe_block: ProbeBlock, in_gallery: NDArray[np.bool_]) -> int:
-        is_bf16.append(tile.is_bf16)
-        return count_tile(tile, probe_block, in_gallery)
+    def record(scores: NDArray[np.generic], *args: object) -> int:
+        names.append(scores.dtype.name)
+        return count(scores, *args)
 
-    monkeypatch.setattr(rank_counting, "count_tile", record)
+    monkeypatch.setattr(rank_counting, "count_ahead", record)
     rng = np.random.default_rng(11)
     features = (5 + rng.standard_normal((2000, 8)) * [1, *[1e-3] * 7]).astype(np.float32)
     vehicles = rng.integers(0, 60, 2000)
     assert_equal(
         LabeledFeatures(features[:60], np.arange(60)), LabeledFeatures(features, vehicles), block_size=256
     )
-    assert is_bf16[0] and not is_bf16[-1]
+    assert names[0] == ("uint16" if product is products.BF16 else "float32") and names[-1] == "float32"
 
 
 def test_chance_equals_the_mean_of_random_orders() -> None:

@@ -1,67 +1,96 @@
-"""Scores by each product are within the stated error bounds, and the bounds are not idle."""
+"""Scores by each screen are within the stated bounds, and the bounds are not idle."""
 
 import numpy as np
 import pytest
 import torch
 
-from index.exact.bf16 import BF16_UNIT_ROUNDOFF, BF16Rows, bf16_error_bound, should_use_bf16
-from index.exact.products import Kernel, Normalization, NormalizedRows, OneDnnKernel, error_bound
+from index.exact.numba_kernels import BF16_UNIT_ROUNDOFF
+from index.exact.products import (
+    BF16,
+    NUMPY,
+    ONEDNN,
+    TORCH,
+    DifferenceScreen,
+    Normalization,
+    Product,
+    ProductScreen,
+    Screen,
+    choose_screen,
+    fastest_product,
+)
+
+PRODUCTS = [TORCH, ONEDNN, NUMPY, BF16]
 
 
-@pytest.mark.parametrize("kernel", [Kernel(), OneDnnKernel()], ids=lambda kernel: kernel.name)
-def test_float32_scores_are_within_the_bound(kernel: Kernel) -> None:
+def score_bounds(screen: Screen, probes: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    product = screen.product(slice(0, probes))
+    rounding = np.zeros((probes, rows))
+    if product.dtype == np.uint16:
+        product = torch.from_numpy(product).view(torch.bfloat16).float().numpy()
+        rounding = 1.01 * BF16_UNIT_ROUNDOFF * np.abs(product)
+    return screen.bias - product - rounding, screen.bias + getattr(screen, "slack", 0) - product + rounding
+
+
+def make_features(kind: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(9)
-    x, y = (rng.random((rows, 1024), dtype=np.float32) for rows in (40, 70))
-    normalization = Normalization.fit(x, y)
-    probes, gallery = normalization.apply(x), normalization.apply(y)
-    true = gallery.sq_norms / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
-    product = kernel.product(kernel.probes(probes), kernel.gallery(gallery)).numpy()
-    scores = (gallery.sq_norms / 2).astype(np.float32) - product
-    assert (np.abs(scores - true) <= error_bound(probes.sq_norms, gallery.sq_norms, 1024)[:, None]).all()
+    x, y = (rng.standard_normal((rows, 512)).astype(np.float32) for rows in (40, 70))
+    if kind == "after ReLU":
+        x, y = np.maximum(x, 0), np.maximum(y, 0)
+    if kind == "one-sided":  # each value loses almost half a unit, and all of them in one direction
+        x, y = (
+            (1 + rng.integers(0, 16, each.shape) * 2.0**-7 + 0.98 * 2.0**-8).astype(np.float32)
+            for each in (x, y)
+        )
+    if kind == "far off":
+        x, y = x + 1000, y + 1000
+    return x, y
 
 
-@pytest.mark.parametrize("kind", ["random", "one-sided"])
-def test_bf16_scores_are_within_the_bound(kind: str) -> None:
-    rng = np.random.default_rng(10)
-
-    def rows(count: int) -> NormalizedRows:
-        values = rng.standard_normal((count, 512)).astype(np.float32)
-        if kind == "one-sided":  # each value loses almost half a unit, and all of them in one direction
-            values = (1 + rng.integers(0, 16, values.shape) * 2.0**-7 + 0.98 * 2.0**-8).astype(np.float32)
-        return NormalizedRows(torch.from_numpy(values), np.square(values.astype(np.float64)).sum(1))
-
-    probes, gallery = rows(30), rows(50)
-    true = gallery.sq_norms / 2 - probes.values.double().numpy() @ gallery.values.double().numpy().T
-    rounded = BF16Rows.of(probes), BF16Rows.of(gallery)
-    product = torch.mm(rounded[0].values, rounded[1].values.T).double().numpy()
-    bound = bf16_error_bound(*rounded, 512)[:, None]
-    width = bound + BF16_UNIT_ROUNDOFF * (np.abs(gallery.sq_norms / 2 - true) + bound)
-    error = np.abs(gallery.sq_norms / 2 - product - true)
-    assert (error <= width).all()
-    assert kind == "random" or error.max() > 0.4 * width.max()
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda product: product.name)
+@pytest.mark.parametrize("kind", ["random", "after ReLU", "one-sided", "far off"])
+def test_the_interval_of_a_distance_meets_that_of_its_score(product: Product, kind: str) -> None:
+    x, y = make_features(kind)
+    screen = ProductScreen(x, y, product)
+    screen.load(y)
+    lower, upper = score_bounds(screen, len(x), len(y))
+    sq_dist = np.square(x[:, None].astype(np.float64) - y).sum(-1)
+    probe = np.repeat(np.arange(len(x)), len(y))
+    low, high = (each.reshape(sq_dist.shape) for each in screen.interval(sq_dist.ravel(), probe))
+    assert (lower <= high).all() and (low <= upper).all()
+    usual = np.median(sq_dist) * float(screen._normalization.scale) ** 2
+    assert np.median(high - low + screen.slack) < (0.05 if product is BF16 else 0.001) * usual
 
 
-def test_values_that_bf16_represents_have_no_residual() -> None:
-    values = torch.tensor([[1.0, -2.5, 0.0], [2.0**-20, 3.0, 96.0]])
-    rounded = BF16Rows.of(NormalizedRows(values, np.square(values.double().numpy()).sum(1)))
-    assert rounded.residual_norms.tolist() == [0.0, 0.0]
-    assert rounded.norms == pytest.approx(np.sqrt(rounded.sq_norms))
+def test_differences_are_within_their_interval() -> None:
+    x, y = make_features("far off")
+    screen = DifferenceScreen(x)
+    screen.load(y)
+    score, _ = score_bounds(screen, len(x), len(y))
+    sq_dist = np.square(x[:, None].astype(np.float64) - y).sum(-1)
+    low, high = (
+        each.reshape(sq_dist.shape)
+        for each in screen.interval(sq_dist.ravel(), np.repeat(np.arange(len(x)), len(y)))
+    )
+    assert (low <= score).all() and (score <= high).all()
+    assert (high - low < 1e-3 * sq_dist).all()
 
 
-def test_zeros_behind_a_relu_have_no_residual_after_normalization() -> None:
-    rng = np.random.default_rng(4)
-    features = np.maximum(rng.standard_normal((300, 64)) - 0.3, 0).astype(np.float32)
-    features[0] = 0
-    residual_norms = BF16Rows.of(Normalization.fit(features).apply(features)).residual_norms
-    assert residual_norms[0] == 0 < residual_norms[1:].min()
-
-
-def test_an_origin_far_from_zero_is_the_mean_of_the_rows() -> None:
+def test_an_origin_far_from_zero_is_the_median_of_the_rows() -> None:
     rng = np.random.default_rng(5)
     features = (5.01 + 1e-4 * rng.standard_normal((300, 8))).astype(np.float32)
-    assert Normalization.fit(features).origin == pytest.approx(features.mean(0, dtype=np.float64), abs=1e-6)
+    features[7] = 1e6
+    assert Normalization.fit(features).origin == pytest.approx(np.full(8, 5.01), abs=1e-4)
 
 
-def test_a_small_product_is_not_benchmarked() -> None:
-    assert not should_use_bf16("cpu", macs=1e6)
-    assert not should_use_bf16("meta", macs=1e15)
+def test_features_of_usual_size_are_multiplied_as_they_are() -> None:
+    x, y = make_features("after ReLU")
+    assert Normalization.fit(x, y, min_gain=16).is_identity
+    assert not Normalization.fit(x, y).is_identity
+
+
+def test_few_probes_are_compared_by_differences_and_many_by_the_fastest_product() -> None:
+    rows = np.zeros((8192, 256), np.float32)
+    assert choose_screen(rows[:1], rows).name == "differences"
+    assert choose_screen(rows[:30], rows).name == "torch.mm"  # too small a product for the race
+    assert choose_screen(rows[:512], rows).name == fastest_product().name
+    assert fastest_product(use_bf16=False).name in {"torch.mm", "oneDNN", "numpy"}

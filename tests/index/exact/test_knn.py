@@ -8,24 +8,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.exact import knn
+from index.exact import knn, products
 from index.exact.knn import NO_ID, nearest
-from index.exact.prefilter import Float32Filter, Int8Filter, LowerBoundFilter
+from index.exact.numba_kernels import pair_sq_distances
+from index.exact.products import DifferenceScreen, ProductScreen, Screen
 from infra.errors import BadInput, BadSetting
 
+SCREENS = ["differences", products.TORCH, products.ONEDNN, products.NUMPY, products.BF16]
 
-@pytest.fixture(params=["float32", "int8"], autouse=True)
-def lower_bound_filter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test by either filter, whatever the number of probes and the speed of the machine."""
 
-    def choose(
-        probes: NDArray[np.float32], first_block: NDArray[np.float32], *, max_rows: int, device: str
-    ) -> LowerBoundFilter:
-        if request.param == "int8" and probes.shape[1] > 1:  # torch 2.13 multiplies wrongly in one dimension
-            return Int8Filter(probes, first_block, max_rows)
-        return Float32Filter(probes, first_block, max_rows, device)
+@pytest.fixture(params=SCREENS, autouse=True, ids=lambda each: getattr(each, "name", each))
+def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test by each screen, whatever the number of probes and the speed of the machine."""
 
-    monkeypatch.setattr(knn, "choose_filter", choose)
+    def choose(probes: NDArray[np.float32], sample: NDArray[np.float32], *, device: str) -> Screen:
+        if request.param == "differences":
+            return DifferenceScreen(probes)
+        return ProductScreen(probes, sample, request.param)
+
+    monkeypatch.setattr(knn, "choose_screen", choose)
 
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -34,7 +35,11 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 def reference(
     probes: NDArray[np.float32], ids: NDArray[np.int64], vectors: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
-    sq_dist = np.square(probes.astype(np.float64)[:, None] - vectors[None]).sum(-1)
+    num = len(probes), len(vectors)
+    left, right = (index.ravel() for index in np.indices(num))
+    sq_dist = pair_sq_distances(probes, np.ascontiguousarray(vectors), left, right).reshape(num)
+    direct = np.square(probes.astype(np.float64)[:, None] - vectors[None]).sum(-1)
+    assert np.allclose(sq_dist, direct, rtol=1e-12)
     nearest_ids = np.full((len(probes), k), NO_ID)
     for row in range(len(probes)):
         order = np.lexsort((ids, sq_dist[row]))[:k]
@@ -68,6 +73,49 @@ def test_equals_the_reference_on_small_integers_full_of_ties(
     ids = rng.permutation(rows * 3)[:rows]
     nearest_ids, _ = nearest(probes, cut(ids, vectors, size), k)
     assert nearest_ids.tolist() == reference(probes, ids, vectors, k).tolist()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 200),
+    dimension=st.integers(1, 70),
+    exponent=st.integers(-140, 120),
+    spread=st.sampled_from([1.0, 1e-4, 1e-7]),
+    offset=st.sampled_from([0.0, 1.0, -30.0]),
+    outlier=st.sampled_from([1.0, 1e6, 1e30]),
+    k=st.integers(1, 250),
+    num_excluded=st.integers(0, 3),
+    size=st.integers(1, 200),
+)
+def test_equals_the_reference_for_features_of_any_size(
+    seed: int,
+    rows: int,
+    dimension: int,
+    exponent: int,
+    spread: float,
+    offset: float,
+    outlier: float,
+    k: int,
+    num_excluded: int,
+    size: int,
+) -> None:
+    """Near-duplicates, repeated rows, outliers, norms from the smallest to the largest, and excluded ids."""
+    rng = np.random.default_rng(seed)
+    base = offset + spread * rng.standard_normal((rows, dimension))
+    base[rng.integers(0, rows, rows // 3)] = base[rng.integers(0, rows, rows // 3)]
+    base[rng.integers(0, rows)] *= outlier
+    largest = float(np.finfo(np.float32).max)
+    vectors = np.clip(base * 2.0**exponent, -largest, largest).astype(np.float32)
+    probes = vectors[rng.integers(0, rows, 5)] * rng.choice([1, 1 - 1e-6, 0.5], (5, 1)).astype(np.float32)
+    ids = rng.permutation(rows * 3)[:rows]
+    excluded = ids[rng.integers(0, rows, (5, num_excluded))]
+    nearest_ids, _ = nearest(probes, cut(ids, vectors, size), k, exclude_ids=excluded)
+    expected = np.full((5, k), NO_ID)
+    for row, ranked in enumerate(reference(probes, ids, vectors, rows)):
+        kept = ranked[~np.isin(ranked, excluded[row])][:k]
+        expected[row, : len(kept)] = kept
+    assert nearest_ids.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("k", [1, 10, 300])

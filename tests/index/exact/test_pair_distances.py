@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from index.exact.numba_kernels import pair_sq_distances
-from index.exact.products import pairwise_sq_distances
 
 
 def test_pairs_are_measured_by_differences() -> None:
@@ -33,15 +32,3 @@ def test_read_only_rows_are_accepted_and_strided_rows_are_refused() -> None:
     assert pair_sq_distances(rows, rows, index, index).tolist() == [0] * 4
     with pytest.raises(TypeError):
         pair_sq_distances(rows[:, ::2], rows[:, ::2], index, index)
-
-
-def test_a_matrix_of_distances_keeps_the_type_of_its_norms_and_is_never_negative() -> None:
-    rng = np.random.default_rng(2)
-    x, y = (rng.standard_normal((n, 64)).astype(np.float32) for n in (20, 30))
-    true = np.square(x[:, None].astype(np.float64) - y).sum(-1)
-    in_float32 = pairwise_sq_distances(x, y)
-    assert in_float32.dtype == np.float32
-    assert in_float32 == pytest.approx(true, rel=1e-4)
-    norms = (np.square(rows.astype(np.float64)).sum(1) for rows in (x, y))
-    assert pairwise_sq_distances(x, y, *norms).dtype == np.float64
-    assert (pairwise_sq_distances(x + 1000, x + 1000) >= 0).all()

@@ -45,22 +45,20 @@ def test_each_repeat_equals_a_count_of_its_own(
         assert result.means == expected.means
 
 
-def test_ten_draws_of_probes_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    count = rank_counting.count_negatives_ahead
+def test_a_probe_of_many_draws_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes: list[int] = []
+    choose = rank_counting.choose_screen
 
-    def record(table, in_gallery, *args, **kwargs):  # type: ignore[no-untyped-def]
-        calls.append(len(in_gallery))
-        return count(table, in_gallery, *args, **kwargs)
+    def record(features, *args, **kwargs):  # type: ignore[no-untyped-def]
+        probes.append(len(features))
+        return choose(features, *args, **kwargs)
 
-    monkeypatch.setattr(rank_counting, "count_negatives_ahead", record)
+    monkeypatch.setattr(rank_counting, "choose_screen", record)
     rng = np.random.default_rng(1)
     images = LabeledFeatures(rng.standard_normal((80, 8)).astype(np.float32), np.arange(80) // 8)
-    probes = [rng.integers(0, 8, 10) + np.arange(0, 80, 8) for _ in range(10)]
-    cmc_of_splits(images, [Split(p, np.setdiff1d(np.arange(80), p)) for p in probes])
-    assert calls == [11]  # the images outside of each repeat's gallery, and all images once
-    cmc_of_splits(images, [Split(np.setdiff1d(np.arange(80), p), p) for p in probes])
-    assert calls == [11, 10]  # small galleries: nothing to share
+    draws = [rng.integers(0, 8, 10) + np.arange(0, 80, 8) for _ in range(30)]
+    cmc_of_splits(images, [Split(draw, np.setdiff1d(np.arange(80), draw)) for draw in draws])
+    assert probes == [len(np.unique(draws))]
 
 
 def _alone(images: LabeledFeatures, split: Split, junk: bool, block_size: int):  # type: ignore[no-untyped-def]

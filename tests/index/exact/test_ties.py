@@ -6,23 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from index.evaluation.cmc import LabeledFeatures, Split, cmc, cmc_of_splits
-from index.exact import rank_counting
-from index.exact.numba_kernels import (
-    Bounds,
-    GalleryColumns,
-    Targets,
-    count_ahead,
-    count_ahead_bf16,
-    pair_sq_distances,
-    rank_order,
-    ranks_ahead,
-)
+from index.exact import products
+from index.exact.numba_kernels import Targets, count_ahead, pair_sq_distances, rank_order, ranks_ahead
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture(params=[products.TORCH, products.BF16], ids=lambda product: product.name)
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Either product, also on processors that would not choose bfloat16."""
-    monkeypatch.setattr(rank_counting, "should_use_bf16", lambda *_, **__: request.param == "bfloat16")
+    monkeypatch.setattr(products, "fastest_product", lambda **_: request.param)
+    monkeypatch.setattr(products, "_MIN_MACS_TO_RACE", 0)
 
 
 def test_a_nearer_entry_ranks_ahead_and_an_equal_one_by_row() -> None:
@@ -45,37 +37,26 @@ def test_a_target_at_its_own_distance_is_a_tie_to_the_last_bit(dimension: int, b
     rng = np.random.default_rng(dimension)
     probes, gallery = (rng.standard_normal((64, dimension)).astype(np.float32) for _ in range(2))
     rows, target = np.arange(64), rng.integers(0, 64, 64)
-    sq_dist = pair_sq_distances(probes, gallery, rows, target)[:, None]
+    sq_dist = pair_sq_distances(probes, gallery, rows, target)
     product = np.zeros((64, 64), np.uint16 if bf16 else np.float32)
-    all_ambiguous = Bounds(
-        sq_norms=np.zeros(64),
-        abs_error=np.full(64, 1e9),
-        rel_error=0.0,
-        scale=1.0,
-        min_half_sq_norm=0.0,
-        max_half_sq_norm=1.0,
-    )
     counts = []
     for target_row in (target, target + 1):  # an equal distance ranks ahead of the next row only
-        num_ahead = np.zeros((64, 1), np.int64)
-        (count_ahead_bf16 if bf16 else count_ahead)(
-            product,
-            np.zeros(64, np.float32),
-            GalleryColumns(rows, np.array([0, 64])),
-            Targets(
-                probe_row=rows,
-                repeat=np.zeros(64, np.int64),
-                num_targets=np.ones(64, np.int64),
-                sq_dist=sq_dist,
-                target_row=target_row[:, None].copy(),
-            ),
-            all_ambiguous,
-            probes,
-            gallery,
-            rows,
-            num_ahead,
+        num_ahead = np.zeros(64, np.int64)
+        targets = Targets(
+            probe=rows,
+            repeat=np.zeros(64, np.int64),
+            start=np.arange(65),
+            low=np.full(64, -1e9, np.float32),
+            high=np.full(64, 1e9, np.float32),
+            sq_dist=sq_dist,
+            row=target_row,
         )
-        counts.append(num_ahead[:, 0])
+        zeros, all_rows = np.zeros(64, np.float32), (rows, np.array([0, 64]))
+        num_ambiguous = count_ahead(
+            product, zeros, zeros, *all_rows, targets, probes, gallery, rows, num_ahead
+        )
+        assert num_ambiguous == 64 * 64
+        counts.append(num_ahead)
     assert (counts[1] - counts[0]).tolist() == [1] * 64
 
 
