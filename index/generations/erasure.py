@@ -11,6 +11,7 @@ server: an erasure writes tombstones and a receipt into each of them, and refuse
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from index.documents import current_user, utc_now
 from index.generations import records
 from index.generations.receipt import GenerationErasure, Receipt, beyond_reach, read_receipt, receipt_key
+from index.generations.records import GenerationRecord
 from index.generations.selection import EraseSelection, SelectedCrops, select_crops
+from index.generations.units import Members, change_of, select_members, withdraw
 from index.lock import ROWS, acquire, boot_time
 from index.milvus import collection
 from index.milvus.client import Milvus
@@ -187,8 +190,10 @@ def _plan_erasure(
     generations = list(_loaded_generations(milvus, stores))
     if expression := selection.expression():
         # Rows of runs that were deleted are in no manifest, but must be erased too.
-        for _, generation in generations:
+        for folder, generation, record in generations:
             selected.add(collection.fetch_ids(milvus, generation.name, expression))
+            if record.units:
+                selected.add(select_members(folder, record.units, selection))
     crop_ids = selected.crop_ids
     receipt = Receipt(
         erasure_id="",
@@ -201,7 +206,8 @@ def _plan_erasure(
         unknown_time=selected.unknown_time,
         runs=rows_by_run(runs, crop_ids),
         generations=tuple(
-            _count_before(milvus, folder, generation, crop_ids) for folder, generation in generations
+            _count_before(milvus, folder, generation, record, crop_ids)
+            for folder, generation, record in generations
         ),
         copies=selected.copies,
         unread=selected.contents().count(None) if selection.names_crops else 0,
@@ -214,7 +220,9 @@ def _plan_erasure(
     return receipt, selected
 
 
-def _loaded_generations(milvus: Milvus, stores: Sequence[Store]) -> Iterator[tuple[Store, Generation]]:
+def _loaded_generations(
+    milvus: Milvus, stores: Sequence[Store]
+) -> Iterator[tuple[Store, Generation, GenerationRecord]]:
     """Load and yield all generations but those of interrupted loads, which the next load drops."""
     for generation in collection.list_generations(milvus):
         for folder in stores:
@@ -222,19 +230,35 @@ def _loaded_generations(milvus: Milvus, stores: Sequence[Store]) -> Iterator[tup
             if record is not None:
                 if record.state != "loading":
                     collection.ensure_loaded(milvus, generation)
-                    yield folder, generation
+                    yield folder, generation, record
                 break
 
 
-def _count_before(milvus: Milvus, folder: Store, generation: Generation, crop_ids: Ids) -> GenerationErasure:
+def _rows_with(store: Store, record: GenerationRecord | None, crop_ids: Ids) -> Ids:
+    """Return the primary keys (m,) of the rows in which some crops (n,) have a share, if they are there."""
+    if record is None or not record.units:
+        return crop_ids
+    return np.union1d(crop_ids, Members(store, record.units).rows_of(crop_ids))
+
+
+def _count_before(
+    milvus: Milvus, folder: Store, generation: Generation, record: GenerationRecord, crop_ids: Ids
+) -> GenerationErasure:
     current = collection.live_generation(milvus, generation.alias)
+    rows = _rows_with(folder, record, crop_ids)
+    counts: dict[str, Any] = {}
+    if record.units:
+        rows = collection.present_ids(milvus, generation.name, rows)
+        change = change_of(folder, record.units, rows, crop_ids)
+        counts = {"unit": record.unit, "crops": change.crops, "withdrawn": change.withdrawn}
     return GenerationErasure(
         generation=generation.name,
         alias=generation.alias,
         live=current is not None and current.name == generation.name,
         rows_before=collection.row_count(milvus, generation),
-        matching=collection.count_of(milvus, generation.name, crop_ids),
+        matching=collection.count_of(milvus, generation.name, rows),
         folder=folder.uri,
+        **counts,
     )
 
 
@@ -245,6 +269,11 @@ def _begin(store: Store, receipt: Receipt, selected: SelectedCrops) -> None:
         store, _pending_key(receipt.erasure_id), pending, metadata={"clvr.erasure": receipt.erasure_id}
     )
     tombstones.write_tombstones(store, receipt.erasure_id, selected.crop_ids, contents)
+    for planned in receipt.generations:
+        record = records.read(store, planned.generation) if planned.unit == "track" else None
+        if record is not None and record.state != "dropped":
+            row_ids = np.setdiff1d(_rows_with(store, record, selected.crop_ids), selected.crop_ids)
+            withdraw(store, record.units, receipt.erasure_id, row_ids)
     store.create(receipt_key(receipt.erasure_id), receipt.to_json())
 
 
@@ -297,16 +326,18 @@ def _erase(
         return replace(planned, rows_after=0, left=0)
     generation = collection.get_generation(milvus, name)
     collection.ensure_loaded(milvus, generation)
-    collection.delete(milvus, name, crop_ids)
+    record = records.read(store, name)
+    # A row of a track goes with the first crop that is erased of it. The next load makes it of the others.
+    row_ids = _rows_with(store, record, crop_ids)
+    collection.delete(milvus, name, row_ids)
     with suppress(ClvrError):
         # Milvus frees the bytes when it rewrites its segments: now by this request, otherwise later.
         milvus.call("compact", name, timeout=60)
     erased = replace(
         planned,
         rows_after=collection.row_count(milvus, generation),
-        left=collection.count_of(milvus, name, crop_ids),
+        left=collection.count_of(milvus, name, row_ids),
     )
-    record = records.read(store, name)
     if record and erasure_id not in {change.get("erasure_id") for change in record.changes}:
         # Subtract the erased rows instead of counting again: rows lost otherwise must still be noticed.
         rows_after = record.rows - planned.matching
@@ -317,9 +348,13 @@ def _erase(
             "rows_before": record.rows,
             "rows_after": rows_after,
         }
+        crops = None
+        if record.crops is not None:
+            crops = record.crops - (planned.crops or 0) - planned.withdrawn
+            change |= {"crops_before": record.crops, "crops_after": crops, "withdrawn": planned.withdrawn}
         # The rows matching may be those of an interrupted increment: it counts again.
         changes = (*record.changes, change)
-        records.update(store, name, rows=rows_after, changes=changes, pending_rows=None)
+        records.update(store, name, rows=rows_after, changes=changes, pending_rows=None, crops=crops)
     return erased
 
 

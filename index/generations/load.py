@@ -12,6 +12,8 @@ from index.generations.erasure import resume_erasures
 from index.generations.load_plan import LoadPlan, plan_load
 from index.generations.resume import drop_partial, find_equal, resume_load, verify_primary_keys
 from index.generations.staging import import_source, is_in_bucket
+from index.generations.unit_build import build_units
+from index.generations.units import remove_unreferenced
 from index.lock import ROWS, Lock, acquire
 from index.milvus import collection
 from index.milvus.bulk_import import (
@@ -52,7 +54,7 @@ class LoadOptions:
     otherwise. `progress`: called with rows done and rows in all. `on_import`: called with the state of
     imports. `note`: called with the step that starts. `transform`: of the vectors; it belongs to the
     generation. `reuse`: return a generation of the same runs, transform and index, if there is one that was
-    not measured or promoted yet.
+    not measured or promoted yet. `unit`: what a row is, see `index.generations.units`.
     """
 
     index_type: str = "auto"
@@ -64,6 +66,7 @@ class LoadOptions:
     note: Callable[[str], None] = lambda text: None
     transform: FeatureTransform | None = None
     reuse: bool = False
+    unit: records.Unit = "crop"
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class LoadTimes:
     """Seconds of the steps of one load."""
 
     check: float = 0.0
+    tracks: float = 0.0
     fill: float = 0.0
     index: float = 0.0
     ready: float = 0.0
@@ -136,10 +140,15 @@ def build_generation(
         plan = plan_load(runs, latest_wins=options.latest_wins, transform=options.transform)
     if not plan.rows:
         raise BadInput(f"the runs {', '.join(plan.run_ids)} leave no row to index")
+    if options.unit == "track":
+        options.note("making the rows of tracks")
+        with _timed(times, "tracks"):
+            plan = build_units(store, plan, lock.require)
     index = index_spec(milvus.capabilities, options.index_type, plan.rows, plan.dimension)
     target = choose_target(milvus, plan, options.target, options.milvus_bucket)
     resumed = resume_load(milvus, store, plan, index, alias=alias, bucket=options.milvus_bucket)
     resume_erasures(milvus, store)
+    remove_unreferenced(store, keep=plan.units_id)
     if resumed is not None:
         # If it turns out to be incomplete, it is dropped and a new one is built below.
         with suppress(CountMismatch, IndexRefused):
@@ -178,6 +187,9 @@ def build_generation(
             state="loading",
             updated=utc_now(),
             transform=plan.transform_id,
+            unit=options.unit,
+            units=plan.units_id,
+            crops=plan.crops,
         ),
     )
     context = _LoadContext(milvus, generation, plan, options, lock, times)

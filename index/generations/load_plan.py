@@ -65,7 +65,8 @@ class LoadPlan:
     `superseded`, `vanished` and `erased` count the rows that are left out because a later run has the crop
     again, lists it as vanished, or because it was erased; a row counts once, for the last of these.
     transform: of the vectors that the plan yields; shards hold the network's features. schema_version: that
-    of its shards, which follows from the model.
+    of its shards, which follows from the model. units_id, crops: of a plan whose rows are tracks (see
+    `index.generations.units`), the name of their folder and the number of crops on them; else "" and None.
     """
 
     fingerprint: str
@@ -76,6 +77,8 @@ class LoadPlan:
     erased: int = 0
     transform: FeatureTransform | None = None
     schema_version: int = 1
+    units_id: str = ""
+    crops: int | None = None
 
     @property
     def rows(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from index.documents import utc_now
 from index.generations import records
+from index.generations.units import remove_unreferenced
 from index.lock import ROWS, acquire, alias_lock
 from index.milvus import collection
 from index.milvus.client import Milvus
@@ -132,6 +133,7 @@ def retire(milvus: Milvus, store: Store, alias: str, *, keep: int = KEEP) -> Ret
         dropped = [name for name in names if name not in kept]
         for name in dropped:
             records.drop(milvus, store, name)
+        remove_unreferenced(store)
     return Retirement(
         dropped=(*finished, *dropped),
         kept=tuple(name for name in names if name in kept),

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from index.catalogue.catalogue import purge_catalogues
 from index.documents import current_user, utc_now
 from index.generations import records
@@ -16,6 +18,7 @@ from index.generations.copy import replace_by_copy
 from index.generations.erasure import begin_purge, lock_folders, resume_erasures
 from index.generations.receipt import Place, Receipt, read_receipt, receipt_key
 from index.generations.traces import erased_tokens, redact
+from index.generations.units import FOLDER, plan_units, purge_units, remove_unreferenced
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -75,6 +78,9 @@ def _finish(store: Store, name: str, places: Sequence[Place]) -> Receipt:
 def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator[Place]:
     for run in list_runs(store):
         yield _place_of(store, purge_run(run, erased))
+    for units_id, rows in purge_units(store, erased):
+        note = "rows of tracks with a share of an erased crop" if rows else ""
+        yield Place("tracks", store.uri_of(f"{FOLDER}/{units_id}"), rows, rows, note)
     if removed := purge_catalogues(store, erased):
         yield Place("catalogue", store.uri_of("catalogue"), removed, removed, "rows removed")
     for info in list(store.list()):
@@ -89,7 +95,8 @@ def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator
             place, is_compacted = _purge_generation(milvus, store, generation, record, erased)
             yield place
             compacted += [generation] if is_compacted else []
-    _keep_deleted(milvus, compacted, erased)
+    remove_unreferenced(store)
+    _keep_deleted(milvus, store, compacted, erased)
     if removed := remove_interrupted_writes(store):
         yield Place("folder", store.uri, removed, removed, "files of interrupted writes deleted")
 
@@ -118,7 +125,7 @@ def _purge_generation(
     rows = sum(max(0, change["rows_before"] - change["rows_after"]) for change in deleted)
     collection.ensure_loaded(milvus, generation)
     # Asked of the rows and not of the record: see _keep_deleted.
-    rows += _delete_erased(milvus, generation, erased)
+    rows += _delete_erased(milvus, store, generation, erased)
     if not deleted and not rows:
         note = "no row was deleted since it was built or purged"
         return Place("generation", generation.name, 0, 0, note), False
@@ -136,16 +143,25 @@ def _purge_generation(
     return Place("generation", generation.name, rows, rows, note), is_server
 
 
-def _delete_erased(milvus: Milvus, generation: Generation, erased: ErasedCrops) -> int:
-    """Delete the rows of erased crops that are in a generation; return how many there were."""
+def _delete_erased(milvus: Milvus, store: Store, generation: Generation, erased: ErasedCrops) -> int:
+    """Delete the rows of erased crops that are in a generation; return how many there were.
+
+    In a generation of tracks they are those that its stored rows do not have any more.
+    """
     crop_ids = collection.fetch_ids(milvus, generation.name)
-    crop_ids = crop_ids[erased.is_erased(crop_ids)]
+    mask = erased.is_erased(crop_ids)
+    record = records.read(store, generation.name)
+    if record is not None and record.units:
+        mask |= ~np.isin(crop_ids, plan_units(store, record.units).crop_ids())
+    crop_ids = crop_ids[mask]
     if crop_ids.size:
         collection.delete(milvus, generation.name, crop_ids)
     return int(crop_ids.size)
 
 
-def _keep_deleted(milvus: Milvus, generations: Sequence[Generation], erased: ErasedCrops) -> None:
+def _keep_deleted(
+    milvus: Milvus, store: Store, generations: Sequence[Generation], erased: ErasedCrops
+) -> None:
     """Look again for deleted rows after a compaction, and delete those that came back.
 
     Milvus 2.3.5 may lose deletions when it compacts: once in 30 purges on a loaded machine, the ten deleted
@@ -155,7 +171,7 @@ def _keep_deleted(milvus: Milvus, generations: Sequence[Generation], erased: Era
         if not generations:
             return
         time.sleep(SETTLE_SECONDS)
-        generations = [one for one in generations if _delete_erased(milvus, one, erased)]
+        generations = [one for one in generations if _delete_erased(milvus, store, one, erased)]
         for generation in generations:
             compact(milvus, generation)
     raise CountMismatch(
@@ -165,9 +181,9 @@ def _keep_deleted(milvus: Milvus, generations: Sequence[Generation], erased: Era
 
 
 def is_document(key: str) -> bool:
-    """Return whether an object is a document or a page, and not part of a run or an erasure."""
+    """Return whether an object is a document or a page, and not part of a run, a track or an erasure."""
     top = key.partition("/")[0]
-    return top not in ("runs", "catalogue", "erasures", "locks") and key.endswith((".json", ".html"))
+    return top not in ("runs", "catalogue", "erasures", "locks", FOLDER) and key.endswith((".json", ".html"))
 
 
 def _purge_document(store: Store, info: ObjectInfo, erased: ErasedCrops) -> Place | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from index.documents import JsonDocument
+from index.generations.records import Unit
 from infra.store import Store
 
 State = Literal["dry run", "nothing matches", "begun", "purging", "done"]
@@ -14,7 +15,9 @@ State = Literal["dry run", "nothing matches", "begun", "purging", "done"]
 class GenerationErasure:
     """One generation: rows before, matching rows of them, rows after, and matching rows that are `left`.
 
-    `folder` is the folder of runs that holds its record.
+    `folder` is the folder of runs that holds its record. In a generation of tracks a row leaves with the
+    first erased crop that has a share in it: `crops` counts the erased crops on the matching rows, and
+    `withdrawn` the other ones, which the next load brings back.
     """
 
     generation: str
@@ -25,6 +28,9 @@ class GenerationErasure:
     rows_after: int | None = None
     left: int | None = None
     folder: str = ""
+    unit: Unit = "crop"
+    crops: int | None = None
+    withdrawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import numpy as np
 
 from index.generations import records
 from index.generations.erasure import require_recorded
-from index.generations.load_plan import plan_load
+from index.generations.load_plan import NO_IDS, plan_load
+from index.generations.units import kept_members, plan_generation
 from index.milvus import collection
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation
@@ -28,6 +29,10 @@ class Reconciliation:
     sums over the runs of the generation. `missing` are crop_ids that should be in the generation, `foreign`
     those that should not, up to ten of each; `repeated` counts further rows of a primary key. `ledger_rows`
     is the number of rows in the record of the generation.
+
+    Of a generation of tracks, embedded - superseded - vanished - erased - withdrawn = `crops`, the crops on
+    its rows: `withdrawn` are those whose track lost its row with an erased crop. `stray` are crops on rows
+    that the runs do not have. `ledger_crops` is the number of crops in the record.
     """
 
     generation: str
@@ -49,6 +54,11 @@ class Reconciliation:
     foreign: tuple[int, ...]
     repeated: int
     pending: tuple[str, ...]
+    unit: str = "crop"
+    crops: int | None = None
+    withdrawn: int = 0
+    stray: int = 0
+    ledger_crops: int | None = None
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -69,6 +79,10 @@ class Reconciliation:
             differences.append(f"count(*) is {self.indexed:,}, the runs have {self.expected:,}")
         if self.ledger_rows not in (None, self.indexed):
             differences.append(f"count(*) is {self.indexed:,}, by its record it is {self.ledger_rows:,}")
+        if self.stray:
+            differences.append(f"{self.stray:,} crops on its rows are not in its runs")
+        if self.ledger_crops != self.crops:
+            differences.append(f"{self.crops:,} crops are on its rows, by its record {self.ledger_crops:,}")
         return tuple(differences)
 
 
@@ -82,7 +96,11 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     record = records.read(store, generation.name)
     read_transform(store, generation.fingerprint, generation.transform)  # a search could not do without it
     balance = sum(map(check_run, runs), RunBalance(0, 0, 0, 0))
-    plan = plan_load(runs, latest_wins=True, verify=False)
+    crops = plan_load(runs, latest_wins=True, verify=False)
+    plan = plan_generation(store, record, ()) if record and record.units else crops
+    of_runs, on_rows = NO_IDS, NO_IDS
+    if plan.units_id:
+        of_runs, on_rows = crops.crop_ids(), kept_members(store, plan.units_id)
     collection.ensure_loaded(milvus, generation)
     expected = plan.crop_ids()
     indexed = collection.fetch_ids(milvus, generation.name)
@@ -97,9 +115,9 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
         embedded=balance.embedded,
         quarantined=balance.quarantined,
         duplicates=balance.duplicates,
-        superseded=plan.superseded,
-        vanished=plan.vanished,
-        erased=plan.erased,
+        superseded=crops.superseded,
+        vanished=crops.vanished,
+        erased=crops.erased,
         expected=plan.rows,
         indexed=collection.row_count(milvus, generation),
         ledger_rows=record.rows if record else None,
@@ -109,4 +127,9 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
         foreign=tuple(unexpected[:_MAX_EXAMPLES].tolist()),
         repeated=int(indexed.size - distinct.size),
         pending=record.pending if record else (),
+        unit=record.unit if record else "crop",
+        crops=plan.crops,
+        withdrawn=int(np.setdiff1d(of_runs, on_rows, assume_unique=True).size),
+        stray=int(np.setdiff1d(on_rows, of_runs, assume_unique=True).size),
+        ledger_crops=record.crops if record else None,
     )

@@ -20,6 +20,7 @@ from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, Obj
 from infra.store import Store
 
 State = Literal["loading", "ready", "dropping", "dropped"]
+Unit = Literal["crop", "track"]
 COPY = "copy"
 """Kind of the first change of a generation that is a copy of another one: `of` names it."""
 
@@ -36,7 +37,9 @@ class GenerationRecord(JsonDocument):
     be counted again. `changes` lists the increments and erasures since it was built. `gate` has the results
     of the last gate. `previous` names the generation that was live before the last promotion of this one;
     `promotions` lists every move of the alias to this one. `transform` is the id of the transform of its
-    vectors, which holds digits of the transform's digest; "" for none.
+    vectors, which holds digits of the transform's digest; "" for none. `unit`: what a row is. `units` names
+    the folder of a generation of tracks, see `index.generations.units`, and `crops` counts the crops on its
+    rows; "" and None for a generation of crops.
     """
 
     NOUN = "generation record"
@@ -56,11 +59,14 @@ class GenerationRecord(JsonDocument):
     pending: tuple[str, ...] = ()
     pending_rows: int | None = None
     transform: str = ""
+    unit: Unit = "crop"
+    units: str = ""
+    crops: int | None = None
 
     def check(self, where: str) -> None:
-        """Raise CorruptObject for a name of a generation or of a run that leaves its folder."""
-        names = (self.name, *self.run_ids, *self.pending, *filter(None, [self.previous, self.transform]))
-        require_keys_inside(names, where)
+        """Raise CorruptObject for a name of a generation, a run or a folder that leaves its place."""
+        others = filter(None, [self.previous, self.transform, self.units])
+        require_keys_inside((self.name, *self.run_ids, *self.pending, *others), where)
 
 
 def create(store: Store, record: GenerationRecord) -> None:

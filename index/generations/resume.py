@@ -25,7 +25,7 @@ def resume_load(
 
     Drops that were cut off are completed first.
 
-    A load is resumed if it has the same runs, the same transform and the same index, if all its imports are
+    A load is resumed if it has the same runs, transform, rows of tracks and index, if all its imports are
     completed, and if Milvus counts as many rows as the plan. Which rows these are is verified once they can
     be read: see `verify_primary_keys`. bucket: that of the server, which may have copies of shards.
     """
@@ -89,11 +89,12 @@ def _same_generation(
     milvus: Milvus, record: GenerationRecord, plan: LoadPlan, index: IndexSpec
 ) -> Generation | None:
     """Return the collection of a record if it is of the same plan and has the same index."""
-    is_same = (record.run_ids, record.fingerprint, record.rows, record.transform) == (
+    is_same = (record.run_ids, record.fingerprint, record.rows, record.transform, record.units) == (
         plan.run_ids,
         plan.fingerprint,
         plan.rows,
         plan.transform_id,
+        plan.units_id,
     )
     if not is_same or record.name not in milvus.call("list_collections"):
         return None

@@ -220,6 +220,12 @@ def _read_md5s(run: Run, crops: pa.Table) -> dict[int, bytes]:
     return {held[at][0]: md5_of(body.data) for at, body in bodies if isinstance(body, ObjectBody)}
 
 
+def matches(crops: pa.Table, selection: EraseSelection) -> Any:
+    """Return a mask (n,) of the crops (n) that match; they need the columns that the selection names."""
+    mask = _matches_identity(crops, selection)
+    return pc.and_(mask, _matches_time(crops, selection)) if selection.has_time_window else mask
+
+
 def _matches_identity(crops: pa.Table, selection: EraseSelection) -> Any:
     mask = pc.is_valid(crops["crop_id"])
     for name, values, data_type in (

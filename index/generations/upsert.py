@@ -80,8 +80,8 @@ def load_into_live(
     keys, and an interrupted increment stays pending in the record until it is complete. The vectors get the
     transform of the live generation, and so does a new generation that a large increment becomes; options
     name none. Linear in the runs, not in the live generation, unless that had lost rows before.
-    Raises BadInput if nothing is live, FingerprintMismatch, SchemaMismatch, Locked, CountMismatch, what
-    `plan_load` raises.
+    Raises BadInput if nothing is live or what is live is of tracks, FingerprintMismatch, SchemaMismatch,
+    Locked, CountMismatch, what `plan_load` raises.
     """
     purpose = f"an increment into alias {alias}"
     # Both locks: after a promotion meanwhile, the increment would be in a generation that is not live.
@@ -92,6 +92,12 @@ def load_into_live(
             raise BadInput(
                 f"alias {alias} points to no generation with a record",
                 remedy="Build the first one: `clvr load`, then `clvr promote`.",
+            )
+        if record.unit == "track":
+            raise BadInput(
+                f"{live.name} is of tracks, and a new crop changes the row of its track",
+                remedy="Build a new generation of all runs: `clvr load RUN... --unit track --latest-wins`, "
+                "then `clvr promote`; `clvr reindex` does this by itself.",
             )
         resume_erasures(milvus, store)
         _require_fit(plan_load(runs, latest_wins=True), live)

@@ -208,6 +208,12 @@ def count_of(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> int:
     return count
 
 
+def present_ids(milvus: Milvus, name: str, crop_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return those of the crop_ids (n,) that are in a loaded generation, ascending."""
+    rows = fetch_rows(milvus, name, crop_ids.tolist(), ["crop_id"], consistency_level="Strong")
+    return np.unique(np.fromiter((row["crop_id"] for row in rows), np.int64))
+
+
 def fetch_ids(milvus: Milvus, name: str, expression: str = "") -> NDArray[np.int64]:
     """Return the crop_ids (n,) of a loaded generation, ascending: all, or those that pass a filter."""
     pages = milvus.call(

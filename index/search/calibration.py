@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.documents import JsonDocument, utc_now
+from index.generations import records
 from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, TransformMismatch
 from infra.store import Store
 
@@ -23,6 +24,8 @@ DEPTH = 10  # nearest crops per probe that the curve learns from
 MAX_PROBES = 4000
 MIN_PROBES = 20
 _PROBE_CHUNK = 128
+EXACT = "exact:"
+"""How the name of a scan begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,19 @@ def calibration_of(store: Store, fingerprint: str, transform: str = "") -> Calib
     if calibration.transform != transform:
         raise TransformMismatch(f"{store.uri_of(key)} is of transform {calibration.transform or 'none'}")
     return calibration
+
+
+def calibration_for(
+    store: Store, generation: str, fingerprint: str, transform: str = ""
+) -> Calibration | None:
+    """Return the calibration for a search in a generation, or in a scan `exact:…`.
+
+    None for a generation of tracks: it is learnt from distances of crops. Raises as `calibration_of` does.
+    """
+    record = None if generation.startswith(EXACT) else records.read(store, generation)
+    if record is not None and record.unit == "track":
+        return None
+    return calibration_of(store, fingerprint, transform)
 
 
 def _folder(fingerprint: str, transform: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.filters import Filters
+from index.generations.units import members_of
 from index.milvus.client import connect
 from index.milvus.collection import live_generation, require_live, row_count
 from index.milvus.search import Hit
@@ -48,7 +49,8 @@ class Index:
             generation = require_live(client, alias, fingerprint or (live.fingerprint if live else ""))
             store = open_store(runs)
             transform = read_transform(store, generation.fingerprint, generation.transform)
-            return cls(MilvusSource(client, generation, TombstoneWatch([store]), transform))
+            members = members_of(store, generation.name)
+            return cls(MilvusSource(client, generation, TombstoneWatch([store]), transform, members))
         except BaseException:
             client.close()
             raise

@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.schema import UNKNOWN_TIME
-from index.transforms.transform import FeatureTransform, normalized, require_same_transform
+from index.transforms.transform import (
+    UNIT_TOLERANCE,
+    FeatureTransform,
+    normalized,
+    require_same_transform,
+)
 from infra.errors import BadInput
-
-UNIT_TOLERANCE = 1e-5
-"""How far the length of a feature that a network normalizes may be from 1."""
 
 
 @dataclass(frozen=True, slots=True)

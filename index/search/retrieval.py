@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index.filters import Filters
+from index.generations.units import TrackOfCrop
 from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit
 from index.search.calibration import Calibration
@@ -47,6 +48,10 @@ class CropSource(Protocol):
 
     def track_crops(self, camera_id: str, track_id: str) -> list[int]:
         """Return the crop_ids of a camera's track in the source, up to MAX_TOP, in no particular order."""
+        ...
+
+    def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
+        """Return the tracks of crops; none if the rows of the source are crops."""
         ...
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
@@ -92,7 +97,8 @@ class Rules:
 class Match:
     """One hit at its rank among the matches of a probe.
 
-    crops: the number of crops of the same track that were retrieved. likelihood: that it is the same vehicle,
+    crops: the number of crops of the same track that were retrieved; in a generation of tracks, `track`, all
+    that it has. likelihood: that it is the same vehicle,
     if the model is calibrated. travel: the least feasible way from a sighting of the probe, if cameras and
     times are known.
     """
@@ -102,6 +108,7 @@ class Match:
     crops: int = 1
     likelihood: float | None = None
     travel: TravelCheck | None = None
+    track: TrackOfCrop | None = None
 
 
 def retrieve(
@@ -143,7 +150,9 @@ def retrieve(
         matches = [
             _rerank(source, probe, candidates) for probe, candidates in zip(probes, matches, strict=True)
         ]
-    return [_with_likelihood(candidates[: rules.top], calibration) for candidates in matches]
+    matches = [candidates[: rules.top] for candidates in matches]
+    tracks = source.tracks(sorted({match.hit.crop_id for candidates in matches for match in candidates}))
+    return [_with_likelihood(_with_tracks(candidates, tracks), calibration) for candidates in matches]
 
 
 def select(probe: Probe, hits: Sequence[Hit], rules: Rules) -> list[Match]:
@@ -201,6 +210,11 @@ def _rerank(source: CropSource, probe: Probe, matches: list[Match]) -> list[Matc
     features = np.stack([probe.features, *(vectors[match.hit.crop_id] for match in with_vector)])
     order = np.argsort(k_reciprocal(features, 1)[0], kind="stable")
     return [with_vector[position] for position in order]
+
+
+def _with_tracks(matches: list[Match], tracks: dict[int, TrackOfCrop]) -> list[Match]:
+    found = [(match, tracks.get(match.hit.crop_id)) for match in matches]
+    return [replace(match, crops=track.crops, track=track) if track else match for match, track in found]
 
 
 def _with_likelihood(matches: list[Match], calibration: Calibration | None) -> list[Match]:

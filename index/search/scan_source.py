@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
 from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
+from index.generations.units import TrackOfCrop
 from index.milvus.index_types import MAX_TOP
 from index.milvus.search import Hit
 from index.parquet import ParquetReader, Ranges
@@ -91,6 +92,10 @@ class ScanSource:
         if self.tombstones.current() is not self._erased:
             self._plan_again()
         return self._plan.shards
+
+    def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
+        """Return nothing: a scan compares crops, also where a generation of tracks is live."""
+        return {}
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
         """Return those of the crop_ids that were erased; `now`: also within the last half second."""

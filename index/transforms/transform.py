@@ -17,6 +17,9 @@ from infra.errors import BadInput, TransformMismatch
 COLUMNS = ("camera_id", "captured_at")
 """The columns of a shard that decide which statistics a crop gets."""
 
+UNIT_TOLERANCE = 1e-5
+"""How far the length of a feature that a network normalizes may be from 1."""
+
 _ROW_CHUNK = 2048
 
 

@@ -88,6 +88,9 @@ def load(
     ] = "auto",
     latest_wins: Annotated[bool, typer.Option(help="For a crop in two runs, use the later row.")] = False,
     transform: Transform = None,
+    unit: Annotated[
+        Literal["crop", "track"], typer.Option(help="What a row is: a crop, or the mean of a track's crops.")
+    ] = "crop",
     into_live: Annotated[
         bool, typer.Option(help="Upsert a small increment into the live generation.")
     ] = False,
@@ -98,7 +101,7 @@ def load(
     require_runs(run, settings)
     from jobs.generations import load as loading
 
-    request = loading.LoadRequest(tuple(run), index_type, target, latest_wins, transform)
+    request = loading.LoadRequest(tuple(run), index_type, target, latest_wins, transform, unit)
     if into_live:
         emit(loading.IncrementResult(loading.load_increment(request, settings)), as_json)
     else:

@@ -36,6 +36,7 @@ from index.evaluation.protocols import (
 from index.evaluation.rerank import expand_probes, rerank
 from index.evaluation.splits import read_splits, write_splits
 from index.exact.k_reciprocal import RunBlocks, run_here
+from index.generations import records
 from index.outputs import record_output
 from index.runs.run import Run
 from index.transforms.fitting import KINDS
@@ -292,6 +293,12 @@ def _through_index(labelled: LabelledRun, result: ProtocolResult, settings: Sett
         if run.run_id not in run_ids_of(generation, settings):
             raise BadInput(
                 f"run {run.run_id} is not in generation {generation.name}", remedy="load and promote it first"
+            )
+        record = records.read(open_store(settings.runs), generation.name)
+        if record is not None and record.unit == "track":
+            raise BadInput(
+                f"{generation.name} is of tracks, and these figures compare crops",
+                remedy="leave out --through-index; `--unit track` has figures of tracks, by exact search",
             )
         ensure_loaded(milvus, generation)
         split, junk = result.splits[0], result.name in JUNK

@@ -57,14 +57,21 @@ class EraseResult:
             f"  reason       {receipt.reason}",
             f"  shards       {runs or 'no embedded row'}",
         ]
+        withdrawn = 0
         for erased in receipt.generations:
             after = (
                 "" if erased.rows_after is None else f", {erased.rows_after:,} after, {erased.left:,} left"
             )
+            share = (
+                f" with {erased.crops or 0:,} of the crops and {erased.withdrawn:,} others"
+                if erased.unit == "track"
+                else ""
+            )
             lines.append(
                 f"  {erased.generation}{' (live)' if erased.live else ''}: {erased.rows_before:,} rows, "
-                f"{erased.matching:,} match{after}"
+                f"{erased.matching:,} match{share}{after}"
             )
+            withdrawn += erased.withdrawn if erased.live else 0
         if receipt.copies:
             lines.append(f"  copies       {receipt.copies:,} of them have other names and the same bytes")
         if receipt.unread:
@@ -77,6 +84,11 @@ class EraseResult:
         elif receipt.state == "done":
             if not receipt.purge:
                 lines.append("hidden from every search; to remove their bytes too: clvr forget --purge --yes")
+            if withdrawn:
+                lines.append(
+                    f"{withdrawn:,} other crops of these tracks are not found until the next `clvr load "
+                    "--unit track`"
+                )
             lines += [f"  not reached  {note}" for note in receipt.by_design]
         return "\n".join(lines)
 
@@ -157,7 +169,7 @@ def audit_erasure(name: str, settings: Settings) -> AuditResult:
     with open_milvus(settings) as milvus:
         stores = folders_of(milvus, store)
         places = [place for folder in stores for place in audit_folder(folder, erased)]
-        places += [*audit_index(milvus, erased), *find_in_outputs(stores, erased)]
+        places += [*audit_index(milvus, erased, stores), *find_in_outputs(stores, erased)]
     return AuditResult(receipt, tuple(places))
 
 

@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from index.generations import records
-from index.generations.records import GenerationRecord, previous
+from index.generations.records import GenerationRecord, Unit, previous
 from index.milvus.collection import Generation, list_generations, live_generation
 from index.schema import EMBEDDING_DIM
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.generations.load import rows_text
 from jobs.runtime.format import age
 from jobs.runtime.resolve import open_milvus
 
@@ -18,7 +19,10 @@ _SCALAR_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class GenerationRow:
-    """One generation in the list. Not `exists`: the collection is gone, although the record is `ready`."""
+    """One generation in the list. Not `exists`: the collection is gone, although the record is `ready`.
+
+    crops: how many are on the rows, if a row is a track.
+    """
 
     name: str
     state: str
@@ -35,6 +39,8 @@ class GenerationRow:
     exists: bool = True
     transform: str = ""
     dimension: int = EMBEDDING_DIM
+    unit: Unit = "crop"
+    crops: int | None = None
 
     def to_text(self) -> str:
         """Return the generation as one line."""
@@ -47,8 +53,9 @@ class GenerationRow:
         )
         pending = f"  increment of {', '.join(self.pending)} was cut off" if self.pending else ""
         transform = f"  {self.transform}" if self.transform else ""
+        rows = rows_text(self.rows, self.crops)
         return (
-            f"{role:<8}  {self.name}  {self.state}  {self.rows:,} rows  {self.bytes / 1e6:,.0f} MB  "
+            f"{role:<8}  {self.name}  {self.state}  {rows}  {self.bytes / 1e6:,.0f} MB  "
             f"{self.index}{transform}  {recall}  {age(self.created)} old{pending}"
         )
 
@@ -104,6 +111,7 @@ def _dropped_row(record: GenerationRecord) -> GenerationRow:
         runs=record.run_ids,
         pending=record.pending,
         exists=False,
+        unit=record.unit,
     )
 
 
@@ -126,4 +134,6 @@ def _row(
         pending=record.pending if record else (),
         transform=generation.transform,
         dimension=generation.dimension,
+        unit=record.unit if record else "crop",
+        crops=record.crops if record else None,
     )

@@ -45,24 +45,29 @@ class LoadRequest:
     transform: str | None = None
     """An id, `latest` or `none`; None for the one that was decided for the model, or none. An increment has
     that of the live generation."""
+    unit: records.Unit = "crop"
+    """What a row is."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """The generation that `clvr load` built, and the seconds of its steps."""
+    """The generation that `clvr load` built, and the seconds of its steps; `crops` on the rows of tracks."""
 
     generation: Generation
     rows: int
     target: str
     seconds: LoadTimes
+    unit: records.Unit = "crop"
+    crops: int | None = None
 
     def to_text(self) -> str:
         """Return the result and the next command as two lines."""
         seconds = self.seconds
+        tracks = f"tracks {seconds.tracks:.1f} s, " if self.crops is not None else ""
         return (
-            f"generation {self.generation.name}: {self.rows:,} rows, {self.generation.index.type}"
-            f"{transform_text(self.generation)}, by {self.target}; "
-            f"check {seconds.check:.1f} s, fill {seconds.fill:.1f} s, "
+            f"generation {self.generation.name}: {rows_text(self.rows, self.crops)}, "
+            f"{self.generation.index.type}{transform_text(self.generation)}, by {self.target}; "
+            f"check {seconds.check:.1f} s, {tracks}fill {seconds.fill:.1f} s, "
             f"index {seconds.index:.1f} s, load {seconds.ready:.1f} s\n"
             f"next: clvr promote {self.generation.name}"
         )
@@ -70,6 +75,11 @@ class LoadResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON object."""
         return asdict(self)
+
+
+def rows_text(rows: int, crops: int | None) -> str:
+    """Return the number of rows, and of the crops on them if a row is a track."""
+    return f"{rows:,} rows" if crops is None else f"{rows:,} rows of tracks from {crops:,} crops"
 
 
 def transform_text(generation: Generation) -> str:
@@ -114,14 +124,17 @@ class VerifyResult:
         """Return the counts of the generation and of its runs, and whether all keys match."""
         counts = self.reconciliation
         listed = RunBalance(counts.listed, counts.embedded, counts.quarantined, counts.duplicates)
-        expected = checked_sum(
-            counts.generation,
-            ("", counts.expected),
+        by_track = counts.crops is not None
+        terms = (
             ("embedded", counts.embedded),
             ("-superseded", counts.superseded),
             ("-vanished", counts.vanished),
             ("-erased", counts.erased),
+            *((("-withdrawn", counts.withdrawn - counts.stray),) if by_track else ()),
         )
+        total = counts.crops if counts.crops is not None else counts.expected
+        rows = f" crops on {counts.expected:,} rows" if by_track else ""
+        expected = checked_sum(counts.generation, ("", total), *terms) + rows
         keys = "DIFFERS: " + "; ".join(counts.differences) if counts.differences else "matches"
         return "\n".join(
             [
@@ -210,7 +223,7 @@ def load(request: LoadRequest, settings: Settings) -> LoadResult:
         generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
     record = records.read(store, generation.name)
     assert record is not None  # noqa: S101  load_runs wrote it
-    return LoadResult(generation, record.rows, record.target, times)
+    return LoadResult(generation, record.rows, record.target, times, unit=record.unit, crops=record.crops)
 
 
 def load_increment(request: LoadRequest, settings: Settings) -> Increment:
@@ -218,6 +231,10 @@ def load_increment(request: LoadRequest, settings: Settings) -> Increment:
     if request.transform is not None:
         raise BadSetting(
             "an increment has the transform of the live generation", remedy="leave out --transform"
+        )
+    if request.unit != "crop":
+        raise BadSetting(
+            "an increment goes into a generation of crops", remedy="leave out --into-live or --unit"
         )
     runs = find_runs(request.run_ids, settings)
     state = _LoadProgress(settings.alias, total=sum(run.summary.embedded for run in runs))
@@ -242,6 +259,7 @@ def _options(request: LoadRequest, settings: Settings, state: _LoadProgress) -> 
         note=state.set_note,
         on_import=state.set_imports,
         reuse=True,
+        unit=request.unit,
     )
 
 

@@ -9,7 +9,7 @@ from index.generations.traces import erased_tokens, redact, rows_of_erased
 from index.outputs import FEATURES_PREFIX, Output, list_outputs, unfinished_page
 from index.parquet import open_parquet, write_table
 from index.runs.tombstones import ErasedCrops
-from index.search.calibration import calibration_of
+from index.search.calibration import calibration_for
 from infra.errors import ClvrError
 from infra.store import Store, open_store, split_uri
 from infra.store.interrupted import interrupted_writes, remove_interrupted_writes
@@ -64,7 +64,8 @@ def _sweep(store: Store, output: Output, erased: ErasedCrops, *, purge: bool) ->
         return Place("sweep", output.uri, (found or 0) + cut_off, 0, GONE if found is None else "")
     remove_interrupted_writes(folder)
     sweep = Sweep.open(folder)
-    calibration = calibration_of(store, sweep.info.fingerprint, sweep.info.transform) if sweep else None
+    info = sweep.info if sweep else None
+    calibration = calibration_for(store, info.generation, info.fingerprint, info.transform) if info else None
     return purge_sweep(folder, erased, calibration) or Place("sweep", output.uri, 0, 0, GONE)
 
 

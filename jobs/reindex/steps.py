@@ -103,7 +103,11 @@ def _embed(context: ReindexContext, plan: Outcome) -> RunSummary:
 
 
 def load_step(context: ReindexContext) -> Outcome:
-    """Upsert the new runs into the live generation, or build a new generation of all runs beside it."""
+    """Upsert the new runs into the live generation, or build a new generation of all runs beside it.
+
+    A new crop changes the row of its track, so tracks are always built anew; the unit is that of the live
+    generation.
+    """
     plan = context.outcome("plan")
     store, request = context.store, context.request
     new_runs = lineage(store, plan["run_id"] or plan["base_run"])
@@ -117,14 +121,15 @@ def load_step(context: ReindexContext) -> Outcome:
         if store.head(f"runs/{run_id}/run.json") is not None
     ]
     missing = [run for run in new_runs if run.run_id not in live_run_ids]
-    upsert = (
+    continues = (
         live is not None
         and len(live_runs) == len(live_run_ids) > 0
         and live.fingerprint == new_runs[-1].fingerprint
         and not request.full
         and not request.rebuild
     )
-    kept = [run for run in live_runs if upsert or run.info.archive != context.archive.uri]
+    unit = _unit_of(live, store)
+    kept = [run for run in live_runs if continues or run.info.archive != context.archive.uri]
     kept_ids = {run.run_id for run in kept}
     all_runs = sorted(
         [*kept, *(run for run in new_runs if run.run_id not in kept_ids)], key=lambda run: run.info.created
@@ -132,9 +137,12 @@ def load_step(context: ReindexContext) -> Outcome:
     built = _built_in_this_run(context, milvus, all_runs)
     if built is not None:
         return _generation_outcome(built, store, "was built before this attempt")
-    if upsert and live is not None:
-        if not any(run.summary.embedded or vanished_uris(run).num_rows for run in missing):
+    if continues and live is not None:
+        is_changed = any(run.summary.embedded or vanished_uris(run).num_rows for run in missing)
+        # Crops of tracks that lost their row with an erased crop come back with a new generation only.
+        if not is_changed and not _has_withdrawn(live, store):
             return {"said": f"{live.name} holds everything", "kind": "nothing", "generation": live.name}
+    if continues and unit == "crop":
         increment = loading.load_increment(_load_request(request, missing), context.settings)
         if increment.promote_next:
             return _generation_outcome(increment.generation, store, "of all runs, the increment being large")
@@ -151,7 +159,7 @@ def load_step(context: ReindexContext) -> Outcome:
     # Of the same model: a generation that replaces the live one answers as it does.
     is_same = live is not None and live.fingerprint == all_runs[-1].fingerprint
     transform = (live.transform or NONE) if live is not None and is_same else None
-    loaded = loading.load(_load_request(request, all_runs, transform), context.settings)
+    loaded = loading.load(_load_request(request, all_runs, transform, unit), context.settings)
     return _generation_outcome(loaded.generation, store, "beside the live one")
 
 
@@ -181,10 +189,13 @@ def _generation_outcome(generation: Generation, store: Store, how: str) -> Outco
 
 
 def _load_request(
-    request: ReindexRequest, runs: Sequence[Run], transform: str | None = None
+    request: ReindexRequest,
+    runs: Sequence[Run],
+    transform: str | None = None,
+    unit: records.Unit = "crop",
 ) -> loading.LoadRequest:
     run_ids = tuple(run.run_id for run in runs)
-    return loading.LoadRequest(run_ids, request.index_type, latest_wins=True, transform=transform)
+    return loading.LoadRequest(run_ids, request.index_type, latest_wins=True, transform=transform, unit=unit)
 
 
 def _require_one_model(runs: Sequence[Run], live: Generation | None) -> None:
@@ -307,6 +318,16 @@ def _live(context: ReindexContext, milvus: Milvus) -> tuple[Generation | None, i
     live = live_generation(milvus, context.settings.alias)
     record = records.read(context.store, live.name) if live else None
     return live, record.rows if record else 0
+
+
+def _unit_of(generation: Generation | None, store: Store) -> records.Unit:
+    record = records.read(store, generation.name) if generation else None
+    return record.unit if record else "crop"
+
+
+def _has_withdrawn(generation: Generation, store: Store) -> bool:
+    record = records.read(store, generation.name)
+    return record is not None and any(change.get("withdrawn") for change in record.changes)
 
 
 def _run_ids_of(generation: Generation | None, store: Store) -> tuple[str, ...]:

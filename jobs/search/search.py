@@ -11,6 +11,7 @@ from rich.table import Table
 from clvr_model.card import Card, read_card
 from index.archive.reader import open_uri
 from index.filters import WITHOUT_ATTRIBUTE, Filters
+from index.generations.units import TrackOfCrop
 from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
@@ -315,8 +316,17 @@ def match_to_json(match: Match, model: str) -> dict[str, Any]:
         "crop": f"{CROP}{match.hit.crop_id}",
         "likelihood": match.likelihood,
         "crops_of_pass": match.crops,
+        "track": track_to_json(match.track) if match.track else None,
         "journey": asdict(travel) if travel else None,
     }
+
+
+def track_to_json(track: TrackOfCrop) -> dict[str, Any]:
+    """Return how many crops a track has, and its first and last time in ms, None if none is known."""
+    first, last = (
+        None if time == UNKNOWN_TIME else time for time in (track.captured_from, track.captured_to)
+    )
+    return {"crops": track.crops, "captured_from": first, "captured_to": last}
 
 
 def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: float | None) -> list[PageMatch]:
@@ -378,10 +388,16 @@ def _predicted_models(image: str, searcher: Searcher) -> set[int]:
 
 def _notes(match: Match) -> str:
     travel = match.travel
-    parts = [f"{match.crops} crops" if match.crops > 1 else ""]
+    parts = [f"{match.crops} crops{_span(match.track)}" if match.crops > 1 else ""]
     if travel and not travel.possible:
         parts.append(f"IMPOSSIBLE: {travel.km:.1f} km in {travel.seconds:.0f} s")
     return ", ".join(filter(None, parts))
+
+
+def _span(track: TrackOfCrop | None) -> str:
+    if track is None or track.captured_to == UNKNOWN_TIME:
+        return ""
+    return f" in {(track.captured_to - track.captured_from) / 1000:.0f} s"
 
 
 def _write_page(

@@ -11,11 +11,12 @@ from clvr_model.card import read_card
 from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import crop_id_at, read_uri
 from index.filters import Filters
+from index.generations.units import members_of
 from index.milvus.client import Milvus
 from index.milvus.collection import Generation, live_generation, require_live
 from index.milvus.search import Hit
 from index.runs.tombstones import TombstoneWatch
-from index.search.calibration import Calibration, calibration_of
+from index.search.calibration import Calibration, calibration_for
 from index.search.milvus_source import MilvusSource
 from index.search.probe import Probe, Sighting, image_probe
 from index.search.retrieval import Match, Rules, retrieve
@@ -103,8 +104,8 @@ class Searcher:
     @cached_property
     def calibration(self) -> Calibration | None:
         """The calibration of this model, or None."""
-        store = open_store(self.settings.runs)
-        return calibration_of(store, self.source.fingerprint, self.source.generation.transform)
+        store, source = open_store(self.settings.runs), self.source
+        return calibration_for(store, source.name, source.fingerprint, source.generation.transform)
 
     def require_models(self, numbers: Sequence[int]) -> None:
         """Raise BadInput for a vehicle model that the checkpoint does not predict."""
@@ -220,10 +221,11 @@ class Searcher:
 
 
 def open_source(milvus: Milvus, generation: Generation, settings: Settings) -> MilvusSource:
-    """Open a generation for searches, with its transform and the tombstones of the folder of runs."""
+    """Open a generation for searches, with its transform, its tracks and the tombstones of the runs."""
     store = open_store(settings.runs)
+    members = members_of(store, generation.name)
     transform = read_transform(store, generation.fingerprint, generation.transform)
-    return MilvusSource(milvus, generation, TombstoneWatch([store]), transform)
+    return MilvusSource(milvus, generation, TombstoneWatch([store]), transform, members)
 
 
 def read_image(uri: str, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:

@@ -102,6 +102,7 @@ class SearchService:
             "generation": view.name,
             "fingerprint": searcher.source.fingerprint,
             "crops": row_count(searcher.source.milvus, searcher.source.generation),
+            "unit": "track" if searcher.source.members else "crop",
             "cameras": searcher.known_cameras(),
             "positions": self.cameras.positions if self.cameras else {},
             "models": searcher.model_names,

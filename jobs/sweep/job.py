@@ -21,7 +21,7 @@ from index.milvus.collection import Generation, get_generation, live_generation,
 from index.outputs import record_output
 from index.runs.run import Run
 from index.runs.tombstones import erasure_ids, read_tombstones
-from index.search.calibration import calibration_of
+from index.search.calibration import Calibration, calibration_for
 from index.search.retrieval import CropSource, Rules
 from index.search.scan_source import ScanSource
 from index.transforms.stored import NONE, read_transform, resolve_transform
@@ -127,6 +127,11 @@ class _Plan:
         milvus = open_milvus(self.settings)
         return open_source(milvus, get_generation(milvus, self.generation), self.settings)
 
+    def calibration(self) -> Calibration | None:
+        """Return the calibration that the source has."""
+        store = open_store(self.settings.runs)
+        return calibration_for(store, self.generation, self.fingerprint, self.transform)
+
     def scan(self) -> ScanSource:
         """Open the shards of the runs."""
         transform = read_transform(open_store(self.settings.runs), self.fingerprint, self.transform)
@@ -148,7 +153,7 @@ class _Actor:
             plan.source(),
             plan.rules,
             lambda: _embedder(plan.model, plan.fingerprint),
-            calibration_of(runs, plan.fingerprint, plan.transform),
+            plan.calibration(),
             by_track=sweep.info.request.get("unit") == "track",
         )
 
@@ -206,7 +211,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     else:
         logger.info(f"the sweep in {request.output} is already finished")
     assert sweep is not None  # noqa: S101 (created or opened above)
-    calibration = calibration_of(open_store(settings.runs), plan.fingerprint, plan.transform)
+    calibration = plan.calibration()
     context = ReportContext(
         scan,
         dict(read_card(plan.model).label_names),

@@ -198,6 +198,11 @@ function drawVerdict() {
   }
 }
 
+function spanOf(track) {
+  if (!track || track.captured_to === null) return "";
+  return ` in ${Math.round((track.captured_to - track.captured_from) / 1000)} s`;
+}
+
 function card(match) {
   const text = element("span", { class: "text" },
     element("span", { class: "first" }, element("span", {}, `Rank ${match.rank}`), element("span", {}, match.distance.toFixed(3))));
@@ -212,7 +217,7 @@ function card(match) {
   text.append(element("span", { title: match.vehicle_model }, match.vehicle_model));
   const looks = attributesOf(match);
   if (looks.length) text.append(element("span", { class: "chips" }, ...looks.map((look) => element("span", { class: "chip" }, look))));
-  if (match.crops_of_pass > 1) text.append(element("span", {}, `${match.crops_of_pass} crops of this track`));
+  if (match.crops_of_pass > 1) text.append(element("span", {}, `${match.crops_of_pass} crops of this track${spanOf(match.track)}`));
   if (isImpossible(match)) {
     const { km, seconds } = match.journey;
     text.append(element("span", { class: "warn" }, `impossible: ${km.toFixed(1)} km in ${Math.round(seconds)} s`));
@@ -403,7 +408,7 @@ window.addEventListener("popstate", (event) => { const previous = visited[event.
 
 async function loadAbout() {
   about = await fetchJson("/api/about");
-  $("about").textContent = `${about.crops.toLocaleString("en")} crops · ${about.cameras.length} cameras · ${formatTime(about.first ?? -1)} – ${formatTime(about.last ?? -1)} · ${about.generation}`;
+  $("about").textContent = `${about.crops.toLocaleString("en")} ${about.unit}s · ${about.cameras.length} cameras · ${formatTime(about.first ?? -1)} – ${formatTime(about.last ?? -1)} · ${about.generation}`;
   $("cameras").replaceChildren(...about.cameras.map((name) => element("option", { value: name })));
   const models = Object.entries(about.models).sort((a, b) => a[1].localeCompare(b[1]));
   const chosen = $("filters").elements.models.value;

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from index.filters import Filters
+from index.generations.units import TrackOfCrop
 from index.milvus.search import Hit
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import Rules, retrieve, select
@@ -46,6 +47,9 @@ class LineSource:
         return {crop.crop_id: np.array([crop.distance], np.float32) for crop in self.crops}
 
     def sightings(self, crop_ids: Sequence[int]) -> dict[int, Sighting]:
+        return {}
+
+    def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
         return {}
 
 

@@ -103,8 +103,10 @@ class Site:
     def store(self) -> Store:
         return open_store(self.settings.runs)
 
-    def reindex(self, name: str | None, model: type[Stub] = Stub, **options: Any) -> job.ReindexResult:
-        embedding = EmbedRequest(self.archive.uri, model="stub", actors=2)
+    def reindex(
+        self, name: str | None, model: type[Stub] = Stub, pattern: str | None = None, **options: Any
+    ) -> job.ReindexResult:
+        embedding = EmbedRequest(self.archive.uri, model="stub", actors=2, key_pattern=pattern)
         request = ReindexRequest(embed=embedding, reindex_id=name, **options)
         return job.reindex(request, self.settings, open_embedder=model)
 
@@ -185,6 +187,33 @@ def test_a_rebuild_keeps_the_transform_of_the_live_generation(site: Site) -> Non
     assert live is not None
     assert live.name != name
     assert live.transform.startswith("camera-")
+
+
+@pytest.mark.slow
+def test_a_generation_of_tracks_is_built_anew_if_anything_changed(site: Site) -> None:
+    pattern = "dt={date}/cam={camera_id}/{track_id}.jpg"
+    site.reindex("first", pattern=pattern)
+    (run,) = list_runs(site.store)
+    name = load(LoadRequest((run.run_id,), unit="track"), site.settings).generation.name
+    promote_generation(name, site.settings, new_model=False, force=None)
+    site.archive.put("dt=2026-11-23/cam=000/0000.jpg", jpeg(100))  # of the track of the first crop
+    site.archive.put("dt=2026-11-23/cam=000/new.jpg", jpeg(101))
+    second = site.reindex("second", pattern=pattern)
+    assert second.summary["load"]["kind"] == "generation"
+    live, rows = site.verified()
+    record = records.read(site.store, live)
+    assert record is not None and live != name
+    assert (record.unit, record.rows, record.crops, rows) == ("track", 25, 26, 25)
+
+    assert site.reindex("third", pattern=pattern).summary["load"]["kind"] == "nothing"
+    request = ForgetRequest(reason="x", crops=(site.archive.uri_of(KEYS[0]),), dry_run=False)
+    assert forget_crops(request, site.settings).generations[-1].withdrawn == 1
+    assert site.verified() == (live, 24)
+    assert site.reindex("fourth", pattern=pattern).summary["load"]["kind"] == "generation"
+    live, rows = site.verified()
+    record = records.read(site.store, live)
+    assert record is not None
+    assert (record.unit, record.crops, rows) == ("track", 25, 25)
 
 
 @pytest.mark.slow
