@@ -1,5 +1,6 @@
 """Pages of the site that are no files of docs/: those of the root, and the reference, made from the code."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from infra.settings import Settings
 from jobs.cli.app import app
 from jobs.cli.exit_codes import EXIT_CODES
 from jobs.cli.groups import commands_below
+from jobs.cli.schemas import ERROR, label_of, stored_schemas
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -34,6 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "commands": commands(),
         "settings": settings(),
         "exit-codes": exit_codes(),
+        "json": json_outputs(),
         "recipes": recipes(),
         "api": api(),
     }
@@ -109,6 +112,62 @@ def exit_codes() -> str:
     """Return the table of exit codes."""
     rows = [f"| {code} | {text.meaning} | {text.remedy} |" for code, text in EXIT_CODES.items()]
     return "\n".join(["# Exit codes", "", "| code | meaning | remedy |", "| --- | --- | --- |", *rows])
+
+
+def json_outputs() -> str:
+    """Return the keys of the JSON of every command."""
+    lines = [
+        "# JSON",
+        "",
+        "Every command but `demo` and `serve` prints one JSON document with `--json`. `clvr schema COMMAND`",
+        "prints its JSON Schema, `clvr schema` lists all. An object states its schema, as in",
+        '`"schema": "search/1"`; a list has no place for it. Within a version keys are only added: a key',
+        "that is removed or renamed, or whose values change, raises the version.",
+        "",
+        "Times are ISO 8601, UTC. `captured_at` is as in the archive: milliseconds since the epoch, UTC, -1",
+        "if unknown. A `crop_id` that is a number has 64 bits, which JavaScript rounds.",
+        "",
+    ]
+    for name, schema in stored_schemas().items():
+        title = "An error" if name == ERROR else f"clvr {name}"
+        lines += [f"## {title}", "", f"`{label_of(name)}`", ""]
+        lines += ["A list of:", ""] if schema.get("type") == "array" else []
+        shown, kinds = schema.get("items", schema), dict(schema.get("$defs", {}))
+        for form in shown.get("anyOf", [shown]):
+            lines += _keys(kinds.pop(_referred(form)) if "$ref" in form else form)
+        for kind, form in kinds.items():
+            lines += [f"**{kind}**", "", *_keys(form)]
+    return "\n".join(lines)
+
+
+def _keys(form: dict[str, Any]) -> Iterator[str]:
+    """Yield the description of an object and the table of its keys."""
+    yield from (_escaped(form.get("description", "")), "", "| key | type |", "| --- | --- |")
+    for key, value in form["properties"].items():
+        optional = "" if key in form.get("required", ()) else " (optional)"
+        yield f"| `{key}`{optional} | {_escaped(_type_of(value))} |"
+    yield ""
+
+
+def _referred(schema: dict[str, Any]) -> str:
+    return str(schema["$ref"].rpartition("/")[2])
+
+
+def _type_of(schema: dict[str, Any]) -> str:
+    """Return a type in words, such as `list of string or null`."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_type_of, schema["anyOf"])))
+    if "$ref" in schema:
+        return _referred(schema)
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum", [schema.get("const")]))
+    if schema.get("format") == "date-time":
+        return "time"
+    kind = str(schema.get("type", "any value"))
+    if kind == "array":
+        return f"list of {_type_of(schema['items'])}" if "items" in schema else "list"
+    values = schema.get("additionalProperties")
+    return f"object of {_type_of(values)}" if isinstance(values, dict) else kind
 
 
 def recipes() -> str:

@@ -7,14 +7,21 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, WithJsonSchema
 
 from infra.errors import BadInput, CorruptObject, SchemaMismatch
 from infra.store import Store
 from infra.store.sealed import seal, unseal
 from infra.store.settings import checked_key
+
+_ISO_8601 = {"type": "string", "format": "date-time"}
+
+UtcTime = Annotated[str, WithJsonSchema(_ISO_8601)]
+"""A time as `utc_now` gives it, or to the second."""
+OptionalUtcTime = Annotated[str, WithJsonSchema({"anyOf": [_ISO_8601, {"const": ""}]})]
+"""A `UtcTime`, or "" where there is none."""
 
 # A class is turned into a validator once.
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

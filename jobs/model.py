@@ -1,14 +1,23 @@
 """`clvr model`: make a checkpoint of a pretrained backbone, and show the card of a checkpoint."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import TypedDict
 
 from clvr_model.checkpoint import CARD_FILE, Card, read_card, save_checkpoint
 from clvr_model.pretrained import pretrained_network
 from infra.store import open_store
 from jobs.runtime.format import labels_used
+from jobs.runtime.json_fields import FieldsOf
 
 _ARCHITECTURE_TEXT = ("backbone", "classes", "feature_dim")
+
+
+class CheckpointCard(TypedDict):
+    """The card of a checkpoint, and the URI of the checkpoint."""
+
+    uri: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +31,9 @@ class ModelCard:
         """Return the facts of the card, one a line."""
         return "\n".join(f"{name:16} {value}" for name, value in self._facts().items() if value != "")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Card, CheckpointCard)]:
         """Return the whole card."""
-        return {"uri": self.uri, **asdict(self.card)}
+        return {**CheckpointCard(uri=self.uri), **asdict(self.card)}
 
     def _facts(self) -> dict[str, str]:
         card = self.card

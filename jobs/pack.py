@@ -2,9 +2,10 @@
 
 import shlex
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import ray
+from typing_extensions import TypedDict
 
 from index.archive.packing import TAR_BYTES, Packed, pack_folder, write_indexes
 from index.lock import acquire
@@ -12,6 +13,7 @@ from index.runs.tombstones import read_tombstones
 from infra.errors import BadInput, BadSetting, EmptyArchive
 from infra.settings import Settings
 from infra.store import Store, is_hidden, open_store
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import connect
 
@@ -32,6 +34,14 @@ class PackRequest:
             raise BadSetting(f"--tar-size is {self.tar_mb} MiB", remedy=f"give at least {MIN_TAR_MB}")
 
 
+class PackCounts(TypedDict):
+    """What was packed, from where to where, and the folders of the archive."""
+
+    archive: str
+    target: str
+    folders: int
+
+
 @dataclass(frozen=True, slots=True)
 class PackResult:
     """What was packed, from where to where. The names of the fields are keys of the command's JSON."""
@@ -41,9 +51,10 @@ class PackResult:
     folders: int
     counts: Packed
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Packed, PackCounts)]:
         """Return the result as a JSON object."""
-        return {"archive": self.archive, "target": self.target, "folders": self.folders} | asdict(self.counts)
+        counts = PackCounts(archive=self.archive, target=self.target, folders=self.folders)
+        return {**counts, **asdict(self.counts)}
 
     def to_text(self) -> str:
         """Return the counts, and what to do with the tar files."""

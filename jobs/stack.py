@@ -45,6 +45,14 @@ class StackReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class StoppedStack:
+    """The processes that `clvr stack down` ended, and whether it deleted the data."""
+
+    ended: int
+    purged: bool
+
+
 def stack_up(folder: Path, *, without: Sequence[str] = (), cpus: int | None = None) -> StackReport:
     """Start the servers that do not run. Raises BadInput for an unknown part, and what `Stack.up` raises."""
     unknown = set(without) - set(PARTS)

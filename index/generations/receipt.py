@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from index.documents import JsonDocument
+from index.documents import JsonDocument, OptionalUtcTime, UtcTime
 from index.generations.records import Unit
 from infra.store import Store
 
@@ -71,13 +71,13 @@ class Receipt(JsonDocument):
     wanted: dict[str, Any]
     reason: str
     by: str
-    begun: str
+    begun: UtcTime
     crops: int
     unknown_time: int
     runs: dict[str, int]
     generations: tuple[GenerationErasure, ...]
     tombstones: str = ""
-    finished: str = ""
+    finished: OptionalUtcTime = ""
     copies: int = 0
     unread: int = 0
     purge: bool = False

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from index.documents import JsonDocument, require_keys_inside
+from index.documents import JsonDocument, UtcTime, require_keys_inside
 from index.parquet import StoredFile
 from index.runs.shards import ShardInfo
 from infra.errors import CorruptObject, FingerprintMismatch, Mismatch
@@ -103,8 +103,8 @@ class RunSummary(JsonDocument):
     """Quarantined crops by 'stage/cause'."""
     shards: tuple[ShardInfo, ...]
     """With keys relative to the run's folder, so a run may be copied elsewhere."""
-    started: str
-    finished: str
+    started: UtcTime
+    finished: UtcTime
     settings: dict[str, Any]
     quarantine: tuple[StoredFile, ...] | None = None
     """The files of the quarantine, as `shards`; None in older releases."""

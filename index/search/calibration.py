@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, UtcTime, utc_now
 from index.generations import records
 from infra.errors import BadInput, BadSetting, FingerprintMismatch, ObjectMissing, TransformMismatch
 from infra.store import Store
@@ -57,7 +57,7 @@ class Calibration(JsonDocument):
     same_camera: bool
     distances: tuple[float, ...]
     likelihoods: tuple[float, ...]
-    created: str
+    created: UtcTime
     transform: str = ""
     version: int = VERSION
 

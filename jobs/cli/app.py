@@ -19,6 +19,7 @@ from jobs.cli.groups import HELP_FLAGS, ExampleCommand, ExampleGroup, did_you_me
 from jobs.cli.interrupts import INTERRUPTED, allow_interrupts, exit_on_interrupt
 from jobs.cli.options import emit, flag_aliases, has_emitted, set_config_file
 from jobs.cli.packages import missing_package
+from jobs.cli.schemas import ERROR, ErrorDocument, ErrorFields
 from jobs.cli.streams import prepare_streams, results
 
 
@@ -76,14 +77,14 @@ def _emit_error(kind: str, message: str, remedy: str, exit_code: int) -> None:
     """With --json, print the error on stdout, unless a result is there already: it stays one document."""
     if "--json" not in sys.argv[1:] or has_emitted():
         return
-    fields = {
-        "type": kind,
-        "message": without_secrets(message),
-        "remedy": without_secrets(remedy),
-        "exit_code": exit_code,
-    }
+    fields = ErrorFields(
+        type=kind,
+        message=without_secrets(message),
+        remedy=without_secrets(remedy),
+        exit_code=exit_code,
+    )
     with suppress(ClvrError):  # of a full disk: the error itself is on stderr
-        emit({"error": fields}, True, "")
+        emit(ErrorDocument(fields), True, "", schema=ERROR)
 
 
 app = typer.Typer(
@@ -165,6 +166,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "forget": generations.forget,
         "retain": generations.retain,
         "exit-codes": setup.exit_codes,
+        "schema": setup.schema,
     },
 }
 """The commands by the task that they serve, as --help shows them."""

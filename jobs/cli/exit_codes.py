@@ -11,6 +11,15 @@ class ExitCode:
     remedy: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ListedExitCode:
+    """One row of the table. code: one number, or several with commas between them."""
+
+    code: str
+    meaning: str
+    remedy: str
+
+
 EXIT_CODES: dict[str, ExitCode] = {
     "0": ExitCode("done"),
     "1": ExitCode(

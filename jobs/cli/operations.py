@@ -230,11 +230,13 @@ def jobs_logs(
 @add_to(jobs_group, "stop")
 def jobs_stop(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> None:
     """Stop a job. Example: clvr jobs stop latest"""
+    from jobs.submit.text import StopRequest
+
     cluster = _cluster(jobs_url)
     job = _name_of(cluster, job)
     stopping = cluster.stop(job)
     state = "is stopping" if stopping else "had already ended"
-    emit({"job": job, "stopping": stopping}, as_json, f"{job} {state}")
+    emit(StopRequest(job, stopping), as_json, f"{job} {state}")
 
 
 @add_to(jobs_group, "retry")
@@ -268,17 +270,19 @@ def check_command(context: typer.Context, command: list[str]) -> None:
     checked.make_context(name, list(arguments), parent=context.parent)
 
 
-NOT_SUBMITTED = frozenset({"submit", "jobs", "demo", "serve", "config", "stack", "doctor", "exit-codes"})
+NOT_SUBMITTED = frozenset(
+    {"submit", "jobs", "demo", "serve", "config", "stack", "doctor", "exit-codes", "schema"}
+)
 """Commands of a terminal or of this machine."""
 
 
 def _wait_for_job(cluster: "JobCluster", job: str, *, detach: bool, as_json: bool) -> None:
     """Print the log of a job until it ends, then exit with the exit code of its command."""
-    from jobs.submit.text import follow_to_end
+    from jobs.submit.text import SubmittedJob, follow_to_end
 
     logger.info(f"job {job} at {cluster.address}")
     if detach:
-        emit({"job": job}, as_json, job)
+        emit(SubmittedJob(job), as_json, job)
         return
     try:
         finished = follow_to_end(cluster, job)

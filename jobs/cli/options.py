@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+from typer._click.globals import get_current_context
 
+from jobs.cli.schemas import labelled
 from jobs.cli.streams import results
 
 if TYPE_CHECKING:
@@ -129,20 +131,33 @@ def has_emitted() -> bool:
     return _has_emitted
 
 
-def emit(result: Any, as_json: bool, text: str | None = None) -> None:
+def emit(result: Any, as_json: bool, text: str | None = None, *, schema: str | None = None) -> None:
     """Print the result of a command on stdout: one JSON document, or text.
 
-    result: a `Result`; with `text`, a dataclass or JSON values.
+    result: a `Result`; with `text`, a dataclass, a list of them, or JSON values. schema: the name of its
+    schema in `OUTPUTS`; by default the words of the command that runs.
     """
     global _has_emitted
     _has_emitted = True
-    if text is None:
-        typer.echo(_encode(result.to_json()) if as_json else result.to_text(), file=results())
-    else:
-        typer.echo(_encode(result) if as_json else text, file=results())
+    if not as_json:
+        typer.echo(result.to_text() if text is None else text, file=results())
+        return
+    document = _plain(result.to_json() if text is None else result)
+    document = labelled(_running_command() if schema is None else schema, document)
+    typer.echo(json.dumps(document, indent=2, default=str), file=results())
 
 
-def _encode(document: Any) -> str:
+def _plain(document: Any) -> Any:
     if is_dataclass(document) and not isinstance(document, type):
-        document = asdict(document)
-    return json.dumps(document, indent=2, default=str)
+        return asdict(document)
+    return [_plain(item) for item in document] if isinstance(document, list) else document
+
+
+def _running_command() -> str:
+    """Return the words of the command that runs, such as `runs show`; "" outside of one."""
+    words: list[str] = []
+    context = get_current_context(silent=True)
+    while context is not None and context.parent is not None:
+        words.insert(0, str(context.info_name))
+        context = context.parent
+    return " ".join(words)

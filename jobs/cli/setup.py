@@ -1,13 +1,14 @@
-"""Commands for a first try and for the set-up: demo, config, doctor, stack, exit-codes."""
+"""Commands for a first try and for the set-up: demo, config, doctor, stack, exit-codes, schema."""
 
-from dataclasses import asdict
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli.groups import add_to, command_group
+from jobs.cli.groups import add_to, command_group, did_you_mean
 from jobs.cli.options import Json, Milvus, Ray, Runs, config_file, emit
+from jobs.cli.streams import results
 
 if TYPE_CHECKING:
     from jobs.stack import StackReport
@@ -29,7 +30,7 @@ def show_config(as_json: Json = False) -> None:
 
     rows = origins(file=config_file())
     text = "\n".join(f"{row.name:16} {row.value:28} {row.origin:16} {row.description}" for row in rows)
-    emit([asdict(row) for row in rows], as_json, text)
+    emit(rows, as_json, text)
 
 
 def doctor(
@@ -92,10 +93,10 @@ def down(
     as_json: Json = False,
 ) -> None:
     """Stop the servers. Example: clvr stack down"""
-    from jobs.stack import stack_down
+    from jobs.stack import StoppedStack, stack_down
 
     stopped = stack_down(folder, purge=purge)
-    emit({"ended": stopped, "purged": purge}, as_json, f"{stopped} processes stopped")
+    emit(StoppedStack(stopped, purge), as_json, f"{stopped} processes stopped")
 
 
 @add_to(stack_group, "status")
@@ -117,7 +118,30 @@ def _emit_stack(report: "StackReport", as_json: bool) -> None:
 
 def exit_codes(as_json: Json = False) -> None:
     """List the exit codes with their meanings. Example: clvr exit-codes"""
-    from jobs.cli.exit_codes import EXIT_CODES
+    from jobs.cli.exit_codes import EXIT_CODES, ListedExitCode
 
     text = "\n".join(f"{code:>4}  {row.meaning}" for code, row in EXIT_CODES.items())
-    emit([{"code": code, **asdict(row)} for code, row in EXIT_CODES.items()], as_json, text)
+    rows = [ListedExitCode(code, row.meaning, row.remedy) for code, row in EXIT_CODES.items()]
+    emit(rows, as_json, text)
+
+
+def schema(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="COMMAND", help="Its words, or `error`; none lists all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the JSON Schema of what a command prints with --json. Example: clvr schema runs show"""
+    from jobs.cli.schemas import listed_schemas, stored_schemas
+
+    name = " ".join(command or ())
+    if not name:
+        rows = listed_schemas()
+        emit(rows, as_json, "\n".join(f"{row.command:16} {row.id}" for row in rows))
+        return
+    schemas = stored_schemas()
+    if name not in schemas:
+        raise typer.BadParameter(
+            f"{name!r} prints no JSON.{did_you_mean(name, list(schemas))}", param_hint="COMMAND"
+        )
+    typer.echo(json.dumps(schemas[name], indent=2, ensure_ascii=False), file=results())

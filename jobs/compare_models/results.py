@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from index.evaluation.bootstrap import Difference
 from index.evaluation.protocols import ProtocolResult
@@ -13,6 +15,62 @@ Guard = Literal["", "passed", "failed", "undecided"]
 
 MAX_LOSS = 0.01
 SPEED_NOISE = 0.05
+
+
+class Spread(TypedDict):
+    """Mean and sample standard deviation over the repeats."""
+
+    mean: float
+    std: float
+
+
+class Interval(TypedDict):
+    """A change from the reference, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class AccuracyFigures(TypedDict):
+    """The figures of one row by one protocol. guard: of a compression. change: of rank_1 and map."""
+
+    rank_1: Spread
+    map: Spread
+    guard: NotRequired[Guard]
+    change: dict[str, Interval]
+
+
+class RowFigures(TypedDict):
+    """A model with the features that an index of it would hold.
+
+    format: of a feature, "" for float32. bytes: of a feature. dollars: to embed a million crops. reference:
+    the row that changes are relative to, "" for the first row. protocols: the figures by protocol.
+    on_frontier: no other row is at least as good in rank-1, size and speed.
+    """
+
+    name: str
+    run: str
+    transform: str
+    format: str
+    dimension: int
+    bytes: int
+    crops_per_second: float | None
+    dollars: float | None
+    reference: str
+    guard: Guard
+    protocols: dict[str, AccuracyFigures]
+    on_frontier: bool
+
+
+class ModelComparisonFigures(TypedDict):
+    """All rows, and each protocol in a sentence. facts: seeds, machine and prices."""
+
+    crops: int
+    max_loss: float
+    facts: dict[str, str]
+    protocols: dict[str, str]
+    rows: list[RowFigures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +113,26 @@ class Accuracy:
         """Mean and sample standard deviation of mAP over the repeats."""
         return self.result.figure("map")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> AccuracyFigures:
         """Return the figures."""
         changes = {"rank_1": self.rank_1_change, "map": self.map_change}
-        return {
-            "rank_1": dict(zip(("mean", "std"), self.rank_1, strict=True)),
-            "map": dict(zip(("mean", "std"), self.mean_precision, strict=True)),
-            **({"guard": self.guard} if self.guard else {}),
+        figures: AccuracyFigures = {
+            "rank_1": _spread(self.rank_1),
+            "map": _spread(self.mean_precision),
             "change": {
                 name: {"mean": change.difference, "low": change.ci_low, "high": change.ci_high}
                 for name, change in changes.items()
                 if change is not None
             },
         }
+        if self.guard:
+            figures["guard"] = self.guard
+        return figures
+
+
+def _spread(figure: tuple[float, float]) -> Spread:
+    mean, std = figure
+    return {"mean": mean, "std": std}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +155,21 @@ class Row:
     accuracies: Mapping[str, Accuracy]  # by protocol
     guard: Guard = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, *, is_on_frontier: bool) -> RowFigures:
         """Return all figures."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "accuracies"}
-        return values | {
-            "protocols": {name: accuracy.to_json() for name, accuracy in self.accuracies.items()}
+        return {
+            "name": self.name,
+            "run": self.run,
+            "transform": self.transform,
+            "format": self.format,
+            "dimension": self.dimension,
+            "bytes": self.bytes,
+            "crops_per_second": self.crops_per_second,
+            "dollars": self.dollars,
+            "reference": self.reference,
+            "guard": self.guard,
+            "protocols": {name: accuracy.to_json() for name, accuracy in self.accuracies.items()},
+            "on_frontier": is_on_frontier,
         }
 
 
@@ -120,14 +195,14 @@ class ModelComparison:
         """
         return not any(_dominates(other, row, self.headline) for other in self.rows)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ModelComparisonFigures:
         """Return all figures."""
         return {
             "crops": self.crops,
             "max_loss": self.max_loss,
             "facts": dict(self.facts),
             "protocols": {result.name: result.summary() for result in self.protocols},
-            "rows": [row.to_json() | {"on_frontier": self.is_on_frontier(row)} for row in self.rows],
+            "rows": [row.to_json(is_on_frontier=self.is_on_frontier(row)) for row in self.rows],
         }
 
     def to_text(self) -> str:

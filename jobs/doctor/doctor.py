@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from infra.errors import BadSetting
 from infra.settings import PREFIX, Settings, load_settings, settings_file
@@ -37,6 +39,22 @@ class DoctorOptions:
     seconds: float = 20.0
 
 
+class Finding(TypedDict):
+    """The result of one check. A command that needs a broken part will fail."""
+
+    check: str
+    state: Literal["ok", "warning", "broken", "skipped"]
+    says: str
+    remedy: str
+    seconds: float
+
+
+class Findings(TypedDict):
+    """The results of all checks."""
+
+    findings: list[Finding]
+
+
 @dataclass(frozen=True, slots=True)
 class DoctorReport:
     """The results of all checks."""
@@ -61,15 +79,20 @@ class DoctorReport:
         counts += [f"{warnings} warnings"] if warnings else []
         return "\n".join([*lines, ", ".join(counts)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Findings:
         """Return the report for machines; its keys and the state `broken` are a fixed format."""
-        findings = []
-        for result in self.results:
-            finding = asdict(result)
-            finding["says"] = finding.pop("message")
-            finding["state"] = "broken" if result.state == "failed" else result.state
-            findings.append(finding)
-        return {"findings": findings}
+        return {
+            "findings": [
+                {
+                    "check": result.check,
+                    "state": "broken" if result.state == "failed" else result.state,
+                    "says": result.message,
+                    "remedy": result.remedy,
+                    "seconds": result.seconds,
+                }
+                for result in self.results
+            ]
+        }
 
     def _count(self, state: str) -> int:
         return sum(result.state == state for result in self.results)

@@ -1,7 +1,7 @@
 """`clvr calibrate`: compute likelihoods and a threshold for the distances of a model, from a labelled run."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from index.search.calibration import Calibration, calibrate, store_calibration
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.evaluate.dataset import evaluation_lists, labelled_run
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import find_run, find_transform
 
 SHOWN_LIKELIHOODS = (0.9, 0.5, 0.1)
@@ -34,7 +35,7 @@ class CalibrationResult:
 
     calibration: Calibration
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Calibration)]:
         """Return the calibration as it is stored."""
         return asdict(self.calibration)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from clvr_model.checkpoint import read_card
 from index.evaluation.bootstrap import Difference, compare
@@ -20,6 +21,24 @@ from jobs.evaluate.results import EvaluateRequest
 from jobs.runtime.resolve import find_run
 
 
+class MeasureDifference(TypedDict):
+    """One measure of both runs, and the difference b - a with its 95 % interval."""
+
+    measure: str
+    a: float
+    b: float
+    low: float
+    high: float
+    difference: float
+
+
+class ComparisonFigures(TypedDict):
+    """The ids of run A and run B, and their differences by protocol."""
+
+    runs: tuple[str, str]
+    protocols: dict[str, list[MeasureDifference]]
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The differences of two runs by protocol: the second run minus the first."""
@@ -27,7 +46,7 @@ class Comparison:
     runs: tuple[str, str]
     differences: dict[str, list[Difference]]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ComparisonFigures:
         """Return the runs and the differences by protocol."""
         return {
             "runs": self.runs,
@@ -50,7 +69,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def _difference_json(difference: Difference) -> dict[str, Any]:
+def _difference_json(difference: Difference) -> MeasureDifference:
     return {
         "measure": difference.measure,
         "a": difference.a,

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from index.evaluation.breakdowns import (
     FALSE_POSITIVE_RATES,
@@ -24,9 +25,88 @@ from index.evaluation.protocols import IMAGE, ProtocolResult
 from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
 from jobs.runtime.format import attribute_name
+from jobs.runtime.json_fields import FieldsOf
 
 
-def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
+class Spread(TypedDict):
+    """Mean and sample standard deviation over the repeats."""
+
+    mean: float
+    std: float
+
+
+MetricFields = TypedDict("MetricFields", {metric.name: Spread for metric in COMPUTED})  # type: ignore[misc]
+
+
+class ProtocolFields(TypedDict):
+    """The figures of one protocol with one kind of features, and those of each metric.
+
+    unit: image or track. seed: null for given splits. cmc: by rank, such as `rank-1`. curve: the mean CMC
+    from rank 1 on.
+    """
+
+    protocol: str
+    features: str
+    unit: str
+    rule: str
+    ties: str
+    seed: int | None
+    repeats: int
+    vehicles: int
+    probes: int
+    gallery: int
+    excluded_vehicles: int
+    unmatched_probes: int
+    cmc: dict[str, Spread]
+    curve: list[float]
+    chance_rank_1: float
+
+
+ProtocolFigures = Annotated[dict[str, Any], FieldsOf(MetricFields, ProtocolFields)]
+
+
+class OracleCurve(TypedDict):
+    """The expected CMC of somebody who recognises the model. known_share: of images whose model is known."""
+
+    recognises: str
+    curve: list[float]
+    known_share: float
+
+
+class ListFigures(TypedDict):
+    """The figures of one list of images.
+
+    left_out: which labels and crops are not ranked and why. oracles: by protocol. tpr_at_fpr: shares by the
+    false positive rate, of the first protocol, like the breakdowns.
+    """
+
+    list: str
+    labelled: int
+    unlabelled: int
+    labelled_without_embedding: int
+    labels_of_no_crop: int
+    left_out: Sequence[str]
+    protocols: Sequence[ProtocolFigures]
+    oracles: dict[str, Sequence[OracleCurve]]
+    tpr_at_fpr: dict[str, float | None] | None
+    by_camera_pair: Sequence[Annotated[dict[str, Any], FieldsOf(CameraPair)]]
+    by_day_part: Sequence[Annotated[dict[str, Any], FieldsOf(TimeOfDay)]]
+    model_classification: Annotated[dict[str, Any], FieldsOf(Classification)] | None
+    attribute_classification: Sequence[Annotated[dict[str, Any], FieldsOf(AttributeAccuracy)]]
+    by_color: Sequence[Annotated[dict[str, Any], FieldsOf(ValueRanks)]]
+    through_index: Annotated[dict[str, Any], FieldsOf(IndexCmcLoss)] | None
+
+
+class EvaluationFigures(TypedDict):
+    """The figures of all lists of an evaluation of one run."""
+
+    run: str
+    model: str
+    fingerprint: str
+    lists: list[ListFigures]
+
+
+def figures_of(lists: Sequence["ListEvaluation"]) -> EvaluationFigures:
     """Return all figures as JSON values."""
     run = lists[0].labelled.run
     return {
@@ -37,7 +117,7 @@ def figures_of(lists: Sequence["ListEvaluation"]) -> dict[str, Any]:
     }
 
 
-def _list_figures(evaluation: "ListEvaluation") -> dict[str, Any]:
+def _list_figures(evaluation: "ListEvaluation") -> ListFigures:
     labelled, distances = evaluation.labelled, evaluation.distances
     return {
         "list": labelled.name,
@@ -66,8 +146,8 @@ def _list_figures(evaluation: "ListEvaluation") -> dict[str, Any]:
     }
 
 
-def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
-    return {
+def _protocol_figures(result: ProtocolResult) -> ProtocolFigures:
+    fields: ProtocolFields = {
         "protocol": result.name,
         "features": result.features,
         "unit": result.unit,
@@ -81,16 +161,18 @@ def _protocol_figures(result: ProtocolResult) -> dict[str, Any]:
         "excluded_vehicles": result.excluded_vehicles,
         "unmatched_probes": result.without_positive,
         "cmc": {
-            f"rank-{k}": {"mean": mean, "std": std}
-            for k, (mean, std) in zip(REPORTED_RANKS, _at(result, REPORTED_RANKS), strict=True)
+            f"rank-{k}": _spread(figure)
+            for k, figure in zip(REPORTED_RANKS, _at(result, REPORTED_RANKS), strict=True)
         },
         "curve": [float(share) for share in result.mean],
-        **{
-            metric.name: dict(zip(("mean", "std"), result.figure(metric.name), strict=True))
-            for metric in COMPUTED
-        },
         "chance_rank_1": float(result.chance[0]),
     }
+    return {**fields, **{metric.name: _spread(result.figure(metric.name)) for metric in COMPUTED}}
+
+
+def _spread(figure: tuple[float, float]) -> Spread:
+    mean, std = figure
+    return {"mean": mean, "std": std}
 
 
 def table_of(lists: Sequence["ListEvaluation"], ap: str = "mean") -> str:
@@ -215,7 +297,7 @@ class Evaluation:
         """The results of the first list, with plain features."""
         return self.lists[0].results
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> EvaluationFigures:
         """Return all figures."""
         return figures_of(self.lists)
 

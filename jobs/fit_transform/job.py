@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import ray
+from typing_extensions import TypedDict
 
 from index.generations.load_plan import PlannedShard, plan_load
 from index.schema import EMBEDDING_DIM
@@ -16,6 +17,7 @@ from index.transforms.stored import NONE, TransformDocument, store_default, stor
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
 from jobs.runtime.resolve import find_runs
@@ -55,6 +57,21 @@ class FitRequest:
         )
 
 
+class FitFields(TypedDict):
+    """A transform, or `none`, for the model of the runs. cameras: with a mean of their own.
+
+    document: what is stored beside the arrays. default: a load without --transform uses it.
+    """
+
+    fingerprint: str
+    runs: tuple[str, ...]
+    transform: str
+    document: dict[str, Any] | None
+    cameras: int
+    choice: Annotated[dict[str, Any], FieldsOf(Choice)] | None
+    default: bool
+
+
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """A stored transform, or none, and how it was chosen; `is_default`: a load without a flag uses it."""
@@ -65,7 +82,7 @@ class FitResult:
     choice: Choice | None
     is_default: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> FitFields:
         """Return the document, the figures and the reason."""
         document = self.transform.plain_values() if self.transform else {}
         return {

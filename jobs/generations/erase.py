@@ -4,7 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import TypedDict
 
 from index.archive.reader import crop_id_at
 from index.generations.audit import audit_folder, audit_index
@@ -20,6 +22,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.generations.outputs import find_in_outputs, purge_outputs
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import LATEST, epoch_ms, open_milvus
 
 
@@ -92,9 +95,17 @@ class EraseResult:
             lines += [f"  not reached  {note}" for note in receipt.by_design]
         return "\n".join(lines)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Receipt)]:
         """Return the receipt as a JSON object."""
         return asdict(self.receipt)
+
+
+class AuditedPlaces(TypedDict):
+    """Every place that was looked at for the crops of an erasure; found: in all of them."""
+
+    erasure_id: str
+    found: int
+    places: list[Annotated[dict[str, Any], FieldsOf(Place)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +142,7 @@ class AuditResult:
         title = f"erasure {receipt.erasure_id} ({state}): {self.found:,} traces found"
         return "\n".join([title, *places_text(self.places)])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> AuditedPlaces:
         """Return the audit as a JSON object."""
         return {
             "erasure_id": self.receipt.erasure_id,

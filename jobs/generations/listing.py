@@ -1,8 +1,9 @@
 """`clvr generations`: the generations of an alias with their states, quality and size."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from index.documents import OptionalUtcTime
 from index.generations import records
 from index.generations.records import GenerationRecord, Unit, previous
 from index.milvus.collection import Generation, list_generations, live_generation
@@ -11,6 +12,7 @@ from infra.settings import Settings
 from infra.store import open_store
 from jobs.generations.load import rows_text
 from jobs.runtime.format import age
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import open_milvus
 
 _SCALAR_BYTES = 256
@@ -31,7 +33,7 @@ class GenerationRow:
     index: str
     fingerprint: str
     recall_at_10: float | None
-    created: str
+    created: OptionalUtcTime
     live: bool
     previous: bool
     runs: tuple[str, ...]
@@ -72,7 +74,7 @@ class GenerationList:
             return "no generation yet; build one: clvr load latest"
         return "\n".join(row.to_text() for row in self.rows)
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[Annotated[dict[str, Any], FieldsOf(GenerationRow)]]:
         """Return one JSON object per generation."""
         return [asdict(row) for row in self.rows]
 

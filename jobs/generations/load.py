@@ -2,9 +2,12 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import TypedDict
 
 from index.archive.labels import read_label_table
+from index.documents import OptionalUtcTime
 from index.generations import records
 from index.generations.gate import GateReport, check_gate, golden_probes
 from index.generations.gate_sample import GateBudget
@@ -20,6 +23,7 @@ from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.metrics import show_gap, show_gate, show_load
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.resolve import (
@@ -109,7 +113,7 @@ class IncrementResult:
             f"{increment.rows_before:,} -> {increment.rows_after:,} rows"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Increment)]:
         """Return the increment as a JSON object."""
         return asdict(self.increment)
 
@@ -145,9 +149,22 @@ class VerifyResult:
             ]
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Reconciliation)]:
         """Return the counts as a JSON object."""
         return asdict(self.reconciliation)
+
+
+class MoveFields(TypedDict):
+    """The live generation, and the move that made it live. Not `moved`: it was live already.
+
+    replaced: the generation that was live before the move. at: its time. undo: the generation to which an
+    opposite rollback would go.
+    """
+
+    moved: bool
+    replaced: str | None
+    at: OptionalUtcTime
+    undo: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +187,11 @@ class RollbackResult:
             f"{alias} was rolled back to {name} from {done.replaced} at {done.at}; nothing was changed{undo}"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Generation, MoveFields)]:
         """Return the live generation as a JSON object, and the move that made it live."""
         done = self.rollback
-        return asdict(done.generation) | {
-            "moved": done.moved,
-            "replaced": done.replaced,
-            "at": done.at,
-            "undo": self.undo,
-        }
+        move = MoveFields(moved=done.moved, replaced=done.replaced, at=done.at, undo=self.undo)
+        return {**asdict(done.generation), **move}
 
 
 @dataclass(slots=True)

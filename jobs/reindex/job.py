@@ -53,6 +53,13 @@ STEP_FUNCTIONS: dict[StepName, Callable[[ReindexContext], Outcome]] = {
 }
 
 
+class ReindexFields(Summary):
+    """The summary of a reindex run. page: URI of its page. already_finished: before this call."""
+
+    page: str
+    already_finished: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ReindexResult:
     """The summary of a reindex run, and whether it was already finished before this call."""
@@ -80,9 +87,9 @@ class ReindexResult:
             lines.append(f"  cost    {cost['cost']:,.4f} on {cost['nodes']} nodes")
         return "\n".join([*lines, f"  page    {self.page}"])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ReindexFields:
         """Return the summary as a JSON object."""
-        return self.summary | {"page": self.page, "already_finished": self.already_finished}
+        return {**self.summary, "page": self.page, "already_finished": self.already_finished}
 
 
 def reindex(
@@ -180,7 +187,7 @@ def _publish_summary(context: ReindexContext, page: str) -> Summary:
 
 
 def _finished_result(run: ReindexRun, page: str, settings: Settings) -> ReindexResult:
-    summary = run.read_summary() or {}
+    summary: Any = run.read_summary() or {}
     logger.info(f"reindex run {run.reindex_id} is already finished: nothing to do")
     promoted = (summary.get("live") or {}).get("generation")
     live = live_name(settings)

@@ -49,7 +49,8 @@ def build_reindex_page(summary: Summary) -> str:
 
 def _comparison(summary: Summary) -> list[dict[str, Any]]:
     """Return the rows of the table that compares a run with the run before."""
-    now, before = figures(summary), (summary["before"] or {}).get("figures", {})
+    now = figures(summary)
+    before = summary["before"]["figures"] if summary["before"] else {}
     return [
         {
             "name": TITLES[name],

@@ -2,14 +2,109 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from pydantic import SecretStr
+from typing_extensions import TypedDict
 
-from index.documents import package_version, utc_now
+from index.documents import UtcTime, package_version, utc_now
 from jobs.reindex.state import ReindexRun
 
-Summary = dict[str, Any]
+
+class AttemptSummary(TypedDict):
+    """One process that worked on the run. ended: null if it was killed or still runs."""
+
+    began: UtcTime
+    ended: UtcTime | None
+    how: str
+
+
+class StepSummary(TypedDict):
+    """One finished step, and what it did in words."""
+
+    name: str
+    began: UtcTime
+    seconds: float
+    said: str
+
+
+class LoadSummary(TypedDict):
+    """What the load did; null is what its kind does not have."""
+
+    kind: str | None
+    upserted: int | None
+    removed: int | None
+    rows: int | None
+    target: str | None
+    index: str | None
+
+
+class LiveSummary(TypedDict):
+    """The live generation after the run, its rows before, and the generation that it replaced."""
+
+    generation: str | None
+    rows: int | None
+    rows_before: int | None
+    replaced: str | None
+
+
+class CostSummary(TypedDict):
+    """Hours and money of embedding, planned and actual, and of all steps; null without a plan or a price."""
+
+    nodes: int
+    price_per_node_hour: float | None
+    planned_hours: float | None
+    planned_by: str | None
+    planned_cost: float | None
+    embedding_hours: float
+    embedding_cost: float | None
+    hours: float
+    cost: float | None
+
+
+class BeforeSummary(TypedDict):
+    """The last finished run before this one."""
+
+    night: str
+    generation: str | None
+    quarantine: dict[str, int]
+    figures: dict[str, float | None]
+
+
+class Summary(TypedDict):
+    """The summary of a reindex run. Null is what it has not reached.
+
+    error: type, message, remedy and exit_code of the last attempt. crops: counts of the archive and of the
+    embedding. quarantine: crops by stage/cause. gate: as `clvr promote` prints it. drift: alerts of
+    `clvr drift`, if they were asked for; runs of older releases lack it.
+    """
+
+    night: str
+    state: Literal["failed", "finished", "unfinished"]
+    error: dict[str, Any] | None
+    archive: str
+    alias: str
+    fingerprint: str
+    version: str
+    began: UtcTime
+    ended: UtcTime
+    attempts: list[AttemptSummary]
+    kind: str | None
+    run: str | None
+    since_run: str | None
+    crops: dict[str, int | None]
+    quarantine: dict[str, int]
+    bottleneck: str
+    steps: list[StepSummary]
+    load: LoadSummary
+    gate: dict[str, Any] | None
+    live: LiveSummary
+    retired: list[str]
+    kept: list[str]
+    drift: NotRequired[dict[str, Any] | None]
+    cost: CostSummary
+    before: BeforeSummary | None
+
 
 COMPARED = (
     "new",
@@ -27,7 +122,9 @@ COMPARED = (
 WEBHOOK_TIMEOUT_SECONDS = 10.0
 
 
-def summarise(run: ReindexRun, before: Summary | None, *, price: float | None, nodes: int) -> Summary:
+def summarise(
+    run: ReindexRun, before: Mapping[str, Any] | None, *, price: float | None, nodes: int
+) -> Summary:
     """Combine the documents of a run, finished or not, into its summary.
 
     before: the summary of the last finished run. price: of a node hour. nodes: of the cluster now.
@@ -77,7 +174,14 @@ def summarise(run: ReindexRun, before: Summary | None, *, price: float | None, n
             }
             for step in steps.values()
         ],
-        "load": {name: load.get(name) for name in ("kind", "upserted", "removed", "rows", "target", "index")},
+        "load": {
+            "kind": load.get("kind"),
+            "upserted": load.get("upserted"),
+            "removed": load.get("removed"),
+            "rows": load.get("rows"),
+            "target": load.get("target"),
+            "index": load.get("index"),
+        },
         "gate": gate,
         "live": {
             "generation": retention.get("live") or promote.get("live") or plan.get("live"),
@@ -103,7 +207,7 @@ def _outcome_text(outcome: Mapping[str, Any] | None) -> str:
 
 def _cost(
     expected: Mapping[str, Any] | None, seconds: Mapping[str, float], price: float | None, nodes: int
-) -> Summary:
+) -> CostSummary:
     """Return hours and money of embedding, planned and actual, and of all steps."""
     total, embedding = sum(seconds.values()) / 3600, seconds.get("embed", 0.0) / 3600
     planned = expected["seconds"] / 3600 if expected else None
@@ -124,7 +228,7 @@ def _cost(
     }
 
 
-def _before(summary: Mapping[str, Any]) -> Summary:
+def _before(summary: Mapping[str, Any]) -> BeforeSummary:
     return {
         "night": summary["night"],
         "generation": summary["live"]["generation"],

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import TypedDict
 
 from index.documents import JsonDocument
 from jobs.pages.published import DIRECTIONS, Published, published_beside, published_table
 from jobs.pages.table1_page import Cell, Direction, Figure, TableRow
 from jobs.reproduce.evaluation import ListFigures, ProtocolFigures
+from jobs.runtime.json_fields import FieldsOf
 
 CHANCE = "by chance"
 
@@ -147,6 +150,23 @@ def _bounds(by_list: Sequence[ProtocolFigures | None]) -> Iterator[TableRow]:
         )
 
 
+class PublishedTable(TypedDict):
+    """Table 1 of the paper: (rank-1, rank-5) of each method and column, and whether ours may be compared."""
+
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[tuple[float, float], ...]]
+    comparable: bool
+    note: str
+
+
+class ReproductionFigures(TypedDict):
+    """The figures of every method and list, Table 1 of the paper, and the URIs of page and figures."""
+
+    published: PublishedTable
+    page: str
+    json: str
+
+
 @dataclass(frozen=True, slots=True)
 class Reproduction:
     """The result of the command: its figures, and the URIs of page and figures."""
@@ -155,11 +175,10 @@ class Reproduction:
     page: str
     json: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(Results, ReproductionFigures)]:
         """Return the figures, Table 1 and the URIs as JSON values."""
         published = self.results.published()
-        return {
-            **self.results.plain_values(),
+        figures: ReproductionFigures = {
             "published": {
                 "columns": published.columns,
                 "rows": dict(published.rows),
@@ -169,6 +188,7 @@ class Reproduction:
             "page": self.page,
             "json": self.json,
         }
+        return {**self.results.plain_values(), **figures}
 
     def to_text(self) -> str:
         """Return Table 1 of each protocol as text."""

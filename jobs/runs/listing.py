@@ -1,12 +1,16 @@
 """`clvr runs`: the runs of a folder, and what the records of one run state."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from typing_extensions import TypedDict
+
+from index.documents import UtcTime
 from index.runs.run import Run, list_runs
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.runtime.format import count, text_table, timestamp
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import find_run
 
 
@@ -25,8 +29,8 @@ class RunRow:
     duplicates: int
     embedded: int | None
     quarantined: int | None
-    created: str
-    finished: str | None
+    created: UtcTime
+    finished: UtcTime | None
 
     @classmethod
     def of(cls, run: Run) -> "RunRow":
@@ -76,9 +80,18 @@ class RunList:
             right={"crops", "quarantined"},
         )
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[Annotated[dict[str, Any], FieldsOf(RunRow)]]:
         """Return one JSON object a run."""
         return [asdict(row) for row in self.rows]
+
+
+class RunRecords(TypedDict):
+    """The records of one run. causes: quarantined crops by stage/cause. version: release that started it."""
+
+    settings: dict[str, Any]
+    causes: dict[str, int]
+    shards: int
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +111,15 @@ class RunDetails:
         fields = {name: value for name, value in self.to_json().items() if value not in (None, {}, "")}
         return "\n".join(f"{name:12} {_plain(value)}" for name, value in fields.items())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(RunRow, RunRecords)]:
         """Return the fields as one JSON object."""
-        values = asdict(self)
-        return {**values.pop("row"), **values}
+        records: RunRecords = {
+            "settings": self.settings,
+            "causes": self.causes,
+            "shards": self.shards,
+            "version": self.version,
+        }
+        return {**asdict(self.row), **records}
 
 
 def list_all_runs(settings: Settings) -> RunList:

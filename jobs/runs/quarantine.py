@@ -6,12 +6,32 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
 from index.runs.accounting import count_causes
 from infra.errors import BadSetting
 from infra.settings import Settings
 from jobs.runtime.format import count, text_table
 from jobs.runtime.resolve import find_run
+
+
+class QuarantinedCrop(TypedDict):
+    """A crop without an embedding. crop_id: a string, because JavaScript rounds integers of its size."""
+
+    crop_id: str
+    uri: str
+    stage: str
+    cause: str
+    detail: str | None
+
+
+class Quarantine(TypedDict):
+    """The quarantine of a run: all of it by stage/cause, and the first of the selected crops."""
+
+    run_id: str
+    causes: dict[str, int]
+    selected: int
+    crops: list[QuarantinedCrop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +59,22 @@ class QuarantineReport:
             lines.append(f"{count(self.selected - len(self.crops))} more: --limit {self.selected}")
         return "\n".join(lines)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the report; a crop_id is a string, because JavaScript rounds integers of its size."""
+    def to_json(self) -> Quarantine:
+        """Return the report."""
         return {
             "run_id": self.run_id,
             "causes": self.causes,
             "selected": self.selected,
-            "crops": [{**crop, "crop_id": str(crop["crop_id"])} for crop in self.crops],
+            "crops": [
+                {
+                    "crop_id": str(crop["crop_id"]),
+                    "uri": crop["uri"],
+                    "stage": crop["stage"],
+                    "cause": crop["cause"],
+                    "detail": crop["detail"],
+                }
+                for crop in self.crops
+            ],
         }
 
 

@@ -3,22 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from clvr_model.card import Card, read_card
 from index.archive.reader import open_uri
 from index.filters import WITHOUT_ATTRIBUTE, Filters
 from index.generations.units import TrackOfCrop
+from index.milvus.search import Hit
 from index.outputs import record_output, withdraw_erased
 from index.schema import UNKNOWN_LABEL, UNKNOWN_TIME
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import RERANK_HEAD, Match, Rules
 from index.search.track_probe import TRACK
-from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
+from index.search.travel_time import MAX_SPEED_KMH, CameraMap, TravelCheck, read_cameras
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import format_ms
@@ -26,6 +28,7 @@ from jobs.pages.html import write_page
 from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import attribute_name, model_name, predicted_values
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import epoch_ms
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
@@ -88,6 +91,53 @@ class SearchRequest:
     html: Path | None = None
 
 
+Verdict = Literal["found", "not found", "nothing", "ranked"]
+
+
+class TrackJson(TypedDict):
+    """A track of the index: how many crops it has, and its first and last time in ms, null if unknown."""
+
+    crops: int
+    captured_from: int | None
+    captured_to: int | None
+
+
+class MatchFields(TypedDict):
+    """One match. captured_at: ms since the epoch, UTC, as the archive has it, -1 if unknown.
+
+    crop_id exceeds the integers that JavaScript has exactly; `crop` is the same as text, `crop:ID`.
+    crops_of_pass: crops of the same track that were retrieved. track: in a generation of tracks. journey:
+    from a sighting of the probe.
+    """
+
+    vehicle_model: str
+    crop: str
+    likelihood: float | None
+    crops_of_pass: int
+    track: TrackJson | None
+    journey: Annotated[dict[str, Any], FieldsOf(TravelCheck)] | None
+
+
+MatchJson = Annotated[dict[str, Any], FieldsOf(Hit, MatchFields)]
+
+
+class SearchFields(TypedDict):
+    """The matches of a probe, best first.
+
+    verdict: `found` if a match is within the calibrated threshold, `not found` if none is, `nothing` if no
+    crop passes the filters, `ranked` if the model is not calibrated; then `threshold` is null. captured_at of
+    a sighting: ms since the epoch, UTC, -1 if unknown.
+    """
+
+    probe: str
+    sightings: list[Annotated[dict[str, Any], FieldsOf(Sighting)]]
+    verdict: Verdict
+    generation: str
+    fingerprint: str
+    threshold: float | None
+    answers: list[MatchJson]
+
+
 @dataclass(frozen=True, slots=True)
 class SearchResult:
     """The matches of a probe in one generation, best first.
@@ -104,7 +154,7 @@ class SearchResult:
     calibration: Calibration | None = None
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         """Whether the archive contains the vehicle, in one word."""
         return verdict(self.matches, self.calibration)
 
@@ -162,7 +212,7 @@ class SearchResult:
             screen.print(table)
         return "\n".join(filter(None, (capture.get().rstrip(), self.summary())))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SearchFields:
         """Return the probe, the verdict and the ranks."""
         return {
             "probe": self.probe.name,
@@ -293,12 +343,12 @@ def resolve_attributes(rules: Rules, read_model_card: Callable[[], Card]) -> Rul
     return replace(rules, filters=replace(rules.filters, **found))  # type: ignore[arg-type]
 
 
-def verdict(matches: Sequence[Match], calibration: Calibration | None) -> str:
+def verdict(matches: Sequence[Match], calibration: Calibration | None) -> Verdict:
     """Return `nothing`, `ranked`, `found` or `not found`; see SearchResult."""
     return verdict_of_distances([match.hit.distance for match in matches], calibration)
 
 
-def verdict_of_distances(distances: Sequence[float], calibration: Calibration | None) -> str:
+def verdict_of_distances(distances: Sequence[float], calibration: Calibration | None) -> Verdict:
     """Return the verdict of matches at these distances, in any order: re-ranking changes it."""
     if not distances:
         return "nothing"
@@ -307,11 +357,11 @@ def verdict_of_distances(distances: Sequence[float], calibration: Calibration | 
     return "found" if min(distances) <= calibration.threshold else "not found"
 
 
-def match_to_json(match: Match, model: str) -> dict[str, Any]:
+def match_to_json(match: Match, model: str) -> MatchJson:
     """Return one match as JSON values. `model`: the name of the predicted vehicle model."""
-    hit = asdict(match.hit) | {"rank": match.rank, "vehicle_model": model}
     travel = match.travel
-    return hit | {
+    fields: MatchFields = {
+        "vehicle_model": model,
         # A string, because JavaScript rounds integers of this size.
         "crop": f"{CROP}{match.hit.crop_id}",
         "likelihood": match.likelihood,
@@ -319,9 +369,10 @@ def match_to_json(match: Match, model: str) -> dict[str, Any]:
         "track": track_to_json(match.track) if match.track else None,
         "journey": asdict(travel) if travel else None,
     }
+    return {**asdict(match.hit), "rank": match.rank, **fields}
 
 
-def track_to_json(track: TrackOfCrop) -> dict[str, Any]:
+def track_to_json(track: TrackOfCrop) -> TrackJson:
     """Return how many crops a track has, and its first and last time in ms, None if none is known."""
     first, last = (
         None if time == UNKNOWN_TIME else time for time in (track.captured_from, track.captured_to)

@@ -3,10 +3,50 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from typing_extensions import TypedDict
+
+from index.documents import UtcTime
 from jobs.runtime.format import iso_timestamp, text_table
 from jobs.submit.client import Job, JobCluster, LogPrinter, exit_code_of, format_log_line
+
+
+class JobFields(TypedDict):
+    """A job; null is what it does not have. verb: its command. clvr: the release that submitted it."""
+
+    job: str
+    status: str
+    exit_code: int | None
+    command: str
+    message: str
+    started: UtcTime | None
+    ended: UtcTime | None
+    verb: str | None
+    by: str | None
+    clvr: str | None
+    retry_of: str | None
+
+
+class LogText(TypedDict):
+    """The log of a job as one string."""
+
+    job: str
+    logs: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """A job that the command does not wait for."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """A job that was asked to stop. Not `stopping`: it had already ended."""
+
+    job: str
+    stopping: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +55,7 @@ class JobReport:
 
     job: Job
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JobFields:
         """Return the fields of the job; those that it does not have are None."""
         job = self.job
         return {
@@ -26,7 +66,10 @@ class JobReport:
             "message": job.message,
             "started": iso_timestamp(job.started),
             "ended": iso_timestamp(job.finished),
-            **{name: job.metadata.get(name) for name in ("verb", "by", "clvr", "retry_of")},
+            "verb": job.metadata.get("verb"),
+            "by": job.metadata.get("by"),
+            "clvr": job.metadata.get("clvr"),
+            "retry_of": job.metadata.get("retry_of"),
         }
 
     def to_text(self) -> str:
@@ -48,7 +91,7 @@ class JobTable:
 
     jobs: Sequence[Job]
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[JobFields]:
         """Return the fields of every job."""
         return [JobReport(job).to_json() for job in self.jobs]
 
@@ -69,7 +112,7 @@ class FinishedJob:
         """The exit code that the command would have at a terminal."""
         return exit_code_of(self.job)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JobFields:
         """Return the fields of the job."""
         return JobReport(self.job).to_json()
 
@@ -85,7 +128,7 @@ class JobLog:
     job: str
     log: str
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> LogText:
         """Return the job's name and its log as one string."""
         return {"job": self.job, "logs": self.log}
 

@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
-from index.documents import JsonDocument, utc_now
+from index.documents import JsonDocument, UtcTime, utc_now
 from infra.errors import AccountingError, BadInput, ObjectMissing
 from infra.store import Store
 
@@ -39,6 +40,19 @@ class AuditRecord(JsonDocument):
             raise BadInput("a sweep needs a user", remedy="give --user")
 
 
+class AuditEntry(TypedDict):
+    """One sweep: who ran it, in which case, when, and what was asked of which generation."""
+
+    key: str
+    who: str
+    case: str
+    action: str
+    generation: str
+    fingerprint: str
+    request: Mapping[str, Any]
+    when: UtcTime
+
+
 @dataclass(frozen=True, slots=True)
 class AuditLog:
     """All records with their keys, oldest first."""
@@ -60,9 +74,21 @@ class AuditLog:
         ]
         return "\n".join(lines) or "no sweep is recorded"
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[AuditEntry]:
         """Return the records with their keys."""
-        return [{"key": key, **record.plain_values()} for key, record in self.records]
+        return [
+            {
+                "key": key,
+                "who": record.user,
+                "case": record.case_number,
+                "action": record.action,
+                "generation": record.generation,
+                "fingerprint": record.fingerprint,
+                "request": record.request,
+                "when": record.when,
+            }
+            for key, record in self.records
+        ]
 
 
 def append_record(store: Store, record: AuditRecord) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 from ray.data import ActorPoolStrategy
@@ -29,6 +29,7 @@ from infra.errors import BadInput, BadSetting, FingerprintMismatch, IndexServerE
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import read_progress, start_progress_actor
 from jobs.runtime.ray_cluster import connect, num_cpus, root_cause
@@ -84,7 +85,7 @@ class SweepResult:
     summary: SweepSummary
     output: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Annotated[dict[str, Any], FieldsOf(SweepSummary)]:
         """Return the summary as in done.json."""
         return asdict(self.summary)
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.documents import JsonDocument, require_keys_inside, utc_now
+from index.documents import JsonDocument, UtcTime, require_keys_inside, utc_now
 from index.generations.traces import REDACTED, rows_of_erased
 from index.parquet import open_parquet, write_table
 from index.runs.tombstones import ErasedCrops
@@ -99,7 +99,7 @@ class SweepSummary(JsonDocument):
     verdicts: Mapping[str, int]
     causes: Mapping[str, int]
     generation: str
-    finished: str
+    finished: UtcTime
     runs: tuple[str, ...] = ()
     rows: int | None = None
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from json_documents import read_document
 from typer.testing import CliRunner
 
 from clvr_model.checkpoint import load_checkpoint, read_card
@@ -131,7 +132,7 @@ def clvr(home: Store) -> Clvr:
     def run(*arguments: str, exit_code: int = 0) -> Any:
         done = CliRunner().invoke(app, [*arguments, "--json"])
         assert done.exit_code == exit_code, done.output
-        return json.loads(done.stdout) if done.stdout else None
+        return read_document(arguments, done.stdout) if done.stdout else None
 
     return run
 
@@ -209,6 +210,7 @@ def test_a_finished_training_is_recognised_by_data_and_recipe(clvr: Clvr) -> Non
     train += ["--recipe", f"{ROOT}/labels/recipe.yaml", "--set", "stage2.epochs=4"]
     train += ["--to", f"{ROOT}/strong-model"]
     assert clvr(*train, "--pick", "best") == {
+        "schema": "train/1",
         "uri": f"{ROOT}/strong-model",
         "fingerprint": STRONG,
         "accuracy": 0.75,
@@ -269,6 +271,7 @@ def test_a_finished_run_proves_its_counts(clvr: Clvr, home: Store) -> None:
     status = clvr("status", "first")
     assert status["seconds"].keys() >= {"plan", "embed", "compact", "finish"}
     assert {name: value for name, value in status.items() if name not in ("seconds", "bottleneck")} == {
+        "schema": "status/1",
         "run_id": "first",
         "finished": True,
         "archive": ARCHIVE,

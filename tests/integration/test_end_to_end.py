@@ -1,6 +1,5 @@
 """Commands of a user from crops in S3 to a CMC, on two Ray nodes and a Milvus server."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_documents import read_document
 from ray.cluster_utils import Cluster
 
 from clvr_model.checkpoint import Card, save_checkpoint
@@ -76,7 +76,7 @@ def test_commands_lead_from_crops_in_s3_to_ranks_and_a_cmc(
         )
         outputs.append(done.stdout + done.stderr)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return read_document(arguments, done.stdout)
 
     run = clvr(
         "embed", environment["ARCHIVE"], "--model", environment["MODEL"], "--max-quarantine-rate", "0.1",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_documents import read_document
 
 from index.generations import records
 from index.milvus.client import connect
@@ -73,7 +74,7 @@ class User:
         return out if expect == 0 else err
 
     def json(self, *words: str) -> Any:
-        return json.loads(self.runs(*words, "--json"))
+        return read_document(words, self.runs(*words, "--json"))
 
     def receipts(self) -> list[dict[str, Any]]:
         keys = [info.key for info in self.store.list("erasures") if info.key.endswith("receipt.json")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_documents import read_document
 from ray.job_submission import JobSubmissionClient
 
 from clvr_model.checkpoint import Card, save_checkpoint
@@ -82,7 +83,7 @@ class Operator:
             check=True,
         )
         self.outputs.append(done.stdout + done.stderr)
-        return json.loads(done.stdout)
+        return read_document(words, done.stdout)
 
     def command(self, name: str) -> tuple[str, ...]:
         checks = (

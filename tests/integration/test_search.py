@@ -1,10 +1,10 @@
 """`clvr search` and `clvr calibrate` on a real index: probes, matches and errors."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_documents import read_document
 from typer.testing import CliRunner
 
 from infra.store import open_store
@@ -29,7 +29,7 @@ class Clvr:
         return result.exit_code, result.output
 
     def json(self, *arguments: object) -> dict[str, Any]:
-        return json.loads(self(*arguments, "--json"))
+        return read_document(arguments, self(*arguments, "--json"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_documents import read_document
 from ray.job_submission import JobSubmissionClient
 
 from infra.servers.process import end_all, processes_with_tag
@@ -78,7 +79,7 @@ class Laptop:
     def json(self, *words: str) -> Any:
         code, out, err = self.runs(*words, "--json")
         assert code == 0, err
-        return json.loads(out)
+        return read_document(words, out)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_command_fails_on_the_cluster_as_it_fails_locally(laptop: Laptop, head
     assert code == local[0] == 3
     assert "error: there is no run tonight" in err
     assert "error: there is no run tonight" in local[2]
-    job = json.loads(out)
+    job = read_document(["submit"], out)
     assert (job["status"], job["exit_code"], job["verb"]) == ("FAILED", 3, "status")
 
     status = laptop.json("jobs", "show", job["job"])

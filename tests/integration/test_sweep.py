@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from json_documents import read_document
 
 from index.archive.manifest import crop_id_of
 from index.generations.load import LoadOptions, load_runs
@@ -83,7 +84,7 @@ def test_a_sweep_by_the_index_searches_every_probe_and_records_causes_of_failure
         "--json",
     )
     assert code == 0, errors
-    assert json.loads(out)["probes"] == 8
+    assert read_document(["sweep"], out)["probes"] == 8
     outcomes = {row["probe_id"]: row for row in table(tmp_path / "out" / "probes")}
     assert {name: outcomes[name]["cause"] for name in ("gone", "notes", "odd")} == {
         "gone": "missing",

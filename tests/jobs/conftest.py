@@ -7,23 +7,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from json_documents import read_document
 
 from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.network import Architecture, Clvr
 from clvr_model.synthetic.archive import generate, write_labels
 from clvr_model.synthetic.trips import ArchiveSpec
 from infra.store import open_store
+from jobs.cli.app import COMMANDS
 
 
 @pytest.fixture
 def clvr(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `clvr` in a process of its own, in an empty folder; variables of the outside are kept out."""
+    """Run `clvr` in a process of its own, in an empty folder; variables of the outside are kept out.
+
+    What it prints with --json must have the published schema.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("CLVR_", "AWS_"))}
 
     def run(
         *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "jobs", *arguments],
             cwd=tmp_path,
             env={**clean, **(env or {})},
@@ -32,6 +37,9 @@ def clvr(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=timeout,
             check=False,
         )
+        if "--json" in arguments and done.stdout and arguments[0] in COMMANDS:
+            read_document(arguments, done.stdout)
+        return done
 
     return run
 

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from json_documents import read_document
 from typer.testing import CliRunner
 
 from infra.errors import StoreDenied
@@ -177,7 +178,7 @@ def test_all_faults_are_named_at_once(
         app, ["doctor", "--json", "--archive", bucket, "--model", str(model), "--timeout", "30"]
     )
     assert done.exit_code == 1
-    findings = json.loads(done.stdout)["findings"]
+    findings = read_document(["doctor"], done.stdout)["findings"]
     wrong = {finding["check"] for finding in findings if finding["state"] == "broken"}
     assert wrong == {"settings", "files", "runs", "archive", "milvus", "ray", "jobs", "model"}
     assert {f["check"] for f in findings if f["state"] == "warning"} >= {"settings", "files"}

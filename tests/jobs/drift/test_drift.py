@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import read_result
 
 from index.drift.profile import monday_ms
 from index.runs.run import Run
@@ -68,7 +69,7 @@ def test_a_camera_that_moved_is_named_and_runs_are_read_once(
     assert read == ["w4"]
     assert any(alert.startswith("camera right: its features moved by ") for alert in moved.alerts)
     assert not any(alert.startswith("camera left:") for alert in moved.alerts)
-    assert moved.to_json()["cameras"][1]["shift"]["value"] == pytest.approx(1.0, abs=0.05)
+    assert read_result("drift", moved)["cameras"][1]["shift"]["value"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_an_old_calibration_of_a_small_archive_is_named(

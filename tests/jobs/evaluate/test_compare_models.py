@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from json_documents import read_result
 from labelled_runs import Make, settings_in, write_run
 
 from index.evaluation.bootstrap import Difference
@@ -80,7 +81,7 @@ def test_each_model_has_rows_of_features_and_compressions(comparison: ModelCompa
 def test_plain_rows_are_what_an_evaluation_reports(make_run: Make, settings: Settings) -> None:
     make_run("r1", noise=0.7)
     request = CompareModelsRequest(("r1",), transforms=("camera",), repeats=2, seed=3, measures_speed=False)
-    rows = compare_models(request, settings).to_json()["rows"]
+    rows = read_result("compare-models", compare_models(request, settings))["rows"]
     evaluated = evaluate_run(
         EvaluateRequest(
             "r1", protocols=("cross-camera", "within-model"), repeats=2, seed=3, transforms=("camera",)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from json_documents import read_result
 from labelled_runs import VEHICLES, Make
 
 from clvr_model.checkpoint import load_checkpoint
@@ -30,7 +31,7 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
     make_run("r1")
     variants = ("normalised", "query-expansion", "re-ranking")
     result = evaluate_run(EvaluateRequest("latest", html=tmp_path / "page.html", variants=variants), settings)
-    figures = result.to_json()["lists"][0]
+    figures = read_result("evaluate", result)["lists"][0]
     names = [(row["protocol"], row["features"].split(",")[0]) for row in figures["protocols"]]
     assert names[:2] == [("vehicleid-paper", "as embedded"), ("vehicleid-common", "as embedded")]
     applied = ("vehicleid-paper", "vehicleid-common", "cross-camera", "within-model")
@@ -269,7 +270,7 @@ def test_two_runs_are_compared_on_the_same_splits(make_run: Make, settings: Sett
     alone = evaluate_run(EvaluateRequest(run.run_id, repeats=3, variants=()), settings).results[0]
     assert same[0].a == pytest.approx(alone.mean[0])
     assert "A = r1, B = r2" in result.to_text()
-    assert result.to_json()["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
+    assert read_result("evaluate", result)["protocols"]["vehicleid-paper"][0]["measure"] == "rank-1"
 
 
 def test_a_shard_of_another_model_raises(make_run: Make, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import read_result
 from numpy.typing import NDArray
 
 from index.generations import records
@@ -132,7 +133,7 @@ def test_auto_becomes_the_default_of_loads_calibrations_and_exact_sweeps(
     assert "95 % interval" in text
     assert "chosen: whiten" in text
     name = decided.transform.transform_id
-    assert decided.to_json()["transform"] == name
+    assert read_result("fit-transform", decided)["transform"] == name
 
     loaded = load(LoadRequest(("r1",)), settings)
     assert f"transform {name} to 64 dimensions" in loaded.to_text()
@@ -141,7 +142,9 @@ def test_auto_becomes_the_default_of_loads_calibrations_and_exact_sweeps(
     assert (row.transform, row.dimension) == (name, 64)
     assert name in row.to_text()
 
-    calibrated = calibrate_run(CalibrateRequest("r1", false_alarm_rate=0.05), settings).calibration
+    result = calibrate_run(CalibrateRequest("r1", false_alarm_rate=0.05), settings)
+    calibrated = result.calibration
+    assert read_result("calibrate", result)["threshold"] == calibrated.threshold
     assert calibrated.transform == name
     assert calibration_of(store, run.fingerprint, name) == calibrated
     assert calibration_of(store, run.fingerprint) is None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import read_result
 
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
@@ -43,7 +44,7 @@ def settings(store: Store, make_finished_run) -> Settings:
 
 def test_runs_are_listed_with_their_states(settings: Settings) -> None:
     listed = list_all_runs(settings)
-    rows = {row["run_id"]: row for row in listed.to_json()}
+    rows = {row["run_id"]: row for row in read_result("runs", listed)}
     assert (rows["a"]["state"], rows["a"]["embedded"]) == ("finished", 12)
     assert (rows["b"]["state"], rows["b"]["embedded"], rows["b"]["finished"]) == ("unfinished", None, None)
     assert [line.split()[:2] for line in listed.to_text().splitlines()[1:]] == [
@@ -57,7 +58,7 @@ def test_an_empty_folder_names_the_command_that_makes_a_run(tmp_path: Path) -> N
 
 
 def test_show_has_the_records_of_one_run(settings: Settings) -> None:
-    assert run_details("b", settings).to_json()["model"] == "models/m"
+    assert read_result("runs show", run_details("b", settings))["model"] == "models/m"
     with pytest.raises(BadInput, match="no run c"):
         run_details("c", settings)
 
@@ -67,7 +68,7 @@ def test_a_quarantine_lists_causes_and_the_first_crops(settings: Settings) -> No
     assert report.causes == {"decode/truncated": 2, "fetch/gone": 1}
     assert (report.selected, len(report.crops)) == (3, 1)
     assert report.to_text().splitlines()[-1] == "2 more: --limit 3"
-    assert isinstance(report.to_json()["crops"][0]["crop_id"], str)
+    assert isinstance(read_result("quarantine", report)["crops"][0]["crop_id"], str)
 
 
 @pytest.mark.parametrize(

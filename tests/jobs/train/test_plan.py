@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from json_documents import read_result
 from PIL import Image
 
 from infra.errors import BadSetting
@@ -49,6 +50,7 @@ def test_plan_counts_images_and_the_steps_of_whole_batches(labels: Path) -> None
 
 def test_plan_adds_up_hours_and_multiplies_them_by_the_price(labels: Path) -> None:
     planned = plan.plan_training(request(labels))
+    assert read_result("train", planned)["held_out"] == planned.held_out
     assert planned.forward_per_second > 0
     assert planned.hours == pytest.approx(sum(stage.hours for stage in planned.stages))
     assert planned.cost == pytest.approx(3.0 * planned.hours)
