@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-slow fuzz check format bench attack clean
+.PHONY: help demo docs test test-slow fuzz check format bench attack film clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ bench: $(READY) ## Run the benchmarks and write docs/benchmarks.md (about 15 min
 attack: $(READY) ## Kill, flip bits, start pairs of commands, look for erased crops (about 30 minutes)
 	@$(BIN)/python tests/attacks $(ATTACK)
 
+film: $(READY) ## Take the pictures of one case on the desk, from upload to verified export
+	@$(BIN)/python tests/film/run.py $(FILM)
+
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) demo site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo film site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -81,6 +81,27 @@ def decode_within(data: bytes, side: int) -> ImageArray:
     return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
 
 
+def decode_upright(data: bytes, side: int) -> ImageArray:
+    """Decode to uint8 (h, w, 3) RGB, upright and in its own proportions, to look at it.
+
+    At most `side` pixels high and wide, for any `side`; smaller images are not enlarged. Raises as `decode`
+    does.
+    """
+    header = read_header(data)
+    pixels = _decode(header, side)
+    height, width = pixels.shape[:2]
+    scale = min(1.0, side / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if size != (width, height):
+        pixels = _resize(pixels, size, shrink=True)
+    return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
+
+
+def fit_square(pixels: ImageArray, size: int) -> ImageArray:
+    """Resize an upright image (h, w, 3), or a part of one, to the (size, size, 3) that a network takes."""
+    return np.ascontiguousarray(_resize_to_square(pixels, size))
+
+
 def _decode(header: ImageHeader, target: int) -> ImageArray:
     """Decode in the image's own size, or reduced to no less than twice the target."""
     if header.format != "JPEG":

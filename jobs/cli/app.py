@@ -14,7 +14,17 @@ from typer._click.exceptions import UsageError
 
 from infra.errors import ClvrError
 from infra.logging import logger, wants_json, without_secrets
-from jobs.cli import archive, evaluation, generations, operations, reproduction, search, setup, training
+from jobs.cli import (
+    archive,
+    cases,
+    evaluation,
+    generations,
+    operations,
+    reproduction,
+    search,
+    setup,
+    training,
+)
 from jobs.cli.groups import HELP_FLAGS, ExampleCommand, ExampleGroup, did_you_mean
 from jobs.cli.interrupts import INTERRUPTED, allow_interrupts, exit_on_interrupt
 from jobs.cli.options import emit, flag_aliases, has_emitted, set_config_file
@@ -150,6 +160,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "search": search.search,
         "sweep": search.sweep,
         "serve": search.serve,
+        "case": cases.case_group,
         "audit": search.audit,
     },
     "Evaluate": {

@@ -32,7 +32,7 @@ EXIT_CODES: dict[str, ExitCode] = {
         "the message names it",
     ),
     "4": ExitCode(
-        "object storage is unreachable, refuses access or is full",
+        "object storage or the database of cases is unreachable, refuses access or is full",
         "nothing is lost: run the command again",
     ),
     "5": ExitCode(

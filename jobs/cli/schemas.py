@@ -39,6 +39,10 @@ _STACK = "jobs.stack:StackReport"
 OUTPUTS: dict[str, Output] = {
     "audit": Output.of("jobs.sweep.audit:AuditLog"),
     "calibrate": Output.of("jobs.evaluate.calibrate:CalibrationResult"),
+    "case export": Output.of("jobs.cases.export:ExportResult"),
+    "case list": Output.of("jobs.cases.documents:CaseSummary[]"),
+    "case show": Output.of("jobs.cases.documents:CaseDocument"),
+    "case verify": Output.of("jobs.cases.signing:Verification"),
     "compare-models": Output.of("jobs.compare_models.results:ModelComparison"),
     "config": Output.of("infra.settings:Origin[]"),
     "doctor": Output.of("jobs.doctor.doctor:DoctorReport"),

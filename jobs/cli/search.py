@@ -1,7 +1,7 @@
 """The commands search, sweep, audit and serve."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -247,11 +247,18 @@ def sweep(
 
 
 def audit(runs: Runs = None, as_json: Json = False) -> None:
-    """List the sweeps with their users and reasons. Example: clvr audit"""
+    """List the sweeps and the searches of the page, with users and reasons. Example: clvr audit"""
     from infra.store import open_store
     from jobs.sweep.audit import AuditLog
 
-    emit(AuditLog.read(open_store(settings_of(runs=runs).runs)), as_json)
+    settings = settings_of(runs=runs)
+    logs: list[Any] = [AuditLog.read(open_store(settings.runs))]
+    if settings.has_cases():
+        from jobs.cases.commands import SearchAudit
+
+        logs.append(SearchAudit.read(settings))
+    text = "\n".join(log.to_text() for log in logs)
+    emit([record for log in logs for record in log.to_json()], as_json, text)
 
 
 def serve(
@@ -268,6 +275,12 @@ def serve(
     key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Serve from this many replicas on the Ray cluster.")
+    ] = None,
+    access_log: Annotated[
+        bool | None,
+        typer.Option(
+            "--access-log/--no-access-log", help="Log each request (default: if others may connect)."
+        ),
     ] = None,
     runs: Runs = None,
     milvus: Milvus = None,
@@ -290,5 +303,6 @@ def serve(
         certificate=certificate,
         key=key,
         replicas=replicas,
+        access_log=access_log,
     )
     serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray))

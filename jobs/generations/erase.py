@@ -16,11 +16,11 @@ from index.generations.receipt import Place, Receipt, read_receipt
 from index.generations.selection import EraseSelection
 from index.lock import boot_time
 from index.milvus.client import Milvus
-from index.runs.tombstones import erasure_ids, read_erasures
+from index.runs.tombstones import ErasedCrops, erasure_ids, read_erasures
 from infra.errors import BadInput, BadSetting, CountMismatch, Locked
 from infra.logging import logger
 from infra.settings import Settings
-from infra.store import open_store
+from infra.store import Store, open_store
 from jobs.generations.outputs import find_in_outputs, purge_outputs
 from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import LATEST, epoch_ms, open_milvus
@@ -181,6 +181,7 @@ def audit_erasure(name: str, settings: Settings) -> AuditResult:
         stores = folders_of(milvus, store)
         places = [place for folder in stores for place in audit_folder(folder, erased)]
         places += [*audit_index(milvus, erased, stores), *find_in_outputs(stores, erased)]
+        places += _cases(settings, erased, purge=False)
     return AuditResult(receipt, tuple(places))
 
 
@@ -243,6 +244,9 @@ def _erase(
     def left() -> float:
         return max(0.0, deadline - boot_time())
 
+    def elsewhere(stores: Sequence[Store], erased: ErasedCrops) -> list[Place]:
+        return [*purge_outputs(stores, erased), *_cases(settings, erased, purge=True)]
+
     with _open_when_free(settings, deadline) as milvus:
         if selection == EraseSelection() and purge_bytes:
             if dry_run:
@@ -250,7 +254,7 @@ def _erase(
                     "a purge of all erased crops has no dry run",
                     remedy="See what is left by `clvr forget --audit latest`, then add --yes.",
                 )
-            return purge(milvus, store, purge_outputs, reason=reason, wait=left())
+            return purge(milvus, store, elsewhere, reason=reason, wait=left())
         receipt = forget(
             milvus,
             store,
@@ -262,8 +266,18 @@ def _erase(
             times=settings.plausible_times(),
         )
         if purge_bytes and not dry_run:
-            return purge(milvus, store, purge_outputs, reason=reason, wait=left())
+            return purge(milvus, store, elsewhere, reason=reason, wait=left())
         return receipt
+
+
+def _cases(settings: Settings, erased: ErasedCrops, *, purge: bool) -> list[Place]:
+    """Purge the database of cases, or look into it, where there is one."""
+    if not settings.has_cases():
+        return []
+    # Whoever has no cases needs no database.
+    from jobs.cases.erasure import find_in_cases, purge_cases
+
+    return (purge_cases if purge else find_in_cases)(settings, erased)
 
 
 def _open_when_free(settings: Settings, deadline: float) -> Milvus:

@@ -269,8 +269,12 @@ def retention_step(context: ReindexContext) -> Outcome:
     drift = _drift(context) if context.request.drift and live else None
     if drift:
         said.append(drift.get("error") or f"{len(drift['alerts'])} alerts of drift")
+    watch = _watch(context, live)
+    if watch:
+        said.append(watch.get("error") or f"{watch['new']:,} new crops of watched vehicles")
     return {
         "drift": drift,
+        "watch": watch,
         "said": "; ".join(said),
         "erasures": [receipt.erasure_id for receipt in receipts],
         "erased": sum(receipt.crops for receipt in receipts),
@@ -288,6 +292,21 @@ def _drift(context: ReindexContext) -> Outcome:
     except ClvrError as error:
         return {"error": f"drift was not measured: {error.message}", "alerts": []}
     return {"week": found.week, "cameras": len(found.cameras), "alerts": list(found.alerts)}
+
+
+def _watch(context: ReindexContext, live: Generation | None) -> Outcome | None:
+    """Search the new crops for the watched vehicles; a run that went live has not failed if that fails."""
+    run_id = context.outcome("plan")["run_id"]
+    if live is None or run_id is None or not context.outcome("embed")["embedded"]:
+        return None
+    if not context.settings.has_cases():
+        return None
+    from jobs.cases.watch import search_watched
+
+    try:
+        return search_watched(context.settings, context.store, live, run_id)
+    except ClvrError as error:
+        return {"error": f"watched vehicles were not searched: {error.message}", "new": 0, "cases": []}
 
 
 def _erase_old(context: ReindexContext) -> list[Receipt]:

@@ -192,6 +192,7 @@ def summarise(
         "retired": retention.get("dropped", []),
         "kept": retention.get("kept", []),
         "drift": retention.get("drift"),
+        "watch": retention.get("watch"),
         "cost": _cost(plan.get("expected"), seconds, price, nodes),
         "before": _before(before) if before else None,
     }
@@ -266,6 +267,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         parts.append(f"{live['generation']} is live with {live['rows']:,} rows")
     if summary["gate"]:
         parts.append(f"recall@10 {summary['gate']['recall_at_10']:.4f}")
+    if (summary.get("watch") or {}).get("new"):
+        parts.append(f"{summary['watch']['new']:,} new crops of watched vehicles")
     if summary.get("drift"):
         parts.append(f"{len(summary['drift']['alerts'])} alerts of drift")
     return f"{title} {summary['state']}: " + "; ".join(parts)

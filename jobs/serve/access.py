@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from infra.logging import logger
 from jobs.serve.throttle import Throttle
+from jobs.serve.users import Identity
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,8 +24,9 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 COOKIE = "clvr_session"
 LOGIN = "/api/login"
-PUBLIC_PATHS = {"/", "/app.js", "/style.css", "/icon.svg", LOGIN}
-"""Paths without a token: those of the empty page, which asks for the token."""
+METRICS = "/metrics"
+HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+"""Paths that any client may ask: they say nothing but the state."""
 
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 
@@ -64,6 +66,7 @@ class AccessPolicy:
     secure_cookie: bool = False
     generated: bool = False
     key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    identity: Identity = field(default_factory=Identity)
 
     @property
     def session(self) -> str:
@@ -104,6 +107,12 @@ class AccessPolicy:
             return False
 
 
+def client_address(peer: str, headers: dict[str, str]) -> str:
+    """Return the address of a client, to count wrong tokens: from a proxy on this machine, what it says."""
+    forwarded = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return forwarded if forwarded and is_loopback(peer) else peer
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to `host`."""
     if host == "localhost":
@@ -119,9 +128,15 @@ def _bytes_of(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def with_access_control(app: App, policy: AccessPolicy, limits: Limits) -> App:
-    """Wrap an application so that every request is checked by a policy, and none ends in a traceback."""
-    throttle = Throttle()
+def with_access_control(
+    app: App, policy: AccessPolicy, limits: Limits, public: frozenset[str] = frozenset()
+) -> App:
+    """Wrap an application so that every request is checked by a policy, and none ends in a traceback.
+
+    public: paths without a token and a user, beside those of `HEALTH_PATHS`: those of the empty page.
+    `scope["clvr.user"]` has the user of every other request.
+    """
+    throttle, public = Throttle(), public | HEALTH_PATHS
 
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -133,15 +148,17 @@ def with_access_control(app: App, policy: AccessPolicy, limits: Limits) -> App:
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
         send_with_headers = _with_headers(send)
-        address = str((scope.get("client") or ("",))[0])
-        refusal = _refusal(scope, headers, policy, limits) or _token_refusal(
-            scope["path"], headers, policy, throttle, address
-        )
+        peer = str((scope.get("client") or ("",))[0])
+        refusal: tuple[Any, ...] | None = _refusal(scope, headers, policy, limits)
+        if not refusal and scope["path"] not in public:
+            refusal = _token_refusal(scope["path"], headers, policy, throttle, client_address(peer, headers))
+            # Users are believed by the address that the connection comes from, not by what it says.
+            refusal = refusal or _enter_user(scope, headers, policy.identity, peer)
         if refusal:
             await _discard_body(receive, 4 * limits.body)
             await _respond(send_with_headers, *refusal)
         elif scope["path"] == LOGIN:
-            await _login(receive, send_with_headers, policy, throttle, address)
+            await _login(receive, send_with_headers, policy, throttle, client_address(peer, headers))
         else:
             await _guarded(app, scope, _limited(receive, limits.body), send_with_headers)
 
@@ -181,11 +198,24 @@ def _refusal(
     return None
 
 
+def _enter_user(
+    scope: Message, headers: dict[str, str], identity: Identity, address: str
+) -> tuple[int, str] | None:
+    """Put the user into the scope of a request, or refuse it. A proxy itself may read the metrics."""
+    if scope["path"] == METRICS and identity.from_proxy and identity.is_proxy(address):
+        return None
+    user = identity.user_of(headers, address)
+    if isinstance(user, str):
+        return (401 if identity.is_proxy(address) else 403), user
+    scope["clvr.user"] = user
+    return None
+
+
 def _token_refusal(
     path: str, headers: dict[str, str], policy: AccessPolicy, throttle: Throttle, address: str
 ) -> tuple[int, str, list[tuple[bytes, bytes]]] | None:
     """Refuse a request without the token. A cookie cannot be guessed, so only tokens are slowed down."""
-    if path in PUBLIC_PATHS - {LOGIN} or (path != LOGIN and policy.has_session(headers)):
+    if path != LOGIN and policy.has_session(headers):
         return None
     scheme, _, sent = headers.get("authorization", "").partition(" ")
     if path != LOGIN and scheme.lower() != "bearer":

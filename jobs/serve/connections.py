@@ -193,6 +193,8 @@ def server_config(app: Any, **options: Any) -> uvicorn.Config:
         log_level="error",
         access_log=False,
         server_header=False,
+        # The address of a connection is that of its peer. `access.client_address` reads what a proxy says.
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         **options,

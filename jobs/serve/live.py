@@ -16,6 +16,7 @@ from infra.logging import logger
 from infra.store import open_store
 from jobs.pages.thumbnail import thumbnail
 from jobs.search.searcher import Searcher, decode_named
+from jobs.serve.images import Box, Viewable, cut_square, viewable
 from jobs.serve.slots import decode_slots
 
 CHECK_SECONDS = 1.0
@@ -42,7 +43,7 @@ class View:
         self._model_lock = model_lock
         self._thumbnails: LRUCache[int, bytes] = LRUCache(CACHED_THUMBNAILS)
         self._uris: LRUCache[int, str] = LRUCache(CACHED_URIS)
-        self._probes: LRUCache[str, Probe] = LRUCache(CACHED_PROBES)
+        self._probes: LRUCache[tuple[str, Box | None], Probe] = LRUCache(CACHED_PROBES)
         self._cache_lock = threading.Lock()
 
     def thumbnail(self, crop_id: int) -> bytes:
@@ -56,24 +57,41 @@ class View:
 
     @cachedmethod(lambda self: self._thumbnails, lambda self, crop_id: crop_id, lambda self: self._cache_lock)
     def _thumbnail(self, crop_id: int) -> bytes:
-        uri = self._uri(crop_id)
+        data = self.fetch(self._uri(crop_id), crop_id)
+        with decode_slots.use():
+            return thumbnail(data)
+
+    def original(self, crop_id: int) -> tuple[bytes, Viewable]:
+        """Return the bytes of a crop in the archive, and an image of it for a browser.
+
+        Raises BadInput for a crop that was erased, is outside the archive or is no usable image, StoreError.
+        """
+        self.searcher.require_kept(f"crop {crop_id}", crop_id)
+        data = self.fetch(self._uri(crop_id), crop_id)
+        with decode_slots.use():
+            return data, viewable(data)
+
+    def fetch(self, uri: str, crop_id: int) -> bytes:
+        """Return the bytes of a crop in an archive of the generation's runs. Raises BadInput, StoreError."""
         for archive in self.searcher.archives:
             reader = ArchiveReader(open_store(archive))
             if reader.holds(uri):
-                data = reader.fetch(uri).data
-                with decode_slots.use():
-                    return thumbnail(data)
+                return reader.fetch(uri).data
         raise BadInput(f"crop {crop_id} is outside the archive")
 
     @cachedmethod(
         lambda self: self._probes,
-        lambda self, data: hashlib.sha256(data).hexdigest(),
+        lambda self, data, box=None: (hashlib.sha256(data).hexdigest(), box),
         lambda self: self._cache_lock,
     )
-    def probe(self, data: bytes) -> Probe:
-        """Return the probe of an encoded image. Raises BadInput with the cause, Locked under a flood."""
+    def probe(self, data: bytes, box: Box | None = None) -> Probe:
+        """Return the probe of an encoded image, or of a box of it.
+
+        Raises BadInput with the cause, Locked under a flood.
+        """
+        size = self.searcher.image_size
         with decode_slots.use():
-            image = decode_named(data, "the image", self.searcher.image_size)
+            image = decode_named(data, "the image", size) if box is None else cut_square(data, box, size)
         with self._model_lock:
             return self.searcher.image_probe("the image", image)
 

@@ -12,6 +12,7 @@ from infra.settings import Settings
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App, Limits, is_loopback
 from jobs.serve.app import make_app
+from jobs.serve.users import Identity
 
 TOKEN_VARIABLE = "CLVR_SERVE_TOKEN"  # noqa: S105 (the name of the variable)
 MIN_TOKEN_LENGTH = 16
@@ -32,6 +33,8 @@ class ServeRequest:
     certificate: Path | None = None
     key: Path | None = None
     replicas: int | None = None
+    access_log: bool | None = None
+    """None: unless it listens on the loopback for one person."""
 
 
 def page_app(
@@ -41,11 +44,13 @@ def page_app(
     max_upload_mib: int,
     *,
     threads: int = 0,
+    access_log: bool = False,
 ) -> App:
     """Make the application with its model loaded, so that the first search need not wait for it."""
     searcher = Searcher(settings, threads=threads)
     _ = searcher.embedder
-    app: App = make_app(searcher, policy, cameras=cameras, limits=Limits(max_upload_mib << 20))
+    limits = Limits(max_upload_mib << 20)
+    app: App = make_app(searcher, policy, cameras=cameras, limits=limits, access_log=access_log)
     return app
 
 
@@ -71,13 +76,35 @@ def print_address(request: ServeRequest, policy: AccessPolicy) -> None:
         logger.warning("without --certificate the token is sent unencrypted")
 
 
-def make_policy(request: ServeRequest) -> AccessPolicy:
+def has_access_log(request: ServeRequest, policy: AccessPolicy) -> bool:
+    """Whether each request is logged."""
+    if request.access_log is not None:
+        return request.access_log
+    return policy.identity.from_proxy or not is_loopback(request.host)
+
+
+def make_policy(request: ServeRequest, settings: Settings | None = None) -> AccessPolicy:
     """Make the access policy: a token is required except on the loopback or with --no-token.
 
-    The token is `$CLVR_SERVE_TOKEN`, or a random one. Raises BadSetting for a short token.
+    The token is `$CLVR_SERVE_TOKEN`, or a random one. Where a proxy names the users, it signed them in, and
+    there is no token. Raises BadSetting for a short token, for a token beside such a proxy, and for a proxy
+    with --replicas.
     """
     local = is_loopback(request.host)
     token = os.environ.get(TOKEN_VARIABLE)
+    identity = Identity.of(settings) if settings else Identity()
+    if identity.from_proxy:
+        if token is not None or request.require_token:
+            raise BadSetting(
+                "user_header and a token are two ways to sign in",
+                remedy=f"Leave out --token and {TOKEN_VARIABLE}, or the setting user_header.",
+            )
+        if request.replicas is not None:
+            raise BadSetting(
+                "replicas cannot see which address a user's name came from",
+                remedy="Serve without --replicas, or leave out the setting user_header.",
+            )
+        return AccessPolicy(None, identity=identity)
     if token is not None and len(token) < MIN_TOKEN_LENGTH:
         raise BadSetting(
             f"{TOKEN_VARIABLE} is shorter than {MIN_TOKEN_LENGTH} characters", remedy="openssl rand -hex 16"

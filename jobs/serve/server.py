@@ -17,17 +17,30 @@ from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App
 from jobs.serve.connections import server_config
-from jobs.serve.request import ServeRequest, make_policy, page_app, print_address, read_camera_positions
+from jobs.serve.request import (
+    ServeRequest,
+    has_access_log,
+    make_policy,
+    page_app,
+    print_address,
+    read_camera_positions,
+)
 
 
 def serve_page(request: ServeRequest, settings: Settings) -> None:
     """Serve until interrupted. Raises the errors of Searcher, and BadSetting for an invalid token."""
-    policy = make_policy(request)
+    policy = make_policy(request, settings)
     if request.replicas is not None:
         serve_on_cluster(request, settings, policy, read_camera_positions(request))
         return
     with console.status("loading the model"):
-        app = page_app(settings, policy, read_camera_positions(request), request.max_upload_mib)
+        app = page_app(
+            settings,
+            policy,
+            read_camera_positions(request),
+            request.max_upload_mib,
+            access_log=has_access_log(request, policy),
+        )
     print_address(request, policy)
     config = server_config(
         app,

@@ -1,6 +1,8 @@
 """A small searchable archive: drawn crops, a random network, a finished run and a live generation."""
 
 import io
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,20 +10,28 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Page, sync_playwright
+from serving import Served, about, until
 
 from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.embedder import Embedder
 from clvr_model.network import Clvr
 from clvr_model.preprocessing import decode
 from index.archive.manifest import crop_id_of
+from index.generations import records
 from index.generations.load import load_runs
-from index.generations.promotion import promote
+from index.generations.promotion import promote, rollback
 from index.milvus.client import connect
+from index.milvus.collection import live_generation
 from index.runs.run import Run
 from index.runs.shards import shard_table
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
+from index.search.travel_time import CameraMap
 from infra.settings import Settings
 from infra.store import open_store
+from jobs.search.searcher import Searcher
+from jobs.serve.access import AccessPolicy, Limits
+from jobs.serve.request import ServeRequest, make_policy
 
 VEHICLES, SIGHTINGS, CAMERAS = 12, 5, 4
 START = 1_767_600_000_000
@@ -113,7 +123,9 @@ def searchable(tmp_path_factory: pytest.TempPathFactory) -> SearchableArchive:
         shard = shard_table(crops, made.features, made.model_id, made.confidence)
         run.write_part(part, shard, QUARANTINE_SCHEMA.empty_table())
     run.finish()
-    settings = Settings(runs=str(folder / "data"), milvus=str(folder / "milvus.db"))
+    settings = Settings(
+        runs=str(folder / "data"), milvus=str(folder / "milvus.db"), searches_per_minute=100_000
+    )
     with connect(settings.milvus) as milvus:
         generation = load_runs(milvus, runs, [run], alias=settings.alias)
         promote(milvus, runs, generation.name, force="test")
@@ -125,3 +137,82 @@ def searchable(tmp_path_factory: pytest.TempPathFactory) -> SearchableArchive:
         vehicle, seed = path.stem[1:].split("-")
         path.write_bytes(drawing(int(vehicle), int(seed)))
     return SearchableArchive(folder, settings, uris, pictures, "r1")
+
+
+POSITIONS = CameraMap(
+    {"000": (52.50, 13.40), "001": (52.51, 13.42), "002": (52.52, 13.40), "003": (52.53, 13.45)}
+)
+
+
+@pytest.fixture(scope="module")
+def searcher(searchable: SearchableArchive) -> Iterator[Searcher]:
+    searcher = Searcher(searchable.settings, threads=0)
+    yield searcher
+    searcher.close()
+
+
+@pytest.fixture(scope="module")
+def served(searcher: Searcher) -> Iterator[Served]:
+    """The page, for one person."""
+    server = Served(searcher, make_policy(ServeRequest()), Limits(1 << 20), cameras=POSITIONS)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def locked(searcher: Searcher) -> Iterator[Served]:
+    """The page behind a token."""
+    server = Served(searcher, AccessPolicy("a-token-that-is-long-enough"), Limits(1 << 20))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.fail("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A tab of its own; an error in its console fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    # Chromium logs refused requests, and those that a test lets fail.
+    expected = ("401", "400", "net::ERR_FAILED", "status of 5")
+    assert not [text for text in errors if not any(part in text for part in expected)]
+
+
+@pytest.fixture
+def promoted(
+    served: Served, searcher: Searcher, searchable: SearchableArchive
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The live generation, and a function that makes a new one live; afterwards it is rolled back."""
+    milvus, runs = searcher.source.milvus, open_store(searchable.settings.runs)
+    alias = searchable.settings.alias
+    before = live_generation(milvus, alias)
+    assert before is not None
+    made = []
+
+    def promote_new() -> str:
+        generation = load_runs(milvus, runs, [Run.open(runs, searchable.run_id)], alias=alias)
+        promote(milvus, runs, generation.name, force="test")
+        made.append(generation.name)
+        return generation.name
+
+    yield before.name, promote_new
+    rollback(milvus, runs, alias, before.name)
+    for name in made:
+        records.drop(milvus, runs, name, force=True)
+    until(lambda: about(served)["generation"] == before.name)

@@ -41,7 +41,7 @@ def test_help_lists_every_command_below_a_task(clvr) -> None:
 
 def test_every_command_has_a_json_output() -> None:
     group = typer.main.get_command(app)
-    people_only = {"demo", "serve", "jobs", "model", "stack"}
+    people_only = {"case", "demo", "serve", "jobs", "model", "stack"}
     for name, command in commands_below(group.commands):
         if name not in people_only:
             assert any("--json" in option.opts for option in command.params), f"{name} has no --json"

@@ -18,11 +18,13 @@ from PIL import Image
 from pydantic import SecretStr
 
 from clvr_model.embedder import Embeddings
+from index.archive.manifest import crop_id_of
 from index.generations import records
 from index.lock import acquire
 from index.milvus.collection import live_generation
 from index.runs.run import Run, list_runs
-from index.runs.tombstones import erasure_ids
+from index.runs.tombstones import TombstoneWatch, erasure_ids
+from index.search.calibration import Calibration, store_calibration
 from infra.errors import (
     BudgetExceeded,
     EmptyArchive,
@@ -33,6 +35,9 @@ from infra.errors import (
 )
 from infra.settings import Settings
 from infra.store import Store, open_store
+from jobs.cases.casebook import Casebook, CropFacts
+from jobs.cases.database import open_cases
+from jobs.cases.watch import search_watched
 from jobs.embed.job import EmbedRequest
 from jobs.fit_transform.job import FitRequest, fit_transform
 from jobs.generations.erase import ForgetRequest, audit_erasure, forget_crops
@@ -436,3 +441,62 @@ def test_an_erased_crop_stays_erased_and_a_night_purges_it(site: Site) -> None:
     full = site.reindex("n3", full=True)
     assert full.summary["crops"]["embedded"] == len(KEYS) - 1 + 1
     assert site.verified()[1] == len(KEYS) - 1 + 1
+
+
+def test_new_crops_of_a_watched_vehicle_are_reported_once(site: Site) -> None:
+    site.reindex("first")
+    database = open_cases(site.settings)
+    assert database is not None
+    book = Casebook(database, TombstoneWatch([site.store]))
+    case = book.create("26-117", "", "ada")
+    for key, verdict in ((KEYS[3], "confirmed"), (KEYS[4], "rejected")):
+        uri = site.archive.uri_of(key)
+        facts = CropFacts(
+            crop_id=crop_id_of(uri),
+            uri=uri,
+            camera_id="",
+            track_id="",
+            captured_at=-1,
+            generation="",
+            fingerprint="",
+        )
+        book.judge(case.id, verdict, "", "ada", facts)
+    book.watch(case.id, "ada", on=True)
+    for key, seed in (("again", 3), ("rejected-again", 4), ("other", 300)):
+        site.archive.put(f"dt=2026-11-24/cam=001/{key}.jpg", jpeg(seed))
+    curve = {"distances": (0.0, 10.0), "likelihoods": (0.9, 0.1)}
+    calibration = Calibration(
+        fingerprint="stub-one",
+        run_id="first",
+        false_alarm_rate=0.01,
+        threshold=1.0,
+        detection_rate=1.0,
+        probes=1,
+        vehicles=1,
+        gallery=1,
+        pairs=1,
+        brier=0.0,
+        brier_base=0.0,
+        same_camera=True,
+        created="",
+        **curve,
+    )
+    store_calibration(site.store, calibration)
+
+    watched = site.reindex("second").summary["watch"]
+    assert (watched["watched"], watched["new"]) == (1, 1)
+    assert [(found["case"], found["new"], found["nearest"]) for found in watched["cases"]] == [
+        ("26-117", 1, 0.0)
+    ]
+    (hit,) = book.watch_hits()
+    assert hit.uri == site.archive.uri_of("dt=2026-11-24/cam=001/again.jpg")
+    assert (hit.run_id, hit.likelihood, hit.judged) == ("second", pytest.approx(0.9), False)
+    live = live_generation(open_milvus(site.settings), "vehicles")
+    assert live is not None
+    assert (search_watched(site.settings, site.store, live, "second") or {})["new"] == 0  # kept once
+
+    site.archive.put("dt=2026-11-25/cam=001/new.jpg", jpeg(301))
+    assert site.reindex("third").summary["watch"]["cases"] == []
+    forget_crops(ForgetRequest(reason="t", crops=(hit.uri,), dry_run=False, purge=True), site.settings)
+    assert book.watch_hits() == []
+    assert not [place for place in audit_erasure("latest", site.settings).places if place.found]

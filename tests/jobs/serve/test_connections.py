@@ -46,7 +46,7 @@ class Server:
     """A server with the limits of `clvr serve`, in a thread."""
 
     def __init__(self, policy: AccessPolicy) -> None:
-        app = with_access_control(echo, policy, Limits(1 << 20))
+        app = with_access_control(echo, policy, Limits(1 << 20), frozenset({"/"}))
         self.config = server_config(app, host="127.0.0.1", port=0)
         self.server = uvicorn.Server(self.config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)

@@ -25,13 +25,17 @@ from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import BadInput, ClvrError, IndexRefused
 from infra.settings import Settings
 from infra.store import Store, open_store
+from jobs.cases.audit import Purpose
 from jobs.search import searcher as searcher_module
 from jobs.search.searcher import Searcher
 from jobs.serve import live
-from jobs.serve.app import SearchService, WebRules
 from jobs.serve.live import LiveView, View
+from jobs.serve.schemas import SearchResponse, WebRules
+from jobs.serve.service import SearchService
+from jobs.serve.users import ROLES, User
 
 CROPS = 12
+ADA = User("ada", frozenset(ROLES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,13 @@ def published(milvus: Milvus, site: Site, run: Run) -> Generation:
 
 def found_in(service: SearchService, site: Site) -> str:
     """Search from a crop; return the generation of the answer."""
-    answer = service.search([], [crop_id_of(site.uris[0])], WebRules(top=3))
-    assert len(answer["answers"]) == 3
-    return str(answer["generation"])
+    answer = search(service, crop_id_of(site.uris[0]), top=3)
+    assert len(answer.answers) == 3
+    return answer.generation
+
+
+def search(service: SearchService, crop_id: int, **rules: Any) -> SearchResponse:
+    return service.search([], [crop_id], WebRules(**rules), purpose=Purpose(user="ada"))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -139,14 +147,14 @@ def test_requests_use_the_generation_that_the_alias_points_to(
 ) -> None:
     milvus, old = first
     crop_id = crop_id_of(site.uris[1])
-    assert found_in(service, site) == service.about()["generation"] == old.name
+    assert found_in(service, site) == service.about(ADA).generation == old.name
     image = site.archive.get(site.uris[0].removeprefix(site.archive.uri_of("")))
-    service.search([image], [], WebRules(top=3))
+    service.search([image], [], WebRules(top=3), purpose=Purpose(user="ada"))
     service.thumbnail(crop_id)
     view, model = service.live.current(), service.live.current().searcher.embedder
 
     new = published(milvus, site, site.make_run("run-2", "first"))
-    assert found_in(service, site) == service.about()["generation"] == new.name
+    assert found_in(service, site) == service.about(ADA).generation == new.name
     assert service.live.current().searcher.embedder is model  # the same model is not loaded again
     assert service.live.current() is not view  # nor are its caches kept
     third = published(milvus, site, Run.open(site.runs, "run-2"))
@@ -204,9 +212,9 @@ def test_requests_go_on_while_another_model_is_loaded(
         assert found_in(service, site) == old.name
     may_load.set()
     until(lambda: found_in(service, site) == new.name)
-    about = service.about()
-    assert about["fingerprint"] == load(site.models["other"]).fingerprint != old.fingerprint
-    assert about["models"][3] == "Renamed"
+    about = service.about(ADA)
+    assert about.fingerprint == load(site.models["other"]).fingerprint != old.fingerprint
+    assert about.models[3] == "Renamed"
     assert service.live.current().searcher.checkpoint.fingerprint == new.fingerprint
 
 
@@ -284,18 +292,18 @@ def test_an_erased_crop_is_no_match_no_probe_and_no_thumbnail(
 ) -> None:
     monkeypatch.setattr("index.runs.tombstones._MAX_AGE_SECONDS", 0.0)
     ids = [crop_id_of(uri) for uri in site.uris]
-    before = service.search([], ids[:1], WebRules(top=11, every_crop=True, same_camera=True))
-    nearest = [answer["crop_id"] for answer in before["answers"]]
+    before = search(service, ids[0], top=11, every_crop=True, same_camera=True)
+    nearest = [answer.crop_id for answer in before.answers]
     assert service.thumbnail(nearest[0])[:2] == b"\xff\xd8"  # now it is in the page's memory
 
     # Their rows are still in Milvus, as in the middle of an erasure, and others take their places.
     hide(site.runs, nearest[:3])
-    after = service.search([], ids[:1], WebRules(top=8, every_crop=True, same_camera=True))
-    assert [answer["crop_id"] for answer in after["answers"]] == nearest[3:]
+    after = search(service, ids[0], top=8, every_crop=True, same_camera=True)
+    assert [answer.crop_id for answer in after.answers] == nearest[3:]
     for crop_id in nearest[:2]:
         with pytest.raises(BadInput, match=f"crop {crop_id} was erased"):
             service.thumbnail(crop_id)
         with pytest.raises(BadInput, match="was erased"):
-            service.search([], [crop_id], WebRules(top=3))
+            search(service, crop_id, top=3)
     with pytest.raises(BadInput, match="was erased"):
         service.live.current().searcher.probe(site.uris[ids.index(nearest[0])])
