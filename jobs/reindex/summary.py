@@ -76,7 +76,8 @@ class Summary(TypedDict):
 
     error: type, message, remedy and exit_code of the last attempt. crops: counts of the archive and of the
     embedding. quarantine: crops by stage/cause. gate: as `clvr promote` prints it. drift: alerts of
-    `clvr drift`, if they were asked for; runs of older releases lack it.
+    `clvr drift`, if they were asked for. watch: new crops of watched vehicles. Runs of older releases lack
+    both.
     """
 
     night: str
@@ -102,6 +103,7 @@ class Summary(TypedDict):
     retired: list[str]
     kept: list[str]
     drift: NotRequired[dict[str, Any] | None]
+    watch: NotRequired[dict[str, Any] | None]
     cost: CostSummary
     before: BeforeSummary | None
 
