@@ -617,6 +617,7 @@ def test_a_finished_reindex_run_is_read_and_not_repeated(clvr: Clvr, home: Store
     command += ["--key-pattern", PATTERN, "--labels", f"{ROOT}/labels/labels.parquet"]
     summary = clvr(*command)
     assert summary == {
+        "schema": "reindex/1",
         **(run.read_summary() or {}),
         "already_finished": True,
         "page": f"{ROOT}/data/nights/night-one/summary.html",
