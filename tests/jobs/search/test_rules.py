@@ -9,7 +9,7 @@ from index.filters import Filters
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting
 from jobs.search.search import RulesRequest, make_rules, resolve_attributes
-from jobs.serve.app import WebRules
+from jobs.serve.schemas import WebRules
 
 CAMERAS = CameraMap({"c1": (52.0, 13.0)}, 100.0)
 
