@@ -50,6 +50,7 @@ BENCHMARKS = {
     "bench_train_input": Benchmark("bench_train_input"),
     "bench_ablation": Benchmark("bench_ablation", quick=False),  # hours, and photographs
     "bench_models": Benchmark("bench_models", quick=False),  # likewise: it needs a folder of photographs
+    "bench_switches": Benchmark("bench_switches", quick=False),  # likewise
     "bench_models_untrained": Benchmark(
         "bench_models", ("--skip-training", "--seeds", "0", "1", "2", "3", "4"), quick=False
     ),
