@@ -20,7 +20,7 @@ def _is_utc(value: object) -> bool:
 def read_document(arguments: Sequence[str], text: str) -> Any:
     """Return what `clvr ARGUMENTS` printed with --json, which must have the published schema."""
     document = json.loads(text, parse_constant=_refuse)
-    words = [word for word in arguments if not word.startswith("-")]
+    words = [word for word in map(str, arguments) if not word.startswith("-")]
     names = (" ".join(words[:2]), words[0])
     name = next((name for name in names if name in OUTPUTS), " ".join((words[0], words[-1])))
     is_error = isinstance(document, dict) and document.keys() == {"schema", "error"}
