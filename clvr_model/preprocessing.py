@@ -72,13 +72,7 @@ def decode_within(data: bytes, side: int) -> ImageArray:
     `side` is at most twice `IMAGE_SIZE`. Smaller images are not enlarged. Raises as `decode` does.
     """
     header = read_header(data)
-    pixels = _decode(header, IMAGE_SIZE)
-    height, width = pixels.shape[:2]
-    scale = min(1.0, side / max(width, height))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    if size != (width, height):
-        pixels = _resize(pixels, size, shrink=True)
-    return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
+    return _shrunk(header, _decode(header, IMAGE_SIZE), side)
 
 
 def decode_upright(data: bytes, side: int) -> ImageArray:
@@ -88,7 +82,11 @@ def decode_upright(data: bytes, side: int) -> ImageArray:
     does.
     """
     header = read_header(data)
-    pixels = _decode(header, side)
+    return _shrunk(header, _decode(header, side), side)
+
+
+def _shrunk(header: ImageHeader, pixels: ImageArray, side: int) -> ImageArray:
+    """Return the pixels upright and at most `side` high and wide."""
     height, width = pixels.shape[:2]
     scale = min(1.0, side / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
