@@ -5,9 +5,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing_extensions import TypedDict
 
 from index.archive.reader import read_uri
 from index.documents import user_name
@@ -25,6 +26,7 @@ from jobs.cases.evidence import Evidence, ReadCrop, collect_evidence
 from jobs.cases.export import ExportResult, build_export, write_export
 from jobs.cases.signing import key_id, read_signing_key
 from jobs.runtime.format import capture_time, text_table
+from jobs.runtime.json_fields import FieldsOf
 
 MAX_AUDITED = 100_000
 """Records that `clvr audit` lists, at most: the latest ones."""
@@ -107,6 +109,14 @@ class CaseResult:
         return asdict(self.document)
 
 
+class AuditedSearch(TypedDict):
+    """A search of the page, or an export of a case, with the names that the audit of sweeps has."""
+
+    who: str
+    case: str
+    when: str
+
+
 @dataclass(frozen=True, slots=True)
 class SearchAudit:
     """The audit records of the page and of exports, oldest first."""
@@ -128,7 +138,7 @@ class SearchAudit:
         ]
         return "\n".join(lines) or "no search of the page is recorded"
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[Annotated[dict[str, Any], FieldsOf(SearchEntry, AuditedSearch)]]:
         """Return the records as JSON values, with the names of the audit of sweeps."""
         return [
             {"who": entry.by, "case": entry.case_number, "when": entry.at, **asdict(entry)}
