@@ -131,10 +131,12 @@ def json_outputs() -> str:
     for name, schema in stored_schemas().items():
         title = "An error" if name == ERROR else f"clvr {name}"
         lines += [f"## {title}", "", f"`{label_of(name)}`", ""]
-        lines += ["A list of:", ""] if schema.get("type") == "array" else []
-        shown, kinds = schema.get("items", schema), dict(schema.get("$defs", {}))
-        for form in shown.get("anyOf", [shown]):
-            lines += _keys(kinds.pop(_referred(form)) if "$ref" in form else form)
+        kinds = dict(schema.get("$defs", {}))
+        for form in schema.get("anyOf", [schema]):
+            lines += ["A list of:", ""] if form.get("type") == "array" else []
+            items = form.get("items", form)
+            for shown in items.get("anyOf", [items]):
+                lines += _keys(kinds.pop(_referred(shown)) if "$ref" in shown else shown)
         for kind, form in kinds.items():
             lines += [f"**{kind}**", "", *_keys(form)]
     return "\n".join(lines)
