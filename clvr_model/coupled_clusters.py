@@ -26,7 +26,7 @@ def coupled_clusters(
     negatives: Negatives = "any",
     models: Tensor | None = None,
     journeys: Journeys | None = None,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor]:
     """Return the loss, summed over the images, and the number of images nearer to their center than others.
 
     features: float32 (n, d). vehicles: int64 (n,), the vehicle of each image. Each vehicle's images are the
@@ -68,7 +68,7 @@ def coupled_clusters(
     terms = (own + margin - nearest_negative).clamp(min=0)
     alone = torch.zeros_like(own) if negatives == "proven" else own
     loss = torch.where(nearest_negative.isinf(), alone, terms).sum() / 2
-    return loss, int((own < nearest_negative).sum())
+    return loss, (own < nearest_negative).sum()
 
 
 def _by_model(is_negative: Tensor, sets: Tensor, models: Tensor, negatives: Negatives) -> Tensor:

@@ -40,8 +40,8 @@ class Objective:
             journeys=journeys,
         )
 
-    def __call__(self, feature: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """Return the loss, summed over the images, and how many images are right.
+    def __call__(self, feature: Tensor, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss, summed over the images, and how many images are right (int64).
 
         feature: (n, d). logits: (n, classes). targets: int64 (n,) classes, or (n, 2) classes and vehicles; an
         image of class -1, which is unknown, takes no part in the softmax. Further columns are left to
@@ -49,7 +49,8 @@ class Objective:
         Right is an image of the predicted class, and without softmax one that is nearer to its vehicle's
         center than all images of others.
         """
-        loss, right = feature.new_zeros((), dtype=torch.float32), 0
+        loss = feature.new_zeros((), dtype=torch.float32)
+        right = feature.new_zeros((), dtype=torch.int64)
         if self.clusters:
             clusters, right = coupled_clusters(
                 feature.float(),
@@ -70,7 +71,7 @@ class Objective:
                 label_smoothing=self.label_smoothing,
                 ignore_index=-1,
             )
-            right = int((logits.detach().argmax(dim=1) == classes).sum())
+            right = (logits.detach().argmax(dim=1) == classes).sum()
         return loss, right
 
     def num_passes(self, images: int, micro_batch: int) -> int:

@@ -9,7 +9,7 @@ randomness comes from (seed, stage, epoch, step), so a resume needs no generator
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from clvr_model.attributes import attribute_loss
@@ -47,8 +48,39 @@ class Totals:
     correct: int = 0
     pictures: int = 0
 
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.loss + other.loss, self.correct + other.correct, self.pictures + other.pictures)
+
+class DeviceTotals:
+    """Totals that are summed on the device: a GPU works on while steps are queued, until they are read."""
+
+    def __init__(self, start: Totals = Totals()) -> None:
+        self.pictures = start.pictures
+        self._loss: Tensor | float = start.loss
+        self._correct: Tensor | int = start.correct
+        self._is_finite: Tensor | bool = True
+
+    def add(self, loss: Tensor, correct: Tensor, pictures: int) -> None:
+        """Add the summed loss and the number of right ones of some images."""
+        self._loss = self._loss + loss.detach().double()
+        self._correct = self._correct + correct
+        self.pictures += pictures
+
+    def require_finite(self, name: str, value: Tensor) -> None:
+        """Raise TrainingDiverged for a value that is not finite; one on a GPU is looked at by `read`."""
+        value = value.detach()
+        if value.device.type != "cpu":
+            self._is_finite = value.isfinite() & self._is_finite
+        elif not value.isfinite():
+            raise _diverged(f"the {name} is {float(value)}")
+
+    def read(self) -> Totals:
+        """Wait for the device, and return the totals. Raises TrainingDiverged if a value was not finite."""
+        if not self._is_finite:
+            raise _diverged("the loss or the gradient is not finite")
+        return Totals(float(self._loss), int(self._correct), self.pictures)
+
+
+def _diverged(message: str) -> TrainingDiverged:
+    return TrainingDiverged(message, remedy="lower the learning rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +189,13 @@ def make_optimizer(module: nn.Module, stage: Stage) -> Optimizer:
         )
     groups = _parameter_groups(module, network, stage)
     lr, momentum, decay = stage.lr, stage.momentum, stage.weight_decay
-    if stage.optimizer == "rmsprop":
+    if stage.optimizer == "rmsprop":  # torch has no fused one
         return RMSprop(groups, lr, RMSPROP_ALPHA, momentum=momentum, weight_decay=decay)
+    # One kernel for all parameters. On CPUs the plain loops stay: their results are those of earlier runs.
+    fused = all(each.is_cuda for group in groups for each in group["params"]) or None
     if stage.optimizer == "adamw":
-        return AdamW(groups, lr, weight_decay=decay)
-    return SGD(groups, lr, momentum, weight_decay=decay)
+        return AdamW(groups, lr, weight_decay=decay, fused=fused)
+    return SGD(groups, lr, momentum, weight_decay=decay, fused=fused)
 
 
 def _parameter_groups(module: nn.Module, network: nn.Module, stage: Stage) -> list[dict[str, Any]]:
@@ -206,7 +240,7 @@ def train_epoch(
     precision: str = "fp32",
     start_step: int = 0,
     totals: Totals | None = None,
-    on_step: Callable[[int, Totals], None] | None = None,
+    on_step: Callable[[int, DeviceTotals], None] | None = None,
     average: ExponentialMovingAverage | None = None,
     steps: int = 1,
     seed: Sequence[int] = (0,),
@@ -217,13 +251,14 @@ def train_epoch(
     The images are augmented already. start_step, totals: where an interrupted epoch resumes; `batches` then
     start at that batch. average: is updated after every step. steps: batches of a whole epoch, the unit of
     the schedule. seed: of what a step draws, with epoch and step (dropout). journeys: of the tracks, for
-    proven negatives. Raises TrainingDiverged naming
-    stage, epoch and batch, BadInput if there is no batch, BadSetting when memory runs out, with a micro_batch
+    proven negatives. Raises TrainingDiverged naming stage, epoch and batch (on a GPU, the batch after which
+    the totals were read), BadInput if there is no batch, BadSetting when memory runs out, with a micro_batch
     that fits.
     """
     started = time.monotonic()
     training_mode(module, stage)
-    totals = totals or Totals()
+    running = DeviceTotals(totals or Totals())
+    where = f"stage {stage.name}, epoch {epoch + 1}"
     for step, (images, targets) in enumerate(batches, start_step):
         where = f"stage {stage.name}, epoch {epoch + 1}, batch {step + 1}"
         if stage.schedule != "constant" or stage.warmup_epochs:
@@ -233,18 +268,18 @@ def train_epoch(
         failed = False
         torch.manual_seed(int(np.random.SeedSequence([*seed, epoch, step]).generate_state(1, np.uint64)[0]))
         try:
-            totals += train_step(
-                module,
-                optimizer,
-                images,
-                targets,
-                micro_batch=stage.micro_batch,
-                precision=precision,
-                objective=Objective.of(stage, journeys),
-                max_grad_norm=stage.max_grad_norm,
-            )
-        except TrainingDiverged as error:
-            raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None
+            with _diverging_at(where):
+                train_step(
+                    module,
+                    optimizer,
+                    images,
+                    targets,
+                    micro_batch=stage.micro_batch,
+                    precision=precision,
+                    objective=Objective.of(stage, journeys),
+                    max_grad_norm=stage.max_grad_norm,
+                    totals=running,
+                )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -255,17 +290,29 @@ def train_epoch(
         if average:
             average.update()
         if on_step:
-            on_step(step, totals)
-    if not totals.pictures:
-        raise BadInput(f"stage {stage.name}, epoch {epoch + 1}: no images to train on")
+            with _diverging_at(where):
+                on_step(step, running)
+    if not running.pictures:
+        raise BadInput(f"{where}: no images to train on")
+    with _diverging_at(where):
+        sums = running.read()
     return EpochResult(
         stage.name,
         epoch,
-        totals.loss / totals.pictures,
-        totals.correct / totals.pictures,
-        totals.pictures,
+        sums.loss / sums.pictures,
+        sums.correct / sums.pictures,
+        sums.pictures,
         time.monotonic() - started,
     )
+
+
+@contextmanager
+def _diverging_at(where: str) -> Iterator[None]:
+    """Name the place in a TrainingDiverged."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{where}: {error.message}", remedy=error.remedy) from None
 
 
 def train_step(
@@ -278,40 +325,47 @@ def train_step(
     precision: str = "fp32",
     objective: Objective = SOFTMAX,
     max_grad_norm: float = 0.0,
-) -> Totals:
+    totals: DeviceTotals | None = None,
+) -> DeviceTotals:
     """Take one optimizer step on one batch: by default mean softmax cross-entropy (the paper, eq. 1 and 2).
 
     targets: int64 (n,) classes, (n, 2) classes and vehicles, or (n, 2 + attributes), of which a network with
     attributes learns from those that are known; the totals are of the objective alone. max_grad_norm: longer
     gradients are clipped to this norm; 0: no clipping. With `micro_batch` the batch is split into portions of
     at most that size, about equal and of whole sets, whose gradients are summed before the step. Only batch
-    statistics differ from one pass, and the negatives of coupled clusters: they are a portion's. Raises
-    TrainingDiverged before the weights change.
+    statistics differ from one pass, and the negatives of coupled clusters: they are a portion's. totals: to
+    add to, and to return.
+
+    Does not wait for a GPU. On a CPU, raises TrainingDiverged before the weights change; on a GPU, `read`
+    of the totals does, later: read them before the weights are saved.
     """
+    totals = totals or DeviceTotals()
     optimizer.zero_grad(set_to_none=True)
-    totals = Totals()
     passes = objective.num_passes(len(inputs), micro_batch)
     parts = zip(objective.split(inputs, passes), objective.split(targets, passes), strict=True)
-    for part, expected in parts:
-        with autocast(part, precision):
-            feature, logits, *attributes = module(network_input(part))
-        loss, correct = objective(feature, logits, expected)
-        value = float(loss.detach())
-        if attributes:
-            loss = loss + attribute_loss(attributes, attributes_of(expected))
-        if not np.isfinite(float(loss.detach())):
-            raise TrainingDiverged(f"the loss is {float(loss.detach())}", remedy="lower the learning rate")
-        (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
-        totals += Totals(value, correct, len(part))
+    for number, (part, expected) in enumerate(parts, 1):
+        with _gradients_kept(module) if number < passes else nullcontext():
+            with autocast(part, precision):
+                feature, logits, *attributes = module(network_input(part))
+            loss, correct = objective(feature, logits, expected)
+            totals.add(loss, correct, len(part))
+            if attributes:
+                loss = loss + attribute_loss(attributes, attributes_of(expected))
+            totals.require_finite("loss", loss)
+            (loss / len(inputs)).backward()  # type: ignore[no-untyped-call]
     if max_grad_norm:
         groups = optimizer.param_groups
         for chosen in ([g for g in groups if APART not in g], [g for g in groups if APART in g]):
             clipped = [parameter for group in chosen for parameter in group["params"]]
-            norm = float(torch.nn.utils.clip_grad_norm_(clipped, max_grad_norm))
-            if not np.isfinite(norm):
-                raise TrainingDiverged(f"the gradient's norm is {norm}", remedy="lower the learning rate")
+            norm = torch.nn.utils.clip_grad_norm_(clipped, max_grad_norm)
+            totals.require_finite("gradient's norm", norm)
     optimizer.step()
     return totals
+
+
+def _gradients_kept(module: nn.Module) -> AbstractContextManager[None]:
+    """Keep gradients on this worker; those of the last portion are then averaged with all before."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def training_mode(module: nn.Module, stage: Stage) -> None:

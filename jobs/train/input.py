@@ -106,12 +106,17 @@ class Batches:
 
     def eval_batches(self, images: Images, rows: Rows, transform: Transform | None = None) -> Iterator[Batch]:
         """Yield batches of images on the worker's device."""
-        device = self.distributed.device
-        for arrays, targets in self.loader.batches(images, rows, self.share, transform):
-            yield (
-                torch.from_numpy(arrays).to(device, non_blocking=True),
-                torch.from_numpy(targets).to(device),
-            )
+        for batch in self.loader.batches(images, rows, self.share, transform):
+            pixels, targets = (_to_device(array, self.distributed.device) for array in batch)
+            yield pixels, targets
+
+
+def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    # From page-locked memory the copy is queued, and the worker goes on to queue the step.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def choose_input_backend(option: str, *, workers: int, gpu: bool, cpus: int) -> str:

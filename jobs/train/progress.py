@@ -1,6 +1,7 @@
 """Progress of a training, and requests to stop it: between the driver, the workers and each step."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ import ray
 import torch
 
 from clvr_model.recipe import Stage
-from clvr_model.training import Batch, Totals
+from clvr_model.training import Batch, DeviceTotals, Totals
 from infra.errors import ClvrError
 from jobs.runtime.progress import ProgressState
 from jobs.runtime.progress_actor import ProgressActor, actor_on_driver_node, read_progress
@@ -19,6 +20,9 @@ from jobs.train.distributed import DistributedContext
 from jobs.train.input import TimedIterator
 from jobs.train.job import Position, TrainJob, Work
 from jobs.train.log import TrainMetrics
+
+SECONDS_BETWEEN_REPORTS = 0.5  # of progress: reading the loss waits for a GPU
+GPU_STEPS_BETWEEN_POLLS = 16  # of a stop request, which all workers have to agree on
 
 
 class TrainProgressActor(ProgressActor):
@@ -121,7 +125,7 @@ class ProgressReporter(Protocol):
 
 
 class StepCallback:
-    """Reports each step of `train_epoch`: progress, log and metrics; raises EpochStopped on request."""
+    """Reports the steps of `train_epoch`: progress, log and metrics; raises EpochStopped on request."""
 
     def __init__(
         self,
@@ -138,13 +142,32 @@ class StepCallback:
         self.batches, self.optimizer, self.initial_totals = batches, optimizer, initial_totals
         self.steps = steps
         self.seen_before_epoch = position.images_seen - position.totals.pictures
-        self.started = time.monotonic()
+        self.started, self.reported = time.monotonic(), -math.inf
         self.last_images, self.last_wait_seconds = initial_totals.pictures, 0.0
 
-    def __call__(self, step: int, totals: Totals) -> None:
-        """Report a step, counted from 0, and the totals of the epoch so far. Raises EpochStopped."""
-        worker, distributed, position = self.worker, self.worker.distributed, self.position
-        new_images = (totals.pictures - self.initial_totals.pictures) * distributed.world_size
+    def __call__(self, step: int, totals: DeviceTotals) -> None:
+        """Report a step, counted from 0, and the totals of the epoch so far. Raises EpochStopped.
+
+        Only some steps are reported, because each report waits for the device.
+        """
+        distributed, is_last = self.worker.distributed, step + 1 == self.steps
+        is_logged = (step + 1) % self.worker.job.log_every == 0
+        if is_logged or is_last or time.monotonic() - self.reported >= SECONDS_BETWEEN_REPORTS:
+            self._report(step, totals.read(), is_logged=is_logged)
+            self.reported = time.monotonic()
+        polls = 1 if distributed.device.type == "cpu" else GPU_STEPS_BETWEEN_POLLS
+        # After the last step, the epoch is saved whole instead.
+        if is_last or (step + 1) % polls:
+            return
+        if distributed.broadcast_flag(bool(self.worker.stop_request)):
+            known = totals.read()
+            sums = distributed.all_reduce_sum(known.loss, known.correct, known.pictures)
+            raise EpochStopped(Totals(sums[0], int(sums[1]), int(sums[2])))
+
+    def _report(self, step: int, totals: Totals, *, is_logged: bool) -> None:
+        worker, position = self.worker, self.position
+        world_size = worker.distributed.world_size
+        new_images = (totals.pictures - self.initial_totals.pictures) * world_size
         epoch_images = position.totals.pictures + new_images
         elapsed = max(time.monotonic() - self.started, 1e-9)
         loss, accuracy = totals.loss / totals.pictures, totals.correct / totals.pictures
@@ -153,7 +176,7 @@ class StepCallback:
             self.stage.name,
             images=totals.pictures - self.last_images,
             wait_seconds=self.batches.seconds - self.last_wait_seconds,
-            rate=rate / distributed.world_size,
+            rate=rate / world_size,
             loss=loss,
         )
         self.last_images, self.last_wait_seconds = totals.pictures, self.batches.seconds
@@ -162,7 +185,7 @@ class StepCallback:
             f"{self.stage.name} {position.epoch + 1}/{self.stage.epochs}, loss {loss:.3f}, "
             f"accuracy {accuracy:.1%}, {rate:,.1f} images/s, waited {wait_share:.1%}",
         )
-        if (step + 1) % worker.job.log_every == 0:
+        if is_logged:
             worker.log_event(
                 "step",
                 stage=self.stage.name,
@@ -175,7 +198,3 @@ class StepCallback:
                 images_per_second=rate,
                 wait_share=wait_share,
             )
-        # After the last step, the epoch is saved whole instead.
-        if step + 1 < self.steps and distributed.broadcast_flag(bool(worker.stop_request)):
-            sums = distributed.all_reduce_sum(totals.loss, totals.correct, totals.pictures)
-            raise EpochStopped(Totals(sums[0], int(sums[1]), int(sums[2])))

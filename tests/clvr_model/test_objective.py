@@ -69,7 +69,8 @@ def test_pure_clusters_learn_without_a_classifier() -> None:
     assert "head.classifier.weight" not in network.state_dict()
     head, optimizer = network.head, make_optimizer(network, CLUSTERS.model_copy(update={"trainable": "head"}))
     objective = Objective.of(CLUSTERS)
-    losses = [train_step(head, optimizer, POOLED, TARGETS, objective=objective).loss for _ in range(40)]
+    steps = [train_step(head, optimizer, POOLED, TARGETS, objective=objective) for _ in range(40)]
+    losses = [step.read().loss for step in steps]
     assert losses[-1] < losses[0] / 3
     feature, logits = head(POOLED)
     assert logits.shape == (12, 0)

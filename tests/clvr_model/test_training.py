@@ -141,10 +141,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     stage = TARGET.model_copy(update={"lr": 0.01})
     whole, portions = _network().head, _network().head
-    a = train_step(whole, make_optimizer(whole, stage), pooled, classes)
-    b = train_step(portions, make_optimizer(portions, stage), pooled, classes, micro_batch=3)
+    first = train_step(whole, make_optimizer(whole, stage), pooled, classes)
+    second = train_step(portions, make_optimizer(portions, stage), pooled, classes, micro_batch=3)
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, portions.state_dict()[name], atol=1e-6), name
+    a, b = first.read(), second.read()
     assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert (a.correct, a.pictures) == (b.correct, b.pictures)
 
@@ -281,6 +282,24 @@ def test_a_wrapped_network_is_trained_like_a_plain_one() -> None:
     assert state.network.keys() == plain.state_dict().keys()
 
 
+def test_workers_exchange_gradients_once_a_step_and_not_once_a_portion(
+    tmp_path: Path,
+) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        plain, wrapped = _network().head, torch.nn.parallel.DistributedDataParallel(_network().head)
+        exchanged = []
+        wrapped.register_forward_hook(lambda *_: exchanged.append(wrapped.require_backward_grad_sync))
+        pooled = torch.rand(7, 2048, generator=torch.Generator().manual_seed(0))
+        classes = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+        for module in (plain, wrapped):
+            train_step(module, make_optimizer(module, TARGET), pooled, classes, micro_batch=3)
+        assert exchanged == [False, False, True]
+        assert _equal(plain, wrapped.module)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_reestimated_statistics_are_those_of_the_images_and_change_nothing_else() -> None:
     network, before = _network(), _network().state_dict()
     reestimate_batch_statistics(network, [(IMAGES, CLASSES)])
@@ -369,7 +388,7 @@ def test_label_smoothing_follows_its_definition() -> None:
     result = train_step(
         head, make_optimizer(head, WARMUP), pooled, torch.arange(3), objective=Objective(label_smoothing=0.3)
     )
-    assert result.loss == pytest.approx(expected, rel=1e-5)
+    assert result.read().loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_clipped_gradient_has_the_limit_as_its_norm_and_the_same_direction() -> None:
