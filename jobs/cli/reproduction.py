@@ -32,7 +32,10 @@ def reproduce(
     repeats: Annotated[int, typer.Option(min=1, help="Draws of probes, for mean and deviation.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     workers: Annotated[int, typer.Option(help="Ray Train workers, one per GPU or core.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Give each worker a GPU.")] = False,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Give each worker a GPU (default: if the cluster has so many)."),
+    ] = None,
     max_bad_fraction: Annotated[
         float, typer.Option(help="Fail above this share of unreadable training images.")
     ] = 0.001,

@@ -44,7 +44,10 @@ def train(
         float, typer.Option(help="Fail above this share of unreadable images.")
     ] = 0.001,
     workers: Annotated[int, typer.Option(help="Ray Train workers, one per GPU or core.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Give each worker a GPU.")] = False,
+    gpu: Annotated[
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Give each worker a GPU (default: if the cluster has so many)."),
+    ] = None,
     input: Annotated[
         str, typer.Option("--input", help="Decode in the workers (local), in Ray Data (ray), or auto.")
     ] = "auto",

@@ -46,7 +46,7 @@ class ReproduceRequest:
     repeats: int = 10
     seed: int = 0
     workers: int = 1
-    gpu: bool = False
+    gpu: bool | None = None
     max_bad_fraction: float = 0.001
     max_quarantine_rate: float = 0.01
     price_per_node_hour: float | None = None

@@ -241,7 +241,8 @@ def _device(request: TrainRequest) -> torch.device:
         raise BadSetting(
             "--plan --gpu measures on this machine, which has no GPU", remedy="run it on a GPU machine"
         )
-    return torch.device("cuda" if request.gpu else "cpu")
+    use_gpu = torch.cuda.is_available() if request.gpu is None else request.gpu
+    return torch.device("cuda" if use_gpu else "cpu")
 
 
 def _device_name(device: torch.device) -> str:

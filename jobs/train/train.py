@@ -70,7 +70,8 @@ class TrainRequest:
     overrides: tuple[str, ...] = ()
     weights: str | None = None
     workers: int = 1
-    gpu: bool = False
+    gpu: bool | None = None
+    """None: if the cluster has a GPU for each worker."""
     root: str = ""
     split: str | None = None
     max_bad_fraction: float = 0.001
@@ -380,17 +381,23 @@ def _existing_result(request: TrainRequest, identities: Collection[str | None]) 
     return TrainResult(uri=request.output, fingerprint=checkpoint.fingerprint, **recorded)
 
 
+def _uses_gpus(request: TrainRequest) -> bool:
+    """Whether each worker of a request gets a GPU."""
+    return num_gpus() >= request.workers if request.gpu is None else request.gpu
+
+
 def _check_workers(request: TrainRequest) -> str:
     """Return the input backend. Raises BadSetting for workers that the cluster has no resources for."""
     if request.workers < 1:
         raise BadSetting(f"--workers is {request.workers}", remedy="give one or more")
-    available, resource = (num_gpus(), "GPU") if request.gpu else (num_cpus(), "CPU")
+    gpu = _uses_gpus(request)
+    available, resource = (num_gpus(), "GPU") if gpu else (num_cpus(), "CPU")
     if available < request.workers:
         raise BadSetting(
             f"{request.workers} workers need one {resource} each, and the cluster has {available}",
-            remedy="give fewer --workers" + (", or --cpu" if request.gpu else ""),
+            remedy="give fewer --workers" + (", or --cpu" if gpu else ""),
         )
-    return choose_input_backend(request.input, workers=request.workers, gpu=request.gpu, cpus=num_cpus())
+    return choose_input_backend(request.input, workers=request.workers, gpu=gpu, cpus=num_cpus())
 
 
 def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) -> TrainingState:
@@ -399,7 +406,7 @@ def _fit(job: TrainJob, recipe: Recipe, request: TrainRequest, folder: Store) ->
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job, "progress_actor": progress_actor},
-        scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=request.gpu),
+        scaling_config=ScalingConfig(num_workers=request.workers, use_gpu=_uses_gpus(request)),
         run_config=RunConfig(
             name=path.rpartition("/")[2],
             storage_path=path.rpartition("/")[0],
