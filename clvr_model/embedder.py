@@ -2,7 +2,8 @@
 
 'fp32' is the reference and has the checkpoint's fingerprint. 'bf16' has it too after a passed precision
 check, which shows that its features are comparable to fp32 ones; otherwise it has another fingerprint, and
-the two cannot be mixed. Engines and batch sizes are not in the fingerprint: they agree to about 1e-5.
+the two cannot be mixed. The same holds for 'tf32', for which a passed check of 'bf16' counts as well, because
+bfloat16 rounds more. Engines and batch sizes are not in the fingerprint: they agree to about 1e-5.
 """
 
 import hashlib
@@ -17,9 +18,19 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoint
-from clvr_model.engines import Engine, OpenVinoEngine, Precision, TorchEngine, has_bf16, openvino
+from clvr_model.engines import (
+    Engine,
+    OpenVinoEngine,
+    Precision,
+    TorchEngine,
+    has_bf16,
+    openvino,
+    reduced_precisions,
+)
 from clvr_model.images import ImageInput, read_pixels
 from infra.errors import BadInput, BadSetting
+
+PrecisionOption = Literal["fp32", "tf32", "bf16", "auto"]
 
 UNKNOWN_LABEL = -1
 MIN_COSINE = 0.999
@@ -29,7 +40,7 @@ MIN_IMAGES = 64
 CPU_BATCH = 8
 CUDA_BATCH = 256
 
-_PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
+_REDUCED: tuple[Precision, ...] = ("tf32", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +83,20 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class PrecisionCheck:
-    """Comparison of bf16 with fp32 on sample images. Field names are keys of card.json.
+    """Comparison of a precision with fp32 on sample images. Field names are keys of card.json.
 
     cosine_min: the lowest cosine between an image's two features. neighbour_agreement: share of images whose
-    nearest other image (L2 among fp32 features) is the same for their bf16 feature.
+    nearest other image (L2 among fp32 features) is the same for their feature at that precision.
     """
 
     cosine_min: float
     neighbour_agreement: float
     pictures: int
+    precision: Precision = "bf16"
+
+    def covers(self, precision: Precision) -> bool:
+        """Whether the check shows that features at a precision are comparable to fp32 ones."""
+        return precision == "fp32" or (self.passed and self.precision in (precision, "bf16"))
 
     @property
     def passed(self) -> bool:
@@ -101,10 +117,11 @@ class Embedder:
     """Computes features, predicted models and attributes of uint8 images. Safe to share between threads.
 
     checkpoint: a Checkpoint or the URI of one. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. engine: 'auto',
-    'openvino' (CPU only) or 'torch'. precision: 'fp32'; 'bf16'; 'auto' is bf16 on devices that have it in
-    hardware, if the check has passed. guard: a check on images of this archive; the default is the card's.
-    threads: CPU threads per call, 0 for all. cache: folder for compiled models, None for none (usually
-    `engines.default_cache()`). compiled: use torch.compile, for long runs on GPUs. Raises BadSetting for what
+    'openvino' (CPU only) or 'torch'. precision: 'fp32'; 'tf32', which is fp32 on CPUs; 'bf16'; 'auto' is the
+    fastest that the device has in hardware and the check covers. guard: a check on images of this archive;
+    the default is the card's. threads: CPU threads per call, 0 for all. cache: folder for compiled models,
+    None for none (usually `engines.default_cache()`). compiled: use torch.compile, for long runs on GPUs.
+    Raises BadSetting for what
     this machine does not support, BadCheckpoint as `load_checkpoint` does.
     """
 
@@ -114,7 +131,7 @@ class Embedder:
         *,
         device: str = "auto",
         engine: Literal["auto", "openvino", "torch"] = "auto",
-        precision: Literal["fp32", "bf16", "auto"] = "fp32",
+        precision: PrecisionOption = "fp32",
         batch_size: int | None = None,
         threads: int = 1,
         guard: PrecisionCheck | None = None,
@@ -126,8 +143,8 @@ class Embedder:
         self.device = _device(device)
         self.engine = _engine(engine, self.device)
         guard = guard or PrecisionCheck.of_card(checkpoint.card.guard)
-        self.guarded = guard is not None and guard.passed
-        self.precision = _precision(precision, self.device, guarded=self.guarded)
+        self.precision = _precision(precision, self.device, guard)
+        is_comparable = self.precision == "fp32" or (guard is not None and guard.covers(self.precision))
         default = CPU_BATCH if self.device == "cpu" else CUDA_BATCH
         self.batch_size = default if batch_size is None else batch_size
         if self.batch_size < 1 or threads < 0:
@@ -138,7 +155,7 @@ class Embedder:
         self.image_size = checkpoint.network.architecture.image_size
         self.fingerprint = (
             checkpoint.fingerprint
-            if self.precision == "fp32" or self.guarded
+            if is_comparable
             else reduced_fingerprint(checkpoint.fingerprint, self.precision)
         )
         self._label_ids = np.asarray(checkpoint.label_ids, dtype=np.int32)
@@ -229,23 +246,26 @@ def check_precision(
     checkpoint: Checkpoint | str,
     sample: NDArray[np.uint8],
     *,
+    precision: Precision = "bf16",
     device: str = "auto",
     engine: Literal["auto", "openvino", "torch"] = "auto",
     batch_size: int | None = None,
     threads: int = 1,
     cache: Path | None = None,
 ) -> PrecisionCheck:
-    """Compare fp32 and bf16 features of a sample, uint8 (n, h, w, 3). Settings as for Embedder.
+    """Compare features at a reduced precision with fp32 ones of a sample, uint8 (n, h, w, 3).
+
+    Settings as for Embedder.
 
     Use a trained network and at least MIN_IMAGES images of the archive: features of random weights hardly
     differ between images, and so their neighbours are arbitrary. Raises BadInput for fewer than two
-    images, BadSetting where the device has no bf16.
+    images, BadSetting where the device has no such precision.
     """
     if len(sample) < 2:
         raise BadInput(f"{len(sample)} sample images cannot show neighbours; give {MIN_IMAGES} or more")
     if isinstance(checkpoint, str):
         checkpoint = load_checkpoint(checkpoint)
-    if not has_bf16(_device(device)):
+    if precision == "bf16" and not has_bf16(_device(device)):
         raise BadSetting(f"{_device(device)} has no bfloat16 in hardware", remedy="embed with fp32")
 
     def features(precision: Precision) -> torch.Tensor:
@@ -260,7 +280,7 @@ def check_precision(
         )
         return torch.from_numpy(embedder(sample).features)
 
-    exact, reduced = features("fp32"), features("bf16")
+    exact, reduced = features("fp32"), features(precision)
     cosine = torch.nn.functional.cosine_similarity(exact, reduced)
     nearest = [
         torch.cdist(probes, exact, compute_mode="donot_use_mm_for_euclid_dist")
@@ -268,7 +288,13 @@ def check_precision(
         .argmin(dim=1)
         for probes in (exact, reduced)
     ]
-    return PrecisionCheck(float(cosine.min()), float((nearest[0] == nearest[1]).float().mean()), len(sample))
+    agreement = float((nearest[0] == nearest[1]).float().mean())
+    return PrecisionCheck(float(cosine.min()), agreement, len(sample), precision)
+
+
+def fingerprints_of(fingerprint: str) -> tuple[str, ...]:
+    """Return the fingerprints that features by a checkpoint may have: at full precision, and reduced."""
+    return fingerprint, *(reduced_fingerprint(fingerprint, precision) for precision in _REDUCED)
 
 
 def reduced_fingerprint(fingerprint: str, precision: Precision) -> str:
@@ -298,11 +324,12 @@ def _engine(requested: str, device: str) -> Literal["openvino", "torch"]:
     return "openvino" if usable and requested != "torch" else "torch"
 
 
-def _precision(requested: str, device: str, *, guarded: bool) -> Precision:
-    if requested not in (*_PRECISIONS, "auto"):
-        raise BadSetting(f"precision is {requested!r}", remedy="choose fp32, bf16 or auto")
+def _precision(requested: PrecisionOption, device: str, guard: PrecisionCheck | None) -> Precision:
+    if requested == "auto":
+        covered = [each for each in reduced_precisions(device) if guard and guard.covers(each)]
+        return covered[0] if covered else "fp32"
+    if requested not in ("fp32", *_REDUCED):
+        raise BadSetting(f"precision is {requested!r}", remedy="choose fp32, tf32, bf16 or auto")
     if requested == "bf16" and not has_bf16(device):
         raise BadSetting(f"{device} has no bfloat16 in hardware", remedy="choose fp32 or auto")
-    if requested == "bf16" or (requested == "auto" and guarded and has_bf16(device)):
-        return "bf16"
-    return "fp32"
+    return requested

@@ -6,10 +6,12 @@ features, and logits of classes and attributes. The normalization of pixels is p
 
 import copy
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache as memoised
 from pathlib import Path
@@ -20,15 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clvr_model.memory import is_out_of_memory
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
+"""tf32: float32, whose products a GPU may round to 10 bits of mantissa; elsewhere it is fp32."""
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+logger = logging.getLogger(__name__)
 
 # Part of the cache key: raise it when the exported graph changes.
 EXPORT_VERSION = 1
 
+_TF32_CAPABILITY = 8  # of CUDA devices, from Ampere on
 _CHUNK_ROWS = 128  # images copied to the GPU at a time: 34 MB
 
 
@@ -83,6 +90,15 @@ def has_bf16(device: str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@memoised
+def reduced_precisions(device: str) -> tuple[Precision, ...]:
+    """Return the precisions that are faster than fp32 in the device's hardware, the fastest first."""
+    precisions: list[Precision] = ["bf16"] if has_bf16(device) else []
+    if device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= _TF32_CAPABILITY:
+        precisions.append("tf32")
+    return tuple(precisions)
+
+
 class OpenVinoEngine:
     """The network compiled by OpenVINO for this CPU, with batch normalization folded.
 
@@ -127,10 +143,10 @@ class OpenVinoEngine:
 
 
 class TorchEngine:
-    """The network under torch, with folded batch normalization, channels_last and optional bfloat16.
+    """The network under torch, with folded batch normalization, channels_last and an optional precision.
 
-    compiled: use torch.compile, on GPUs with CUDA graphs. A batch goes to a GPU in chunks of `_CHUNK_ROWS`
-    images: each is copied while the previous one is computed.
+    compiled: use torch.compile, on GPUs with CUDA graphs; where that fails, the network runs as it is. A
+    batch goes to a GPU in chunks of `_CHUNK_ROWS` images: each is copied while the previous one is computed.
     """
 
     def __init__(
@@ -141,33 +157,71 @@ class TorchEngine:
         self._threads = threads
         folded = folded_copy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._module = ServingModule(folded).to(self._device)
-        if compiled:
-            self._module.compile(mode="max-autotune")
+        self._forward = _Compiled(self._module) if compiled else self._module
+        # A CUDA graph belongs to the thread that captured it.
+        self._thread = ThreadPoolExecutor(1, "cuda-graph") if compiled and self._is_cuda else None
         self._buffer: _PinnedDoubleBuffer | None = None
-        if self._device.type == "cuda":
-            # TF32 silently reduces the precision of float32.
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
-    @torch.inference_mode()
+    @property
+    def _is_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         """Run one full batch."""
-        reduced = (
-            torch.autocast(self._device.type, torch.bfloat16) if self._precision == "bf16" else nullcontext()
-        )
+        return self._thread.submit(self._run, images).result() if self._thread else self._run(images)
+
+    @torch.inference_mode()
+    def _run(self, images: NDArray[np.uint8]) -> Outputs:
         source = torch.from_numpy(images)
-        with _cpu_threads(self._threads if self._device.type == "cpu" else 0), reduced:
-            if self._device.type == "cpu":
-                outputs = [self._module(source)]
+        with _cpu_threads(0 if self._is_cuda else self._threads), rounding(self._device, self._precision):
+            if not self._is_cuda:
+                outputs = [self._forward(source)]
             else:
                 self._buffer = self._buffer or _PinnedDoubleBuffer(
                     self._device, (min(_CHUNK_ROWS, len(images)), *images.shape[1:])
                 )
                 # A captured graph overwrites its outputs in the next call, so they are copied.
                 outputs = [
-                    tuple(part[:count].to(torch.float32, copy=True) for part in self._module(chunk))
+                    tuple(part[:count].to(torch.float32, copy=True) for part in self._forward(chunk))
                     for chunk, count in self._buffer.chunks(source)
                 ]
         return _outputs([torch.cat(parts).float().cpu().numpy() for parts in zip(*outputs, strict=True)])
+
+
+class _Compiled:
+    """A module under torch.compile; the module itself if its first compilation fails."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._plain = module
+        # Other modes also try many kernels for each layer, for minutes.
+        self._run: Callable[[Tensor], tuple[Tensor, ...]] = torch.compile(module, mode="reduce-overhead")
+        self._works = False
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+        try:
+            outputs = self._run(images)
+        except Exception as error:
+            if self._works or is_out_of_memory(error):
+                raise
+            # It takes a C compiler and Triton, which not every image has.
+            reason = str(error).partition("\n")[0]
+            logger.warning(f"torch.compile failed, the network runs uncompiled: {reason}")
+            self._run = self._plain
+            outputs = self._run(images)
+        self._works = True
+        return outputs
+
+
+@contextmanager
+def rounding(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Set how products of a GPU, or of bfloat16 on any device, are rounded."""
+    if device.type == "cuda":
+        # torch's default rounds convolutions to TF32 and matrix products not.
+        kind = "tf32" if precision == "tf32" else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision = kind
+    with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+        yield
 
 
 def _outputs(arrays: list[NDArray[np.float32]]) -> Outputs:

@@ -174,9 +174,12 @@ def embed(
     workers: Workers = None,
     rows_per_shard: RowsPerShard = 122_880,
     precision: Annotated[
-        Literal["fp32", "bf16", "auto"],
-        typer.Option(help="auto: bf16 if a comparison on a sample of this archive permits it."),
-    ] = "fp32",
+        Literal["fp32", "tf32", "bf16", "auto"] | None,
+        typer.Option(
+            help="auto: the fastest of the device that a comparison on a sample of this archive permits "
+            "(default: auto on GPUs, fp32 on CPUs)."
+        ),
+    ] = None,
     max_quarantine_rate: MaxQuarantineRate = 0.01,
     ray: Ray = None,
     as_json: Json = False,

@@ -54,9 +54,9 @@ def reindex(
     workers: Workers = None,
     rows_per_shard: RowsPerShard = 122_880,
     precision: Annotated[
-        Literal["fp32", "bf16", "auto"],
-        typer.Option(help="Precision with --full; an increment has that of its base run."),
-    ] = "fp32",
+        Literal["fp32", "tf32", "bf16", "auto"] | None,
+        typer.Option(help="As for embed, with --full; an increment has that of its base run."),
+    ] = None,
     max_quarantine_rate: MaxQuarantineRate = 0.01,
     max_vanished_rate: Annotated[
         float, typer.Option(help="Fail if more than this share of the known crops is missing.")

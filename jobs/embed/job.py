@@ -8,7 +8,7 @@ pass through Ray, and of a part that is embedded twice the last mark counts.
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import PrecisionCheck, reduced_fingerprint
+from clvr_model.embedder import PrecisionCheck, PrecisionOption, fingerprints_of
 from index.catalogue.catalogue import open_catalogue
 from index.documents import utc_now
 from index.runs.records import RunSummary
@@ -32,9 +32,9 @@ from jobs.embed.discovery import CropSelection, Discovery, discover
 from jobs.embed.monitor import EmbedMonitor, Totals
 from jobs.embed.precision import (
     PrecisionDecision,
-    PrecisionOption,
     choose_precision,
     compile_model,
+    default_precision,
     open_model,
 )
 from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, blocks_of, rows_per_part
@@ -54,7 +54,8 @@ class EmbedRequest(CropSelection):
     actors: int | None = None
     rows_per_part: int | None = None
     rows_per_shard: int = SHARD_ROWS
-    precision: PrecisionOption = "fp32"
+    precision: PrecisionOption | None = None
+    """None for `default_precision`."""
     max_quarantine_rate: float = 0.01
 
 
@@ -94,6 +95,7 @@ def embed(
     archive.ensure()
     fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
     connect(settings)
+    request = replace(request, precision=request.precision or default_precision())
     actors = request.actors or num_gpus() or num_cpus()
     run = _find_resumable_run(request, runs, archive, fingerprint)
     if run is None:
@@ -136,7 +138,7 @@ def _precompile_model(model: str) -> None:
 
 def _find_resumable_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:
     origin = request.origin() | {"precision_asked": request.precision}
-    fingerprints = (fingerprint, reduced_fingerprint(fingerprint, "bf16"))
+    fingerprints = fingerprints_of(fingerprint)
     if request.run_id is not None:
         # A finished run is found by its id too: a repeated request has no work left.
         with suppress(ObjectMissing, BucketMissing):
@@ -192,13 +194,13 @@ def create_run(
     fingerprint: that of the checkpoint. resources: those of a model actor. decision: the precision, where the
     run continues another one and must be comparable with it.
     """
-    rows = discovery.crops.num_rows
+    rows, precision = discovery.crops.num_rows, request.precision or "fp32"
     runs.require_space(2 * ROW_BYTES * rows)
     decision = decision or choose_precision(
-        request.precision, request.model, fingerprint, discovery.crops, archive, resources
+        precision, request.model, fingerprint, discovery.crops, archive, resources
     )
     notes = list(discovery.notes)
-    if request.precision != "fp32":
+    if precision != "fp32":
         notes.append(f"precision {decision.precision}: {decision.reason}")
     changes = discovery.changes
     run = Run.create(
@@ -210,7 +212,7 @@ def create_run(
         model=request.model,
         settings=request.origin()
         | decision.as_settings()
-        | {"precision_asked": request.precision, "key_pattern": request.key_pattern}
+        | {"precision_asked": precision, "key_pattern": request.key_pattern}
         | ({"changes": changes.counts()} if changes else {}),
         rows_per_part=request.rows_per_part or rows_per_part(rows, actors),
         rows_per_shard=request.rows_per_shard,

@@ -1,32 +1,38 @@
 """The precision of a run: decided once, on a sample of the archive, and recorded in the run."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import MIN_IMAGES, Embedder, PrecisionCheck, check_precision, reduced_fingerprint
-from clvr_model.engines import default_cache, has_bf16
+from clvr_model.embedder import (
+    MIN_IMAGES,
+    Embedder,
+    PrecisionCheck,
+    PrecisionOption,
+    check_precision,
+    reduced_fingerprint,
+)
+from clvr_model.engines import Precision, default_cache, reduced_precisions
 from clvr_model.preprocessing import IMAGE_SIZE
 from index.archive.reader import ArchiveReader
 from index.archive.spool import TableFile
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
+from jobs.runtime.ray_cluster import num_gpus
 
 # More than the guard needs, because some may be unreadable.
 SAMPLE_IMAGES = MIN_IMAGES + 16
-
-PrecisionOption = Literal["fp32", "bf16", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionDecision:
     """The precision of a run, the reason, and the fingerprint of its embeddings."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     fingerprint: str
     reason: str
     guard: PrecisionCheck | None = None
@@ -40,14 +46,21 @@ class PrecisionDecision:
         }
 
 
+def default_precision() -> PrecisionOption:
+    """Return the precision of runs that name none: a GPU is several times faster at a reduced one."""
+    return "auto" if num_gpus() else "fp32"
+
+
 def open_model(model: str, decision: PrecisionDecision) -> Embedder:
     """Load the model of a run on the device that Ray assigned to this actor, at the run's precision."""
+    device = _device()
     return Embedder(
         model,
-        device="cuda" if ray.get_gpu_ids() else "cpu",
+        device=device,
         precision=decision.precision,
         guard=decision.guard,
         cache=default_cache(),
+        compiled=device == "cuda",
     )
 
 
@@ -66,39 +79,52 @@ def choose_precision(
 ) -> PrecisionDecision:
     """Choose the precision of a run; unless the option is fp32, a guard compares both on the cluster.
 
-    fingerprint: that of the checkpoint. resources: those of a model actor. Without bf16 in hardware, 'auto'
-    means fp32, and 'bf16' raises BadSetting.
+    fingerprint: that of the checkpoint. resources: those of a model actor. 'auto' is the fastest precision
+    that passes, and fp32 if none does. A precision that the device lacks raises BadSetting.
     """
     if option == "fp32":
         return PrecisionDecision("fp32", fingerprint, "asked for")
     guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(
-            model, crops.spread(SAMPLE_IMAGES).select(["uri", "etag"]), archive, required=option == "bf16"
+            model, crops.spread(SAMPLE_IMAGES).select(["uri", "etag"]), archive, option
         )
     )
     if guard is not None and guard.passed:
-        return PrecisionDecision("bf16", fingerprint, "the guard passed on this archive", guard)
-    if option == "bf16":
+        return PrecisionDecision(guard.precision, fingerprint, "the guard passed on this archive", guard)
+    if option != "auto":
         return PrecisionDecision(
-            "bf16", reduced_fingerprint(fingerprint, "bf16"), "asked for, not guarded", guard
+            option, reduced_fingerprint(fingerprint, option), "asked for, not guarded", guard
         )
-    reason = "no bf16 in hardware" if guard is None else "the guard failed on this archive"
+    reason = "no faster one in hardware" if guard is None else "the guard failed on this archive"
     return PrecisionDecision("fp32", fingerprint, reason, guard)
 
 
-def guard_on_sample(model: str, crops: pa.Table, archive: Store, *, required: bool) -> PrecisionCheck | None:
-    """Compare bf16 with fp32 on crops spread over the manifest; None if the device has no bf16.
+def guard_on_sample(
+    model: str, crops: pa.Table, archive: Store, option: PrecisionOption
+) -> PrecisionCheck | None:
+    """Compare a reduced precision with fp32 on crops spread over the manifest.
 
-    crops: columns uri and etag. With `required`, a device without bf16 raises BadSetting.
+    crops: columns uri and etag. option: the precision, or 'auto' for those of the device, the fastest first,
+    until one passes; None if it has none. Raises BadSetting for a precision that the device lacks.
     """
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    if not has_bf16(device) and not required:
+    device = _device()
+    candidates = reduced_precisions(device) if option == "auto" else (option,)
+    if not candidates:
         return None
     checkpoint = load_checkpoint(model)
     sample = sample_images(crops, archive, SAMPLE_IMAGES, checkpoint.network.architecture.image_size)
-    if len(sample) < 2:
-        return PrecisionCheck(0.0, 0.0, len(sample))
-    return check_precision(checkpoint, sample, device=device, cache=default_cache())
+    for precision in candidates:
+        if len(sample) < 2:
+            return PrecisionCheck(0.0, 0.0, len(sample), precision)
+        check = check_precision(checkpoint, sample, precision=precision, device=device, cache=default_cache())
+        if check.passed:
+            break
+    return check
+
+
+def _device() -> str:
+    """Return the device that Ray assigned to this process."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def sample_images(

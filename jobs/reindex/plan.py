@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clvr_model.embedder import reduced_fingerprint
+from clvr_model.embedder import PrecisionOption
 from index.generations.promotion import KEEP
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
@@ -17,7 +17,7 @@ from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.job import EmbedRequest, actor_resources, create_run, precision_of
-from jobs.embed.precision import PrecisionDecision, PrecisionOption
+from jobs.embed.precision import PrecisionDecision, default_precision
 from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.runtime.ray_cluster import num_cpus, num_gpus, num_nodes, run_as_ray_task
 
@@ -79,11 +79,6 @@ class ReindexRequest:
             )
 
 
-def fingerprints_of(fingerprint: str) -> tuple[str, str]:
-    """Return the fingerprints of embeddings by a checkpoint: at full precision, and reduced."""
-    return fingerprint, reduced_fingerprint(fingerprint, "bf16")
-
-
 def embed_request(
     request: ReindexRequest, run_id: str, since_run: str | None, precision: PrecisionOption
 ) -> EmbedRequest:
@@ -102,7 +97,7 @@ def start_run(
     store: Store,
     archive: Store,
     run_id: str,
-    fingerprints: tuple[str, str],
+    fingerprints: tuple[str, ...],
     live_runs: Sequence[str],
 ) -> dict[str, Any]:
     """Create the run of an embedding, or open it if it exists, and return the plan.
@@ -113,7 +108,7 @@ def start_run(
     base = None
     if not request.full:
         base = base_run(store, archive.uri, fingerprints, live_runs, exclude_run_id=run_id)
-    precision: PrecisionOption = request.embed.precision
+    precision: PrecisionOption = request.embed.precision or default_precision()
     if base:
         precision = base.info.settings.get("precision", "fp32")
     embedding = embed_request(request, run_id, base.run_id if base else None, precision)
@@ -171,7 +166,7 @@ def start_run(
 def base_run(
     store: Store,
     archive: str,
-    fingerprints: tuple[str, str],
+    fingerprints: tuple[str, ...],
     live_runs: Sequence[str],
     *,
     exclude_run_id: str,

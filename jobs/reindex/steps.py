@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clvr_model.embedder import fingerprints_of
 from index.generations import records
 from index.generations.promotion import promote
 from index.generations.receipt import Receipt
@@ -22,7 +23,7 @@ from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import embed
 from jobs.generations import load as loading
 from jobs.generations.erase import ForgetRequest, forget_crops, retain_days
-from jobs.reindex.plan import ReindexRequest, embed_request, fingerprints_of, start_run
+from jobs.reindex.plan import ReindexRequest, embed_request, start_run
 from jobs.reindex.state import ReindexRun, StepName
 from jobs.runtime.resolve import live_name, open_milvus
 

@@ -18,6 +18,7 @@ from clvr_model.embedder import (
     Embedder,
     PrecisionCheck,
     check_precision,
+    fingerprints_of,
     reduced_fingerprint,
 )
 from clvr_model.engines import folded_copy, has_bf16, openvino
@@ -148,18 +149,28 @@ def test_bf16_without_a_passed_check_has_another_fingerprint(
     assert proven.fingerprint == checkpoint.fingerprint
 
 
-def test_auto_precision_chooses_bf16_only_with_a_passed_check_and_hardware(
+def test_auto_precision_is_the_fastest_of_the_device_that_a_passed_check_covers(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chosen(subject: Checkpoint, guard: PrecisionCheck | None) -> str:
         return Embedder(subject, device="cpu", engine="torch", precision="auto", guard=guard).precision
 
     monkeypatch.setattr(module, "has_bf16", lambda device: True)
+    monkeypatch.setattr(module, "reduced_precisions", lambda device: ("bf16", "tf32"))
     assert chosen(checkpoint, None) == "fp32"
     assert chosen(checkpoint, GOOD) == "bf16"
     with_card = replace(checkpoint, card=replace(checkpoint.card, guard=asdict(GOOD)))
     assert chosen(with_card, None) == "bf16"
+    tf32 = replace(GOOD, precision="tf32")
+    assert chosen(checkpoint, tf32) == "tf32", "a check of TF32 says nothing of bfloat16, which rounds more"
+    monkeypatch.setattr(module, "reduced_precisions", lambda device: ("tf32",))
+    assert chosen(checkpoint, GOOD) == "tf32", "bfloat16 rounds more"
+    assert Embedder(checkpoint, precision="auto", guard=tf32).fingerprint == checkpoint.fingerprint
+    unguarded = Embedder(checkpoint, device="cpu", engine="torch", precision="tf32")
+    assert unguarded.fingerprint == reduced_fingerprint(checkpoint.fingerprint, "tf32")
+    assert unguarded.fingerprint in fingerprints_of(checkpoint.fingerprint)
     monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    monkeypatch.setattr(module, "reduced_precisions", lambda device: ())
     assert chosen(checkpoint, GOOD) == "fp32"
     with pytest.raises(BadSetting, match="bfloat16"):
         Embedder(checkpoint, device="cpu", engine="torch", precision="bf16")
@@ -234,6 +245,24 @@ Embedder({str(folder)!r}, batch_size=1, cache=Path({str(tmp_path / "cache")!r}))
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+
+
+def test_a_network_that_does_not_compile_runs_as_it_is(
+    checkpoint: Checkpoint,
+    expected: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(images: torch.Tensor) -> None:
+        raise RuntimeError("no C compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: refuse)
+    embedder = Embedder(checkpoint, device="cpu", engine="torch", batch_size=2, compiled=True)
+    scale = float(expected[0].abs().max())
+    assert np.abs(embedder(IMAGES).features - expected[0].numpy()).max() < 1e-4 * scale
+    assert [record.message for record in caplog.records] == [
+        "torch.compile failed, the network runs uncompiled: no C compiler"
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
