@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-slow fuzz check format bench attack film clean
+.PHONY: help demo docs test test-slow fuzz check format bench attack film gpu clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ attack: $(READY) ## Kill, flip bits, start pairs of commands, look for erased cr
 film: $(READY) ## Take the pictures of one case on the desk, from upload to verified export
 	@$(BIN)/python tests/film/run.py $(FILM)
 
+gpu: ## Run every GPU path of this machine against its CPU, and measure it, in less than 8 minutes
+	@$(PYTHON) tests/gpu/packages.py
+	@PYTHONPATH=. $$([ -x .venv-gpu/bin/python ] && echo .venv-gpu/bin/python || echo $(PYTHON)) tests/gpu/run.py $(GPU)
+
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) demo film site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-gpu gpu.json demo film site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
