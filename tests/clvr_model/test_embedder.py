@@ -28,7 +28,7 @@ from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 LABELS = (40, 7, 249)
 GOOD = PrecisionCheck(cosine_min=0.9999, neighbour_agreement=0.99, pictures=MIN_IMAGES)
-IMAGES = np.random.default_rng(5).integers(0, 256, (3, 299, 299, 3), np.uint8)
+IMAGES = np.random.default_rng(5).integers(0, 256, (3, 224, 224, 3), np.uint8)
 ENGINES = ["torch", "openvino"] if openvino() else ["torch"]
 
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Checkpoint:
-    network = Clvr(3, feature_dim=16, seed=3)
+    network = Clvr(3, feature_dim=16, backbone="efficientnet_lite0", seed=3)
     with torch.no_grad():  # statistics unlike the initial 0 and 1, so that folding them is a test
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
@@ -99,7 +99,7 @@ def test_threads_may_share_an_embedder(embedder: Embedder) -> None:
     "images",
     [
         IMAGES.astype(np.float32),
-        IMAGES[:, :298],
+        IMAGES[:, :223],
         IMAGES.transpose(0, 3, 1, 2),
         IMAGES[0],
     ],
@@ -281,7 +281,7 @@ def test_a_gpu_gives_the_same_features_for_every_batch_size(checkpoint: Checkpoi
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_without_a_classifier_the_model_is_unknown(engine: str, tmp_path: Path) -> None:
-    network = Clvr(0, 16, seed=3).eval()
+    network = Clvr(0, 16, backbone="efficientnet_lite0", seed=3).eval()
     checkpoint = save_checkpoint(str(tmp_path), network, Card(label_ids=(), labels_used="vehicle"))
     embedded = Embedder(checkpoint, device="cpu", engine=engine, batch_size=2)(IMAGES)
     assert set(embedded.model_id.tolist()) == {UNKNOWN_LABEL}

