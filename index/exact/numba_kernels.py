@@ -299,8 +299,10 @@ def _count_ahead(
     their score: these were decided by their exact squared distance, from probes (p, d) and gallery (n, d).
     """
     n, total = len(gallery_rows), 0
+    lower_of, upper_of = np.empty(n, np.float32), np.empty(n, np.float32)  # of the probe and all rows
     lower_buffer, upper_buffer = np.empty(n, np.float32), np.empty(n, np.float32)
     ambiguous_buffer, index, sq_dist = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n)
+    last_probe = -1
     for trial in range(len(targets.probe)):
         first, last = targets.start[trial], targets.start[trial + 1]
         if first == last:
@@ -309,13 +311,15 @@ def _count_ahead(
         probe, repeat = targets.probe[trial], targets.repeat[trial]
         used = columns[column_start[repeat] : column_start[repeat + 1]]
         size = len(used)
-        lower, upper, ambiguous = lower_buffer[:size], upper_buffer[:size], ambiguous_buffer[:size]
-        if size == n:
+        if probe != last_probe:
             for j in range(n):
-                lower[j], upper[j] = _bounds(product, probe, j, bias, slack)
-        else:
+                lower_of[j], upper_of[j] = _bounds(product, probe, j, bias, slack)
+            last_probe = probe
+        lower, upper, ambiguous = lower_of, upper_of, ambiguous_buffer[:size]
+        if size < n:
+            lower, upper = lower_buffer[:size], upper_buffer[:size]
             for i in range(size):
-                lower[i], upper[i] = _bounds(product, probe, used[i], bias, slack)
+                lower[i], upper[i] = lower_of[used[i]], upper_of[used[i]]
         if len(low) <= _LINEAR_SEARCH_MAX:
             _count_linear(lower, upper, low, high, counts, ambiguous)
         else:
