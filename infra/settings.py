@@ -61,7 +61,7 @@ class Settings(BaseModel):
         None,
         description="Database of cases: a SQLite file, postgresql://… (default: cases.db beside the runs)",
     )
-    case_required: bool = Field(False, description="Whether a search in the page needs a case number")
+    case_required: bool = Field(False, description="Whether a search needs a case number and an audit record")
     user_header: str | None = Field(
         None, description="Header with the user's name, from a proxy that signed the user in"
     )
@@ -89,9 +89,14 @@ class Settings(BaseModel):
         """Return the URL or path of the database of cases, which may hold a password."""
         if self.cases is not None:
             return self.cases.get_secret_value()
-        is_local = "://" not in self.runs or self.runs.startswith("file://")
-        folder = Path(self.runs.removeprefix("file://")).absolute().parent if is_local else Path("clvr-data")
+        folder = Path("clvr-data")
+        if self.has_local_runs():
+            folder = Path(self.runs.removeprefix("file://")).absolute().parent
         return str(folder / "cases.db")
+
+    def has_local_runs(self) -> bool:
+        """Whether the folder of runs is on this machine."""
+        return "://" not in self.runs or self.runs.startswith("file://")
 
     def has_cases(self) -> bool:
         """Whether there may be a database of cases; a SQLite file must exist."""

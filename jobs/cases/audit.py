@@ -2,18 +2,24 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Self
 
 from sqlalchemy import select
+from typing_extensions import TypedDict
 
 from index.documents import utc_now
 from infra.errors import BadInput
-from jobs.cases.casebook import Casebook, search_entry
+from infra.settings import Settings
+from jobs.cases.casebook import Casebook, open_casebook, search_entry
 from jobs.cases.documents import SearchEntry, ShownEntry
 from jobs.cases.tables import MAX_NAME, Search, Shown
+from jobs.runtime.json_fields import FieldsOf
 
 MAX_REASON = 1000
+
+MAX_AUDITED = 100_000
+"""Records that `clvr audit` lists, at most: the latest ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,3 +142,41 @@ class AuditTrail:
     def shown_entry(self, search_id: str, crop_id: int) -> ShownEntry | None:
         """Return how a search showed a crop; None if it did not."""
         return next((entry for entry in self.shown(search_id) if entry.crop == f"crop:{crop_id}"), None)
+
+
+class AuditedSearch(TypedDict):
+    """A search, or an export of a case, with the names that the audit of sweeps has."""
+
+    who: str
+    case: str
+    when: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAudit:
+    """The audit records of searches and exports, oldest first."""
+
+    searches: Sequence[SearchEntry]
+
+    @classmethod
+    def read(cls, settings: Settings) -> Self:
+        """Read the records; none where there is no database. Raises CaseDatabaseError."""
+        if not settings.has_cases():
+            return cls([])
+        return cls(AuditTrail(open_casebook(settings)).searches(limit=MAX_AUDITED)[::-1])
+
+    def to_text(self) -> str:
+        """Return one line per record."""
+        lines = [
+            f"{entry.at[:19]}  {entry.by}  {entry.case_number or '-'}  {entry.action}  "
+            f"{', '.join(entry.probes)}  {entry.state}, {entry.answers} shown  {entry.generation}"
+            for entry in self.searches
+        ]
+        return "\n".join(lines) or "no search is recorded"
+
+    def to_json(self) -> list[Annotated[dict[str, Any], FieldsOf(SearchEntry, AuditedSearch)]]:
+        """Return the records as JSON values, with the names of the audit of sweeps."""
+        return [
+            {"who": entry.by, "case": entry.case_number, "when": entry.at, **asdict(entry)}
+            for entry in self.searches
+        ]

@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 from index.documents import utc_now
 from index.runs.tombstones import TombstoneWatch
 from infra.errors import BadInput
+from infra.settings import Settings
+from infra.store import open_store
 from jobs.cases.database import CaseDatabase
 from jobs.cases.documents import (
     VERDICTS,
@@ -392,6 +394,11 @@ class Casebook:
             watched=session.get(Watch, case.id) is not None,
             watch_hits=sum(not hit.judged for hit in self._watch_hits(session, case.id)),
         )
+
+
+def open_casebook(settings: Settings) -> Casebook:
+    """Open the cases of the settings; their database is created if need be. Raises CaseDatabaseError."""
+    return Casebook(CaseDatabase(settings.case_database()), TombstoneWatch([open_store(settings.runs)]))
 
 
 def probe_crop(spec: str) -> int | None:

@@ -5,31 +5,24 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from typing_extensions import TypedDict
 
 from index.archive.reader import read_uri
 from index.documents import user_name
 from index.outputs import record_output, withdraw_erased
-from index.runs.tombstones import TombstoneWatch
 from index.search.travel_time import CameraMap
 from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.cases.audit import AuditTrail, Outcome, Purpose
-from jobs.cases.casebook import Casebook
-from jobs.cases.database import open_cases
-from jobs.cases.documents import CaseDocument, CaseSummary, SearchEntry
+from jobs.cases.casebook import Casebook, open_casebook
+from jobs.cases.documents import CaseDocument, CaseSummary
 from jobs.cases.evidence import Evidence, ReadCrop, collect_evidence
 from jobs.cases.export import ExportResult, build_export, write_export
 from jobs.cases.signing import key_id, read_signing_key
 from jobs.runtime.format import capture_time, text_table
-from jobs.runtime.json_fields import FieldsOf
-
-MAX_AUDITED = 100_000
-"""Records that `clvr audit` lists, at most: the latest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,47 +102,9 @@ class CaseResult:
         return asdict(self.document)
 
 
-class AuditedSearch(TypedDict):
-    """A search of the page, or an export of a case, with the names that the audit of sweeps has."""
-
-    who: str
-    case: str
-    when: str
-
-
-@dataclass(frozen=True, slots=True)
-class SearchAudit:
-    """The audit records of the page and of exports, oldest first."""
-
-    searches: Sequence[SearchEntry]
-
-    @classmethod
-    def read(cls, settings: Settings) -> Self:
-        """Read the records; none where there is no database. Raises CaseDatabaseError."""
-        book = _open(settings)
-        return cls(AuditTrail(book).searches(limit=MAX_AUDITED)[::-1] if book else [])
-
-    def to_text(self) -> str:
-        """Return one line per record."""
-        lines = [
-            f"{entry.at[:19]}  {entry.by}  {entry.case_number or '-'}  {entry.action}  "
-            f"{', '.join(entry.probes)}  {entry.state}, {entry.answers} shown  {entry.generation}"
-            for entry in self.searches
-        ]
-        return "\n".join(lines) or "no search of the page is recorded"
-
-    def to_json(self) -> list[Annotated[dict[str, Any], FieldsOf(SearchEntry, AuditedSearch)]]:
-        """Return the records as JSON values, with the names of the audit of sweeps."""
-        return [
-            {"who": entry.by, "case": entry.case_number, "when": entry.at, **asdict(entry)}
-            for entry in self.searches
-        ]
-
-
 def list_cases(settings: Settings) -> CaseListResult:
     """Return all cases. Raises CaseDatabaseError."""
-    book = _open(settings)
-    return CaseListResult(book.cases() if book else [])
+    return CaseListResult(open_casebook(settings).cases() if settings.has_cases() else [])
 
 
 def show_case(number: str, settings: Settings) -> CaseResult:
@@ -220,16 +175,10 @@ def _read_crop(crop_id: int, uri: str) -> bytes:
     return read_uri(uri)
 
 
-def _open(settings: Settings) -> Casebook | None:
-    database = open_cases(settings, create=False)
-    return Casebook(database, TombstoneWatch([open_store(settings.runs)])) if database else None
-
-
 def _require(settings: Settings) -> Casebook:
-    book = _open(settings)
-    if book is None:
+    if not settings.has_cases():
         raise BadInput(
             f"there is no database of cases at {settings.case_database()}",
             remedy="The page makes cases: clvr serve. Or set CLVR_CASES.",
         )
-    return book
+    return open_casebook(settings)

@@ -79,11 +79,9 @@ class CaseDatabase:
         self._engine.dispose()
 
 
-def open_cases(settings: Settings, *, create: bool = True) -> CaseDatabase | None:
-    """Open the database of the settings. create: otherwise None for a SQLite file that does not exist."""
-    if not create and not settings.has_cases():
-        return None
-    return CaseDatabase(settings.case_database())
+def open_cases(settings: Settings) -> CaseDatabase | None:
+    """Open the database of the settings, if there is one; None for a SQLite file that does not exist."""
+    return CaseDatabase(settings.case_database()) if settings.has_cases() else None
 
 
 def database_url(text_: str) -> URL:

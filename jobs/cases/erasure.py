@@ -34,7 +34,7 @@ def find_in_cases(settings: Settings, erased: ErasedCrops) -> list[Place]:
 
 def _places(settings: Settings, erased: ErasedCrops, *, purge: bool) -> Iterator[Place]:
     try:
-        database = open_cases(settings, create=False)
+        database = open_cases(settings)
         if database is None:
             return
         try:

@@ -38,7 +38,7 @@ def search_watched(settings: Settings, store: Store, live: Generation, run_id: s
     tracks, are no hits. Hits are kept once, so the search may be repeated. Returns the counts for the
     summary of a night, None if nothing is watched. Raises CaseDatabaseError, errors of Milvus and the store.
     """
-    database = open_cases(settings, create=False)
+    database = open_cases(settings)
     if database is None:
         return None
     try:

@@ -37,7 +37,7 @@ _ERASURE = "jobs.generations.erase:EraseResult"
 _STACK = "jobs.stack:StackReport"
 
 OUTPUTS: dict[str, Output] = {
-    "audit": Output.of("jobs.sweep.audit:AuditLog", "jobs.cases.commands:SearchAudit"),
+    "audit": Output.of("jobs.sweep.audit:AuditLog", "jobs.cases.audit:SearchAudit"),
     "calibrate": Output.of("jobs.evaluate.calibrate:CalibrationResult"),
     "case export": Output.of("jobs.cases.export:ExportResult"),
     "case list": Output.of("jobs.cases.documents:CaseSummary[]"),

@@ -116,6 +116,7 @@ def search(
         str | None, typer.Option(help="URI of the checkpoint (default: the one of the run).")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the matches to this HTML file.")] = None,
+    case_number: Annotated[str, typer.Option(help="Case of the search; stored in the audit.")] = "",
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
@@ -123,7 +124,8 @@ def search(
 ) -> None:
     """Search a vehicle by its image. Example: clvr search probe.jpg --top 10 --html strip.html"""
     require_paths(*images, checkpoint, camera_positions)
-    from jobs.search.search import RulesRequest, SearchRequest, search_archive
+    from jobs.cases.recorded_search import search_recorded
+    from jobs.search.search import RulesRequest, SearchRequest
 
     rules = RulesRequest(
         top=top,
@@ -150,7 +152,7 @@ def search(
     request = SearchRequest(tuple(images), checkpoint, rules, sighting, html)
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     _skip_sparse_vectors()
-    emit(search_archive(request, settings), as_json)
+    emit(search_recorded(request, settings, case_number), as_json)
 
 
 def sweep(
@@ -247,14 +249,14 @@ def sweep(
 
 
 def audit(runs: Runs = None, as_json: Json = False) -> None:
-    """List the sweeps and the searches of the page, with users and reasons. Example: clvr audit"""
+    """List sweeps, searches and exports, with users and reasons. Example: clvr audit"""
     from infra.store import open_store
     from jobs.sweep.audit import AuditLog
 
     settings = settings_of(runs=runs)
     logs: list[Any] = [AuditLog.read(open_store(settings.runs))]
     if settings.has_cases():
-        from jobs.cases.commands import SearchAudit
+        from jobs.cases.audit import SearchAudit
 
         logs.append(SearchAudit.read(settings))
     text = "\n".join(log.to_text() for log in logs)

@@ -225,9 +225,15 @@ class SearchResult:
         }
 
 
-def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
+def search_archive(
+    request: SearchRequest,
+    settings: Settings,
+    *,
+    before_showing: Callable[[SearchResult], None] = lambda _: None,
+) -> SearchResult:
     """Embed images of one vehicle with the model of the live generation, and search that generation.
 
+    before_showing: is called with the result before the page is written and the result returned.
     Raises BadInput for an unreadable image, for an unknown camera and if no generation is live;
     FingerprintMismatch if `request.checkpoint` is another model; BadSetting for an invalid time.
     """
@@ -239,14 +245,18 @@ def search_archive(request: SearchRequest, settings: Settings) -> SearchResult:
             read_image(image)
     searcher = Searcher(settings, checkpoint=request.checkpoint)
     try:
-        return _search(request, rules, sighting, searcher)
+        return _search(request, rules, sighting, searcher, before_showing)
     finally:
         # A local index serves one process, which may do more than search.
         searcher.close()
 
 
 def _search(
-    request: SearchRequest, rules: Rules, sighting: Sighting | None, searcher: Searcher
+    request: SearchRequest,
+    rules: Rules,
+    sighting: Sighting | None,
+    searcher: Searcher,
+    before_showing: Callable[[SearchResult], None],
 ) -> SearchResult:
     searcher.require_cameras((*request.rules.cameras, *request.rules.not_cameras))
     probes = [searcher.probe(image, sighting) for image in request.images]
@@ -263,6 +273,7 @@ def _search(
         model_names=searcher.model_names,
         calibration=searcher.calibration,
     )
+    before_showing(result)
     if request.html:
         shown = [match.hit.crop_id for match in result.matches]
         shown += [sighting.crop_id for sighting in probe.sightings if sighting.crop_id is not None]

@@ -24,7 +24,7 @@ from index.search.travel_time import CameraMap
 from infra.errors import BadInput, BadSetting, ClvrError
 from jobs.cases.audit import AuditTrail, Outcome, Purpose
 from jobs.cases.casebook import CROP, UPLOAD, Casebook
-from jobs.cases.database import CaseDatabase, open_cases
+from jobs.cases.database import CaseDatabase
 from jobs.cases.documents import CaseDocument, Verdict
 from jobs.runtime.format import model_name
 from jobs.search.search import match_to_json, resolve_attributes, verdict
@@ -115,9 +115,8 @@ class SearchService:
         self.metrics = metrics or PageMetrics()
         self.video = VideoLink(self.settings.video_url)
         self.max_upload_bytes = max_upload_bytes
-        opened = database or open_cases(self.settings)
-        assert opened is not None  # noqa: S101  it is created
-        self.casebook = Casebook(opened, searcher.source.tombstones)
+        database = database or CaseDatabase(self.settings.case_database())
+        self.casebook = Casebook(database, searcher.source.tombstones)
         self.audit = AuditTrail(self.casebook)
         self.expire_uploads()
 

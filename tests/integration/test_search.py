@@ -1,5 +1,6 @@
 """`clvr search` and `clvr calibrate` on a real index: probes, matches and errors."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 from json_documents import read_document
 from typer.testing import CliRunner
 
+from infra.settings import Settings
 from infra.store import open_store
+from jobs.cases.audit import AuditTrail
+from jobs.cases.casebook import open_casebook
 from jobs.cli.app import app
 
 pytestmark = pytest.mark.integration
@@ -100,6 +104,39 @@ def test_impossible_travel_is_marked_or_excluded(clvr: Clvr, tmp_path: Path) -> 
     possible = clvr.json("search", probe, "--camera-positions", cameras, "--drop-impossible", "--top", 60)
     assert all(match["journey"] is None or match["journey"]["possible"] for match in possible["answers"])
     assert len(possible["answers"]) > 0
+
+
+def test_a_search_is_recorded_with_who_why_what_and_what_was_shown(clvr: Clvr, tmp_path: Path) -> None:
+    clvr.environment["CLVR_CASES"] = str(tmp_path / "cases.db")
+    image = clvr.archive.pictures[0]
+    shown = clvr.json("search", image, "--case-number", "26-117", "--camera", "001", "--top", 3)["answers"]
+    clvr.fails("search", "crop:1")
+    done, failed = (record for record in clvr.json("audit") if record["action"] == "search")
+    assert (done["case"], done["state"], done["answers"]) == ("26-117", "done", len(shown))
+    assert done["probes"] == [str(image)]
+    assert done["parameters"]["cameras"] == ["001"]
+    assert done["parameters"]["sha256"] == {str(image): hashlib.sha256(Path(image).read_bytes()).hexdigest()}
+    assert (failed["state"], failed["answers"]) == ("failed", 0)
+    assert failed["error"].startswith("crop 1 is not in")
+    settings = Settings(runs=clvr.archive.settings.runs, cases=clvr.environment["CLVR_CASES"])
+    trail = AuditTrail(open_casebook(settings))
+    assert [entry.crop for entry in trail.shown(done["id"])] == [match["crop"] for match in shown]
+
+
+def test_a_search_without_a_record_is_refused_only_if_a_case_number_is_required(
+    clvr: Clvr, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cases.db").mkdir()
+    clvr.environment["CLVR_CASES"] = str(tmp_path / "cases.db")
+    crop, page = clvr.archive.crops[0], tmp_path / "page.html"
+    assert clvr.json("search", crop)["answers"]
+    assert "the audit has no record of this search" in caplog.text
+    clvr.environment["CLVR_CASE_REQUIRED"] = "true"
+    code, message = clvr.fails("search", crop, "--html", page)
+    assert code == 3 and "needs a case number" in message and "--case-number" in message
+    code, message = clvr.fails("search", crop, "--case-number", "26-117", "--html", page)
+    assert code == 4 and "database of cases" in message
+    assert not page.exists()
 
 
 def test_the_page_shows_the_crops(clvr: Clvr, tmp_path: Path) -> None:
