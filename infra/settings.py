@@ -81,6 +81,10 @@ class Settings(BaseModel):
         None,
         description="Link to the video of a match: https://…/{camera_id}?t={iso}; also {seconds}, {track_id}",
     )
+    map_tiles: str | None = Field(
+        None, description="Images under the map of the page: https://…/{z}/{x}/{y}.png (default: none)"
+    )
+    map_attribution: str = Field("", description="Whose map_tiles are, as the map shows it")
     signing_key: Path | None = Field(
         None, description="PEM file with the Ed25519 key that signs the exports of cases"
     )

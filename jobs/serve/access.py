@@ -30,12 +30,7 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 
 _CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 
-CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 HEADERS = {
-    "content-security-policy": CONTENT_POLICY,
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "x-frame-options": "DENY",
@@ -128,15 +123,30 @@ def _bytes_of(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def content_policy(image_origin: str = "") -> str:
+    """Return what a browser may load for the page. image_origin: a server with images, such as map tiles."""
+    images = f"'self' blob: {image_origin}".strip()
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 def with_access_control(
-    app: App, policy: AccessPolicy, limits: Limits, public: frozenset[str] = frozenset()
+    app: App,
+    policy: AccessPolicy,
+    limits: Limits,
+    public: frozenset[str] = frozenset(),
+    image_origin: str = "",
 ) -> App:
     """Wrap an application so that every request is checked by a policy, and none ends in a traceback.
 
     public: paths without a token and a user, beside those of `HEALTH_PATHS`: those of the empty page.
+    image_origin: a server that the browser may load images from.
     `scope["clvr.user"]` has the user of every other request.
     """
     throttle, public = Throttle(), public | HEALTH_PATHS
+    fixed = HEADERS | {"content-security-policy": content_policy(image_origin)}
 
     async def serve(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,7 +157,7 @@ def with_access_control(
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
-        send_with_headers = _with_headers(send)
+        send_with_headers = _with_headers(send, fixed)
         peer = str((scope.get("client") or ("",))[0])
         refusal: tuple[Any, ...] | None = _refusal(scope, headers, policy, limits)
         if not refusal and scope["path"] not in public:
@@ -254,10 +264,10 @@ async def _discard_body(receive: Receive, limit: int) -> None:
             return
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, fixed: dict[str, str]) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            added = [(name.encode(), value.encode()) for name, value in fixed.items()]
             message = {**message, "headers": [*message.get("headers", []), *added]}
         await send(message)
 

@@ -35,7 +35,11 @@ A route that needs a role says so with status 403. An error is `{"error": …, "
 
 def asset_paths() -> dict[str, Path]:
     """Return the files of the page by their paths: `/` is index.html."""
-    files = {f"/{file.name}": file for file in sorted(ASSETS.iterdir()) if file.suffix in _MEDIA_TYPES}
+    files = {
+        f"/{file.relative_to(ASSETS).as_posix()}": file
+        for file in sorted(ASSETS.rglob("*"))
+        if file.suffix in _MEDIA_TYPES
+    }
     files["/"] = files.pop("/index.html")
     return files
 
@@ -82,7 +86,8 @@ def make_app(
     service = SearchService(
         searcher, cameras, database=database, metrics=metrics, max_upload_bytes=limits.body
     )
-    app = with_access_control(make_api(service), policy, limits, frozenset(asset_paths()))
+    public = frozenset(asset_paths())
+    app = with_access_control(make_api(service), policy, limits, public, service.tiles.origin)
     return with_metrics(app, metrics, access_log=access_log)
 
 

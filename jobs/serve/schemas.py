@@ -66,6 +66,13 @@ class UserInfo(BaseModel):
     roles: list[str]
 
 
+class TilesInfo(BaseModel):
+    """The images under the map: the template of their addresses, and whose they are."""
+
+    url: str
+    attribution: str
+
+
 class About(BaseModel):
     """What the page shows before the first search."""
 
@@ -87,6 +94,7 @@ class About(BaseModel):
     max_speed_kmh: float | None
     case_required: bool
     has_video: bool
+    tiles: TilesInfo | None
     user: UserInfo
 
 

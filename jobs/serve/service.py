@@ -8,20 +8,17 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from string import Formatter
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from clvr_model.card import read_card
 from index.milvus.collection import row_count
 from index.milvus.search import Hit
-from index.schema import UNKNOWN_TIME
 from index.search.feedback import Feedback, retrieve_with
 from index.search.probe import Probe, Sighting, merge_probes
 from index.search.retrieval import Match, Rules
 from index.search.travel_time import CameraMap
-from infra.errors import BadInput, BadSetting, ClvrError
+from infra.errors import BadInput, ClvrError
 from jobs.cases.audit import AuditTrail, Outcome, Purpose
 from jobs.cases.casebook import CROP, UPLOAD, Casebook
 from jobs.cases.database import CaseDatabase
@@ -30,6 +27,7 @@ from jobs.runtime.format import model_name
 from jobs.search.search import match_to_json, resolve_attributes, verdict
 from jobs.search.searcher import Searcher, crop_number
 from jobs.serve.images import Box, Viewable, viewable
+from jobs.serve.links import MapTiles, VideoLink
 from jobs.serve.live import LiveView, View
 from jobs.serve.metrics import PageMetrics
 from jobs.serve.schemas import (
@@ -42,6 +40,7 @@ from jobs.serve.schemas import (
     Leg,
     ProbeFacts,
     SearchResponse,
+    TilesInfo,
     UploadResponse,
     UserInfo,
     WebRules,
@@ -52,41 +51,6 @@ from jobs.serve.users import User
 MAX_TRACK_SHOWN = 60
 MAX_JUDGED = 200
 """Judged crops of a case that a search uses, at most: the latest ones."""
-
-_VIDEO_FIELDS = {"camera_id", "track_id", "iso", "seconds", "milliseconds"}
-
-
-@dataclass(frozen=True, slots=True)
-class VideoLink:
-    """The link to the video of a sighting, by the template of a setting. Raises BadSetting."""
-
-    template: str | None
-
-    def __post_init__(self) -> None:
-        if self.template is None:
-            return
-        fields = {name for _, name, _, _ in Formatter().parse(self.template) if name is not None}
-        if urlsplit(self.template).scheme not in ("http", "https") or fields - _VIDEO_FIELDS:
-            raise BadSetting(
-                f"video_url {self.template[:80]!r} is no template of a link",
-                remedy="Write https://…/{camera_id}?t={iso}, or {seconds}, {milliseconds}, {track_id}.",
-            )
-
-    def of(self, camera_id: str, track_id: str, captured_at: int) -> str | None:
-        """Return the link; None without a template, a camera or a time."""
-        if self.template is None or not camera_id or captured_at == UNKNOWN_TIME:
-            return None
-        try:
-            moment = datetime.fromtimestamp(captured_at / 1000, UTC)
-        except (OverflowError, ValueError, OSError):
-            return None
-        return self.template.format(
-            camera_id=quote(camera_id, safe=""),
-            track_id=quote(track_id, safe=""),
-            iso=quote(moment.strftime("%Y-%m-%dT%H:%M:%SZ"), safe=":"),
-            seconds=captured_at // 1000,
-            milliseconds=captured_at,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +78,7 @@ class SearchService:
         self.cameras = cameras
         self.metrics = metrics or PageMetrics()
         self.video = VideoLink(self.settings.video_url)
+        self.tiles = MapTiles(self.settings.map_tiles)
         self.max_upload_bytes = max_upload_bytes
         database = database or CaseDatabase(self.settings.case_database())
         self.casebook = Casebook(database, searcher.source.tombstones)
@@ -250,6 +215,9 @@ class SearchService:
             max_speed_kmh=self.cameras.max_speed_kmh if self.cameras else None,
             case_required=self.settings.case_required,
             has_video=self.settings.video_url is not None,
+            tiles=TilesInfo(url=self.tiles.template, attribution=self.settings.map_attribution)
+            if self.tiles.template
+            else None,
             user=UserInfo(name=user.name, roles=sorted(user.roles)),
         )
 

@@ -2,6 +2,7 @@
 
 make film                     makes a small archive in film/site, then the pictures and film/index.html
 make film FILM="--site DIR"   uses the archive in DIR, as this command made it before
+make film FILM="--times"      measures the time from a drop to the first answer instead
 """
 
 import argparse
@@ -9,6 +10,7 @@ import html
 import os
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -17,12 +19,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CLVR = [sys.executable, "-m", "jobs"]
 PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
+REPEATS = 20
 SIZES = {"desk": (1400, 900), "phone": (390, 844)}
 POSITIONS = {
     f"{number:03d}": (52.50 + 0.012 * (number * 7 % 9), 13.35 + 0.017 * (number * 5 % 11))
@@ -63,6 +69,7 @@ def make_site(site: Path) -> None:
         "6",
         site=site,
     )
+    add_companion(site)
     clvr("model", "import", "efficientnet_lite0", "--to", model, site=site)
     clvr("embed", archive, "--checkpoint", model, "--labels", table, "--key-pattern", PATTERN, site=site)
     clvr("load", "latest", site=site)
@@ -75,6 +82,23 @@ def make_site(site: Path) -> None:
     (site / "key.pem").write_bytes(private)
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (site / "public.pem").write_bytes(public)
+
+
+def probe_of(site: Path) -> Path:
+    """The image that the case is about."""
+    return sorted((site / "archive").rglob("*.jpg"))[3]
+
+
+def add_companion(site: Path) -> None:
+    """Let a vehicle of another model follow that of the probe, 20 s behind it at each of its sightings."""
+    rows = pq.read_table(site / "labels" / "labels.parquet").to_pylist()
+    key = probe_of(site).relative_to(site / "archive").as_posix()
+    leader = next(row for row in rows if row["key"] == key)
+    follower = next(row for row in rows if row["model_id"] != leader["model_id"])
+    for row in rows:
+        if row["vehicle_id"] == leader["vehicle_id"]:
+            name = f"{row['captured_at'] + 20_000}_behind{row['track_id'][:6]}.jpg"
+            shutil.copy(site / "archive" / follower["key"], (site / "archive" / row["key"]).parent / name)
 
 
 @contextmanager
@@ -157,15 +181,16 @@ class Film:
         page.click("#timeline-tab")
         self.shoot("By time")
         page.click("#map-tab")
+        page.wait_for_selector(".map .mark")
         self.shoot("By place")
         page.click("#case-tab")
         page.fill(".note-form textarea", "Roof rails and a yellow plate, as the witness said.")
         page.click(".note-form button")
         page.wait_for_selector(".note-item")
-        page.locator(".case form.row input").fill("0.9")
+        page.locator(".case form.row input").fill("0.3")
         page.locator(".case form.row select").select_option("900")
         page.click("text=Find companions")
-        page.wait_for_timeout(1500)
+        page.wait_for_selector(".companion")
         self.shoot("The case: journey, companions, notes, searches", whole=True)
         page.click("text=Search with the confirmed")
         page.wait_for_selector(".hit")
@@ -190,7 +215,7 @@ class Film:
 
 def play_all(browser: Browser, url: str, folder: Path, site: Path) -> None:
     """Play the case in every size and theme, and write the page of the film."""
-    probe = sorted((site / "archive").rglob("*.jpg"))[3]
+    probe = probe_of(site)
     rows = []
     for size, (width, height) in SIZES.items():
         for theme in ("light", "dark"):
@@ -220,13 +245,62 @@ def play_all(browser: Browser, url: str, folder: Path, site: Path) -> None:
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
+def make_photo(crop: Path, path: Path) -> None:
+    """Make a photo of 12 megapixels, as of a phone, in which a vehicle is a tenth of its width."""
+    noise = np.random.default_rng(0).integers(60, 190, (750, 1000, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC)
+    with Image.open(crop) as vehicle:
+        photo.paste(vehicle.convert("RGB").resize((400, 300)), (1800, 1350))
+    photo.save(path, "JPEG", quality=90)
+
+
+def time_answers(browser: Browser, url: str, folder: Path, site: Path) -> None:
+    """Measure from a drop, or a box that was drawn, to the first match on the screen, and print it."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    images = sorted((site / "archive").rglob("*.jpg"))[: REPEATS + 1]
+    first = "document.querySelector('.hit img')?.complete && document.querySelector('.hit img').naturalWidth"
+    seconds: dict[str, list[float]] = {"crop": [], "photo": [], "box on the photo": []}
+
+    def until_shown(what: str, started: float) -> None:
+        page.wait_for_function(first)
+        seconds[what].append(time.perf_counter() - started)
+
+    for number, image in enumerate(images):
+        photo = folder / f"photo-{number}.jpg"
+        make_photo(image, photo)
+        for what, path in (("crop", image), ("photo", photo)):
+            page.goto(url)
+            page.wait_for_selector("#app:not([hidden])")
+            started = time.perf_counter()
+            page.set_input_files("#file", path)
+            until_shown(what, started)
+        page.click(".probe-tools button")
+        page.locator("#box-image").evaluate("image => image.decode()")
+        area = page.locator("#box-area").bounding_box()
+        assert area
+        page.mouse.move(area["x"] + 0.45 * area["width"], area["y"] + 0.45 * area["height"])
+        page.mouse.down()
+        page.mouse.move(area["x"] + 0.55 * area["width"], area["y"] + 0.55 * area["height"])
+        page.mouse.up()
+        started = time.perf_counter()
+        page.click("#box-search")
+        page.wait_for_url("**@*")
+        until_shown("box on the photo", started)
+        photo.unlink()
+    for what, all_of_them in seconds.items():
+        warm = sorted(all_of_them[1:])  # the first one compiles the network
+        print(f"{what}: p50 {statistics.median(warm):.2f} s, longest {warm[-1]:.2f} s, {len(warm)} times")
+    page.close()
+
+
 def main() -> None:
-    """Make the film."""
+    """Make the film, or measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("film"))
     parser.add_argument("--site", type=Path, help="an archive that this command made")
+    parser.add_argument("--times", action="store_true", help="measure and take no pictures")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -238,9 +312,10 @@ def main() -> None:
     options.output.mkdir(exist_ok=True)
     with served(site) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        play_all(browser, url, options.output, site)
+        (time_answers if options.times else play_all)(browser, url, options.output, site)
         browser.close()
-    print(f"the film: {options.output / 'index.html'}")
+    if not options.times:
+        print(f"the film: {options.output / 'index.html'}")
 
 
 if __name__ == "__main__":

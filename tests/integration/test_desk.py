@@ -1,5 +1,6 @@
 """The desk in a real browser: answers belong to their probe, and a case is worked from probe to journey."""
 
+import hashlib
 import json
 import re
 import urllib.parse
@@ -12,9 +13,12 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 from serving import Served, about, until
 
+from jobs.serve.vendor import FOLDER, SHA256
+
 pytestmark = pytest.mark.integration
 
 TOKEN = "a-token-that-is-long-enough"
+SIGHTINGS = 5
 _numbers = iter(range(1000))
 
 
@@ -287,6 +291,76 @@ def test_a_case_is_judged_and_searched_again(page: Page, served: Served, searcha
     expect(page.locator(".case .judge")).to_have_count(0)
 
 
+def judged_case(served: Served, **crops: list[int]) -> int:
+    """Return a case with crops judged so."""
+    number = f"26-{next(_numbers)}"
+    case = int(served.json("/api/cases", {"number": number, "title": ""})[1]["id"])
+    for verdict, ids in crops.items():
+        for crop_id in ids:
+            judgement = {"crop": f"crop:{crop_id}", "verdict": verdict, "search_id": ""}
+            assert served.json(f"/api/cases/{case}/judgements", judgement)[0] == 200
+    return case
+
+
+def test_a_journey_marks_the_leg_that_no_vehicle_can_have_made(
+    page: Page, served: Served, searchable: Any
+) -> None:
+    # A minute apart, at cameras that are 3.6 km apart.
+    crops = [searchable.crop_id(2, 0), searchable.crop_id(3, 0)]
+    case = judged_case(served, confirmed=crops)
+    page.goto(f"{served.url}/?case={case}&view=case")
+    expect(page.locator("#journey .warn").first).to_contain_text("1 leg that no vehicle can have made at 150")
+    expect(page.locator("#journey .leg.bad")).to_contain_text("impossible")
+    expect(page.locator("#journey .map path.route.bad")).to_have_count(1)
+    expect(page.locator("#journey .map .mark")).to_have_text(["1", "2"], use_inner_text=True)
+    page.locator("#journey .map path.route").hover(force=True)
+    expect(page.locator("#journey .leaflet-tooltip", has_text="impossible")).to_be_visible()
+    page.locator("#journey button", has_text="look").nth(1).click()
+    expect(page.locator("#viewer-facts")).to_contain_text(f"crop:{crops[1]}")
+
+
+def test_travel_companions_are_the_vehicles_near_two_stops(
+    page: Page, served: Served, searchable: Any
+) -> None:
+    # Vehicle 4 passes the cameras of vehicle 0 four minutes after it, vehicle 8 eight minutes.
+    case = judged_case(served, confirmed=[searchable.crop_id(0, 0), searchable.crop_id(0, 2)])
+    page.goto(f"{served.url}/?case={case}&view=case")
+    form = page.locator(".case form.row")
+    form.locator("select").select_option("60")
+    form.locator("input").fill("1000")
+    form.locator("button").click()
+    expect(page.locator("text=No vehicle was near two of the stops.")).to_be_visible()
+    form.locator("select").select_option("300")
+    form.locator("button").click()
+    expect(page.locator(".companion")).to_have_count(1)
+    expect(page.locator(".companion p").first).to_contain_text("2 of 2 stops (1, 2) · 240 s apart")
+    page.locator(".companion .look").first.click()
+    expect(page.locator("#viewer-facts")).to_contain_text("t4-0")
+
+
+def test_a_search_with_the_confirmed_moves_away_from_the_rejected(
+    page: Page, served: Served, searchable: Any
+) -> None:
+    rules = "&view=gallery&with=confirmed&same_camera=1&every_crop=1&top=200"
+    crops = [f"crop:{searchable.crop_id(5, sighting)}" for sighting in range(SIGHTINGS)]
+    track, others = crops[:2], crops[2:]  # that of the rejected crop leaves with it
+
+    def places(**rejected: list[int]) -> list[int]:
+        case = judged_case(served, confirmed=[searchable.crop_id(0, 0)], **rejected)
+        page.goto(f"{served.url}/?case={case}{rules}")
+        expect(page.locator("#verdict")).to_contain_text(f"away from {len(rejected)} rejected")
+        ranks = [crop for crop in ranks_of(page) if crop not in track]
+        used = [searchable.crop_id(0, 0), *rejected.get("rejected", [])]
+        assert not {f"crop:{crop_id}" for crop_id in used} & set(ranks)
+        return [ranks.index(crop) for crop in others]
+
+    before = places()
+    # The other crops of the rejected vehicle fall behind.
+    assert sum(places(rejected=[searchable.crop_id(5, 0)])) >= sum(before)
+    expect(page.locator(".probes img")).to_have_count(1)
+    expect(page.locator("#feedback-note")).to_contain_text("away from the rejected")
+
+
 # ---- every hand and eye -------------------------------------------------------------------------------
 
 
@@ -331,7 +405,7 @@ def test_the_desk_can_be_used_by_keyboard_only(page: Page, served: Served, searc
     expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("Escape")
     page.keyboard.press("m")
-    page.locator("#map [tabindex='0']").focus()
+    page.locator("#map .mark[tabindex='0']").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".chip").first).to_contain_text("camera")
     page.locator("#gallery-tab").focus()
@@ -345,12 +419,14 @@ def test_the_desk_can_be_used_by_keyboard_only(page: Page, served: Served, searc
     page.wait_for_url(lambda url: url != before)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_screen_reader_finds_no_fault(page: Page, served: Served, searchable: Any, scheme: Any) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)], ids=["light", "dark-phone"])
+def test_a_screen_reader_finds_no_fault(
+    page: Page, served: Served, searchable: Any, scheme: Any, width: int
+) -> None:
     page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 860})
     found: list[str] = []
-    # The theme changes colors and nothing else.
-    options = {"resultTypes": ["violations"]} | ({} if scheme == "light" else {"runOnly": ["color-contrast"]})
+    options = {"resultTypes": ["violations"]}
 
     def look(state: str) -> None:
         page.wait_for_timeout(150)
@@ -429,7 +505,7 @@ def test_a_thousand_answers_are_drawn(page: Page, served: Served, searchable: An
     page.wait_for_timeout(300)
     assert len(images) < 200
     page.click("#timeline-tab")
-    expect(page.locator("#timeline .dot")).to_have_count(1000)
+    expect(page.locator("#timeline [role=group] .dot")).to_have_count(1000)
 
 
 def test_the_token_opens_the_page(page: Page, locked: Served) -> None:
@@ -454,3 +530,10 @@ def test_the_modules_of_the_page_are_small_and_load_nothing_from_elsewhere(serve
         assert len(text.splitlines()) < 400, module
         assert not re.search(r"innerHTML|eval\(|https?://(?!www\.w3\.org)", text), module
         assert served.ask(f"/{module.name}")[0] == 200
+
+
+def test_the_libraries_of_the_page_are_those_that_are_pinned(served: Served) -> None:
+    assert {path.name for path in FOLDER.iterdir()} == set(SHA256)
+    for name, digest in SHA256.items():
+        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest, name
+    assert served.ask("/vendor/leaflet.js")[0] == 200

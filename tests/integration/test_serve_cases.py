@@ -19,10 +19,11 @@ from jobs.cases.signing import verify_export
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, Limits
 from jobs.serve.app import make_api
+from jobs.serve.links import MapTiles, VideoLink
 from jobs.serve.rate_limit import RateLimit
 from jobs.serve.request import ServeRequest, make_policy
 from jobs.serve.schemas import WebRules
-from jobs.serve.service import SearchService, VideoLink
+from jobs.serve.service import SearchService
 from jobs.serve.users import Identity, User
 
 pytestmark = pytest.mark.integration
@@ -114,6 +115,11 @@ def test_settings_that_do_not_fit_are_refused(
     ):
         with pytest.raises(BadSetting):
             VideoLink(template)
+    for template in ("https://x", "https://x/{z}/{x}/{q}.png", "https://x; script-src */{z}/{x}/{y}.png"):
+        with pytest.raises(BadSetting):
+            MapTiles(template)
+    assert MapTiles("https://tiles.example:8443/{z}/{x}/{y}.png").origin == "https://tiles.example:8443"
+    assert MapTiles(None).origin == ""
     assert (
         VideoLink("https://x/{camera_id}?t={iso}").of("a/b&c", "", 0)
         == "https://x/a%2Fb%26c?t=1970-01-01T00:00:00Z"

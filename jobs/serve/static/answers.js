@@ -2,8 +2,9 @@
 
 import { $, element, formatLeg, formatTime, iconButton, percent, plural } from "./dom.js";
 import { cropImage, imageOf } from "./api.js";
-import { drawMap, drawTimeline } from "./map.js";
+import { drawMap } from "./map.js";
 import { go, state } from "./state.js";
+import { drawTimeline } from "./timeline.js";
 
 const EAGER = 24;
 export const VERDICTS = { confirmed: "Confirm", rejected: "Reject", unsure: "Unsure" };
@@ -51,14 +52,16 @@ export function show(next) {
 
 export function drawVerdict() {
   if (!result) return;
-  const labels = { found: "Found", "not found": "Not in the archive", nothing: "Nothing", ranked: "Ranked" };
+  // A search with the confirmed crops leaves them out, so it says nothing of whether the archive has the vehicle.
+  const labels = result.feedback ? { found: "More matches", "not found": "No further match", nothing: "Nothing", ranked: "Ranked" }
+    : { found: "Found", "not found": "Not in the archive", nothing: "Nothing", ranked: "Ranked" };
   const within = result.answers.filter(isWithin).length;
   const count = plural(result.answers.length, "match", "matches");
   const note = result.threshold === null ? `${count}; not calibrated`
     : `${within} of ${count} within ${result.threshold.toFixed(2)} (false alarms ${percent(result.false_alarm_rate)})`;
   const judged = result.feedback ? ` · by ${result.feedback.confirmed} confirmed, away from ${result.feedback.rejected} rejected` : "";
   $("verdict").replaceChildren(
-    element("span", { class: `verdict ${result.verdict.replace(" ", "-")}` }, labels[result.verdict]),
+    element("span", { class: `verdict ${result.feedback && result.verdict === "not found" ? "" : result.verdict.replace(" ", "-")}` }, labels[result.verdict]),
     element("span", { class: "soft small" }, `${note}${judged} · ${Math.round(result.embed_ms + result.search_ms)} ms`));
   if (result.generation !== about.generation) {
     $("verdict").append(element("span", { class: "warn small" }, `of ${result.generation}; the archive is now ${about.generation}: search again`));
@@ -111,6 +114,19 @@ export function drawJudgements() {
     actions.prepend(...judgeButtons(crop));
     if (focused) actions.querySelector(`[data-verdict="${focused}"]`)?.focus();
   }
+  $("timeline").replaceChildren();
+  drawView();
+}
+
+// The timeline is drawn for the width of the screen.
+export function listen() {
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (width === window.innerWidth) return;
+    width = window.innerWidth;
+    $("timeline").replaceChildren();
+    if (result) drawView();
+  });
 }
 
 // ---- views ---------------------------------------------------------------------------------------------
@@ -148,6 +164,7 @@ export function drawView() {
       counts: countByCamera(matches),
       pick: (camera) => go({ rules: { ...state().rules, cameras: [camera] }, hit: null, view: "gallery" }),
       hint: "search this camera only",
+      tiles: about.tiles,
     });
   }
 }

@@ -8,6 +8,11 @@ export class ApiError extends Error {
   }
 }
 
+// Nobody knows whether a request that got no answer was done.
+const away = () => new ApiError("The server does not answer.", "Nothing that it confirmed is lost.");
+export const isAway = (error) => error.status === 0 && error.message === away().message;
+export const answersAgain = () => fetch("/healthz").then((response) => response.ok, () => false);
+
 const signIn = { listener: () => {} };
 export const onSignIn = (listener) => { signIn.listener = listener; };
 
@@ -23,9 +28,10 @@ export async function send(path, { method = "GET", json, form, signal } = {}) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError("The server does not answer.", "Check the network, or ask its operator, and try again.");
+    throw away();
   }
   const body = await response.json().catch(() => ({}));
+  if (response.status >= 502 && response.status <= 504 && !body.error) throw away(); // a proxy says so
   if (response.status === 401) signIn.listener();
   if (!response.ok) {
     const message = body.error || `The server refused the request (status ${response.status}).`;
@@ -69,7 +75,7 @@ export const findCompanions = (id, seconds, distance) =>
 // The ZIP file of a case: its name and content.
 export async function exportCase(id) {
   const response = await fetch(ofCase(id, "/export.zip"), { method: "POST", credentials: "same-origin" })
-    .catch(() => { throw new ApiError("The server does not answer.", "Try again."); });
+    .catch(() => { throw away(); });
   if (!response.ok) {
     const body = await response.json().catch(() => ({}));
     throw new ApiError(body.error || `The export was refused (status ${response.status}).`, body.remedy || "", response.status);

@@ -10,6 +10,7 @@ import * as viewer from "./viewer.js";
 import { go, hasProbe, onChange, searchKey, start, state } from "./state.js";
 
 const ABOUT_SECONDS = 30;
+const AWAY_SECONDS = 2; // between looks at a server that is away
 let about = null;
 let request = null;
 let isStarted = false;
@@ -25,8 +26,14 @@ async function search() {
   probe.drawFacts(null);
   document.body.classList.toggle("busy", hasProbe(asked));
   if (!hasProbe(asked)) return;
-  await cases.isOpened();
+  const failed = await cases.opened();
   if (request !== own) return;
+  if (failed) { // the audit would not have the case
+    document.body.classList.remove("busy");
+    answers.clear("");
+    report(failed, search);
+    return;
+  }
   const caseNumber = cases.caseNumber();
   if (about.case_required && !caseNumber && !asked.feedback) {
     document.body.classList.remove("busy");
@@ -51,13 +58,31 @@ async function search() {
   }
 }
 
-// Show an error with its remedy, and a button that tries again.
+let waiting = null; // for the server to answer
+
+// Do it again once the server answers, unless something else was done meanwhile.
+function retryLater(retry) {
+  waiting = setTimeout(async () => {
+    const own = waiting;
+    const isBack = await api.answersAgain();
+    if (own !== waiting) return;
+    if (isBack) retry();
+    else retryLater(retry);
+  }, 1000 * AWAY_SECONDS);
+}
+
+// Show an error with its remedy, and a button that tries again. If the server is away, the page does so itself.
 function report(error, retry) {
+  clearTimeout(waiting);
+  waiting = null;
   $("error").hidden = !error;
   $("error").replaceChildren();
+  $("viewer-error").textContent = error ? `${error.message} ${error.remedy}` : "";
   if (!error) return;
+  if (retry && api.isAway(error)) retryLater(() => { report(null); retry(); });
   $("empty").hidden = true;
-  $("error").append(element("p", {}, element("b", {}, error.message), error.remedy ? ` ${error.remedy}` : ""));
+  const remedy = [error.remedy, waiting !== null && "The page goes on as soon as it answers."].filter(Boolean).join(" ");
+  $("error").append(element("p", {}, element("b", {}, error.message), ` ${remedy}`));
   if (retry) $("error").append(element("button", { type: "button", onclick: () => { report(null); retry(); } }, "Try again"));
 }
 
@@ -72,13 +97,13 @@ const desk = {
   redraw: () => {
     answers.drawJudgements();
     if (viewer.isOpen()) viewer.drawJudgement();
-    probe.draw(state(), cases.caseNumber());
+    probe.draw(state(), cases.caseNumber(), cases.confirmedCrops());
   },
 };
 
 function drawState(next, before) {
   filters.draw(next);
-  probe.draw(next, cases.caseNumber());
+  probe.draw(next, cases.caseNumber(), cases.confirmedCrops());
   cases.draw(next, before);
   if (!isStarted || searchKey(next) !== searchKey(before)) search();
   else answers.drawView();
@@ -161,6 +186,8 @@ function showLogin() {
 }
 
 async function open() {
+  clearTimeout(waiting);
+  waiting = null;
   $("start-error").hidden = true;
   try {
     await loadAbout();
@@ -169,6 +196,7 @@ async function open() {
     $("start-error").hidden = false;
     $("start-error").replaceChildren(element("h1", {}, "The page cannot start"), element("p", {}, error.message), element("p", { class: "soft" }, error.remedy),
       element("button", { type: "button", class: "main", onclick: open }, "Try again"));
+    if (api.isAway(error)) retryLater(open);
     return;
   }
   $("login").hidden = true;
@@ -196,6 +224,7 @@ probe.listen(() => about !== null && !$("app").hidden);
 filters.listen(() => search());
 viewer.listen(desk);
 cases.listen();
+answers.listen();
 if (matchMedia("(max-width: 820px)").matches) $("filter-fold").open = false;
 try { const stored = localStorage.getItem("theme"); if (stored === "light" || stored === "dark") setTheme(stored); } catch { /* private windows have no storage */ }
 setInterval(refreshAbout, 1000 * ABOUT_SECONDS);

@@ -16,6 +16,8 @@ export const mayJudge = () => document_ !== null && document_.case.state === "op
 export const verdictOf = (crop) => verdicts.get(crop) || null;
 const hasRole = (role) => about.user.roles.includes(role);
 
+export const confirmedCrops = () => [...verdicts].filter(([, verdict]) => verdict === "confirmed").map(([crop]) => crop);
+
 // The number that a search gives as its reason.
 export const caseNumber = () => (hasRole("judge") ? document_?.case.number || "" : $("case-text").value.trim());
 
@@ -53,9 +55,17 @@ async function drawWatchNote() {
 }
 
 let opening = Promise.resolve();
+let openError = null;
 
-// Wait until the case of the state is known: a search says for which one it is.
-export const isOpened = () => opening;
+// Wait until the case of the state is known: a search says for which one it is. Returns why it is not known, or null.
+export async function opened() {
+  await opening;
+  if (openError) {
+    open(state().case);
+    await opening;
+  }
+  return openError;
+}
 
 // Load the case of the state; nothing of another case stays on the page meanwhile.
 export function open(id) {
@@ -64,6 +74,7 @@ export function open(id) {
 
 async function load(id) {
   document_ = null;
+  openError = null;
   journey = null;
   verdicts = new Map();
   drawCase();
@@ -75,6 +86,7 @@ async function load(id) {
     if (!cases.some((one) => one.id === id)) cases = (await api.listCases()).cases;
     drawChoice();
   } catch (error) {
+    if (state().case === id) openError = error;
     desk.report(error, () => open(id));
   }
 }
@@ -86,15 +98,21 @@ function take(found) {
   desk.redraw();
 }
 
-async function change(work) {
-  const { id } = document_.case;
+// Do a change and show the case after it. again: the work once more, after nobody answered whether it was done.
+async function change(work, again = work, id = document_.case.id) {
   try {
     await work(id);
     const found = await api.readCase(id);
     if (state().case === id) take(found);
   } catch (error) {
-    desk.report(error, () => change(work));
+    desk.report(error, () => change(again, again, id));
   }
+}
+
+// A note is added once, also if the answer to its first request was lost.
+function addNote(text) {
+  const add = (id) => api.addNote(id, text);
+  change(add, async (id) => { if (!(await api.readCase(id)).notes.some((note) => note.text === text.trim())) await add(id); });
 }
 
 export function judge(crop, verdict, searchId) {
@@ -131,15 +149,19 @@ function drawCase() {
   panel.replaceChildren(
     head(facts, confirmed.length),
     hits.length ? section(`New crops of the watched vehicle (${hits.filter((hit) => !hit.judged).length} to judge)`, strip(hits, (hit) => hit.likelihood)) : "",
-    section("Probes", keepButton(probes), probes.length ? element("ul", { class: "strip" }, ...probes.map(probeItem)) : element("p", { class: "soft" }, "None yet. Search with the case chosen, and its probes are kept here.")),
-    ...["confirmed", "unsure", "rejected"].map((verdict) => section(`${VERDICT_TITLES[verdict]} (${judged(verdict).length})`,
-      judged(verdict).length ? strip(judged(verdict), (entry) => entry.likelihood) : element("p", { class: "soft" }, verdict === "confirmed" ? "Confirm a match by its check mark." : "None."))),
+    element("div", { class: "pair" }, section("Probes", keepButton(probes), probes.length ? element("ul", { class: "strip" }, ...probes.map(probeItem)) : element("p", { class: "soft" }, "None yet. Search with the case chosen, and its probes are kept here.")), judgedSection("confirmed", confirmed)),
     section("Journey", element("div", { id: "journey" })),
     section("Travel companions", companions(confirmed.length)),
+    element("div", { class: "pair" }, ...["unsure", "rejected"].map((verdict) => judgedSection(verdict, judged(verdict)))),
     section("Notes", ...notes.map(noteItem), noteForm()),
     section(`Searches (${searches.length})`, searchTable(searches)),
   );
   drawJourney();
+}
+
+function judgedSection(verdict, entries) {
+  return section(`${VERDICT_TITLES[verdict]} (${entries.length})`, entries.length ? strip(entries, (entry) => entry.likelihood)
+    : element("p", { class: "soft" }, verdict === "confirmed" ? "Confirm a match by its check mark." : "None."));
 }
 
 function head(facts, confirmed) {
@@ -179,7 +201,7 @@ function keepButton(probes) {
 function probeItem(probe) {
   return element("li", { class: "kept" },
     element("button", { type: "button", class: "look", onclick: () => desk.searchFrom(probe.spec) }, element("img", { alt: "", src: api.imageOf(probe.spec), loading: "lazy" }),
-      element("span", { class: "text" }, element("span", {}, "search from this"), element("span", {}, `${formatStamp(probe.at)} · ${probe.by}`))),
+      element("span", { class: "text" }, element("span", {}, "search from this"), element("span", {}, formatStamp(probe.at)), element("span", {}, `by ${probe.by}`))),
     mayJudge() && element("div", { class: "actions" }, iconButton("close", "Remove this probe", () => change((id) => api.removeProbe(id, probe.spec)))));
 }
 
@@ -190,8 +212,17 @@ function noteItem(note) {
 function noteForm() {
   if (!mayJudge()) return "";
   const text = element("textarea", { rows: 3, "aria-label": "New note", required: true });
-  return element("form", { class: "note-form", onsubmit: (event) => { event.preventDefault(); change((id) => api.addNote(id, text.value)); } },
+  return element("form", { class: "note-form", onsubmit: (event) => { event.preventDefault(); addNote(text.value); } },
     text, element("button", { type: "submit" }, "Add note"));
+}
+
+const shorten = (spec) => spec.replace(/^(upload:[0-9a-f]{8})[0-9a-f]{56}/, "$1…");
+
+// What was asked, in words: what differs from the defaults.
+function describe({ feedback, sha256, ...parameters }) {
+  const texts = Object.entries(parameters).map(([name, value]) => `${name.replaceAll("_", " ")}${value === true ? "" : ` ${Array.isArray(value) ? value.join(", ") : value}`}`);
+  if (feedback) texts.unshift(`${feedback.confirmed.length} confirmed, away from ${feedback.rejected.length} rejected`);
+  return texts.join("; ");
 }
 
 function searchTable(searches) {
@@ -199,9 +230,9 @@ function searchTable(searches) {
   const rows = [...searches].reverse().map((one) => element("tr", {},
     element("td", {}, formatStamp(one.at)), element("td", {}, one.by), element("td", {}, one.action),
     element("td", {}, one.state === "done" ? `${one.verdict || "done"}, ${one.answers} shown` : `${one.state}${one.error ? `: ${one.error}` : ""}`),
-    element("td", { class: "name" }, one.generation)));
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Searches of the case" }, element("table", {},
-    element("thead", {}, element("tr", {}, ...["Time (UTC)", "User", "Action", "Outcome", "Generation"].map((title) => element("th", { scope: "col" }, title)))),
+    element("td", { class: "name" }, one.probes.map(shorten).join(", ")), element("td", { class: "name" }, describe(one.parameters)), element("td", { class: "name" }, one.generation)));
+  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Searches of the case" }, element("table", { class: "searches" },
+    element("thead", {}, element("tr", {}, ...["Time (UTC)", "User", "Action", "Outcome", "Probes", "Rules", "Generation"].map((title) => element("th", { scope: "col" }, title)))),
     element("tbody", {}, ...rows)));
 }
 
@@ -216,7 +247,7 @@ async function drawJourney() {
       return;
     }
     const map = element("div", { class: "drawing" });
-    drawMap(map, about.positions, { route: found });
+    drawMap(map, about.positions, { route: found, tiles: about.tiles });
     const warning = found.impossible ? element("p", { class: "warn" }, `${plural(found.impossible, "leg")} that no vehicle can have made at ${found.max_speed_kmh} km/h.`) : "";
     $("journey").replaceChildren(warning, map, element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Stops of the journey" }, journeyTable(found, desk.look)));
   } catch (error) {

@@ -65,6 +65,26 @@ export function formatLeg(leg) {
 
 export const plural = (count, noun, nouns = `${noun}s`) => `${count.toLocaleString("en")} ${count === 1 ? noun : nouns}`;
 
+// One focus for all marks of a drawing: arrow keys move it, so a page of a thousand marks has one tab stop.
+export function rove(marks) {
+  if (!marks.length) return;
+  marks.forEach((mark, place) => {
+    mark.setAttribute("tabindex", place ? "-1" : "0");
+    mark.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+      if (step) {
+        const next = marks[Math.min(marks.length - 1, Math.max(0, place + step))];
+        marks.forEach((one) => one.setAttribute("tabindex", one === next ? "0" : "-1"));
+        next.focus();
+      } else if (event.key === "Enter" || event.key === " ") {
+        mark.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+      } else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+  });
+}
+
 export function download({ name, content }) {
   const url = URL.createObjectURL(content);
   const link = element("a", { href: url, download: name });

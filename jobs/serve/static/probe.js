@@ -37,17 +37,20 @@ export function searchFrom(spec) {
   window.scrollTo(0, 0);
 }
 
-export function draw({ probes, feedback }, caseNumber) {
+const MAX_CONFIRMED = 6; // thumbnails of a search with the confirmed crops
+
+export function draw({ probes, feedback }, caseNumber, confirmed) {
+  const joined = feedback ? confirmed.filter((crop) => !probes.includes(crop)).slice(-MAX_CONFIRMED) : [];
   $("probes").replaceChildren(...probes.map((spec, place) => {
     const image = element("img", { src: imageOf(spec), alt: probes.length > 1 ? `Probe, image ${place + 1}` : "Probe" });
     const tools = element("span", { class: "probe-tools" },
       spec.startsWith("upload:") && iconButton("box", "Draw a box around the vehicle", () => drawBox(spec)),
       probes.length > 1 && iconButton("close", "Remove this image", () => go({ probes: state().probes.filter((one) => one !== spec) })));
     return element("span", { class: "probe" }, image, tools);
-  }));
+  }), ...joined.map((crop) => element("span", { class: "probe" }, element("img", { src: imageOf(crop), alt: "Confirmed crop" }))));
   $("feedback-note").hidden = !feedback;
   $("feedback-note").textContent = `with the confirmed crops of case ${caseNumber || ""}, away from the rejected`;
-  $("drop").classList.toggle("full", probes.length > 0);
+  $("drop").classList.toggle("full", probes.length + joined.length > 0);
 }
 
 export function drawFacts(result) {

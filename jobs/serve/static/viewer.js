@@ -95,8 +95,9 @@ function setImage(image, spec) {
 }
 
 function drawSize() {
-  const image = $("viewer-image");
-  $("viewer-size").textContent = image.naturalWidth ? `${image.naturalWidth} × ${image.naturalHeight} px · ${Math.round(100 * view.scale)} %` : "";
+  const image = $("viewer-image"), { naturalWidth: width, naturalHeight: height } = image;
+  const fit = Math.min(image.clientWidth / width, image.clientHeight / height); // 1 shows a pixel as a pixel
+  $("viewer-size").textContent = width ? `${width} × ${height} px · ${Math.round(100 * fit * view.scale)} %` : "";
 }
 
 function drawFacts(match, facts) {
