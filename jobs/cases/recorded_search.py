@@ -13,7 +13,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from jobs.cases.audit import AuditTrail, Outcome, Purpose
 from jobs.cases.casebook import CROP, open_casebook
-from jobs.search.search import RulesRequest, SearchRequest, SearchResult, search_archive
+from jobs.search.search import SearchRequest, SearchResult, search_archive
 
 
 def search_recorded(request: SearchRequest, settings: Settings, case_number: str = "") -> SearchResult:
@@ -63,17 +63,12 @@ def _probe_name(image: str) -> str:
 
 def _parameters(request: SearchRequest) -> dict[str, Any]:
     """Return what differs from the defaults, and the SHA-256 of each image that is no crop of the archive."""
-    standard = RulesRequest().document()
-    rules = request.rules.document()
-    parameters = {name: value for name, value in rules.items() if value != standard.get(name)}
-    given = {"sighting": request.sighting, "checkpoint": request.checkpoint, "html": request.html}
-    parameters |= {name: str(value) for name, value in given.items() if value is not None}
     digests = {
         _probe_name(image): hashlib.sha256(read_uri(image)).hexdigest()
         for image in request.images
         if not _is_archived(image)
     }
-    return parameters | ({"sha256": digests} if digests else {})
+    return request.options() | ({"sha256": digests} if digests else {})
 
 
 def _outcome(result: SearchResult) -> Outcome:

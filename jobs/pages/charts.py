@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 from index.evaluation.breakdowns import Classification, Distances
 
 _BINS = 60
+MAX_NAMED = 40
+"""Bars whose names fit below them."""
+
+MAX_NAME = 18
+"""Letters of such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,12 @@ class Histogram:
 def histogram(distances: Distances) -> Histogram | None:
     """Make the histogram over common bins; None if there are no pairs of one kind.
 
-    The bins cover all but the outermost 0.1 % of each kind; outer distances count in the first and last bin.
+    The bins end at the first 0.5 % and at 99 % of the distances of each kind, because a few far pairs would
+    squeeze all others; outer distances count in the first and last bin.
     """
     if not len(distances.same) or not len(distances.different):
         return None
-    ranges = [np.quantile(values, [0.001, 0.999]) for values in (distances.same, distances.different)]
+    ranges = [np.quantile(values, [0.005, 0.99]) for values in (distances.same, distances.different)]
     first, last = float(min(ends[0] for ends in ranges)), float(max(ends[1] for ends in ranges))
     edges = np.linspace(first, max(last, first + 1e-9), _BINS + 1)
     same, different = (
@@ -77,6 +83,7 @@ class ClassBar:
     share_y: float
     share_height: float
     accuracy_y: float
+    name: str
     tooltip: str
 
 
@@ -95,6 +102,16 @@ class ClassChart:
     middle: float = 150.0  # y of an accuracy of 0
     share_top: float = 176.0
     bottom: float = 256.0
+
+    @property
+    def height(self) -> float:
+        """The height with the names of the bars, if they fit."""
+        return 400.0 if self.has_names else 290.0
+
+    @property
+    def has_names(self) -> bool:
+        """Whether each bar is named below the chart, and not only where the mouse is."""
+        return len(self.bars) <= MAX_NAMED
 
 
 def class_chart(
@@ -126,6 +143,7 @@ def class_chart(
                 share_y=round(256.0 - height, 2),
                 share_height=round(height, 2),
                 accuracy_y=round(150.0 - row.accuracy * (150.0 - 14.0), 2),
+                name=name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…",
                 tooltip=f"{name}: {row.accuracy:.1%} of {row.pictures:,} images, {share:.1%} of {share_of}",
             )
         )

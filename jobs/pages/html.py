@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from markupsafe import Markup
 from index.outputs import unfinished_page
 from infra.errors import BadSetting, UnreadableImage
 from jobs.runtime import format
+
+CONTENTS = "<!-- contents -->"
+"""Where a template lists its sections."""
+
+MIN_SECTIONS = 4
+"""Sections of a page that has such a list."""
 
 
 def render(
@@ -36,10 +43,28 @@ def render(
     environment.filters.update(FILTERS)
     environment.filters.update(filters or {})
     css = "\n".join(environment.get_template(style).render() for style in styles)
-    return environment.get_template(template).render(
+    page = environment.get_template(template).render(
         css=Markup(css),  # noqa: S704 (templates of this package, rendered without data)
         css_digest=base64.b64encode(hashlib.sha256(css.encode()).digest()).decode(),
         **values,
+    )
+    return _with_contents(page)
+
+
+def _with_contents(page: str) -> str:
+    """Number the sections of a page, and list them where it asks for that, if they are many."""
+    headings: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        headings.append(re.sub(r"<[^>]*>", "", found[1]).strip())
+        return f'<h2 id="section-{len(headings)}">{found[1]}</h2>'
+
+    numbered = re.sub(r"<h2>(.*?)</h2>", number, page, flags=re.DOTALL)
+    if CONTENTS not in page or len(headings) < MIN_SECTIONS:
+        return page.replace(CONTENTS, "")
+    links = (f'<a href="#section-{place}">{text}</a>' for place, text in enumerate(headings, start=1))
+    return numbered.replace(
+        CONTENTS, f'<nav class="contents" aria-label="Sections of this page">{"".join(links)}</nav>'
     )
 
 

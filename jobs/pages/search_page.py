@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from index.schema import UNKNOWN_TIME
 from index.search.retrieval import Match
@@ -13,6 +14,9 @@ from jobs.runtime.format import capture_time
 MAX_LANES = 12
 WIDTH, LANE_HEIGHT, LEFT = 640.0, 18.0, 120.0
 MAP_SIDE = 240.0
+MAX_TICKS = 4
+_HOUR, _DAY = 3_600_000, 86_400_000
+_STEPS = (60_000, 300_000, 900_000, *(hours * _HOUR for hours in (1, 3, 6, 12, 24, 48, 168, 720, 8760)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class ProbeStrip:
 class SearchPage:
     """The content of a page of matches.
 
-    counts: probes by verdict. not_shown: number of probes without a strip.
+    counts: probes by verdict. not_shown: number of probes without a strip. kind: what made it. purpose: who
+    asked, and why.
     """
 
     title: str
@@ -60,6 +65,8 @@ class SearchPage:
     positions: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     not_shown: int = 0
     command: str = ""
+    kind: str = "search"
+    purpose: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +78,18 @@ class Dot:
     radius: float
     label: str
     strong: bool = False
+    name: str = ""  # to write at the mark
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Marks, the lanes of a timeline, and the first and last time; sizes in SVG units."""
+    """Marks, and the lanes and ticks of a timeline; sizes in SVG units."""
 
     width: float
     height: float
     dots: Sequence[Dot]
     lanes: Sequence[tuple[str, float]] = ()
-    start: str = ""
-    end: str = ""
+    ticks: Sequence[tuple[float, str]] = ()
 
 
 def build_search_page(page: SearchPage) -> str:
@@ -106,11 +113,13 @@ def timeline(matches: Sequence[Match]) -> Drawing | None:
     last = max(match.hit.captured_at for match in timed)
     busiest = Counter(match.hit.camera_id or "unknown" for match in timed).most_common(MAX_LANES)
     lanes = {name: 14 + LANE_HEIGHT * row for row, name in enumerate(sorted(name for name, _ in busiest))}
+
+    def x(time: int) -> float:
+        return round(LEFT + (WIDTH - LEFT - 16) * ((time - first) / max(1, last - first)) + 6, 1)
+
     dots = [
         Dot(
-            x=round(
-                LEFT + (WIDTH - LEFT - 16) * ((match.hit.captured_at - first) / max(1, last - first)) + 6, 1
-            ),
+            x=x(match.hit.captured_at),
             y=lanes[match.hit.camera_id or "unknown"],
             radius=5.0,
             label=f"rank {match.rank}, {match.hit.camera_id}, {capture_time(match.hit.captured_at)}",
@@ -120,7 +129,22 @@ def timeline(matches: Sequence[Match]) -> Drawing | None:
         if (match.hit.camera_id or "unknown") in lanes
     ]
     height = 14 + LANE_HEIGHT * len(lanes) + 16
-    return Drawing(WIDTH, height, dots, list(lanes.items()), capture_time(first), capture_time(last))
+    ticks = [(x(time), text) for time, text in _ticks(first, last)]
+    return Drawing(WIDTH, height, dots, list(lanes.items()), ticks)
+
+
+def _ticks(first: int, last: int) -> list[tuple[int, str]]:
+    """Return whole days, hours or minutes between two times in ms, with their texts: a handful."""
+    step = next((step for step in _STEPS if (last - first) / step <= MAX_TICKS), None)
+    if step is None:
+        step = _STEPS[-1] * math.ceil((last - first) / (MAX_TICKS * _STEPS[-1]))
+    times = range(-(-first // step) * step, last + 1, step)
+    # A day is named once: by its date at midnight, or at the first tick.
+    texts = [
+        f"{datetime.fromtimestamp(time / 1000, UTC):{'%Y-%m-%d' if not (place and time % _DAY) else '%H:%M'}}"
+        for place, time in enumerate(times)
+    ]
+    return list(zip(times, texts, strict=True)) or [(first, capture_time(first))]
 
 
 def camera_map(matches: Sequence[Match], positions: Mapping[str, tuple[float, float]]) -> Drawing | None:
@@ -139,6 +163,7 @@ def camera_map(matches: Sequence[Match], positions: Mapping[str, tuple[float, fl
             radius=round(3 + 4 * math.sqrt(counts[name]), 1) if counts[name] else 2.5,
             label=f"{name}: {counts[name]} matches" if counts[name] else name,
             strong=bool(counts[name]),
+            name=name if counts[name] else "",
         )
         for name, (lat, lon) in sorted(positions.items(), key=lambda item: counts[item[0]])
     ]

@@ -143,7 +143,7 @@ class Matrix:
     cells: Sequence[Cell]
     side: float = 26.0
     left: float = 360.0
-    top: float = 26.0
+    top: float = 130.0
 
 
 def build_training_page(page: TrainingPage) -> str:

@@ -18,7 +18,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
-from jobs.reindex.page import build_reindex_page
+from jobs.reindex.page import MAX_TREND, build_reindex_page
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import (
     STEPS,
@@ -27,7 +27,7 @@ from jobs.reindex.state import (
     Step,
     StepName,
     current_reindex_id,
-    previous_summary,
+    previous_summaries,
 )
 from jobs.reindex.steps import (
     Outcome,
@@ -174,13 +174,14 @@ def _run_step(context: ReindexContext, name: StepName) -> None:
 def _publish_summary(context: ReindexContext, page: str) -> Summary:
     """Write the summary and its page, and post it to the webhook."""
     run = context.reindex_run
+    history = previous_summaries(run, MAX_TREND - 1)
     summary = summarise(
         run,
-        previous_summary(run),
+        history[-1] if history else None,
         price=context.request.price_per_node_hour,
         nodes=num_nodes() if ray.is_initialized() else 0,
     )
-    run.write_summary(summary, build_reindex_page(summary))
+    run.write_summary(summary, build_reindex_page(summary, history))
     if context.settings.webhook is not None:
         logger.info(f"webhook: {post_summary(context.settings.webhook, summary, page)}")
     return summary

@@ -250,14 +250,22 @@ def list_reindex_runs(store: Store) -> list[ReindexRun]:
     return sorted(runs, key=lambda run: (run.created, run.reindex_id))
 
 
-def previous_summary(run: ReindexRun) -> dict[str, Any] | None:
-    """Return the summary of the last finished run of the same archive and alias before this one."""
+def previous_summaries(run: ReindexRun, most: int) -> list[dict[str, Any]]:
+    """Return the summaries of the last finished runs of the same archive and alias, oldest first."""
     target = (run.inputs.archive, run.inputs.alias)
-    for other in reversed(list_reindex_runs(run.store)):
-        is_earlier = other.created < run.created and other.finished
-        if is_earlier and (other.inputs.archive, other.inputs.alias) == target:
-            return other.read_summary()
-    return None
+    earlier = [
+        other
+        for other in list_reindex_runs(run.store)
+        if other.created < run.created and (other.inputs.archive, other.inputs.alias) == target
+    ]
+    found: list[dict[str, Any]] = []
+    for other in reversed(earlier):
+        if len(found) == most:
+            break
+        summary = other.read_summary() if other.finished else None
+        if summary is not None:
+            found.insert(0, summary)
+    return found
 
 
 def _key(reindex_id: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """`clvr search`: find the crops of the archive that show the same vehicle as a probe."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,11 +25,12 @@ from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import format_ms
 from jobs.pages.html import write_page
-from jobs.pages.search_page import PageMatch, ProbeStrip, SearchPage, build_search_page
+from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import attribute_name, model_name, predicted_values
 from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import epoch_ms
+from jobs.search.page import page_matches, search_command, sighting_facts
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
 MAX_SHOWN = 5
@@ -89,6 +90,13 @@ class SearchRequest:
     rules: RulesRequest = field(default_factory=RulesRequest)
     sighting: str | None = None
     html: Path | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what differs from the defaults, by the names of the fields."""
+        rules = {each.name: getattr(self.rules, each.name) for each in fields(self.rules)}
+        changed = {name: value for name, value in rules.items() if value != getattr(RulesRequest(), name)}
+        given = {"sighting": self.sighting, "checkpoint": self.checkpoint, "html": self.html}
+        return changed | {name: str(value) for name, value in given.items() if value is not None}
 
 
 Verdict = Literal["found", "not found", "nothing", "ranked"]
@@ -391,17 +399,6 @@ def track_to_json(track: TrackOfCrop) -> TrackJson:
     return {"crops": track.crops, "captured_from": first, "captured_to": last}
 
 
-def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: float | None) -> list[PageMatch]:
-    """Return the matches with their thumbnails, for a page."""
-    shown = []
-    for match in matches:
-        name = model_name(names, match.hit.model_id)
-        within = threshold is not None and match.hit.distance <= threshold
-        jpeg = thumbnail_of(*open_uri(match.hit.uri))
-        shown.append(PageMatch(match, jpeg, name, within, predicted_values(asdict(match.hit))))
-    return shown
-
-
 def format_time(captured_at: int) -> str:
     """Format milliseconds since the epoch as UTC, to the second."""
     if captured_at == UNKNOWN_TIME:
@@ -479,7 +476,7 @@ def _write_page(
         verdict=result.verdict,
         note=result.summary(),
         images=images,
-        facts=[f"camera {camera}" for camera in result.probe.cameras],
+        facts=sighting_facts(result.probe.sightings),
         matches=page_matches(result.matches, result.model_names, threshold),
     )
     page = build_search_page(
@@ -489,7 +486,7 @@ def _write_page(
             strips=[strip],
             facts={"generation": result.generation, "model": result.fingerprint},
             positions=rules.cameras.positions if rules.cameras else {},
-            command=f"clvr search {' '.join(request.images)} --html {path}",
+            command=search_command(request.images, request.options()),
         )
     )
     write_page(path, page)

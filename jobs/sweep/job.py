@@ -217,6 +217,7 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
         scan,
         dict(read_card(plan.model).label_names),
         calibration.threshold if calibration else None,
+        AuditRecord.read(open_store(settings.runs), sweep.info.audit),
     )
     _write_report(sweep, context, plan, request.strips)
     summary = sweep.summary or summary

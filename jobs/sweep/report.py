@@ -14,8 +14,9 @@ from index.search.retrieval import Match, Rules
 from index.search.scan_source import ScanSource
 from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
 from jobs.pages.thumbnail import thumbnail_of
-from jobs.search.search import page_matches
+from jobs.search.page import page_matches, sighting_facts
 from jobs.search.searcher import CROP, crop_number
+from jobs.sweep.audit import AuditRecord
 from jobs.sweep.state import Sweep, SweepSummary
 
 RANKS = 6
@@ -26,11 +27,12 @@ NOT_FOUND_SHARE = 4  # one in so many strips shows a probe that was not found
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """The source of the crops, the names of the vehicle models, and the threshold."""
+    """The source of the crops, the names of the vehicle models, the threshold, and who asked, and why."""
 
     crops: ScanSource
     model_names: dict[int, str]
     threshold: float | None
+    record: AuditRecord
 
 
 def write_sweep_report(
@@ -43,6 +45,12 @@ def write_sweep_report(
     finished = summary.finished[:16].replace("T", " ")
     page = SearchPage(
         title="Sweep of the archive",
+        kind="sweep",
+        purpose={
+            "case": context.record.case_number,
+            "by": context.record.user,
+            "on": f"{context.record.when[:16].replace('T', ' ')} UTC",
+        },
         summary=f"{summary.probes:,} probes, {summary.answers:,} matches, finished {finished} UTC.",
         strips=list(_strips(sweep, chosen, context, rules)),
         facts={
@@ -102,7 +110,7 @@ def _strips(
             verdict=outcome["verdict"],
             note=f"{outcome['cause']}: {outcome['detail']}" if outcome["cause"] else "",
             images=[] if outcome["cause"] else [_thumbnail(probe.uri if probe else uri)],
-            facts=[f"camera {probe.camera_id}"] if probe else [],
+            facts=sighting_facts([Sighting(probe.camera_id, "", probe.captured_at)]) if probe else [],
             matches=page_matches(matches, context.model_names, context.threshold),
         )
 

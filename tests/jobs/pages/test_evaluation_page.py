@@ -64,8 +64,7 @@ def section(name: str = "") -> ListSection:
     )
 
 
-@pytest.fixture(scope="module")
-def full() -> EvaluationPage:
+def sample() -> EvaluationPage:
     return EvaluationPage(
         title=f"A title {HOSTILE}",
         summary="A summary",
@@ -78,6 +77,11 @@ def full() -> EvaluationPage:
         facts={HOSTILE: HOSTILE, "machine": HOSTILE},
         command=f"clvr demo {HOSTILE}",
     )
+
+
+@pytest.fixture(scope="module")
+def full() -> EvaluationPage:
+    return sample()
 
 
 class Collector(HTMLParser):

@@ -16,7 +16,7 @@ from jobs.reindex.state import (
     Step,
     current_reindex_id,
     list_reindex_runs,
-    previous_summary,
+    previous_summaries,
 )
 from jobs.reindex.summary import headline, summarise
 
@@ -111,8 +111,8 @@ def test_summary_compares_cost_with_the_plan_and_figures_with_the_run_before(sto
     before.finish()
     run = recorded_run(store, "two")
     run.finish_attempt(run.start_attempt(), "", None)
-    earlier = previous_summary(run)
-    assert earlier is not None
+    (earlier,) = previous_summaries(run, 5)
+    assert previous_summaries(run, 0) == []
     summary = summarise(run, earlier, price=3.0, nodes=2)
     cost = summary["cost"]
     assert (cost["planned_hours"], cost["planned_cost"]) == (2.0, 12.0)
@@ -123,4 +123,8 @@ def test_summary_compares_cost_with_the_plan_and_figures_with_the_run_before(sto
     assert "What changed since one" in page
     assert "decode/&lt;script&gt;" in page
     assert "<script" not in page
+    worse = {**summary, "crops": {**summary["crops"], "quarantined": 7}}
+    page = build_reindex_page(worse, [earlier, earlier])  # type: ignore[arg-type]
+    assert "+6, worse" in page
+    assert "Quarantined in the last 3 runs" in page
     assert [listed.reindex_id for listed in list_reindex_runs(store)] == ["one", "two"]
