@@ -129,7 +129,9 @@ def run_demo(folder: Path, *, seed: int) -> Path:
         _report_text(stages, generated, trained, summary, gate, is_pretrained=is_pretrained),
     )
     logger.info(f"The page: [bold]{page.as_uri()}[/bold]", extra={"markup": True})
-    logger.info(f"Try next: clvr search {probe} --runs {settings.runs} --milvus {settings.milvus}")
+    place = f"--runs {settings.runs} --milvus {settings.milvus}"
+    logger.info(f"Try next: clvr search {probe} {place}")
+    logger.info(f"and: clvr serve --camera-positions {folder / 'labels' / 'cameras.csv'} {place}")
     return page
 
 

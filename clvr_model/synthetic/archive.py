@@ -20,7 +20,13 @@ import simplejpeg
 from clvr_model.synthetic.camera import Camera, light_at, make_camera
 from clvr_model.synthetic.parts import COLORS, VehicleModel, make_model
 from clvr_model.synthetic.render import ImageArray, Neighbour, draw
-from clvr_model.synthetic.trips import ArchiveSpec, SyntheticCrop, synthetic_crop, synthetic_crops
+from clvr_model.synthetic.trips import (
+    ArchiveSpec,
+    SyntheticCrop,
+    camera_positions,
+    synthetic_crop,
+    synthetic_crops,
+)
 from clvr_model.synthetic.vehicle import Vehicle, make_vehicle
 from infra.store import Store
 
@@ -122,7 +128,7 @@ def write_labels(
     thirds and all of the other vehicles; with fewer than MIN_LIST_VEHICLES in the small one, all are in the
     large one. The other files are VehicleID's: img2vid, model_attr, color_attr, model_names and color_names
     below attribute/, and train_list and test_list_<n> below train_test_split/, where, as in VehicleID, only
-    training vehicles have a model.
+    training vehicles have a model. cameras.csv has the position of each camera.
     """
     training, testing = _by_split(spec)
     sizes = sorted({*_list_sizes(testing)} - {0})
@@ -131,6 +137,8 @@ def write_labels(
     def listed(vehicles: list[int]) -> Iterator[str]:
         return (f"{v * crops + i + 1:07d} {v + 1}" for v in vehicles for i in range(crops))
 
+    cameras = camera_positions(spec)
+    positions = ["camera_id,lat,lon", *(f"{name},{lat},{lon}" for name, (lat, lon) in cameras.items())]
     files: dict[str, Iterator[str]] = {
         "attribute/img2vid.txt": listed([*training, *testing]),
         "attribute/model_attr.txt": (f"{v + 1} {v // spec.vehicles_per_model}" for v in training),
@@ -138,6 +146,7 @@ def write_labels(
         "attribute/model_names.txt": (f"{_model_name(spec, m)} {m}" for m in range(spec.models)),
         "attribute/color_names.txt": (f"{name} {number}" for number, name in enumerate(COLORS)),
         "train_test_split/train_list.txt": listed(training),
+        "cameras.csv": iter(positions),
     }
     for count in sizes:
         files[f"train_test_split/test_list_{count}.txt"] = listed(testing[:count])

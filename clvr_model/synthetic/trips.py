@@ -3,6 +3,7 @@
 On a trip, a vehicle passes several cameras, minutes apart; a pass is one track of 1 to 3 images.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,11 @@ from infra.errors import BadSetting
 _TRACK_BITS: Final = 48
 # Odd and hence invertible modulo 2**48: passes get distinct track ids that do not reveal the vehicle.
 _TRACK_SCATTER: Final = 0x5DEECE66D9B7
+
+_TOWN: Final = (52.0, 13.0)  # latitude and longitude of its middle
+_TOWN_KM: Final = 2.0  # its radius: two minutes, the shortest way between two passes, are enough to cross it
+_KM_PER_DEGREE: Final = 111.195
+_GOLDEN_ANGLE: Final = math.pi * (3 - math.sqrt(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,20 @@ def synthetic_crop(spec: ArchiveSpec, index: int) -> SyntheticCrop:
         captured_at=captured_at,
         training=rank < round(spec.train_share * spec.vehicles_per_model),
     )
+
+
+def camera_positions(spec: ArchiveSpec) -> dict[str, tuple[float, float]]:
+    """Return the (latitude, longitude) of each camera: in a town so small that every trip is possible.
+
+    Source: H. Vogel, "A better way to construct the sunflower head", Mathematical Biosciences 44, 1979.
+    """
+    positions = {}
+    for number in range(spec.cameras):
+        radius, angle = _TOWN_KM * math.sqrt((number + 0.5) / spec.cameras), number * _GOLDEN_ANGLE
+        lat = _TOWN[0] + radius * math.sin(angle) / _KM_PER_DEGREE
+        lon = _TOWN[1] + radius * math.cos(angle) / (_KM_PER_DEGREE * math.cos(math.radians(_TOWN[0])))
+        positions[f"{number + 1:03d}"] = (round(lat, 5), round(lon, 5))
+    return positions
 
 
 @lru_cache(maxsize=256)

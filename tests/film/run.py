@@ -30,10 +30,6 @@ CLVR = [sys.executable, "-m", "jobs"]
 PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
 REPEATS = 20
 SIZES = {"desk": (1400, 900), "phone": (390, 844)}
-POSITIONS = {
-    f"{number:03d}": (52.50 + 0.012 * (number * 7 % 9), 13.35 + 0.017 * (number * 5 % 11))
-    for number in range(1, 31)
-}
 
 
 def clvr(*arguments: str, site: Path, **more: str) -> str:
@@ -75,8 +71,6 @@ def make_site(site: Path) -> None:
     clvr("load", "latest", site=site)
     clvr("promote", "latest", site=site)
     clvr("calibrate", "latest", "--labels", table, "--false-alarm-rate", "0.1", site=site)
-    rows = [f"{name},{lat},{lon}" for name, (lat, lon) in POSITIONS.items()]
-    (site / "cameras.csv").write_text("\n".join(["camera_id,lat,lon", *rows]) + "\n")
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (site / "key.pem").write_bytes(private)
@@ -114,7 +108,8 @@ def served(site: Path) -> Iterator[str]:
         "CLVR_SIGNING_KEY": str(site / "key.pem"),
         "CLVR_VIDEO_URL": "https://video.example/{camera_id}?t={iso}",
     }
-    command = [*CLVR, "serve", "--port", str(port), "--camera-positions", str(site / "cameras.csv")]
+    cameras = str(site / "labels" / "cameras.csv")
+    command = [*CLVR, "serve", "--port", str(port), "--camera-positions", cameras]
     server = subprocess.Popen(command, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:

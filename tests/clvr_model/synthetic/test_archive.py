@@ -1,4 +1,5 @@
 import hashlib
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from clvr_model.synthetic.parts import VehicleModel, make_model
 from clvr_model.synthetic.render import draw
 from clvr_model.synthetic.trips import ArchiveSpec, synthetic_crop, synthetic_crops
 from clvr_model.synthetic.vehicle import make_vehicle
+from index.search.probe import Sighting
+from index.search.travel_time import read_cameras
 from infra.errors import BadSetting, UnreadableImage
 from infra.store import open_store
 
@@ -109,6 +112,14 @@ class TestLabels:
         spec = ArchiveSpec(models=1, vehicles_per_model=2, sightings_per_vehicle=1, train_share=1.0)
         keys = write_labels(open_store(str(tmp_path)), spec)
         assert not [key for key in keys if "test_list" in key]
+
+    def test_two_minutes_are_enough_for_the_way_between_any_two_cameras(self, tmp_path: Path) -> None:
+        write_labels(open_store(str(tmp_path)), SMALL)
+        cameras = read_cameras(str(tmp_path / "cameras.csv"))
+        assert len(cameras.positions) == SMALL.cameras
+        for first, second in permutations(cameras.positions, 2):
+            leg = cameras.travel(Sighting(first, "", 0), Sighting(second, "", 120_000))
+            assert leg is not None and leg.possible
 
 
 class TestImages:
