@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from index.schema import UNKNOWN_TIME
 from index.search.retrieval import Match
@@ -141,7 +140,7 @@ def _ticks(first: int, last: int) -> list[tuple[int, str]]:
     times = range(-(-first // step) * step, last + 1, step)
     # A day is named once: by its date at midnight, or at the first tick.
     texts = [
-        f"{datetime.fromtimestamp(time / 1000, UTC):{'%Y-%m-%d' if not (place and time % _DAY) else '%H:%M'}}"
+        capture_time(time)[:10] if place == 0 or time % _DAY == 0 else capture_time(time)[11:16]
         for place, time in enumerate(times)
     ]
     return list(zip(times, texts, strict=True)) or [(first, capture_time(first))]

@@ -72,13 +72,16 @@ def latency(milliseconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """1.5 -> 1.5 s; 125 -> 2 min 05 s; 3725 -> 1 h 02 min."""
+    """1.5 -> 1.5 s; 125 -> 2 min 05 s; 3725 -> 1 h 02 min; 210319 -> 2 d 10 h."""
     if seconds is None:
         return NO_VALUE
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def age(created: str) -> str:
@@ -95,7 +98,7 @@ def capture_time(milliseconds: int) -> str:
     if milliseconds == UNKNOWN_TIME:
         return ""
     try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%d %b %Y %H:%M:%S")
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):  # a time that no calendar has must not hide the crop
         return format_ms(milliseconds)
 

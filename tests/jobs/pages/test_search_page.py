@@ -44,7 +44,7 @@ def test_each_match_shows_its_facts() -> None:
         "Rank 1",
         "93 % likely",
         "3 crops of this track",
-        "impossible: 12.0 km in 60 s",
+        "impossible: 12.0 km in 1 min 00 s",
         "crop:2",
     ):
         assert text_part in text
