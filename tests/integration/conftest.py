@@ -190,7 +190,7 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     # Chromium logs refused requests, and those that a test lets fail.
-    expected = ("401", "400", "net::ERR_FAILED", "status of 5")
+    expected = ("401", "400", "net::ERR_FAILED", "net::ERR_CONNECTION", "status of 5")
     assert not [text for text in errors if not any(part in text for part in expected)]
 
 

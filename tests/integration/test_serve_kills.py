@@ -131,3 +131,6 @@ def test_what_was_confirmed_is_kept_and_the_page_goes_on(
     server.start()
     expect(page.locator(".note-item")).to_have_count(1, timeout=20_000)
     expect(page.locator(".note-item")).to_contain_text("seen at the bridge")
+    expect(page.locator("#case-panel .judge.confirmed[aria-pressed=true]")).not_to_have_count(0)
+    page.click("#gallery-tab")
+    expect(page.locator(".hit").nth(1)).to_have_attribute("data-verdict", "confirmed")

@@ -20,6 +20,7 @@ let isStarted = false;
 async function search() {
   request?.abort();
   const own = (request = new AbortController());
+  pending = pending.filter(({ isChange }) => isChange); // this search takes the place of the last one
   const asked = state();
   answers.clear(hasProbe(asked) ? "Searching …" : "Drop an image of a vehicle to see the nearest crops of the archive.");
   report(null);
@@ -58,32 +59,41 @@ async function search() {
   }
 }
 
-let waiting = null; // for the server to answer
+let pending = []; // what to do again once the server answers: {retry, isChange}
+let timer = null;
 
-// Do it again once the server answers, unless something else was done meanwhile.
-function retryLater(retry) {
-  waiting = setTimeout(async () => {
-    const own = waiting;
-    const isBack = await api.answersAgain();
-    if (own !== waiting) return;
-    if (isBack) retry();
-    else retryLater(retry);
-  }, 1000 * AWAY_SECONDS);
+function retryLater(retry, isChange = false) {
+  if (!pending.some((one) => one.retry === retry)) pending.push({ retry, isChange });
+  timer ??= setTimeout(lookForServer, 1000 * AWAY_SECONDS);
+}
+
+async function lookForServer() {
+  const isBack = await api.answersAgain();
+  timer = null;
+  if (isBack) retryNow();
+  else if (pending.length) timer = setTimeout(lookForServer, 1000 * AWAY_SECONDS);
+}
+
+async function retryNow() {
+  const work = pending;
+  pending = [];
+  report(null);
+  for (const { retry } of work) await retry();
 }
 
 // Show an error with its remedy, and a button that tries again. If the server is away, the page does so itself.
-function report(error, retry) {
-  clearTimeout(waiting);
-  waiting = null;
+// isChange: it is done also if the user looks at something else meanwhile.
+function report(error, retry, isChange = false) {
   $("error").hidden = !error;
   $("error").replaceChildren();
   $("viewer-error").textContent = error ? `${error.message} ${error.remedy}` : "";
   if (!error) return;
-  if (retry && api.isAway(error)) retryLater(() => { report(null); retry(); });
+  const goesOn = Boolean(retry) && api.isAway(error);
+  if (goesOn) retryLater(retry, isChange);
   $("empty").hidden = true;
-  const remedy = [error.remedy, waiting !== null && "The page goes on as soon as it answers."].filter(Boolean).join(" ");
+  const remedy = [error.remedy, goesOn && "The page goes on as soon as it answers."].filter(Boolean).join(" ");
   $("error").append(element("p", {}, element("b", {}, error.message), ` ${remedy}`));
-  if (retry) $("error").append(element("button", { type: "button", onclick: () => { report(null); retry(); } }, "Try again"));
+  if (retry) $("error").append(element("button", { type: "button", onclick: () => { if (goesOn) retryNow(); else { report(null); retry(); } } }, "Try again"));
 }
 
 const desk = {
@@ -186,8 +196,6 @@ function showLogin() {
 }
 
 async function open() {
-  clearTimeout(waiting);
-  waiting = null;
   $("start-error").hidden = true;
   try {
     await loadAbout();

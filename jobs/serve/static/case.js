@@ -6,7 +6,7 @@ import { drawMap, journeyTable } from "./map.js";
 import { go, state } from "./state.js";
 
 let about = null;
-let desk = null; // look(crop, among), searchFrom(spec), report(error, retry), redraw()
+let desk = null; // look(crop, among), searchFrom(spec), report(error, retry, isChange), redraw()
 let cases = [];
 let document_ = null;
 let journey = null;
@@ -105,7 +105,7 @@ async function change(work, again = work, id = document_.case.id) {
     const found = await api.readCase(id);
     if (state().case === id) take(found);
   } catch (error) {
-    desk.report(error, () => change(again, again, id));
+    desk.report(error, () => change(again, again, id), true);
   }
 }
 
