@@ -12,6 +12,9 @@ from infra.errors import BadInput, UnreadableImage
 MAX_SIDE = 4096
 """Pixels of the longer side of an image that is looked at."""
 
+SMALL_SIDE = 480
+"""Pixels of the longer side of an upload beside its answers."""
+
 QUALITY = 92
 
 
@@ -56,13 +59,22 @@ class Viewable:
 
 
 def viewable(data: bytes, *, box: Box | None = None, side: int = MAX_SIDE) -> Viewable:
-    """Decode an image of any format that searches take, and encode it again. Raises BadInput."""
-    pixels = _decode(data, side)
-    if box is not None:
-        pixels = box.cut(pixels)
+    """Decode an image of any format that searches take, or a box of it, and encode it again.
+
+    side: pixels of the longer side, at most. Raises BadInput.
+    """
+    pixels = _decode(data, side) if box is None else box.cut(_decode(data, MAX_SIDE))
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY)
-    return Viewable(buffer.getvalue(), pixels.shape[1], pixels.shape[0])
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return Viewable(buffer.getvalue(), *image.size)
+
+
+def viewable_size(data: bytes) -> tuple[int, int]:
+    """Return the width and height that an image has when it is looked at. Raises BadInput if it cannot be."""
+    height, width = _decode(data, MAX_SIDE).shape[:2]
+    return width, height
 
 
 def cut_square(data: bytes, box: Box, size: int) -> ImageArray:

@@ -11,7 +11,7 @@ from infra.errors import BadInput, BadSetting, UnreadableImage
 from jobs.cases.audit import Purpose
 from jobs.search.searcher import CROP, crop_number
 from jobs.serve.dependencies import require_role, user_of
-from jobs.serve.images import Box
+from jobs.serve.images import MAX_SIDE, SMALL_SIDE, Box
 from jobs.serve.rate_limit import RateLimit
 from jobs.serve.schemas import (
     FAILURES,
@@ -70,12 +70,16 @@ def search_routes(service: SearchService, limit: RateLimit) -> APIRouter:
 
     @router.get("/uploads/{sha256}.jpg", summary="An upload, or a box of it", response_class=Response)
     def uploaded(
-        request: Request, sha256: str, box: Annotated[str | None, Query(max_length=80)] = None
+        request: Request,
+        sha256: str,
+        box: Annotated[str | None, Query(max_length=80)] = None,
+        small: Annotated[bool, Query(description="As it is beside its answers")] = False,
     ) -> Response:
         require_role(request, "search")
         digest, _ = parse_upload(sha256)
         try:
-            jpeg = service.upload_image(digest, Box.parse(box) if box else None)
+            side = SMALL_SIDE if small else MAX_SIDE
+            jpeg = service.upload_image(digest, Box.parse(box) if box else None, side)
         except BadInput as error:
             return JSONResponse({"error": error.message, "remedy": error.remedy}, 404)
         return Response(jpeg, media_type="image/jpeg", headers=NO_STORE)

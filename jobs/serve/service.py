@@ -26,7 +26,7 @@ from jobs.cases.documents import CaseDocument, Verdict
 from jobs.runtime.format import model_name
 from jobs.search.search import match_to_json, resolve_attributes, verdict
 from jobs.search.searcher import Searcher, crop_number
-from jobs.serve.images import Box, Viewable, viewable
+from jobs.serve.images import Box, Viewable, viewable, viewable_size
 from jobs.serve.links import MapTiles, VideoLink
 from jobs.serve.live import LiveView, View
 from jobs.serve.metrics import PageMetrics
@@ -152,8 +152,8 @@ class SearchService:
     def add_upload(self, data: bytes, user: str) -> UploadResponse:
         """Keep an image that a user sent. Raises BadInput for what is no image, or was erased."""
         with decode_slots.use():
-            image = viewable(data)
-        facts = self.casebook.add_upload(data, image.width, image.height, user)
+            width, height = viewable_size(data)
+        facts = self.casebook.add_upload(data, width, height, user)
         return UploadResponse(
             spec=f"{UPLOAD}{facts.sha256}",
             sha256=facts.sha256,
@@ -162,11 +162,11 @@ class SearchService:
             height=facts.height,
         )
 
-    def upload_image(self, sha256: str, box: Box | None) -> bytes:
-        """Return an upload, or a box of it, as our JPEG. Raises BadInput if it is not kept."""
+    def upload_image(self, sha256: str, box: Box | None, side: int) -> bytes:
+        """Return an upload, or a box of it, as our JPEG of that side. Raises BadInput if it is not kept."""
         _, data = self.casebook.upload(sha256)
         with decode_slots.use():
-            return viewable(data, box=box).jpeg
+            return viewable(data, box=box, side=side).jpeg
 
     def expire_uploads(self) -> int:
         """Delete the uploads that are too old or too many; return how many."""

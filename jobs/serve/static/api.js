@@ -88,11 +88,12 @@ export const listWatchHits = () => send("/api/watch");
 
 export const cropImage = (crop) => `/api/crops/${crop.slice(5)}.jpg`;
 
-function uploadImage(spec) {
+function uploadImage(spec, isSmall) {
   const [sha256, box] = spec.slice("upload:".length).split("@");
-  return `/api/uploads/${sha256}.jpg${box ? `?box=${box}` : ""}`;
+  const query = [box && `box=${box}`, isSmall && "small=true"].filter(Boolean).join("&");
+  return `/api/uploads/${sha256}.jpg${query ? `?${query}` : ""}`;
 }
 
 // The small image of a probe or crop, and the one to look at.
-export const imageOf = (spec) => (spec.startsWith("upload:") ? uploadImage(spec) : cropImage(spec));
+export const imageOf = (spec) => (spec.startsWith("upload:") ? uploadImage(spec, true) : cropImage(spec));
 export const originalOf = (spec) => (spec.startsWith("upload:") ? uploadImage(spec) : `/api/crops/${spec.slice(5)}/original.jpg`);
