@@ -42,13 +42,11 @@ def page_matches(matches: Sequence[Match], names: dict[int, str], threshold: flo
 
 def sighting_facts(sightings: Sequence[Sighting]) -> list[str]:
     """Return the camera and time of each sighting that has them, as the facts of a probe."""
-    known = [
-        [sighting.camera_id and f"camera {sighting.camera_id}", format_ms(sighting.captured_at)]
-        if sighting.captured_at != UNKNOWN_TIME
-        else [sighting.camera_id and f"camera {sighting.camera_id}"]
-        for sighting in sightings
-    ]
-    return list(dict.fromkeys(fact for facts in known for fact in facts if fact))
+    facts: list[str] = []
+    for sighting in sightings:
+        facts += [f"camera {sighting.camera_id}"] if sighting.camera_id else []
+        facts += [format_ms(sighting.captured_at)] if sighting.captured_at != UNKNOWN_TIME else []
+    return list(dict.fromkeys(facts))
 
 
 def search_command(images: Sequence[str], options: Mapping[str, Any]) -> str:
