@@ -39,6 +39,10 @@ class Settings(BaseModel):
         500_000, ge=1000, description="Rows that the gate reads; a larger generation is compared by a sample"
     )
     gate_seconds: float = Field(600.0, gt=0, description="Seconds that the gate takes to compare a sample")
+    merge_runs: int = Field(
+        30, ge=0, description="Small runs of a chain that stay; `clvr reindex` merges more of them (0: none)"
+    )
+    merge_rows: int = Field(100_000, ge=1, description="Embedded crops from which a run is not small")
     ray: str | None = Field(None, description="Ray address; without one each job starts a local Ray")
     gpus: int | None = Field(
         None, ge=0, description="GPUs that an autoscaled cluster will have, if no node is up yet"

@@ -16,6 +16,7 @@ from index.documents import current_user, utc_now
 from index.generations import records
 from index.generations.copy import replace_by_copy
 from index.generations.erasure import begin_purge, lock_folders, resume_erasures
+from index.generations.merge import remove_merged
 from index.generations.receipt import Place, Receipt, read_receipt, receipt_key
 from index.generations.traces import erased_tokens, redact
 from index.generations.units import FOLDER, plan_units, purge_units, remove_unreferenced
@@ -76,6 +77,7 @@ def _finish(store: Store, name: str, places: Sequence[Place]) -> Receipt:
 
 
 def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator[Place]:
+    remove_merged(store)
     for run in list_runs(store):
         yield _place_of(store, purge_run(run, erased))
     for units_id, rows in purge_units(store, erased):

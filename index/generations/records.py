@@ -15,6 +15,7 @@ from index.documents import JsonDocument, require_keys_inside, utc_now
 from index.milvus.client import Milvus
 from index.milvus.collection import DROP_TIMEOUT_SECONDS, Generation, get_generation, live_generation
 from index.milvus.index_types import IndexSpec
+from index.runs.merged import read_merges
 from index.schema import EMBEDDING_DIM
 from infra.errors import BadInput, BadSetting, CorruptObject, ObjectChanged, ObjectMissing
 from infra.store import Store
@@ -77,7 +78,7 @@ def create(store: Store, record: GenerationRecord) -> None:
 def read(store: Store, name: str) -> GenerationRecord | None:
     """Return the record of a generation, or None. Raises CorruptObject if it was altered or is of another."""
     try:
-        record = GenerationRecord.read(store, _key(name))
+        record = _merged(store, GenerationRecord.read(store, _key(name)))
     except ObjectMissing:
         return None
     if record.name != name:
@@ -93,9 +94,8 @@ def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:
     for _ in range(_ATTEMPTS):
         try:
             body = store.fetch(key)
-            record = replace(
-                GenerationRecord.from_json(body.data, store.uri_of(key)), **{"updated": utc_now(), **changes}
-            )
+            stored = GenerationRecord.from_json(body.data, store.uri_of(key))
+            record = replace(_merged(store, stored), **{"updated": utc_now(), **changes})
             store.replace(key, record.to_json(), etag=body.etag)
             return record
         except ObjectMissing:
@@ -107,12 +107,13 @@ def update(store: Store, name: str, **changes: Any) -> GenerationRecord | None:
 
 def list_records(store: Store, alias: str | None = None) -> Iterator[GenerationRecord]:
     """Yield the records of an alias, or of all, in no particular order."""
+    merges = read_merges(store)
     for info in store.list("generations"):
         if not info.key.endswith(".json") or info.key.count("/") != 1:
             continue
         record = GenerationRecord.read(store, info.key)
         if alias in (None, record.alias):
-            yield record
+            yield replace(record, run_ids=merges.apply(record.run_ids))
 
 
 def new_generation(
@@ -220,6 +221,11 @@ def finish_drops(milvus: Milvus, store: Store, alias: str | None = None) -> list
     for name in names:
         drop(milvus, store, name, force=True)
     return names
+
+
+def _merged(store: Store, record: GenerationRecord) -> GenerationRecord:
+    """Return a record that names the runs in which the rows of its runs are now."""
+    return replace(record, run_ids=read_merges(store).apply(record.run_ids))
 
 
 def _key(name: str) -> str:

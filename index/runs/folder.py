@@ -166,8 +166,15 @@ class RunFolder:
 
     def done_parts(self) -> set[int]:
         """Return the numbers of the parts that have a done-mark."""
+        return self._marked("part")
+
+    def done_shards(self) -> set[int]:
+        """Return the numbers of the shards that have a done-mark."""
+        return self._marked("compacted")
+
+    def _marked(self, noun: str) -> set[int]:
         names = (info.key.rpartition("/")[2] for info in self.store.list(self.key("parts")))
-        matches = (re.fullmatch(r"part-(\d{5,})\.json", name) for name in names)
+        matches = (re.fullmatch(rf"{noun}-(\d{{5,}})\.json", name) for name in names)
         return {int(match[1]) for match in matches if match}
 
     def is_done(self, part: int) -> bool:

@@ -16,7 +16,7 @@ repeated.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -133,13 +133,15 @@ class Run:
         rows_per_part: int = 4096,
         rows_per_shard: int = 122_880,
         vanished: Any = (),
+        created: str | None = None,
     ) -> Self:
         """Start a run, or return the one that was started with the same archive, manifest and model.
 
         manifest: a table, which is sorted; or a local file of tables, of which no two have the same crop, and
         one is in memory at a time. Duplicates are dropped and counted. A shard consists of whole parts: at
         most `rows_per_shard` rows, or one part. An existing run keeps its sizes. `vanished`: URIs (string
-        Array) of crops that are gone from the archive; a run may have no other crops.
+        Array) of crops that are gone from the archive; a run may have no other crops. `created`: its place
+        among other runs, which are in the order of this time; by default now.
         Raises FingerprintMismatch or Mismatch if the run_id is taken by another input, DuplicateCropId,
         EmptyArchive, BadSetting, SchemaMismatch.
         """
@@ -163,7 +165,7 @@ class Run:
             duplicates=manifest.num_rows - crops.num_rows,
             rows_per_part=rows_per_part,
             parts_per_shard=max(1, rows_per_shard // rows_per_part),
-            created=utc_now(),
+            created=created or utc_now(),
             version=package_version(),
             vanished=(),
         )
@@ -369,15 +371,26 @@ class Run:
             self.folder.require_done(set(parts))
             raise
         quarantined = self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine for mark in marks])
+        files = [mark.shard for mark in marks]
+        return self.write_compacted(
+            shard, read_shard_files(self.store, files, fingerprint=self.fingerprint), quarantined
+        )
+
+    def write_compacted(
+        self, shard: int, rows: Iterable[pa.RecordBatch], quarantined: pa.Table
+    ) -> StoredRows:
+        """Write one shard and the quarantine of its parts, which need no marks then; return its mark.
+
+        rows: the embedded crops of these parts, in any order. `finish` checks that no crop is missing. May be
+        repeated. Raises what `write_shard` raises, and Locked if a purge wrote the run again meanwhile.
+        """
         quarantine = write_table(
             self.store, self.folder.quarantine_key(shard), quarantined, metadata=self.folder.footer
         )
         written = write_shard(
             self.store,
             self.folder.shard_key(shard),
-            in_shard_order(
-                read_shard_files(self.store, [mark.shard for mark in marks], fingerprint=self.fingerprint)
-            ),
+            in_shard_order(rows),
             fingerprint=self.fingerprint,
             run_id=self.run_id,
         )
@@ -385,6 +398,10 @@ class Run:
         mark = self.folder.write_mark(mark_key, shard, written, quarantine, count_causes(quarantined))
         self._require_unpurged(mark_key, written.key, quarantine.key)
         return mark
+
+    def _parts_without_shard(self) -> set[int]:
+        done = self.folder.done_shards()
+        return {part for part in range(self.info.parts) if part // self.info.parts_per_shard not in done}
 
     def _verified(self, compacted: list[StoredRows]) -> ShardCounts:
         def read() -> Iterator[tuple[ShardInfo, pa.Table]]:
@@ -423,7 +440,7 @@ class Run:
         DuplicateCropId.
         """
         if not self.finished:
-            self.folder.require_done(set(range(self.info.parts)))
+            self.folder.require_done(self._parts_without_shard())
             compacted = [self._compacted(shard) for shard in range(self.info.shards)]
             shards = [mark.shard for mark in compacted]
             counts = self._verified(compacted)
@@ -471,6 +488,8 @@ def find_unfinished(
     """
     for run in reversed(list_runs(store)):
         settings = run.info.settings
+        if settings.get("merged"):
+            continue  # no embedding makes it: see `index.generations.merge`
         has_origin = all(settings.get(name) == value for name, value in (origin or {}).items())
         if has_origin and (run.info.archive, run.fingerprint) == (archive, fingerprint) and not run.finished:
             return run

@@ -6,6 +6,7 @@ from typing import Any
 
 from clvr_model.embedder import fingerprints_of
 from index.generations import records
+from index.generations.merge import MergePolicy, merge_runs
 from index.generations.promotion import promote
 from index.generations.receipt import Receipt
 from index.milvus.client import Milvus
@@ -261,12 +262,18 @@ def promote_step(context: ReindexContext) -> Outcome:
 
 
 def retention_step(context: ReindexContext) -> Outcome:
-    """Drop old generations, never the live or the previous one; erase and purge old crops, if requested."""
+    """Drop old generations, never the live or the previous one; erase and purge old crops, if requested.
+
+    Small runs are merged as the settings say, after the erasures.
+    """
     retirement = loading.retire_generations(context.settings, keep=context.request.keep)
     receipts = _erase_old(context)
+    merged = _merge_small(context)
     live, rows = _live(context, open_milvus(context.settings))
     said = [f"{len(retirement.dropped)} generations dropped, {len(retirement.kept)} kept"]
     said += [f"erasure {receipt.erasure_id}: {receipt.crops:,} crops" for receipt in receipts]
+    said += [merged["error"]] if merged["error"] else []
+    said += [f"{len(one['sources'])} small runs merged into {one['run_id']}" for one in merged["runs"]]
     drift = _drift(context) if context.request.drift and live else None
     if drift:
         said.append(drift.get("error") or f"{len(drift['alerts'])} alerts of drift")
@@ -279,11 +286,23 @@ def retention_step(context: ReindexContext) -> Outcome:
         "said": "; ".join(said),
         "erasures": [receipt.erasure_id for receipt in receipts],
         "erased": sum(receipt.crops for receipt in receipts),
+        "merged": merged,
         "dropped": list(retirement.dropped),
         "kept": list(retirement.kept),
         "live": live.name if live else None,
         "live_rows": rows,
     }
+
+
+def _merge_small(context: ReindexContext) -> Outcome:
+    """Merge small runs; a run that went live has not failed if that fails, and the next one tries again."""
+    plan, settings = context.outcome("plan"), context.settings
+    policy = MergePolicy(settings.merge_runs, settings.merge_rows)
+    try:
+        done = merge_runs(context.store, plan["run_id"] or plan["base_run"], policy, wait=ERASE_WAIT_SECONDS)
+    except ClvrError as error:
+        return {"error": f"small runs were not merged: {error.message}", "runs": []}
+    return {"error": "", "runs": [asdict(one) for one in done]}
 
 
 def _drift(context: ReindexContext) -> Outcome:

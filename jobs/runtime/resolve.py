@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from index.generations import records
 from index.milvus.client import Milvus, connect
 from index.milvus.collection import Generation, get_generation, list_generations, live_generation
+from index.runs.merged import read_merges
 from index.runs.run import Run, list_runs
 from index.transforms.stored import read_transform, resolve_transform
 from index.transforms.transform import FeatureTransform
@@ -25,6 +26,9 @@ def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
         except (ObjectMissing, BucketMissing) as error:
             if isinstance(error, BucketMissing) and not store.local:
                 raise
+            merged = read_merges(store).run_of(run_id)
+            if merged != run_id:
+                raise BadInput(f"run {run_id} was merged into {merged}", remedy=f"name {merged}") from error
             raise BadInput(
                 f"there is no run {run_id} in {store.uri}", remedy="`clvr runs` lists them"
             ) from error
@@ -36,7 +40,8 @@ def find_run(run_id: str, settings: Settings, *, finished: bool = True) -> Run:
 
 
 def find_runs(run_ids: Sequence[str], settings: Settings) -> list[Run]:
-    """Open several finished runs, oldest first."""
+    """Open several finished runs, oldest first; for runs that were all merged into another one, that one."""
+    run_ids = read_merges(open_store(settings.runs)).apply(run_ids)
     runs = {run.run_id: run for run in (find_run(run_id, settings) for run_id in run_ids)}
     return sorted(runs.values(), key=lambda run: run.info.created)
 
