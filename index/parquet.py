@@ -21,7 +21,7 @@ from index.digests import column_digest, type_name
 from index.documents import JsonDocument
 from index.schema import RANGE_COLUMNS, REPEATING_COLUMNS
 from infra.errors import CorruptObject, DiskFull, ObjectMissing, SchemaMismatch, StoreUnreachable
-from infra.store import Store
+from infra.store import ScratchFolder, Store
 from infra.store.sealed import seal, unseal
 from infra.store.settings import checked_key
 
@@ -292,8 +292,8 @@ class SealedWriter:
 def sealed_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[SealedWriter]:
     """Give a writer of a local file that vanishes afterwards. Raises DiskFull."""
     try:
-        with tempfile.TemporaryDirectory(prefix="clvr-") as folder:
-            writer = SealedWriter(Path(folder, "file.parquet"), schema, metadata)
+        with ScratchFolder() as folder:
+            writer = SealedWriter(Path(folder.path, "file.parquet"), schema, metadata)
             try:
                 yield writer
             finally:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from index.archive.partitions import PartitionId, bits_for, split_by_folder
 from infra.errors import DiskFull
+from infra.store import ScratchFolder
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _LENGTH_BYTES = 8
@@ -21,14 +22,14 @@ _SPLIT_ROWS = 1 << 16
 class TableFile:
     """Tables of one schema in a local file, in the order in which they were appended.
 
-    The file is deleted with the object, or with the process that ends regularly.
+    The file is deleted with the object; after a kill the next process does that, see `infra.store.scratch`.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self.num_rows = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="clvr-")
-        self._path = Path(self._folder.name, "tables")
+        self._folder = ScratchFolder()
+        self._path = Path(self._folder.path, "tables")
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table], schema: pa.Schema) -> "TableFile":
@@ -78,7 +79,7 @@ class Spool:
         self.archive = archive
         self.schema = schema
         self.rows: Counter[str] = Counter()
-        self._folder = tempfile.TemporaryDirectory(prefix="clvr-")
+        self._folder = ScratchFolder()
         self._files: dict[str, Path] = {}
         self._lock = threading.Lock()
 
@@ -93,7 +94,7 @@ class Spool:
             return
         for folder, part in split_by_folder(rows, self.archive):
             with self._lock:
-                path = self._files.setdefault(folder, Path(self._folder.name, str(len(self._files))))
+                path = self._files.setdefault(folder, Path(self._folder.path, str(len(self._files))))
                 self.rows[folder] += part.num_rows
                 _append(path, part)
 
@@ -127,7 +128,7 @@ class Spool:
 
     def _split(self, folder: str, bits: int) -> Path:
         """Write the rows of a folder into one file for each bucket; return the folder of these files."""
-        target = Path(tempfile.mkdtemp(dir=self._folder.name))
+        target = Path(tempfile.mkdtemp(dir=self._folder.path))
         pending: list[pa.Table] = []
         count = 0
         for table in _read(self._files[folder]) if folder in self._files else ():

@@ -6,7 +6,6 @@ was or as it shall be, and whoever needs it next makes what is missing: a catalo
 losing it costs time and nothing else.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,7 +37,7 @@ from index.runs.run import Run, vanished_uris
 from index.runs.tombstones import ErasedCrops, erasure_ids, read_tombstones
 from index.schema import UNKNOWN
 from infra.errors import ObjectMissing
-from infra.store import Store, ignore_missing_root, open_store
+from infra.store import ScratchFolder, Store, ignore_missing_root, open_store
 
 LOCK = "catalogue"
 WAIT_SECONDS = 600.0
@@ -59,8 +58,8 @@ def open_catalogue(store: Store, run_id: str, *, keep: bool = True) -> KnownPart
     if known is not None:
         return KnownPartitions(store, known)
     if not keep:
-        scratch = tempfile.TemporaryDirectory(prefix="clvr-")
-        folder, runs = open_store(scratch.name), list(ancestors(store, run_id))[::-1]
+        scratch = ScratchFolder()
+        folder, runs = open_store(str(scratch.path)), list(ancestors(store, run_id))[::-1]
         made = _fold(folder, None, runs, read_tombstones(store))
         return KnownPartitions(folder, made, keeper=scratch)
     with acquire(store, LOCK, f"an update of the catalogue to run {run_id}", wait=WAIT_SECONDS):

@@ -8,7 +8,6 @@ A row of the probe's own partition counts once, one of another partition for all
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -33,6 +32,7 @@ from index.runs.shards import ShardInfo, open_shard, shard_ids
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import UNKNOWN_TIME
 from index.transforms.transform import FeatureTransform, vectors_by
+from infra.store import ScratchFolder
 
 Ids = NDArray[np.int64]
 MIN_PARTITIONS = 8
@@ -195,7 +195,7 @@ def measure_sample(
     """
     started = time.monotonic()
     rng = np.random.default_rng(seed)
-    with tempfile.TemporaryDirectory(prefix="clvr-") as scratch:
+    with ScratchFolder() as scratch:
         shards = _Shards(runs, transform, read_tombstones(*(run.store for run in runs)))
         sample = _Sample()
         for filters, groups in _draw(shards, budget, rng, sample):
@@ -204,7 +204,7 @@ def measure_sample(
                 sample.stopped = f"half of {budget.seconds:,.0f} seconds were over"
                 break
             sample.rows_read += sum(group.rows for group in groups)
-            _compare_rows(milvus, generation, filters, shards.read(groups, filters), Path(scratch), sample)
+            _compare_rows(milvus, generation, filters, shards.read(groups, filters), scratch.path, sample)
         held = sum(len(one.ids) for one in sample.partitions)
         weight = max(1.0, rows / held) if held else 1.0
         wanted = min(_MAX_PROBES * probes, max(probes, math.ceil(_PROBES_A_ROW * weight)))

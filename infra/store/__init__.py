@@ -2,6 +2,7 @@
 
 from infra.store.backend import FOLDER_MARKER, UNADDRESSABLE, ObjectBody, ObjectInfo, UnusableObject
 from infra.store.hidden import is_hidden, may_hide
+from infra.store.scratch import ScratchFolder
 from infra.store.settings import UNUSABLE_KEY_PATTERN, StoreSettings, is_usable_key, split_uri
 from infra.store.store import Store, ignore_missing_root, open_store
 from infra.store.tables import TABLE_SUFFIXES, read_user_table
@@ -14,6 +15,7 @@ __all__ = [
     "UNUSABLE_KEY_PATTERN",
     "ObjectBody",
     "ObjectInfo",
+    "ScratchFolder",
     "Store",
     "StoreSettings",
     "TimeRange",

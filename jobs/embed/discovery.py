@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +37,9 @@ from index.runs.run import Run, list_runs
 from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, ClvrError, EmptyArchive, StoreError
+from infra.settings import Settings
 from infra.store import Store, TimeRange, is_hidden, open_store, split_uri
+from jobs.runtime.resolve import find_run
 
 _MAX_CONCURRENT_HEADS = 32
 _SAMPLED_CROPS = 64  # of a list
@@ -109,6 +111,21 @@ class CropSelection:
     def choice(self) -> KeyChoice:
         """Return the choice of keys. Raises BadSetting for an unusable glob."""
         return KeyChoice(self.include, self.exclude)
+
+
+Selection = TypeVar("Selection", bound=CropSelection)
+
+
+def with_run_ids(selection: Selection, settings: Settings) -> Selection:
+    """Return a selection whose runs are named by their ids: `latest` is the newest finished one.
+
+    Raises BadInput for a run that does not exist, or that was merged into another one.
+    """
+    since, requeue = (
+        find_run(name, settings).run_id if name else None
+        for name in (selection.since_run, selection.retry_quarantined)
+    )
+    return replace(selection, since_run=since, retry_quarantined=requeue)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from clvr_model.checkpoint import load_checkpoint
 from clvr_model.embedder import PrecisionCheck, PrecisionOption, fingerprints_of
 from index.catalogue.catalogue import open_catalogue
 from index.documents import utc_now
@@ -28,13 +27,14 @@ from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
-from jobs.embed.discovery import CropSelection, Discovery, discover
+from jobs.embed.discovery import CropSelection, Discovery, discover, with_run_ids
 from jobs.embed.monitor import EmbedMonitor, Totals
 from jobs.embed.precision import (
     PrecisionDecision,
     choose_precision,
     compile_model,
     default_precision,
+    load_for_runs,
     open_model,
 )
 from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, blocks_of, rows_per_part
@@ -91,9 +91,10 @@ def embed(
     CountMismatch; the run then is unfinished and invisible to `load`, and the same call continues it.
     """
     timer, started = _PhaseTimer(time.monotonic()), utc_now()
+    request = with_run_ids(request, settings)
     runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
-    fingerprint = open_embedder().fingerprint if open_embedder else load_checkpoint(request.model).fingerprint
+    fingerprint = open_embedder().fingerprint if open_embedder else load_for_runs(request.model).fingerprint
     connect(settings)
     request = replace(request, precision=request.precision or default_precision())
     actors = request.actors or num_gpus() or num_cpus()

@@ -14,7 +14,7 @@ from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.embed.discovery import CropSelection, discover
+from jobs.embed.discovery import CropSelection, discover, with_run_ids
 from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, ThroughputSample, rows_per_part
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def plan(
     if price_per_node_hour is not None and model is None and open_embedder is None:
         raise BadInput("a price needs a measured speed", remedy="give --checkpoint, to measure with")
     archive = open_store(selection.archive)
+    selection = with_run_ids(selection, settings)
     discovery = discover(selection, archive, open_store(settings.runs), keep=False)
     crops = _count_crops(discovery.crops, archive.uri)
     sample, nodes = None, 0

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from clvr_model.checkpoint import load_checkpoint
+from clvr_model.checkpoint import Checkpoint, load_checkpoint
 from clvr_model.embedder import (
     MIN_IMAGES,
     Embedder,
@@ -20,6 +20,8 @@ from clvr_model.engines import Precision, default_cache, reduced_precisions
 from clvr_model.preprocessing import IMAGE_SIZE
 from index.archive.reader import ArchiveReader
 from index.archive.spool import TableFile
+from index.schema import EMBEDDING_DIM
+from infra.errors import BadCheckpoint
 from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.ray_cluster import num_gpus
@@ -97,6 +99,18 @@ def choose_precision(
         )
     reason = "no faster one in hardware" if guard is None else "the guard failed on this archive"
     return PrecisionDecision("fp32", fingerprint, reason, guard)
+
+
+def load_for_runs(model: str) -> Checkpoint:
+    """Load a checkpoint to embed with. Raises BadCheckpoint if its features have another length than rows."""
+    checkpoint = load_checkpoint(model)
+    length = checkpoint.network.architecture.feature_dim
+    if length != EMBEDDING_DIM:
+        raise BadCheckpoint(
+            f"the features of {model} have {length:,} numbers, the rows of a run {EMBEDDING_DIM:,}",
+            remedy=f"Train it with feature_dim={EMBEDDING_DIM}; shorter vectors: `clvr fit-transform`.",
+        )
+    return checkpoint
 
 
 def guard_on_sample(

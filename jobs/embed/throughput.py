@@ -8,13 +8,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import load_checkpoint
 from index.archive.reader import ArchiveReader
 from infra.errors import BadInput
 from infra.store import Store
 from jobs.embed.actor import OpenEmbedder
 from jobs.embed.job import actor_resources
-from jobs.embed.precision import PrecisionDecision, open_model
+from jobs.embed.precision import PrecisionDecision, load_for_runs, open_model
 from jobs.embed.sizes import ThroughputSample
 from jobs.runtime.image_stream import ImageFailure, stream_images
 from jobs.runtime.ray_cluster import root_cause
@@ -24,7 +23,7 @@ SAMPLE_CROPS = 48
 
 def open_exact_model(model: str) -> Any:
     """Load a model at full precision, to measure with."""
-    return open_model(model, PrecisionDecision("fp32", load_checkpoint(model).fingerprint, "for a plan"))
+    return open_model(model, PrecisionDecision("fp32", load_for_runs(model).fingerprint, "for a plan"))
 
 
 def measure_throughput(

@@ -11,13 +11,13 @@ from typing import Any
 
 import ray
 
-from clvr_model.checkpoint import load_checkpoint
 from index.documents import utc_now
 from index.lock import Lock, acquire
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
+from jobs.embed.precision import load_for_runs
 from jobs.reindex.page import MAX_TREND, build_reindex_page
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import (
@@ -106,7 +106,7 @@ def reindex(
     embedding = request.embed
     store, archive = open_store(settings.runs), open_store(embedding.archive)
     archive.ensure()
-    model = open_embedder() if open_embedder else load_checkpoint(embedding.model)
+    model = open_embedder() if open_embedder else load_for_runs(embedding.model)
     origin = embedding.origin()
     inputs = ReindexInputs(
         archive=archive.uri,
