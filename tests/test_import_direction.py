@@ -56,6 +56,7 @@ SIBLINGS = {
         },
         "evaluation": {"exact", "milvus", "parquet", "schema"},
         "search": {
+            "archive",
             "documents",
             "exact",
             "filters",

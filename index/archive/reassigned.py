@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.archive.manifest import crop_id_of, crop_ids_of
+from index.archive.reader import open_uri
 from index.documents import JsonDocument
 from infra.errors import ObjectChanged, ObjectExists, ObjectMissing
 from infra.store import Store, ignore_missing_root
@@ -48,6 +49,10 @@ class ReassignedIds(JsonDocument):
         crop_ids = pc.coalesce(others.take(pc.index_in(rows["uri"], value_set=uris)), rows["crop_id"])
         return rows.set_column(rows.schema.get_field_index("crop_id"), "crop_id", crop_ids)
 
+    def id_at(self, uri: str) -> int:
+        """Return the crop_id of the crop at any path or URI, whether it exists or not."""
+        return int(self.ids_of([open_uri(uri)[1]])[0])
+
     def ids_of(self, uris: Iterable[str]) -> Ids:
         """Return the crop_ids (n,) of URIs."""
         names = list(uris)
@@ -58,11 +63,13 @@ class ReassignedIds(JsonDocument):
         return ids
 
 
-def read_reassigned(store: Store) -> ReassignedIds:
-    """Return the list of a folder of runs. Raises CorruptObject, SchemaMismatch."""
-    with ignore_missing_root(store), suppress(ObjectMissing):
-        return ReassignedIds.read(store, _KEY)
-    return ReassignedIds()
+def read_reassigned(*stores: Store) -> ReassignedIds:
+    """Return the list of a folder of runs, or of several. Raises CorruptObject, SchemaMismatch."""
+    ids: dict[str, int] = {}
+    for store in stores:
+        with ignore_missing_root(store), suppress(ObjectMissing):
+            ids |= ReassignedIds.read(store, _KEY).ids
+    return ReassignedIds(ids)
 
 
 def record_reassigned(store: Store, ids: Mapping[str, int]) -> None:

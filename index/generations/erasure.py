@@ -151,15 +151,23 @@ def begin_purge(milvus: Milvus, store: Store, reason: str, folders: Sequence[str
     store.create(receipt_key(receipt.erasure_id), receipt.to_json())
 
 
-def rows_by_run(runs: Sequence[Run], crop_ids: Ids) -> dict[str, int]:
-    """Count the embedded rows of the crop_ids (n,) in each finished run that has any."""
-    counts = {}
+def rows_by_run(runs: Sequence[Run], selected: SelectedCrops) -> dict[str, int]:
+    """Count the embedded rows of selected crops in each finished run that has any.
+
+    Reads the crop_ids of the shards of the parts that have them, and no other shard.
+    """
+    counts: dict[str, int] = {}
     for run in runs:
-        if run.finished and crop_ids.size:
-            batches = read_shards(run.store, run.shard_keys(), columns=["crop_id"])
-            rows = sum(int(np.isin(batch.column("crop_id").to_numpy(), crop_ids).sum()) for batch in batches)
-            if rows:
-                counts[run.run_id] = rows
+        numbers = run.info.shards_of(selected.parts_of(run))
+        if not numbers or not run.finished:
+            continue
+        shards = [run.folder.absolute(run.summary.shards[number]) for number in numbers]
+        batches = read_shards(run.store, [shard.key for shard in shards if shard.rows], columns=["crop_id"])
+        rows = sum(
+            int(np.isin(batch.column("crop_id").to_numpy(), selected.crop_ids).sum()) for batch in batches
+        )
+        if rows:
+            counts[run.run_id] = rows
     return counts
 
 
@@ -204,7 +212,7 @@ def _plan_erasure(
         begun=utc_now(),
         crops=int(crop_ids.size),
         unknown_time=selected.unknown_time,
-        runs=rows_by_run(runs, crop_ids),
+        runs=rows_by_run(runs, selected),
         generations=tuple(
             _count_before(milvus, folder, generation, record, crop_ids)
             for folder, generation, record in generations

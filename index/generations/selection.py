@@ -20,6 +20,8 @@ from infra.errors import BadSetting, ClvrError
 from infra.store import ObjectBody, TimeRange, open_store
 
 Ids = NDArray[np.int64]
+_NO_IDS: Ids = np.empty(0, np.int64)
+_IDENTITY = ("vehicle_id", "crop_id", "camera_id")
 _COLUMNS = ["crop_id", "uri", "etag", "size", "camera_id", "captured_at", "vehicle_id"]
 _MD5_ETAG = r"\A[0-9a-f]{32}\z"
 _MEMBER_ETAG = r"\Amd5:([0-9a-f]{32})@.*\z"  # of a member of a tar file
@@ -85,13 +87,23 @@ class SelectedCrops:
     """The crops to erase: their ids, ascending, and the MD5 of their bytes where it is known.
 
     copies: how many have other names than the selected ones and the same bytes. unknown_time: how many crops
-    match except for their unknown time; they are not selected.
+    match except for their unknown time; they are not selected. parts: see `parts_of`; by folder and id
+    of the run.
     """
 
     crop_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     md5s: dict[int, bytes] = field(default_factory=dict)
     copies: int = 0
     unknown_time: int = 0
+    parts: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+
+    def add_part(self, run: Run, part: int) -> None:
+        """Note that a part of a run has some of them."""
+        self.parts.setdefault((run.store.uri, run.run_id), set()).add(part)
+
+    def parts_of(self, run: Run) -> set[int]:
+        """Return the parts of a run whose manifest has any of them."""
+        return self.parts.get((run.store.uri, run.run_id), set())
 
     def add(self, crop_ids: Ids) -> None:
         """Select further crops, of which only the ids are known."""
@@ -111,20 +123,31 @@ def select_crops(
     reading the crop, and every crop of the same bytes is selected too; the bytes of crops that are gone from
     the archive stay unknown. times: the plausible capture times; if a row that a time window could match has
     another one, the selection is refused. Parts of a manifest whose ranges of ids, cameras and times cannot
-    match are not read; copies are looked for in all. Raises BadInput,
+    match are not read; of the others the columns of the criteria are, and all where they match. Copies are
+    looked for in all manifests, by length and ETag. Raises BadInput,
     CorruptObject, StoreError.
     """
-    selected, tables, undated = SelectedCrops(), [], [np.empty(0, np.int64)]
-    for run, crops in _manifests(runs, lambda ranges: _may_match(ranges, selection, times)):
-        crops = crops.filter(_matches_identity(crops, selection))
+    selected, tables = SelectedCrops(), []
+    ids, undated = [_NO_IDS], [_NO_IDS]
+    for run, part, crops in _parts(
+        runs,
+        _COLUMNS,
+        lambda ranges: _may_match(ranges, selection, times),
+        _identity_columns(selection),
+        lambda rows: _matches_identity(rows, selection),
+    ):
         if selection.has_time_window:
             if times is not None:
                 require_plausible_times(crops, times, "an erasure by time")
             is_undated = pc.equal(crops["captured_at"], UNKNOWN_TIME)
             undated.append(np.asarray(crops.filter(is_undated)["crop_id"]))
             crops = crops.filter(_matches_time(crops, selection))
-        selected.add(np.asarray(crops["crop_id"]))
-        tables.append((run, crops))
+        if crops.num_rows:
+            selected.add_part(run, part)
+            ids.append(np.asarray(crops["crop_id"]))
+        if selection.names_crops:
+            tables.append((run, crops))
+    selected.add(np.concatenate(ids))
     selected.unknown_time = int(np.unique(np.concatenate(undated)).size)
     if selection.names_crops and selected.crop_ids.size:
         read: dict[int, bytes] = {}
@@ -134,16 +157,37 @@ def select_crops(
     return selected
 
 
-def _manifests(
-    runs: Sequence[Run], is_wanted: Callable[[Ranges], bool] = lambda ranges: True
-) -> Iterator[tuple[Run, pa.Table]]:
-    """Yield the manifests by files, without the row groups whose ranges are not wanted."""
+def _parts(
+    runs: Sequence[Run],
+    columns: Sequence[str],
+    is_wanted: Callable[[Ranges], bool] = lambda ranges: True,
+    first: Sequence[str] = (),
+    matches_first: Callable[[pa.Table], Any] = lambda rows: None,
+) -> Iterator[tuple[Run, int, pa.Table]]:
+    """Yield columns of the parts of all manifests whose ranges are wanted, with their numbers.
+
+    first: columns that are read before the others, which are read only where some rows match; without them
+    all rows come.
+    """
     for run in runs:
+        part = -1
         for number in range(len(run.folder.manifest_keys())):
             with run.folder.open_manifest(number) as file:
-                groups = [group for group in range(file.num_row_groups) if is_wanted(file.ranges(group))]
-                if groups:
-                    yield run, pa.concat_tables(file.read_row_group(group, _COLUMNS) for group in groups)
+                for group in range(file.num_row_groups):
+                    part += 1
+                    if not is_wanted(file.ranges(group)):
+                        continue
+                    mask = matches_first(file.read_row_group(group, first)) if first else None
+                    if mask is None:
+                        yield run, part, file.read_row_group(group, columns)
+                    elif pc.any(mask, min_count=0).as_py():
+                        yield run, part, file.read_row_group(group, columns).filter(mask)
+
+
+def _identity_columns(selection: EraseSelection) -> list[str]:
+    """Return the columns that `_matches_identity` looks at."""
+    pairs = zip(_IDENTITY, (selection.vehicles, selection.crop_ids, selection.cameras), strict=True)
+    return [name for name, values in pairs if values]
 
 
 def _may_match(ranges: Ranges, selection: EraseSelection, times: TimeRange | None) -> bool:
@@ -177,13 +221,20 @@ def _select_copies(
     if not wanted:
         return
     known = selected.crop_ids
-    for run, crops in _manifests(runs):
-        # Bytes of another length are not read, if both lengths are known.
-        likely = crops if any_size else crops.filter(pc.is_in(crops["size"], value_set=wanted_sizes))
-        likely = likely.filter(pa.array(~np.isin(np.asarray(likely["crop_id"]), known)))
+    # Bytes of another length are not read, if both lengths are known.
+    first = [] if any_size else ["size"]
+    for run, part, crops in _parts(
+        runs,
+        ["crop_id", "uri", "etag"],
+        first=first,
+        matches_first=lambda rows: pc.is_in(rows["size"], value_set=wanted_sizes),
+    ):
+        likely = crops.filter(pa.array(~np.isin(np.asarray(crops["crop_id"]), known)))
         same = {crop_id: md5 for crop_id, md5 in _md5s_of(run, likely, read).items() if md5 in wanted}
-        selected.md5s |= same
-        selected.add(np.fromiter(same, np.int64, len(same)))
+        if same:
+            selected.md5s |= same
+            selected.add(np.fromiter(same, np.int64, len(same)))
+            selected.add_part(run, part)
     selected.copies = len(selected.crop_ids) - len(known)
 
 
@@ -227,11 +278,12 @@ def matches(crops: pa.Table, selection: EraseSelection) -> Any:
 
 
 def _matches_identity(crops: pa.Table, selection: EraseSelection) -> Any:
-    mask = pc.is_valid(crops["crop_id"])
-    for name, values, data_type in (
-        ("vehicle_id", selection.vehicles, pa.int64()),
-        ("crop_id", selection.crop_ids, pa.int64()),
-        ("camera_id", selection.cameras, pa.string()),
+    mask: Any = pa.repeat(True, crops.num_rows)
+    for name, values, data_type in zip(
+        _IDENTITY,
+        (selection.vehicles, selection.crop_ids, selection.cameras),
+        (pa.int64(), pa.int64(), pa.string()),
+        strict=True,
     ):
         if values:
             mask = pc.and_(mask, pc.is_in(crops[name], value_set=pa.array(values, data_type)))

@@ -98,16 +98,11 @@ def _erased_by_part(run: Run, erased: ErasedCrops) -> Counter[int]:
     return counts
 
 
-def _shards_of(run: Run, parts: Iterable[int]) -> list[int]:
-    """Return the numbers of the shards, and of their quarantine, that have the crops of some parts."""
-    return sorted({part // run.info.parts_per_shard for part in parts})
-
-
 def _count(run: Run, erased: ErasedCrops, parts: Counter[int]) -> PurgedRun:
     def count(ids: Ids) -> int:
         return int(erased.is_erased(ids).sum())
 
-    numbers = _shards_of(run, parts) if run.finished else []
+    numbers = run.info.shards_of(parts) if run.finished else []
     shards = [run.folder.absolute(run.summary.shards[number]) for number in numbers]
     keys = [shard.key for shard in shards if shard.rows]
     return PurgedRun(
@@ -123,7 +118,7 @@ def _rewrite_finished(run: Run, erased: ErasedCrops, parts: Iterable[int]) -> Ru
     folder = _next_folder(run, erased)
     shards: list[ShardInfo] = []
     quarantine: list[StoredFile] = []
-    holding = set(_shards_of(run, parts))
+    holding = set(run.info.shards_of(parts))
     for number, shard in enumerate(map(run.folder.absolute, run.summary.shards)):
         if number not in holding and run.summary.quarantine is not None:
             shards.append(shard)

@@ -1,5 +1,6 @@
 """The records of a run: run.json, its input, done.json, its result, and the marks of work in progress."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,10 @@ class RunInfo(JsonDocument):
     def rows_of_part(self, part: int) -> int:
         """Return the number of crops of a part."""
         return min(self.rows_per_part, self.rows - part * self.rows_per_part)
+
+    def shards_of(self, parts: Iterable[int]) -> list[int]:
+        """Return the numbers of the shards, and of their quarantine, that have the crops of some parts."""
+        return sorted({part // self.parts_per_shard for part in parts})
 
     def require_same(self, requested: "RunInfo") -> None:
         """Raise FingerprintMismatch or Mismatch, with both values, unless both have the same input."""

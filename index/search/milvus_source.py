@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.archive.reassigned import ReassignedIds, read_reassigned
 from index.filters import Filters
 from index.generations.units import Members, TrackOfCrop
 from index.milvus.client import Milvus
@@ -63,6 +64,10 @@ class MilvusSource:
                 return [_ranked(hits[:top]) for hits in kept]
             # In the middle of an erasure: other crops take the places of those that are about to go.
             depth = min(MAX_TOP, depth * 8)
+
+    def reassigned(self) -> ReassignedIds:
+        """Return the crops that have another crop_id than the hash of their URI."""
+        return read_reassigned(*self.tombstones.stores)
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
         """Return those of the crop_ids that were erased; `now`: also within the last half second."""

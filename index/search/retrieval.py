@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from index.archive.reassigned import ReassignedIds
 from index.filters import Filters
 from index.generations.units import TrackOfCrop
 from index.milvus.index_types import MAX_TOP
@@ -52,6 +53,10 @@ class CropSource(Protocol):
 
     def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
         """Return the tracks of crops; none if the rows of the source are crops."""
+        ...
+
+    def reassigned(self) -> ReassignedIds:
+        """Return the crops that have another crop_id than the hash of their URI."""
         ...
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.archive.reassigned import ReassignedIds, read_reassigned
 from index.exact.knn import NO_ID, nearest
 from index.filters import Filters
 from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
@@ -96,6 +97,10 @@ class ScanSource:
     def tracks(self, crop_ids: Sequence[int]) -> dict[int, TrackOfCrop]:
         """Return nothing: a scan compares crops, also where a generation of tracks is live."""
         return {}
+
+    def reassigned(self) -> ReassignedIds:
+        """Return the crops that have another crop_id than the hash of their URI."""
+        return read_reassigned(*self.tombstones.stores)
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
         """Return those of the crop_ids that were erased; `now`: also within the last half second."""

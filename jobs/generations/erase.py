@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from typing_extensions import TypedDict
 
-from index.archive.reader import crop_id_at
+from index.archive.reassigned import ReassignedIds, read_reassigned
 from index.generations.audit import audit_folder, audit_index
 from index.generations.erasure import folders_of, forget
 from index.generations.purge import purge
@@ -190,9 +190,10 @@ def forget_crops(request: ForgetRequest, settings: Settings) -> Receipt:
 
     Raises the errors of `forget` and of `purge`.
     """
+    reassigned = read_reassigned(open_store(settings.runs)) if request.crops else ReassignedIds()
     selection = EraseSelection(
         vehicles=request.vehicles,
-        crop_ids=tuple(_crop_id(crop) for crop in request.crops),
+        crop_ids=tuple(_crop_id(crop, reassigned) for crop in request.crops),
         cameras=request.cameras,
         captured_from=epoch_ms("--from", request.since),
         captured_to=epoch_ms("--until", request.until),
@@ -295,6 +296,6 @@ def _open_when_free(settings: Settings, deadline: float) -> Milvus:
             time.sleep(1)
 
 
-def _crop_id(crop: str) -> int:
+def _crop_id(crop: str, reassigned: ReassignedIds) -> int:
     number = crop.removeprefix("crop:")
-    return int(number) if number.isdecimal() else crop_id_at(crop)
+    return int(number) if number.isdecimal() else reassigned.id_at(crop)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clvr_model.card import read_card
 from clvr_model.preprocessing import IMAGE_SIZE, decode
-from index.archive.reader import crop_id_at, read_uri
+from index.archive.reader import read_uri
 from index.filters import Filters
 from index.generations.units import members_of
 from index.milvus.client import Milvus
@@ -140,7 +140,7 @@ class Searcher:
             return self._archived(uri, crop_number(uri))
         if uri.startswith(TRACK):
             return self._track(uri)
-        crop_id = crop_id_at(uri)
+        crop_id = self.source.reassigned().id_at(uri)
         self.require_kept(uri, crop_id)
         sighting = self.source.sightings([crop_id]).get(crop_id)
         if sighting:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clvr_model.embedder import Embedder
 from clvr_model.preprocessing import decode
-from index.archive.reader import ArchiveReader, crop_id_at, open_uri
+from index.archive.reader import ArchiveReader, open_uri
 from index.generations.traces import REDACTED
 from index.search.calibration import Calibration
 from index.search.probe import Probe, Sighting, image_probe
@@ -93,6 +93,7 @@ class SweepWorker:
 
     def _fetch_archived(self, rows: list[_Row]) -> None:
         """Take the features of probes that are crops of the archive from the source."""
+        reassigned = self.source.reassigned()
         for row in rows:
             if row.uri == REDACTED:
                 row.fail("erased", ERASED_DETAIL)
@@ -101,7 +102,7 @@ class SweepWorker:
                 row.fail("bad-uri", "a sweep lists crops: name one of the track, with --unit track")
                 continue
             try:
-                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else crop_id_at(row.uri)
+                row.crop_id = crop_number(row.uri) if row.uri.startswith(CROP) else reassigned.id_at(row.uri)
             except (BadInput, BadSetting) as error:
                 row.fail("bad-uri", error.message)
         ids = sorted({row.crop_id for row in rows if row.crop_id is not None})

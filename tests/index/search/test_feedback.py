@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from index.archive.reassigned import ReassignedIds
 from index.filters import Filters
 from index.generations.units import TrackOfCrop
 from index.milvus.search import Hit
@@ -58,6 +59,9 @@ class VectorSource:
 
     def track_crops(self, camera_id: str, track_id: str) -> list[int]:
         return []
+
+    def reassigned(self) -> ReassignedIds:
+        return ReassignedIds()
 
     def erased_ids(self, crop_ids: Sequence[int], *, now: bool = False) -> set[int]:
         return set()
