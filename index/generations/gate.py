@@ -6,14 +6,16 @@ Golden probes are archived crops whose matches are known.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from index.archive.manifest import crop_id_of
+from index.archive.reassigned import ReassignedIds
 from index.documents import utc_now
 from index.generations import records
 from index.generations.gate_sample import (
@@ -48,8 +50,18 @@ _GOLDEN_K = 50
 _TIMED_PROBES = 50
 _TIMED_TOP = 20
 
+Ids = NDArray[np.int64]
 GoldenProbes = dict[int, int]
 """crop_id -> vehicle_id."""
+
+OverShards = Callable[[Callable[[LoadPlan, int], Any], LoadPlan], list[Any]]
+"""Calls a function with parts of a plan, consecutive shards each, and the number of the first row of each;
+returns the results in order. The function may be pickled."""
+
+
+def at_once(function: Callable[[LoadPlan, int], Any], plan: LoadPlan) -> list[Any]:
+    """Call a function with the whole plan, see OverShards."""
+    return [function(plan, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +118,17 @@ class GateReport:
         return not self.failures
 
 
-def golden_probes(labels: pa.Table) -> GoldenProbes:
-    """Read golden probes from a table with the columns `uri` and `vehicle_id`. Raises BadLabels."""
+def golden_probes(labels: pa.Table, reassigned: ReassignedIds | None = None) -> GoldenProbes:
+    """Read golden probes from a table with the columns `uri` and `vehicle_id`. Raises BadLabels.
+
+    reassigned: the list of the folder of runs.
+    """
     missing = {"uri", "vehicle_id"} - set(labels.schema.names)
     if missing:
         raise BadLabels(f"the golden probes lack the columns {', '.join(sorted(missing))}")
-    pairs = zip(labels["uri"].to_pylist(), labels["vehicle_id"].to_pylist(), strict=True)
-    probes = {
-        crop_id_of(uri): int(vehicle) for uri, vehicle in pairs if uri is not None and vehicle is not None
-    }
+    known = labels.select(["uri", "vehicle_id"]).drop_null()
+    crop_ids = (reassigned or ReassignedIds()).ids_of(known["uri"].to_pylist()).tolist()
+    probes = dict(zip(crop_ids, map(int, known["vehicle_id"].to_pylist()), strict=True))
     if not any(count > 1 for count in Counter(probes.values()).values()):
         raise BadLabels("no two golden probes are of one vehicle, so none has a known match")
     return probes
@@ -132,6 +146,7 @@ def check_gate(
     seed: int = 0,
     golden: GoldenProbes | None = None,
     budget: GateBudget | None = DEFAULT_BUDGET,
+    over_shards: OverShards = at_once,
 ) -> GateReport:
     """Measure a generation against the shards of its runs, and store the report in its record.
 
@@ -139,7 +154,7 @@ def check_gate(
     index against exact search must reach `min_recall` on up to `probes` sampled crops, and golden probes must
     do as well as on the live generation. A failed gate is a report with failures, not an error.
     budget: a generation of more rows is compared by a sample, which must suffice to judge it; None: compare
-    all of it, which reads all shards and holds the crop_ids of all rows.
+    all of it, which reads all shards twice. over_shards: how shards are read to compare all of it.
     Raises BadInput if the generation is not ready, or if `runs` are not its runs.
     """
     record = records.read(store, generation.name)
@@ -171,7 +186,8 @@ def check_gate(
     else:
         plan = plan_generation(store, record, runs, transform)
         rows_expected = plan.rows
-        recall = _measure_all(milvus, generation, plan, _sample(plan, probes, seed))
+        drawn = _sample(plan, probes, seed, over_shards)
+        recall = _measure_all(milvus, generation, plan, drawn, over_shards)
     p50, p95 = _latency_ms(milvus, generation, recall.vectors[:_TIMED_PROBES])
     current = collection.live_generation(milvus, generation.alias)
     report = GateReport(
@@ -289,12 +305,17 @@ def _failures_of_sample(report: GateReport) -> Iterator[str]:
         )
 
 
-def _sample(plan: LoadPlan, probes: int, seed: int) -> NDArray[np.float32]:
+def _sample(plan: LoadPlan, probes: int, seed: int, over_shards: OverShards) -> NDArray[np.float32]:
     """Draw vectors (q, d) uniformly from all shards, in one pass over them."""
     chosen = np.sort(
         np.random.default_rng(seed).choice(plan.rows, size=min(probes, plan.rows), replace=False)
     )
-    vectors, start = [], 0
+    return np.concatenate(over_shards(partial(_vectors_at, chosen=chosen), plan))
+
+
+def _vectors_at(plan: LoadPlan, start: int, *, chosen: Ids) -> NDArray[np.float32]:
+    """Return the vectors of those rows (q, ascending) that a plan has, whose first row is number `start`."""
+    vectors = [np.empty((0, plan.dimension), np.float32)]
     for crop_ids, block in plan.blocks():
         first, last = np.searchsorted(chosen, (start, start + len(crop_ids)))
         vectors.append(block[chosen[first:last] - start])
@@ -302,14 +323,29 @@ def _sample(plan: LoadPlan, probes: int, seed: int) -> NDArray[np.float32]:
     return np.concatenate(vectors)
 
 
-def _measure_all(
-    milvus: Milvus, generation: Generation, plan: LoadPlan, vectors: NDArray[np.float32]
-) -> MeasuredRecall:
-    """Compare the index with exact search in all rows."""
+def _nearest_of(
+    plan: LoadPlan, start: int, *, vectors: NDArray[np.float32], depth: int
+) -> tuple[Ids, NDArray[np.float32]]:
     from index.exact.knn import nearest
 
+    return nearest(vectors, plan.blocks(), depth)
+
+
+def _measure_all(
+    milvus: Milvus,
+    generation: Generation,
+    plan: LoadPlan,
+    vectors: NDArray[np.float32],
+    over_shards: OverShards,
+) -> MeasuredRecall:
+    """Compare the index with exact search in all rows."""
     depth = min(_RECALL_K, plan.rows)
-    exact_ids, exact_distances = nearest(vectors, plan.blocks(), depth)
+    found = over_shards(partial(_nearest_of, vectors=vectors, depth=depth), plan)
+    all_ids = np.concatenate([ids for ids, _ in found], axis=1)
+    distances = np.concatenate([distances for _, distances in found], axis=1)
+    order = np.lexsort((all_ids, distances))[:, :depth]
+    exact_ids = np.take_along_axis(all_ids, order, axis=1)
+    exact_distances = np.take_along_axis(distances, order, axis=1)
     norms = np.linalg.norm(vectors, axis=1).tolist()
     results = [hits for batch in search_generation(milvus, generation, vectors, depth) for hits in batch]
     of_probes = list(zip(exact_ids, exact_distances, results, norms, strict=True))

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.generations.id_rows import IdRange, IdRows
 from index.parquet import ParquetReader
 from index.runs.balance import check_run
 from index.runs.run import Run, vanished_ids
 from index.runs.shards import ShardInfo, check_shard, open_shard, require_unique
-from index.runs.tombstones import read_tombstones
+from index.runs.tombstones import ErasedCrops, read_tombstones
 from index.schema import EMBEDDING_DIM, shard_version
 from index.transforms.transform import FeatureTransform, vectors_by
 from infra.errors import BadInput, DuplicateCropId, FingerprintMismatch, SchemaMismatch
@@ -20,6 +21,7 @@ from infra.store import Store
 
 Ids = NDArray[np.int64]
 NO_IDS: Ids = np.empty(0, np.int64)
+_VANISHED = -1  # stands for a shard: the crop vanished
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,14 @@ class LoadPlan:
             for batch in shard.batches(batch_rows, columns):
                 yield batch.column("crop_id").to_numpy(), vectors_by(self.transform, batch)
 
+    def id_ranges(self) -> Iterator[IdRange]:
+        """Yield the crop_ids of all rows, ascending, by ranges, of which one is in memory."""
+        rows = IdRows()
+        for shard in self.shards:
+            for batch in shard.batches(65_536, ["crop_id"]):
+                rows.add(batch.column("crop_id").to_numpy())
+        yield from rows.ranges()
+
     def crop_ids(self) -> Ids:
         """Return the crop_ids (rows,) of all rows, ascending."""
         columns = [
@@ -135,6 +145,7 @@ def plan_load(
     contract, because Milvus silently imports NaN, nulls, flipped bytes and duplicate keys; otherwise only the
     crop_ids are read, and each shard's run and number of rows are compared with done.json.
     transform: of the vectors, fitted on features of the same model.
+    In memory are the crop_ids that are left out, and those of a part of the rows, see `id_rows`.
     Raises BadInput for no runs or runs without embedded and vanished crops, CountMismatch for an unfinished
     run, FingerprintMismatch, CorruptObject, SchemaMismatch for shards of two versions, and DuplicateCropId if
     two runs have the same crop, unless `latest_wins`.
@@ -158,38 +169,29 @@ def plan_load(
         for run in runs:
             check_run(run)
     tombstones = read_tombstones(*(run.store for run in runs))
-    planned: list[PlannedShard] = []
-    newer_ids, gone_ids = NO_IDS, NO_IDS  # embedded, or listed as vanished, by a later run
-    superseded = vanished = num_erased = 0
+    rows, shards = IdRows(), list[tuple[Run, ShardInfo]]()
     versions: dict[int, str] = {}
-    for run in reversed(runs):
-        shards = []
+    for at, run in enumerate(runs):
         for info in run.shards():
             ids, version = _crop_ids(run, info, verify=verify)
-            shards.append((info, ids))
+            rows.add(ids, run=at, shard=len(shards))
+            shards.append((run, info))
             if len(ids):
                 versions[version] = run.run_id
-        run_ids = np.concatenate([NO_IDS, *(ids for _, ids in shards)])
-        require_unique(run_ids, f"run {run.run_id}")
-        repeated = np.intersect1d(run_ids, newer_ids)
+        rows.add(vanished_ids(run), run=at, shard=_VANISHED)
+    if not rows.count:
+        raise BadInput(f"the runs {', '.join(run.run_id for run in runs)} hold no embedded crop")
+    choice = _RowChoice([[] for _ in shards], [[] for _ in runs], [[] for _ in runs])
+    for of_range in rows.ranges():
+        choice.add(of_range, tombstones)
+    for at, run in reversed(list(enumerate(runs))):
+        require_unique(np.repeat(np.concatenate([NO_IDS, *choice.twice[at]]), 2), f"run {run.run_id}")
+        repeated = np.concatenate([NO_IDS, *choice.repeated[at]])
         if repeated.size and not latest_wins:
             raise DuplicateCropId(
                 f"{repeated.size:,} crops of run {run.run_id} are in a later run too, such as {repeated[0]}",
                 remedy="Load one of the runs, or let the later run win (--latest-wins).",
             )
-        is_erased, is_gone = tombstones.is_erased(run_ids), np.isin(run_ids, gone_ids)
-        excluded = np.union1d(np.union1d(newer_ids, gone_ids), run_ids[is_erased])
-        planned[:0] = [
-            PlannedShard(run.store, run.run_id, info, np.intersect1d(ids, excluded)) for info, ids in shards
-        ]
-        superseded += int((np.isin(run_ids, newer_ids) & ~is_gone & ~is_erased).sum())
-        vanished += int((is_gone & ~is_erased).sum())
-        num_erased += int(is_erased.sum())
-        newer_ids = np.union1d(newer_ids, run_ids)
-        # A crop that vanished and returned is in the run after that, so it stays.
-        gone_ids = np.union1d(gone_ids, vanished_ids(run))
-    if not newer_ids.size and not gone_ids.size:
-        raise BadInput(f"the runs {', '.join(run.run_id for run in runs)} hold no embedded crop")
     if len(versions) > 1:
         described = " and ".join(f"version {number} in run {run}" for number, run in sorted(versions.items()))
         raise SchemaMismatch(
@@ -199,13 +201,58 @@ def plan_load(
     return LoadPlan(
         fingerprint=fingerprint,
         run_ids=tuple(run.run_id for run in runs),
-        shards=tuple(planned),
-        superseded=superseded,
-        vanished=vanished,
-        erased=num_erased,
+        shards=tuple(
+            PlannedShard(run.store, run.run_id, info, np.concatenate([NO_IDS, *excluded]))
+            for (run, info), excluded in zip(shards, choice.excluded, strict=True)
+        ),
+        superseded=choice.superseded,
+        vanished=choice.vanished,
+        erased=choice.erased,
         transform=transform,
         schema_version=next(iter(versions), 1),
     )
+
+
+@dataclass(slots=True)
+class _RowChoice:
+    """Which rows of some runs are left out, and why; the lists are by shard or by run.
+
+    twice: ids that a run has in two rows. repeated: ids that a later run has too.
+    """
+
+    excluded: list[list[Ids]]
+    twice: list[list[Ids]]
+    repeated: list[list[Ids]]
+    superseded: int = 0
+    vanished: int = 0
+    erased: int = 0
+
+    def add(self, rows: IdRange, tombstones: ErasedCrops) -> None:
+        """Decide on the rows of a range, among which are the marks of vanished crops."""
+        is_mark = rows.shards == _VANISHED
+        mark_ids, mark_runs = rows.ids[is_mark], rows.runs[is_mark]
+        ids, runs, shards = rows.ids[~is_mark], rows.runs[~is_mark], rows.shards[~is_mark]
+        is_next = ids[1:] == ids[:-1]
+        is_twice = is_next & (runs[1:] == runs[:-1])
+        has_newer = np.zeros(len(ids), bool)
+        has_newer[:-1] = is_next & ~is_twice
+        # A crop that vanished and returned is in the run after that, so it stays.
+        last = np.searchsorted(mark_ids, ids, side="right") - 1
+        is_gone = last >= 0
+        is_gone[is_gone] &= mark_ids[last[is_gone]] == ids[is_gone]
+        is_gone[is_gone] &= mark_runs[last[is_gone]] > runs[is_gone]
+        is_erased = tombstones.is_erased(ids)
+        self.superseded += int((has_newer & ~is_gone & ~is_erased).sum())
+        self.vanished += int((is_gone & ~is_erased).sum())
+        self.erased += int(is_erased.sum())
+        for into, numbers, mask in (
+            (self.twice, runs[1:], is_twice),
+            (self.repeated, runs, has_newer),
+            (self.excluded, shards, has_newer | is_gone | is_erased),
+        ):
+            chosen, of_chosen = ids[len(ids) - len(mask) :][mask], numbers[mask]
+            for number in np.unique(of_chosen).tolist():
+                into[number].append(chosen[of_chosen == number])
 
 
 def _crop_ids(run: Run, info: ShardInfo, *, verify: bool) -> tuple[Ids, int]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from index.generations import records
 from index.generations.erasure import require_recorded
+from index.generations.keys import compare_keys
 from index.generations.load_plan import NO_IDS, plan_load
 from index.generations.units import kept_members, plan_generation
 from index.milvus import collection
@@ -17,8 +18,6 @@ from index.runs.run import Run
 from index.runs.tombstones import erasure_ids
 from index.transforms.stored import read_transform
 from infra.store import Store
-
-_MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +101,7 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
     if plan.units_id:
         of_runs, on_rows = crops.crop_ids(), kept_members(store, plan.units_id)
     collection.ensure_loaded(milvus, generation)
-    expected = plan.crop_ids()
-    indexed = collection.fetch_ids(milvus, generation.name)
-    distinct = np.unique(indexed)
-    missing = np.setdiff1d(expected, distinct, assume_unique=True)
-    unexpected = np.setdiff1d(distinct, expected, assume_unique=True)
+    keys = compare_keys(milvus, generation.name, plan)
     return Reconciliation(
         generation=generation.name,
         state=record.state if record else "not in the ledger",
@@ -121,11 +116,11 @@ def reconcile(milvus: Milvus, store: Store, generation: Generation, runs: Sequen
         expected=plan.rows,
         indexed=collection.row_count(milvus, generation),
         ledger_rows=record.rows if record else None,
-        missing_count=int(missing.size),
-        missing=tuple(missing[:_MAX_EXAMPLES].tolist()),
-        foreign_count=int(unexpected.size),
-        foreign=tuple(unexpected[:_MAX_EXAMPLES].tolist()),
-        repeated=int(indexed.size - distinct.size),
+        missing_count=keys.missing_count,
+        missing=tuple(keys.missing),
+        foreign_count=keys.foreign_count,
+        foreign=tuple(keys.foreign),
+        repeated=keys.repeated,
         pending=record.pending if record else (),
         unit=record.unit if record else "crop",
         crops=plan.crops,

@@ -2,9 +2,8 @@
 
 from contextlib import suppress
 
-import numpy as np
-
 from index.generations import records
+from index.generations.keys import compare_keys
 from index.generations.load_plan import LoadPlan
 from index.generations.records import GenerationRecord
 from index.generations.staging import delete_copies
@@ -66,12 +65,11 @@ def find_equal(
 
 def verify_primary_keys(milvus: Milvus, generation: Generation, plan: LoadPlan) -> None:
     """Compare every primary key of a loaded generation with the plan. Raises CountMismatch."""
-    indexed, expected = collection.fetch_ids(milvus, generation.name), plan.crop_ids()
-    if not np.array_equal(indexed, expected):
-        missing = np.setdiff1d(expected, indexed).size
+    found = compare_keys(milvus, generation.name, plan)
+    if found.any:
         raise CountMismatch(
-            f"{generation.name}: {missing:,} crops are missing; {indexed.size:,} rows instead of "
-            f"{expected.size:,}",
+            f"{generation.name}: {found.missing_count:,} crops are missing; {found.indexed:,} rows "
+            f"instead of {plan.rows:,}",
             remedy="Load again: `clvr load`.",
         )
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from typing_extensions import TypedDict
 
 from index.archive.labels import read_label_table
+from index.archive.reassigned import read_reassigned
 from index.documents import OptionalUtcTime
 from index.generations import records
-from index.generations.gate import GateReport, check_gate, golden_probes
+from index.generations.gate import GateReport, OverShards, at_once, check_gate, golden_probes
 from index.generations.gate_sample import GateBudget
 from index.generations.load import LoadOptions, LoadTimes, Target, load_runs
 from index.generations.promotion import Retirement, Rollback, promote, retire, rollback
@@ -311,11 +312,17 @@ def gate_generation(
 ) -> GateReport:
     """Measure a generation at the gate and log the numbers. A failed gate is a report with failures.
 
-    full: compare all rows, instead of a sample of a generation that has more than `gate_rows`.
+    full: compare all rows, instead of a sample of a generation that has more than `gate_rows`, in Ray tasks.
     """
-    probes = golden_probes(read_label_table(golden)) if golden else None
-    milvus = open_milvus(settings)
+    milvus, reassigned = open_milvus(settings), read_reassigned(open_store(settings.runs))
+    probes = golden_probes(read_label_table(golden), reassigned) if golden else None
     generation = find_generation(name, milvus, settings)
+    record = records.read(open_store(settings.runs), generation.name)
+    over_shards: OverShards = at_once
+    if full and record is not None and record.rows > settings.gate_rows:
+        from jobs.generations.shard_tasks import over_tasks  # only this gate needs Ray
+
+        over_shards = over_tasks(settings)
     report = check_gate(
         milvus,
         open_store(settings.runs),
@@ -324,6 +331,7 @@ def gate_generation(
         new_model=new_model,
         golden=probes,
         budget=None if full else GateBudget(settings.gate_rows, settings.gate_seconds),
+        over_shards=over_shards,
     )
     logger.info(_gate_text(report))
     show_gate(settings.alias, report)

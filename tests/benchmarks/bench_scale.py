@@ -29,6 +29,7 @@ from stub_index import StubIndex
 from index.catalogue.catalogue import open_catalogue
 from index.documents import utc_now
 from index.generations import load_plan, records
+from index.generations.keys import compare_keys
 from index.generations.load import LoadOptions
 from index.generations.upsert import load_into_live
 from index.milvus.collection import Generation
@@ -159,6 +160,14 @@ def index_all(where: Path, crops: int, changed: int) -> None:
     records.create(run.store, record)
 
 
+def compare_all(where: Path, crops: int, changed: int) -> None:
+    """Plan a load of everything, and compare every key of the index with it, as a load and `verify` do."""
+    runs = open_store(str(where / "runs"))
+    plan = load_plan.plan_load([Run.open(runs, "all")], latest_wins=True, verify=False)
+    found = compare_keys(StubIndex(where / "index.npy", LIVE), LIVE.name, plan)
+    assert found.indexed == plan.rows and not found.any, found
+
+
 def load_night(where: Path, crops: int, changed: int) -> None:
     """Load the night into the live generation; the index holds crop_ids alone."""
     runs = open_store(str(where / "runs"))
@@ -216,6 +225,7 @@ STEPS: dict[str, Callable[[Path, int, int], None]] = {
     "(embed everything)": embed_all,
     "(index everything)": index_all,
     "prove everything": prove_all,
+    "plan a load of everything, compare every key": compare_all,
     "catalogue of everything": catalogue_all,
     "plan the night": plan_night,
     "embed the night": embed_night,
@@ -286,7 +296,7 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 figures = json.loads(done.stdout.splitlines()[-1])
                 text = f"{figures['cpu']:.2f} CPU s, {figures['wall']:.1f} s, peak {figures['peak']:,.0f} MiB"
-                print(f"{size:>12,} {step:30} {text}", flush=True)
+                print(f"{size:>12,} {step:44} {text}", flush=True)
                 rows.append(Row(f"{size:,} crops: {step}", text))
     save_rows(rows, args.json)
 

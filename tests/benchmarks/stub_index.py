@@ -1,6 +1,7 @@
 """An index of crop_ids alone, in a file: it answers what an increment asks, so the rest can be measured."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,12 @@ class StubIndex(Milvus):
         asked = map(int, filter.partition("[")[2].rstrip("]").split(","))
         return [{"count(*)": sum(self._holds(crop_id) or crop_id in self._added for crop_id in asked)}]
 
+    def _query_iterator(self, name: str, filter: str, batch_size: int, **_: Any) -> "_Pages":
+        ends = dict(re.findall(r"crop_id (>=|<) (\d+)", filter))
+        low = int(np.searchsorted(self._ids, int(ends.get(">=", 0))))
+        high = int(np.searchsorted(self._ids, int(ends["<"]))) if "<" in ends else len(self._ids)
+        return _Pages(self._ids[low:high], batch_size)
+
     def _upsert(self, name: str, rows: list[dict[str, Any]]) -> None:
         self._added.update(row["crop_id"] for row in rows if not self._holds(row["crop_id"]))
 
@@ -67,3 +74,19 @@ class StubIndex(Milvus):
 
     def _describe_index(self, name: str, field: str) -> dict[str, Any]:
         return {"state": "Finished", "indexed_rows": 0, "total_rows": 0, "pending_index_rows": 0}
+
+
+class _Pages:
+    """The iterator of a query for crop_ids."""
+
+    def __init__(self, ids: Any, rows: int) -> None:
+        self._starts = iter(range(0, len(ids), rows))
+        self._ids, self._rows = ids, rows
+
+    def next(self) -> list[dict[str, int]]:
+        """Return the next page, an empty one at the end."""
+        first = next(self._starts, len(self._ids))
+        return [{"crop_id": crop_id} for crop_id in self._ids[first : first + self._rows].tolist()]
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -206,3 +206,17 @@ def test_the_interval_of_rare_events_is_that_of_garwood() -> None:
     assert poisson_interval(0) == pytest.approx((0.0, 3.69), abs=0.005)
     assert poisson_interval(1) == pytest.approx((0.0253, 5.57), abs=0.005)
     assert poisson_interval(10) == pytest.approx((4.80, 18.39), abs=0.005)
+
+
+def test_a_whole_comparison_is_the_same_in_parts(milvus: Milvus, store: Store, make_days) -> None:
+    runs = [make_days("r0", range(200))]
+    generation = loaded(milvus, store, runs)
+
+    def in_parts(function: Callable[..., Any], plan: Any) -> list[Any]:
+        shards = enumerate(plan.shards)
+        return [function(replace(plan, shards=(shard,)), 20 * number) for number, shard in shards]
+
+    whole = gate(milvus, store, generation, runs, budget=None)
+    parts = gate(milvus, store, generation, runs, budget=None, over_shards=in_parts)
+    names = ("rows_expected", "probes", "recall_at_1", "recall_at_10", "recall_at_10_low", "failures")
+    assert [getattr(parts, name) for name in names] == [getattr(whole, name) for name in names]
