@@ -33,13 +33,15 @@ Workers = Annotated[
     int | None, typer.Option("--workers", help="Model processes (default: one per GPU, else one per core).")
 ]
 SinceRun = Annotated[
-    str | None, typer.Option("--since-run", help="Only crops that are new or changed since this run.")
+    str | None, typer.Option("--since-run", help="Only crops new or changed since this run, or `latest`.")
 ]
 LookbackDays = Annotated[
     int | None,
     typer.Option("--lookback-days", help="With --since-run: list dt= folders from this many days before."),
 ]
-Requeue = Annotated[str | None, typer.Option("--requeue", help="Only the crops that this run quarantined.")]
+Requeue = Annotated[
+    str | None, typer.Option("--requeue", help="Only the crops quarantined by this run, or `latest`.")
+]
 Include = Annotated[
     list[str] | None,
     typer.Option("--include", help="Only crops whose key matches this glob; may be repeated."),

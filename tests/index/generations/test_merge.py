@@ -263,8 +263,8 @@ def killed_at(number: int, work: Callable[[], object], monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("meanwhile", "step"),
     [
-        ("nothing", 4),
-        ("purge", 12),
+        ("nothing", 7),
+        ("purge", 20),
         pytest.param("nothing", 1, marks=pytest.mark.slow),
         pytest.param("erasure", 1, marks=pytest.mark.slow),
         pytest.param("purge", 1, marks=pytest.mark.slow),

@@ -337,6 +337,33 @@ def test_lost_prefix_of_the_archive_does_not_empty_the_index(site: Site) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_nights_merge_their_small_runs_and_the_next_one_goes_on(site: Site) -> None:
+    site.settings = site.settings.model_copy(update={"merge_runs": 1, "merge_rows": 20})
+    site.reindex("n0")
+    merged: list[list[Any]] = []
+    for number in range(1, 6):
+        site.archive.put(f"dt=2026-11-23/cam=000/{number}.jpg", jpeg(100 + number))
+        if number == 2:
+            site.archive.put(KEYS[3], jpeg(200))
+            site.archive.delete(KEYS[7])
+        done = site.reindex(f"n{number}")
+        assert figures(done)[:3] == (1, int(number == 2), int(number == 2))
+        step = ReindexRun(site.store, f"n{number}", "", Any).step("retention")  # type: ignore[arg-type]
+        assert step is not None and not step.outcome["merged"]["error"]
+        merged.append([one["sources"] for one in step.outcome["merged"]["runs"]])
+        assert site.verified()[1] == 24 + number - (number >= 2)
+    assert merged[:3] == [[], [], []] and merged[3] == [["n1", "n2"]]
+    assert merged[4] == [[list_runs(site.store)[1].info.settings["merged_from"][0], "n3"]]
+    names = [run.run_id for run in list_runs(site.store)]
+    assert len(names) == 4 and [names[0], *names[2:]] == ["n0", "n4", "n5"]
+    live = live_generation(open_milvus(site.settings), site.settings.alias)
+    assert live is not None
+    record = records.read(site.store, live.name)
+    assert record is not None and list(record.run_ids) == names
+    assert site.reindex("again").summary["kind"] == "nothing"
+
+
 def test_lost_milvus_is_filled_from_the_shards_without_embedding(site: Site) -> None:
     site.reindex("first")
     site.archive.put("dt=2026-11-23/cam=000/new.jpg", jpeg(100))
