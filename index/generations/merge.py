@@ -87,7 +87,7 @@ def merge_runs(store: Store, run_id: str, policy: MergePolicy, *, wait: float = 
         _remove_sources(store)
         merged = [_merge(store, group, lock) for group in _mergeable(store, run_id, policy)]
         if not merged:
-            _remove_cut_off(store)
+            remove_merged(store)
         return list(filter(None, merged))
 
 
@@ -97,7 +97,9 @@ def remove_merged(store: Store) -> None:
     The caller holds the lock on rows.
     """
     _remove_sources(store)
-    _remove_cut_off(store)
+    if _cut_off(store):
+        MergeSwitch(store)  # so that a process that stood still meanwhile cannot switch to one of them
+        _remove_cut_off(store)
 
 
 def origins(run: Run) -> Iterator[tuple[str, pa.Table]]:
@@ -111,19 +113,33 @@ def origins(run: Run) -> Iterator[tuple[str, pa.Table]]:
         yield names[number], rows
 
 
+def _folders(store: Store) -> list[str]:
+    folders: list[str] = []
+    with ignore_missing_root(store):
+        folders = list(store.folders("runs"))
+    return [folder.rpartition("/")[2] for folder in folders]
+
+
 def _remove_sources(store: Store) -> None:
-    for merge in read_merges(store).merges:
-        for name in merge.sources:
+    merges = read_merges(store)
+    sources = {name for merge in merges.merges for name in merge.sources}
+    for name in sources.intersection(_folders(store)):
+        if Run.open(store, merges.run_of(name)).finished:
             _remove_run(store, name)
 
 
+def _cut_off(store: Store) -> list[str]:
+    used = {merge.run_id for merge in read_merges(store).merges}
+    return [
+        name
+        for name in _folders(store)
+        if name not in used and _NAME.fullmatch(name) and _is_cut_off(store, name)
+    ]
+
+
 def _remove_cut_off(store: Store, *, keep: str = "") -> None:
-    names: list[str] = []
-    with ignore_missing_root(store):
-        names = [folder.rpartition("/")[2] for folder in store.folders("runs")]
-    used = {keep, *(merge.run_id for merge in read_merges(store).merges)}
-    for name in names:
-        if name not in used and _NAME.fullmatch(name) and _is_cut_off(store, name):
+    for name in _cut_off(store):
+        if name != keep:
             _remove_run(store, name)
 
 
@@ -138,8 +154,6 @@ def _is_cut_off(store: Store, run_id: str) -> bool:
 
 def _remove_run(store: Store, run_id: str) -> None:
     keys = [info.key for info in store.list(f"runs/{run_id}")]
-    if not keys:
-        return
     with suppress(ObjectMissing):
         store.delete(f"drift/{Run.open(store, run_id).fingerprint}/{run_id}.parquet")
     store.delete(f"runs/{run_id}/run.json")  # before the others: what has none is no run

@@ -336,6 +336,23 @@ def test_a_merge_that_stood_still_cannot_switch(store: Store, policy: MergePolic
     assert read_merges(store).run_of("n1") == merged.run_id
 
 
+def test_a_purge_in_a_pause_of_a_merge_keeps_the_sources(
+    store: Store, policy: MergePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The purge removes the run that is not switched to yet; the merge must not switch to it any more."""
+    make_chain(store)
+    before, original = rows(chain(store)), MergeSwitch.add
+
+    def purged_meanwhile(self: MergeSwitch, added: Any) -> None:
+        remove_merged(store)
+        original(self, added)
+
+    monkeypatch.setattr(MergeSwitch, "add", purged_meanwhile)
+    with pytest.raises(Locked, match="changed by another process"):
+        merge_runs(store, "n7", policy)
+    assert rows(chain(store)) == before and len(list_runs(store)) == 8
+
+
 def test_a_merged_run_that_differs_is_never_switched_to(
     store: Store, policy: MergePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
