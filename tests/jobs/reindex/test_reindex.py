@@ -36,7 +36,7 @@ from infra.errors import (
 from infra.settings import Settings
 from infra.store import Store, open_store
 from jobs.cases.casebook import Casebook, CropFacts
-from jobs.cases.database import open_cases
+from jobs.cases.database import CaseDatabase
 from jobs.cases.watch import search_watched
 from jobs.embed.job import EmbedRequest
 from jobs.fit_transform.job import FitRequest, fit_transform
@@ -472,9 +472,7 @@ def test_an_erased_crop_stays_erased_and_a_night_purges_it(site: Site) -> None:
 
 def test_new_crops_of_a_watched_vehicle_are_reported_once(site: Site) -> None:
     site.reindex("first")
-    database = open_cases(site.settings)
-    assert database is not None
-    book = Casebook(database, TombstoneWatch([site.store]))
+    book = Casebook(CaseDatabase(site.settings.case_database()), TombstoneWatch([site.store]))
     case = book.create("26-117", "", "ada")
     for key, verdict in ((KEYS[3], "confirmed"), (KEYS[4], "rejected")):
         uri = site.archive.uri_of(key)
