@@ -23,7 +23,6 @@ from infra.errors import BadInput, BadLabels
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import TABLE_SUFFIXES, TimeRange, open_store
-from jobs.embed.job import EmbedRequest, embed
 
 
 def embed_labelled_set(
@@ -41,6 +40,9 @@ def embed_labelled_set(
         if old.finished and old.fingerprint == fingerprint and old.info.archive == uri:
             logger.info(f"run {old.run_id} already contains these images, embedded by this checkpoint")
             return old.run_id
+    # Imported late: an evaluation of a run needs no Ray.
+    from jobs.embed.job import EmbedRequest, embed
+
     return embed(
         EmbedRequest(archive=archive, model=run, max_quarantine_rate=max_quarantine_rate), settings
     ).run_id

@@ -53,7 +53,6 @@ from jobs.evaluate.dataset import (
     labelled_run,
 )
 from jobs.evaluate.page import ReportText, write_page
-from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
 from jobs.evaluate.results import EvaluateRequest, Evaluation, ListEvaluation
 from jobs.evaluate.tracks import TRACK, track_results
 from jobs.evaluate.transforms import transformed_ranking, transformed_results
@@ -130,8 +129,13 @@ def _evaluate_list(
     settings: Settings,
     baseline: Run | None = None,
 ) -> ListEvaluation:
-    rank = make_ray_ranker(request.workers, settings) if request.workers else make_ranker(request.device)
-    run = make_ray_blocks(settings) if request.workers else run_here
+    if request.workers:
+        # Imported late: without workers an evaluation needs no Ray.
+        from jobs.evaluate.ray_ranker import make_ray_blocks, make_ray_ranker
+
+        rank, run = make_ray_ranker(request.workers, settings), make_ray_blocks(settings)
+    else:
+        rank, run = make_ranker(request.device), run_here
     results = _protocols(labelled, models, request, rank)
     first = results[0]
     junk = first.name in JUNK

@@ -1,15 +1,14 @@
 """Every Prometheus series of this project, exported by Ray on the metrics port of each node.
 
-Without a connection to Ray, as in a local `clvr load`, nothing is counted.
+Without a connection to Ray, as in a local `clvr load`, nothing is counted. Ray is not imported for that: a
+process that is connected to Ray has it, and `clvr promote` needs no Ray.
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
-
-import ray
-from ray.util import metrics
 
 if TYPE_CHECKING:
     from index.generations.gate import GateReport
@@ -87,13 +86,13 @@ _PHASES = ("planning", "embedding", "compacting", "finishing")
 
 def count(series: Series, more: float, **tags: str) -> None:
     """Add to a counter. Ray rejects an increment of 0."""
-    if more > 0 and ray.is_initialized():
+    if more > 0 and _is_connected():
         _metric(series).inc(more, tags=tags)
 
 
 def set_gauge(series: Series, value: float, **tags: str) -> None:
     """Set a gauge."""
-    if ray.is_initialized():
+    if _is_connected():
         _metric(series).set(value, tags=tags)
 
 
@@ -128,7 +127,14 @@ def show_gap(alias: str, *, expected: int, indexed: int) -> None:
     set_gauge(RECONCILIATION_GAP, abs(indexed - expected), alias=alias)
 
 
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 @cache
 def _metric(series: Series) -> Any:
+    from ray.util import metrics
+
     kind = metrics.Counter if series.kind == "counter" else metrics.Gauge
     return kind(series.name, series.description, tag_keys=series.tags)

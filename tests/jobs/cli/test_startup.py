@@ -60,6 +60,14 @@ def test_help_and_mistyped_paths_import_nothing_heavy(tmp_path: Path, arguments:
     assert heavy == set()
 
 
+def test_modules_of_the_role_evaluate_need_no_ray(tmp_path: Path) -> None:
+    modules = "jobs.generations.load, jobs.generations.erase, jobs.evaluate.evaluate, jobs.evaluate.calibrate"
+    program = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 0
+
+
 def test_a_plan_without_a_checkpoint_needs_neither_torch_nor_ray(tmp_path: Path, archive: Path) -> None:
     heavy, done = imported(tmp_path, "plan", str(archive / "archive"))
     assert done.returncode == 0, done.stderr
