@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.inputs import require_paths, require_runs
+from jobs.cli.inputs import require_paths, require_runs, require_table_name
 from jobs.cli.options import (
     Alias,
     Json,
     MaxQuarantineRate,
     Milvus,
     Ray,
+    ResultTable,
     Runs,
     SameCamera,
     Transform,
@@ -76,6 +77,7 @@ def evaluate(
     ] = None,
     max_quarantine_rate: MaxQuarantineRate = 0.01,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file, and a .json.")] = None,
+    table: ResultTable = None,
     milvus: Milvus = None,
     alias: Alias = None,
     ray: Ray = None,
@@ -84,6 +86,7 @@ def evaluate(
     """Compute CMC, mAP and mINP of a run. Example: clvr evaluate latest --protocol veri --html cmc.html"""
     settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     require_paths(labels, archive, baseline)
+    require_table_name(table)
     if archive is None:
         require_runs(filter(None, (run, compare)), settings)
     else:
@@ -100,6 +103,7 @@ def evaluate(
         repeats=repeats,
         seed=seed,
         html=html,
+        table=table,
         split=split,
         splits=splits_file,
         variants=tuple(name for name in variants or ("normalised",) if name != "none"),
@@ -112,8 +116,9 @@ def evaluate(
         transforms=tuple(name for name in transform or () if name != "none"),
         unit=unit,
     )
-    if compare is not None and baseline is not None:
-        raise typer.BadParameter("it has no effect with --compare", param_hint="--baseline")
+    for option, value in (("--baseline", baseline), ("--table", table)):
+        if compare is not None and value is not None:
+            raise typer.BadParameter("it has no effect with --compare", param_hint=option)
     if compare is None:
         emit(evaluate_run(request, settings), as_json)
     else:

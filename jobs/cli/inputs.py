@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from index.archive.members import split_member
-from infra.errors import BadInput
+from infra.errors import BadInput, BadSetting
 
 if TYPE_CHECKING:
     from infra.settings import Settings
@@ -31,6 +31,18 @@ def require_paths(*paths: str | Path | None) -> None:
             raise BadInput(f"{text} has one slash after s3:", remedy=f"write s3://{text[4:].lstrip('/')}")
         if not _SCHEME.match(text) and not Path((split_member(text) or (text,))[0]).exists():
             raise BadInput(f"{text} does not exist", remedy=_path_remedy(Path(text)))
+
+
+def require_table_name(name: str | None) -> None:
+    """Raise BadSetting for a result table that is neither .csv nor .parquet, BadInput for a missing folder.
+
+    None is skipped.
+    """
+    if name is None:
+        return
+    if not name.endswith((".csv", ".parquet")):
+        raise BadSetting(f"--table {name} is of an unknown form", remedy="name it .csv or .parquet")
+    require_paths(name.rpartition("/")[0] or ".")
 
 
 def require_runs(run_ids: Iterable[str], settings: "Settings") -> None:

@@ -40,6 +40,9 @@ CameraPositions = Annotated[
     typer.Option("--camera-positions", help="CSV of camera_id, lat, lon: check the travel time of matches."),
 ]
 MaxSpeed = Annotated[float, typer.Option("--max-speed", help="Maximum plausible speed (km/h).")]
+ResultTable = Annotated[
+    str | None, typer.Option("--table", help="Write the result to this .csv or .parquet, also on s3://.")
+]
 SameCamera = Annotated[bool, typer.Option("--same-camera", help="Include the probe's own camera.")]
 
 Transform = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.inputs import require_paths
+from jobs.cli.inputs import require_paths, require_table_name
 from jobs.cli.options import (
     Alias,
     CameraPositions,
@@ -13,6 +13,7 @@ from jobs.cli.options import (
     MaxSpeed,
     Milvus,
     Ray,
+    ResultTable,
     Runs,
     SameCamera,
     emit,
@@ -117,6 +118,7 @@ def search(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the matches to this HTML file.")] = None,
     case_number: Annotated[str, typer.Option(help="Case of the search; stored in the audit.")] = "",
+    table: ResultTable = None,
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
@@ -124,6 +126,7 @@ def search(
 ) -> None:
     """Search a vehicle by its image. Example: clvr search probe.jpg --top 10 --html strip.html"""
     require_paths(*images, checkpoint, camera_positions)
+    require_table_name(table)
     from jobs.cases.recorded_search import search_recorded
     from jobs.search.search import RulesRequest, SearchRequest
 
@@ -149,7 +152,7 @@ def search(
         drop_impossible=drop_impossible,
         rerank=rerank,
     )
-    request = SearchRequest(tuple(images), checkpoint, rules, sighting, html)
+    request = SearchRequest(tuple(images), checkpoint, rules, sighting, html, table)
     settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     _skip_sparse_vectors()
     emit(search_recorded(request, settings, case_number), as_json)
@@ -198,6 +201,7 @@ def sweep(
         str, typer.Option(help="Probe of an archived image: the image, or the track that it is on.")
     ] = "image",
     strips: Annotated[int, typer.Option(help="Number of probes that the report shows.")] = 60,
+    table: ResultTable = None,
     runs: Runs = None,
     milvus: Milvus = None,
     alias: Alias = None,
@@ -209,6 +213,7 @@ def sweep(
     Run the same command again to continue an unfinished sweep.
     """
     require_paths(probes, camera_positions)
+    require_table_name(table)
     from jobs.search.search import RulesRequest
     from jobs.sweep.job import SweepRequest, sweep_probes
 
@@ -243,6 +248,7 @@ def sweep(
         user=user,
         workers=workers,
         strips=strips,
+        table=table,
         unit=unit,
     )
     emit(sweep_probes(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)), as_json)

@@ -58,6 +58,7 @@ from jobs.evaluate.tracks import TRACK, track_results
 from jobs.evaluate.transforms import transformed_ranking, transformed_results
 from jobs.pages.evaluation_page import BASELINE
 from jobs.runtime.resolve import find_run, open_milvus, run_ids_of
+from jobs.runtime.result_table import write_result_table
 
 UNITS = (IMAGE, TRACK)
 VARIANTS = ("normalised", "query-expansion", "re-ranking")
@@ -84,6 +85,8 @@ def evaluate_run(request: EvaluateRequest, settings: Settings) -> Evaluation:
         models = labelled.models(card.label_ids)
         lists.append(_evaluate_list(labelled, models, request, settings, baseline))
     evaluation = Evaluation(tuple(lists), request.ap)
+    if request.table:
+        write_result_table(request.table, evaluation.to_table())
     if request.html:
         record_output(run.store, "page", str(request.html.with_suffix(".json").resolve()))
         write_page(request.html, evaluation, card, _report_text(request, run.run_id))

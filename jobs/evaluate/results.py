@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
@@ -26,6 +27,8 @@ from index.exact.numba_kernels import TIE_RULE
 from jobs.evaluate.dataset import LabelledRun
 from jobs.runtime.format import attribute_name
 from jobs.runtime.json_fields import FieldsOf
+
+_TABLE_COLUMNS = ("protocol", "features", "unit", "seed", "repeats", "vehicles", "probes", "gallery")
 
 
 class Spread(TypedDict):
@@ -250,6 +253,7 @@ class EvaluateRequest:
     repeats: int = 10
     seed: int = 0
     html: Path | None = None
+    table: str | None = None
     split: str | None = None
     splits: Path | None = None  # read if it exists, written otherwise
     variants: tuple[str, ...] = ("normalised",)
@@ -300,6 +304,18 @@ class Evaluation:
     def to_json(self) -> EvaluationFigures:
         """Return all figures."""
         return figures_of(self.lists)
+
+    def to_table(self) -> pa.Table:
+        """Return a row per list, protocol and kind of features, with `<metric>_mean` and `<metric>_std`."""
+        rows = []
+        for figures in self.to_json()["lists"]:
+            for protocol in figures["protocols"]:
+                spreads = {**protocol["cmc"], **{metric.name: protocol[metric.name] for metric in COMPUTED}}
+                row = {"list": figures["list"], **{name: protocol[name] for name in _TABLE_COLUMNS}}
+                for name, spread in spreads.items():
+                    row |= {f"{name}_mean": spread["mean"], f"{name}_std": spread["std"]}
+                rows.append(row)
+        return pa.Table.from_pylist(rows)
 
     def to_text(self) -> str:
         """Return the main figures."""

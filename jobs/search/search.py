@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
@@ -30,11 +31,33 @@ from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import attribute_name, model_name, predicted_values
 from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import epoch_ms
+from jobs.runtime.result_table import write_crop_table
 from jobs.search.page import page_matches, search_command, sighting_facts
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
 MAX_SHOWN = 5
 """Crops of a track that a page shows as the probe."""
+
+MATCH_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int32()),
+        ("crop_id", pa.int64()),
+        ("distance", pa.float32()),
+        ("likelihood", pa.float32()),
+        ("uri", pa.string()),
+        ("camera_id", pa.string()),
+        ("track_id", pa.string()),
+        ("captured_at", pa.int64()),
+        ("model_id", pa.int32()),
+        ("vehicle_model", pa.string()),
+        ("model_confidence", pa.float32()),
+        ("color", pa.string()),
+        ("color_confidence", pa.float32()),
+        ("body_type", pa.string()),
+        ("body_type_confidence", pa.float32()),
+    ]
+)
+"""The table of `--table`, one row per match."""
 
 SIGHTING_EXAMPLE = "CAMERA@2026-11-22T18:30:05"
 
@@ -90,12 +113,13 @@ class SearchRequest:
     rules: RulesRequest = field(default_factory=RulesRequest)
     sighting: str | None = None
     html: Path | None = None
+    table: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Return what differs from the defaults, by the names of the fields."""
         rules = {each.name: getattr(self.rules, each.name) for each in fields(self.rules)}
         changed = {name: value for name, value in rules.items() if value != getattr(RulesRequest(), name)}
-        given = {"sighting": self.sighting, "checkpoint": self.checkpoint, "html": self.html}
+        given = {name: getattr(self, name) for name in ("sighting", "checkpoint", "html", "table")}
         return changed | {name: str(value) for name, value in given.items() if value is not None}
 
 
@@ -220,6 +244,19 @@ class SearchResult:
             screen.print(table)
         return "\n".join(filter(None, (capture.get().rstrip(), self.summary())))
 
+    def to_table(self) -> pa.Table:
+        """Return a row per match: the columns of `Hit`, the name of the vehicle model, and the likelihood."""
+        rows = [
+            {
+                **asdict(match.hit),
+                "rank": match.rank,
+                "vehicle_model": self.model_name(match.hit.model_id),
+                "likelihood": match.likelihood,
+            }
+            for match in self.matches
+        ]
+        return pa.Table.from_pylist(rows, schema=MATCH_SCHEMA)
+
     def to_json(self) -> SearchFields:
         """Return the probe, the verdict and the ranks."""
         return {
@@ -282,6 +319,8 @@ def _search(
         calibration=searcher.calibration,
     )
     before_showing(result)
+    if request.table:
+        write_crop_table(searcher.run.store, request.table, result.to_table())
     if request.html:
         shown = [match.hit.crop_id for match in result.matches]
         shown += [sighting.crop_id for sighting in probe.sightings if sighting.crop_id is not None]

@@ -42,6 +42,7 @@ from jobs.runtime.resolve import (
     open_milvus,
     runs_of,
 )
+from jobs.runtime.result_table import write_crop_table
 from jobs.search.search import RulesRequest, make_rules, resolve_attributes, resolve_model_filters
 from jobs.search.searcher import Searcher, open_source
 from jobs.sweep.audit import AuditRecord, append_record, require_record
@@ -76,6 +77,7 @@ class SweepRequest:
     rows_per_part: int | None = None
     strips: int = 60
     unit: str = "image"  # or track
+    table: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ def sweep_probes(request: SweepRequest, settings: Settings) -> SweepResult:
     )
     _write_report(sweep, context, plan, request.strips)
     summary = sweep.summary or summary
+    if request.table:
+        write_crop_table(open_store(settings.runs), request.table, sweep.table())
     return SweepResult(summary, request.output)
 
 

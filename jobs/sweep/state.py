@@ -254,6 +254,18 @@ class Sweep:
         with open_parquet(self.store, _result_key(part)) as file:
             return file.read()
 
+    def table(self) -> pa.Table:
+        """Return the matches of all probes in one table, with the URI, verdict and cause of the probe.
+
+        A probe without a match has one row, whose other columns are null.
+        """
+        parts = []
+        for part in range(self.info.parts):
+            probes = self.outcomes_of(part).select(["probe_id", "uri", "verdict", "cause"])
+            rows = probes.join(self.results(part), "probe_id")
+            parts.append(rows.sort_by([("probe_id", "ascending"), ("rank", "ascending")]))
+        return pa.concat_tables(parts)
+
     @property
     def summary(self) -> SweepSummary | None:
         """The content of done.json, or None for an unfinished sweep."""

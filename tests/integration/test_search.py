@@ -4,8 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from json_documents import read_document
+from pyarrow import csv
 from typer.testing import CliRunner
 
 from infra.settings import Settings
@@ -144,6 +146,20 @@ def test_the_page_shows_the_crops(clvr: Clvr, tmp_path: Path) -> None:
     page = (tmp_path / "strip.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 5
     assert "Rank 4" in page
+
+
+def test_the_matches_are_written_as_csv_and_as_parquet(clvr: Clvr, tmp_path: Path) -> None:
+    probe, files = clvr.archive.pictures[0], [tmp_path / "matches.csv", tmp_path / "matches.parquet"]
+    answers = clvr.json("search", probe, "--top", 4, "--table", files[0])["answers"]
+    clvr("search", probe, "--top", 4, "--table", files[1])
+    text, stored = csv.read_csv(files[0]), pq.read_table(files[1])
+    for table in (text, stored):
+        assert table["crop_id"].to_pylist() == [match["crop_id"] for match in answers]
+        assert table["vehicle_model"].to_pylist() == [match["vehicle_model"] for match in answers]
+    assert stored["captured_at"].to_pylist() == [match["captured_at"] for match in answers]
+    assert text["captured_at"].cast("timestamp[ms]").cast("int64").equals(stored["captured_at"])
+    code, message = clvr.fails("search", probe, "--table", tmp_path / "matches.xlsx")
+    assert code == 3 and ".csv or .parquet" in message
 
 
 def test_a_calibrated_model_reports_a_vehicle_that_is_not_in_the_archive(clvr: Clvr, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_a_sweep_by_the_index_searches_every_probe_and_records_causes_of_failure
         "26-117",
         "--top",
         3,
+        "--table",
+        tmp_path / "sweep.parquet",
         "--json",
     )
     assert code == 0, errors
@@ -96,6 +98,15 @@ def test_a_sweep_by_the_index_searches_every_probe_and_records_causes_of_failure
     assert {row["probe_id"] for row in results} == {"v0", "v1", "v2", "v3", "archived"}
     archived = [row for row in results if row["probe_id"] == "archived"]
     assert [row["rank"] for row in archived] == [1, 2, 3]
+    rows_of_all = table(tmp_path / "sweep.parquet")
+    assert [(row["probe_id"], row["cause"]) for row in rows_of_all if row["rank"] is None] == [
+        ("gone", "missing"),
+        ("notes", "not-a-picture"),
+        ("odd", "unknown-crop"),
+    ]
+    assert [row["crop_id"] for row in rows_of_all if row["probe_id"] == "archived"] == [
+        row["crop_id"] for row in archived
+    ]
     assert "003" not in {row["camera_id"] for row in archived}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "unknown-crop" in page

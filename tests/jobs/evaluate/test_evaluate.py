@@ -30,7 +30,10 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
 ) -> None:
     make_run("r1")
     variants = ("normalised", "query-expansion", "re-ranking")
-    result = evaluate_run(EvaluateRequest("latest", html=tmp_path / "page.html", variants=variants), settings)
+    request = EvaluateRequest(
+        "latest", html=tmp_path / "page.html", table=str(tmp_path / "figures.parquet"), variants=variants
+    )
+    result = evaluate_run(request, settings)
     figures = read_result("evaluate", result)["lists"][0]
     names = [(row["protocol"], row["features"].split(",")[0]) for row in figures["protocols"]]
     assert names[:2] == [("vehicleid-paper", "as embedded"), ("vehicleid-common", "as embedded")]
@@ -52,6 +55,9 @@ def test_a_labelled_run_is_evaluated_with_variants_and_a_page(
         assert part in page
     assert "by_camera_pair" in json.loads((tmp_path / "page.json").read_text())["lists"][0]
     assert "re-ranking" in result.to_text()
+    table = pq.read_table(tmp_path / "figures.parquet").to_pylist()
+    assert [(row["protocol"], row["features"].split(",")[0]) for row in table] == names
+    assert table[0]["rank-1_mean"] == figures["protocols"][0]["cmc"]["rank-1"]["mean"]
     recorded = {output.uri: len(output.crops) for output in list_outputs(open_store(settings.runs))}
     crops = len(result.labelled.crop_ids)
     assert recorded == {str(tmp_path / "page.html"): crops, str(tmp_path / "page.json"): 0}

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from index.archive.manifest import crop_id_of
@@ -13,6 +15,7 @@ from infra.errors import BadInput, BadSetting
 from infra.store import Store, open_store
 from jobs.generations.outputs import find_in_outputs, purge_outputs
 from jobs.pages.html import write_page
+from jobs.runtime.result_table import write_crop_table, write_result_table
 
 ERASED, KEPT = "s3://archive/cam-1/1.jpg", "s3://archive/cam-1/2.jpg"
 
@@ -48,6 +51,21 @@ def test_a_page_that_shows_an_erased_crop_is_deleted_also_an_unfinished_one(
     purge(store)
     assert found(store) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.html", "runs"]
+
+
+def test_tables_of_matches_lose_an_erased_crop_and_are_withdrawn_if_it_was_erased_meanwhile(
+    store: Store, tmp_path: Path
+) -> None:
+    table = pa.table({"crop_id": [crop_id_of(ERASED), crop_id_of(KEPT)], "uri": [ERASED, KEPT]})
+    for name in ("a.csv", "a.parquet"):
+        with pytest.raises(BadInput, match="was erased meanwhile"):
+            write_crop_table(store, str(tmp_path / name), table)
+        write_result_table(str(tmp_path / name), table)  # as a table of before the erasure
+    assert found(store) == 2
+    purge(store)
+    assert found(store) == 0
+    assert not (tmp_path / "a.csv").exists()
+    assert pq.read_table(tmp_path / "a.parquet")["uri"].to_pylist() == [KEPT]
 
 
 def test_a_training_loses_the_files_of_interrupted_writes(store: Store, tmp_path: Path) -> None:
