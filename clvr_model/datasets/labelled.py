@@ -1,7 +1,7 @@
 """Labelled images, from a folder tree, a table, or a reader of a dataset."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final
@@ -15,9 +15,7 @@ from infra.store.cells import Kind
 UNKNOWN_MODEL: Final = -1
 
 _IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_TABLE_KINDS: Final[dict[str, Kind]] = {
-    "uri": "text",
-    "key": "text",
+LABEL_KINDS: Final[dict[str, Kind]] = {
     "model_id": "id",
     "vehicle_id": "id",
     "camera_id": "text",
@@ -25,8 +23,10 @@ _TABLE_KINDS: Final[dict[str, Kind]] = {
     "model_name": "text",
     "color": "text",
     "body_type": "text",
-    "split": "text",
 }
+"""The labels of an image, in a table or beside the image in a container."""
+
+_TABLE_KINDS: Final[dict[str, Kind]] = {"uri": "text", "key": "text", "split": "text", **LABEL_KINDS}
 _CLASS_FOLDER: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -347,8 +347,7 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
     prefix = "" if key_column == "uri" else f"{root.rstrip('/')}/"
 
     rows: dict[str, int] = {}
-    models, vehicles, cameras, tracks, colors, body_types = [], [], [], [], [], []
-    model_names: dict[int, str] = {}
+    labels: list[tuple[str, Mapping[str, Any]]] = []
     records = (record for batch in table.to_batches() for record in batch.to_pylist())
     for row, record in enumerate(records, start=1):
         if split is not None and record["split"] != split:
@@ -362,26 +361,36 @@ def read_table(uri: str, *, root: str = "", split: str | None = None) -> Labeled
                 remedy="Remove one of the two.",
             )
         rows[target] = row
-        model = _or_unknown(record["model_id"])
-        if record.get("model_name") and model != UNKNOWN_MODEL:
-            model_names[model] = record["model_name"]
-        models.append(model)
-        vehicles.append(_or_unknown(record.get("vehicle_id")))
-        cameras.append(record.get("camera_id") or "")
-        tracks.append(record.get("track_id") or "")
-        colors.append(record.get("color") or "")
-        body_types.append(record.get("body_type") or "")
+        labels.append((prefix + target, record))
     if not rows:
         raise BadLabels(f"{uri} labels no image" + (f" of split {split!r}" if split is not None else ""))
+    return labelled_of_records(labels)
+
+
+def labelled_of_records(records: Sequence[tuple[str, Mapping[str, Any]]]) -> LabeledImages:
+    """Return images by URI with labels of LABEL_KINDS; what a record lacks, or has as None, is unknown."""
+
+    def texts(name: str) -> list[str] | None:
+        return [record.get(name) or "" for _, record in records] if is_stated(name) else None
+
+    def is_stated(name: str) -> bool:
+        return any(name in record for _, record in records)
+
+    model_names: dict[int, str] = {}
+    for _, record in records:
+        model = _or_unknown(record.get("model_id"))
+        if record.get("model_name") and model != UNKNOWN_MODEL:
+            model_names[model] = record["model_name"]
+    vehicles = np.array([_or_unknown(record.get("vehicle_id")) for _, record in records], dtype=np.int64)
     return LabeledImages(
-        [prefix + target for target in rows],
-        np.array(models, dtype=np.int64),
-        np.array(vehicles, dtype=np.int64) if "vehicle_id" in names else None,
-        cameras if "camera_id" in names else None,
+        [uri for uri, _ in records],
+        np.array([_or_unknown(record.get("model_id")) for _, record in records], dtype=np.int64),
+        vehicles if is_stated("vehicle_id") else None,
+        texts("camera_id"),
         model_names,
-        colors=_if_any(colors),
-        body_types=_if_any(body_types),
-        track_ids=tracks if "track_id" in names else None,
+        colors=_if_any(texts("color") or []),
+        body_types=_if_any(texts("body_type") or []),
+        track_ids=texts("track_id"),
     )
 
 

@@ -145,6 +145,25 @@ class ParquetFiles:
         stated = {name: _stated(columns[name], name, where) for name in STATED_COLUMNS if name in columns}
         return Contents(Rows(file.etag, found.groups, _names(columns, where)), stated)
 
+    def columns(self, store: Store, file: ObjectInfo, names: Sequence[str]) -> pa.Table:
+        """Read further columns of a file with images, those of them that it has: a row per member, in order.
+
+        Raises CorruptObject, ObjectChanged, StoreError.
+        """
+        try:
+            found = parquet_columns(
+                _remote(store, file.key, file.etag, file.size),
+                cells=IMAGE_COLUMNS,
+                columns=names,
+                budget=_COLUMNS_BUDGET,
+            )
+        except DamagedParquet as damage:
+            raise _corrupt(store.uri_of(file.key), str(damage)) from damage
+        table = found.columns if found.columns is not None else pa.table({})
+        if table.num_columns and table.num_rows != sum(found.groups):
+            raise _corrupt(store.uri_of(file.key), f"its columns have {table.num_rows:,} rows")
+        return table
+
     def place_of(self, etag: str) -> RowPlace | None:
         """Read the etag of a row; None for another one."""
         parts = _PLACE.fullmatch(etag)

@@ -14,7 +14,7 @@ def train(
     output: Annotated[str, typer.Option(help="URI of the checkpoint to write.")],
     data: Annotated[
         str | None,
-        typer.Argument(help="VehicleID folder, folder of class folders, or CSV/Parquet table."),
+        typer.Argument(help="VehicleID folder, class folders, CSV/Parquet table, or tar/Parquet of images."),
     ] = None,
     tracks: Annotated[
         list[str] | None,

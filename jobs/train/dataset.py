@@ -25,6 +25,7 @@ from clvr_model.datasets.registry import read_release
 from clvr_model.recipe import Recipe
 from clvr_model.training import stage_order
 from index.archive.manifest import crop_id_of
+from index.archive.members import container_suffix
 from index.archive.reader import ArchiveReader, reader_of
 from index.runs.tombstones import ErasedCrops
 from infra.errors import BadLabels, BadSetting, BudgetExceeded, ObjectMissing
@@ -34,6 +35,7 @@ from infra.store.sealed import seal, unseal
 from jobs.runtime.image_stream import ERASED, ImageFailure, stream_images
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.ray_cluster import root_cause
+from jobs.train.containers import read_containers
 
 CHECK_FILE = "pictures.json"
 TASK_IMAGES = 1000  # images that one task checks
@@ -56,17 +58,11 @@ def read_labelled(
     tracks: the vehicles are the tracks; without needs_tracks, none need be known. attributes: as in a recipe;
     colors and body types that are not learned are left out.
     data: a CSV or Parquet table (whose `key` column is relative to `root`, and of which `split` selects
-    the rows of one split), a folder as one of `clvr_model.datasets.registry.RELEASES`, or a folder with one
-    folder per model.
+    the rows of one split), a tar or Parquet file that has the images too, a folder of such files, a folder as
+    one of `clvr_model.datasets.registry.RELEASES`, or a folder with one folder per model.
     Without vehicle labels to learn from, vehicles are left out. Raises BadLabels, EmptyArchive, StoreError.
     """
-    if data.lower().endswith(TABLE_SUFFIXES):
-        labelled = read_table(data, root=root, split=split)
-        # Workers run in other folders, and equal data must have equal digests however it is named.
-        labelled = replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
-    else:
-        release = read_release(data, split)
-        labelled = read_folder(data) if release is None else release
+    labelled = _read(data, root, split)
     if labels != "vehicle":
         labelled = _with_known_model(labelled, data)
     labelled = _with_learned_attributes(labelled, attributes, data)
@@ -77,6 +73,21 @@ def read_labelled(
     if labels == "model":
         return replace(labelled, vehicle_ids=None)
     return _with_known_vehicle(labelled, data)
+
+
+def _read(data: str, root: str, split: str | None) -> LabeledImages:
+    is_table = data.lower().endswith(TABLE_SUFFIXES)
+    is_file = is_table or bool(container_suffix(data))
+    labelled = None if is_file else read_release(data, split)
+    if labelled is None:
+        labelled = read_containers(data, split)
+    if labelled is not None:
+        return labelled
+    if not is_table:
+        return read_folder(data)
+    labelled = read_table(data, root=root, split=split)
+    # Workers run in other folders, and equal data must have equal digests however it is named.
+    return replace(labelled, uris=[_absolute(uri) for uri in labelled.uris])
 
 
 def _with_learned_attributes(labelled: LabeledImages, attributes: str | bool, data: str) -> LabeledImages:
