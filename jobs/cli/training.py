@@ -56,6 +56,10 @@ def train(
         str, typer.Option(help="Epoch of the checkpoint: last, or best on the validation split.")
     ] = "last",
     log_every: Annotated[int, typer.Option(help="Write a line of log.jsonl every so many steps.")] = 20,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Report to mlflow or wandb, by their own variables; may be repeated."),
+    ] = None,
     hold_out: Annotated[
         str,
         typer.Option(
@@ -107,6 +111,7 @@ def train(
         cameras=camera_positions,
         max_speed=max_speed,
         max_crops=max_crops,
+        trackers=tuple(track or ()),
     )
     if plan:
         from jobs.train.plan import plan_training

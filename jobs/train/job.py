@@ -54,7 +54,8 @@ class TrainJob:
 
     folder: URI of the training's folder, for its log and its best state. input: `local` or `ray`.
     ends: the first crops of held-out tracks, then their last ones; end_cameras: the camera of each track.
-    attributes: the values of the attributes that are learned, by name.
+    attributes: the values of the attributes that are learned, by name. trackers: names of experiment
+    trackers, which are told the checkpoint's URI.
     """
 
     recipe: dict[str, Any]
@@ -67,6 +68,8 @@ class TrainJob:
     ends: Images | None = None
     end_cameras: NDArray[np.str_] | None = None
     attributes: dict[str, list[str]] = field(default_factory=dict)
+    trackers: tuple[str, ...] = ()
+    checkpoint: str = ""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from infra.errors import CorruptObject, ObjectMissing
 from infra.store import Store
 from jobs.runtime.metrics import TRAIN_IMAGES, TRAIN_LOSS, TRAIN_RATE, TRAIN_WAIT_SECONDS, count, set_gauge
+from jobs.train.trackers import Trackers
 
 LOG_FILE = "log.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -28,8 +29,9 @@ class TrainLog:
     ran twice, the later lines count.
     """
 
-    def __init__(self, folder: Store) -> None:
+    def __init__(self, folder: Store, trackers: Trackers | None = None) -> None:
         self.folder = folder
+        self.trackers = trackers
         self.lines: list[str] = []
         with contextlib.suppress(ObjectMissing):
             self.lines = _unsealed_lines(folder)
@@ -41,6 +43,8 @@ class TrainLog:
         """Append a line. Steps reach the store every few seconds, other events at once."""
         self.lines.append(json.dumps({"event": event, "time": round(time.time(), 3), **values}))
         self.tensorboard.add(event, values)
+        if self.trackers is not None:
+            self.trackers.add(event, values)
         if event != "step" or time.monotonic() - self.last_flush > self.flush_seconds:
             self.folder.put(LOG_FILE, _joined([*self.lines, _digest_line(self.lines)]))
             self.tensorboard.flush()

@@ -49,6 +49,7 @@ from jobs.train.log import cost_of, read_log
 from jobs.train.progress import start_train_progress_actor, stopping_on_sigterm, wait_for_first_progress
 from jobs.train.report import REPORT_FILE, ReportInputs, write_report
 from jobs.train.run_tracks import MAX_CROPS, TrackEnds, journeys_of, merged, read_tracks, track_ends
+from jobs.train.trackers import require_trackers
 from jobs.train.worker import START_RANKS, train_worker
 
 MAX_WORKER_FAILURES = 3  # lost workers that are replaced before the job fails
@@ -86,6 +87,7 @@ class TrainRequest:
     cameras: str | None = None
     max_speed: float = MAX_SPEED_KMH
     max_crops: int = MAX_CROPS
+    trackers: tuple[str, ...] = ()
 
     @property
     def default_recipe(self) -> str:
@@ -209,6 +211,7 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     """
     if request.select_epoch not in ("last", "best"):
         raise BadSetting(f"--select-epoch is {request.select_epoch!r}", remedy="choose one of best, last")
+    require_trackers(request.trackers)
     recipe = requested_recipe(request)
     erased = read_tombstones(open_store(settings.runs))
     cameras = read_cameras(request.cameras, max_speed_kmh=request.max_speed) if request.cameras else None
@@ -261,6 +264,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         ends=Images(ends.uris, np.full(2 * len(ends), -1, np.int64)) if ends else None,
         end_cameras=ends.cameras if ends else None,
         attributes=attributes,
+        trackers=request.trackers,
+        checkpoint=destination.uri,
     )
     state = _fit(job, recipe, request, folder)
     if request.select_epoch == "best" and len(validation):

@@ -38,6 +38,7 @@ from jobs.train.input import Batches, Rows, TimedIterator
 from jobs.train.job import Images, Position, TrainJob, Work
 from jobs.train.log import TrainLog, TrainMetrics
 from jobs.train.progress import EpochStopped, StepCallback, StopRequest
+from jobs.train.trackers import Trackers
 
 MIN_CACHED_EVAL_BATCH = 256
 START_RANKS = "start_track_ranks"
@@ -83,7 +84,7 @@ class _Worker:
         self.batches = Batches(job, self.recipe, self.distributed)
         self.work = Work(self.recipe, len(job.training), len(job.validation))
         self.folder = open_store(job.folder)
-        self.log = TrainLog(self.folder) if self.distributed.is_rank_zero else None
+        self.log = TrainLog(self.folder, Trackers(job)) if self.distributed.is_rank_zero else None
         self.metrics = TrainMetrics(self.distributed.rank)
         self.stop_request = StopRequest(progress_actor) if self.distributed.is_rank_zero else None
         self.start_ranks: list[int] | None = None
