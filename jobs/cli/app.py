@@ -14,6 +14,7 @@ from typer._click.exceptions import UsageError
 
 from infra.errors import ClvrError
 from infra.logging import logger, wants_json, without_secrets
+from infra.tracing import command_span
 from jobs.cli import (
     archive,
     cases,
@@ -43,7 +44,8 @@ class ClvrGroup(ExampleGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; only --debug shows a traceback."""
         try:
-            return super().invoke(ctx)
+            with command_span(next((word for word in sys.argv[1:] if word in COMMANDS), "")):
+                return super().invoke(ctx)
         except ClvrError as error:
             _fail(error, debug=bool(ctx.params.get("debug")))
         except Exception as error:

@@ -11,8 +11,10 @@ import ray
 
 from clvr_model.memory import malloc_trim, set_mmap_threshold
 from index.runs.run import Run
+from infra import tracing
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
+from infra.tracing import Carrier, span
 from jobs.embed.part import ImageEmbedder, PartReport, embed_part
 from jobs.runtime import metrics
 from jobs.runtime.ray_cluster import root_cause
@@ -28,8 +30,11 @@ class PartActor:
     An outcome is FingerprintMismatch if the model of this node is not the one that the run was started with.
     """
 
-    def __init__(self, run: Run, archive: Store, open_embedder: OpenEmbedder, monitor: Any) -> None:
+    def __init__(
+        self, run: Run, archive: Store, open_embedder: OpenEmbedder, monitor: Any, trace: Carrier
+    ) -> None:
         self.run = run
+        self.trace = trace
         self.archive = archive
         self.monitor = monitor
         self.open_embedder = open_embedder
@@ -48,7 +53,9 @@ class PartActor:
             # Ray Data turns an exception of a task into text. A ClvrError therefore travels as a value.
             try:
                 if not self.run.folder.is_done(part):
-                    outcomes.append(pickle.dumps(self._embed(part)))
+                    with span("part", parent=self.trace, run=self.run.run_id, part=part):
+                        outcomes.append(pickle.dumps(self._embed(part)))
+                    tracing.flush()  # Ray ends idle actors without a word
             except ClvrError as error:
                 outcomes.append(pickle.dumps(error))
                 break

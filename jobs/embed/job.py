@@ -26,6 +26,7 @@ from infra.errors import BucketMissing, ClvrError, ObjectMissing
 from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
+from infra.tracing import carrier, span
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed.discovery import CropSelection, Discovery, discover, with_run_ids
 from jobs.embed.monitor import EmbedMonitor, Totals
@@ -71,7 +72,8 @@ class _PhaseTimer:
         """Do the work of a phase and record its duration."""
         started = time.monotonic()
         try:
-            return work()
+            with span(phase):
+                return work()
         finally:
             self.phases[phase] = time.monotonic() - started
 
@@ -256,6 +258,7 @@ def _embed_parts(
             "archive": archive,
             "open_embedder": open_embedder,
             "monitor": monitor,
+            "trace": carrier(),
         },
         **actor_resources(),
     )

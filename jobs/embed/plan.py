@@ -14,6 +14,7 @@ from index.schema import UNKNOWN_TIME
 from infra.errors import BadInput
 from infra.settings import Settings
 from infra.store import open_store
+from infra.tracing import span
 from jobs.embed.discovery import CropSelection, discover, with_run_ids
 from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, ThroughputSample, rows_per_part
 
@@ -96,7 +97,8 @@ def plan(
         raise BadInput("a price needs a measured speed", remedy="give --checkpoint, to measure with")
     archive = open_store(selection.archive)
     selection = with_run_ids(selection, settings)
-    discovery = discover(selection, archive, open_store(settings.runs), keep=False)
+    with span("planning"):
+        discovery = discover(selection, archive, open_store(settings.runs), keep=False)
     crops = _count_crops(discovery.crops, archive.uri)
     sample, nodes = None, 0
     if crops.rows and (model is not None or open_embedder is not None):

@@ -24,6 +24,7 @@ from infra.errors import BadInput, BadSetting
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
+from infra.tracing import span
 from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.metrics import show_gap, show_gate, show_load
 from jobs.runtime.progress import ProgressState, progress
@@ -232,7 +233,7 @@ def load(request: LoadRequest, settings: Settings) -> LoadResult:
     milvus, store = open_milvus(settings), open_store(settings.runs)
     times = LoadTimes()
     transform = find_transform(request.transform, runs[0].fingerprint, settings)
-    with progress("load", "rows", state.read):
+    with span("load", alias=settings.alias), progress("load", "rows", state.read):
         options = replace(_options(request, settings, state), transform=transform)
         generation = load_runs(milvus, store, runs, alias=settings.alias, options=options, times=times)
     record = records.read(store, generation.name)
@@ -323,16 +324,17 @@ def gate_generation(
         from jobs.generations.shard_tasks import over_tasks  # only this gate needs Ray
 
         over_shards = over_tasks(settings)
-    report = check_gate(
-        milvus,
-        open_store(settings.runs),
-        generation,
-        runs_of(generation, settings),
-        new_model=new_model,
-        golden=probes,
-        budget=None if full else GateBudget(settings.gate_rows, settings.gate_seconds),
-        over_shards=over_shards,
-    )
+    with span("gate", generation=generation.name):
+        report = check_gate(
+            milvus,
+            open_store(settings.runs),
+            generation,
+            runs_of(generation, settings),
+            new_model=new_model,
+            golden=probes,
+            budget=None if full else GateBudget(settings.gate_rows, settings.gate_seconds),
+            over_shards=over_shards,
+        )
     logger.info(_gate_text(report))
     show_gate(settings.alias, report)
     return report
