@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-slow fuzz check format bench attack film gpu clean
+.PHONY: help demo docs test test-slow fuzz check format bench attack film gpu sbom lock release clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,25 @@ gpu: ## Run every GPU path of this machine against its CPU, and measure it, in l
 	@$(PYTHON) tests/gpu/packages.py
 	@PYTHONPATH=. $$([ -x .venv-gpu/bin/python ] && echo .venv-gpu/bin/python || echo $(PYTHON)) tests/gpu/run.py $(GPU)
 
+# The tools of a release have an environment of their own: .venv is what a list of its packages describes.
+TOOLS := .venv-release
+$(TOOLS)/.ready: Makefile
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  build==1.6.1 cyclonedx-bom==7.5.0 pip-licenses==5.5.5 pip-tools==7.6.2 twine==7.0.0
+	@touch $@
+
+sbom: $(READY) $(TOOLS)/.ready ## Write sbom.json (CycloneDX) and licenses.csv of the packages in .venv
+	@$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python
+	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --format=csv --with-urls --output-file=licenses.csv
+
+lock: $(TOOLS)/.ready ## Write requirements.lock: the packages of the extra dev with the hashes of their files
+	@$(TOOLS)/bin/pip-compile --quiet --extra dev --constraint constraints.txt --generate-hashes \
+	  --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url --output-file requirements.lock pyproject.toml
+
+release: $(TOOLS)/.ready ## Version, changelog, checked wheel and sdist, commit and tag (VERSION=0.2.0); uploads nothing
+	@$(TOOLS)/bin/python .ci/release.py $(VERSION)
+
 clean: ## Remove what the commands above made
-	rm -rf $(VENV) .venv-gpu gpu.json demo film site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .venv-gpu gpu.json demo dist film site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
