@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +176,16 @@ def test_a_wrong_graph_is_not_handed_over(
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(BadSetting, match="holds other files"):
         export_checkpoint(checkpoint, tmp_path / "full", "openvino")
+
+
+def test_the_example_of_the_documentation_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/python.md", "exec"), names)  # noqa: S102
+    assert len(names["hits"][0]) == 10
+    assert names["crops"].num_rows == names["run"].summary.embedded
 
 
 @pytest.mark.parametrize("name", ["embed_a_folder", "evaluate_your_model", "query_shards"])
