@@ -62,16 +62,15 @@ TOOLS := .venv-release
 $(TOOLS)/.ready: Makefile
 	@$(PYTHON) -m venv $(TOOLS)
 	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  build==1.6.1 cyclonedx-bom==7.5.0 pip-licenses==5.5.5 pip-tools==7.6.2 twine==7.0.0
+	  build==1.6.1 cyclonedx-bom==7.5.0 pip-licenses==5.5.5 twine==7.0.0
 	@touch $@
 
 sbom: $(READY) $(TOOLS)/.ready ## Write sbom.json (CycloneDX) and licenses.csv of the packages in .venv
 	@$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python
 	@$(TOOLS)/bin/pip-licenses --python=$(BIN)/python --format=csv --with-urls --output-file=licenses.csv
 
-lock: $(TOOLS)/.ready ## Write requirements.lock: the packages of the extra dev with the hashes of their files
-	@$(TOOLS)/bin/pip-compile --quiet --extra dev --constraint constraints.txt --generate-hashes \
-	  --allow-unsafe --strip-extras --no-emit-find-links --no-emit-index-url --output-file requirements.lock pyproject.toml
+lock: $(READY) ## Write requirements.lock: the packages of .venv with the hashes of their files, for this platform
+	@$(BIN)/python .ci/lock.py
 
 release: $(TOOLS)/.ready ## Version, changelog, checked wheel and sdist, commit and tag (VERSION=0.2.0); uploads nothing
 	@$(TOOLS)/bin/python .ci/release.py $(VERSION)
