@@ -3,7 +3,8 @@
 The standard variables switch it on: `OTEL_TRACES_EXPORTER` (`otlp` or `console`), or an endpoint in
 `OTEL_EXPORTER_OTLP_ENDPOINT`. `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and the other variables of the
 exporter apply. `TRACEPARENT`, as schedulers set it, is the parent of the command. Otherwise nothing is
-imported and nothing is sent.
+imported and nothing is sent. Platforms set these variables for all programs, so an exporter that cannot be
+used is a warning.
 """
 
 import os
@@ -14,8 +15,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from infra.errors import BadSetting
-from infra.logging import bind_context
+from infra.logging import bind_context, logger
 
 EXPORTERS = ("otlp", "console", "none")
 _EXPORTER = "OTEL_TRACES_EXPORTER"
@@ -54,10 +54,7 @@ def span(name: str, *, parent: Carrier | None = None, **attributes: str | int) -
 
 @contextmanager
 def command_span(command: str) -> Iterator[None]:
-    """Record the span of a command, below `TRACEPARENT`, and put the trace's id into the JSON log lines.
-
-    Raises BadSetting for an unknown exporter, and if the package of one is not installed.
-    """
+    """Record the span of a command, below `TRACEPARENT`, and put the trace's id into the JSON log lines."""
     given = os.environ.get("TRACEPARENT")
     try:
         with span(f"clvr {command}", parent={"traceparent": given} if given else None):
@@ -98,13 +95,12 @@ def _provider() -> Any:
     if exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     if exporter not in EXPORTERS:
-        raise BadSetting(f"{_EXPORTER} is {exporter!r}", remedy=f"set one of {', '.join(EXPORTERS)}")
+        logger.warning(f"no traces: {_EXPORTER} is {exporter!r}, and not one of {', '.join(EXPORTERS)}")
+        return None
     needed = "opentelemetry.sdk" if exporter == "console" else "opentelemetry.exporter.otlp.proto.http"
     if not _is_installed(needed):
-        raise BadSetting(
-            f"{_EXPORTER}={exporter} needs a package that is not installed",
-            remedy=f"pip install 'clvr-archive[tracing]', or unset {_EXPORTER} and its endpoint",
-        )
+        logger.warning(f"no traces: pip install 'clvr-archive[tracing]', or set {_EXPORTER}=none")
+        return None
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor

@@ -6,7 +6,8 @@ and token. A continued training continues its run. A tracker that fails costs it
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Trackers:
         parameters = flat_parameters(job.recipe)
         training = job.folder.rstrip("/").rpartition("/")[2]
         for name in job.trackers:
-            self._attempt(name, lambda name=name: self._open(name, training, job.checkpoint, parameters))
+            self._attempt(name, partial(self._open, name, training, job.checkpoint, parameters))
 
     def _open(self, name: str, training: str, checkpoint: str, parameters: Mapping[str, str]) -> None:
         self._runs[name] = _TRACKERS[name](training, checkpoint, parameters)
@@ -70,11 +71,11 @@ class Trackers:
         }
         for name, run in list(self._runs.items()):
             if event in ("epoch", "final"):
-                self._attempt(name, lambda run=run: run.log(figures, self._images))
+                self._attempt(name, partial(run.log, figures, self._images))
             if event in STATUS:
-                self._attempt(name, lambda run=run: run.end(event))
+                self._attempt(name, partial(run.end, event))
 
-    def _attempt(self, name: str, report: Any) -> None:
+    def _attempt(self, name: str, report: Callable[[], None]) -> None:
         try:
             report()
         except Exception as error:  # of a client, of whatever class; a tracker is no reason to stop
