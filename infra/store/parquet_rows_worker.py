@@ -191,7 +191,11 @@ class Worker:
     def _cell_leaf(self, names: Sequence[str]) -> tuple[str, int] | None:
         for name in names:
             number = self._leaf(name)
-            if number is not None and self.metadata.schema.column(number).physical_type == "BYTE_ARRAY":
+            if number is None:
+                continue
+            column = self.metadata.schema.column(number)
+            # A table of labels may name its images in a column of text.
+            if column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "NONE":
                 return name, number
         return None
 

@@ -64,6 +64,7 @@ def _files(data: str) -> tuple[Store, list[ObjectInfo]]:
         info = store.head(key) if container_suffix(key) else None
         return store, [info] if info else []
     store = open_store(data)
+    store.ensure()
     listed = sorted((info for info in store.list() if not is_hidden(info.key)), key=lambda info: info.key)
     if _ARROW_FILES & {info.key for info in listed} and any(info.key.endswith(".arrow") for info in listed):
         raise BadLabels(

@@ -103,7 +103,7 @@ def test_parquet_files_with_images_are_read_with_their_labels(tmp_path: Path) ->
 
 
 def test_a_parquet_without_images_is_a_table_or_no_part_of_a_folder(tmp_path: Path) -> None:
-    labels = {"uri": ["a.jpg", "b.jpg"], "model_id": [1, 2], "split": ["train", "test"]}
+    labels = {"uri": ["a.jpg", "b.jpg"], "image": ["1", "2"], "model_id": [1, 2], "split": ["train", "test"]}
     pq.write_table(pa.table(labels), tmp_path / "labels.parquet")
     assert len(read_labelled(str(tmp_path / "labels.parquet"), split="train")) == 1
     for name in ("golf/1.jpg", "polo/1.jpg"):
