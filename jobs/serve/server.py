@@ -6,14 +6,12 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import ray
 import uvicorn
 
 from index.search.travel_time import CameraMap
 from infra.errors import BadSetting
 from infra.logging import console
 from infra.settings import Settings
-from jobs.runtime.ray_cluster import connect
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App
 from jobs.serve.connections import server_config
@@ -66,6 +64,11 @@ def serve_on_cluster(
     Lite file, for a certificate and if Ray Serve is not installed; RayUnreachable; the errors of Searcher.
     """
     serve = _ray_serve()
+    # Imported late: a page from this process needs no Ray.
+    import ray
+
+    from jobs.runtime.ray_cluster import connect
+
     if not settings.milvus.startswith("http"):
         raise BadSetting(
             f"only one process can open {settings.milvus}", remedy="use a Milvus server with --replicas"

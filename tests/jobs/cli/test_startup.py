@@ -60,8 +60,9 @@ def test_help_and_mistyped_paths_import_nothing_heavy(tmp_path: Path, arguments:
     assert heavy == set()
 
 
-def test_modules_of_the_role_evaluate_need_no_ray(tmp_path: Path) -> None:
-    modules = "jobs.generations.load, jobs.generations.erase, jobs.evaluate.evaluate, jobs.evaluate.calibrate"
+def test_the_roles_evaluate_and_serve_need_no_ray(tmp_path: Path) -> None:
+    names = ("evaluate.calibrate", "evaluate.evaluate", "generations.load", "serve.server")
+    modules = ", ".join(f"jobs.{name}" for name in names)
     program = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
