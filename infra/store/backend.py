@@ -47,10 +47,14 @@ Listed = ObjectInfo | UnusableObject
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What is right below a prefix: `folders` as prefixes without a trailing slash, and objects."""
+    """What is right below a prefix: `folders` as prefixes without a trailing slash, and objects.
+
+    is_whole: False if there is more, see `Store.level`.
+    """
 
     folders: list[str]
     objects: list[Listed]
+    is_whole: bool = True
 
 
 class Backend(Protocol):
@@ -75,11 +79,14 @@ class Backend(Protocol):
     def fetch_range(self, key: str, start: int, end: int, etag: str) -> ObjectBody:
         """Read the bytes from `start` to `end` of the object of this etag. Raises PreconditionError."""
 
-    def list(self, folder: str) -> Iterator[Listed]:
-        """Yield every object below a folder ('' is the root)."""
+    def bounds(self, folder: str, count: int) -> list[str]:
+        """Return texts that cut the keys of a flat folder into ranges, see `Store.bounds`."""
 
-    def level(self, folder: str) -> Level:
-        """Return the folders and the objects right below a folder ('' is the root)."""
+    def list(self, folder: str, after: str) -> Iterator[Listed]:
+        """Yield every object below a folder ('' is the root), see `Store.list`."""
+
+    def level(self, folder: str, max_objects: int | None) -> Level:
+        """Return the folders and the objects right below a folder ('' is the root), see `Store.level`."""
 
     def replace(self, key: str, data: bytes, etag: str) -> None:
         """Write an object that still has this etag. Raises PreconditionError."""

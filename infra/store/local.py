@@ -6,8 +6,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,11 @@ class LocalBackend:
                 raise PreconditionError
             return ObjectBody(os.pread(file.fileno(), max(0, end - start), start), _etag(status))
 
-    def list(self, folder: str) -> Iterator[Listed]:
+    def bounds(self, folder: str, count: int) -> list[str]:
+        """Return nothing: a folder is not listed in an order."""
+        return []
+
+    def list(self, folder: str, after: str) -> Iterator[Listed]:
         """Yield every file below a folder, following links. Raises FileNotFoundError, PermissionError."""
         self.client  # noqa: B018  # a missing root is an error, a missing folder is empty
         if not (self.folder / folder).is_dir():
@@ -86,11 +92,9 @@ class LocalBackend:
         pending: list[tuple[str, tuple[str, ...]]] = [(folder, (os.path.realpath(self.folder / folder),))]
         while pending:
             current, ancestors = pending.pop()
-            try:
-                subfolders, files = _scan(self.folder, current)
-            except FileNotFoundError:
-                continue  # deleted meanwhile
-            yield from files
+            subfolders: list[str] = []
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                yield from _scan(self.folder, current, subfolders)
             for name in subfolders:
                 real = os.path.realpath(self.folder / name)
                 if real in ancestors:
@@ -98,13 +102,15 @@ class LocalBackend:
                 else:
                     pending.append((name, (*ancestors, real)))
 
-    def level(self, folder: str) -> Level:
+    def level(self, folder: str, max_objects: int | None) -> Level:
         """Return the folders and the files right below a folder; a missing one is empty."""
         self.client  # noqa: B018  # a missing root is an error
+        folders: list[str] = []
         if not (self.folder / folder).is_dir():
             return Level([], [])
-        folders, files = _scan(self.folder, folder)
-        return Level(sorted(folders), files)
+        files = _scan(self.folder, folder, folders)
+        objects = list(files if max_objects is None else islice(files, max_objects + 1))
+        return Level(sorted(folders), objects, max_objects is None or len(objects) <= max_objects)
 
     def replace(self, key: str, data: bytes, etag: str) -> None:
         """Write a file that still has this etag, under a lock on its folder. Raises PreconditionError."""
@@ -169,10 +175,8 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block
 
 
-def _scan(root: Path, folder: str) -> tuple[list[str], list[Listed]]:
-    """Return the folders and the files right below a folder, by their keys. Raises PermissionError."""
-    folders: list[str] = []
-    files: list[Listed] = []
+def _scan(root: Path, folder: str, folders: list[str]) -> Iterator[Listed]:
+    """Yield the files right below a folder, by their keys, and add its folders. Raises PermissionError."""
     with os.scandir(root / folder) as entries:
         for entry in entries:
             key = f"{folder}/{entry.name}" if folder else entry.name
@@ -182,16 +186,15 @@ def _scan(root: Path, folder: str) -> tuple[list[str], list[Listed]]:
                 continue  # deleted meanwhile, or a link to nothing
             except OSError as failure:
                 cause = "a circular link" if failure.errno == errno.ELOOP else str(failure.strerror)
-                files.append(UnusableObject(key, cause))
+                yield UnusableObject(key, cause)
                 continue
             is_folder = stat.S_ISDIR(status.st_mode)
             if not is_usable_key(key):
-                files.append(UnusableObject(f"{key}/" if is_folder else key, UNADDRESSABLE))
+                yield UnusableObject(f"{key}/" if is_folder else key, UNADDRESSABLE)
             elif is_folder:
                 folders.append(key)
             elif stat.S_ISREG(status.st_mode) and not _is_partial(entry.name):
-                files.append(ObjectInfo(key, status.st_size, _etag(status), _modified(status)))
-    return folders, files
+                yield ObjectInfo(key, status.st_size, _etag(status), _modified(status))
 
 
 def _modified(status: os.stat_result) -> datetime:

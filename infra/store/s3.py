@@ -6,8 +6,10 @@ copies objects on the server; pyarrow streams Parquet.
 
 import hashlib
 import re
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from obstore import PutMode
 
 _BODY_ATTEMPTS = 4
+_BOUNDS_AT_ONCE = 16
+_PLAIN = re.compile(r"[A-Za-z0-9/_.=-]*")
 _LISTING_FAILURES = (BaseError, ValueError)
 _MAYBE_MARKERS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # elsewhere a marker does no harm
 _ROLE_ENDPOINT_SECONDS = 2
@@ -244,18 +248,48 @@ class S3Backend:
             remedy="Check the server and the network between.",
         )
 
-    def list(self, folder: str) -> Iterator[Listed]:
+    def bounds(self, folder: str, count: int) -> list[str]:
+        """Return beginnings of the keys of a flat folder, all of one length, that some key has.
+
+        They grow by one character at a time, by one request for each, until there are `count` of them.
+        """
+        starts = [f"{folder}/" if folder else ""]
+        with ThreadPoolExecutor(_BOUNDS_AT_ONCE, thread_name_prefix="bounds") as pool:
+            while len(starts) < count:
+                longer = [text for texts in pool.map(self._longer, starts) for text in texts]
+                if not longer:
+                    break
+                starts = longer
+        # obstore writes other characters differently when they are in the bound of a listing.
+        return [text for text in starts[1:] if _PLAIN.fullmatch(text)]
+
+    def _longer(self, start: str) -> list[str]:
+        """Return the texts, one character longer than another, that keys begin with."""
+        longer: list[str] = []
+        after = start
+        while True:
+            options = {"Prefix": self._full_key(start), "StartAfter": self._full_key(after), "MaxKeys": 1}
+            entries = next(self._pages("", **options)).get("Contents", ())
+            if not entries:
+                return longer
+            text = self._relative(entries[0]["Key"])[: len(start) + 1]
+            if text in longer:  # a key with the greatest character
+                return longer
+            longer.append(text)
+            after = longer[-1] + chr(sys.maxunicode)
+
+    def list(self, folder: str, after: str) -> Iterator[Listed]:
         """Yield every object below a folder.
 
         obstore lists several times faster than boto3, but gives up at the first key that it cannot address;
         boto3 goes on from there, because S3 lists keys in their order.
         """
         if not folder and not self.prefix and self._has_leading_slashes:
-            yield from self._list_slowly(folder, "")
+            yield from self._list_slowly(folder, after)
             return
-        last = ""
+        last = after
         try:
-            for page in obstore.list(self.client, folder or None, chunk_size=1000):
+            for page in obstore.list(self.client, folder or None, offset=after or None, chunk_size=1000):
                 for meta in page:
                     yield self._without_marker(object_info(meta))
                 last = max(last, max((meta["path"] for meta in page), default=""))
@@ -264,26 +298,8 @@ class S3Backend:
                 raise
             yield from self._list_slowly(folder, last)
 
-    def level(self, folder: str) -> Level:
+    def level(self, folder: str, max_objects: int | None) -> Level:
         """Return the folders and the objects right below a folder."""
-        try:
-            listing = obstore.list_with_delimiter(self.client, folder or None)
-        except _LISTING_FAILURES as failure:
-            if not _is_about_a_key(failure):
-                raise
-            return self._level_slowly(folder)
-        folders = sorted(name.rstrip("/") for name in listing["common_prefixes"])
-        if not all(map(is_usable_key, folders)):
-            return self._level_slowly(folder)
-        return Level(folders, [self._without_marker(object_info(meta)) for meta in listing["objects"]])
-
-    def _list_slowly(self, folder: str, start_after: str) -> Iterator[Listed]:
-        options = {"StartAfter": self._full_key(start_after)} if start_after else {}
-        for page in self._pages(folder, **options):
-            for entry in page.get("Contents", ()):
-                yield self._listed(entry)
-
-    def _level_slowly(self, folder: str) -> Level:
         folders: list[str] = []
         objects: list[Listed] = []
         for page in self._pages(folder, Delimiter="/"):
@@ -294,7 +310,15 @@ class S3Backend:
                     folders.append(key.removesuffix("/"))
                 else:
                     objects.append(UnusableObject(key, UNADDRESSABLE))
+            if max_objects is not None and len(objects) > max_objects:
+                return Level(sorted(folders), objects, is_whole=False)
         return Level(sorted(folders), objects)
+
+    def _list_slowly(self, folder: str, start_after: str) -> Iterator[Listed]:
+        options = {"StartAfter": self._full_key(start_after)} if start_after else {}
+        for page in self._pages(folder, **options):
+            for entry in page.get("Contents", ()):
+                yield self._listed(entry)
 
     def _pages(self, folder: str, **options: Any) -> Iterator[Any]:
         prefix = self._full_key(f"{folder}/") if folder else self._full_key("")

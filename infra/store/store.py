@@ -150,24 +150,42 @@ class Store:
             return None
 
     def list(
-        self, prefix: str = "", *, unusable: Callable[[UnusableObject], object] = lambda found: None
+        self,
+        prefix: str = "",
+        *,
+        unusable: Callable[[UnusableObject], object] = lambda found: None,
+        after: str = "",
     ) -> Iterator[ObjectInfo]:
         """Yield every object below a prefix, which is whole folders: 'dt=1' does not match 'dt=10/a'.
 
         Streams by pages of 1000, in no particular order. unusable: called with each object that is listed but
-        cannot be read: one whose key cannot be addressed, a folder marker, a circular link.
+        cannot be read: one whose key cannot be addressed, a folder marker, a circular link. after: begin
+        after this text, see `bounds`; a prefix without folders is then listed in the order of keys.
         """
         with self._as_clvr_error(prefix):
-            for found in self._backend.list(_checked_prefix(prefix)):
+            for found in self._backend.list(_checked_prefix(prefix), after):
                 if isinstance(found, ObjectInfo):
                     yield found
                 else:
                     unusable(found)
 
-    def level(self, prefix: str = "") -> Level:
-        """Return the folders and the objects right below a prefix; folders sorted, as prefixes."""
+    def level(self, prefix: str = "", *, max_objects: int | None = None) -> Level:
+        """Return the folders and the objects right below a prefix; folders sorted, as prefixes.
+
+        max_objects: stop when more objects were listed, since a flat folder may have any number; what was
+        listed until then is returned.
+        """
         with self._as_clvr_error(prefix):
-            return self._backend.level(_checked_prefix(prefix))
+            return self._backend.level(_checked_prefix(prefix), max_objects)
+
+    def bounds(self, prefix: str, count: int) -> Prefixes:
+        """Return up to about `count` texts, ascending, that cut the keys of a flat prefix into ranges.
+
+        Beginnings of keys of like length, so ranges are about equal where names are numbers or hashes. None
+        for a local folder, which is not listed in an order.
+        """
+        with self._as_clvr_error(prefix):
+            return self._backend.bounds(_checked_prefix(prefix), count)
 
     def folders(self, prefix: str = "") -> Prefixes:
         """Return the folders right below a prefix, sorted, as prefixes: 'dt=2026-11-22/cam=004'."""
