@@ -1,7 +1,7 @@
-"""List the crops of an archive, in parallel over its folders or its newest days, onto local disk."""
+"""List the crops of an archive, or of sections of it, onto local disk."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -17,14 +17,14 @@ from index.archive.key_pattern import KeyPattern
 from index.archive.manifest import BATCH_ROWS, crop_ids_of, manifest_batch
 from index.archive.members import container_suffix, is_tar_index, member_key, split_member
 from index.archive.partitions import day_of
+from index.archive.sections import FolderNotFlat, Section, sections_of
 from index.archive.skipped import SkippedObjects
 from index.archive.spool import Spool
 from index.schema import MANIFEST_SCHEMA
-from infra.errors import BadSetting, EmptyArchive
+from infra.errors import EmptyArchive
 from infra.store import FOLDER_MARKER, ObjectInfo, Store, UnusableObject
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_MAX_PREFIX_OBJECTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,15 @@ class Listing:
     skipped: SkippedObjects = field(default_factory=SkippedObjects)
     containers: ContainerCounts = field(default_factory=ContainerCounts)
 
+    def require_crops(self, archive: Store) -> None:
+        """Raise EmptyArchive if no crop is listed."""
+        if not self.crops.num_rows:
+            others = f"{self.num_not_images:,} other objects"
+            raise EmptyArchive(
+                "; ".join([f"no images below {archive.uri} ({others})", *self.skipped.notes()]),
+                remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
+            )
+
     def notes(self) -> list[str]:
         """Return what a user should know of it, a line each."""
         return [*self.containers.notes(), *self.skipped.notes()]
@@ -91,6 +100,10 @@ class Counts:
         )
 
 
+class TooManyCrops(Exception):
+    """A listing has more crops than its caller wants from one process."""
+
+
 def list_crops(
     store: Store,
     *,
@@ -99,21 +112,35 @@ def list_crops(
     since: date | None = None,
     choice: KeyChoice = VISIBLE_KEYS,
 ) -> Listing:
-    """List an archive, in parallel over folders named like 'dt=…' and 'cam=…', into rows of a manifest.
+    """List an archive, in parallel over its folders, into rows of a manifest.
+
+    since: list only the folders dt=… of this day and later. Raises EmptyArchive, BadSetting if the archive
+    has no such folders, and what `list_sections` raises.
+    """
+    sections = sections_of(store, workers, since)
+    listing = list_sections(store, sections, pattern=pattern, workers=workers, choice=choice)
+    listing.require_crops(store)
+    return listing
+
+
+def list_sections(
+    store: Store,
+    sections: Sequence[Section],
+    *,
+    pattern: KeyPattern | None = None,
+    workers: int = 16,
+    choice: KeyChoice = VISIBLE_KEYS,
+    limit: int | None = None,
+) -> Listing:
+    """List some sections of an archive, up to `workers` at the same time, into rows of a manifest.
 
     Images are recognised by their suffix, in upper or lower case; those in tar files, and
     the rows of Parquet files, are crops too. Crops
     whose key misses the pattern stay in the manifest with an unknown camera, time and track.
-    since: list only the folders dt=… of this day and later. choice: the keys to take; without hidden ones by
-    default.
-    Raises EmptyArchive, BadSetting if the archive has no such folders, and what `Store.list` raises.
+    choice: the keys to take; without hidden ones by default. limit: raise TooManyCrops beyond so many crops.
+    Raises what `Store.list` and `list_members` raise.
     """
     skipped, crops = SkippedObjects(), Spool(store.uri, MANIFEST_SCHEMA)
-    if since is None:
-        sources = _sources(store, workers, skipped)
-    else:
-        days = days_since(store, since)
-        sources = [source for day in days for source in _sources(store, workers, skipped, day)]
 
     def is_taken(key: str, why_not: Callable[[str], str] = choice.why_not) -> bool:
         cause = why_not(key)
@@ -127,10 +154,11 @@ def list_crops(
             return False
         return is_taken(key)
 
-    def collect(source: Iterable[ObjectInfo]) -> tuple[Counts, list[ObjectInfo]]:
+    def collect(section: Section) -> tuple[Counts, list[ObjectInfo]]:
         num_not_images = unmatched = 0
         files: list[ObjectInfo] = []
-        objects = iter(source)
+        objects = iter(_objects(store, section, skipped))
+        day = _day_folder(section)
         while page := list(islice(objects, BATCH_ROWS)):
             images = [info for info in page if info.key.endswith(IMAGE_SUFFIXES) or is_image(info.key)]
             if len(images) < len(page):
@@ -140,22 +168,19 @@ def list_crops(
             if not choice.takes_all([info.key for info in images]):
                 images = [info for info in images if is_taken_object(info.key)]
             batch, missed = _batch(store, images, pattern)
-            crops.add(pa.Table.from_batches([batch]))
+            crops.add(pa.Table.from_batches([batch]), day)
             unmatched += missed
+            if limit is not None and crops.num_rows > limit:
+                raise TooManyCrops
         return Counts(num_not_images - len(files), unmatched), files
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="list-archive") as pool:
-        listed = list(pool.map(collect, sources))
-        files = [file for _, some in listed for file in some if is_taken(file.key, choice.why_not_inside)]
+    with ThreadPoolExecutor(max(1, min(workers, len(sections))), thread_name_prefix="list-archive") as pool:
+        listed = list(pool.map(collect, sections))
+    files = [file for _, some in listed for file in some if is_taken(file.key, choice.why_not_inside)]
+    with ThreadPoolExecutor(workers, thread_name_prefix="list-members") as pool:
         members = pool.map(lambda file: list_members(store, file, pattern, choice, skipped, crops), files)
         total = sum([*(counts for counts, _ in listed), *members], Counts())
-    num_not_images = total.num_not_images
-    if not crops.num_rows:
-        raise EmptyArchive(
-            "; ".join([f"no images below {store.uri} ({num_not_images:,} other objects)", *skipped.notes()]),
-            remedy=f"Check the prefix; names of images end in {', '.join(IMAGE_SUFFIXES)}.",
-        )
-    return Listing(crops, num_not_images, total.unmatched, skipped, total.containers)
+    return Listing(crops, total.num_not_images, total.unmatched, skipped, total.containers)
 
 
 def list_members(
@@ -206,17 +231,6 @@ def is_image(key: str) -> bool:
     return key.lower().endswith(IMAGE_SUFFIXES)
 
 
-def days_since(store: Store, since: date) -> list[str]:
-    """Return the folders 'dt=yyyy-mm-dd' (or dt=yyyymmdd) of a day and later. Raises BadSetting if none."""
-    days = {folder: day for folder in store.folders() if (day := day_of(folder)) is not None}
-    if not days:
-        raise BadSetting(
-            f"{store.uri} has no folders dt=yyyy-mm-dd, so there are no days to look back over",
-            remedy="Leave out --lookback-days to list and compare the whole archive.",
-        )
-    return sorted(folder for folder, day in days.items() if day >= since)
-
-
 def _batch(
     store: Store,
     images: list[ObjectInfo],
@@ -238,34 +252,38 @@ def _batch(
     return manifest_batch(columns, pa.array([info.key for info in images], pa.string()), pattern)
 
 
-def _sources(
-    store: Store, workers: int, skipped: SkippedObjects, root: str = ""
-) -> list[Iterable[ObjectInfo]]:
-    """Split an archive into `workers` listings or more, if two levels of its folders allow that."""
+def _objects(store: Store, section: Section, skipped: SkippedObjects) -> Iterator[ObjectInfo]:
+    """Yield the objects of a section. Raises FolderNotFlat."""
 
     def skip(found: UnusableObject) -> None:
+        if section.is_range and not _is_in_range(section, found.key, store):
+            return
         if found.cause != FOLDER_MARKER:
             skipped.add(found.cause, found.key)
 
-    prefixes, sources = [root], list[Iterable[ObjectInfo]]()
-    for _ in range(1 if root else 2):
-        subfolders: list[str] = []
-        for prefix in prefixes:
-            level = store.level(prefix)
-            is_partitioned = bool(level.folders) and all(map(_is_partition, level.folders))
-            if is_partitioned and len(level.objects) <= _MAX_PREFIX_OBJECTS:
-                sources.append([found for found in level.objects if isinstance(found, ObjectInfo)])
-                for found in level.objects:
-                    if isinstance(found, UnusableObject):
-                        skip(found)
-                subfolders += level.folders
+    if section.is_range:
+        for found in store.list(section.folder, unusable=skip, after=section.after):
+            if not _is_in_range(section, found.key, store):
+                return
+            yield found
+    elif section.is_deep:
+        yield from store.list(section.folder, unusable=skip)
+    else:
+        for listed in store.level(section.folder).objects:
+            if isinstance(listed, ObjectInfo):
+                yield listed
             else:
-                sources.append(store.list(prefix, unusable=skip))
-        prefixes = subfolders
-        if len(prefixes) >= workers:
-            break
-    return sources + [store.list(prefix, unusable=skip) for prefix in prefixes]
+                skip(listed)
 
 
-def _is_partition(folder: str) -> bool:
-    return "=" in folder.rpartition("/")[2]
+def _is_in_range(section: Section, key: str, store: Store) -> bool:
+    # Without folders, every store lists in the order of the keys, so that a range ends at its last key.
+    if "/" in key[len(section.folder) :].removeprefix("/"):
+        raise FolderNotFlat(f"{store.uri_of(section.folder)} has folders, such as that of {key!r}")
+    return not section.until or key <= section.until
+
+
+def _day_folder(section: Section) -> str | None:
+    """Return the day folder that all crops of a section are in, if there is one."""
+    name = section.folder.partition("/")[0]
+    return name if day_of(f"{name}/") else None

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 HIDDEN = "hidden file or folder"
 EXCLUDED = "by --include or --exclude"
@@ -10,7 +11,7 @@ _MAX_SHOWN = 120
 
 
 class SkippedObjects:
-    """Counts the objects left out for each cause and keeps the first few; threads may share it."""
+    """Counts the objects left out for each cause and keeps the first few, printable; threads may share it."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -23,12 +24,18 @@ class SkippedObjects:
             self.counts[cause] += 1
             examples = self.examples.setdefault(cause, [])
             if len(examples) < _MAX_EXAMPLES:
-                examples.append(key)
+                examples.append(repr(key)[:_MAX_SHOWN])
+
+    def update(self, counts: Mapping[str, int], examples: Mapping[str, Sequence[str]]) -> None:
+        """Count what another listing left out."""
+        self.counts.update(counts)
+        for cause, keys in examples.items():
+            kept = self.examples.setdefault(cause, [])
+            kept += keys[: _MAX_EXAMPLES - len(kept)]
 
     def notes(self) -> list[str]:
         """Return one line for each cause, with the first keys, printable whatever they hold."""
         return [
-            f"left out: {self.counts[cause]:,} ({cause}), such as "
-            + ", ".join(repr(key)[:_MAX_SHOWN] for key in self.examples[cause])
+            f"left out: {self.counts[cause]:,} ({cause}), such as " + ", ".join(self.examples[cause])
             for cause in sorted(self.counts)
         ]

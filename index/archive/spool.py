@@ -88,14 +88,14 @@ class Spool:
         """Number of rows."""
         return self.rows.total()
 
-    def add(self, rows: pa.Table) -> None:
-        """Add rows of the schema."""
+    def add(self, rows: pa.Table, folder: str | None = None) -> None:
+        """Add rows of the schema. folder: that of all of them, where it is known."""
         if not rows.num_rows:
             return
-        for folder, part in split_by_folder(rows, self.archive):
+        for name, part in split_by_folder(rows, self.archive) if folder is None else [(folder, rows)]:
             with self._lock:
-                path = self._files.setdefault(folder, Path(self._folder.path, str(len(self._files))))
-                self.rows[folder] += part.num_rows
+                path = self._files.setdefault(name, Path(self._folder.path, str(len(self._files))))
+                self.rows[name] += part.num_rows
                 _append(path, part)
 
     def partitions(self, known: Mapping[str, int] | None = None) -> Iterator[tuple[PartitionId, pa.Table]]:
@@ -115,6 +115,10 @@ class Spool:
                 path = buckets / str(bucket)
                 yield PartitionId(folder, bits, bucket), self._table([path] if path.exists() else [])
                 path.unlink(missing_ok=True)
+
+    def tables(self, folder: str) -> Iterator[pa.Table]:
+        """Yield the rows of a folder, in the tables that were added."""
+        return _read(self._files[folder])
 
     def read(self) -> pa.Table:
         """Return all rows in one table, in no particular order."""

@@ -33,13 +33,17 @@ class SyntheticArchive(Store):
         super().__init__(folder, StoreSettings())
         self.each = crops // (DAYS * CAMERAS)
 
-    def level(self, prefix: str = "") -> Level:
+    def level(self, prefix: str = "", *, max_objects: int | None = None) -> Level:
         """Return the days, or the cameras of a day."""
         days = [f"dt=2026-11-{day + 10}" for day in range(DAYS)]
         return Level([f"{prefix}/cam={camera:03d}" for camera in range(CAMERAS)] if prefix else days, [])
 
     def list(
-        self, prefix: str = "", *, unusable: Callable[[UnusableObject], object] = lambda found: None
+        self,
+        prefix: str = "",
+        *,
+        unusable: Callable[[UnusableObject], object] = lambda found: None,
+        after: str = "",
     ) -> Iterator[ObjectInfo]:
         """Yield the crops of a day, or of a camera on a day."""
         written = datetime(2026, 11, 22, tzinfo=UTC)

@@ -69,14 +69,18 @@ class SyntheticArchive(Store):
     def ensure(self) -> None:
         """Accept the root: nothing can be missing."""
 
-    def level(self, prefix: str = "") -> Level:
+    def level(self, prefix: str = "", *, max_objects: int | None = None) -> Level:
         """Return the days, or the cameras of a day."""
         if not prefix:
             return Level(sorted(self.crops_of), [])
         return Level([f"{prefix}/cam={camera:03d}" for camera in range(CAMERAS)], [])
 
     def list(
-        self, prefix: str = "", *, unusable: Callable[[UnusableObject], object] = lambda found: None
+        self,
+        prefix: str = "",
+        *,
+        unusable: Callable[[UnusableObject], object] = lambda found: None,
+        after: str = "",
     ) -> Iterator[ObjectInfo]:
         """Yield the crops of a day, or of a camera on a day."""
         for folder in [prefix] if "/" in prefix else self.level(prefix).folders:

@@ -9,8 +9,9 @@ import pytest
 
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
-from index.archive.listing import Listing, days_since, list_crops
+from index.archive.listing import Listing, list_crops
 from index.archive.manifest import crop_id_of, normalize_manifest
+from index.archive.sections import days_since
 from index.archive.skipped import HIDDEN
 from index.schema import MANIFEST_SCHEMA, UNKNOWN_TIME
 from infra.errors import BadSetting, BucketMissing, EmptyArchive, StoreDenied
