@@ -4,25 +4,32 @@ A partition whose listing has the digest that the catalogue states is not read. 
 partition; those to embed go to local disk.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from index.archive.diff import Changes, diff_partition
+from index.archive.diff import Changes, PartitionChanges, diff_partition
 from index.archive.manifest import normalize_manifest
-from index.archive.partitions import day_of, listing_digest
+from index.archive.partitions import PartitionId, day_of, listing_digest
 from index.archive.reassigned import ReassignedIds, free_ids, repeated_ids
 from index.archive.spool import Spool, TableFile
-from index.catalogue.partition import KnownPartitions, partition_ids
+from index.catalogue.partition import KnownPartitions, known_rows, partition_ids
+from index.catalogue.records import Partition
 from index.catalogue.taken import find_taken
 from index.runs.accounting import Ids, crop_ids
 from index.runs.run import Run
 from index.runs.tombstones import ErasedCrops
 from index.schema import MANIFEST_SCHEMA
+from infra.store import Store
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""`map`, in this process or over others; results come in the order of the items."""
 
 _NEW_SCHEMA = pa.schema([("crop_id", pa.int64()), ("uri", pa.string())])
 _FILTER_BITS = 24
@@ -44,6 +51,23 @@ class ListedCrops:
     changes: Changes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ListedPartition:
+    """The listed crops of a partition, and the entry of a catalogue with those that are known of it."""
+
+    name: PartitionId
+    rows: pa.Table
+    known: Partition | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionComparison:
+    """The number of listed crops of a partition, without erased ones; changes: None if nothing changed."""
+
+    listed: int
+    changes: PartitionChanges | None = None
+
+
 def newest_day(known: KnownPartitions) -> date | None:
     """Return the newest day of which crops are known."""
     return max(filter(None, (day_of(f"{folder}/") for folder in known.bits)), default=None)
@@ -57,6 +81,24 @@ def take_listing(listed: Spool, erased: ErasedCrops, reassigned: ReassignedIds) 
     return ListedCrops(crops, crops, crops.num_rows, listed.num_rows - crops.num_rows)
 
 
+def compare_partition(
+    store: Store, erased: ErasedCrops, reassigned: ReassignedIds, listed: ListedPartition
+) -> PartitionComparison:
+    """Compare the listed crops of one partition with the known ones in a store.
+
+    Those are read only if the listing has another digest than the catalogue states.
+    Raises CorruptObject, ObjectMissing.
+    """
+    rows = _usable(listed.rows, erased, reassigned)
+    entry = listed.known
+    is_comparable = entry is not None and entry.id == listed.name and entry.file.rows == rows.num_rows
+    if is_comparable and entry.listed == listing_digest(rows):  # type: ignore[union-attr]
+        return PartitionComparison(rows.num_rows)
+    before = known_rows(store, entry, listed.name)
+    before = before.filter(pa.array(~erased.is_erased(crop_ids(before))))
+    return PartitionComparison(rows.num_rows, diff_partition(rows, before))
+
+
 def compare_listing(
     listed: Spool,
     known: KnownPartitions,
@@ -64,26 +106,26 @@ def compare_listing(
     reassigned: ReassignedIds,
     *,
     since: date | None = None,
+    each: Mapper = map,
 ) -> ListedCrops:
     """Take the crops of a listing that are new or changed since a catalogue.
 
-    since: the listing holds only day folders of this day and later; no other partition is looked at.
-    Raises CorruptObject, ObjectMissing.
+    since: the listing holds only day folders of this day and later; no other partition is looked at. each:
+    `map`, or one over several processes. Raises CorruptObject, ObjectMissing.
     """
     crops, new = TableFile(MANIFEST_SCHEMA), TableFile(_NEW_SCHEMA)
     gone: list[pa.Array] = []
     changed = unchanged = num_listed = 0
     in_window = {folder: bits for folder, bits in known.bits.items() if _is_listed(folder, since)}
-    for name, rows in listed.partitions(in_window):
-        rows = _usable(rows, erased, reassigned)
-        num_listed += rows.num_rows
-        entry = known.exactly(name)
-        if entry is not None and entry.file.rows == rows.num_rows and entry.listed == listing_digest(rows):
-            unchanged += rows.num_rows
+    partitions = (
+        ListedPartition(name, rows, known.containing(name)) for name, rows in listed.partitions(in_window)
+    )
+    for compared in each(partial(compare_partition, known.store, erased, reassigned), partitions):
+        num_listed += compared.listed
+        found = compared.changes
+        if found is None:
+            unchanged += compared.listed
             continue
-        before = known.rows(name)
-        before = before.filter(pa.array(~erased.is_erased(crop_ids(before))))
-        found = diff_partition(rows, before)
         crops.append(found.to_embed)
         new.append(found.to_embed.filter(pa.array(found.is_new)).select(_NEW_SCHEMA.names))
         changed += found.changed

@@ -91,6 +91,19 @@ def partition_ids(store: Store, partition: Partition) -> Ids:
         return crop_ids(file.read(["crop_id"]))
 
 
+def known_rows(store: Store, entry: Partition | None, name: PartitionId) -> pa.Table:
+    """Return the crops of a partition, sorted by URI, from the entry that contains them.
+
+    Raises CorruptObject, ObjectMissing.
+    """
+    if entry is None:
+        return CATALOGUE_SCHEMA.empty_table()
+    rows = read_partition(store, entry)
+    if entry.bits == name.bits:
+        return rows
+    return rows.filter(pa.array(in_bucket(crop_ids(rows), name.bits, name.bucket)))
+
+
 class KnownPartitions:
     """The partitions of a catalogue, found by their names; those of a finer cut are made of them.
 
@@ -108,13 +121,11 @@ class KnownPartitions:
         """Return the entry of a partition, if the catalogue is cut as finely and has crops in it."""
         return self._by_id.get(name)
 
+    def containing(self, name: PartitionId) -> Partition | None:
+        """Return the entry with the known crops of a partition, which may be cut less finely."""
+        bits = self.bits.get(name.folder, name.bits)
+        return self._by_id.get(PartitionId(name.folder, bits, name.bucket & ((1 << bits) - 1)))
+
     def rows(self, name: PartitionId) -> pa.Table:
         """Return the known crops of a partition, sorted by URI. Raises CorruptObject, ObjectMissing."""
-        bits = self.bits.get(name.folder, name.bits)
-        entry = self._by_id.get(PartitionId(name.folder, bits, name.bucket & ((1 << bits) - 1)))
-        if entry is None:
-            return CATALOGUE_SCHEMA.empty_table()
-        rows = read_partition(self.store, entry)
-        if bits == name.bits:
-            return rows
-        return rows.filter(pa.array(in_bucket(crop_ids(rows), name.bits, name.bucket)))
+        return known_rows(self.store, self.containing(name), name)
