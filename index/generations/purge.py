@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from index.archive.stored_listing import delete_listings
 from index.catalogue.catalogue import purge_catalogues
 from index.documents import current_user, utc_now
 from index.generations import records
@@ -85,6 +86,7 @@ def _purge_folder(milvus: Milvus, store: Store, erased: ErasedCrops) -> Iterator
         yield Place("tracks", store.uri_of(f"{FOLDER}/{units_id}"), rows, rows, note)
     if removed := purge_catalogues(store, erased):
         yield Place("catalogue", store.uri_of("catalogue"), removed, removed, "rows removed")
+    delete_listings(store)
     for info in list(store.list()):
         if is_document(info.key) and (place := _purge_document(store, info, erased)):
             yield place
@@ -183,9 +185,9 @@ def _keep_deleted(
 
 
 def is_document(key: str) -> bool:
-    """Return whether an object is a document or a page, and not part of a run, a track or an erasure."""
-    top = key.partition("/")[0]
-    return top not in ("runs", "catalogue", "erasures", "locks", FOLDER) and key.endswith((".json", ".html"))
+    """Return whether an object is a document or a page by itself, and no part of a run or the like."""
+    tables = ("runs", "catalogue", "listings", "erasures", "locks", FOLDER)
+    return key.partition("/")[0] not in tables and key.endswith((".json", ".html"))
 
 
 def _purge_document(store: Store, info: ObjectInfo, erased: ErasedCrops) -> Place | None:

@@ -1,10 +1,10 @@
-"""The crops that a command embeds: the first phase of `embed`, and all that `plan` reads. Writes nothing."""
+"""The crops that a command embeds: the first phase of `embed`, and all that `plan` reads."""
 
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from index.archive.inventory import is_inventory, read_inventory
 from index.archive.key_choice import KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.labels import read_label_table, require_fit, with_labels
-from index.archive.listing import Listing, list_crops
+from index.archive.listing import Listing
 from index.archive.manifest import read_manifest
 from index.archive.reader import ArchiveReader
 from index.archive.reassigned import ReassignedIds, read_reassigned, record_reassigned
@@ -39,6 +39,7 @@ from index.schema import MANIFEST_SCHEMA
 from infra.errors import BadInput, BadSetting, ClvrError, EmptyArchive, StoreError
 from infra.settings import Settings
 from infra.store import Store, TimeRange, is_hidden, open_store, split_uri
+from jobs.embed.listing import MAX_LOCAL_CROPS, ListingRequest, PlanningTasks, list_archive
 from jobs.runtime.resolve import find_run
 
 _MAX_CONCURRENT_HEADS = 32
@@ -142,11 +143,19 @@ class Discovery:
     changes: Changes | None = None
 
 
-def discover(selection: CropSelection, archive: Store, runs: Store, *, keep: bool = True) -> Discovery:
+def discover(
+    selection: CropSelection,
+    archive: Store,
+    runs: Store,
+    *,
+    keep: bool = True,
+    tasks: PlanningTasks | None = None,
+) -> Discovery:
     """Find the selected crops; `archive` is the store at `selection.archive`.
 
     keep: write what later runs need, which is the catalogue that the archive is compared with, and crop_ids
-    that were given anew. Memory for the crops of one partition, and for a table of labels with its crops.
+    that were given anew. tasks: list and compare a large archive by them. Memory for the crops of
+    one partition, of some with tasks, and for a table of labels with its crops.
     Raises EmptyArchive without crops, StoreError, BadInput for lists and labels that are not valid,
     BadSetting for a key pattern.
     """
@@ -155,7 +164,7 @@ def discover(selection: CropSelection, archive: Store, runs: Store, *, keep: boo
     if selection.retry_quarantined:
         discovery = _quarantined_crops(selection, archive, runs, erased)
     else:
-        discovery = _listed_crops(selection, archive, runs, erased, keep=keep)
+        discovery = _listed_crops(selection, archive, runs, erased, keep=keep, tasks=tasks)
     if selection.labels is None:
         return discovery
     labels = read_label_table(selection.labels, times=selection.times)
@@ -171,7 +180,13 @@ def discover(selection: CropSelection, archive: Store, runs: Store, *, keep: boo
 
 
 def _listed_crops(
-    selection: CropSelection, archive: Store, runs: Store, erased: ErasedCrops, *, keep: bool
+    selection: CropSelection,
+    archive: Store,
+    runs: Store,
+    erased: ErasedCrops,
+    *,
+    keep: bool,
+    tasks: PlanningTasks | None,
 ) -> Discovery:
     """List the archive, and compare it with an earlier run if one is given."""
     known = _known_crops(selection, archive, runs, keep=keep)
@@ -179,12 +194,13 @@ def _listed_crops(
     if known is not None and selection.lookback_days is not None:
         newest = newest_day(known)
         since = newest - timedelta(selection.lookback_days) if newest else None
-    listing = _list(selection, archive, since)
+    listing = _list(selection, archive, runs, since, tasks)
     reassigned = read_reassigned(runs)
     if known is None:
         found = take_listing(listing.crops, erased, reassigned)
     else:
-        found = compare_listing(listing.crops, known, erased, reassigned, since=since)
+        each = tasks.each if tasks and listing.crops.num_rows > MAX_LOCAL_CROPS else map
+        found = compare_listing(listing.crops, known, erased, reassigned, since=since, each=each)
     note = f"archive {archive.uri}: {found.listed:,} crops"
     if since is not None:
         note += f" since {since}"
@@ -242,11 +258,14 @@ def _with_own_ids(
     return with_ids(found, ReassignedIds(ids)), len(ids)
 
 
-def _list(selection: CropSelection, archive: Store, since: Any) -> Listing:
+def _list(
+    selection: CropSelection, archive: Store, runs: Store, since: date | None, tasks: PlanningTasks | None
+) -> Listing:
     """List the archive itself, or read the list of keys that stands in for it."""
     pattern = KeyPattern(selection.key_pattern, selection.times) if selection.key_pattern else None
     if selection.manifest is None:
-        return list_crops(archive, pattern=pattern, since=since, choice=selection.choice())
+        text = f"{selection.key_pattern} {selection.times}"
+        return list_archive(archive, runs, ListingRequest(pattern, text, selection.choice(), since), tasks)
     if is_inventory(selection.manifest):
         return read_inventory(
             selection.manifest,

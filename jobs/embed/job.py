@@ -29,6 +29,7 @@ from infra.store import Store, open_store
 from infra.tracing import carrier, span
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed.discovery import CropSelection, Discovery, discover, with_run_ids
+from jobs.embed.listing import PlanningTasks
 from jobs.embed.monitor import EmbedMonitor, Totals
 from jobs.embed.precision import (
     PrecisionDecision,
@@ -42,7 +43,15 @@ from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, blocks_of, rows_per_part
 from jobs.runtime.metrics import show_phases
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
-from jobs.runtime.ray_cluster import connect, cpus_per_gpu, num_cpus, num_gpus, root_cause, run_as_ray_task
+from jobs.runtime.ray_cluster import (
+    connect,
+    cpus_per_gpu,
+    map_in_ray_tasks,
+    num_cpus,
+    num_gpus,
+    root_cause,
+    run_as_ray_task,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +187,9 @@ def _discover_and_create(
     actors: int,
     resources: dict[str, float],
 ) -> tuple[Run, list[str]]:
-    discovery = discover(request, archive, runs)
-    return create_run(discovery, request, runs, archive, fingerprint, actors, resources)
+    with PlanningTasks(map_in_ray_tasks) as tasks:
+        discovery = discover(request, archive, runs, tasks=tasks)
+        return create_run(discovery, request, runs, archive, fingerprint, actors, resources)
 
 
 def create_run(

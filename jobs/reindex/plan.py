@@ -17,9 +17,10 @@ from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.job import EmbedRequest, actor_resources, create_run, precision_of
+from jobs.embed.listing import PlanningTasks
 from jobs.embed.precision import PrecisionDecision, default_precision
 from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
-from jobs.runtime.ray_cluster import num_cpus, num_gpus, num_nodes, run_as_ray_task
+from jobs.runtime.ray_cluster import map_in_ray_tasks, num_cpus, num_gpus, num_nodes, run_as_ray_task
 
 MIN_CROPS_TO_SAMPLE = 5000
 """Crops from which a measurement pays off, where no earlier run gives the speed."""
@@ -209,9 +210,10 @@ def _discover_and_create(
     max_vanished_rate: float,
     decision: PrecisionDecision | None,
 ) -> tuple[Run, list[str]]:
-    discovery = discover(request, archive, store)
-    _check_vanished_rate(discovery, archive.uri, max_vanished_rate)
-    return create_run(discovery, request, store, archive, fingerprint, actors, resources, decision)
+    with PlanningTasks(map_in_ray_tasks) as tasks:
+        discovery = discover(request, archive, store, tasks=tasks)
+        _check_vanished_rate(discovery, archive.uri, max_vanished_rate)
+        return create_run(discovery, request, store, archive, fingerprint, actors, resources, decision)
 
 
 def _check_vanished_rate(discovery: Discovery, archive: str, max_rate: float) -> None:

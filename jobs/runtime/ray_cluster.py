@@ -4,7 +4,9 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import ray
@@ -14,6 +16,9 @@ from infra.settings import Settings
 
 CONNECT_SECONDS = 10.0
 """Until a cluster accepts a connection, and once more until it answers as gRPC does."""
+
+MAX_AT_ONCE = 32
+"""Items and results of `map_in_ray_tasks` that are in memory, of up to some 50 MB each."""
 
 _ADDRESS = re.compile(r"(?:ray://)?\[?(?P<host>[^\[\]/]+?)\]?:(?P<port>\d{1,5})/?")
 # HTTP/2, which gRPC speaks: a client starts with these bytes and an empty frame of settings, and the server
@@ -137,6 +142,34 @@ def run_as_ray_task(function: Callable[..., Any], *arguments: Any) -> Any:
         return ray.get(ray.remote(num_cpus=0, max_calls=1)(function).remote(*arguments))
     except Exception as error:
         raise root_cause(error) from error
+
+
+def map_in_ray_tasks(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Yield the result of a function for each item, in order, from tasks of one CPU each.
+
+    So many items and results exist at any time that every CPU is busy, and no more than MAX_AT_ONCE.
+    """
+    call = ray.remote(num_cpus=1)(_call)
+    shared = ray.put(function)
+    at_once = min(2 * num_cpus(), MAX_AT_ONCE)
+    pending: deque[Any] = deque()
+    remaining = iter(items)
+    try:
+        while True:
+            for item in islice(remaining, at_once - len(pending)):
+                pending.append(call.remote(shared, item))
+            if not pending:
+                return
+            yield ray.get(pending.popleft())
+    except Exception as error:
+        raise root_cause(error) from error
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+
+
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
 
 
 def root_cause(error: BaseException) -> BaseException:
