@@ -142,6 +142,10 @@ def list_sections(
     """
     skipped, crops = SkippedObjects(), Spool(store.uri, MANIFEST_SCHEMA)
 
+    def check_limit() -> None:
+        if limit is not None and crops.num_rows > limit:
+            raise TooManyCrops
+
     def is_taken(key: str, why_not: Callable[[str], str] = choice.why_not) -> bool:
         cause = why_not(key)
         if cause:
@@ -170,15 +174,19 @@ def list_sections(
             batch, missed = _batch(store, images, pattern)
             crops.add(pa.Table.from_batches([batch]), day)
             unmatched += missed
-            if limit is not None and crops.num_rows > limit:
-                raise TooManyCrops
+            check_limit()
         return Counts(num_not_images - len(files), unmatched), files
+
+    def open_container(file: ObjectInfo) -> Counts:
+        counts = list_members(store, file, pattern, choice, skipped, crops)
+        check_limit()
+        return counts
 
     with ThreadPoolExecutor(max(1, min(workers, len(sections))), thread_name_prefix="list-archive") as pool:
         listed = list(pool.map(collect, sections))
     files = [file for _, some in listed for file in some if is_taken(file.key, choice.why_not_inside)]
     with ThreadPoolExecutor(workers, thread_name_prefix="list-members") as pool:
-        members = pool.map(lambda file: list_members(store, file, pattern, choice, skipped, crops), files)
+        members = pool.map(open_container, files)
         total = sum([*(counts for counts, _ in listed), *members], Counts())
     return Listing(crops, total.num_not_images, total.unmatched, skipped, total.containers)
 

@@ -79,14 +79,10 @@ class Spool:
         self.archive = archive
         self.schema = schema
         self.rows: Counter[str] = Counter()
+        self.num_rows = 0
         self._folder = ScratchFolder()
         self._files: dict[str, Path] = {}
         self._lock = threading.Lock()
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows."""
-        return self.rows.total()
 
     def add(self, rows: pa.Table, folder: str | None = None) -> None:
         """Add rows of the schema. folder: that of all of them, where it is known."""
@@ -96,6 +92,7 @@ class Spool:
             with self._lock:
                 path = self._files.setdefault(name, Path(self._folder.path, str(len(self._files))))
                 self.rows[name] += part.num_rows
+                self.num_rows += part.num_rows
                 _append(path, part)
 
     def partitions(self, known: Mapping[str, int] | None = None) -> Iterator[tuple[PartitionId, pa.Table]]:

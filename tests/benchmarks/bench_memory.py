@@ -1,12 +1,13 @@
 """Peak memory of `clvr embed` by kind of process and size of the archive.
 
     python tests/benchmarks/bench_memory.py [--sizes 10000 100000 1000000] [--actors 2] [--rows-per-part 4096]
+                                            [--parts-per-block 64]
 
 The job is real: Ray, parts, fetch threads, decoding, shards, accounting. Two things are stubs: the store
 answers each key with the same small JPEG from memory, and the network returns zeros. Parts have the same
 number of rows at each size, as in archives of more than 130,000 crops; with few rows a part the job has the
-parts of a large archive, 244,141 for a billion crops. `planner` makes the manifest before
-the embedding, and verifies the accounts and carries the catalogue on after it.
+parts of a large archive, 244,141 for a billion crops, and with few parts a block its blocks, 3,815. `planner`
+makes the manifest before the embedding, and verifies the accounts and carries the catalogue on after it.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from PIL import Image
 from clvr_model.embedder import Embeddings
 from infra.settings import load_settings
 from infra.store import ObjectBody, Store, StoreSettings
+from jobs.embed import sizes
 from jobs.embed.job import EmbedRequest, embed
 
 ROWS_PER_PART = 4096
@@ -133,8 +135,9 @@ def _write_keys(folder: str, crops: int) -> None:
             writer.write_table(pa.table({"uri": uris, "etag": ["e"] * len(uris)}, schema))
 
 
-def one(crops: int, actors: int, rows_per_part: int) -> None:
+def one(crops: int, actors: int, rows_per_part: int, parts_per_block: int) -> None:
     """Embed this many crops that do not exist, and print the peaks as JSON."""
+    sizes.MAX_BLOCK_PARTS = parts_per_block
     Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(buffer := io.BytesIO(), "JPEG")
     with tempfile.TemporaryDirectory() as folder:
         _write_keys(folder, crops)
@@ -165,17 +168,19 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 50_000])
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--rows-per-part", type=int, default=ROWS_PER_PART)
+    parser.add_argument("--parts-per-block", type=int, default=sizes.MAX_BLOCK_PARTS)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     add_json_option(parser)
     args = parser.parse_args()
     if args.one:
-        one(args.one, args.actors, args.rows_per_part)
+        one(args.one, args.actors, args.rows_per_part, args.parts_per_block)
         return
     print(f"{machine()}\npeak MiB of resident memory (object store: shared memory of the raylet)")
     rows = []
     for size in args.sizes:
         command = [sys.executable, __file__, "--one", str(size), "--actors", str(args.actors)]
         command += ["--rows-per-part", str(args.rows_per_part)]
+        command += ["--parts-per-block", str(args.parts_per_block)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks = json.loads(done.stdout.splitlines()[-1])
         seconds = peaks.pop("seconds")

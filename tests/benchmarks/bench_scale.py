@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from infra.settings import load_settings
 from infra.store import ObjectInfo, Store, StoreSettings, UnusableObject, open_store
 from infra.store.backend import Level
 from jobs.embed.discovery import CropSelection, discover
+from jobs.embed.listing import PlanningTasks
+from jobs.runtime.ray_cluster import connect, map_in_ray_tasks
 
 CROPS_PER_DAY, CAMERAS, LOOKBACK_DAYS = 20_000, 20, 3
 FIRST_DAY = date(2020, 1, 1)
@@ -95,11 +98,12 @@ def _folder(day: int) -> str:
     return f"dt={FIRST_DAY + timedelta(day)}"
 
 
-def discovered(where: Path, archive: Store, run_id: str, since: str | None = None) -> Run:
+def discovered(
+    runs: Store, archive: Store, run_id: str, since: str | None = None, tasks: PlanningTasks | None = None
+) -> Run:
     """List, compare and create a run, as the planning of `clvr embed` does."""
-    runs = open_store(str(where / "runs"))
     selection = CropSelection(archive.uri, since_run=since, lookback_days=LOOKBACK_DAYS if since else None)
-    discovery = discover(selection, archive, runs)
+    discovery = discover(selection, archive, runs, tasks=tasks)
     return Run.create(
         runs,
         run_id,
@@ -114,7 +118,40 @@ def discovered(where: Path, archive: Store, run_id: str, since: str | None = Non
 
 def plan_all(where: Path, crops: int, changed: int) -> None:
     """Plan the whole archive."""
-    discovered(where, SyntheticArchive(str(where / "archive"), crops), "all")
+    archive = SyntheticArchive(str(where / "archive"), crops)
+    discovered(open_store(str(where / "runs")), archive, "all")
+
+
+def plan_all_by_tasks(where: Path, crops: int, changed: int) -> dict[str, float]:
+    """Plan the whole archive by Ray tasks; return their CPU seconds, and the peak memory of one."""
+    archive = SyntheticArchive(str(where / "archive"), crops)
+    figures = {"tasks_cpu": 0.0, "tasks_peak": 0.0}
+
+    def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for result, cpu, peak in map_in_ray_tasks(Measured(function), items):
+            figures["tasks_cpu"] += cpu
+            figures["tasks_peak"] = max(figures["tasks_peak"], peak)
+            yield result
+
+    connect(load_settings({}))
+    with tempfile.TemporaryDirectory() as folder, PlanningTasks(each) as tasks:
+        run = discovered(open_store(folder), archive, "all", tasks=tasks)
+    assert run.info.manifest == Run.open(open_store(str(where / "runs")), "all").info.manifest
+    return figures
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A function that also returns its CPU seconds, and the peak memory of its process in MiB."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, item: Any) -> tuple[Any, float, float]:
+        """Call it."""
+        cpu = time.process_time()
+        result = self.function(item)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return result, time.process_time() - cpu, peak
 
 
 def embed_all(where: Path, crops: int, changed: int) -> None:
@@ -198,7 +235,8 @@ def catalogue_all(where: Path, crops: int, changed: int) -> None:
 
 def plan_night(where: Path, crops: int, changed: int) -> None:
     """Plan the night."""
-    run = discovered(where, SyntheticArchive(str(where / "archive"), crops, changed, changed), "night", "all")
+    archive = SyntheticArchive(str(where / "archive"), crops, changed, changed)
+    run = discovered(open_store(str(where / "runs")), archive, "night", "all")
     assert run.info.rows == 2 * changed, run.info
 
 
@@ -224,8 +262,9 @@ def status_night(where: Path, crops: int, changed: int) -> None:
     run_status("night", load_settings({"runs": str(where / "runs")}))
 
 
-STEPS: dict[str, Callable[[Path, int, int], None]] = {
+STEPS: dict[str, Callable[[Path, int, int], dict[str, float] | None]] = {
     "plan everything": plan_all,
+    "plan everything by tasks": plan_all_by_tasks,
     "(embed everything)": embed_all,
     "(index everything)": index_all,
     "prove everything": prove_all,
@@ -265,7 +304,7 @@ def one(step: str, where: str, crops: int, changed: int) -> None:
         function.__kwdefaults__["dimension"] = 1
     load_plan.EMBEDDING_DIM = 1  # type: ignore[misc]
     started, cpu = time.perf_counter(), time.process_time()
-    STEPS[step](Path(where), crops, changed)
+    further = STEPS[step](Path(where), crops, changed) or {}
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(
         json.dumps(
@@ -274,6 +313,7 @@ def one(step: str, where: str, crops: int, changed: int) -> None:
                 "wall": time.perf_counter() - started,
                 "peak": usage.ru_maxrss / 1024,
             }
+            | further
         )
     )
 
@@ -300,6 +340,8 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 figures = json.loads(done.stdout.splitlines()[-1])
                 text = f"{figures['cpu']:.2f} CPU s, {figures['wall']:.1f} s, peak {figures['peak']:,.0f} MiB"
+                if "tasks_cpu" in figures:
+                    text += f"; tasks {figures['tasks_cpu']:.2f} CPU s, peak {figures['tasks_peak']:,.0f} MiB"
                 print(f"{size:>12,} {step:44} {text}", flush=True)
                 rows.append(Row(f"{size:,} crops: {step}", text))
     save_rows(rows, args.json)
