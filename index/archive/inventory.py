@@ -19,7 +19,7 @@ import pyarrow.orc
 from index.archive.key_choice import VISIBLE_KEYS, KeyChoice
 from index.archive.key_pattern import KeyPattern
 from index.archive.listing import IMAGE_SUFFIXES, ContainerCounts, Listing, list_members
-from index.archive.manifest import crop_ids_of, manifest_batch
+from index.archive.manifest import BATCH_ROWS, crop_ids_of, manifest_batch
 from index.archive.members import container_suffix
 from index.archive.skipped import SkippedObjects
 from index.archive.spool import Spool
@@ -94,8 +94,7 @@ def read_inventory(
     skipped, crops = SkippedObjects(), Spool(archive.uri, MANIFEST_SCHEMA)
     container_keys: list[str] = []
     num_not_images = unmatched = 0
-    for file in inventory.files:
-        objects = _latest_versions(_read_data_file(inventory, file, skipped))
+    for objects in _pages(inventory, skipped):
         objects = objects.filter(pc.starts_with(objects["key"], prefix))
         images = objects.filter(_is_image(objects["key"]))
         num_not_images += objects.num_rows - images.num_rows
@@ -119,6 +118,17 @@ def read_inventory(
             remedy="Check the prefix.",
         )
     return Listing(crops, num_not_images, unmatched, skipped, counts)
+
+
+def _pages(inventory: _Inventory, skipped: SkippedObjects) -> Iterator[pa.Table]:
+    """Yield the present objects of an inventory, some at a time: the keys become Python objects."""
+    for file in inventory.files:
+        table = _read_data_file(inventory, file)
+        for first in range(0, table.num_rows, BATCH_ROWS):
+            page = table.slice(first, BATCH_ROWS)
+            if inventory.file_format == "CSV":
+                page = _with_decoded_keys(page, skipped)
+            yield _latest_versions(page)
 
 
 def _chosen(images: pa.Table, prefix_chars: int, choice: KeyChoice, skipped: SkippedObjects) -> pa.Table:
@@ -158,7 +168,7 @@ def _open_inventory(uri: str, settings: StoreSettings | None) -> _Inventory:
     )
 
 
-def _read_data_file(inventory: _Inventory, file: dict[str, Any], skipped: SkippedObjects) -> pa.Table:
+def _read_data_file(inventory: _Inventory, file: dict[str, Any]) -> pa.Table:
     """Read one data file into the columns of _KINDS that it has."""
     where = inventory.store.uri_of(file["key"])
     data = inventory.store.get(file["key"])
@@ -182,8 +192,7 @@ def _read_data_file(inventory: _Inventory, file: dict[str, Any], skipped: Skippe
     table = pa.concat_tables(tables)
     if "key" not in table.column_names:
         raise BadInput(f"{where} has no column key", remedy=_REMEDY)
-    table = table.filter(table["key"].is_valid())
-    return _with_decoded_keys(table, skipped) if inventory.file_format == "CSV" else table
+    return table.filter(table["key"].is_valid())
 
 
 def _parquet_batches(where: str, data: bytes) -> list[pa.RecordBatch]:
