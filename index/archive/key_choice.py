@@ -33,7 +33,7 @@ class KeyChoice:
         """Return whether it is known at a glance that all of these keys are taken, as usual."""
         if self._included is not None or self._excluded is not None:
             return False
-        return not may_hide(keys) and not any("#" in key for key in keys)
+        return not may_hide(keys) and "#" not in "".join(keys)
 
     def why_not(self, key: str) -> str:
         """Return why a key is not taken, as SkippedObjects counts it, or ''."""

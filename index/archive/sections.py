@@ -19,7 +19,7 @@ MAX_FOLDERS = 20_000
 _LEVELS_AT_ONCE = 16
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """The objects below a folder ('' is the root). is_deep: also those in its folders.
 

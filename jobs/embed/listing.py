@@ -105,8 +105,8 @@ def _list_by_tasks(
         f"listing {archive.uri} by tasks: {len(pending):,} of {len(sections):,} sections are not listed yet"
     )
     work = partial(list_and_store, archive, stored, request)
-    for number, _ in enumerate(tasks.each(work, _groups(pending)), 1):
-        logger.debug(f"{number:,} groups of sections are listed")
+    for _ in tasks.each(work, _groups(pending)):
+        pass
     return stored.read(sections)
 
 

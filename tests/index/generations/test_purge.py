@@ -112,6 +112,7 @@ def test_no_byte_is_left_and_every_sum_still_holds(
     promote(milvus, store, live.name, force="test")
     store.put("audit/x.json", seal({"who": "a", "request": {"probes": f"crop:{ERASED[0]}", "top": 5}}))
     store.put("nights/n/summary.html", f"<p>{URIS[1]}</p>".encode())
+    store.put("listings/of-a-killed-planner/section.json", URIS[1].encode())
     assert len(list(traces(store, vectors))) > 3
 
     receipt = erase(milvus, store)
