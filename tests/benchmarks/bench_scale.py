@@ -36,7 +36,7 @@ from index.generations.upsert import load_into_live
 from index.milvus.collection import Generation
 from index.milvus.index_types import IndexSpec
 from index.parquet import write_table
-from index.runs import shards
+from index.runs import order, shards
 from index.runs.accounting import QuarantinedCrop, count_causes, quarantine_table
 from index.runs.balance import check_run
 from index.runs.records import RunSummary
@@ -46,7 +46,6 @@ from infra.store import ObjectInfo, Store, StoreSettings, UnusableObject, open_s
 from infra.store.backend import Level
 from jobs.embed.discovery import CropSelection, discover
 from jobs.embed.listing import PlanningTasks
-from jobs.runtime.ray_cluster import connect, map_in_ray_tasks
 
 CROPS_PER_DAY, CAMERAS, LOOKBACK_DAYS = 20_000, 20, 3
 FIRST_DAY = date(2020, 1, 1)
@@ -124,6 +123,8 @@ def plan_all(where: Path, crops: int, changed: int) -> None:
 
 def plan_all_by_tasks(where: Path, crops: int, changed: int) -> dict[str, float]:
     """Plan the whole archive by Ray tasks; return their CPU seconds, and the peak memory of one."""
+    from jobs.runtime.ray_cluster import connect, map_in_ray_tasks  # the other steps do without Ray
+
     archive = SyntheticArchive(str(where / "archive"), crops)
     figures = {"tasks_cpu": 0.0, "tasks_peak": 0.0}
 
@@ -302,7 +303,9 @@ def one(step: str, where: str, crops: int, changed: int) -> None:
     for function in (shards.write_shard, shards.check_values, shards.check_vectors):
         assert function.__kwdefaults__ is not None
         function.__kwdefaults__["dimension"] = 1
-    load_plan.EMBEDDING_DIM = 1  # type: ignore[misc]
+    shards.vectors_of.__defaults__ = (1,)
+    load_plan.EMBEDDING_DIM = order.EMBEDDING_DIM = 1  # type: ignore[misc]
+    order._ROW_BYTES = 4
     started, cpu = time.perf_counter(), time.process_time()
     further = STEPS[step](Path(where), crops, changed) or {}
     usage = resource.getrusage(resource.RUSAGE_SELF)
