@@ -235,7 +235,7 @@ def require_same(found: StoredFile, expected: StoredFile, where: str) -> None:
 class SealedWriter:
     """Writes a local Parquet file row group by row group, and its index at the end."""
 
-    def __init__(self, path: Path, schema: pa.Schema, metadata: dict[str, str]) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, metadata: dict[str, str], *, compress: bool) -> None:
         self.path = path
         self.rows = 0
         self._schema = schema
@@ -244,8 +244,8 @@ class SealedWriter:
         self._writer = pq.ParquetWriter(
             path,
             schema.with_metadata(metadata),
-            compression="zstd",
-            compression_level=1,
+            compression="zstd" if compress else "none",
+            compression_level=1 if compress else None,
             # Vectors never repeat, and min/max of their elements help nobody.
             use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
             write_statistics=[name for name in schema.names if name != "embedding"],
@@ -289,11 +289,13 @@ class SealedWriter:
 
 
 @contextmanager
-def sealed_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[SealedWriter]:
+def sealed_parquet(
+    schema: pa.Schema, metadata: dict[str, str], *, compress: bool = True
+) -> Iterator[SealedWriter]:
     """Give a writer of a local file that vanishes afterwards. Raises DiskFull."""
     try:
         with ScratchFolder() as folder:
-            writer = SealedWriter(Path(folder.path, "file.parquet"), schema, metadata)
+            writer = SealedWriter(Path(folder.path, "file.parquet"), schema, metadata, compress=compress)
             try:
                 yield writer
             finally:
@@ -307,13 +309,19 @@ def sealed_parquet(schema: pa.Schema, metadata: dict[str, str]) -> Iterator[Seal
 
 
 def write_table(
-    store: Store, key: str, table: pa.Table, *, metadata: dict[str, str], row_group_rows: int = 65_536
+    store: Store,
+    key: str,
+    table: pa.Table,
+    *,
+    metadata: dict[str, str],
+    row_group_rows: int = 65_536,
+    compress: bool = True,
 ) -> StoredFile:
     """Write a table in one go; it appears whole or not at all, and equal tables give equal bytes.
 
     `{digest}` in the key stands for the first digits of the file's SHA-256. Raises DiskFull.
     """
-    with sealed_parquet(table.schema.remove_metadata(), metadata) as writer:
+    with sealed_parquet(table.schema.remove_metadata(), metadata, compress=compress) as writer:
         for first in range(0, table.num_rows, row_group_rows):
             writer.write_row_group(table.slice(first, row_group_rows))
         return writer.put(store, key)
