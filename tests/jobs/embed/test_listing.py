@@ -16,7 +16,10 @@ from index.archive.manifest import normalize_manifest
 from index.archive.sections import FolderNotFlat, Section, sections_of
 from index.archive.stored_listing import ListingInfo, StoredListing, delete_listings
 from index.catalogue.catalogue import open_catalogue
+from index.catalogue.comparison import Mapper
+from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
+from index.schema import SHARD_SCHEMA
 from infra.errors import CorruptObject, EmptyArchive, StoreUnreachable
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store
@@ -83,18 +86,16 @@ def objects(store: Store) -> list[str]:
     return sorted(info.key for info in store.list("listings")) if Path(store.uri).exists() else []
 
 
-def cut_after(
-    number: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] = Cut
-) -> Callable[[Any], Any]:
-    """Return a `map` over which the sections after the first ones raise an error."""
+def cut_after(number: int) -> Mapper:
+    """Return a `map` that ends the process after the first items."""
 
     def each(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         for position, item in enumerate(items):
             if position == number:
-                raise error("cut")
+                raise Cut
             yield function(item)
 
-    return each  # type: ignore[return-value]
+    return each
 
 
 def test_a_listing_of_odd_keys_by_tasks_is_that_of_one_process(seaweedfs: SeaweedFs, bucket: str) -> None:
@@ -136,23 +137,23 @@ def test_a_flat_folder_is_listed_in_ranges_of_keys(
         assert contents(list_archive(archive, runs, request, tasks)) == contents(list_crops(archive))
 
 
-def test_a_planner_takes_over_what_a_killed_one_listed(
-    archive: Store, runs: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_planner_takes_over_what_a_killed_one_listed(archive: Store, runs: Store) -> None:
     expected = contents(list_crops(archive))
     request = ListingRequest(None, "", VISIBLE_KEYS, None)
     for number in range(5):
-        with pytest.raises(Cut), PlanningTasks(cut_after(number, monkeypatch)) as tasks:
+        with pytest.raises(Cut), PlanningTasks(cut_after(number)) as tasks:
             list_archive(archive, runs, request, tasks)
             raise Cut
         seen: list[Section] = []
 
-        def each(function: Any, items: Iterable[Any], seen: list[Section] = seen) -> Iterator[Any]:
+        def each(
+            function: Callable[[Any], Any], items: Iterable[Any], seen: list[Section] = seen
+        ) -> Iterator[Any]:
             for item in items:
                 seen.extend(item)
                 yield function(item)
 
-        with pytest.raises(Cut), PlanningTasks(each) as tasks:  # type: ignore[arg-type]
+        with pytest.raises(Cut), PlanningTasks(each) as tasks:
             assert contents(list_archive(archive, runs, request, tasks)) == expected
             raise Cut
         assert len(seen) == 4 - number
@@ -162,10 +163,10 @@ def test_a_planner_takes_over_what_a_killed_one_listed(
 
 
 def test_a_listing_that_is_too_old_or_of_another_request_is_not_taken_over(
-    archive: Store, runs: Store, monkeypatch: pytest.MonkeyPatch
+    archive: Store, runs: Store
 ) -> None:
     request = ListingRequest(None, "", VISIBLE_KEYS, None)
-    with pytest.raises(Cut), PlanningTasks(cut_after(4, monkeypatch)) as tasks:
+    with pytest.raises(Cut), PlanningTasks(cut_after(4)) as tasks:
         list_archive(archive, runs, request, tasks)
         raise Cut
     archive.put("dt=2026-11-10/cam=1/late.jpg", b"x")
@@ -211,6 +212,11 @@ def test_a_plan_by_ray_tasks_is_that_of_one_process(
 ) -> None:
     import ray
 
+    def fail_at_three(number: int) -> int:
+        if number == 3:
+            raise EmptyArchive("number 3")
+        return number
+
     archive = open_store(f"{bucket}/archive", seaweedfs.settings)
     runs = open_store(f"{bucket}/runs", seaweedfs.settings)
     for number in range(12):
@@ -231,15 +237,14 @@ def test_a_plan_by_ray_tasks_is_that_of_one_process(
         assert found.crops.read().equals(alone.crops.read()) and found.changes == alone.changes
         assert str(found.changes) == "1 new, 1 changed, 10 unchanged, 1 vanished"
         assert not list(runs.list("listings"))
+        with pytest.raises(EmptyArchive, match="number 3"):
+            list(map_in_ray_tasks(fail_at_three, range(100)))
     finally:
         ray.shutdown()
 
 
 def finish_run(crops: pa.Table, archive: Store, runs: Store) -> None:
     """Make a finished run of some crops, all of them broken."""
-    from index.runs.accounting import QuarantinedCrop, quarantine_table
-    from index.schema import SHARD_SCHEMA
-
     run = Run.create(
         runs, "base", manifest=crops, archive=archive.uri, fingerprint="f", model="m", settings={}
     )
