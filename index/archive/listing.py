@@ -270,9 +270,13 @@ def _objects(store: Store, section: Section, skipped: SkippedObjects) -> Iterato
             skipped.add(found.cause, found.key)
 
     if section.is_range:
+        last = section.after
         for found in store.list(section.folder, unusable=skip, after=section.after):
+            if found.key <= last:
+                raise FolderNotFlat(f"{store.uri_of(section.folder)} is not listed in the order of its keys")
             if not _is_in_range(section, found.key, store):
                 return
+            last = found.key
             yield found
     elif section.is_deep:
         yield from store.list(section.folder, unusable=skip)

@@ -38,7 +38,7 @@ class Section:
 
 
 class FolderNotFlat(BadInput):
-    """A folder whose keys were cut into ranges has folders, so its keys may be listed in another order."""
+    """A folder that was cut into ranges has folders, or is not listed in the order of its keys."""
 
 
 def sections_of(

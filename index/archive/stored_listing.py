@@ -35,6 +35,7 @@ FOLDER = "listings"
 MAX_AGE = timedelta(hours=6)
 FILE_ROWS = 1 << 16
 _READS = 8
+_MARKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +143,16 @@ class StoredListing:
         """Return what some listed sections hold, on local disk. Raises ObjectMissing, CorruptObject."""
         crops, skipped, total = Spool(self.archive, MANIFEST_SCHEMA), SkippedObjects(), Counts()
         with ThreadPoolExecutor(_READS, thread_name_prefix="read-listing") as pool:
-            for section in sections:
-                mark = ListedSection.read(self.store, self._mark_key(section))
-                for first in range(0, len(mark.files), _READS):
-                    files = mark.files[first : first + _READS]
-                    for folder, rows in pool.map(self._read, files):
+            for first in range(0, len(sections), _MARKS):
+                marks = list(pool.map(self._read_mark, sections[first : first + _MARKS]))
+                files = [file for mark in marks for file in mark.files]
+                for start in range(0, len(files), _READS):
+                    for folder, rows in pool.map(self._read, files[start : start + _READS]):
                         crops.add(rows, folder)
-                skipped.update(mark.skipped, mark.examples)
-                containers = ContainerCounts(mark.containers, mark.unindexed, mark.bytes_read)
-                total += Counts(mark.num_not_images, mark.unmatched, containers)
+                for mark in marks:
+                    skipped.update(mark.skipped, mark.examples)
+                    containers = ContainerCounts(mark.containers, mark.unindexed, mark.bytes_read)
+                    total += Counts(mark.num_not_images, mark.unmatched, containers)
         return Listing(crops, total.num_not_images, total.unmatched, skipped, total.containers)
 
     def delete(self) -> None:
@@ -164,6 +166,9 @@ class StoredListing:
 
     def _mark_key(self, section: Section) -> str:
         return self._key(f"{_name(section)}.json")
+
+    def _read_mark(self, section: Section) -> ListedSection:
+        return ListedSection.read(self.store, self._mark_key(section))
 
     def _write(self, section: Section, rows: pa.Table) -> StoredFile:
         key = self._key(f"{_name(section)}-{{digest}}.parquet")
