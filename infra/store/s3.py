@@ -268,8 +268,9 @@ class S3Backend:
         longer: list[str] = []
         after = start
         while True:
-            options = {"Prefix": self._full_key(start), "StartAfter": self._full_key(after), "MaxKeys": 1}
-            entries = next(self._pages("", **options)).get("Contents", ())
+            bound = {"StartAfter": self._full_key(after)} if after else {}
+            page = next(self._pages("", Prefix=self._full_key(start), MaxKeys=1, **bound))
+            entries = page.get("Contents", ())
             if not entries:
                 return longer
             text = self._relative(entries[0]["Key"])[: len(start) + 1]
