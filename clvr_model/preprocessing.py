@@ -49,10 +49,13 @@ ImageArray = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
 
 
-def decode(data: bytes, size: int = IMAGE_SIZE, box: Box | None = None) -> ImageArray:
+def decode(
+    data: bytes, size: int = IMAGE_SIZE, box: Box | None = None, out: ImageArray | None = None
+) -> ImageArray:
     """Decode a JPEG, PNG, WebP or BMP to uint8 (size, size, 3) RGB, upright and resized to a square.
 
     box: the part of the stored image (before its orientation is applied) to keep, cut at the image's borders.
+    out: a contiguous array of this shape to write to and return, instead of a new one.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB, transparency is dropped, and only the first of
     several frames is read. Equal bytes give equal pixels. The cost is bounded: see `image_headers`. Raises
@@ -62,8 +65,13 @@ def decode(data: bytes, size: int = IMAGE_SIZE, box: Box | None = None) -> Image
     header = read_header(data)
     # A reduced image has no exact place for a box.
     pixels = _decode(header, size) if box is None else _crop(_decode(header, max(header.size)), box)
-    pixels = _resize_to_square(pixels, size)
-    return np.ascontiguousarray(_apply_exif_orientation(pixels, header.orientation))
+    pixels = _resize_to_square(pixels, size, out if header.orientation == 1 else None)
+    pixels = _apply_exif_orientation(pixels, header.orientation)
+    if out is None:
+        return np.ascontiguousarray(pixels)
+    if pixels is not out:
+        out[...] = pixels
+    return out
 
 
 def decode_within(data: bytes, side: int) -> ImageArray:
@@ -203,22 +211,24 @@ def _crop(pixels: ImageArray, box: Box) -> ImageArray:
     return part
 
 
-def _resize_to_square(pixels: ImageArray, side: int) -> ImageArray:
+def _resize_to_square(pixels: ImageArray, side: int, out: ImageArray | None = None) -> ImageArray:
+    """Resize, if need be, and return `out` where the last step could write into it."""
     height, width = pixels.shape[:2]
     shrunk = (min(width, side), min(height, side))
     # Shrinking needs averaging and growing needs interpolation; a crop may need both.
     if shrunk != (width, height):
-        pixels = _resize(pixels, shrunk, shrink=True)
+        pixels = _resize(pixels, shrunk, shrink=True, out=out if shrunk == (side, side) else None)
     if shrunk != (side, side):
-        pixels = _resize(pixels, (side, side), shrink=False)
+        pixels = _resize(pixels, (side, side), shrink=False, out=out)
     return pixels
 
 
-def _resize(pixels: ImageArray, size: tuple[int, int], *, shrink: bool) -> ImageArray:
+def _resize(
+    pixels: ImageArray, size: tuple[int, int], *, shrink: bool, out: ImageArray | None = None
+) -> ImageArray:
     if cv2 is not None:
-        resized: ImageArray = cv2.resize(
-            pixels, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-        )
+        method = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        resized: ImageArray = cv2.resize(pixels, size, dst=out, interpolation=method)
         return resized
     method = Image.Resampling.BOX if shrink else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(pixels).resize(size, method))

@@ -120,6 +120,20 @@ def test_scaled_decoding_of_a_large_jpeg_is_close_to_full_decoding() -> None:
     assert _difference(decode(_bytes(large, "JPEG", quality=95)), whole) < 2
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(160, 120), (400, 120), (400, 600), (1300, 1400), (IMAGE_SIZE, IMAGE_SIZE)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_given_array_gets_the_same_pixels(size: tuple[int, int], orientation: int, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = _bytes(_scene(*size), form, exif=exif)
+    batch = np.zeros((3, *SQUARE), np.uint8)
+    out = batch[1]
+    assert decode(data, out=out) is out
+    assert np.array_equal(out, decode(data))
+    assert not batch[[0, 2]].any()
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_exif_orientation_is_applied(orientation: int, form: str) -> None:
