@@ -329,10 +329,11 @@ class Run:
         rows = self._part_rows(part)
         is_usable, unusable = split_usable(rows, self._tombstones.current())
         refused = unusable["crop_id"].combine_chunks()
-        shard, quarantine = (
-            table.filter(pc.invert(pc.is_in(table["crop_id"], value_set=refused)))
-            for table in (shard, quarantine)
-        )
+        if len(refused):
+            shard, quarantine = (
+                table.filter(pc.invert(pc.is_in(table["crop_id"], value_set=refused)))
+                for table in (shard, quarantine)
+            )
         check_quarantine(quarantine, f"part {part} of run {self.run_id}")
         verify_partition(
             f"part {part} of run {self.run_id}",
@@ -343,8 +344,14 @@ class Run:
         shard_key, quarantine_key = self.folder.part_keys(part)
         quarantined = sort_like(pa.concat_tables([quarantine, unusable]), rows)
         quarantine_file = write_table(self.store, quarantine_key, quarantined, metadata=self.folder.footer)
+        # Compression would take more time than everything else of a part, which is soon joined.
         shard_file = write_shard(
-            self.store, shard_key, sort_like(shard, rows), fingerprint=self.fingerprint, run_id=self.run_id
+            self.store,
+            shard_key,
+            sort_like(shard, rows),
+            fingerprint=self.fingerprint,
+            run_id=self.run_id,
+            compress=False,
         )
         mark_key = self.folder.part_mark_key(part)
         self.folder.write_mark(mark_key, part, shard_file, quarantine_file, count_causes(quarantined))

@@ -87,12 +87,13 @@ def write_shard(
     fingerprint: str,
     run_id: str,
     dimension: int = EMBEDDING_DIM,
+    compressed: bool = True,
 ) -> ShardInfo:
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
     `{digest}` in the key stands for the first digits of the file's SHA-256. dimension: the length of the
     embeddings; only a copy for an import, with transformed ones, has another than the network's. The
-    version is the first one that has the columns of the rows.
+    version is the first one that has the columns of the rows. compressed: False for a file that is read once.
     Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     groups = _row_groups(rows.to_batches() if isinstance(rows, pa.Table) else rows)
@@ -100,7 +101,7 @@ def write_shard(
     names = rows.schema.names if isinstance(rows, pa.Table) else first.schema.names if first else ()
     version = shard_version(names)
     footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(version), "clvr.run_id": run_id}
-    with sealed_parquet(SHARD_SCHEMAS[version], footer) as writer:
+    with sealed_parquet(SHARD_SCHEMAS[version], footer, compressed=compressed) as writer:
         for group in chain([first] if first else (), groups):
             check_columns(group.schema, key)
             check_values(group, key, first_row=writer.rows, dimension=dimension)
