@@ -1,18 +1,17 @@
-"""Memory: return it to the system, and find the batch size that fits."""
+"""Memory: what is free, and the batch size that fits."""
 
-import ctypes
 import gc
 import resource
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from clvr_model.malloc import malloc_trim
+
 # The rest is left for temporary tensors and for other programs.
 HEADROOM = 0.75
-_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 # Plain RuntimeErrors of the CPU allocator and of oneDNN, whose machine code takes memory too.
 _OF_MEMORY = ("DefaultCPUAllocator", "could not create a memory object", "could not create a primitive")
 
@@ -46,22 +45,6 @@ def max_batch_size(loss_of: Callable[[int], Tensor], device: torch.device) -> in
         return 0
     per_image = max(used[-1] - used[0] if len(used) > 1 else used[0], 1)
     return max(len(used), int(HEADROOM * free_bytes(device) / per_image))
-
-
-def set_mmap_threshold(min_bytes: int = 1 << 20) -> None:
-    """Let malloc map each block of at least `min_bytes` separately, and unmap it when it is freed.
-
-    By default glibc keeps freed blocks of up to 32 MiB, which fragments the memory of a long-running actor
-    until it grows to a multiple of its needs.
-    """
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no mallopt
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, min_bytes)
-
-
-def malloc_trim() -> None:
-    """Return freed memory to the system; malloc otherwise keeps it for later requests."""
-    with suppress(OSError, AttributeError):  # other C libraries than glibc have no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -52,6 +52,16 @@ def span(name: str, *, parent: Carrier | None = None, **attributes: str | int) -
             raise
 
 
+def record_span(name: str, started_ns: int, parent: Carrier, **attributes: str | int) -> None:
+    """Record a span that ends now, if traces are on. started_ns: nanoseconds since the epoch."""
+    if (tracer := _tracer()) is not None:
+        from opentelemetry import propagate
+
+        named = {f"clvr.{attribute}": value for attribute, value in attributes.items()}
+        context = propagate.extract(parent) if parent else None
+        tracer.start_span(name, context, attributes=named, start_time=started_ns).end()
+
+
 @contextmanager
 def command_span(command: str) -> Iterator[None]:
     """Record the span of a command, below `TRACEPARENT`, and put the trace's id into the JSON log lines."""

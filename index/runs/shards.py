@@ -87,7 +87,7 @@ def write_shard(
     fingerprint: str,
     run_id: str,
     dimension: int = EMBEDDING_DIM,
-    compressed: bool = True,
+    compress: bool = True,
 ) -> ShardInfo:
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
@@ -101,7 +101,7 @@ def write_shard(
     names = rows.schema.names if isinstance(rows, pa.Table) else first.schema.names if first else ()
     version = shard_version(names)
     footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(version), "clvr.run_id": run_id}
-    with sealed_parquet(SHARD_SCHEMAS[version], footer, compressed=compressed) as writer:
+    with sealed_parquet(SHARD_SCHEMAS[version], footer, compress=compress) as writer:
         for group in chain([first] if first else (), groups):
             check_columns(group.schema, key)
             check_values(group, key, first_row=writer.rows, dimension=dimension)

@@ -14,8 +14,8 @@ STAGES = ("waiting", "model", "writing")
 class StageSeconds:
     """Seconds of the stages of embedding, summed over actors.
 
-    `waiting` (for images), `model` and `writing` add up to the actors' time; `fetch` and `decode` are seconds
-    of the loading threads that run beside them.
+    `waiting` (for images), `model` and `writing` (where the model waits for it) add up to the actors' time;
+    `fetch` and `decode` are seconds of the decoders that run beside them.
     """
 
     waiting_seconds: float = 0.0

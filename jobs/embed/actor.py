@@ -1,27 +1,30 @@
-"""The Ray actor that embeds parts: it loads the model once and embeds one part per call."""
+"""The Ray actor that embeds parts: it loads the model and starts its decoders once."""
 
 import pickle
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import ray
 
-from clvr_model.memory import malloc_trim, set_mmap_threshold
+from clvr_model.malloc import malloc_trim, set_mmap_threshold
 from index.runs.run import Run
 from infra import tracing
 from infra.errors import ClvrError, FingerprintMismatch
 from infra.store import Store
-from infra.tracing import Carrier, span
-from jobs.embed.part import ImageEmbedder, PartReport, embed_part
+from infra.tracing import Carrier
+from jobs.embed.part import ImageEmbedder, PartReport, embed_parts, open_decoders
 from jobs.runtime import metrics
+from jobs.runtime.decoders import Decoders
 from jobs.runtime.ray_cluster import root_cause
 
 OpenEmbedder = Callable[[], ImageEmbedder]
 # Ray's head keeps a record of each call for a while: frequent reports would fill its memory.
 REPORT_SECONDS = 0.25
+SWITCH_SECONDS = 0.0005
 
 
 class PartActor:
@@ -39,9 +42,10 @@ class PartActor:
         self.monitor = monitor
         self.open_embedder = open_embedder
         self.embedder: ImageEmbedder | None = None
-        # The CPUs that Ray assigned to this actor: one, or the share of a GPU in the CPUs of its node.
-        self.num_cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        self.decoders: Decoders | None = None
         set_mmap_threshold()
+        # The model's thread must not wait for another one that runs Python: the default is 5 ms.
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         """Embed parts and return a row of the outcome of each, see `outcome_of`; after an error no further.
@@ -49,39 +53,50 @@ class PartActor:
         Of a batch that another actor began and did not end, finished parts are left out.
         """
         outcomes: list[bytes] = []
-        for part in (int(part) for parts in batch["parts"] for part in parts):
-            # Ray Data turns an exception of a task into text. A ClvrError therefore travels as a value.
-            try:
-                if not self.run.folder.is_done(part):
-                    with span("part", parent=self.trace, run=self.run.run_id, part=part):
-                        outcomes.append(pickle.dumps(self._embed(part)))
-                    tracing.flush()  # Ray ends idle actors without a word
-            except ClvrError as error:
-                outcomes.append(pickle.dumps(error))
-                break
+        parts = (int(part) for parts in batch["parts"] for part in parts)
+        # Ray Data turns an exception of a task into text. A ClvrError therefore travels as a value.
+        try:
+            for report in self._embed(parts):
+                outcomes.append(pickle.dumps(report))  # an error must not lose them
+        except ClvrError as error:
+            outcomes.append(pickle.dumps(error))
         return {"outcome": outcomes}
 
-    def _embed(self, part: int) -> PartReport:
+    def _embed(self, parts: Iterable[int]) -> Iterator[PartReport]:
+        reporters: dict[int, _ProgressReporter] = {}
+        started: dict[int, int] = {}
+
+        def pending() -> Iterator[int]:
+            for part in parts:
+                if not self.run.folder.is_done(part):
+                    ray.get(self.monitor.start_attempt.remote(part))
+                    started[part] = time.time_ns()
+                    reporters[part] = _ProgressReporter(self.monitor, self.run.run_id, part)
+                    yield part
+
         try:
-            ray.get(self.monitor.start_attempt.remote(part))
-            reporter = _ProgressReporter(self.monitor, self.run.run_id, part)
-            report = embed_part(
+            embedder = self._loaded_embedder()
+            self.decoders = self.decoders or open_decoders(self.archive, embedder, decoders_of_actor())
+            for report in embed_parts(
                 self.run,
-                part,
-                self._loaded_embedder(),
-                self.archive,
-                decoders=self.num_cpus,
-                on_progress=reporter.report,
-            )
-            reporter.report(report, last=True)
-            return report
+                pending(),
+                embedder,
+                self.decoders,
+                on_progress=lambda report: reporters[report.part].report(report),
+            ):
+                del reporters[report.part]
+                # Parts overlap: one is read and another is written while the model runs.
+                tracing.record_span(
+                    "part", started.pop(report.part), self.trace, run=self.run.run_id, part=report.part
+                )
+                tracing.flush()  # Ray ends idle actors without a word
+                # malloc and Arrow keep the memory of a part.
+                pa.default_memory_pool().release_unused()
+                malloc_trim()
+                yield report
         except ray.exceptions.RayTaskError as error:
             cause = root_cause(error)
             raise (cause if isinstance(cause, ClvrError) else error) from None
-        finally:
-            # Each part starts its own threads, and malloc keeps the memory that they freed.
-            pa.default_memory_pool().release_unused()
-            malloc_trim()
 
     def _loaded_embedder(self) -> ImageEmbedder:
         if self.embedder is None:
@@ -95,6 +110,11 @@ class PartActor:
         return self.embedder
 
 
+def decoders_of_actor() -> int:
+    """Return the decoder processes of this actor: the CPUs that Ray assigned to it."""
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
 class _ProgressReporter:
     """Sends the reports of a part to the monitor, one at a time, so that the model never waits for it."""
 
@@ -105,11 +125,12 @@ class _ProgressReporter:
         self.pending: Any = None
         self.next_report = 0.0
 
-    def report(self, report: PartReport, *, last: bool = False) -> None:
+    def report(self, report: PartReport) -> None:
         """Send a report unless the one before is unanswered; wait for the answer to that of a finished part.
 
         Raises the monitor's BudgetExceeded.
         """
+        last = report.finished
         if not last and time.monotonic() < self.next_report:
             return
         if self.pending is not None:

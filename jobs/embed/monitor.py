@@ -14,7 +14,7 @@ MAX_ATTEMPTS = 5
 
 
 class PartRetriesExhausted(ClvrError):
-    """The worker of a part died in every attempt: a decoder that crashes, or too little memory."""
+    """The worker of a part died in every attempt, such as for want of memory."""
 
 
 @dataclass(slots=True)

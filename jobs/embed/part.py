@@ -1,8 +1,13 @@
-"""Embedding of one part of a run: fetch, decode, embed, write; it runs without Ray."""
+"""Embedding of the parts of a run: decode, embed, write; it runs without Ray.
+
+Three threads share the work of a model. One reads the next part and hands its crops to decoder processes. The
+caller's thread only runs the model. A third one collects the outputs, and writes each part that is whole.
+"""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,17 +16,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clvr_model.embedder import Embeddings
-from index.archive.reader import ArchiveReader
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table
-from index.runs.timings import STAGES, StageSeconds
-from index.runs.tombstones import ErasedCrops, read_tombstones
+from index.runs.timings import StageSeconds
+from index.runs.tombstones import TombstoneWatch
 from infra.store import Store
-from jobs.runtime.image_stream import ImageFailure, StreamTimes, stream_images
+from jobs.runtime.decoders import Batch, CropList, Decoders
+from jobs.runtime.image_stream import ImageFailure
 
-PREFETCH_BATCHES = 3
-MIN_PREFETCH = 64
+MAX_OUTPUTS_AHEAD = 16
+"""Batches of outputs that wait to be written; behind a store that is slow, the model waits too."""
 
 
 class ImageEmbedder(Protocol):
@@ -38,7 +43,7 @@ class ImageEmbedder(Protocol):
 
 @dataclass(slots=True)
 class PartReport:
-    """Counts and times of one part so far."""
+    """Counts and times of one part so far. finished: whether it is written."""
 
     part: int
     embedded: int = 0
@@ -46,151 +51,181 @@ class PartReport:
     bytes: int = 0
     seconds: StageSeconds = field(default_factory=StageSeconds)
     causes: dict[str, int] = field(default_factory=dict)
+    finished: bool = False
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Images in one array, and the row of the part that each belongs to."""
+class _Part:
+    """A part in progress: its manifest, and the outputs of the model by row."""
 
-    images: NDArray[np.uint8]
-    rows: list[int] = field(default_factory=list)
+    def __init__(self, run: Run, number: int, feature_dim: int) -> None:
+        self.run, self.number = run, number
+        self.manifest = run.part_manifest(number)
+        rows = self.manifest.num_rows
+        self.features = np.zeros((rows, feature_dim), np.float32)
+        self.model_ids = np.zeros(rows, np.int32)
+        self.confidences = np.zeros(rows, np.float32)
+        self.attributes: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
+        self.failures: dict[int, ImageFailure] = {}
+        self.left = rows
+        self.embedded = self.bytes = 0
+        self.seconds = StageSeconds()
 
+    def add(self, batch: Batch, output: Embeddings | None, seconds: StageSeconds) -> None:
+        """Take a batch, and what the model made of it; None where no crop of the batch has an image."""
+        self.left -= len(batch.positions)
+        self.bytes += batch.bytes
+        self.seconds += seconds
+        self.failures |= {batch.positions[row]: failure for row, failure in batch.failures.items()}
+        if output is None:
+            return
+        has_image: NDArray[np.bool_] | slice = slice(None)  # which copies nothing
+        if batch.failures:
+            has_image = np.ones(len(batch.positions), bool)
+            has_image[list(batch.failures)] = False
+        rows = np.array(batch.positions)[has_image]
+        features = output.features[has_image]
+        self.features[rows] = features
+        self.model_ids[rows] = output.model_id[has_image]
+        self.confidences[rows] = output.confidence[has_image]
+        for name, predicted in output.attributes.items():
+            unknown = np.full(self.manifest.num_rows, "", object), np.zeros_like(self.confidences)
+            values, sure = self.attributes.setdefault(name, unknown)
+            values[rows], sure[rows] = predicted.values[has_image], predicted.confidence[has_image]
+        non_finite = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        for row in rows[non_finite]:
+            self.failures[int(row)] = ImageFailure(
+                "embed", "not-finite", "a feature of the crop is not a finite number"
+            )
+        self.embedded += len(rows) - len(non_finite)
 
-class _StageTimer:
-    """Measures stages that follow each other: each call ends a stage, and the next one starts."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.last = time.perf_counter()
-
-    def end(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] += now - self.last
-        self.last = now
-
-
-def embed_part(
-    run: Run,
-    part: int,
-    embedder: ImageEmbedder,
-    archive: Store,
-    *,
-    decoders: int = 1,
-    on_progress: Callable[[PartReport], object] = lambda report: None,
-) -> PartReport:
-    """Embed the crops of one part and write its shard and quarantine rows; repeatable with the same result.
-
-    archive: the store that contains the manifest's URIs. decoders: images that are decoded at the same time.
-    on_progress is called with the report so far after each batch, and may raise to stop the part.
-    Raises StoreUnreachable if the archive or the run folder does not answer within all retries, and
-    StoreDenied if the archive refuses this client.
-    """
-    manifest = run.part_manifest(part)
-    num_rows = manifest.num_rows
-    features = np.zeros((num_rows, embedder.feature_dim), np.float32)
-    model_ids = np.zeros(num_rows, np.int32)
-    confidences = np.zeros(num_rows, np.float32)
-    attributes: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
-    failures: dict[int, ImageFailure] = {}
-    embedded = 0
-    stream_times, timer = StreamTimes(), _StageTimer()
-
-    def snapshot() -> PartReport:
-        return PartReport(
-            part,
-            embedded=embedded,
-            quarantined=len(failures),
-            bytes=stream_times.bytes,
-            seconds=StageSeconds(
-                **{f"{stage}_seconds": seconds for stage, seconds in timer.seconds.items()},
-                fetch_seconds=stream_times.fetch_seconds,
-                decode_seconds=stream_times.decode_seconds,
+    def write(self) -> None:
+        """Write the shard and the quarantine rows; repeatable with the same result."""
+        good: NDArray[np.int64] | slice = slice(None)
+        crops = self.manifest
+        if self.failures:
+            good = np.array([row for row in range(crops.num_rows) if row not in self.failures], np.int64)
+            crops = crops.take(good)
+        self.run.write_part(
+            self.number,
+            shard_table(
+                crops,
+                self.features[good],
+                self.model_ids[good],
+                self.confidences[good],
+                {name: (values[good], sure[good]) for name, (values, sure) in self.attributes.items()},
             ),
-            causes=dict(Counter(f"{failure.stage}/{failure.cause}" for failure in failures.values())),
+            _quarantine(self.manifest, self.failures),
         )
 
-    erased = read_tombstones(run.store)
-    for batch in _batches(manifest, archive, embedder, failures, stream_times, decoders, erased):
-        timer.end("waiting")
-        if batch.rows:
-            output = embedder(batch.images[: len(batch.rows)])
-            features[batch.rows] = output.features
-            model_ids[batch.rows] = output.model_id
-            confidences[batch.rows] = output.confidence
-            for name, predicted in output.attributes.items():
-                unknown = np.full(num_rows, "", object), np.zeros(num_rows, np.float32)
-                values, sure = attributes.setdefault(name, unknown)
-                values[batch.rows], sure[batch.rows] = predicted.values, predicted.confidence
-            non_finite = np.flatnonzero(~np.isfinite(output.features).all(axis=1))
-            for row in non_finite:
-                failures[batch.rows[row]] = ImageFailure(
-                    "embed", "not-finite", "a feature of the crop is not a finite number"
-                )
-            embedded += len(batch.rows) - len(non_finite)
-        timer.end("model")
-        on_progress(snapshot())
-    timer.end("waiting")
-
-    good = np.array([row for row in range(num_rows) if row not in failures], np.int64)
-    run.write_part(
-        part,
-        shard_table(
-            manifest.take(good),
-            features[good],
-            model_ids[good],
-            confidences[good],
-            {name: (values[good], sure[good]) for name, (values, sure) in attributes.items()},
-        ),
-        _quarantine(manifest, failures),
-    )
-    timer.end("writing")
-    on_progress(report := snapshot())
-    return report
+    def report(self, *, finished: bool) -> PartReport:
+        """Return counts and times so far."""
+        return PartReport(
+            self.number,
+            embedded=self.embedded,
+            quarantined=len(self.failures),
+            bytes=self.bytes,
+            seconds=self.seconds,
+            causes=dict(Counter(f"{failure.stage}/{failure.cause}" for failure in self.failures.values())),
+            finished=finished,
+        )
 
 
-def _batches(
-    manifest: pa.Table,
-    archive: Store,
+class _Outputs:
+    """A thread that collects the outputs of the model, and writes the parts."""
+
+    def __init__(self, on_progress: Callable[[PartReport], object]) -> None:
+        self.on_progress = on_progress
+        self.pending: deque[Future[PartReport | None]] = deque()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="write-parts")
+        self.failed = False
+
+    def add(self, batch: Batch, output: Embeddings | None, seconds: StageSeconds) -> None:
+        """Hand over a batch."""
+        self.pending.append(self.thread.submit(self._take, batch, output, seconds))
+
+    def finished(self, *, at_most: int) -> Iterator[PartReport]:
+        """Yield the reports of parts that were written; wait until `at_most` batches are left.
+
+        Raises the error of the thread.
+        """
+        while len(self.pending) > at_most or (self.pending and self.pending[0].done()):
+            report = self.pending.popleft().result()
+            if report is not None:
+                yield report
+
+    def close(self) -> None:
+        """End the thread after its present batch."""
+        self.thread.shutdown(cancel_futures=True)
+
+    def _take(self, batch: Batch, output: Embeddings | None, seconds: StageSeconds) -> PartReport | None:
+        if self.failed:
+            return None
+        try:
+            part: _Part = batch.crops.key
+            part.add(batch, output, seconds)
+            self.on_progress(part.report(finished=False))
+            if part.left:
+                return None
+            part.write()
+            report = part.report(finished=True)
+            self.on_progress(report)
+        except BaseException:
+            self.failed = True  # the batches behind it must not finish a part
+            raise
+        return report
+
+
+def embed_parts(
+    run: Run,
+    parts: Iterable[int],
     embedder: ImageEmbedder,
-    failures: dict[int, ImageFailure],
-    times: StreamTimes,
-    decoders: int,
-    erased: ErasedCrops,
-) -> Iterator[_Batch]:
-    """Yield batches of the embedder's size, and an empty batch after as many failures, to report progress."""
-    size = embedder.batch_size
-    uris = manifest["uri"].to_pylist()
-    etags = manifest["etag"].to_pylist()
-    prefetch = max(MIN_PREFETCH, PREFETCH_BATCHES * size)
-    batch: _Batch | None = None
-    failed = 0
-    reader = ArchiveReader(archive)
-    stream = stream_images(
-        reader,
-        uris,
-        etags=etags,
-        prefetch=prefetch,
-        decoders=decoders,
-        times=times,
-        erased=erased,
-        size=embedder.image_size,
+    decoders: Decoders,
+    *,
+    on_progress: Callable[[PartReport], object] = lambda report: None,
+) -> Iterator[PartReport]:
+    """Embed parts and write their shard and quarantine rows; yield the report of each when it is written.
+
+    parts: taken one or two ahead, in a thread of its own. decoders: of the embedder's sizes.
+    on_progress is called with the report so far after each batch and at the end of a part, in another thread,
+    and may raise to stop. Raises StoreUnreachable if the archive or the run folder does not answer within all
+    retries, StoreDenied if the archive refuses this client, and WorkerLost.
+    """
+    tombstones = TombstoneWatch([run.store])
+
+    def lists() -> Iterator[CropList]:
+        for number in parts:
+            part = _Part(run, number, embedder.feature_dim)
+            uris, etags = (part.manifest[name].to_pylist() for name in ("uri", "etag"))
+            yield CropList(part, uris, etags, tombstones.current())
+
+    outputs = _Outputs(on_progress)
+    try:
+        last = time.perf_counter()
+        for batch in decoders.batches(lists()):
+            waited, writing = time.perf_counter() - last, time.perf_counter()
+            yield from outputs.finished(at_most=MAX_OUTPUTS_AHEAD)
+            started = time.perf_counter()
+            has_image = len(batch.failures) < len(batch.positions)
+            output = embedder(batch.images) if has_image else None
+            last = time.perf_counter()
+            seconds = StageSeconds(
+                waiting_seconds=waited,
+                writing_seconds=started - writing,
+                model_seconds=last - started,
+                fetch_seconds=batch.fetch_seconds,
+                decode_seconds=batch.decode_seconds,
+            )
+            outputs.add(batch, output, seconds)
+        yield from outputs.finished(at_most=0)
+    finally:
+        outputs.close()
+
+
+def open_decoders(archive: Store, embedder: ImageEmbedder, processes: int) -> Decoders:
+    """Start decoders for a model."""
+    return Decoders(
+        archive, processes=processes, batch_size=embedder.batch_size, image_size=embedder.image_size
     )
-    for row, image in stream:
-        if isinstance(image, ImageFailure):
-            failures[row] = image
-            failed += 1
-        else:
-            batch = batch or _Batch(np.empty((size, *image.shape), np.uint8))
-            batch.images[len(batch.rows)] = image
-            batch.rows.append(row)
-        if batch and len(batch.rows) == size:
-            yield batch
-            batch, failed = None, 0
-        elif failed == size:
-            yield _Batch(np.empty((0, 0, 0, 3), np.uint8))
-            failed = 0
-    if batch:
-        yield batch
 
 
 def _quarantine(manifest: pa.Table, failures: dict[int, ImageFailure]) -> pa.Table:

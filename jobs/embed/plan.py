@@ -67,6 +67,9 @@ class Plan:
                 f"speed       {self.probe.crops_per_second:,.1f} crops/s with {self.probe.actors} actors on "
                 f"{self.nodes} nodes (measured on {self.probe.crops} crops, {self.probe.failed} bad)"
             )
+            lines.append(
+                f"feed        {self.probe.decoders} decoder processes for an actor, one for each of its CPUs"
+            )
             lines.append(f"time        {self.hours:,.2f} hours")
         if self.cost is not None:
             lines.append(f"cost        {self.cost:,.2f}")

@@ -14,13 +14,14 @@ MAX_BLOCK_PARTS = 64
 
 @dataclass(frozen=True, slots=True)
 class ThroughputSample:
-    """A short measurement on this cluster, with all actors at the same time."""
+    """A short measurement on this cluster, with all actors at the same time. decoders: processes an actor."""
 
     crops: int
     failed: int
     actors: int
     crops_per_second: float
     startup_seconds: float
+    decoders: int = 1
 
 
 def blocks_of(parts: Sequence[int], actors: int) -> list[list[int]]:

@@ -3,19 +3,17 @@
 import time
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
-from index.archive.reader import ArchiveReader
 from infra.errors import BadInput
 from infra.store import Store
-from jobs.embed.actor import OpenEmbedder
+from jobs.embed.actor import OpenEmbedder, decoders_of_actor
 from jobs.embed.job import actor_resources
+from jobs.embed.part import open_decoders
 from jobs.embed.precision import PrecisionDecision, load_for_runs, open_model
 from jobs.embed.sizes import ThroughputSample
-from jobs.runtime.image_stream import ImageFailure, stream_images
+from jobs.runtime.decoders import CropList
 from jobs.runtime.ray_cluster import root_cause
 
 SAMPLE_CROPS = 48
@@ -35,7 +33,11 @@ def measure_throughput(
     """
     crops_per_actor = min(SAMPLE_CROPS, max(1, crops.num_rows // actors))
     stride = max(1, crops.num_rows // (crops_per_actor * actors))
-    uris = crops["uri"][::stride].to_pylist()
+    uris, etags = (crops[name][::stride].to_pylist() for name in ("uri", "etag"))
+    samples_of = [
+        CropList(number, uris[first : first + crops_per_actor], etags[first : first + crops_per_actor])
+        for number, first in enumerate(range(0, crops_per_actor * actors, crops_per_actor))
+    ]
     started = time.monotonic()
     try:
         # Actors that do not fit at once would be measured one after the other, so start exactly so many.
@@ -43,13 +45,11 @@ def measure_throughput(
             ray.remote(**actor_resources())(_ThroughputProbe).remote(archive, open_embedder)
             for _ in range(actors)
         ]
-        ray.get([worker.ready.remote() for worker in workers])
+        first = CropList(None, uris[:1], etags[:1])
+        decoders = max(ray.get([worker.start.remote(first) for worker in workers]))
         startup_seconds = time.monotonic() - started
         samples = ray.get(
-            [
-                worker.probe.remote(uris[number * crops_per_actor : (number + 1) * crops_per_actor])
-                for number, worker in enumerate(workers)
-            ]
+            [worker.probe.remote(sample) for worker, sample in zip(workers, samples_of, strict=True)]
         )
     except Exception as error:
         raise root_cause(error) from error
@@ -63,32 +63,29 @@ def measure_throughput(
             remedy="Open a few of them; `clvr embed` records the cause of each in its quarantine.",
         )
     rate = sum((good + bad) / seconds for good, bad, seconds in samples if seconds)
-    return ThroughputSample(embedded, failed, actors, rate, startup_seconds)
+    return ThroughputSample(embedded, failed, actors, rate, startup_seconds, decoders)
 
 
 class _ThroughputProbe:
     """An actor that embeds a sample and drops the result."""
 
     def __init__(self, archive: Store, open_embedder: OpenEmbedder) -> None:
-        self.archive = archive
         self.embedder = open_embedder()
+        self.num_decoders = decoders_of_actor()
+        self.decoders = open_decoders(archive, self.embedder, self.num_decoders)
 
-    def ready(self) -> None:
-        """Return once the model is loaded."""
+    def start(self, first: CropList) -> int:
+        """Return the number of decoder processes, once the model is loaded and a crop is decoded."""
+        for _ in self.decoders.batches([first]):
+            pass
+        return self.num_decoders
 
-    def probe(self, uris: list[str]) -> tuple[int, int, float]:
+    def probe(self, sample: CropList) -> tuple[int, int, float]:
         """Return the numbers of embedded and of failed crops, and the seconds."""
         started, good, bad = time.perf_counter(), 0, 0
-        batch: list[NDArray[np.uint8]] = []
-        for _, image in stream_images(ArchiveReader(self.archive), uris, size=self.embedder.image_size):
-            if isinstance(image, ImageFailure):
-                bad += 1
-                continue
-            batch.append(image)
-            good += 1
-            if len(batch) == self.embedder.batch_size:
-                self.embedder(np.stack(batch))
-                batch = []
-        if batch:
-            self.embedder(np.stack(batch))
+        for batch in self.decoders.batches([sample]):
+            bad += len(batch.failures)
+            good += len(batch.positions) - len(batch.failures)
+            if len(batch.failures) < len(batch.positions):
+                self.embedder(batch.images)
         return good, bad, time.perf_counter() - started

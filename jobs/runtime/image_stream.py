@@ -42,8 +42,11 @@ ERASED = "erased"
 """The cause of an image whose bytes were erased under another name."""
 
 
-class _Erased(ClvrError):
-    """An image whose bytes were erased."""
+class ErasedContent(ClvrError):
+    """An image whose bytes were erased, under whatever name."""
+
+    def __init__(self) -> None:
+        super().__init__("a crop of the same bytes was erased")
 
 
 Loaded = NDArray[np.uint8] | ClvrError
@@ -98,18 +101,21 @@ def stream_images(
             if not isinstance(result, ClvrError):
                 yield position, result
                 continue
-            if isinstance(result, CredentialsRejected):
-                raise result
-            if isinstance(result, StoreDenied):
-                reader.store.ensure()
-            yield position, _failure_of(result)
+            yield position, failure_of(result, reader)
     finally:
         results.close()
 
 
-def _failure_of(error: ClvrError) -> ImageFailure:
-    """Turn an error of one image into a value; raise any other error."""
-    if isinstance(error, _Erased):
+def failure_of(error: ClvrError, reader: ArchiveReader) -> ImageFailure:
+    """Turn an error of one image into a value; raise any other error.
+
+    A refused image is one only if the store still answers a listing.
+    """
+    if isinstance(error, CredentialsRejected):
+        raise error
+    if isinstance(error, StoreDenied):
+        reader.store.ensure()
+    if isinstance(error, ErasedContent):
         return ImageFailure("fetch", ERASED, error.message)
     if isinstance(error, UnreadableImage):
         return ImageFailure("decode", error.cause, error.message)
@@ -260,7 +266,7 @@ class _Loader:
 
     def _decoded(self, position: int, data: bytes) -> Loaded:
         if self.erased.is_erased_content(data):
-            raise _Erased("a crop of the same bytes was erased")
+            raise ErasedContent
         with self.decode_slots:
             started = time.perf_counter()
             try:

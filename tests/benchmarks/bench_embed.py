@@ -38,11 +38,13 @@ from index.runs.run import Run
 from index.runs.tombstones import ErasedCrops
 from infra.servers import SeaweedFs
 from infra.store import Store, open_store
-from jobs.embed.part import embed_part
+from jobs.embed.part import embed_parts, open_decoders
+from jobs.runtime.decoders import CropList, Decoders
 from jobs.runtime.image_stream import stream_images
 
 TURNS = 3
 ROWS: list[Row] = []
+DRAWN = 512  # further crops have the same bytes
 ROW_GROUP_ROWS = 500  # of a Parquet file of crops
 
 
@@ -73,15 +75,18 @@ def versus(
     ROWS.append(Row(case, f"{a[1]:.1f}/CPU-s", f"{baseline}: {b[1]:.1f}/CPU-s", cpu))
 
 
-def draw(store: Store, crops: int) -> None:
-    """Write JPEGs of a crop's usual size, 240 x 180 and about 13 KB; noise over smooth shapes."""
+def draw(store: Store, crops: int, size: tuple[int, int] = (240, 180), quality: int = 85) -> None:
+    """Write JPEGs, by default of a crop's usual size, about 13 KB; noise over smooth shapes."""
     random = np.random.default_rng(7)
-    for number in range(crops):
+    images: list[bytes] = []
+    for _ in range(min(crops, DRAWN)):
         coarse = random.integers(0, 256, (12, 16, 3), np.uint8)
-        smooth = np.asarray(Image.fromarray(coarse).resize((240, 180), Image.Resampling.BICUBIC))
+        smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC))
         noisy = (smooth + random.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(buffer := io.BytesIO(), "JPEG", quality=85)
-        store.put(f"dt=2026-11-22/cam={number % 4:03d}/{number:06d}.jpg", buffer.getvalue())
+        Image.fromarray(noisy).save(buffer := io.BytesIO(), "JPEG", quality=quality)
+        images.append(buffer.getvalue())
+    for number in range(crops):
+        store.put(f"dt=2026-11-22/cam={number % 4:03d}/{number:06d}.jpg", images[number % len(images)])
 
 
 def model(folder: Path) -> Checkpoint:
@@ -177,11 +182,13 @@ def bench_part(checkpoint: Checkpoint, archive: Store, folder: Path, precision: 
             first = start % len(sample)
             embedder(sample[first : first + min(8, rows - start)])
 
-    def whole() -> None:
-        embed_part(run, 0, embedder, archive)
+    with open_decoders(archive, embedder, 1) as decoders:
 
-    bare()
-    versus(f"a part end to end, {precision}, {rows} crops, one core", rows, whole, "bare embedder", bare)
+        def whole() -> None:
+            list(embed_parts(run, [0], embedder, decoders))
+
+        whole()
+        versus(f"a part end to end, {precision}, {rows} crops, one core", rows, whole, "bare embedder", bare)
 
 
 def worker(arguments: tuple[str, str, str, str, Any, int, bool]) -> tuple[float, float, float]:
@@ -202,13 +209,23 @@ def worker(arguments: tuple[str, str, str, str, Any, int, bool]) -> tuple[float,
     )
     sample = np.random.default_rng(0).integers(0, 256, (8, 299, 299, 3), np.uint8)
     embedder(sample)
-    started = time.time()
-    if whole:
-        embed_part(run, 0, embedder, store)
-    else:
-        for _ in range(manifest.num_rows // 8):
-            embedder(sample)
-    return started, time.time(), float(manifest.num_rows)
+    with open_decoders(store, embedder, 1) as decoders:
+        uris, etags = (manifest[name].to_pylist()[:8] for name in ("uri", "etag"))
+        start_decoders(decoders, CropList(0, uris, etags))
+        started = time.time()
+        if whole:
+            list(embed_parts(run, [0], embedder, decoders))
+        else:
+            for _ in range(manifest.num_rows // 8):
+                embedder(sample)
+        return started, time.time(), float(manifest.num_rows)
+
+
+def start_decoders(decoders: Decoders, crops: CropList) -> None:
+    """Decode a few crops until all processes have started."""
+    while not decoders.running or not all(one.is_ready for one in decoders.running):
+        for _ in decoders.batches([crops]):
+            pass
 
 
 def bench_saturated(

@@ -27,33 +27,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
+from stub_archive import SameStore
 
 from clvr_model.embedder import Embeddings
 from infra.settings import load_settings
-from infra.store import ObjectBody, Store, StoreSettings
 from jobs.embed import sizes
 from jobs.embed.job import EmbedRequest, embed
 
 ROWS_PER_PART = 4096
 MIB = 1 << 20
-
-
-class SameStore(Store):
-    """A store in which every key holds the same image."""
-
-    def __init__(self, uri: str, data: bytes) -> None:
-        super().__init__(uri, StoreSettings())
-        self.data = data
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SameStore, (self.uri, self.data)
-
-    def fetch(self, key: str) -> ObjectBody:
-        """Answer from memory."""
-        return ObjectBody(self.data, "e")
-
-    def ensure(self) -> None:
-        """Accept the root: nothing can be missing."""
 
 
 class Zeros:
@@ -116,6 +98,8 @@ class Watch:
 
 
 def _kind(title: str) -> str:
+    if "jobs.runtime.decoder_process" in title:
+        return "decoder"
     if title.startswith("ray::"):
         planner = ("_discover_and_create", "finish", "_update_catalogue")
         for name, kind in {"PartActor": "actor", **dict.fromkeys(planner, "planner")}.items():

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,8 @@ def test_spans_of_a_command_and_of_another_process_are_one_trace(
     with pytest.raises(ValueError, match="secret"), tracing.command_span("embed"), tracing.span("embedding"):
         elsewhere = tracing.carrier()
         raise ValueError("secret")
-    with tracing.span("part", parent=elsewhere, run="r1", part=3):
-        pass
+    started = time.time_ns() - 10**9
+    tracing.record_span("part", started, elsewhere, run="r1", part=3)
     errors = capsys.readouterr().err
     embedding, command, part = spans_of(errors)
     assert [span["name"] for span in (embedding, command, part)] == ["embedding", "clvr embed", "part"]
@@ -55,6 +57,8 @@ def test_spans_of_a_command_and_of_another_process_are_one_trace(
     assert command["parent_id"][2:] == PARENT.split("-")[2]
     assert embedding["parent_id"] == command["context"]["span_id"]
     assert part["parent_id"] == embedding["context"]["span_id"]
+    times = [datetime.fromisoformat(part[name]) for name in ("start_time", "end_time")]
+    assert timedelta(seconds=1) <= times[1] - times[0] < timedelta(seconds=5)
     assert part["attributes"] == {"clvr.run": "r1", "clvr.part": 3}
     assert embedding["status"] == {"status_code": "ERROR", "description": "ValueError"}
     assert "secret" not in errors

@@ -1,4 +1,4 @@
-"""A driver, actor or node of `clvr embed` is killed, and each crop is still embedded exactly once.
+"""A driver, actor, decoder or node of `clvr embed` is killed: each crop is still embedded exactly once.
 
 The job is the real one, on Ray. Only the network is a stub, which logs every image that it embeds.
 """
@@ -91,13 +91,25 @@ class Job:
         names = [path.name for path in (self.folder / "log").glob("pid-*")]
         return [int(name[4:]) for name in names if Path(f"/proc/{name[4:]}").exists()]
 
+    def decoder_pids(self, actor: int) -> list[int]:
+        """The decoder processes of an actor."""
+        children = [pid for tasks in Path(f"/proc/{actor}/task").iterdir() for pid in _children(tasks)]
+        return [pid for pid in children if b"decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
     def embedded_rows(self) -> int:
         log = self.folder / "log" / "rows"
         return log.stat().st_size if log.exists() else 0
 
+    def run_parts(self) -> list[Path]:
+        return list((self.folder / "runs").glob("runs/*/parts/part-*.json"))
+
     def run(self) -> Run:
         (run,) = list_runs(open_store(str(self.folder / "runs")))
         return run
+
+
+def _children(task: Path) -> list[int]:
+    return [int(pid) for pid in task.joinpath("children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +169,7 @@ def check_accounting(job: Job) -> None:
 
 
 def half_way(job: Job) -> bool:
-    parts = list((job.folder / "runs").glob("runs/*/parts/part-*.json"))
-    return len(parts) >= 3 and job.embedded_rows() >= CROPS // 3
+    return len(job.run_parts()) >= 3 and job.embedded_rows() >= CROPS // 3
 
 
 def recomputed(job: Job) -> int:
@@ -178,11 +189,17 @@ def test_a_killed_driver_is_continued_by_the_same_command(job: Job) -> None:
     assert 0 <= recomputed(job) <= 3 * ROWS_PER_PART
 
 
-def test_a_killed_actor_is_replaced_and_the_run_goes_on(job: Job) -> None:
+def test_a_killed_decoder_and_a_killed_actor_are_replaced_and_the_run_goes_on(job: Job) -> None:
     process = job.start()
-    wait_for(lambda: half_way(job), process)
+    wait_for(lambda: len(job.run_parts()) > 0, process)
     actors = [pid for pid in job.actor_pids() if pid != process.pid]  # the driver asks the stub, too
+    for actor in actors:
+        for decoder in job.decoder_pids(actor):
+            os.kill(decoder, signal.SIGKILL)
+    wait_for(lambda: half_way(job), process)
+    (decoder,) = job.decoder_pids(actors[0])
     os.kill(actors[0], signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{decoder}").exists(), process)
     finish(process)
     check_accounting(job)
     print(f"actor killed: {recomputed(job)} rows computed again")

@@ -18,7 +18,7 @@ from index.runs.run import Run, vanished_ids
 from infra.errors import BadInput, BadLabels, BadSetting, EmptyArchive
 from infra.store import Store, TimeRange, open_store
 from jobs.embed.discovery import CropSelection, Discovery, discover
-from jobs.embed.part import embed_part
+from jobs.embed.part import embed_parts, open_decoders
 
 PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
 KEYS = [f"dt=2026-11-2{day}/cam=00{cam}/179300000000{day}_t{cam}.jpg" for day in (0, 1) for cam in (1, 2)]
@@ -70,10 +70,14 @@ def finished_run(run_id: str, discovery: Discovery, archive: Store, runs: Store,
         model="m",
         settings=settings,
     )
-    for part in run.pending_parts():
-        embed_part(run, part, Stub(), archive)
+    embed_pending(run, archive)
     run.finish()
     return run
+
+
+def embed_pending(run: Run, archive: Store) -> None:
+    with open_decoders(archive, Stub(), 1) as decoders:
+        list(embed_parts(run, run.pending_parts(), Stub(), decoders))
 
 
 def test_listing_parses_camera_and_counts_other_objects(archive: Store, runs: Store) -> None:
@@ -302,8 +306,7 @@ def test_crops_whose_ids_collide_get_others_and_keep_them(
         settings={"since_run": "first"},
         vanished=found.changes.vanished,
     )
-    for part in second.pending_parts():
-        embed_part(second, part, Stub(), archive)
+    embed_pending(second, archive)
     second.finish()
     later = ids_by_key(second)
     assert later[keys[3]] == ids[keys[3]]

@@ -17,7 +17,7 @@ from index.runs.shards import read_shards, vectors_of
 from index.runs.tombstones import md5_of
 from infra.errors import BudgetExceeded
 from infra.store import Store, open_store
-from jobs.embed.part import PartReport, embed_part
+from jobs.embed.part import ImageEmbedder, PartReport, embed_parts, open_decoders
 
 CROPS = 21
 
@@ -54,6 +54,19 @@ def run_of(archive: Store, tmp_path: Path) -> Run:
         model="m",
         settings={},
     )
+
+
+def embed_part(
+    run: Run,
+    part: int,
+    embedder: ImageEmbedder,
+    archive: Store,
+    *,
+    on_progress: Callable[[PartReport], object] = lambda report: None,
+) -> PartReport:
+    with open_decoders(archive, embedder, 1) as decoders:
+        (report,) = embed_parts(run, [part], embedder, decoders, on_progress=on_progress)
+        return report
 
 
 def test_each_row_has_the_feature_of_its_image(archive: Store, tmp_path: Path) -> None:
