@@ -38,6 +38,7 @@ BENCHMARKS = {
     "bench_exact": Benchmark("bench_exact"),
     "bench_exact_avx2": Benchmark("bench_exact", ("--avx2",)),
     "bench_embed": Benchmark("bench_embed"),
+    "bench_feed": Benchmark("bench_feed"),
     "bench_manifest": Benchmark("bench_manifest"),
     "bench_memory": Benchmark("bench_memory"),
     "bench_scale": Benchmark("bench_scale", quick=False),  # half an hour for its largest archive
