@@ -93,7 +93,7 @@ def write_shard(
 
     `{digest}` in the key stands for the first digits of the file's SHA-256. dimension: the length of the
     embeddings; only a copy for an import, with transformed ones, has another than the network's. The
-    version is the first one that has the columns of the rows. compressed: False for a file that is read once.
+    version is the first one that has the columns of the rows. compress: False for a file that is read once.
     Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     groups = _row_groups(rows.to_batches() if isinstance(rows, pa.Table) else rows)
