@@ -157,11 +157,16 @@ def connect(
         _probe_address(uri, kwargs["timeout"])
         if ca_file:
             kwargs["server_pem_path"] = ca_file
-    try:
-        client = MilvusClient(uri=uri, **kwargs)
-        version = str(client.get_server_version(timeout=kwargs["timeout"]))
-    except Exception as error:
-        raise _not_connected(error, uri, lite=lite) from None  # the cause may contain the token
+    # A process that had the file open may close it between the failure and the look at its lock.
+    for is_last in (False, True) if lite else (True,):
+        try:
+            client = MilvusClient(uri=uri, **kwargs)
+            version = str(client.get_server_version(timeout=kwargs["timeout"]))
+            break
+        except Exception as error:
+            reason = _not_connected(error, uri, lite=lite)
+            if is_last or not isinstance(reason, IndexUnreachable):
+                raise reason from None  # the cause may contain the token
     capabilities = capabilities_of(version, lite=lite)
     if not lite and capabilities.version_tuple < _MIN_VERSION:
         client.close()

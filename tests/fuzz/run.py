@@ -137,7 +137,7 @@ class Tables:
             buffer = io.BytesIO()
             pq.write_table(table, buffer, **options)
             self.bases.append(buffer.getvalue())
-        sealed = SealedWriter(folder / "sealed.parquet", table.schema, {})
+        sealed = SealedWriter(folder / "sealed.parquet", table.schema, {}, compress=True)
         sealed.write_row_group(table)
         sealed.close()
         self.bases.append(sealed.path.read_bytes())

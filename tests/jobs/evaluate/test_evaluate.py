@@ -165,7 +165,7 @@ def test_the_page_shows_every_list_and_does_not_take_it_for_the_paper_s(
         settings,
     )
     text = page.read_text()
-    first, second = text.split("<h2>List test_800</h2>")[1].split("<h2>List test_3200</h2>")
+    first, second = text.split(">List test_800</h2>")[1].split(">List test_3200</h2>")
     assert "The list has 20 images, and the paper&#39;s list of that name 6,493" in first
     assert "none of the paper" in second
     assert "mAP, trapezoid" in first
