@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killed_writes import killed_at
 
 from index.archive import partitions
 from index.archive.manifest import crop_id_of
@@ -346,10 +347,6 @@ def test_old_catalogues_and_their_files_go(tmp_path: Path) -> None:
     assert {key for key in objects(store) if key.endswith(".parquet")} == named
 
 
-class Cut(BaseException):
-    """The process ends here."""
-
-
 @pytest.mark.parametrize("after", [True, False])
 def test_an_update_may_end_at_every_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -362,7 +359,7 @@ def test_an_update_may_end_at_every_write(
         store = open_store(str(tmp_path / f"cut-{number}"))
         chain(store)
         open_catalogue(store, "n0")
-        if not cut_off(lambda: open_catalogue(store, "n2"), number, after, monkeypatch):  # noqa: B023
+        if not killed_at(number, lambda: open_catalogue(store, "n2"), monkeypatch, after=after):  # noqa: B023
             break
         assert known_state(open_catalogue(store, "n0")) == BASE  # what was known stays
         assert rows_of(open_catalogue(store, "n2")) == expected
@@ -370,35 +367,6 @@ def test_an_update_may_end_at_every_write(
         named = {key for run_id in ("n0", "n2") for key in open_catalogue(store, run_id).catalogue.file_keys}
         assert named <= remaining
     assert number > 5
-
-
-def cut_off(work: Callable[[], Any], number: int, after: bool, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Do something until its n-th write; return whether it was cut off."""
-    left = number
-
-    def around(original: Callable[..., Any]) -> Callable[..., Any]:
-        def write(store: Store, *args: Any, **options: Any) -> Any:
-            nonlocal left
-            if args and str(args[0]).startswith("locks/"):
-                return original(store, *args, **options)  # a dead process holds no lock, and we live on
-            left -= 1
-            if left == 0 and not after:
-                raise Cut
-            result = original(store, *args, **options)
-            if left == 0:
-                raise Cut
-            return result
-
-        return write
-
-    with monkeypatch.context() as patched:
-        for name in ("put", "create", "replace", "delete"):
-            patched.setattr(Store, name, around(getattr(Store, name)))
-        try:
-            work()
-        except Cut:
-            return True
-    return False
 
 
 def test_a_purge_leaves_no_name_and_may_end_at_every_write(
@@ -413,7 +381,7 @@ def test_a_purge_leaves_no_name_and_may_end_at_every_write(
             open_catalogue(store, run_id)
         hide(store, [crop_id_of(f"{ARCHIVE}/{key}") for key in gone])
         erased = read_tombstones(store)
-        is_cut = cut_off(lambda: purge_catalogues(store, erased), number, False, monkeypatch)  # noqa: B023
+        is_cut = killed_at(number, lambda: purge_catalogues(store, erased), monkeypatch)  # noqa: B023
         purge_catalogues(store, erased)
         assert purge_catalogues(store, erased) == 0
         for key in objects(store):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from killed_writes import killed_at
 
 from index.archive.manifest import crop_id_of
 from index.generations import merge, records
@@ -225,39 +226,6 @@ def test_runs_of_a_pending_increment_and_large_runs_stay(
     assert merge_runs(store, "n7", policy) == []
     assert merge_runs(store, "n7", MergePolicy(runs=0, rows=10)) == []
     assert len(list_runs(store)) == 8
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def killed_at(number: int, work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Do something until its n-th change of an object; return whether it was killed."""
-    left = number
-
-    def around(original: Callable[..., Any]) -> Callable[..., Any]:
-        def change(self: Store, *keys: Any, **options: Any) -> Any:
-            nonlocal left
-            if isinstance(keys[0], str) and keys[0].startswith("locks/"):
-                return original(self, *keys, **options)
-            for key in keys if original.__name__ == "delete" else keys[:1]:
-                left -= 1
-                if not left:
-                    raise Killed
-                if original.__name__ == "delete":
-                    original(self, key)
-            return None if original.__name__ == "delete" else original(self, *keys, **options)
-
-        return change
-
-    with monkeypatch.context() as patched:
-        for name in ("put", "create", "replace", "delete"):
-            patched.setattr(Store, name, around(getattr(Store, name)))
-        try:
-            work()
-        except Killed:
-            return True
-    return False
 
 
 @pytest.mark.parametrize(
