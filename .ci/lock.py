@@ -1,4 +1,4 @@
-"""Write requirements.lock: each package of the extra `dev` with the SHA-256 of the file that pip chose here.
+"""Write requirements.lock: each package of the extra `dev` and the SHA-256 of the file that pip chose.
 
     make lock
     pip install --require-hashes -r requirements.lock && pip install --no-deps -e .

@@ -5,8 +5,8 @@
 
 The new run has the rows that its sources give a load: of each crop the latest, without those that vanished or
 were erased. It is read back and compared with its sources row by row before the switch, and the sources go
-after it. A kill before the switch leaves a run that nobody names, and after it sources that nobody needs; the
-next merge or purge removes either.
+after it. A kill before the switch leaves a run that no document names, and one after it leaves sources that
+are not needed; the next merge or purge removes either.
 
 The manifest has the crops in the order of the sources, so the settings, which state how many crops each has,
 tell which run embedded a crop. A purge changes neither order nor number.

@@ -67,7 +67,7 @@ def read_merges(store: Store) -> Merges:
 
 
 class MergeSwitch:
-    """The right to add one merge, as long as nobody else changes the document."""
+    """The right to add one merge, as long as no other process changes the document."""
 
     def __init__(self, store: Store) -> None:
         """Change the document, so that a process that stood still since it read it adds nothing."""

@@ -41,7 +41,7 @@ Decode = Callable[[bytes, int, NDArray[np.uint8]], object]
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a process is told first."""
+    """The first message to a process."""
 
     archive: Store
     image_size: int

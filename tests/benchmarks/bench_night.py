@@ -51,7 +51,7 @@ class Stub:
 
 
 def jpeg(seed: int) -> bytes:
-    """Return a small picture; ten in a row are alike, as crops of a vehicle."""
+    """Return a small image; ten in a row are alike, as crops of a vehicle."""
     colors = np.random.default_rng(seed // 10).integers(20, 235, (3, 4, 3))
     noise = np.random.default_rng(seed).integers(-20, 21, (24, 32, 3))
     pixels = (np.kron(colors, np.ones((8, 8, 1), np.int64)) + noise).astype(np.uint8)

@@ -304,7 +304,7 @@ def _flops(network: Clvr, image: NDArray[np.uint8]) -> float:
 
 
 def _jpeg(seed: int) -> bytes:
-    """Return a smooth picture with some noise, about as large as a vehicle crop."""
+    """Return a smooth image with some noise, about as large as a vehicle crop."""
     rng = np.random.default_rng(seed)
     colors = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
     smooth = np.asarray(colors.resize((280, 240), Image.Resampling.BICUBIC), np.int16)
