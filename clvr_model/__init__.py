@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clvr_model.checkpoint import Checkpoint, load_checkpoint
-    from clvr_model.embedder import Embedder, Embeddings
+    from clvr_model.embedder import Embedder
+    from clvr_model.embeddings import Embeddings
     from clvr_model.export import export_checkpoint
     from clvr_model.preprocessing import decode
     from clvr_model.recipe import Recipe, load_recipe
@@ -29,7 +30,7 @@ __all__ = [
 _MODULES = {
     "Checkpoint": "checkpoint",
     "Embedder": "embedder",
-    "Embeddings": "embedder",
+    "Embeddings": "embeddings",
     "Recipe": "recipe",
     "decode": "preprocessing",
     "export_checkpoint": "export",

@@ -1,116 +1,40 @@
 """Embed images by the fastest engine of a device, at a precision that the fingerprint shows.
 
-'fp32' is the reference and has the checkpoint's fingerprint. 'bf16' has it too after a passed precision
-check, which shows that its features are comparable to fp32 ones; otherwise it has another fingerprint, and
-the two cannot be mixed. The same holds for 'tf32', for which a passed check of 'bf16' counts as well, because
-bfloat16 rounds more. Engines and batch sizes are not in the fingerprint: they agree to about 1e-5.
+Engines and batch sizes are not in the fingerprint: they agree to about 1e-5.
 """
 
-import hashlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import FINGERPRINT_LENGTH, Checkpoint, load_checkpoint
+from clvr_model.checkpoint import Checkpoint, load_checkpoint
+from clvr_model.embeddings import UNKNOWN_LABEL, Embeddings, PredictedValues
 from clvr_model.engines import (
     Engine,
     OpenVinoEngine,
-    Precision,
     TorchEngine,
     has_bf16,
     openvino,
     reduced_precisions,
 )
 from clvr_model.images import ImageInput, read_pixels
+from clvr_model.precision import (
+    MIN_IMAGES,
+    REDUCED,
+    Precision,
+    PrecisionCheck,
+    PrecisionOption,
+    reduced_fingerprint,
+)
 from infra.errors import BadInput, BadSetting
-
-PrecisionOption = Literal["fp32", "tf32", "bf16", "auto"]
-
-UNKNOWN_LABEL = -1
-MIN_COSINE = 0.999
-MIN_AGREEMENT = 0.98
-MIN_IMAGES = 64
 
 CPU_BATCH = 8
 CUDA_BATCH = 256
-
-_REDUCED: tuple[Precision, ...] = ("tf32", "bf16")
-
-
-@dataclass(frozen=True, slots=True)
-class PredictedValues:
-    """The most likely value of an attribute, by name, and its softmax, both (n,)."""
-
-    values: NDArray[np.str_]
-    confidence: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """One row per image: features (n, feature_dim), predicted original label (n,) and its softmax (n,).
-
-    A network without a classifier predicts UNKNOWN_LABEL with confidence 0. attributes: those that the
-    network predicts, by name.
-    """
-
-    features: NDArray[np.float32]
-    model_id: NDArray[np.int32]
-    confidence: NDArray[np.float32]
-    attributes: Mapping[str, PredictedValues] = field(default_factory=dict)
-
-    @classmethod
-    def concatenate(cls, parts: "Sequence[Embeddings]") -> "Embeddings":
-        """Join the rows of one or more parts of the same model, in order."""
-        return cls(
-            np.concatenate([part.features for part in parts]),
-            np.concatenate([part.model_id for part in parts]),
-            np.concatenate([part.confidence for part in parts]),
-            {
-                name: PredictedValues(
-                    np.concatenate([part.attributes[name].values for part in parts]),
-                    np.concatenate([part.attributes[name].confidence for part in parts]),
-                )
-                for name in parts[0].attributes
-            },
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PrecisionCheck:
-    """Comparison of a precision with fp32 on sample images. Field names are keys of card.json.
-
-    cosine_min: the lowest cosine between an image's two features. neighbour_agreement: share of images whose
-    nearest other image (L2 among fp32 features) is the same for their feature at that precision.
-    """
-
-    cosine_min: float
-    neighbour_agreement: float
-    pictures: int
-    precision: Precision = "bf16"
-
-    def covers(self, precision: Precision) -> bool:
-        """Whether the check shows that features at a precision are comparable to fp32 ones."""
-        return precision == "fp32" or (self.passed and self.precision in (precision, "bf16"))
-
-    @property
-    def passed(self) -> bool:
-        """Whether the check reaches MIN_COSINE, MIN_AGREEMENT and MIN_IMAGES."""
-        return (
-            self.cosine_min >= MIN_COSINE
-            and self.neighbour_agreement >= MIN_AGREEMENT
-            and self.pictures >= MIN_IMAGES
-        )
-
-    @classmethod
-    def of_card(cls, guard: Mapping[str, Any] | None) -> "PrecisionCheck | None":
-        """Read the check of a model card, if it has one (a dict made by `dataclasses.asdict`)."""
-        return cls(**guard) if guard else None
 
 
 class Embedder:
@@ -121,8 +45,7 @@ class Embedder:
     fastest that the device has in hardware and the check covers. guard: a check on images of this archive;
     the default is the card's. threads: CPU threads per call, 0 for all. cache: folder for compiled models,
     None for none (usually `engines.default_cache()`). compiled: use torch.compile, for long runs on GPUs.
-    Raises BadSetting for what
-    this machine does not support, BadCheckpoint as `load_checkpoint` does.
+    Raises BadSetting for what this machine does not support, BadCheckpoint as `load_checkpoint` does.
     """
 
     def __init__(
@@ -292,16 +215,6 @@ def check_precision(
     return PrecisionCheck(float(cosine.min()), agreement, len(sample), precision)
 
 
-def fingerprints_of(fingerprint: str) -> tuple[str, ...]:
-    """Return the fingerprints that features by a checkpoint may have: at full precision, and reduced."""
-    return fingerprint, *(reduced_fingerprint(fingerprint, precision) for precision in _REDUCED)
-
-
-def reduced_fingerprint(fingerprint: str, precision: Precision) -> str:
-    """Return the fingerprint of features at a reduced precision without a passed check."""
-    return hashlib.sha256(f"{fingerprint}:{precision}".encode()).hexdigest()[:FINGERPRINT_LENGTH]
-
-
 def _device(requested: str) -> str:
     if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -328,7 +241,7 @@ def _precision(requested: PrecisionOption, device: str, guard: PrecisionCheck | 
     if requested == "auto":
         covered = [each for each in reduced_precisions(device) if guard and guard.covers(each)]
         return covered[0] if covered else "fp32"
-    if requested not in ("fp32", *_REDUCED):
+    if requested not in ("fp32", *REDUCED):
         raise BadSetting(f"precision is {requested!r}", remedy="choose fp32, tf32, bf16 or auto")
     if requested == "bf16" and not has_bf16(device):
         raise BadSetting(f"{device} has no bfloat16 in hardware", remedy="choose fp32 or auto")

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache as memoised
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from clvr_model.memory import is_out_of_memory
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
+from clvr_model.precision import Precision
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""tf32: float32, whose products a GPU may round to 10 bits of mantissa; elsewhere it is fp32."""
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from infra.errors import BadInput
 from infra.logging import logger
 from infra.settings import load_settings
 from infra.store import open_store
-from jobs.embed.job import EmbedRequest, embed
+from jobs.embed.job import embed
+from jobs.embed.new_run import EmbedRequest
 from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.page import ReportText, write_page
 from jobs.evaluate.results import EvaluateRequest

@@ -192,8 +192,8 @@ def embed(
     """
     require_paths(archive, checkpoint, manifest, labels)
     settings = settings_of(runs=runs, ray=ray)
-    from jobs.embed.job import EmbedRequest
     from jobs.embed.job import embed as embed_archive
+    from jobs.embed.new_run import EmbedRequest
 
     request = EmbedRequest(
         archive,

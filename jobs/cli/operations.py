@@ -84,7 +84,7 @@ def reindex(
     Run the same command again to continue an unfinished reindex run; a finished one is not repeated.
     """
     require_paths(archive, checkpoint, manifest, labels, golden)
-    from jobs.embed.job import EmbedRequest
+    from jobs.embed.new_run import EmbedRequest
     from jobs.reindex.job import reindex as run_reindex
     from jobs.reindex.plan import ReindexRequest
 

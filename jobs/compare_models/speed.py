@@ -8,7 +8,7 @@ from clvr_model.embedder import Embedder
 from clvr_model.engines import default_cache
 from index.runs.run import Run
 from infra.capacity import NodeType, Prices, Rates, estimate
-from jobs.embed.job import precision_of
+from jobs.embed.precision import precision_of
 
 _MIN_SECONDS = 2.0
 _MIN_BATCHES = 5

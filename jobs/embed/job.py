@@ -7,66 +7,43 @@ pass through Ray, and of a part that is embedded twice the last mark counts.
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy
 
-from clvr_model.embedder import PrecisionCheck, PrecisionOption, fingerprints_of
-from index.catalogue.catalogue import open_catalogue
+from clvr_model.precision import fingerprints_of
 from index.documents import utc_now
 from index.runs.records import RunSummary
 from index.runs.run import Run, find_unfinished
 from index.runs.timings import Timings, write_timings
-from infra.errors import BucketMissing, ClvrError, ObjectMissing
+from infra.errors import BucketMissing, ObjectMissing
 from infra.logging import bind_context, logger
 from infra.settings import Settings
 from infra.store import Store, open_store
 from infra.tracing import carrier, span
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
-from jobs.embed.discovery import CropSelection, Discovery, discover, with_run_ids
-from jobs.embed.listing import PlanningTasks
+from jobs.embed.discovery import with_run_ids
+from jobs.embed.finish import finish_run, write_shards
 from jobs.embed.monitor import EmbedMonitor, Totals
-from jobs.embed.precision import (
-    PrecisionDecision,
-    choose_precision,
-    compile_model,
-    default_precision,
-    load_for_runs,
-    open_model,
-)
-from jobs.embed.sizes import ROW_BYTES, SHARD_ROWS, blocks_of, rows_per_part
+from jobs.embed.new_run import EmbedRequest, discover_and_create
+from jobs.embed.precision import default_precision, precision_of
+from jobs.embed.sizes import blocks_of
 from jobs.runtime.metrics import show_phases
 from jobs.runtime.progress import ProgressState, progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
 from jobs.runtime.ray_cluster import (
+    actor_resources,
     connect,
-    cpus_per_gpu,
-    map_in_ray_tasks,
     num_cpus,
     num_gpus,
     root_cause,
     run_as_ray_task,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedRequest(CropSelection):
-    """The request of `clvr embed`: a selection of crops, a model, and how to embed."""
-
-    model: str
-    """URI of the checkpoint."""
-    run_id: str | None = None
-    actors: int | None = None
-    rows_per_part: int | None = None
-    rows_per_shard: int = SHARD_ROWS
-    precision: PrecisionOption | None = None
-    """None for `default_precision`."""
-    max_quarantine_rate: float = 0.01
 
 
 @dataclass(slots=True)
@@ -105,8 +82,10 @@ def embed(
     request = with_run_ids(request, settings)
     runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
-    fingerprint = open_embedder().fingerprint if open_embedder else load_for_runs(request.model).fingerprint
-    connect(settings)
+    with ThreadPoolExecutor(1) as pool:  # Ray starts in processes of its own: torch loads meanwhile
+        reading = pool.submit(_fingerprint, request.model, open_embedder)
+        connect(settings)
+        fingerprint = reading.result()
     request = replace(request, precision=request.precision or default_precision())
     actors = request.actors or num_gpus() or num_cpus()
     run = _find_resumable_run(request, runs, archive, fingerprint)
@@ -118,12 +97,12 @@ def embed(
         logger.info(f"run {run.run_id} is finished already")
         return run.summary
     bind_context(run=run.run_id)
-    open_embedder = open_embedder or partial(open_model, request.model, precision_of(run))
+    open_embedder = open_embedder or _model_of(run, request.model)
     monitor = _start_monitor(run, request.max_quarantine_rate)
     try:
         timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors, timer))
-        timer.time("compacting", lambda: _compact(run))
-        summary: RunSummary = timer.time("finishing", lambda: _finish(run))
+        timer.time("compacting", lambda: write_shards(run))
+        summary: RunSummary = timer.time("finishing", lambda: finish_run(run))
     finally:
         totals: Totals = ray.get(monitor.sum.remote())
         timings = _timings(started, actors, timer, totals)
@@ -136,15 +115,25 @@ def embed(
     return summary
 
 
-def actor_resources() -> dict[str, float]:
-    """Return the Ray resources of one model actor: a GPU and its share of CPUs, or one CPU."""
-    if not num_gpus():
-        return {"num_cpus": 1}
-    return {"num_gpus": 1, "num_cpus": max(1, cpus_per_gpu() - 1)}
+def _fingerprint(model: str, open_embedder: OpenEmbedder | None) -> str:
+    if open_embedder:
+        return open_embedder().fingerprint
+    from jobs.embed.model import load_for_runs
+
+    return load_for_runs(model).fingerprint
+
+
+def _model_of(run: Run, model: str) -> OpenEmbedder:
+    from jobs.embed.model import open_model
+
+    decision = precision_of(run)
+    return partial(open_model, model, decision.precision, decision.guard)
 
 
 def _precompile_model(model: str) -> None:
     """Fill the cache of compiled models while crops are listed and actors start, without waiting."""
+    from jobs.embed.model import compile_model
+
     ray.remote(num_cpus=0, max_calls=1, max_retries=0)(compile_model).remote(model)
 
 
@@ -171,76 +160,12 @@ def _find_resumable_run(request: EmbedRequest, runs: Store, archive: Store, fing
 
 def _new_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str, actors: int) -> Run:
     run, notes = run_as_ray_task(
-        _discover_and_create, request, runs, archive, fingerprint, actors, actor_resources()
+        discover_and_create, request, runs, archive, fingerprint, actors, actor_resources()
     )
     for note in notes:
         logger.info(note)
     created: Run = run
     return created
-
-
-def _discover_and_create(
-    request: EmbedRequest,
-    runs: Store,
-    archive: Store,
-    fingerprint: str,
-    actors: int,
-    resources: dict[str, float],
-) -> tuple[Run, list[str]]:
-    with PlanningTasks(map_in_ray_tasks) as tasks:
-        discovery = discover(request, archive, runs, tasks=tasks)
-        return create_run(discovery, request, runs, archive, fingerprint, actors, resources)
-
-
-def create_run(
-    discovery: Discovery,
-    request: EmbedRequest,
-    runs: Store,
-    archive: Store,
-    fingerprint: str,
-    actors: int,
-    resources: dict[str, float],
-    decision: PrecisionDecision | None = None,
-) -> tuple[Run, list[str]]:
-    """Create a run of the discovered crops, and return it with notes for the user.
-
-    fingerprint: that of the checkpoint. resources: those of a model actor. decision: the precision, where the
-    run continues another one and must be comparable with it.
-    """
-    rows, precision = discovery.crops.num_rows, request.precision or "fp32"
-    runs.require_space(2 * ROW_BYTES * rows)
-    decision = decision or choose_precision(
-        precision, request.model, fingerprint, discovery.crops, archive, resources
-    )
-    notes = list(discovery.notes)
-    if precision != "fp32":
-        notes.append(f"precision {decision.precision}: {decision.reason}")
-    changes = discovery.changes
-    run = Run.create(
-        runs,
-        request.run_id or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()),
-        manifest=discovery.crops,
-        archive=archive.uri,
-        fingerprint=decision.fingerprint,
-        model=request.model,
-        settings=request.origin()
-        | decision.as_settings()
-        | {"precision_asked": precision, "key_pattern": request.key_pattern}
-        | ({"changes": changes.counts()} if changes else {}),
-        rows_per_part=request.rows_per_part or rows_per_part(rows, actors),
-        rows_per_shard=request.rows_per_shard,
-        vanished=changes.vanished if changes else (),
-    )
-    return run, notes
-
-
-def precision_of(run: Run) -> PrecisionDecision:
-    """Return the precision that was decided for a run."""
-    recorded = run.info.settings
-    guard = recorded.get("guard")
-    return PrecisionDecision(
-        recorded.get("precision", "fp32"), run.fingerprint, "", PrecisionCheck(**guard) if guard else None
-    )
 
 
 def _start_monitor(run: Run, max_quarantine_rate: float) -> Any:
@@ -287,42 +212,6 @@ def _embed_parts(
                     outcome_of(row)
     except Exception as error:
         raise root_cause(error) from error
-
-
-def _compact(run: Run) -> None:
-    compact, at_once = ray.remote(_compact_shard), 2 * num_cpus()
-    total, shards = run.info.shards, iter(range(run.info.shards))
-    pending: list[Any] = []
-    num_done = 0
-    with progress("shards", "written", lambda: ProgressState(num_done, total)):
-        while num_done < total:
-            pending += [compact.remote(run, shard) for shard in islice(shards, at_once - len(pending))]
-            done, pending = ray.wait(pending, timeout=1.0)
-            try:
-                ray.get(done)
-            except Exception as error:
-                raise root_cause(error) from error
-            num_done += len(done)
-
-
-def _compact_shard(run: Run, shard: int) -> None:
-    run.compact(shard)
-
-
-def _finish(run: Run) -> RunSummary:
-    summary: RunSummary = run_as_ray_task(Run.finish, run)
-    if problem := run_as_ray_task(_update_catalogue, run):
-        logger.info(f"the catalogue was not updated: {problem}; the next incremental run does that")
-    return summary
-
-
-def _update_catalogue(run: Run) -> str:
-    """Carry the catalogue on to a finished run; return why not: the run is finished all the same."""
-    try:
-        open_catalogue(run.store, run.run_id)
-    except ClvrError as error:
-        return error.message
-    return ""
 
 
 def _timings(started: str, actors: int, timer: _PhaseTimer, totals: Totals) -> Timings:

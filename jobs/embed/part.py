@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from index.runs.accounting import QuarantinedCrop, quarantine_table
 from index.runs.run import Run
 from index.runs.shards import shard_table

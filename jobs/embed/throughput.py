@@ -9,19 +9,19 @@ import ray
 from infra.errors import BadInput
 from infra.store import Store
 from jobs.embed.actor import OpenEmbedder, decoders_of_actor
-from jobs.embed.job import actor_resources
+from jobs.embed.model import load_for_runs, open_model
 from jobs.embed.part import open_decoders
-from jobs.embed.precision import PrecisionDecision, load_for_runs, open_model
 from jobs.embed.sizes import ThroughputSample
 from jobs.runtime.decoders import CropList
-from jobs.runtime.ray_cluster import root_cause
+from jobs.runtime.ray_cluster import actor_resources, root_cause
 
 SAMPLE_CROPS = 48
 
 
 def open_exact_model(model: str) -> Any:
     """Load a model at full precision, to measure with."""
-    return open_model(model, PrecisionDecision("fp32", load_for_runs(model).fingerprint, "for a plan"))
+    load_for_runs(model)
+    return open_model(model, "fp32", None)
 
 
 def measure_throughput(

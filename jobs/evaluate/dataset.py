@@ -41,7 +41,8 @@ def embed_labelled_set(
             logger.info(f"run {old.run_id} already contains these images, embedded by this checkpoint")
             return old.run_id
     # Imported late: an evaluation of a run needs no Ray.
-    from jobs.embed.job import EmbedRequest, embed
+    from jobs.embed.job import embed
+    from jobs.embed.new_run import EmbedRequest
 
     return embed(
         EmbedRequest(archive=archive, model=run, max_quarantine_rate=max_quarantine_rate), settings

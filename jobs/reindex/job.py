@@ -17,7 +17,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
-from jobs.embed.precision import load_for_runs
+from jobs.embed.model import load_for_runs
 from jobs.reindex.page import MAX_TREND, build_reindex_page
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import (

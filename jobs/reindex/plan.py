@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clvr_model.embedder import PrecisionOption
+from clvr_model.precision import PrecisionOption
 from index.generations.promotion import KEEP
 from index.runs.lineage import lineage
 from index.runs.run import Run, list_runs
@@ -16,11 +16,17 @@ from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.logging import logger
 from infra.store import Store
 from jobs.embed.discovery import Discovery, NoChanges, discover
-from jobs.embed.job import EmbedRequest, actor_resources, create_run, precision_of
 from jobs.embed.listing import PlanningTasks
-from jobs.embed.precision import PrecisionDecision, default_precision
-from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
-from jobs.runtime.ray_cluster import map_in_ray_tasks, num_cpus, num_gpus, num_nodes, run_as_ray_task
+from jobs.embed.new_run import EmbedRequest, create_run
+from jobs.embed.precision import PrecisionDecision, default_precision, precision_of
+from jobs.runtime.ray_cluster import (
+    actor_resources,
+    map_in_ray_tasks,
+    num_cpus,
+    num_gpus,
+    num_nodes,
+    run_as_ray_task,
+)
 
 MIN_CROPS_TO_SAMPLE = 5000
 """Crops from which a measurement pays off, where no earlier run gives the speed."""
@@ -249,6 +255,8 @@ def _expected_duration(
             return _expectation(seconds, actors, f"run {other.run_id}")
     if crops < MIN_CROPS_TO_SAMPLE:
         return None
+    from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model  # which load torch
+
     crops_to_measure = run_as_ray_task(_sample_crops, run, SAMPLE_CROPS * actors)
     sample = measure_throughput(crops_to_measure, archive, partial(open_exact_model, model), actors)
     return _expectation(

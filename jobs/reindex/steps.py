@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clvr_model.embedder import fingerprints_of
+from clvr_model.precision import fingerprints_of
 from index.generations import records
 from index.generations.merge import MergePolicy, merge_runs
 from index.generations.promotion import promote

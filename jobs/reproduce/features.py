@@ -16,7 +16,8 @@ from infra.errors import BucketMissing, ObjectMissing
 from infra.logging import logger
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs.embed.job import EmbedRequest, embed
+from jobs.embed.job import embed
+from jobs.embed.new_run import EmbedRequest
 
 
 def embed_images(

@@ -136,6 +136,13 @@ def cpus_per_gpu() -> int:
     return max(1, min(shares, default=1))
 
 
+def actor_resources() -> dict[str, float]:
+    """Return the Ray resources of one model actor: a GPU and its share of CPUs, or one CPU."""
+    if not num_gpus():
+        return {"num_cpus": 1}
+    return {"num_gpus": 1, "num_cpus": max(1, cpus_per_gpu() - 1)}
+
+
 def run_as_ray_task(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process that ends afterwards, so that its memory does not stay in the driver."""
     try:

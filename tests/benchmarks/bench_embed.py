@@ -257,7 +257,8 @@ def bench_recipe(archive: Store, folder: Path, precision: Any, turns: int) -> No
     import ray
 
     from infra.settings import load_settings
-    from jobs.embed.job import EmbedRequest, embed
+    from jobs.embed.job import embed
+    from jobs.embed.new_run import EmbedRequest
 
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     uri = str(folder / "model")

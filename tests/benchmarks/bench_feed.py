@@ -24,7 +24,7 @@ from measure import Row, add_json_option, machine, save_rows
 from numpy.typing import NDArray
 from stub_archive import skip_decoding
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from clvr_model.preprocessing import decode
 from index.archive.listing import list_crops
 from index.archive.manifest import normalize_manifest

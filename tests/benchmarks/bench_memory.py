@@ -29,10 +29,11 @@ from measure import Row, add_json_option, machine, save_rows
 from PIL import Image
 from stub_archive import SameStore
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from infra.settings import load_settings
 from jobs.embed import sizes
-from jobs.embed.job import EmbedRequest, embed
+from jobs.embed.job import embed
+from jobs.embed.new_run import EmbedRequest
 
 ROWS_PER_PART = 4096
 MIB = 1 << 20
@@ -101,11 +102,11 @@ def _kind(title: str) -> str:
     if "jobs.runtime.decoder_process" in title:
         return "decoder"
     if title.startswith("ray::"):
-        planner = ("_discover_and_create", "finish", "_update_catalogue")
+        planner = ("discover_and_create", "_finish")
         for name, kind in {"PartActor": "actor", **dict.fromkeys(planner, "planner")}.items():
             if name in title:
                 return kind
-        return "compacter" if "_compact_shard" in title else "other workers"
+        return "compacter" if "_write_shard" in title else "other workers"
     return "raylet" if "/raylet/raylet " in title else "gcs" if "gcs_server " in title else ""
 
 

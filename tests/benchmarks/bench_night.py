@@ -25,11 +25,11 @@ from measure import Row, add_json_option, machine, save_rows
 from numpy.typing import NDArray
 from PIL import Image
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from infra.servers import SeaweedFs
 from infra.settings import Settings
 from infra.store import Store, open_store
-from jobs.embed.job import EmbedRequest
+from jobs.embed.new_run import EmbedRequest
 from jobs.generations.load import verify_generation
 from jobs.reindex import plan
 from jobs.reindex.job import reindex

@@ -12,18 +12,12 @@ import torch
 
 from clvr_model import embedder as module
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
-from clvr_model.embedder import (
-    MIN_IMAGES,
-    UNKNOWN_LABEL,
-    Embedder,
-    PrecisionCheck,
-    check_precision,
-    fingerprints_of,
-    reduced_fingerprint,
-)
+from clvr_model.embedder import Embedder, check_precision
+from clvr_model.embeddings import UNKNOWN_LABEL
 from clvr_model.engines import folded_copy, has_bf16, openvino
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
+from clvr_model.precision import MIN_IMAGES, PrecisionCheck, fingerprints_of, reduced_fingerprint
 from infra.errors import BadCheckpoint, BadInput, BadSetting
 
 LABELS = (40, 7, 249)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from clvr_model.checkpoint import load_checkpoint, save_checkpoint
-from clvr_model.embedder import UNKNOWN_LABEL, Embedder
+from clvr_model.embedder import Embedder
+from clvr_model.embeddings import UNKNOWN_LABEL
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
 from clvr_model.pretrained import pretrained_network, projection

@@ -32,8 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
-from clvr_model.engines import Precision, ServingModule, reduced_precisions, rounding
+from clvr_model.engines import ServingModule, reduced_precisions, rounding
 from clvr_model.network import Clvr
+from clvr_model.precision import Precision
 from clvr_model.preprocessing import decode
 from clvr_model.recipe import Stage
 from clvr_model.training import (

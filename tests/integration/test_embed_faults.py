@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from infra.errors import BudgetExceeded, StoreDenied, StoreUnreachable
 from infra.servers import SeaweedFs
 from infra.settings import load_settings

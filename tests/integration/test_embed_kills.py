@@ -35,9 +35,10 @@ DRIVER = """
     import os, sys, time
     from pathlib import Path
     import numpy as np
-    from clvr_model.embedder import Embeddings
+    from clvr_model.embeddings import Embeddings
     from infra.settings import load_settings
-    from jobs.embed.job import EmbedRequest, embed
+    from jobs.embed.job import embed
+    from jobs.embed.new_run import EmbedRequest
 
     archive, runs, address, log = sys.argv[1:]
 

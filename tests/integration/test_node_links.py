@@ -43,10 +43,10 @@ NIGHT = '''
 """A reindex run with a stub for the network. Arguments: archive, runs, Milvus, address of the cluster."""
 import json, sys, time
 import numpy as np
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from infra.errors import ClvrError
 from infra.settings import Settings
-from jobs.embed.job import EmbedRequest
+from jobs.embed.new_run import EmbedRequest
 from jobs.reindex.job import reindex
 from jobs.reindex.plan import ReindexRequest
 

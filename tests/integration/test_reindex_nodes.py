@@ -14,10 +14,10 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from infra.settings import Settings
 from infra.store import open_store
-from jobs.embed.job import EmbedRequest
+from jobs.embed.new_run import EmbedRequest
 from jobs.generations.load import verify_generation
 from jobs.reindex.job import STEP_FUNCTIONS, reindex
 from jobs.reindex.plan import ReindexRequest

@@ -8,8 +8,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from clvr_model.checkpoint import load_checkpoint
-from clvr_model.embedder import reduced_fingerprint
 from clvr_model.engines import has_bf16
+from clvr_model.precision import reduced_fingerprint
 
 PATTERN = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
 Clvr = Callable[..., CompletedProcess[str]]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from index.archive.manifest import crop_id_of
 from index.runs.run import Run, vanished_ids
 from infra.errors import BadInput, BadLabels, BadSetting, EmptyArchive

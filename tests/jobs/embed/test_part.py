@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from index.archive.listing import list_crops
 from index.runs.accounting import crop_ids
 from index.runs.run import Run

@@ -6,7 +6,7 @@ import pytest
 
 from index.runs.timings import Timings
 from infra.errors import BadSetting
-from jobs.embed.job import EmbedRequest
+from jobs.embed.new_run import EmbedRequest
 from jobs.reindex.plan import ReindexRequest, expected_seconds
 
 PAST = Timings(

@@ -17,7 +17,7 @@ import ray
 from PIL import Image
 from pydantic import SecretStr
 
-from clvr_model.embedder import Embeddings
+from clvr_model.embeddings import Embeddings
 from index.archive.manifest import crop_id_of
 from index.generations import records
 from index.lock import acquire
@@ -38,7 +38,7 @@ from infra.store import Store, open_store
 from jobs.cases.casebook import Casebook, CropFacts
 from jobs.cases.database import CaseDatabase
 from jobs.cases.watch import search_watched
-from jobs.embed.job import EmbedRequest
+from jobs.embed.new_run import EmbedRequest
 from jobs.fit_transform.job import FitRequest, fit_transform
 from jobs.generations.erase import ForgetRequest, audit_erasure, forget_crops
 from jobs.generations.load import (

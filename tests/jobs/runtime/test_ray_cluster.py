@@ -13,7 +13,6 @@ import typer
 from infra.errors import BadInput, RayUnreachable, WorkerLost
 from infra.settings import Settings
 from jobs.cli.app import app
-from jobs.embed.job import actor_resources
 from jobs.runtime import ray_cluster
 
 
@@ -128,14 +127,14 @@ def test_a_grpc_server_answers_the_check(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_actor_takes_one_cpu_without_gpus(nodes: list[dict[str, Any]]) -> None:
     nodes.append(node(4))
-    assert actor_resources() == {"num_cpus": 1}
+    assert ray_cluster.actor_resources() == {"num_cpus": 1}
 
 
 def test_actor_takes_no_more_cpus_than_every_node_with_a_gpu_has(
     nodes: list[dict[str, Any]],
 ) -> None:
     nodes += [node(64), node(8, 1), node(16, 4), node(8, 8, alive=False)]
-    assert actor_resources() == {"num_gpus": 1, "num_cpus": 3}
+    assert ray_cluster.actor_resources() == {"num_gpus": 1, "num_cpus": 3}
 
 
 def test_actor_requests_a_gpu_that_the_settings_expect_before_a_node_is_up(
@@ -145,7 +144,7 @@ def test_actor_requests_a_gpu_that_the_settings_expect_before_a_node_is_up(
     assert ray_cluster.num_gpus() == 0
     ray_cluster.connect(Settings.model_validate({"gpus": 4}))
     assert ray_cluster.num_gpus() == 4
-    assert actor_resources() == {"num_gpus": 1, "num_cpus": 1}
+    assert ray_cluster.actor_resources() == {"num_gpus": 1, "num_cpus": 1}
 
 
 def test_a_dead_process_or_node_is_an_error_of_the_cluster_and_an_error_behind_it_is_not_hidden() -> None:
