@@ -33,6 +33,9 @@ from jobs.runtime.image_stream import ErasedContent, ImageFailure, failure_of
 FETCH_THREADS = 32
 """Requests of a process at a time; of a local folder it reads one crop after the other."""
 
+DECODE_SECONDS = 60.0
+"""A decoder that works longer on one image is ended."""
+
 READY = "ready"
 
 Decode = Callable[[bytes, int, NDArray[np.uint8]], object]
@@ -46,6 +49,7 @@ class Setup:
     archive: Store
     image_size: int
     decode: Decode
+    decode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class _Process:
         setup: Setup = connection.recv()
         self.reader = ArchiveReader(setup.archive)
         self.decode, self.size = setup.decode, setup.image_size
+        self.decode_seconds = setup.decode_seconds
         pixels = np.frombuffer(mmap.mmap(memory, 0), np.uint8)
         self.images = pixels.reshape(-1, self.size, self.size, 3)
         self.tasks: SimpleQueue[Task | BaseException] = SimpleQueue()
@@ -205,9 +210,11 @@ class _Process:
                 raise ErasedContent
             answer.bytes += len(body.data)
             started = time.perf_counter()
+            signal.setitimer(signal.ITIMER_REAL, self.decode_seconds)  # which ends a library that hangs
             try:
                 self.decode(body.data, self.size, self.images[job.first_row + index])
             finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 answer.decode_seconds += time.perf_counter() - started
         except ClvrError as error:
             answer.failures[index] = failure_of(error, self.reader)
@@ -233,6 +240,7 @@ def main() -> None:
     """Serve the process that started this one. Arguments: the descriptors of a socket and of memory."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the model's process decides when to end
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     reuse_freed_blocks()
     _Process(Connection(int(sys.argv[1])), int(sys.argv[2])).serve()

@@ -1,12 +1,13 @@
 """Decoder processes of a model: they fetch and decode crops into batches, in memory that both sides share.
 
-A process that dies is replaced. The crops that it had not answered are repeated one by one; one that ends its
-decoder again is a failure, `decode/crashed`.
+A process that dies, or takes too long for an image, is replaced. The crops that it had not answered are
+repeated one by one; one that ends its decoder again is a failure, `decode/crashed` or `decode/timeout`.
 """
 
 import mmap
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,16 @@ from index.archive.reader import ArchiveReader
 from index.runs.tombstones import ErasedCrops
 from infra.errors import WorkerLost
 from infra.store import Store
-from jobs.runtime.decoder_process import READY, Answer, Decode, Job, Setup, SpanStart, decode_into
+from jobs.runtime.decoder_process import (
+    DECODE_SECONDS,
+    READY,
+    Answer,
+    Decode,
+    Job,
+    Setup,
+    SpanStart,
+    decode_into,
+)
 from jobs.runtime.image_stream import ImageFailure
 
 BATCHES_AHEAD = 3
@@ -38,7 +48,7 @@ MIN_CROPS_AHEAD = 64
 
 JOB_CROPS = 16
 MAX_FAILED_STARTS = 3
-CRASHED = "crashed"
+CRASHED, TIMEOUT = "crashed", "timeout"
 _START = "from jobs.runtime.decoder_process import main; main()"
 
 
@@ -76,7 +86,7 @@ class Decoders:
     """Processes that decode for one model, and the shared memory of its batches; they serve many lists.
 
     archive: the store that holds the crops. processes: crops that are decoded at the same time. decode:
-    writes an image into an array; benchmarks and tests give another one.
+    writes an image into an array; benchmarks and tests give another one. decode_seconds: for one image.
     """
 
     def __init__(
@@ -87,9 +97,10 @@ class Decoders:
         batch_size: int,
         image_size: int,
         decode: Decode = decode_into,
+        decode_seconds: float = DECODE_SECONDS,
     ) -> None:
         self.num_processes, self.batch_size = processes, batch_size
-        self.setup = Setup(archive, image_size, decode)
+        self.setup = Setup(archive, image_size, decode, decode_seconds)
         self.reader = ArchiveReader(archive)
         self.crops_ahead = max(MIN_CROPS_AHEAD, BATCHES_AHEAD * batch_size)
         buffers = -(-self.crops_ahead // batch_size) + 1  # one is in the model
@@ -430,11 +441,14 @@ class _Dispatcher:
         with suppress(subprocess.TimeoutExpired):
             dead.process.wait(1)  # else the status would be that of `end`
         dead.end()
-        reason = f"its decoder ended with status {dead.process.returncode}"
+        status = dead.process.returncode
+        reason, cause = f"its decoder ended with status {status}", CRASHED
+        if status == -signal.SIGALRM:
+            reason, cause = f"its decoder took more than {self.decoders.setup.decode_seconds:g} s", TIMEOUT
         self.failed_starts += not dead.is_ready
         if self.failed_starts > MAX_FAILED_STARTS:
             raise WorkerLost(
-                f"decoder processes do not start: status {dead.process.returncode}",
+                f"decoder processes do not start: status {status}",
                 remedy="check the memory of the node and the log of its Ray worker",
             )
         decoder = _Decoder(self.decoders.setup, self.decoders.memory)
@@ -443,7 +457,7 @@ class _Dispatcher:
             dead.read.of.reads.appendleft(dead.read.rest())
         for sent in dead.sent.values():
             if sent.is_retry:
-                failure = ImageFailure("decode", CRASHED, f"{reason}, two times")
+                failure = ImageFailure("decode", cause, f"{reason}, two times")
                 self._finish(sent, Answer(0, {0: failure}))
             else:
                 rows = range(sent.first_row, sent.first_row + sent.count)

@@ -25,7 +25,7 @@ from jobs.runtime.decoders import Batch, CropList, Decoders
 from jobs.runtime.image_stream import ImageFailure
 
 CROPS, SIZE = 40, 64
-FATAL, NO_MEMORY, SLOW = b"ends its decoder", b"no memory", b"slow"
+FATAL, NO_MEMORY, SLOW, HANGS = b"ends its decoder", b"no memory", b"slow", b"hangs"
 
 
 def jpeg(shade: int) -> bytes:
@@ -39,6 +39,8 @@ def decode_or_die(data: bytes, size: int, out: NDArray[np.uint8]) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if data.endswith(NO_MEMORY):
         raise MemoryError("none left")
+    if data.endswith(HANGS):
+        time.sleep(3600)
     if data.endswith(SLOW):
         time.sleep(0.3)
     decode(data, size, out=out)
@@ -52,9 +54,14 @@ def archive(tmp_path: Path) -> Store:
     return store
 
 
-def decoders_of(archive: Store, *, processes: int = 1, batch_size: int = 8) -> Decoders:
+def decoders_of(archive: Store, *, processes: int = 1, decode_seconds: float = 60) -> Decoders:
     return Decoders(
-        archive, processes=processes, batch_size=batch_size, image_size=SIZE, decode=decode_or_die
+        archive,
+        processes=processes,
+        batch_size=8,
+        image_size=SIZE,
+        decode=decode_or_die,
+        decode_seconds=decode_seconds,
     )
 
 
@@ -128,6 +135,15 @@ def test_a_crop_that_ends_its_decoder_twice_is_a_failure_and_the_others_are_deco
         results = results_of(decoders.batches([crops_of(archive)]))
         check_images(results, archive, {"05.jpg": crashed, "30.jpg": crashed})
         assert "-11" in results["05.jpg"].detail  # type: ignore[union-attr]
+
+
+def test_a_crop_whose_decoder_hangs_twice_is_a_failure_and_the_others_are_decoded(archive: Store) -> None:
+    archive.put("05.jpg", jpeg(1) + HANGS)
+    archive.put("06.jpg", jpeg(36) + SLOW)
+    with decoders_of(archive, decode_seconds=1.0) as decoders:
+        results = results_of(decoders.batches([crops_of(archive)]))
+        check_images(results, archive, {"05.jpg": ("decode", "timeout")})
+        assert "1 s" in results["05.jpg"].detail  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["single", "tar", "parquet"])
