@@ -53,8 +53,9 @@ def _update(digest: Any, chunks: Sequence[Any]) -> None:
 
 
 def _fixed_width(chunk: Any) -> Any:
-    """Return the memory of numbers."""
-    if not (pa.types.is_integer(chunk.type) or pa.types.is_floating(chunk.type)):
+    """Return the memory of numbers, or of bytes of one length."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_fixed_size_binary)
+    if not any(is_kind(chunk.type) for is_kind in kinds):
         raise TypeError(f"a column of type {chunk.type} has no digest")
     width = chunk.type.bit_width // 8
     values = chunk.buffers()[1]

@@ -45,7 +45,7 @@ from index.runs.accounting import (
 from index.runs.folder import RunFolder
 from index.runs.order import in_shard_order
 from index.runs.records import RunInfo, RunSummary, StoredRows
-from index.runs.shards import ShardInfo, read_shard_files, write_shard
+from index.runs.shards import ShardInfo, read_parts, write_shard
 from index.runs.tombstones import TombstoneWatch
 from index.schema import MANIFEST_SCHEMA, QUARANTINE_SCHEMA
 from infra.errors import (
@@ -344,14 +344,13 @@ class Run:
         shard_key, quarantine_key = self.folder.part_keys(part)
         quarantined = sort_like(pa.concat_tables([quarantine, unusable]), rows)
         quarantine_file = write_table(self.store, quarantine_key, quarantined, metadata=self.folder.footer)
-        # Compression would take more time than everything else of a part, which is soon joined.
         shard_file = write_shard(
             self.store,
             shard_key,
             sort_like(shard, rows),
             fingerprint=self.fingerprint,
             run_id=self.run_id,
-            compress=False,
+            is_part=True,
         )
         mark_key = self.folder.part_mark_key(part)
         self.folder.write_mark(mark_key, part, shard_file, quarantine_file, count_causes(quarantined))
@@ -380,7 +379,7 @@ class Run:
         quarantined = self.folder.read_files(QUARANTINE_SCHEMA, [mark.quarantine for mark in marks])
         files = [mark.shard for mark in marks]
         return self.write_compacted(
-            shard, read_shard_files(self.store, files, fingerprint=self.fingerprint), quarantined
+            shard, read_parts(self.store, files, fingerprint=self.fingerprint), quarantined
         )
 
     def write_compacted(

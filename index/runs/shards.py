@@ -19,6 +19,7 @@ from index.schema import (
     CONFIDENCES,
     EMBEDDING_DIM,
     MAX_BYTES,
+    SHARD_SCHEMA,
     SHARD_SCHEMAS,
     shard_version,
 )
@@ -35,6 +36,7 @@ from infra.store.settings import checked_key
 
 ROW_GROUP_ROWS = 4096
 """17 MB of embeddings: what a scan reads where a camera or a time matches."""
+_PACKED = pa.binary(4 * EMBEDDING_DIM)
 REBUILD_REMEDY = (
     "Delete the file and write it again from its run; if it is a copy, compare it with the original."
 )
@@ -87,13 +89,13 @@ def write_shard(
     fingerprint: str,
     run_id: str,
     dimension: int = EMBEDDING_DIM,
-    compress: bool = True,
+    is_part: bool = False,
 ) -> ShardInfo:
     """Write one shard in bounded memory and atomically; equal rows give equal bytes.
 
     `{digest}` in the key stands for the first digits of the file's SHA-256. dimension: the length of the
     embeddings; only a copy for an import, with transformed ones, has another than the network's. The
-    version is the first one that has the columns of the rows. compress: False for a file that is read once.
+    version is the first one that has the columns of the rows. is_part: a file that only `read_parts` reads.
     Raises CorruptObject for values that violate the contract, SchemaMismatch for other columns, DiskFull.
     """
     groups = _row_groups(rows.to_batches() if isinstance(rows, pa.Table) else rows)
@@ -101,11 +103,12 @@ def write_shard(
     names = rows.schema.names if isinstance(rows, pa.Table) else first.schema.names if first else ()
     version = shard_version(names)
     footer = {"clvr.fingerprint": fingerprint, "clvr.schema": str(version), "clvr.run_id": run_id}
-    with sealed_parquet(SHARD_SCHEMAS[version], footer, compress=compress) as writer:
+    schema = _with_packed_vectors(SHARD_SCHEMAS[version]) if is_part else SHARD_SCHEMAS[version]
+    with sealed_parquet(schema, footer, compress=not is_part) as writer:
         for group in chain([first] if first else (), groups):
             check_columns(group.schema, key)
             check_values(group, key, first_row=writer.rows, dimension=dimension)
-            writer.write_row_group(pa.Table.from_batches([group]))
+            writer.write_row_group(pa.Table.from_batches([_packed(group) if is_part else group]))
         stored = writer.put(store, key)
     return ShardInfo(stored.key, stored.rows, stored.bytes, stored.sha256)
 
@@ -129,17 +132,17 @@ def read_shards(
             yield from file.batches(batch_rows, columns)
 
 
-def read_shard_files(
+def read_parts(
     store: Store, files: Iterable[ShardInfo], *, fingerprint: str, batch_rows: int = ROW_GROUP_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of small shards; each is held in memory as a whole and compared with its record.
+    """Yield the rows of parts; each file is held in memory as a whole and compared with its record.
 
     Raises CorruptObject for other bytes, and what `read_shards` raises.
     """
     for expected in files:
         with _open_shard_file(store, expected.key, expected) as file:
-            check_footer(file.schema, file.uri, fingerprint=fingerprint)
-            yield from file.batches(batch_rows)
+            check_footer(_with_vectors(file.schema), file.uri, fingerprint=fingerprint)
+            yield from map(_unpacked, file.batches(batch_rows))
 
 
 @contextmanager
@@ -200,6 +203,40 @@ def vectors_of(rows: pa.RecordBatch | pa.Table, dimension: int = EMBEDDING_DIM) 
     check_vectors(column, "the batch", first_row=0, dimension=dimension)
     flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=True)
     return flat.reshape(-1, dimension)
+
+
+def _with_packed_vectors(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a part: a vector is a value of 4 KB, so Parquet keeps no levels for its elements.
+
+    That writes a vector three times and reads it ten times as fast; but Milvus imports lists only.
+    """
+    return schema.set(schema.get_field_index("embedding"), pa.field("embedding", _PACKED))
+
+
+def _with_vectors(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a shard, given that of a part; parts of older releases have it."""
+    number = schema.get_field_index("embedding")
+    if number < 0 or schema.field(number).type != _PACKED:
+        return schema
+    return schema.set(number, SHARD_SCHEMA.field("embedding"))
+
+
+def _packed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    number = batch.schema.get_field_index("embedding")
+    values = pa.py_buffer(vectors_of(batch))
+    column = pa.FixedSizeBinaryArray.from_buffers(_PACKED, batch.num_rows, [None, values])
+    return batch.set_column(number, pa.field("embedding", _PACKED), column)
+
+
+def _unpacked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    number = batch.schema.get_field_index("embedding")
+    column = batch.column(number)
+    if column.type != _PACKED:
+        return batch
+    offsets = pa.array(np.arange(len(batch) + 1, dtype=np.int32) * EMBEDDING_DIM)
+    first, count = (EMBEDDING_DIM * rows for rows in (column.offset, len(batch)))
+    flat = pa.Array.from_buffers(pa.float32(), count, [None, column.buffers()[1]], offset=first)
+    return batch.set_column(number, SHARD_SCHEMA.field("embedding"), pa.ListArray.from_arrays(offsets, flat))
 
 
 def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:

@@ -14,6 +14,7 @@ COLUMNS = [
     pa.array([0.5, float("nan"), -0.0, 1e30], pa.float32()),
     pa.array(["", "ä", "bc", "d"], pa.string()),
     pa.array(["", None, "bc", "d"], pa.string()),
+    pa.array([b"ab", b"cd", b"ef", b"gh"], pa.binary(2)),
     pa.array([[1.0, 2.0], [], [3.0], [4.0]], pa.list_(pa.float32())),
     pa.array([[1.0, None], None, [3.0], []], pa.list_(pa.float32())),
 ]
@@ -40,6 +41,7 @@ def test_each_difference_matters() -> None:
             pa.array([0.5, float("nan"), 0.0, 1e30], pa.float32()),
             pa.array(["ä", "", "bc", "d"], pa.string()),
             pa.array(["", "", "bc", "d"], pa.string()),
+            pa.array([b"ab", b"cd", b"ef", b"hg"], pa.binary(2)),
             pa.array([[1.0], [2.0], [3.0], [4.0]], pa.list_(pa.float32())),
             pa.array([[1.0, 2.0], [], [4.0], [3.0]], pa.list_(pa.float32())),
         )

@@ -23,13 +23,13 @@ import pytest
 import index.runs.purge
 import index.runs.run
 from index.archive.manifest import crop_id_of
-from index.runs.accounting import QuarantinedCrop, quarantine_table
+from index.runs.accounting import QuarantinedCrop, crop_ids, quarantine_table
 from index.runs.balance import check_run
 from index.runs.folder import RunFolder
 from index.runs.purge import purge_run
 from index.runs.records import StoredRows
 from index.runs.run import Run, find_unfinished, list_runs
-from index.runs.shards import check_shard, read_shards, shard_table, write_shard
+from index.runs.shards import check_shard, read_parts, read_shards, shard_table, write_shard
 from index.runs.tombstones import read_tombstones, write_tombstones
 from index.schema import EMBEDDING_DIM, MANIFEST_SCHEMA, QUARANTINE_SCHEMA, SHARD_SCHEMA, UNKNOWN_TIME
 from infra.errors import (
@@ -91,8 +91,13 @@ def embed(run: Run, part: int) -> None:
     run.write_part(part, *outcome(run.part_manifest(part)))
 
 
+def part_rows(run: Run, part: int) -> pa.Table:
+    files = [run.folder.part_mark(part).shard]
+    return pa.Table.from_batches(read_parts(run.store, files, fingerprint=MODEL))
+
+
 def write_other_rows(run: Run, part: int, rows: pa.Table, *, fingerprint: str = MODEL) -> None:
-    """Write a part with a mark, without the checks of `write_part`."""
+    """Write a part with a mark, as release 0.1.0 did, without the checks of `write_part`."""
     folder = run.folder
     shard = write_shard(
         run.store, folder.part_keys(part)[0], rows, fingerprint=fingerprint, run_id=run.run_id
@@ -345,8 +350,12 @@ class TestParts:
         run.write_part(0, other.select(shard.schema.names).cast(SHARD_SCHEMA), bad)
         second = run.folder.part_mark(0)
         assert first.shard.key != second.shard.key and first.quarantine == second.quarantine
-        for mark in (first, second):
-            assert check_shard(store, mark.shard.key, fingerprint=MODEL, expected=mark.shard) == mark.shard
+        for mark, rows in ((first, shard), (second, other)):
+            read = pa.Table.from_batches(read_parts(store, [mark.shard], fingerprint=MODEL))
+            ids = [crop_ids(table).tolist() for table in (read, rows)]
+            assert sorted(ids[0]) == sorted(ids[1])
+            in_order = rows.take([ids[1].index(crop) for crop in ids[0]]).select(read.schema.names)
+            assert read.replace_schema_metadata().equals(in_order.cast(SHARD_SCHEMA))
 
     def test_without_a_mark_are_pending(self, store: Store) -> None:
         run = create(store)
@@ -415,7 +424,7 @@ class TestFinishing:
         run = create(store)
         for part in run.pending_parts():
             embed(run, part)
-        rows = pa.Table.from_batches(read_shards(store, [run.folder.part_mark(1).shard.key]))
+        rows = part_rows(run, 1)
         write_other_rows(run, 1, rows.slice(1))
         with pytest.raises(CountMismatch, match=rf"1 lost: {rows['crop_id'][0]}"):
             run.finish()
@@ -425,11 +434,24 @@ class TestFinishing:
             run.finish()
         assert not run.finished
 
+    def test_joins_parts_of_an_older_release(self, store: Store) -> None:
+        runs = create(store), create(store, "other")
+        for run in runs:
+            for part in run.pending_parts():
+                embed(run, part)
+        write_other_rows(runs[1], 1, part_rows(runs[1], 1))
+        tables = []
+        for run in runs:
+            run.finish()
+            rows = pa.Table.from_batches(read_shards(store, run.shard_keys()))
+            tables.append(rows.replace_schema_metadata())
+        assert tables[0].equals(tables[1])
+
     def test_refuses_a_part_of_another_model(self, store: Store) -> None:
         run = create(store)
         for part in run.pending_parts():
             embed(run, part)
-        rows = pa.Table.from_batches(read_shards(store, [run.folder.part_mark(1).shard.key]))
+        rows = part_rows(run, 1)
         write_other_rows(run, 1, rows, fingerprint="beef")
         with pytest.raises(FingerprintMismatch, match=r"beef.*f00d"):
             run.finish()
