@@ -86,7 +86,8 @@ def embed(
         reading = pool.submit(_fingerprint, request.model, open_embedder)
         connect(settings)
         fingerprint = reading.result()
-    request = replace(request, precision=request.precision or default_precision())
+    model = open_store(request.model).uri  # a relative path means nothing in another folder
+    request = replace(request, model=model, precision=request.precision or default_precision())
     actors = request.actors or num_gpus() or num_cpus()
     run = _find_resumable_run(request, runs, archive, fingerprint)
     if run is None:

@@ -14,7 +14,7 @@ from index.runs.run import Run, list_runs
 from index.runs.timings import Timings, read_timings, sum_timings
 from infra.errors import BadSetting, BudgetExceeded, ObjectMissing
 from infra.logging import logger
-from infra.store import Store
+from infra.store import Store, open_store
 from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.listing import PlanningTasks
 from jobs.embed.new_run import EmbedRequest, create_run
@@ -92,6 +92,7 @@ def embed_request(
     """Return the request of the embedding: its run has the id of the reindex run."""
     return replace(
         request.embed,
+        model=open_store(request.embed.model).uri,
         since_run=since_run,
         lookback_days=request.lookback_days if since_run else None,
         run_id=run_id,

@@ -23,7 +23,10 @@ _ATTRIBUTES = {"color": "colors", "body_type": "body types"}
 def labels_used(card: "Card") -> str:
     """The labels that a network learned from, in words."""
     learned = [words for name, words in _ATTRIBUTES.items() if name in card.attributes]
-    return ", ".join([_LABELS_USED[card.labels_used], *learned])
+    used = _LABELS_USED[card.labels_used]
+    if card.recipe.get("identity") == "track":  # which the archive states without labels
+        used = "none: trained on tracks" if card.labels_used == "none" else f"{used}, and tracks"
+    return ", ".join([used, *learned])
 
 
 def predicted_values(crop: Mapping[str, Any]) -> list[str]:

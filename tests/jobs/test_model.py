@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from clvr_model.checkpoint import load_checkpoint
+from index.runs.run import list_runs
+from infra.store import open_store
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = "dt={date}/cam={camera_id}/{captured_at}_{track_id}.jpg"
@@ -42,6 +44,8 @@ def test_an_imported_backbone_embeds_and_searches_without_labels(
         assert part in shown
 
     done("embed", str(archive / "archive"), "--checkpoint", "start", "--key-pattern", KEYS)
+    (run,) = list_runs(open_store(environment["CLVR_RUNS"]))
+    assert run.info.model == str((tmp_path / "start").resolve())  # so a search may start in any folder
     done("load", "latest")
     done("promote", "latest")
     crop = str(next((archive / "archive").rglob("*.jpg")))

@@ -20,6 +20,7 @@ from index.transforms.track_figures import camera_ranks, figures_of
 from infra.errors import BadLabels
 from infra.settings import load_settings
 from infra.store import Store, open_store
+from jobs.runtime.format import labels_used
 from jobs.train import run_tracks
 from jobs.train.run_tracks import journeys_of, merged, passes, read_tracks, track_ends
 
@@ -187,6 +188,7 @@ def test_train_learns_from_the_tracks_of_a_run_alone(
     moved = [name for name, tensor in start.state_dict().items() if not tensor.equal(trained[name])]
     assert moved == ["head.dense.weight", "head.dense.bias"]
     page = open_store(str(tmp_path / "model")).get("report.html").decode()
+    assert labels_used(card) == "none: trained on tracks"
     assert "Tracks found" in page and "Accuracy by vehicle model" not in page
 
     # A purge finds the training by the crops of the run that it shows.
