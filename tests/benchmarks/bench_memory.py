@@ -7,7 +7,7 @@ The job is real: Ray, parts, fetch threads, decoding, shards, accounting. Two th
 answers each key with the same small JPEG from memory, and the network returns zeros. Parts have the same
 number of rows at each size, as in archives of more than 130,000 crops; with few rows a part the job has the
 parts of a large archive, 244,141 for a billion crops, and with few parts a block its blocks, 3,815. `planner`
-makes the manifest before the embedding, and verifies the accounts and carries the catalogue on after it.
+makes the manifest before the embedding. After it, the driver ends a run of one shard, and the planner others.
 """
 
 import argparse

@@ -37,6 +37,7 @@ BENCHMARKS = {
     "bench_cmc": Benchmark("bench_cmc", ("--plain", "--repeats", "10")),
     "bench_exact": Benchmark("bench_exact"),
     "bench_exact_avx2": Benchmark("bench_exact", ("--avx2",)),
+    "bench_start": Benchmark("bench_start"),
     "bench_embed": Benchmark("bench_embed"),
     "bench_feed": Benchmark("bench_feed"),
     "bench_manifest": Benchmark("bench_manifest"),
