@@ -108,6 +108,17 @@ def fingerprint_of(
     return hashlib.sha256(canonical.encode()).hexdigest()[:FINGERPRINT_LENGTH]
 
 
+def verified_fingerprint(card: Card, where: str) -> str:
+    """Return the fingerprint of what this code embeds with the card's network; `where` is the card's URI.
+
+    Raises BadCheckpoint for a card whose own fingerprint does not follow from its fields.
+    """
+    stated = fingerprint_of(card.weights_sha256, card.architecture, card.label_ids, card.preprocessing)
+    if stated != card.fingerprint:
+        raise BadCheckpoint(f"{where} was edited: it gives {stated}, not {card.fingerprint}", remedy=DAMAGED)
+    return fingerprint_of(card.weights_sha256, card.architecture, card.label_ids)
+
+
 def read_card(source: "str | Store") -> Card:
     """Read the card without the weights.
 

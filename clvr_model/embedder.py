@@ -4,25 +4,20 @@ Engines and batch sizes are not in the fingerprint: they agree to about 1e-5.
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import Checkpoint, load_checkpoint
+from clvr_model.attributes import check_values
+from clvr_model.card import CARD_FILE, Card, read_card, store_of, verified_fingerprint
 from clvr_model.embeddings import UNKNOWN_LABEL, Embeddings, PredictedValues
-from clvr_model.engines import (
-    Engine,
-    OpenVinoEngine,
-    TorchEngine,
-    has_bf16,
-    openvino,
-    reduced_precisions,
-)
+from clvr_model.engines import Engine, has_bf16, has_gpu, openvino, reduced_precisions
+from clvr_model.graph_cache import cached_graph
 from clvr_model.images import ImageInput, read_pixels
+from clvr_model.openvino_engine import OpenVinoEngine
 from clvr_model.precision import (
     MIN_IMAGES,
     REDUCED,
@@ -33,6 +28,12 @@ from clvr_model.precision import (
 )
 from infra.errors import BadInput, BadSetting
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clvr_model.checkpoint import Checkpoint
+    from clvr_model.network import Clvr
+
 CPU_BATCH = 8
 CUDA_BATCH = 256
 
@@ -40,17 +41,18 @@ CUDA_BATCH = 256
 class Embedder:
     """Computes features, predicted models and attributes of uint8 images. Safe to share between threads.
 
-    checkpoint: a Checkpoint or the URI of one. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. engine: 'auto',
-    'openvino' (CPU only) or 'torch'. precision: 'fp32'; 'tf32', which is fp32 on CPUs; 'bf16'; 'auto' is the
-    fastest that the device has in hardware and the check covers. guard: a check on images of this archive;
-    the default is the card's. threads: CPU threads per call, 0 for all. cache: folder for compiled models,
-    None for none (usually `engines.default_cache()`). compiled: use torch.compile, for long runs on GPUs.
-    Raises BadSetting for what this machine does not support, BadCheckpoint as `load_checkpoint` does.
+    checkpoint: a Checkpoint or the URI of one, whose weights are read unless the cache has its network.
+    device: 'auto', 'cpu', 'cuda' or 'cuda:N'. engine: 'auto', 'openvino' (CPU only) or 'torch'. precision:
+    'fp32'; 'tf32', which is fp32 on CPUs; 'bf16'; 'auto' is the fastest that the device has in hardware and
+    the check covers. guard: a check on images of this archive; the default is the card's. threads: CPU
+    threads per call, 0 for all. cache: folder for networks converted for OpenVINO, None for none (usually
+    `engines.default_cache()`). compiled: use torch.compile, for long runs on GPUs. Raises BadSetting for what
+    this machine does not support, BadCheckpoint as `load_checkpoint` does.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint | str,
+        checkpoint: "Checkpoint | str",
         *,
         device: str = "auto",
         engine: Literal["auto", "openvino", "torch"] = "auto",
@@ -61,11 +63,10 @@ class Embedder:
         cache: Path | None = None,
         compiled: bool = False,
     ) -> None:
-        if isinstance(checkpoint, str):
-            checkpoint = load_checkpoint(checkpoint)
+        card, fingerprint, network = _opened(checkpoint)
         self.device = _device(device)
         self.engine = _engine(engine, self.device)
-        guard = guard or PrecisionCheck.of_card(checkpoint.card.guard)
+        guard = guard or PrecisionCheck.of_card(card.guard)
         self.precision = _precision(precision, self.device, guard)
         is_comparable = self.precision == "fp32" or (guard is not None and guard.covers(self.precision))
         default = CPU_BATCH if self.device == "cpu" else CUDA_BATCH
@@ -74,35 +75,32 @@ class Embedder:
             raise BadSetting(
                 f"batch_size is {self.batch_size} and threads is {threads}; they start at 1 and at 0"
             )
-        self.feature_dim = checkpoint.network.architecture.feature_dim
-        self.image_size = checkpoint.network.architecture.image_size
-        self.fingerprint = (
-            checkpoint.fingerprint
-            if is_comparable
-            else reduced_fingerprint(checkpoint.fingerprint, self.precision)
+        self.fingerprint = fingerprint if is_comparable else reduced_fingerprint(fingerprint, self.precision)
+        self._label_ids = np.asarray(card.label_ids, dtype=np.int32)
+        self.attributes: Mapping[str, list[str]] = check_values(
+            {name: list(values) for name, values in card.attributes.items()}
         )
-        self._label_ids = np.asarray(checkpoint.label_ids, dtype=np.int32)
-        self.attributes: Mapping[str, list[str]] = checkpoint.network.architecture.attributes
-        self._num_logits = checkpoint.network.architecture.outputs
         self._lock = threading.Lock()
         self._run: Engine
         if self.engine == "openvino":
             self._run = OpenVinoEngine(
-                checkpoint.network,
-                key=checkpoint.card.weights_sha256[:32] + checkpoint.fingerprint,
+                _graph(card, network, cache),
                 batch_size=self.batch_size,
                 precision=self.precision,
                 threads=threads,
-                cache=cache,
             )
         else:
+            from clvr_model.torch_engine import TorchEngine
+
             self._run = TorchEngine(
-                checkpoint.network,
+                network(),
                 device=self.device,
                 precision=self.precision,
                 threads=threads,
                 compiled=compiled,
             )
+        self.feature_dim = self._run.feature_dim
+        self.image_size = self._run.image_size
 
     def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
         """Embed uint8 (n, h, w, 3) RGB from `preprocessing.decode` at `image_size`; n may be 0.
@@ -114,7 +112,7 @@ class Embedder:
             raise BadInput(f"images are {images.dtype} {images.shape}, {expected}")
         count = len(images)
         features = np.empty((count, self.feature_dim), np.float32)
-        logits = np.empty((count, self._num_logits), np.float32)
+        logits = np.empty((count, self._run.num_logits), np.float32)
         for start in range(0, count, self.batch_size):
             chunk = np.ascontiguousarray(images[start : start + self.batch_size])
             stop = start + len(chunk)
@@ -166,7 +164,7 @@ def _most_likely(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArra
 
 
 def check_precision(
-    checkpoint: Checkpoint | str,
+    checkpoint: "Checkpoint | str",
     sample: NDArray[np.uint8],
     *,
     precision: Precision = "bf16",
@@ -186,12 +184,16 @@ def check_precision(
     """
     if len(sample) < 2:
         raise BadInput(f"{len(sample)} sample images cannot show neighbours; give {MIN_IMAGES} or more")
+    import torch
+
+    from clvr_model.checkpoint import load_checkpoint
+
     if isinstance(checkpoint, str):
         checkpoint = load_checkpoint(checkpoint)
     if precision == "bf16" and not has_bf16(_device(device)):
         raise BadSetting(f"{_device(device)} has no bfloat16 in hardware", remedy="embed with fp32")
 
-    def features(precision: Precision) -> torch.Tensor:
+    def features(precision: Precision) -> "Tensor":
         embedder = Embedder(
             checkpoint,
             device=device,
@@ -215,17 +217,48 @@ def check_precision(
     return PrecisionCheck(float(cosine.min()), agreement, len(sample), precision)
 
 
+def _opened(checkpoint: "Checkpoint | str") -> "tuple[Card, str, Callable[[], Clvr]]":
+    """Return the card of a checkpoint, its fingerprint, and what gives its network."""
+    if not isinstance(checkpoint, str):
+        network = checkpoint.network
+        return checkpoint.card, checkpoint.fingerprint, lambda: network
+    store = store_of(checkpoint)
+    card = read_card(store)
+
+    def load() -> "Clvr":
+        from clvr_model.checkpoint import load_network
+
+        return load_network(store, card)
+
+    return card, verified_fingerprint(card, store.uri_of(CARD_FILE)), load
+
+
+def _graph(card: Card, network: "Callable[[], Clvr]", cache: Path | None) -> Any:
+    """Return the network as an openvino.Model."""
+
+    def convert() -> Any:
+        from clvr_model.serving import openvino_graph
+
+        return openvino_graph(network())
+
+    return cached_graph(cache, card, convert)
+
+
 def _device(requested: str) -> str:
     if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if has_gpu() else "cpu"
     kind, _, number = requested.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise BadSetting(f"device is {requested!r}", remedy="choose auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    if kind == "cpu":
+        return kind
+    import torch
+
+    if int(number or 0) >= torch.cuda.device_count():
         raise BadSetting(
             f"device is {requested!r}, this machine has {torch.cuda.device_count()} CUDA devices"
         )
-    return "cpu" if kind == "cpu" else requested
+    return requested
 
 
 def _engine(requested: str, device: str) -> Literal["openvino", "torch"]:

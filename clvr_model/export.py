@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from clvr_model.checkpoint import Checkpoint, load_checkpoint
-from clvr_model.engines import ServingModule, folded_copy, openvino, openvino_graph
+from clvr_model.engines import openvino
+from clvr_model.serving import ServingModule, folded_copy, openvino_graph
 from infra.errors import BadSetting, Mismatch
 
 Format = Literal["onnx", "openvino"]

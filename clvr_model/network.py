@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clvr_model.attributes import AttributeHead, Values, check_values
+from clvr_model.attribute_head import AttributeHead
+from clvr_model.attributes import Values, check_values
 from clvr_model.backbones import DEFAULT_BACKBONE, build_backbone, check_backbone, input_size
 from clvr_model.field_errors import to_bad_setting
 from clvr_model.layers import Pooling, init_weights

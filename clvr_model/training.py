@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
-from clvr_model.attributes import attribute_loss
+from clvr_model.attribute_head import attribute_loss
 from clvr_model.ema import ExponentialMovingAverage
 from clvr_model.journeys import Journeys
 from clvr_model.memory import is_out_of_memory, max_batch_size

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from clvr_model.card import Card, read_card
+from clvr_model.card import Card
 from index.archive.reader import open_uri
 from index.filters import WITHOUT_ATTRIBUTE, Filters
 from index.generations.units import TrackOfCrop
@@ -309,7 +309,7 @@ def _search(
     if sighting and sighting not in probe.sightings:
         probe = replace(probe, sightings=(*probe.sightings, sighting))
     rules = resolve_model_filters(rules, request.rules, searcher, request.images)
-    rules = resolve_attributes(rules, lambda: read_card(searcher.checkpoint_uri))
+    rules = resolve_attributes(rules, lambda: searcher.card)
     result = SearchResult(
         probe=probe,
         generation=searcher.source.name,

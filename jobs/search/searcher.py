@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clvr_model.card import read_card
+from clvr_model.card import CARD_FILE, Card, read_card, verified_fingerprint
 from clvr_model.preprocessing import IMAGE_SIZE, decode
 from index.archive.reader import read_uri
 from index.filters import Filters
@@ -28,7 +28,6 @@ from infra.store import open_store
 from jobs.runtime.resolve import available_runs_of, open_milvus
 
 if TYPE_CHECKING:
-    from clvr_model.checkpoint import Checkpoint
     from clvr_model.embedder import Embedder
 
 # The network is imported where it is used: a search of an archived crop needs no torch.
@@ -63,22 +62,24 @@ class Searcher:
         self.archives = {run.info.archive for run in runs}
         self.checkpoint_uri = checkpoint or self.run.info.model
         if checkpoint is not None:
-            # Load the model only if its fingerprint must be compared: archived probes need no model.
-            target = require_live(milvus, settings.alias, self.checkpoint.fingerprint)
+            target = require_live(milvus, settings.alias, self.model_fingerprint)
         self.source: MilvusSource = open_source(milvus, target, settings)
         if predecessor and predecessor.source.fingerprint == target.fingerprint:
-            self.checkpoint, self.embedder = predecessor.checkpoint, predecessor.embedder
+            self.embedder = predecessor.embedder
 
     def close(self) -> None:
         """Close the connection: only one process can open a Milvus Lite file."""
         self.source.milvus.close()
 
     @cached_property
-    def checkpoint(self) -> "Checkpoint":
-        """The model that embeds probes."""
-        from clvr_model.checkpoint import load_checkpoint
+    def card(self) -> Card:
+        """The card of the model that embeds probes."""
+        return read_card(self.checkpoint_uri)
 
-        return load_checkpoint(self.checkpoint_uri)
+    @property
+    def model_fingerprint(self) -> str:
+        """The fingerprint of that model. Raises BadCheckpoint for a card that was edited."""
+        return verified_fingerprint(self.card, f"{self.checkpoint_uri}/{CARD_FILE}")
 
     @cached_property
     def embedder(self) -> "Embedder":
@@ -86,20 +87,18 @@ class Searcher:
         from clvr_model.embedder import Embedder
         from clvr_model.engines import default_cache
 
-        if self.checkpoint.fingerprint != self.source.fingerprint:
+        if self.model_fingerprint != self.source.fingerprint:
             raise FingerprintMismatch(
                 f"{self.source.name} holds embeddings of model {self.source.fingerprint}, "
-                f"{self.checkpoint_uri} is model {self.checkpoint.fingerprint}",
+                f"{self.checkpoint_uri} is model {self.model_fingerprint}",
                 remedy=f"Restore the archive's model at {self.checkpoint_uri}.",
             )
-        return Embedder(self.checkpoint, batch_size=1, threads=self.threads, cache=default_cache())
+        return Embedder(self.checkpoint_uri, batch_size=1, threads=self.threads, cache=default_cache())
 
     @cached_property
     def image_size(self) -> int:
         """Height and width of the model's input, in pixels."""
-        from clvr_model.network import Architecture
-
-        return Architecture.from_dict(read_card(self.checkpoint_uri).architecture).image_size
+        return self.embedder.image_size
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -111,7 +110,7 @@ class Searcher:
         """Raise BadInput for a vehicle model that the checkpoint does not predict."""
         if not numbers:
             return
-        known = set(read_card(self.checkpoint_uri).label_ids)
+        known = set(self.card.label_ids)
         if not known:
             raise BadInput(
                 "the archive's model has no classifier and predicts no vehicle model",
@@ -126,7 +125,7 @@ class Searcher:
     @cached_property
     def model_names(self) -> dict[int, str]:
         """Names of the predicted vehicle models."""
-        return dict(read_card(self.checkpoint_uri).label_names)
+        return dict(self.card.label_names)
 
     def probe(self, uri: str, sighting: Sighting | None = None) -> Probe:
         """Return the probe of `crop:ID`, `track:CAMERA/TRACK`, a path or an s3:// URI.

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
-from clvr_model.card import read_card
 from index.milvus.collection import row_count
 from index.milvus.search import Hit
 from index.search.feedback import Feedback, retrieve_with
@@ -202,9 +201,7 @@ class SearchService:
             cameras=searcher.known_cameras(),
             positions=dict(self.cameras.positions) if self.cameras else {},
             models=searcher.model_names,
-            attributes={
-                name: list(values) for name, values in read_card(searcher.checkpoint_uri).attributes.items()
-            },
+            attributes={name: list(values) for name, values in searcher.card.attributes.items()},
             first=span[0] if span else None,
             last=span[1] if span else None,
             threshold=calibration.threshold if calibration else None,
@@ -233,7 +230,7 @@ class SearchService:
         searcher = view.searcher
         searcher.require_cameras((*request.cameras, *request.not_cameras))
         searcher.require_models(rules.filters.model_ids)
-        rules = resolve_attributes(rules, lambda: read_card(searcher.checkpoint_uri))
+        rules = resolve_attributes(rules, lambda: searcher.card)
         started = time.perf_counter()
         probes = [self.probe_of(view, spec) for spec in specs]
         feedback = _feedback(view, probes, case) if case else None

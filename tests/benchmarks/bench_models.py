@@ -30,12 +30,13 @@ from torch.nn import functional
 from clvr_model.backbones.efficientnet_lite import EfficientNetLite
 from clvr_model.datasets.labelled import read_folder
 from clvr_model.ema import ExponentialMovingAverage
-from clvr_model.engines import folded_copy, openvino
+from clvr_model.engines import openvino
 from clvr_model.network import FEATURE_DIM, Clvr
 from clvr_model.normalization import to_input
 from clvr_model.preprocessing import decode
 from clvr_model.pretrained import projection
 from clvr_model.recipe import Recipe, load_recipe
+from clvr_model.serving import folded_copy
 from clvr_model.training import Batch, cached_batches, drop_last, make_optimizer, stage_order, train_epoch
 from clvr_model.weights import load_backbone
 from index.evaluation.protocols import evaluate_protocol

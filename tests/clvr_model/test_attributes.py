@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clvr_model.attributes import (
-    MAX_VALUES,
-    AttributeHead,
-    attribute_loss,
-    learnable_values,
-    value_numbers,
-)
+from clvr_model.attribute_head import AttributeHead, attribute_loss
+from clvr_model.attributes import MAX_VALUES, learnable_values, value_numbers
 from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.datasets.labelled import LabeledImages
 from clvr_model.embedder import Embedder

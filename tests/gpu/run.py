@@ -32,11 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clvr_model.checkpoint import Card, Checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
-from clvr_model.engines import ServingModule, reduced_precisions, rounding
+from clvr_model.engines import reduced_precisions
 from clvr_model.network import Clvr
 from clvr_model.precision import Precision
 from clvr_model.preprocessing import decode
 from clvr_model.recipe import Stage
+from clvr_model.serving import ServingModule
+from clvr_model.torch_engine import rounding
 from clvr_model.training import (
     DeviceTotals,
     make_optimizer,

@@ -14,9 +14,10 @@ from clvr_model.backbones import BACKBONES, imagenet_weights
 from clvr_model.backbones.resnet import InstanceBatchNorm
 from clvr_model.checkpoint import Card, fingerprint_of, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
-from clvr_model.engines import folded_copy, openvino
+from clvr_model.engines import openvino
 from clvr_model.network import Architecture, Clvr
 from clvr_model.normalization import to_input
+from clvr_model.serving import folded_copy
 from clvr_model.weights import load_backbone
 from infra.errors import BadCheckpoint, BadSetting
 

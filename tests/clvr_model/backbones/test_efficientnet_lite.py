@@ -10,10 +10,11 @@ import torch
 from clvr_model.backbones import BACKBONES
 from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
 from clvr_model.embedder import Embedder
-from clvr_model.engines import folded_copy, openvino
+from clvr_model.engines import openvino
 from clvr_model.network import Clvr
 from clvr_model.normalization import to_input
 from clvr_model.recipe import Stage, load_recipe
+from clvr_model.serving import folded_copy
 from clvr_model.training import make_optimizer, train_epoch
 from clvr_model.weights import load_backbone, package_file
 from infra.errors import BadCheckpoint, BadInput, BadSetting

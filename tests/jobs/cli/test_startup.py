@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from clvr_model.card import read_card
+from clvr_model.embedder import Embedder
+from clvr_model.engines import default_cache, openvino
 from index.archive.manifest import crop_id_of
 from index.generations.load import load_runs
 from index.generations.promotion import promote
@@ -75,18 +78,27 @@ def test_a_plan_without_a_checkpoint_needs_neither_torch_nor_ray(tmp_path: Path,
     assert not heavy & {"torch", "ray", "pymilvus", "scipy", "numba"}
 
 
-def test_a_search_of_an_archived_crop_needs_no_torch(
-    tmp_path: Path, checkpoint: str, make_finished_run
+def test_a_search_needs_no_torch(
+    tmp_path: Path, checkpoint: str, archive: Path, make_finished_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = open_store(str(tmp_path / "data"))
     runs.create_bucket()
-    run = make_finished_run(runs, "r1", range(60), model=checkpoint)
+    fingerprint = read_card(checkpoint).fingerprint
+    run = make_finished_run(runs, "r1", range(60), model=checkpoint, fingerprint=fingerprint)
     milvus = connect(str(tmp_path / "milvus.db"))
     generation = load_runs(milvus, runs, [run], alias="vehicles")
     promote(milvus, runs, generation.name, force="test")
     milvus.close()
-    crop = f"crop:{crop_id_of('s3://archive/000007.jpg')}"
-    heavy, done = imported(tmp_path, "search", crop, "--json", "--runs", runs.uri, "--milvus", "milvus.db")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["answers"]
-    assert not heavy & {"torch", "ray", "scipy", "numba", "openvino"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def searched(probe: str) -> set[str]:
+        place = ("--runs", runs.uri, "--milvus", "milvus.db")
+        heavy, done = imported(tmp_path, "search", probe, "--json", *place)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["answers"]
+        return heavy & {"torch", "ray", "scipy", "numba", "openvino"}
+
+    assert searched(f"crop:{crop_id_of('s3://archive/000007.jpg')}") == set()
+    image = str(next(archive.rglob("*.jpg")))
+    Embedder(checkpoint, device="cpu", cache=default_cache())
+    assert searched(image) == ({"openvino"} if openvino() else {"torch"})

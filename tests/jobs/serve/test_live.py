@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from clvr_model.checkpoint import Card, load_checkpoint, save_checkpoint
+from clvr_model.embedder import Embedder
 from clvr_model.network import Architecture, Clvr
 from index.archive.manifest import crop_id_of
 from index.generations.load import load_runs
@@ -200,22 +201,22 @@ def test_requests_go_on_while_another_model_is_loaded(
     service: SearchService, site: Site, first: tuple[Milvus, Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     milvus, old = first
-    may_load, load = threading.Event(), load_checkpoint
+    may_load = threading.Event()
 
-    def slow(uri: str) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         may_load.wait(60)
-        return load(uri)
+        return Embedder(*arguments, **options)
 
-    monkeypatch.setattr("clvr_model.checkpoint.load_checkpoint", slow)
+    monkeypatch.setattr("clvr_model.embedder.Embedder", slow)
     new = published(milvus, site, site.make_run("run-2", "other"))
     for _ in range(3):
         assert found_in(service, site) == old.name
     may_load.set()
     until(lambda: found_in(service, site) == new.name)
     about = service.about(ADA)
-    assert about.fingerprint == load(site.models["other"]).fingerprint != old.fingerprint
+    assert about.fingerprint == load_checkpoint(site.models["other"]).fingerprint != old.fingerprint
     assert about.models[3] == "Renamed"
-    assert service.live.current().searcher.checkpoint.fingerprint == new.fingerprint
+    assert service.live.current().searcher.embedder.fingerprint == new.fingerprint
 
 
 def test_a_dropped_generation_waits_for_the_model_of_the_next(
