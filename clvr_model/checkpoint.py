@@ -128,8 +128,8 @@ def load_checkpoint(source: "str | Store") -> Checkpoint:
     """
     store = store_of(source)
     card = read_card(store)
-    fingerprint = verified_fingerprint(card, store.uri_of(CARD_FILE))
-    return Checkpoint(load_network(store, card), card, fingerprint, store.uri)
+    network = load_network(store, card)
+    return Checkpoint(network, card, verified_fingerprint(card, store.uri_of(CARD_FILE)), store.uri)
 
 
 def load_network(store: "Store", card: Card) -> Clvr:
@@ -165,6 +165,7 @@ def _architecture(card: Card, where: str) -> Architecture:
         raise BadCheckpoint(
             f"{where} names {len(card.label_ids)} labels for {architecture.classes} classes", remedy=DAMAGED
         )
+    verified_fingerprint(card, where)
     return architecture
 
 

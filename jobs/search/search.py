@@ -25,14 +25,10 @@ from index.search.travel_time import MAX_SPEED_KMH, CameraMap, TravelCheck, read
 from infra.errors import BadInput, BadSetting
 from infra.settings import Settings
 from infra.store import format_ms
-from jobs.pages.html import write_page
-from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
-from jobs.pages.thumbnail import thumbnail_of
 from jobs.runtime.format import attribute_name, model_name, predicted_values
 from jobs.runtime.json_fields import FieldsOf
 from jobs.runtime.resolve import epoch_ms
 from jobs.runtime.result_table import write_crop_table
-from jobs.search.page import page_matches, search_command, sighting_facts
 from jobs.search.searcher import CROP, Searcher, crop_number, read_image
 
 MAX_SHOWN = 5
@@ -501,6 +497,12 @@ def _span(track: TrackOfCrop | None) -> str:
 def _write_page(
     path: Path, request: SearchRequest, result: SearchResult, rules: Rules, searcher: Searcher
 ) -> None:
+    # Here, because a search without a page needs no jinja2.
+    from jobs.pages.html import write_page
+    from jobs.pages.search_page import ProbeStrip, SearchPage, build_search_page
+    from jobs.pages.thumbnail import thumbnail_of
+    from jobs.search.page import page_matches, search_command, sighting_facts
+
     uris: list[str] = []
     for image in request.images:
         if image.startswith(TRACK):

@@ -20,7 +20,7 @@ from infra.settings import Settings
 from infra.store import Store
 from jobs.cases.audit import AuditTrail, Outcome, Purpose
 from jobs.cases.casebook import Casebook, CropFacts
-from jobs.cases.database import CaseDatabase, database_url
+from jobs.cases.database import REVISION, CaseDatabase, database_url
 from jobs.cases.documents import WatchHitEntry
 from jobs.cases.erasure import find_in_cases, purge_cases
 from jobs.cases.tables import Base
@@ -73,7 +73,9 @@ def watch_hit(case_id: int, crop_id: int) -> WatchHitEntry:
 def test_the_migrations_make_the_tables_of_this_release(path: Path) -> None:
     CaseDatabase(str(path)).close()
     with create_engine(f"sqlite:///{path}").connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+        migrations = MigrationContext.configure(connection)
+        assert compare_metadata(migrations, Base.metadata) == []
+        assert migrations.get_current_revision() == REVISION
     assert path.stat().st_mode & 0o077 == 0
 
 

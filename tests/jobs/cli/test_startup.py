@@ -17,7 +17,7 @@ from index.generations.promotion import promote
 from index.milvus.client import connect
 from infra.store import open_store
 
-HEAVY = {"torch", "ray", "pymilvus", "pyarrow", "scipy", "numba", "pandas", "numpy", "openvino"}
+HEAVY = {"torch", "ray", "pymilvus", "pyarrow", "scipy", "numba", "pandas", "numpy", "openvino", "alembic"}
 PROGRAM = """
 import atexit, json, sys
 path = sys.argv.pop(1)
@@ -96,9 +96,10 @@ def test_a_search_needs_no_torch(
         heavy, done = imported(tmp_path, "search", probe, "--json", *place)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["answers"]
-        return heavy & {"torch", "ray", "scipy", "numba", "openvino"}
+        return heavy & {"torch", "ray", "scipy", "numba", "openvino", "alembic"}
 
-    assert searched(f"crop:{crop_id_of('s3://archive/000007.jpg')}") == set()
+    # The first one makes the database of cases.
+    assert searched(f"crop:{crop_id_of('s3://archive/000007.jpg')}") == {"alembic"}
     image = str(next(archive.rglob("*.jpg")))
     Embedder(checkpoint, device="cpu", cache=default_cache())
     assert searched(image) == ({"openvino"} if openvino() else {"torch"})
