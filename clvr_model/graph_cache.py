@@ -26,6 +26,7 @@ from clvr_model.engines import openvino
 CONVERSION_VERSION = 2
 """Raise it when the converted graph changes."""
 
+FOLDER = "graphs"
 MAX_GRAPHS = 8
 """Graphs that are kept, the last used ones; one of Inception-V3 takes 97 MB."""
 
@@ -50,7 +51,7 @@ def cached_graph(cache: Path | None, card: Card, convert: Callable[[], Any]) -> 
     with ExitStack() as stack:
         try:
             folder = _own_folder(cache)
-            kept = folder / _digest(json.dumps(origin, sort_keys=True).encode())
+            kept = _kept(folder, origin)
             graph = _read(kept, origin)
             if graph is None:
                 # Processes start together: all but the first find what it made.
@@ -69,6 +70,15 @@ def cached_graph(cache: Path | None, card: Card, convert: Callable[[], Any]) -> 
         except (OSError, RuntimeError) as error:  # OpenVINO raises the latter if the disk is full
             logger.warning(f"the converted network is not kept: {error}")
             return _as_stored(converted)
+
+
+def has_graph(cache: Path, card: Card) -> bool:
+    """Whether the cache names a graph of the checkpoint with that card; only reading shows if it is whole."""
+    return openvino() is not None and (_kept(cache / FOLDER, _origin_of(card)) / _ORIGIN).is_file()
+
+
+def _kept(folder: Path, origin: Mapping[str, Any]) -> Path:
+    return folder / _digest(json.dumps(origin, sort_keys=True).encode())
 
 
 def _as_stored(graph: Any) -> Any:
@@ -100,7 +110,7 @@ def _versions() -> dict[str, str]:
 
 def _own_folder(cache: Path) -> Path:
     """Return the folder of graphs. Raises OSError for one that others may write to."""
-    folder = cache / "graphs"
+    folder = cache / FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.lstat()
     others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

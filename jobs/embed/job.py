@@ -29,6 +29,7 @@ from infra.tracing import carrier, span
 from jobs.embed.actor import OpenEmbedder, PartActor, outcome_of
 from jobs.embed.discovery import with_run_ids
 from jobs.embed.finish import finish_run, write_shards
+from jobs.embed.model import convert_model, fingerprint_for_runs, is_converted, open_model
 from jobs.embed.monitor import EmbedMonitor, Totals
 from jobs.embed.new_run import EmbedRequest, discover_and_create
 from jobs.embed.precision import default_precision, precision_of
@@ -82,7 +83,7 @@ def embed(
     request = with_run_ids(request, settings)
     runs, archive = open_store(settings.runs), archive or open_store(request.archive)
     archive.ensure()
-    with ThreadPoolExecutor(1) as pool:  # Ray starts in processes of its own: torch loads meanwhile
+    with ThreadPoolExecutor(1) as pool:  # Ray starts in processes of its own; meanwhile torch may load
         reading = pool.submit(_fingerprint, request.model, open_embedder)
         connect(settings)
         fingerprint = reading.result()
@@ -91,14 +92,15 @@ def embed(
     actors = request.actors or num_gpus() or num_cpus()
     run = _find_resumable_run(request, runs, archive, fingerprint)
     if run is None:
-        if not (open_embedder or num_gpus()):
-            _precompile_model(request.model)
+        if not (open_embedder or num_gpus() or is_converted(request.model)):
+            _convert_model(request.model)
         run = timer.time("planning", lambda: _new_run(request, runs, archive, fingerprint, actors))
     if run.finished:
         logger.info(f"run {run.run_id} is finished already")
         return run.summary
     bind_context(run=run.run_id)
-    open_embedder = open_embedder or _model_of(run, request.model)
+    decision = precision_of(run)
+    open_embedder = open_embedder or partial(open_model, request.model, decision.precision, decision.guard)
     monitor = _start_monitor(run, request.max_quarantine_rate)
     try:
         timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors, timer))
@@ -117,25 +119,12 @@ def embed(
 
 
 def _fingerprint(model: str, open_embedder: OpenEmbedder | None) -> str:
-    if open_embedder:
-        return open_embedder().fingerprint
-    from jobs.embed.model import load_for_runs
-
-    return load_for_runs(model).fingerprint
+    return open_embedder().fingerprint if open_embedder else fingerprint_for_runs(model)
 
 
-def _model_of(run: Run, model: str) -> OpenEmbedder:
-    from jobs.embed.model import open_model
-
-    decision = precision_of(run)
-    return partial(open_model, model, decision.precision, decision.guard)
-
-
-def _precompile_model(model: str) -> None:
-    """Fill the cache of compiled models while crops are listed and actors start, without waiting."""
-    from jobs.embed.model import compile_model
-
-    ray.remote(num_cpus=0, max_calls=1, max_retries=0)(compile_model).remote(model)
+def _convert_model(model: str) -> None:
+    """Convert the network while crops are listed and actors start, without waiting."""
+    ray.remote(num_cpus=0, max_calls=1, max_retries=0)(convert_model).remote(model)
 
 
 def _find_resumable_run(request: EmbedRequest, runs: Store, archive: Store, fingerprint: str) -> Run | None:

@@ -1,12 +1,16 @@
-"""The model of a run, on the device that Ray assigned to a process."""
+"""The model of a run, on the device that Ray assigned to a process.
+
+On a CPU for which the network is converted already, it needs no torch.
+"""
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from clvr_model.checkpoint import Checkpoint, load_checkpoint
+from clvr_model.card import CARD_FILE, read_card, store_of, verified_fingerprint
 from clvr_model.embedder import Embedder, check_precision
 from clvr_model.engines import default_cache, reduced_precisions
+from clvr_model.graph_cache import has_graph
 from clvr_model.precision import Precision, PrecisionCheck, PrecisionOption
 from index.archive.reader import ArchiveReader
 from index.schema import EMBEDDING_DIM
@@ -15,16 +19,30 @@ from infra.store import Store
 from jobs.runtime.image_stream import ImageFailure, stream_images
 
 
-def load_for_runs(model: str) -> Checkpoint:
-    """Load a checkpoint to embed with. Raises BadCheckpoint if its features have another length than rows."""
-    checkpoint = load_checkpoint(model)
-    length = checkpoint.network.architecture.feature_dim
+def fingerprint_for_runs(model: str) -> str:
+    """Return the fingerprint of a checkpoint to embed with, before anything is started for it.
+
+    Its weights are read too, unless this machine has their network converted. Raises what `load_checkpoint`
+    raises, and BadCheckpoint if its features have another length than the rows of a run.
+    """
+    card = read_card(model)
+    fingerprint = verified_fingerprint(card, store_of(model).uri_of(CARD_FILE))
+    length = card.architecture.get("feature_dim", EMBEDDING_DIM)
     if length != EMBEDDING_DIM:
         raise BadCheckpoint(
             f"the features of {model} have {length:,} numbers, the rows of a run {EMBEDDING_DIM:,}",
             remedy=f"Train it with feature_dim={EMBEDDING_DIM}; shorter vectors: `clvr fit-transform`.",
         )
-    return checkpoint
+    if not is_converted(model):
+        from clvr_model.checkpoint import load_checkpoint
+
+        load_checkpoint(model)
+    return fingerprint
+
+
+def is_converted(model: str) -> bool:
+    """Whether this machine has the network of a checkpoint converted for its CPU."""
+    return has_graph(default_cache(), read_card(model))
 
 
 def open_model(model: str, precision: Precision, guard: PrecisionCheck | None) -> Embedder:
@@ -40,8 +58,8 @@ def open_model(model: str, precision: Precision, guard: PrecisionCheck | None) -
     )
 
 
-def compile_model(model: str) -> None:
-    """Compile a checkpoint for this node's CPU at full precision, and leave it in the cache."""
+def convert_model(model: str) -> None:
+    """Convert the network of a checkpoint for this node's CPU, and leave it in the cache."""
     Embedder(model, device="cpu", cache=default_cache())
 
 
@@ -57,6 +75,8 @@ def guard_on_sample(
     candidates = reduced_precisions(device) if option == "auto" else (option,)
     if not candidates:
         return None
+    from clvr_model.checkpoint import load_checkpoint
+
     checkpoint = load_checkpoint(model)
     sample = _read_images(uris, archive, checkpoint.network.architecture.image_size)
     for precision in candidates:

@@ -1,7 +1,4 @@
-"""The precision of a run: decided once, on a sample of the archive, and recorded in the run.
-
-It needs no torch, except to compare precisions.
-"""
+"""The precision of a run: decided once, on a sample of the archive, and recorded in the run."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +9,7 @@ from clvr_model.precision import MIN_IMAGES, Precision, PrecisionCheck, Precisio
 from index.archive.spool import TableFile
 from index.runs.run import Run
 from infra.store import Store
+from jobs.embed.model import guard_on_sample
 from jobs.runtime.ray_cluster import num_gpus
 
 # More than the guard needs, because some may be unreadable.
@@ -56,8 +54,6 @@ def choose_precision(
     """
     if option == "fp32":
         return PrecisionDecision("fp32", fingerprint, "asked for")
-    from jobs.embed.model import guard_on_sample
-
     uris = crops.spread(SAMPLE_IMAGES)["uri"].to_pylist()
     guard: PrecisionCheck | None = ray.get(
         ray.remote(**resources, max_calls=1)(guard_on_sample).remote(model, uris, archive, option)

@@ -9,7 +9,7 @@ import ray
 from infra.errors import BadInput
 from infra.store import Store
 from jobs.embed.actor import OpenEmbedder, decoders_of_actor
-from jobs.embed.model import load_for_runs, open_model
+from jobs.embed.model import fingerprint_for_runs, open_model
 from jobs.embed.part import open_decoders
 from jobs.embed.sizes import ThroughputSample
 from jobs.runtime.decoders import CropList
@@ -20,7 +20,7 @@ SAMPLE_CROPS = 48
 
 def open_exact_model(model: str) -> Any:
     """Load a model at full precision, to measure with."""
-    load_for_runs(model)
+    fingerprint_for_runs(model)
     return open_model(model, "fp32", None)
 
 

@@ -17,7 +17,7 @@ from infra.logging import logger
 from infra.settings import Settings
 from infra.store import open_store
 from jobs.embed.actor import OpenEmbedder
-from jobs.embed.model import load_for_runs
+from jobs.embed.model import fingerprint_for_runs
 from jobs.reindex.page import MAX_TREND, build_reindex_page
 from jobs.reindex.plan import ReindexRequest
 from jobs.reindex.state import (
@@ -106,11 +106,11 @@ def reindex(
     embedding = request.embed
     store, archive = open_store(settings.runs), open_store(embedding.archive)
     archive.ensure()
-    model = open_embedder() if open_embedder else load_for_runs(embedding.model)
+    fingerprint = open_embedder().fingerprint if open_embedder else fingerprint_for_runs(embedding.model)
     origin = embedding.origin()
     inputs = ReindexInputs(
         archive=archive.uri,
-        fingerprint=model.fingerprint,
+        fingerprint=fingerprint,
         alias=settings.alias,
         milvus=settings.milvus,
         key_pattern=embedding.key_pattern,

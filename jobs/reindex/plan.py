@@ -19,6 +19,7 @@ from jobs.embed.discovery import Discovery, NoChanges, discover
 from jobs.embed.listing import PlanningTasks
 from jobs.embed.new_run import EmbedRequest, create_run
 from jobs.embed.precision import PrecisionDecision, default_precision, precision_of
+from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model
 from jobs.runtime.ray_cluster import (
     actor_resources,
     map_in_ray_tasks,
@@ -256,8 +257,6 @@ def _expected_duration(
             return _expectation(seconds, actors, f"run {other.run_id}")
     if crops < MIN_CROPS_TO_SAMPLE:
         return None
-    from jobs.embed.throughput import SAMPLE_CROPS, measure_throughput, open_exact_model  # which load torch
-
     crops_to_measure = run_as_ray_task(_sample_crops, run, SAMPLE_CROPS * actors)
     sample = measure_throughput(crops_to_measure, archive, partial(open_exact_model, model), actors)
     return _expectation(

@@ -63,10 +63,18 @@ def test_help_and_mistyped_paths_import_nothing_heavy(tmp_path: Path, arguments:
     assert heavy == set()
 
 
-def test_the_roles_evaluate_and_serve_need_no_ray(tmp_path: Path) -> None:
-    names = ("evaluate.calibrate", "evaluate.evaluate", "generations.load", "serve.server")
+@pytest.mark.parametrize(
+    ("names", "package"),
+    [
+        # The roles `evaluate` and `serve` have no Ray.
+        (("evaluate.calibrate", "evaluate.evaluate", "generations.load", "serve.server"), "ray"),
+        # Ray starts a process for each of them; with a converted network, no embedding needs torch.
+        (("embed.job", "embed.actor", "embed.monitor", "embed.new_run", "embed.finish"), "torch"),
+    ],
+)
+def test_modules_do_without_a_package(tmp_path: Path, names: tuple[str, ...], package: str) -> None:
     modules = ", ".join(f"jobs.{name}" for name in names)
-    program = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
+    program = f"import sys; import {modules}; sys.exit({package!r} in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 0
