@@ -22,7 +22,7 @@ _logger = logging.getLogger("clvr")
 FEATURES_PREFIX = "features-"
 """How the names of the feature caches in the folder of a training begin."""
 
-OutputKind = Literal["sweep", "page", "table", "training", "export"]
+OutputKind = Literal["sweep", "page", "table", "training", "export", "dataset"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,7 @@ def make_finished_run() -> Callable[..., Run]:
         run_id: str,
         numbers: Sequence[int],
         *,
+        archive: str = "s3://archive",
         fingerprint: str = "5eed" * 16,
         model: str = "s3://models/m",
         rows_per_shard: int = 100_000,
@@ -156,7 +157,7 @@ def make_finished_run() -> Callable[..., Run]:
         attributes: bool = False,
         **columns: list[Any],
     ) -> Run:
-        uris = columns.pop("uri", [f"s3://archive/{number:06d}.jpg" for number in numbers])
+        uris = columns.pop("uri", [f"{archive}/{number:06d}.jpg" for number in numbers])
         manifest = {
             "crop_id": [crop_id_of(uri) for uri in uris],
             "uri": uris,
@@ -173,7 +174,7 @@ def make_finished_run() -> Callable[..., Run]:
             store,
             run_id,
             manifest=pa.table(manifest | columns, schema=MANIFEST_SCHEMA),
-            archive="s3://archive",
+            archive=archive,
             fingerprint=fingerprint,
             model=model,
             settings={},

@@ -94,7 +94,7 @@ def with_labels(
     value replaces that of the manifest. Null, the empty text and an id or a time of -1 are unknown. Raises
     BadLabels for missing columns, values of another type, and two different labels of one crop.
     """
-    uris = _label_uris(labels, archive)
+    uris = label_uris(labels, archive)
     columns = {"uri": uris}
     for name in LABEL_COLUMNS:
         if name in labels.schema.names:
@@ -144,12 +144,13 @@ def label_texts(labels: pa.Table, name: str, uris: Sequence[str], archive: str) 
     """Return what a text column of labels says of some crops, '' where nothing; None without the column."""
     if name not in labels.schema.names:
         return None
-    known = zip(_label_uris(labels, archive).to_pylist(), labels[name].to_pylist(), strict=True)
+    known = zip(label_uris(labels, archive).to_pylist(), labels[name].to_pylist(), strict=True)
     texts = {uri: text for uri, text in known if text}
     return [texts.get(uri, "") for uri in uris]
 
 
-def _label_uris(labels: pa.Table, archive: str | None) -> Any:
+def label_uris(labels: pa.Table, archive: str | None) -> Any:
+    """Return the URIs (n) of the crops of labels (n). Raises BadLabels where one names none."""
     if "uri" in labels.schema.names:
         uris = _cast(labels["uri"], "uri")
     elif "key" in labels.schema.names and archive is not None:

@@ -1,5 +1,6 @@
 """Commands of the archive and its runs: generate, plan, embed, status, runs, quarantine."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -258,6 +259,37 @@ def runs_show(run: RunId, runs: Runs = None, as_json: Json = False) -> None:
     from jobs.runs.listing import run_details
 
     emit(run_details(run, settings), as_json)
+
+
+@add_to(runs_group, "export")
+def runs_export(
+    run: RunId,
+    to: Annotated[Path, typer.Option(help="A new local folder for the dataset.")],
+    labels: Annotated[
+        str | None, typer.Option(help="CSV/Parquet of true vehicles, models and splits, as for evaluate.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only the crops of this split of --labels.")] = None,
+    matches: Annotated[
+        str | None, typer.Option(help="Only the crops in this --table of a search or sweep, with its ranks.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Number of crops; of more, random ones.")] = 10_000,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy local images too; those in S3 and in tar files always are.")
+    ] = False,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Export crops as a dataset for FiftyOne. Example: clvr runs export latest --to crops --labels labels.csv
+
+    Each crop has its embedding, the predicted and the true vehicle model, vehicle, camera and time.
+    """
+    settings = settings_of(runs=runs)
+    require_paths(labels, matches)
+    require_runs([run], settings)
+    from jobs.runs.export import ExportRequest, export_run
+
+    request = ExportRequest(run, to, labels=labels, split=split, matches=matches, limit=limit, copy=copy)
+    emit(export_run(request, settings), as_json)
 
 
 def quarantine(

@@ -74,6 +74,7 @@ OUTPUTS: dict[str, Output] = {
     "retire": Output.of("index.generations.promotion:Retirement"),
     "rollback": Output.of("jobs.generations.load:RollbackResult"),
     "runs": Output.of("jobs.runs.listing:RunList"),
+    "runs export": Output.of("jobs.runs.export:RunExport"),
     "runs show": Output.of("jobs.runs.listing:RunDetails"),
     "schema": Output.of("jobs.cli.schemas:ListedSchema[]"),
     "search": Output.of("jobs.search.search:SearchResult"),

@@ -11,14 +11,16 @@ from index.parquet import open_parquet, write_table
 from index.runs.tombstones import ErasedCrops
 from index.search.calibration import calibration_for
 from infra.errors import ClvrError
-from infra.store import Store, open_store, split_uri
+from infra.store import Store, ignore_missing_root, open_store, split_uri
 from infra.store.interrupted import interrupted_writes, remove_interrupted_writes
 from infra.store.sealed import seal, unseal
+from jobs.runtime.fiftyone import dataset_keys
 from jobs.sweep.audit import AuditLog
 from jobs.sweep.purge import count_in_sweep, purge_sweep
 from jobs.sweep.state import Sweep
 
 GONE = "is not there any more"
+_WRITTEN_AGAIN = "deleted; the same command writes it again"
 
 
 def purge_outputs(stores: Sequence[Store], erased: ErasedCrops) -> list[Place]:
@@ -51,6 +53,8 @@ def _attempt(store: Store, output: Output, erased: ErasedCrops, *, purge: bool =
             return _sweep(store, output, erased, purge=purge)
         if output.kind == "training":
             return _training(output, erased, purge=purge)
+        if output.kind == "dataset":
+            return _dataset(output, erased, purge=purge)
         return _file(output, erased, purge=purge)
     except ClvrError as error:
         return Place(output.kind, output.uri, 0, 0, f"not looked at: {error.message}")
@@ -89,8 +93,25 @@ def _file(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
     if not doomed or not purge:
         return Place(output.kind, output.uri, len(doomed))
     folder.delete(*doomed)
-    note = "deleted; the same command writes it again"
-    return Place(output.kind, output.uri, len(doomed), len(doomed), note)
+    return Place(output.kind, output.uri, len(doomed), len(doomed), _WRITTEN_AGAIN)
+
+
+def _dataset(output: Output, erased: ErasedCrops, *, purge: bool) -> Place:
+    """An export of a run: its images and one file with all of its crops."""
+    folder = open_store(output.uri)
+    keys: list[str] = []
+    with ignore_missing_root(folder):
+        keys = dataset_keys(folder)
+    cut_off = len(interrupted_writes(folder))
+    if not keys and not cut_off:
+        return Place(output.kind, output.uri, 0, 0, GONE)
+    doomed = keys if erased.is_erased_anonymous(output.crops) else []
+    found = len(doomed) + cut_off
+    if purge:
+        remove_interrupted_writes(folder)
+        folder.delete(*doomed)
+    note = _WRITTEN_AGAIN if doomed and purge else ""
+    return Place(output.kind, output.uri, found, found if purge else 0, note)
 
 
 def _table(output: Output, folder: Store, key: str, erased: ErasedCrops, *, purge: bool) -> Place:
