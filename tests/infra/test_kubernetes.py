@@ -1,5 +1,6 @@
 """Manifests, checked offline: kustomize builds them, schemas and the command line accept them."""
 
+import copy
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import typer
@@ -17,10 +19,7 @@ from infra.settings import PREFIX, Settings
 
 KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 BUILDS = ("base", "overlays/kind", "overlays/gpu")
-FIELDS = {
-    name: set(fields)
-    for name, fields in yaml.safe_load((Path(__file__).parent / "kuberay_fields.yaml").read_text()).items()
-}
+KUBERAY = yaml.safe_load((Path(__file__).parent / "kuberay_schema.yaml").read_text())
 RELEASES = ("1.30.0", "1.37.0")
 """The oldest and the newest Kubernetes that the manifests are held against."""
 
@@ -58,6 +57,11 @@ def night(documents: list[dict[str, Any]]) -> dict[str, Any]:
     mounted = next(volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume)
     job: dict[str, Any] = yaml.safe_load(only(documents, "ConfigMap", mounted)["data"]["rayjob.yaml"])
     return job
+
+
+def check_kuberay(document: dict[str, Any]) -> None:
+    """Raise ValidationError unless a RayCluster or a RayJob follows the schema of its kind."""
+    jsonschema.validate(document, {**KUBERAY, "$ref": f"#/$defs/{document['kind']}"})
 
 
 def groups(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,32 +110,43 @@ def test_core_kinds_follow_the_published_schemas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_rays_pods_follow_the_published_schema_and_its_fields_are_known(name: str) -> None:
+def test_rays_resources_follow_their_schema_and_its_pods_the_published_one(name: str) -> None:
     documents = build(name)
-    cluster = only(documents, "RayCluster")["spec"]
-    assert cluster.keys() <= FIELDS["ray_cluster"]
-    assert cluster["autoscalerOptions"].keys() <= FIELDS["autoscaler"]
-    assert cluster["authOptions"].keys() <= FIELDS["auth"]
-    assert cluster["headGroupSpec"].keys() <= FIELDS["head_group"]
-    for group in cluster["workerGroupSpecs"]:
-        assert group.keys() <= FIELDS["worker_group"]
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in groups(documents):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        template = {
-            "apiVersion": "v1",
-            "kind": "PodTemplate",
-            "metadata": {"name": "x"},
-            "template": group["template"],
-        }
+    cluster, job = only(documents, "RayCluster"), night(documents)
+    for document in (cluster, job):
+        check_kuberay(document)
+    templates = [group["template"] for group in groups(documents)]
+    options = cluster["spec"]["autoscalerOptions"]
+    fields = ("env", "envFrom", "image", "imagePullPolicy", "resources", "securityContext", "volumeMounts")
+    sidecar = {"name": "autoscaler", **{field: options[field] for field in fields if field in options}}
+    for template in [*templates, {"spec": {"containers": [sidecar]}}]:
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template}
         for release in RELEASES:
-            kubernetes_validate.validate(template, release, strict=True)
-    job = night(documents)
-    assert job["spec"].keys() <= FIELDS["ray_job"]
-    assert job["spec"]["submissionMode"] in FIELDS["submission_modes"]
-    assert job["spec"]["clusterSelector"] == {
-        "ray.io/cluster": only(documents, "RayCluster")["metadata"]["name"]
-    }
+            kubernetes_validate.validate(pod, release, strict=True)
+    for group in groups(documents)[1:]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("RayCluster", ("spec", "autoscalerOptions", "upscalingMod"), "Default"),
+        ("RayCluster", ("spec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        ("RayJob", ("spec", "activeDeadlineSeconds"), "72000"),
+        ("RayJob", ("spec", "submissionMode"), "HttpMode"),
+    ],
+)
+def test_the_schema_of_ray_rejects_unknown_fields_and_values(
+    kind: str, path: tuple[str, ...], value: Any
+) -> None:
+    document = copy.deepcopy(night(build("base")) if kind == "RayJob" else only(build("base"), kind))
+    at = document
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_kuberay(document)
 
 
 def test_the_schemas_reject_an_unknown_field() -> None:
