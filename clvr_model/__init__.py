@@ -5,7 +5,6 @@ seconds.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,13 +37,10 @@ _MODULES = {
     "load_recipe": "recipe",
 }
 
-try:
-    __version__ = version("clvr-archive")
-except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
-    __version__ = "unknown"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -52,3 +48,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("clvr-archive")
+    except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
+        return "unknown"

@@ -4,7 +4,6 @@ The names below are the public API; `docs/python.md` shows them. They load on fi
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,13 +53,10 @@ _MODULES = {
     "vectors_of": "runs.shards",
 }
 
-try:
-    __version__ = version("clvr-archive")
-except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
-    __version__ = "unknown"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -68,3 +64,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("clvr-archive")
+    except PackageNotFoundError:  # the sources were shipped to a cluster without being installed
+        return "unknown"

@@ -13,13 +13,14 @@ import logging
 import os
 import sys
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
+from infra.log_format import JOB_VARIABLE, wants_json
 
-FORMAT_VARIABLE = "CLVR_LOG_FORMAT"
-# Ray sets it for the entry point of each submitted job.
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# rich is imported for the first line: `--help` and errors need none of it.
+if TYPE_CHECKING:
+    from rich.text import Text
+
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -42,13 +43,6 @@ context: dict[str, str] = {}
 def bind_context(**ids: str) -> None:
     """Add ids, such as `run`, to every later JSON line of this process."""
     context.update(ids)
-
-
-def wants_json() -> bool:
-    """Whether log lines are JSON."""
-    log_format = os.environ.get(FORMAT_VARIABLE, "auto").lower()
-    in_job = _JOB_VARIABLE in os.environ and not sys.stderr.isatty()
-    return log_format == "json" or (log_format == "auto" and in_job)
 
 
 def without_secrets(text: str) -> str:
@@ -82,18 +76,6 @@ class JsonFormatter(logging.Formatter):
         return without_secrets(json.dumps(line, ensure_ascii=False, default=str))
 
 
-class StderrConsole(Console):
-    """A rich console on stderr, which counts as a terminal only if log lines are text."""
-
-    def __init__(self) -> None:
-        super().__init__(stderr=True, highlight=False)
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether a live display makes sense."""
-        return super().is_terminal and not wants_json()
-
-
 class StderrHandler(logging.Handler):
     """Writes JSON lines to stderr, or text by the console, which keeps it clear of live displays."""
 
@@ -103,12 +85,16 @@ class StderrHandler(logging.Handler):
             if wants_json():
                 print(self.format(record), file=sys.stderr, flush=True)
             else:
+                from infra.console import console
+
                 console.print(_message(record), style=_STYLES.get(record.levelno), soft_wrap=True)
         except Exception:
             self.handleError(record)
 
 
-def _message(record: logging.LogRecord) -> Text:
+def _message(record: logging.LogRecord) -> "Text":
+    from rich.text import Text
+
     message = without_secrets(record.getMessage())
     return Text.from_markup(message) if getattr(record, "markup", False) else Text(message)
 
@@ -125,7 +111,7 @@ def _secrets() -> list[str]:
 
 def _job_id() -> dict[str, str]:
     try:
-        config = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+        config = json.loads(os.environ.get(JOB_VARIABLE, "{}"))
         job = config.get("metadata", {}).get("job_submission_id", "")
     except (ValueError, AttributeError):
         job = ""
@@ -142,5 +128,4 @@ def _make_logger() -> logging.Logger:
     return made
 
 
-console = StderrConsole()
 logger = _make_logger()

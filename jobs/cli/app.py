@@ -13,7 +13,8 @@ import typer
 from typer._click.exceptions import UsageError
 
 from infra.errors import ClvrError
-from infra.logging import logger, wants_json, without_secrets
+from infra.log_format import wants_json
+from infra.logging import logger, without_secrets
 from infra.tracing import command_span
 from jobs.cli import (
     archive,
@@ -105,7 +106,7 @@ app = typer.Typer(
     "command, `clvr exit-codes` the exit codes. Example: clvr demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": HELP_FLAGS},
 )
 

@@ -69,6 +69,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate a synthetic archive with labels. Example: clvr generate s3://archive --labels s3://labels"""
+    settings = settings_of(ray=ray)
     from clvr_model.synthetic.trips import ArchiveSpec
     from jobs.generate import generate_archive
 
@@ -80,7 +81,7 @@ def generate(
         cameras=cameras,
         days=days,
     )
-    generated = generate_archive(archive, labels, spec, settings_of(ray=ray))
+    generated = generate_archive(archive, labels, spec, settings)
     emit(generated, as_json)
 
 
@@ -243,9 +244,10 @@ def runs_list(context: typer.Context, runs: Runs = None, as_json: Json = False) 
     """List the runs, oldest first."""
     if context.invoked_subcommand is not None:
         return
+    settings = settings_of(runs=runs)
     from jobs.runs.listing import list_all_runs
 
-    emit(list_all_runs(settings_of(runs=runs)), as_json)
+    emit(list_all_runs(settings), as_json)
 
 
 @add_to(runs_group, "show")

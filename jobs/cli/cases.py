@@ -17,17 +17,19 @@ Number = Annotated[str, typer.Argument(metavar="NUMBER", help="The number of a c
 @add_to(case_group, "list")
 def case_list(runs: Runs = None, as_json: Json = False) -> None:
     """List all cases, the newest first. Example: clvr case list"""
+    settings = settings_of(runs=runs)
     from jobs.cases.commands import list_cases
 
-    emit(list_cases(settings_of(runs=runs)), as_json)
+    emit(list_cases(settings), as_json)
 
 
 @add_to(case_group, "show")
 def case_show(number: Number, runs: Runs = None, as_json: Json = False) -> None:
     """Show what a case holds. Example: clvr case show 26-117"""
+    settings = settings_of(runs=runs)
     from jobs.cases.commands import show_case
 
-    emit(show_case(number, settings_of(runs=runs)), as_json)
+    emit(show_case(number, settings), as_json)
 
 
 @add_to(case_group, "export")
@@ -44,11 +46,12 @@ def case_export(
     `openssl genpkey -algorithm ed25519 -out key.pem` makes a key for the setting signing_key.
     """
     require_paths(camera_positions, output.parent)
+    settings = settings_of(runs=runs)
     from index.search.travel_time import read_cameras
     from jobs.cases.commands import export_case
 
     cameras = read_cameras(camera_positions, max_speed_kmh=max_speed) if camera_positions else None
-    emit(export_case(number, output, settings_of(runs=runs), cameras), as_json)
+    emit(export_case(number, output, settings, cameras), as_json)
 
 
 @add_to(case_group, "verify")

@@ -171,11 +171,11 @@ def compare_models(
     as_json: Json = False,
 ) -> None:
     """Compare accuracy and cost of models. Example: clvr compare-models RUN_A RUN_B --html models.html"""
+    settings = settings_of(runs=runs, ray=ray)
     from jobs.compare_models.compare import compare_models
     from jobs.compare_models.results import CompareModelsRequest
     from jobs.evaluate.dataset import embed_labelled_set
 
-    settings = settings_of(runs=runs, ray=ray)
     request = CompareModelsRequest(
         runs=tuple(embed_labelled_set(run, archive, settings, max_quarantine_rate) for run in runs_),
         labels=labels,

@@ -120,9 +120,9 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Check a generation and make it live. Example: clvr promote latest"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     from jobs.generations.load import promote_generation
 
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     report = promote_generation(
         generation, settings, new_model=new_model, force=force, golden=golden, full=full_gate
     )
@@ -143,17 +143,18 @@ def rollback(
 
     The same command again changes nothing. To undo a rollback, name the generation.
     """
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     from jobs.generations.load import rollback_generation
 
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     emit(rollback_generation(settings, generation, force=force), as_json)
 
 
 def generations(runs: Runs = None, milvus: Milvus = None, alias: Alias = None, as_json: Json = False) -> None:
     """List the generations and their states. Example: clvr generations"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     from jobs.generations.listing import list_alias_generations
 
-    emit(list_alias_generations(settings_of(runs=runs, milvus=milvus, alias=alias)), as_json)
+    emit(list_alias_generations(settings), as_json)
 
 
 def retire(
@@ -164,9 +165,10 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """Drop old generations, except the live and the previous one. Example: clvr retire --keep 3"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     from jobs.generations.load import retire_generations
 
-    done = retire_generations(settings_of(runs=runs, milvus=milvus, alias=alias), keep=keep)
+    done = retire_generations(settings, keep=keep)
     text = f"dropped: {', '.join(done.dropped) or 'none'}; kept: {', '.join(done.kept)}"
     if done.corrected:
         text += f"; collection was gone already: {', '.join(done.corrected)}"
@@ -181,9 +183,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that a generation contains each row of its runs once. Example: clvr verify live"""
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     from jobs.generations.load import VerifyResult, verify_generation
 
-    report = verify_generation(generation, settings_of(runs=runs, milvus=milvus, alias=alias))
+    report = verify_generation(generation, settings)
     emit(VerifyResult(report), as_json)
     if report.differences:
         raise CountMismatch(
@@ -214,10 +217,11 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Erase crops. Example: clvr forget --camera c4 --until 2026-01-01 --reason case-17"""
+    settings = settings_of(runs=runs, milvus=milvus)
     from jobs.generations.erase import EraseResult, ForgetRequest, audit_erasure, forget_crops
 
     if audit is not None:
-        result = audit_erasure(audit, settings_of(runs=runs, milvus=milvus))
+        result = audit_erasure(audit, settings)
         emit(result, as_json)
         result.require_gone()
         return
@@ -232,7 +236,7 @@ def forget(
         purge=purge,
         wait=60 * wait,
     )
-    receipt = forget_crops(request, settings_of(runs=runs, milvus=milvus))
+    receipt = forget_crops(request, settings)
     emit(EraseResult(receipt), as_json)
 
 
@@ -247,8 +251,8 @@ def retain(
     as_json: Json = False,
 ) -> None:
     """Erase by age. Example: clvr retain --days 90 --camera c4 --yes"""
+    settings = settings_of(runs=runs, milvus=milvus)
     from jobs.generations.erase import EraseResult, retain_days
 
-    settings = settings_of(runs=runs, milvus=milvus)
     receipt = retain_days(days, camera or [], settings, dry_run=not yes, purge_bytes=purge, wait=60 * wait)
     emit(EraseResult(receipt), as_json)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 HELP_FLAGS = ["-h", "--help"]
+_MAX_SHORT_HELP = 200
 _EXAMPLE = re.compile(r"\s*\bExample: (clvr .+)$", re.MULTILINE)
 
 
@@ -31,22 +32,37 @@ class ExampleCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, then the example."""
         super().format_help(ctx, formatter)
-        if self.example:
-            formatter.write(f"\nExample:\n  {self.example}\n")
+        _write_example(formatter, self.example)
 
 
 class ExampleGroup(TyperGroup):
-    """A group of commands whose help ends with an example."""
+    """A group of commands whose help lists them by task and ends with an example, also in plain text."""
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         text, self.example = split_example(help)
-        super().__init__(*args, help=text, **options)
+        super().__init__(*args, help=text, **{**options, "rich_markup_mode": None})
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, then the example."""
+        """Write the help, then the example."""
         super().format_help(ctx, formatter)
-        if self.example:
-            typer.echo(f" Example:\n   {self.example}")
+        _write_example(formatter, self.example)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands below the names of their panels."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            row = (name, command.get_short_help_str(_MAX_SHORT_HELP))
+            panels.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append(row)
+        width = max((len(name) for name in self.commands), default=0)
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+
+
+def _write_example(formatter: Any, example: str) -> None:
+    if example:
+        formatter.write(f"\nExample:\n  {example}\n")
 
 
 class ActionGroup(ExampleGroup):
@@ -65,7 +81,7 @@ def command_group(help: str, **options: Any) -> typer.Typer:
         cls=ActionGroup,
         help=help,
         no_args_is_help=not options.get("invoke_without_command"),
-        rich_markup_mode="rich",
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         **options,
     )

@@ -84,11 +84,11 @@ def reindex(
     Run the same command again to continue an unfinished reindex run; a finished one is not repeated.
     """
     require_paths(archive, checkpoint, manifest, labels, golden)
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
     from jobs.embed.new_run import EmbedRequest
     from jobs.reindex.job import reindex as run_reindex
     from jobs.reindex.plan import ReindexRequest
 
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray, webhook=webhook)
     embedding = EmbedRequest(
         archive,
         model=checkpoint,
@@ -155,10 +155,11 @@ def submit(
     running.
     """
     from infra.settings import origins
+
+    settings = settings_of(jobs_url=jobs_url)
     from jobs.submit import submit as submission
 
     check_command(context, command)
-    settings = settings_of(jobs_url=jobs_url)
     request = submission.SubmitRequest(
         tuple(command),
         job=job,
@@ -180,9 +181,10 @@ JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, or
 
 
 def _cluster(jobs_url: str | None) -> "JobCluster":
+    settings = settings_of(jobs_url=jobs_url)
     from jobs.submit.client import JobCluster
 
-    return JobCluster(settings_of(jobs_url=jobs_url))
+    return JobCluster(settings)
 
 
 def _name_of(cluster: "JobCluster", job: str) -> str:
@@ -192,17 +194,18 @@ def _name_of(cluster: "JobCluster", job: str) -> str:
 @add_to(jobs_group, "list")
 def jobs_list(jobs_url: JobsUrl = None, as_json: Json = False) -> None:
     """List all jobs. Example: clvr jobs list"""
+    cluster = _cluster(jobs_url)
     from jobs.submit.text import JobTable
 
-    emit(JobTable(_cluster(jobs_url).list()), as_json)
+    emit(JobTable(cluster.list()), as_json)
 
 
 @add_to(jobs_group, "show")
 def jobs_show(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> None:
     """Show a job: status, exit code, command. Example: clvr jobs show latest"""
+    cluster = _cluster(jobs_url)
     from jobs.submit.text import JobReport
 
-    cluster = _cluster(jobs_url)
     emit(JobReport(cluster.find(_name_of(cluster, job))), as_json)
 
 
@@ -217,9 +220,9 @@ def jobs_logs(
 
     With --follow, the exit code is that of the job.
     """
+    cluster = _cluster(jobs_url)
     from jobs.submit.text import JobLog
 
-    cluster = _cluster(jobs_url)
     job = _name_of(cluster, job)
     if follow:
         _wait_for_job(cluster, job, detach=False, as_json=as_json)
@@ -230,9 +233,9 @@ def jobs_logs(
 @add_to(jobs_group, "stop")
 def jobs_stop(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> None:
     """Stop a job. Example: clvr jobs stop latest"""
+    cluster = _cluster(jobs_url)
     from jobs.submit.text import StopRequest
 
-    cluster = _cluster(jobs_url)
     job = _name_of(cluster, job)
     stopping = cluster.stop(job)
     state = "is stopping" if stopping else "had already ended"
@@ -242,9 +245,9 @@ def jobs_stop(job: JobName, jobs_url: JobsUrl = None, as_json: Json = False) -> 
 @add_to(jobs_group, "retry")
 def jobs_retry(job: JobName, jobs_url: JobsUrl = None, detach: Detach = False, as_json: Json = False) -> None:
     """Run the command of a job again, under a new name. Example: clvr jobs retry latest"""
+    settings = settings_of(jobs_url=jobs_url)
     from jobs.submit import submit as submission
 
-    settings = settings_of(jobs_url=jobs_url)
     cluster, name = submission.retry(_name_of(_cluster(jobs_url), job), settings)
     _wait_for_job(cluster, name, detach=detach, as_json=as_json)
 

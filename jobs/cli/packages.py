@@ -1,7 +1,6 @@
 """Packages that a command needs and that this installation lacks, and the role that brings them."""
 
 import re
-from importlib.metadata import PackageNotFoundError, metadata
 
 from infra.errors import BadSetting
 
@@ -14,6 +13,8 @@ def missing_package(error: ModuleNotFoundError, command: str | None) -> BadSetti
 
     command: the one that failed, which may be the name of its role.
     """
+    from importlib.metadata import PackageNotFoundError, metadata
+
     package = (error.name or "").partition(".")[0]
     try:
         installed = metadata(_DISTRIBUTION)

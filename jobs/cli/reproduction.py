@@ -53,6 +53,7 @@ def reproduce(
     writes table1.html. Run the same command again to continue.
     """
     require_paths(data)
+    settings = settings_of(ray=ray)
     from jobs.reproduce.plan import plan_reproduction
     from jobs.reproduce.reproduce import reproduce as run
     from jobs.reproduce.request import ReproduceRequest
@@ -72,5 +73,4 @@ def reproduce(
         max_quarantine_rate=max_quarantine_rate,
         price_per_node_hour=price_per_node_hour,
     )
-    settings = settings_of(ray=ray)
     emit(plan_reproduction(request, settings) if plan else run(request, settings), as_json)

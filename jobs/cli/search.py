@@ -140,6 +140,7 @@ def search(
     """Search a vehicle by its image. Example: clvr search probe.jpg --top 10 --html strip.html"""
     require_paths(*images, checkpoint, camera_positions)
     require_table_name(table)
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     with _without_collections():
         from jobs.cases.recorded_search import search_recorded
         from jobs.search.search import RulesRequest, SearchRequest
@@ -169,7 +170,6 @@ def search(
         rerank=rerank,
     )
     request = SearchRequest(tuple(images), checkpoint, rules, sighting, html, table)
-    settings = settings_of(runs=runs, milvus=milvus, alias=alias)
     emit(search_recorded(request, settings, case_number), as_json)
 
 
@@ -229,6 +229,7 @@ def sweep(
     """
     require_paths(probes, camera_positions)
     require_table_name(table)
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     from jobs.search.search import RulesRequest
     from jobs.sweep.job import SweepRequest, sweep_probes
 
@@ -266,15 +267,16 @@ def sweep(
         table=table,
         unit=unit,
     )
-    emit(sweep_probes(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)), as_json)
+    emit(sweep_probes(request, settings), as_json)
 
 
 def audit(runs: Runs = None, as_json: Json = False) -> None:
     """List sweeps, searches and exports, with users and reasons. Example: clvr audit"""
     from infra.store import open_store
-    from jobs.sweep.audit import AuditLog
 
     settings = settings_of(runs=runs)
+    from jobs.sweep.audit import AuditLog
+
     logs: list[Any] = [AuditLog.read(open_store(settings.runs))]
     if settings.has_cases():
         from jobs.cases.audit import SearchAudit
@@ -312,6 +314,7 @@ def serve(
 ) -> None:
     """Serve the search page; $CLVR_SERVE_TOKEN sets its token. Example: clvr serve --port 8080"""
     require_paths(certificate, key, camera_positions)
+    settings = settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray)
     from jobs.serve.request import ServeRequest
     from jobs.serve.server import serve_page
 
@@ -328,4 +331,4 @@ def serve(
         replicas=replicas,
         access_log=access_log,
     )
-    serve_page(request, settings_of(runs=runs, milvus=milvus, alias=alias, ray=ray))
+    serve_page(request, settings)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from infra.logging import console, logger
+from infra.console import console
+from infra.logging import logger
 
 LOG_INTERVAL_SECONDS = 10.0
 

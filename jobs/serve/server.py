@@ -9,8 +9,8 @@ from typing import Any
 import uvicorn
 
 from index.search.travel_time import CameraMap
+from infra.console import console
 from infra.errors import BadSetting
-from infra.logging import console
 from infra.settings import Settings
 from jobs.search.searcher import Searcher
 from jobs.serve.access import AccessPolicy, App

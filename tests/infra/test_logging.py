@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from infra.logging import StderrConsole, bind_context, context, logger, wants_json, without_secrets
+from infra.console import StderrConsole
+from infra.log_format import wants_json
+from infra.logging import bind_context, context, logger, without_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +22,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("infra.logging.console", StderrConsole())
+    monkeypatch.setattr("infra.console.console", StderrConsole())
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ main()
 """
 
 
-def imported(tmp_path: Path, *arguments: str) -> tuple[set[str], subprocess.CompletedProcess[str]]:
-    """Run `clvr` and return those of `HEAVY` that it imported, and the finished process."""
+def imported(
+    tmp_path: Path, *arguments: str, of: Collection[str] = HEAVY
+) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """Run `clvr` and return which modules of some it imported, and the finished process."""
     modules = tmp_path / "modules.json"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(modules), *arguments],
@@ -39,7 +42,7 @@ def imported(tmp_path: Path, *arguments: str) -> tuple[set[str], subprocess.Comp
         timeout=120,
         check=False,
     )
-    return HEAVY & set(json.loads(modules.read_text())), done
+    return set(of) & set(json.loads(modules.read_text())), done
 
 
 @pytest.mark.parametrize(
@@ -55,11 +58,21 @@ def imported(tmp_path: Path, *arguments: str) -> tuple[set[str], subprocess.Comp
         ("evaluate unknown", 3),
         ("load unknown", 3),
         ("model show nothing", 3),
+        ("--config wrong.yaml runs", 3),
+        ("--config wrong.yaml forget --crop a", 3),
+        ("--config wrong.yaml jobs list", 3),
     ],
 )
-def test_help_and_mistyped_paths_import_nothing_heavy(tmp_path: Path, arguments: str, code: int) -> None:
+def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path, arguments: str, code: int) -> None:
+    (tmp_path / "wrong.yaml").write_text("milvuss: http://localhost:19530")
     heavy, done = imported(tmp_path, *arguments.split())
     assert done.returncode == code, done.stderr
+    assert heavy == set()
+
+
+def test_the_list_of_commands_imports_no_package_but_typer(tmp_path: Path) -> None:
+    heavy, done = imported(tmp_path, "--help", of={"rich", "pydantic", "importlib.metadata"})
+    assert done.returncode == 0, done.stderr
     assert heavy == set()
 
 
