@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from index.evaluation.cmc import Cmc, LabeledFeatures, Split, cmc, cmc_from_ranking, rankings_of_splits
 from index.evaluation.metrics import Ranking
+from index.exact import NO_ID
 from index.exact.k_reciprocal import (
     Block,
     Parameters,
@@ -16,7 +17,7 @@ from index.exact.k_reciprocal import (
     encode,
     run_here,
 )
-from index.exact.knn import NO_ID, nearest
+from index.exact.knn import nearest
 from index.exact.numba_kernels import pair_sq_distances
 from index.exact.products import subsample
 

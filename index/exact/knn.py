@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index.exact import NO_ID
 from index.exact.numba_kernels import group_minima, keep_nearest
 from index.exact.products import Screen, choose_screen, for_slices
 from infra.errors import BadInput, BadSetting
 
-NO_ID = -1  # pads results with fewer than k rows, at infinite distance
 _GROUP = 16  # rows whose least lower bound decides whether they are looked at
 _ROW_CHUNK = 8192  # a larger chunk measures fewer rows before the limit is tight
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from index.exact.knn import NO_ID, NearestRows
+from index.exact import NO_ID
+from index.exact.knn import NearestRows
 from index.exact.products import TORCH, ProductScreen, require_finite
 
 NO_ROW = NO_ID  # pads results with fewer rows than asked for, at infinite distance

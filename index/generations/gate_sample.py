@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from index.exact.knn import NO_ID, nearest
+from index.exact import NO_ID
 from index.filters import Filters
 from index.generations.recall import missed, sampled_recall, share_found
 from index.milvus import collection
@@ -277,6 +277,8 @@ def _search(
     searched: _Probes,
 ) -> None:
     """Search for some crops of a partition in everything, and for a few of them in the partition."""
+    from index.exact.knn import nearest  # which takes seconds to import, and only a gate needs it
+
     ids, vectors = partition.ids, partition.vectors()
     probes = vectors[np.sort(rng.choice(len(ids), min(count, len(ids)), replace=False))]
     for batch in search_generation(milvus, generation, probes, _DEPTH):
@@ -303,6 +305,8 @@ def _judge(
     seed: int,
 ) -> MeasuredRecall:
     """Scan the sample for the nearest rows of all probes, and estimate recall of what was missed in it."""
+    from index.exact.knn import nearest
+
     sizes = np.array([len(one.ids) for one in sample.partitions], np.float64)
     count = len(sizes)
     all_ids = np.concatenate([np.empty(0, np.int64), *(one.ids for one in sample.partitions)])

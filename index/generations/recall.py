@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv
 
-from index.exact.knn import NO_ID
+from index.exact import NO_ID
 from index.milvus.search import Hit
 
 _NORMAL_975 = 1.959964

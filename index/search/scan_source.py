@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from index.archive.reassigned import ReassignedIds, read_reassigned
-from index.exact.knn import NO_ID, nearest
+from index.exact import NO_ID
 from index.filters import Filters
 from index.generations.load_plan import LoadPlan, PlannedShard, plan_load
 from index.generations.units import TrackOfCrop
@@ -72,6 +72,8 @@ class ScanSource:
         return self._beside_a_purge(lambda: self._nearest(features, top, filters))
 
     def _nearest(self, features: NDArray[np.float32], top: int, filters: Filters) -> list[list[Hit]]:
+        from index.exact.knn import nearest  # which takes seconds to import, and only a scan needs it
+
         # The first pass reads the vectors, the second one only the other columns of the nearest crops.
         self.stats = ScanStats()
         filters.require_columns(self._columns, self.name)

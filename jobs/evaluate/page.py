@@ -14,7 +14,8 @@ from index.archive.reader import ArchiveReader
 from index.evaluation.cmc import Split
 from index.evaluation.metrics import metrics_by
 from index.evaluation.protocols import JUNK, ProtocolResult
-from index.exact.knn import NO_ID, nearest
+from index.exact import NO_ID
+from index.exact.knn import nearest
 from index.outputs import record_output, withdraw_erased
 from index.runs.records import RunSummary
 from infra.store import open_store

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from index.exact import knn, products
-from index.exact.knn import NO_ID, nearest
+from index.exact import NO_ID, knn, products
+from index.exact.knn import nearest
 from index.exact.numba_kernels import pair_sq_distances
 from index.exact.products import DifferenceScreen, ProductScreen, Screen
 from infra.errors import BadInput, BadSetting

@@ -83,6 +83,7 @@ def test_the_list_of_commands_imports_no_package_but_typer(tmp_path: Path) -> No
         (("evaluate.calibrate", "evaluate.evaluate", "generations.load", "serve.server"), "ray"),
         # Ray starts a process for each of them; with a converted network, no embedding needs torch.
         (("embed.job", "embed.actor", "embed.monitor", "embed.new_run", "embed.finish"), "torch"),
+        (("reindex.job", "generations.load"), "torch"),  # before a gate
     ],
 )
 def test_modules_do_without_a_package(tmp_path: Path, names: tuple[str, ...], package: str) -> None:
