@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import Served, about, until
 
 from clvr_model.checkpoint import Card, save_checkpoint
@@ -174,6 +174,7 @@ def browser() -> Iterator[Browser]:
         pytest.fail("no chromium: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        expect.set_options(timeout=30_000)  # the first search of a slow machine takes longer than 5 s
         yield browser
         browser.close()
 

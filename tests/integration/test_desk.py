@@ -234,6 +234,7 @@ def test_a_box_on_an_upload_is_the_probe(page: Page, served: Served, searchable:
     page.set_input_files("#file", searchable.pictures[2])
     expect(page.locator(".hit")).not_to_have_count(0)
     page.click(".probe-tools button")
+    page.locator("#box-area img").evaluate("image => image.decode().then(() => true)")
     area = page.locator("#box-area").bounding_box()
     assert area
     page.mouse.move(area["x"] + 10, area["y"] + 20)
