@@ -25,18 +25,19 @@ def fingerprint_for_runs(model: str) -> str:
     Its weights are read too, unless this machine has their network converted. Raises what `load_checkpoint`
     raises, and BadCheckpoint if its features have another length than the rows of a run.
     """
-    card = read_card(model)
-    fingerprint = verified_fingerprint(card, store_of(model).uri_of(CARD_FILE))
+    store = store_of(model)
+    card = read_card(store)
+    fingerprint = verified_fingerprint(card, store.uri_of(CARD_FILE))
     length = card.architecture.get("feature_dim", EMBEDDING_DIM)
     if length != EMBEDDING_DIM:
         raise BadCheckpoint(
             f"the features of {model} have {length:,} numbers, the rows of a run {EMBEDDING_DIM:,}",
             remedy=f"Train it with feature_dim={EMBEDDING_DIM}; shorter vectors: `clvr fit-transform`.",
         )
-    if not is_converted(model):
+    if not has_graph(default_cache(), card):
         from clvr_model.checkpoint import load_checkpoint
 
-        load_checkpoint(model)
+        load_checkpoint(store)
     return fingerprint
 
 
