@@ -16,6 +16,17 @@ from infra.store.times import DEFAULT_EARLIEST, TimeRange
 DEFAULT_FILE = Path("clvr.yaml")
 PREFIX = "CLVR_"
 
+# Variables with this prefix that are no settings but have readers too.
+_OTHER_VARIABLES = (
+    "CLVR_CONFIG",
+    "CLVR_LOG_FORMAT",
+    "CLVR_PUBLIC_BUCKETS",
+    "CLVR_SECRETS",
+    "CLVR_SERVE_TOKEN",
+    "CLVR_STACK",
+)
+_MIN_SIMILARITY = 0.8  # of a mistyped name; Kubernetes' own, such as CLVR_PORT_8080_TCP, have less
+
 
 class Settings(BaseModel):
     """The settings of all commands. The usual `AWS_*` variables configure object storage."""
@@ -151,6 +162,14 @@ def settings_file(file: Path | None = None) -> Path | None:
     if path is not None and not path.is_file():
         raise BadSetting(f"settings file {path} does not exist", remedy="Correct --config or CLVR_CONFIG.")
     return path or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Return the `CLVR_*` variables that nothing reads, each with the name that it may be a slip of."""
+    known = [*(PREFIX + name.upper() for name in Settings.model_fields), *_OTHER_VARIABLES]
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    similar = (get_close_matches(name, known, n=1, cutoff=_MIN_SIMILARITY) for name in unknown)
+    return {name: next(iter(names), None) for name, names in zip(unknown, similar, strict=True)}
 
 
 def _merge(flags: Mapping[str, Any], file: Path | None) -> tuple[Settings, dict[str, str]]:

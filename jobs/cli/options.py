@@ -1,6 +1,7 @@
 """Options that commands share, the settings of a command, and how results are printed."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -110,9 +111,15 @@ def config_file() -> Path | None:
 
 
 def settings_of(**flags: Any) -> "Settings":
-    """Return the settings, overridden by the flags of this command. Raises BadSetting."""
-    from infra.settings import load_settings
+    """Return the settings, overridden by the flags of this command. Raises BadSetting.
 
+    A variable whose name is nearly that of a setting is named in a warning: the command does not use it.
+    """
+    from infra.settings import load_settings, unknown_variables
+
+    for name, similar in unknown_variables().items():
+        if similar:
+            logging.getLogger(__name__).warning("%s sets nothing; did you mean %s?", name, similar)
     return load_settings(flags, file=_config_file)
 
 

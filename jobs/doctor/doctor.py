@@ -10,7 +10,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from infra.errors import BadSetting
-from infra.settings import PREFIX, Settings, load_settings, settings_file
+from infra.settings import PREFIX, Settings, load_settings, settings_file, unknown_variables
 from infra.store import StoreSettings
 from jobs.doctor.check import Check, CheckResult, failed, ok, run_checks, warning
 from jobs.doctor.machine_checks import check_clock, check_disk, check_files, check_gpu
@@ -22,9 +22,6 @@ from jobs.doctor.service_checks import (
     check_model,
     check_store,
 )
-
-# CLVR_ variables that are no settings but have readers too.
-_OTHER_VARIABLES = {"CLVR_CONFIG", "CLVR_LOG_FORMAT", "CLVR_SERVE_TOKEN", "CLVR_STACK"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +129,7 @@ def run_doctor(options: DoctorOptions) -> DoctorReport:
 
 
 def _check_variables() -> list[CheckResult]:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    unknown = unknown_variables()
     message = f"no setting has the name of {', '.join(unknown)}"
     return [warning("settings", message, "`clvr config` lists all settings.")] if unknown else []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import BadSetting
-from infra.settings import load_settings, origins
+from infra.settings import load_settings, origins, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +67,20 @@ def test_a_bad_file_is_rejected_with_the_name_of_the_fault(tmp_path: Path, text:
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"missing\.yaml"):
         load_settings(file=tmp_path / "missing.yaml")
+
+
+def test_a_variable_with_a_slip_is_named_with_the_setting_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("CLVR_RUN", "CLVR_MILVUS_TOKN", "CLVR_CONFG"):
+        monkeypatch.setenv(name, "x")
+    for name in ("CLVR_PORT", "CLVR_SERVICE_HOST", "CLVR_PORT_8080_TCP_ADDR"):  # a Kubernetes service `clvr`
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("CLVR_SERVE_TOKEN", "x")
+    unknown = unknown_variables()
+    assert {name: similar for name, similar in unknown.items() if similar} == {
+        "CLVR_RUN": "CLVR_RUNS",
+        "CLVR_MILVUS_TOKN": "CLVR_MILVUS_TOKEN",
+        "CLVR_CONFG": "CLVR_CONFIG",
+    }
+    assert "CLVR_PORT" in unknown and "CLVR_SERVE_TOKEN" not in unknown
