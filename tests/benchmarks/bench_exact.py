@@ -77,7 +77,7 @@ def tables(args: argparse.Namespace) -> list[Row]:
     print(f"peak of one product: {chosen}\n")
     # The first call of a process compiles or loads the loops and chooses the fastest product.
     sample = features(8192, seed=2)
-    for count in (1, 64):
+    for count in (1, 64, 512):
         nearest(sample[:count], [(np.arange(8192), sample)], 20)
     results = [Row(f"peak of one product, {args.threads} thread(s)", chosen)]
     print(f"{'':<48}{'CPU seconds':^20}{'wall seconds':^20}")

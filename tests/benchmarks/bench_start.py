@@ -40,7 +40,11 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
+        # A local Ray asks for the token that it wrote; a command that joins it must be told to send one.
+        self.environment = os.environ | {
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "RAY_AUTH_MODE": "token",
+        }
 
     def run(self, *arguments: str, code: int = 0) -> None:
         """Run a command to its end."""
