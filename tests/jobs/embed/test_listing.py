@@ -237,8 +237,10 @@ def test_a_plan_by_ray_tasks_is_that_of_one_process(
         assert found.crops.read().equals(alone.crops.read()) and found.changes == alone.changes
         assert str(found.changes) == "1 new, 1 changed, 10 unchanged, 1 vanished"
         assert not list(runs.list("listings"))
-        with pytest.raises(EmptyArchive, match="number 3"):
-            list(map_in_ray_tasks(fail_at_three, range(100)))
+        for _ in range(20):  # with cancelled tasks, Ray aborted this process at one of the first errors
+            with pytest.raises(EmptyArchive, match="number 3"):
+                list(map_in_ray_tasks(fail_at_three, range(100)))
+        assert next(iter(map_in_ray_tasks(fail_at_three, range(3)))) == 0  # and leaves the other results
     finally:
         ray.shutdown()
 
