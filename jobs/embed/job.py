@@ -35,7 +35,7 @@ from jobs.embed.new_run import EmbedRequest, discover_and_create
 from jobs.embed.precision import default_precision, precision_of
 from jobs.embed.sizes import blocks_of
 from jobs.runtime.metrics import show_phases
-from jobs.runtime.progress import ProgressState, progress
+from jobs.runtime.progress import progress
 from jobs.runtime.progress_actor import actor_on_driver_node, read_progress
 from jobs.runtime.ray_cluster import (
     actor_resources,
@@ -49,10 +49,9 @@ from jobs.runtime.ray_cluster import (
 
 @dataclass(slots=True)
 class _PhaseTimer:
-    """Wall seconds of a job's phases, and until its first embedded rows."""
+    """Wall seconds of a job's phases."""
 
     started: float
-    startup: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
 
     def time(self, phase: str, work: Callable[[], Any]) -> Any:
@@ -103,7 +102,7 @@ def embed(
     open_embedder = open_embedder or partial(open_model, request.model, decision.precision, decision.guard)
     monitor = _start_monitor(run, request.max_quarantine_rate)
     try:
-        timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors, timer))
+        timer.time("embedding", lambda: _embed_parts(run, archive, open_embedder, monitor, actors))
         timer.time("compacting", lambda: write_shards(run))
         summary: RunSummary = timer.time("finishing", lambda: finish_run(run))
     finally:
@@ -165,9 +164,7 @@ def _start_monitor(run: Run, max_quarantine_rate: float) -> Any:
     )
 
 
-def _embed_parts(
-    run: Run, archive: Store, open_embedder: OpenEmbedder, monitor: Any, actors: int, timer: _PhaseTimer
-) -> None:
+def _embed_parts(run: Run, archive: Store, open_embedder: OpenEmbedder, monitor: Any, actors: int) -> None:
     pending = run.pending_parts()
     if not pending:
         return
@@ -187,16 +184,8 @@ def _embed_parts(
         },
         **actor_resources(),
     )
-    done_before = read_progress(monitor).done
-
-    def read() -> ProgressState:
-        state = read_progress(monitor)
-        if not timer.startup and state.done > done_before:
-            timer.startup = time.monotonic() - timer.started
-        return state
-
     try:
-        with progress("embed", "crops", read):
+        with progress("embed", "crops", partial(read_progress, monitor)):
             for batch in outcomes.iter_batches(batch_size=None, prefetch_batches=0):
                 for row in batch["outcome"]:
                     outcome_of(row)
@@ -206,12 +195,13 @@ def _embed_parts(
 
 def _timings(started: str, actors: int, timer: _PhaseTimer, totals: Totals) -> Timings:
     phases = ("planning", "embedding", "compacting", "finishing")
+    startup = totals.first_report - timer.started if totals.first_report else 0.0
     return Timings(
         started=started,
         actors=actors,
         rows=totals.embedded + totals.quarantined,
         bytes=totals.bytes,
-        startup_seconds=timer.startup,
+        startup_seconds=startup,
         **{f"{phase}_seconds": timer.phases.get(phase, 0.0) for phase in phases},
         **asdict(totals.seconds),
     )

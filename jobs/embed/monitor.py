@@ -1,5 +1,6 @@
 """Totals of a run while it is embedded: crops, causes and seconds by part, and when to stop the run."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ class Totals:
     bytes: int = 0
     seconds: StageSeconds = field(default_factory=StageSeconds)
     causes: Counter[str] = field(default_factory=Counter)
+    first_report: float | None = None  # by the monotonic clock of the driver's node
 
     def replace(self, before: PartReport, report: PartReport) -> None:
         """Count a report in, and the earlier report of the same part out."""
@@ -71,6 +73,8 @@ class EmbedMonitor:
         """
         if report.part in self.finished:
             return
+        if self.totals.first_report is None:
+            self.totals.first_report = time.monotonic()
         before = self.reports.get(report.part, PartReport(report.part))
         self.reports[report.part] = report
         self.totals.replace(before, report)

@@ -1,5 +1,7 @@
 """The monitor of an embedding counts each part once and stops a run with too many failures."""
 
+import time
+
 import pytest
 
 from index.runs.timings import StageSeconds
@@ -19,6 +21,18 @@ def test_report_of_a_restarted_part_replaces_the_earlier_one() -> None:
     embedding.report(PartReport(0, embedded=8, seconds=StageSeconds(model_seconds=0.5)))
     assert embedding.read().done == 18
     assert embedding.sum().seconds.model_seconds == 0.5
+
+
+def test_the_first_report_of_this_attempt_has_its_time() -> None:
+    embedding = monitor(done_before=(300, {}))
+    assert embedding.sum().first_report is None
+    before = time.monotonic()
+    embedding.report(PartReport(7, embedded=8))
+    first = embedding.sum().first_report
+    embedding.report(PartReport(7, embedded=16))
+    assert first is not None
+    assert before <= first <= time.monotonic()
+    assert embedding.sum().first_report == first
 
 
 def test_progress_and_budget_count_the_crops_of_earlier_attempts() -> None:
