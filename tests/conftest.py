@@ -33,6 +33,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 _SERVER_FIXTURES = {"seaweedfs", "bucket", "milvus_server", "ray_cluster"}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         uses_server = bool(_SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())))

@@ -1,11 +1,14 @@
 """pyproject declares the distributions that the code imports, and no others."""
 
 import ast
+import os
 import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("clvr_model", "index", "infra", "jobs")
@@ -60,3 +63,9 @@ def test_every_import_is_declared() -> None:
 
 def test_every_declared_distribution_is_imported() -> None:
     assert declared() - NOT_IMPORTED <= imported() | {"milvus", "onnx", "timm"}
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+def test_pytest_keeps_tests_of_a_group_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Else each of two processes starts all servers, silently: pytest 9.2 did so with pytest-xdist 3.8."""
+    assert "@" in request.node.nodeid

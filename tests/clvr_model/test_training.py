@@ -490,11 +490,13 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 try:
     train_epoch(network, make_optimizer(network, stage), [(images, classes)], stage)
 except BadSetting as error:
-    print(error.message, "|", error.remedy)
-    fits = int(error.remedy.split("micro_batch=")[1].split(",")[0])
-    smaller = stage.model_copy(update={"micro_batch": fits})
-    train_epoch(network, make_optimizer(network, smaller), [(images, classes)], smaller)
-    print("fits", fits)
+    message, remedy = error.message, error.remedy
+# Here, and not above: until the block ends, the error keeps what the pass had allocated.
+print(message, "|", remedy)
+fits = int(remedy.split("micro_batch=")[1].split(",")[0])
+smaller = stage.model_copy(update={"micro_batch": fits})
+train_epoch(network, make_optimizer(network, smaller), [(images, classes)], smaller)
+print("fits", fits)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "stage target, epoch 1, batch 1: out of memory with 40 images a pass" in done.stdout, done.stderr
