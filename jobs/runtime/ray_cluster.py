@@ -68,7 +68,7 @@ def connect(settings: Settings) -> None:
                 break
             except Exception as error:  # Ray raises a bare Exception for a start that timed out
                 if not can_retry:
-                    raise _unreachable(address, str(error).splitlines()[0]) from error
+                    raise _unreachable(address, str(error).splitlines()[0], answers=True) from error
                 ray.shutdown()
     _quiet_ray_data()
 
@@ -96,12 +96,15 @@ def _require_answer(address: str) -> None:
         raise _unreachable(address, "what listens there is not Ray")
 
 
-def _unreachable(address: str | None, reason: str) -> RayUnreachable:
+def _unreachable(address: str | None, reason: str, *, answers: bool = False) -> RayUnreachable:
+    """Return the error; a cluster that answers may want a token, which Ray's own message does not say."""
     if address:
-        return RayUnreachable(
-            f"no Ray cluster at {address}: {reason}",
-            remedy="check --ray and RAY_ADDRESS, or leave both out to start a local Ray",
-        )
+        remedy = "check --ray and RAY_ADDRESS, or leave both out to start a local Ray"
+        if answers:
+            remedy = (
+                f"if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; {remedy}"
+            )
+        return RayUnreachable(f"no Ray cluster at {address}: {reason}", remedy=remedy)
     return RayUnreachable(
         f"Ray did not start on this machine: {reason}",
         remedy="repeat the command when the machine is less busy, or join a cluster with --ray",

@@ -67,9 +67,10 @@ def test_connect_to_a_missing_cluster_is_not_repeated(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(RayUnreachable, match=r"no Ray cluster at auto: connection refused"):
+    with pytest.raises(RayUnreachable, match=r"no Ray cluster at auto: connection refused") as caught:
         ray_cluster.connect(Settings(ray="auto"))
     assert starts == ["auto"]
+    assert caught.value.remedy.startswith("if the cluster asks for a token, set RAY_AUTH_MODE=token")
 
 
 @pytest.fixture
@@ -93,8 +94,9 @@ def test_an_address_where_nothing_listens_or_answers_is_unreachable(
         ("a..b:1", "."),
         (f"127.0.0.1:{silent}", "no answer within"),
     ]:
-        with pytest.raises(RayUnreachable, match=f"no Ray cluster at .*: .*({reason})"):
+        with pytest.raises(RayUnreachable, match=f"no Ray cluster at .*: .*({reason})") as caught:
             ray_cluster.connect(Settings(ray=address))
+        assert "token" not in caught.value.remedy
 
 
 def test_a_server_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
