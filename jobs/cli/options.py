@@ -1,7 +1,6 @@
 """Options that commands share, the settings of a command, and how results are printed."""
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -115,11 +114,12 @@ def settings_of(**flags: Any) -> "Settings":
 
     A variable whose name is nearly that of a setting is named in a warning: the command does not use it.
     """
+    from infra.logging import logger
     from infra.settings import load_settings, unknown_variables
 
     for name, similar in unknown_variables().items():
         if similar:
-            logging.getLogger(__name__).warning("%s sets nothing; did you mean %s?", name, similar)
+            logger.warning(f"{name} sets nothing; did you mean {similar}?")
     return load_settings(flags, file=_config_file)
 
 

@@ -40,7 +40,7 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # A local Ray asks for the token that it wrote; a command that joins it must be told to send one.
+        # A local Ray asks for the token that it wrote; a command that joins it sends one only in this mode.
         self.environment = os.environ | {
             "XDG_CACHE_HOME": str(folder / "cache"),
             "RAY_AUTH_MODE": "token",
