@@ -46,7 +46,9 @@ BATCHES_AHEAD = 3
 MIN_CROPS_AHEAD = 64
 """Crops that are fetched, decoded or wait for the model: so many, or BATCHES_AHEAD batches."""
 
-JOB_CROPS = 16
+MIN_JOB_CROPS, MAX_JOB_CROPS = 16, 64
+"""Crops of a message: many cost the model's process less, few share the work of many decoders evenly."""
+
 MAX_FAILED_STARTS = 3
 CRASHED, TIMEOUT = "crashed", "timeout"
 _START = "from jobs.runtime.decoder_process import main; main()"
@@ -220,20 +222,17 @@ class _Decoder:
             self.connection.send(setup)
         self.is_ready = False
         self.sent: dict[int, _Sent] = {}
+        self.unanswered = 0
+        """Crops that it has not answered, those of `sent`: asked for at each job, so not counted anew."""
         self.read: _Read | None = None
         self.erased: ErasedCrops | None = None
         self.suspects: deque[tuple[Batch, int]] = deque()
         """Rows of crops that a dead process had not answered; each is repeated alone."""
 
     @property
-    def unanswered(self) -> int:
-        """Crops that it has not answered."""
-        return sum(job.count for job in self.sent.values())
-
-    @property
     def repeats(self) -> bool:
         """Whether it has a crop that a dead process had not answered; such a crop is alone."""
-        return any(job.is_retry for job in self.sent.values())
+        return len(self.sent) == 1 and next(iter(self.sent.values())).is_retry
 
     def end(self) -> None:
         """End the process."""
@@ -250,6 +249,9 @@ class _Dispatcher:
         self.done: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
         self.free: deque[int] = deque(range(len(decoders.buffers)))
         self.lists = lists
+        share = decoders.crops_ahead // len(decoders.running)
+        self.max_unanswered = max(2 * MIN_JOB_CROPS, share)  # of a decoder
+        self.job_crops = min(max(MIN_JOB_CROPS, share // 4), MAX_JOB_CROPS)
         self.open: list[_OpenList] = []
         self.jobs = 0
         self.failed_starts = 0
@@ -317,14 +319,13 @@ class _Dispatcher:
 
     def _assign_one(self) -> bool:
         """Send a job to the decoder that has least to do, if there is one for it."""
-        limit = max(2 * JOB_CROPS, self.decoders.crops_ahead // len(self._running))
         for decoder in sorted(self._running, key=lambda one: one.unanswered):
             if not decoder.is_ready:
                 continue
             if decoder.suspects or decoder.repeats:
                 if not decoder.sent:
                     self._send_suspect(decoder)
-            elif decoder.unanswered < limit and self._send_job(decoder):
+            elif decoder.unanswered < self.max_unanswered and self._send_job(decoder):
                 return True
         return False
 
@@ -339,7 +340,7 @@ class _Dispatcher:
         batch = self._batch_of(read.of) if read else None
         if read is None or batch is None:
             return False
-        count = min(JOB_CROPS, read.left, self.decoders.batch_size - len(batch.positions))
+        count = min(self.job_crops, read.left, self.decoders.batch_size - len(batch.positions))
         positions = read.positions[read.taken : read.taken + count]
         crops, is_start = read.of.crops, read.taken == 0
         job = _Sent(batch, len(batch.positions), count)
@@ -398,6 +399,7 @@ class _Dispatcher:
     ) -> None:
         self.jobs += 1
         decoder.sent[self.jobs] = sent
+        decoder.unanswered += sent.count
         erased = sent.batch.crops.erased
         job = Job(
             self.jobs,
@@ -421,7 +423,9 @@ class _Dispatcher:
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, Answer):
-            self._finish(decoder.sent.pop(answer.number), answer)
+            sent = decoder.sent.pop(answer.number)
+            decoder.unanswered -= sent.count
+            self._finish(sent, answer)
         elif answer == READY:
             decoder.is_ready, self.failed_starts = True, 0
 
