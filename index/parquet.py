@@ -2,6 +2,9 @@
 
 The footer of a file holds a sealed index: digest and range of each column of each row group, and the other
 metadata. So whoever reads one column of one row group can check it, without the rest of the file.
+
+Vectors are neither compressed nor cut into pages: their numbers are the end of a column chunk, and are read
+in place. Decoding the levels of their lists would take longer than a scan of them.
 """
 
 import errno
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -33,6 +37,9 @@ _MARK = "sealed Parquet"
 """A second trace of the index in the bytes of the footer, should the first one be altered."""
 _REMEDY = "Write the file again; if it is a copy, compare it with its source."
 _NAME_DIGITS = 16
+_VECTORS = pa.list_(pa.float32())
+_BYTES = 4  # of a number
+_ONE_PAGE = 1 << 30  # bytes: no row group has so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,7 @@ class ParquetReader:
         self.store = store
         self.key = key
         self.uri = store.uri_of(key)
+        self._source = source
         with self._errors():
             self._file = pq.ParquetFile(source)
             self._index = self._checked_index(source)
@@ -105,11 +113,14 @@ class ParquetReader:
         if not 0 <= group < self.num_row_groups:
             raise self._corrupt(f"has no row group {group}")
         with self._errors():
-            table = self._file.read_row_group(group, columns=names).replace_schema_metadata(
-                self.schema.metadata
-            )
+            vectors = {name: self._vectors_in_place(group, name) for name in names}
+            others = [name for name in names if vectors[name] is None]
+            table = self._file.read_row_group(group, columns=others)
             self._verify(group, table)
-        return table
+            for place, name in enumerate(names):
+                if vectors[name] is not None:
+                    table = table.add_column(place, self.schema.field(name), vectors[name])
+        return table.replace_schema_metadata(self.schema.metadata)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read columns of the whole file; all of them without `columns`. Raises SchemaMismatch."""
@@ -174,6 +185,20 @@ class ParquetReader:
             if stated != actual:
                 raise self._corrupt(f"was altered: the {subject} in its footer are not those of its index")
         return index
+
+    def _vectors_in_place(self, group: int, name: str) -> Any | None:
+        """Return a column of vectors whose place is in the index; None leaves it to the Parquet reader."""
+        stated = self._index["groups"][group] if self._index is not None else {}
+        offset, dimension = stated.get("vectors", {}).get(name, (0, 0))
+        size = _BYTES * dimension * self.rows_of(group)
+        kind = self.schema.field(name).type
+        if kind != _VECTORS or not 0 < size <= self._source.size() - offset:
+            return None
+        numbers = pa.py_buffer(self._source.read_at(size, offset))
+        offsets = pa.array(np.arange(self.rows_of(group) + 1, dtype=np.int32) * dimension)
+        flat = pa.Array.from_buffers(pa.float32(), size // _BYTES, [None, numbers])
+        vectors = pa.ListArray.from_arrays(offsets, flat, type=kind)
+        return vectors if column_digest([vectors]) == stated["digests"][name] else None
 
     def _verify(self, group: int, table: pa.Table) -> None:
         if self._index is None:
@@ -241,11 +266,14 @@ class SealedWriter:
         self._schema = schema
         self._metadata = metadata
         self._groups: list[dict[str, Any]] = []
+        self._sink = pa.OSFile(str(path), "wb")
+        compressed = [field.name for field in schema if compress and field.type != _VECTORS]
         self._writer = pq.ParquetWriter(
-            path,
+            self._sink,
             schema.with_metadata(metadata),
-            compression="zstd" if compress else "none",
-            compression_level=1 if compress else None,
+            compression={name: "zstd" if name in compressed else "none" for name in schema.names},
+            compression_level=dict.fromkeys(compressed, 1) or None,
+            data_page_size=_ONE_PAGE if _VECTORS in schema.types else None,
             # Vectors never repeat, and min/max of their elements help nobody.
             use_dictionary=[name for name in schema.names if name in REPEATING_COLUMNS],
             write_statistics=[name for name in schema.names if name != "embedding"],
@@ -256,15 +284,34 @@ class SealedWriter:
         table = table.cast(self._schema)
         if not table.num_rows:
             return
+        start = self._sink.tell()
         self._writer.write_table(table, table.num_rows)
         self.rows += table.num_rows
-        self._groups.append(
-            {
-                "rows": table.num_rows,
-                "digests": {name: _digest(table[name]) for name in table.schema.names},
-                "ranges": _ranges(table),
-            }
-        )
+        group = {
+            "rows": table.num_rows,
+            "digests": {name: _digest(table[name]) for name in table.schema.names},
+            "ranges": _ranges(table),
+        }
+        if places := dict(self._places(table, start)):
+            group["vectors"] = places
+        self._groups.append(group)
+
+    def _places(self, table: pa.Table, start: int) -> Iterator[tuple[str, list[int]]]:
+        """Yield the columns of vectors of a row group at `start`: where their numbers are, and their length.
+
+        Arrow does not say where, so this looks for the first vector among all bytes that are no numbers.
+        Readers compare the digest: a wrong place would cost time only.
+        """
+        for name in table.schema.names:
+            if not (dimension := _dimension(table[name])):
+                continue
+            numbers = table[name].combine_chunks().flatten().to_numpy()
+            first = numbers[:dimension].tobytes()
+            with self.path.open("rb") as file:
+                file.seek(start)
+                found = file.read(self._sink.tell() - start - numbers.nbytes + len(first)).find(first)
+            if found >= 0:
+                yield name, [start + found, dimension]
 
     def put(self, store: Store, key: str) -> StoredFile:
         """Close the file and store it; `{digest}` in the key stands for the first digits of its SHA-256."""
@@ -275,7 +322,7 @@ class SealedWriter:
             "groups": self._groups,
         }
         self._writer.add_key_value_metadata({INDEX_KEY: seal(index).decode()})
-        self._writer.close()
+        self.close()
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         key = key.replace("{digest}", digest[:_NAME_DIGITS])
@@ -286,6 +333,7 @@ class SealedWriter:
     def close(self) -> None:
         """Close the file. May be repeated."""
         self._writer.close()
+        self._sink.close()
 
 
 @contextmanager
@@ -329,6 +377,18 @@ def write_table(
 
 def _columns(schema: pa.Schema) -> list[list[Any]]:
     return [[field.name, type_name(field.type), field.nullable] for field in schema]
+
+
+def _dimension(column: pa.ChunkedArray) -> int:
+    """Return the length of vectors of numbers, 0 if they differ in it or some are missing."""
+    if (
+        column.type != _VECTORS
+        or column.null_count
+        or any(chunk.flatten().null_count for chunk in column.chunks)
+    ):
+        return 0
+    lengths = pc.unique(pc.list_value_length(column))
+    return int(lengths[0].as_py()) if len(lengths) == 1 else 0
 
 
 def _digest(column: pa.ChunkedArray) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -84,6 +85,43 @@ class TestReading:
                 assert store.uri_of("a.parquet") in error.message
                 noticed += 1
         assert noticed > len(data) / 2
+
+    def test_numbers_of_vectors_are_read_without_their_levels(self, store: Store) -> None:
+        write(store)
+        data = bytearray(store.get("a.parquet"))
+        group = TABLE.slice(GROUP_ROWS, GROUP_ROWS)
+        start = data.index(group["embedding"].combine_chunks().flatten().to_numpy().tobytes())
+        data[start - 8 : start] = b"\xff" * 8
+        store.put("a.parquet", bytes(data))
+        with open_parquet(store, "a.parquet") as file:
+            assert file.read().equals(TABLE)
+            assert file.read_row_group(1, ["embedding"]).equals(group.select(["embedding"]))
+        with pytest.raises((OSError, ValueError)):
+            pq.read_table(Path(store.uri) / "a.parquet")
+        data[start + 5] ^= 1
+        store.put("a.parquet", bytes(data))
+        with open_parquet(store, "a.parquet") as file, pytest.raises(CorruptObject, match=r"a\.parquet"):
+            file.read_row_group(1, ["embedding"])
+
+    @pytest.mark.parametrize(
+        "vectors",
+        [
+            [[1.0, 2.0], [3.0]] * (ROWS // 2),
+            [[1.0, 2.0], None] * (ROWS // 2),
+            [[1.0, None]] * ROWS,
+            [[]] * ROWS,
+            [[0.0, 0.0]] * ROWS,
+            np.random.default_rng(0).normal(size=(ROWS, 1024)).tolist(),
+        ],
+        ids=["two lengths", "no vector", "no number", "empty", "zeros", "long"],
+    )
+    def test_lists_of_any_kind_are_read_back(self, store: Store, vectors: list[object]) -> None:
+        column = pa.array(vectors, pa.list_(pa.float32()))
+        table = TABLE.set_column(TABLE.schema.get_field_index("embedding"), "embedding", column)
+        write(store, table=table)
+        with open_parquet(store, "a.parquet") as file:
+            assert file.read().equals(table)
+            assert file.read_row_group(2, ["embedding"])["embedding"].to_pylist() == column.to_pylist()[40:]
 
     def test_an_altered_column_is_named_by_who_reads_it_only(self, store: Store) -> None:
         other = TABLE.set_column(0, "crop_id", pa.array([*range(ROWS - 1), 99]))

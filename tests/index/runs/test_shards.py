@@ -89,7 +89,7 @@ class TestWriting:
         assert whole == chunked
         metadata = pq.ParquetFile(store.uri_of(KEY)).metadata
         assert [metadata.row_group(n).num_rows for n in range(2)] == [ROW_GROUP_ROWS, 100]
-        assert metadata.row_group(0).column(1).compression == "ZSTD"
+        assert metadata.row_group(0).column(0).compression == "ZSTD"
 
     def test_a_shard_may_have_no_rows(self, store: Store) -> None:
         info = write_shard(store, KEY, SHARD_SCHEMA.empty_table(), fingerprint=MODEL, run_id=RUN)
