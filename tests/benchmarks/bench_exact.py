@@ -1,4 +1,4 @@
-"""The exact scan against faiss's IndexFlatL2 (where installed), from memory and from Parquet, in one run.
+"""The exact scan against faiss's IndexFlatL2 and Lance's flat scan (where installed), in one run.
 
     python tests/benchmarks/bench_exact.py [--rows 10000 100000 500000] [--probes 1 16 64 512 2048] [--k 10]
     python tests/benchmarks/bench_exact.py --avx2            # as on a processor without AVX-512 and bfloat16
@@ -6,7 +6,8 @@
 
 The vectors resemble the network's: non-negative, in groups of 20 around a common mean. From memory, both
 search the same array, and faiss has copied it before the clock starts. From Parquet, faiss reads the file,
-copies it into its index and searches; the scan compares while it reads.
+copies it into its index and searches; the scan compares while it reads. Lance searches a dataset of its own
+format for one probe at a time, so it is compared with a scan for one.
 
 `equal` is the share of places at which both return the same id. faiss orders by float32 and the scan by
 float64, so two distances that float32 cannot tell apart may swap places. `settled` is the same share after
@@ -70,7 +71,7 @@ def main() -> None:
 
 def tables(args: argparse.Namespace) -> list[Row]:
     """Print scan and faiss side by side, by rows, probes and k; return the rows."""
-    faiss = _faiss(args.threads)
+    faiss, lance = _faiss(args.threads), None if args.avx2 else _optional("lance")
     print(f"{machine()}; torch {torch.__version__}, {args.threads} thread(s)")
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in peaks().items())
     chosen = f"{rates} GFLOP/s; chosen: {fastest_product().name}"
@@ -96,7 +97,36 @@ def tables(args: argparse.Namespace) -> list[Row]:
                 for k in args.k:
                     from_parquet = rows <= args.parquet_rows and k == args.k[0]
                     results += compare(faiss, vectors, probes, k, store if from_parquet else None)
+                    if lance and from_parquet and count == 1:
+                        results.append(compare_lance(lance, vectors, probes, k, store, folder))
     return results
+
+
+def compare_lance(
+    lance: Any, vectors: NDArray[np.float32], probes: NDArray[np.float32], k: int, store: Store, folder: str
+) -> Row:
+    """Print and return a row of one probe, beside Lance's search of its own dataset without an index."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION)
+    lance.write_dataset(
+        pa.table({"crop_id": np.arange(len(vectors)), "embedding": values}), f"{folder}/lance"
+    )
+
+    def from_parquet() -> Found:
+        with prefetch(blocks(store)) as read:
+            return nearest(probes, read, k)[0]
+
+    def from_lance() -> Found:
+        search = {"column": "embedding", "q": probes[0], "k": k, "metric": "l2"}
+        columns = ["crop_id", "_distance"]
+        found = lance.dataset(f"{folder}/lance").to_table(nearest=search, columns=columns)
+        return np.asarray(found["crop_id"])[None]
+
+    turns = [(clocked(from_parquet), clocked(from_lance)) for _ in range(6)]
+    (scan, theirs), neighbours = (min(each[0] for each in way) for way in zip(*turns, strict=True)), turns[0]
+    equal = (neighbours[0][2] == neighbours[1][2]).mean()
+    print(f"{'Lance':<9}{len(vectors):>9,}{1:>6}{k:>5}{'':>19}{scan:>10.3f}{theirs:>10.3f}{equal:>36.5f}")
+    case = f"{len(vectors):,} rows from Parquet, 1 probes, k = {k}"
+    return Row(case, f"{scan:.3f} CPU s", f"Lance flat scan: {theirs:.3f} CPU s", theirs / scan)
 
 
 def compare(
@@ -274,13 +304,18 @@ def one_scan(rows: int) -> None:
 
 
 def _faiss(threads: int) -> Any:
-    try:
-        faiss = importlib.import_module("faiss")
-    except ModuleNotFoundError:
-        print("faiss is not installed: left out")
-        return None
-    faiss.omp_set_num_threads(threads)
+    faiss = _optional("faiss")
+    if faiss:
+        faiss.omp_set_num_threads(threads)
     return faiss
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        print(f"{name} is not installed: left out")
+        return None
 
 
 if __name__ == "__main__":

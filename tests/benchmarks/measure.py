@@ -70,7 +70,8 @@ def start_again(threads: int, variables: dict[str, str] | None = None) -> None:
     if variables is None:
         has_avx512 = " avx512f " in Path("/proc/cpuinfo").read_text()
         variables = {"OPENBLAS_CORETYPE": "SKYLAKEX"} if has_avx512 else {}
-    numbers = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), _STARTED: "1"}
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LANCE_CPU_THREADS", "LANCE_IO_THREADS")
+    numbers = {_STARTED: "1"} | dict.fromkeys(names, str(threads))
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | numbers | variables)  # noqa: S606
 
 
