@@ -332,8 +332,10 @@ class SealedWriter:
 
     def close(self) -> None:
         """Close the file. May be repeated."""
-        self._writer.close()
-        self._sink.close()
+        try:
+            self._writer.close()
+        finally:
+            self._sink.close()
 
 
 @contextmanager
