@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from index.archive.manifest import crop_id_of
 from index.archive.reader import reader_of
 from index.documents import JsonDocument
+from index.lock import acquire
 from index.outputs import record_output
 from index.runs.run import Run
 from index.runs.tombstones import read_tombstones
@@ -55,12 +56,18 @@ class Done(JsonDocument):
 def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     """Make Table 1 and Figures 4 to 6, or continue; a finished one is only read.
 
-    Raises BadSetting, BadLabels, and the errors of training, embedding and evaluating.
+    Raises BadSetting, BadLabels, Locked if another process works in the folder, and the errors of training,
+    embedding and evaluating.
     """
-    methods = request.chosen()
     folder = open_store(request.folder)
     if folder.local:
         folder.create_bucket()  # creates the local folder; a real bucket must exist
+    with acquire(folder, "reproduce", f"clvr reproduce in {folder.uri}"):
+        return _reproduce(request, settings, folder)
+
+
+def _reproduce(request: ReproduceRequest, settings: Settings, folder: Store) -> Reproduction:
+    methods = request.chosen()
     settings = settings.model_copy(update={"runs": folder.uri})
     if request.root:
         request = replace(request, root=open_store(request.root).uri)  # lists and trainings name it alike

@@ -21,6 +21,7 @@ from clvr_model.start import starting_from
 from clvr_model.training_state import TrainingState
 from clvr_model.unstated import competitor_choices
 from index.archive.manifest import crop_id_of
+from index.lock import acquire
 from index.outputs import record_output
 from index.runs.tombstones import read_tombstones
 from index.search.travel_time import MAX_SPEED_KMH, CameraMap, read_cameras
@@ -207,7 +208,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
     """Fit the classifier, or continue the fit of the same data and recipe; write checkpoint and report.
 
     Raises BadSetting, BadLabels, BudgetExceeded, TrainingDiverged, ObjectExists if `output` contains another
-    checkpoint, StoreError; SystemExit after SIGTERM, with the state saved.
+    checkpoint, Locked if another process trains it now, StoreError; SystemExit after SIGTERM, with the state
+    saved.
     """
     if request.select_epoch not in ("last", "best"):
         raise BadSetting(f"--select-epoch is {request.select_epoch!r}", remedy="choose one of best, last")
@@ -267,7 +269,8 @@ def train_checkpoint(request: TrainRequest, settings: Settings) -> TrainResult:
         trackers=request.trackers,
         checkpoint=destination.uri,
     )
-    state = _fit(job, recipe, request, folder)
+    with acquire(folder, "training", f"the training of {destination.uri}"):
+        state = _fit(job, recipe, request, folder)
     if request.select_epoch == "best" and len(validation):
         state = best_state(folder) or state
     cost = cost_of(read_log(folder), request.price_per_node_hour)

@@ -4,7 +4,9 @@ import json
 
 from clvr_model.checkpoint import load_checkpoint
 from clvr_model.synthetic.body import STYLES
+from index.lock import acquire
 from index.outputs import list_outputs
+from infra.errors import Locked
 from infra.settings import Settings
 from infra.store import open_store
 
@@ -48,6 +50,14 @@ def test_checkpoint_records_its_training_and_a_repetition_is_a_no_op(clvr, archi
     other = clvr(*arguments(archive, tmp_path / "model", "--set", "seed=9"))
     assert other.returncode == 4
     assert "other data or another recipe" in other.stderr
+
+    # Two commands at once would write each other's states.
+    (tmp_path / "model" / "card.json").unlink()
+    (folder,) = (tmp_path / "model" / "training").iterdir()
+    with acquire(open_store(str(folder)), "training", "a training of this test"):
+        second = clvr(*arguments(archive, tmp_path / "model", "--workers", "2"))
+    assert second.returncode == Locked.exit_code
+    assert "a training of this test" in second.stderr
 
 
 def test_unreadable_images_are_named_and_fail_above_the_budget(clvr, archive, tmp_path) -> None:
