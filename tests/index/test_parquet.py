@@ -9,7 +9,8 @@ import pytest
 
 from index.parquet import INDEX_KEY, ParquetReader, open_parquet, write_table
 from infra.errors import BadInput, ClvrError, CorruptObject, ObjectMissing, SchemaMismatch
-from infra.store import Store
+from infra.servers import SeaweedFs
+from infra.store import Store, open_store
 
 ROWS, GROUP_ROWS = 50, 20
 TABLE = pa.table(
@@ -122,6 +123,22 @@ class TestReading:
         with open_parquet(store, "a.parquet") as file:
             assert file.read().equals(table)
             assert file.read_row_group(2, ["embedding"])["embedding"].to_pylist() == column.to_pylist()[40:]
+
+    @pytest.mark.integration
+    def test_vectors_on_a_server_are_read_in_several_requests(
+        self, seaweedfs: SeaweedFs, bucket: str
+    ) -> None:
+        on_server = open_store(bucket, seaweedfs.settings)
+        numbers = np.random.default_rng(0).normal(size=(1001, 1024)).astype(np.float32)
+        vectors = pa.array(list(numbers), pa.list_(pa.float32()))
+        write_table(on_server, "a.parquet", pa.table({"embedding": vectors}), metadata={})
+        with open_parquet(on_server, "a.parquet") as file:
+            assert np.array_equal(np.stack(file.read()["embedding"].to_numpy()), numbers)
+        data = bytearray(on_server.get("a.parquet"))
+        data[len(data) // 2] ^= 1
+        on_server.put("a.parquet", bytes(data))
+        with open_parquet(on_server, "a.parquet") as file, pytest.raises(CorruptObject, match="embedding"):
+            file.read()
 
     def test_an_altered_column_is_named_by_who_reads_it_only(self, store: Store) -> None:
         other = TABLE.set_column(0, "crop_id", pa.array([*range(ROWS - 1), 99]))
