@@ -33,7 +33,7 @@ from jobs.reproduce.features import embed_images, not_erased
 from jobs.reproduce.figures import class_figure, classified_figure, classify_held_out, rank_figure
 from jobs.reproduce.lists import TestImages, overlap, read_test_images
 from jobs.reproduce.page import table1_page
-from jobs.reproduce.request import ReproduceRequest
+from jobs.reproduce.request import Method, ReproduceRequest
 from jobs.reproduce.results import ListResult, MethodResult, Reproduction, Results
 from jobs.reproduce.training import Trained, check_trainable, checkpoint_of, held_out_images, with_vehicles
 
@@ -59,15 +59,17 @@ def reproduce(request: ReproduceRequest, settings: Settings) -> Reproduction:
     Raises BadSetting, BadLabels, Locked if another process works in the folder, and the errors of training,
     embedding and evaluating.
     """
+    methods = request.chosen()
     folder = open_store(request.folder)
     if folder.local:
         folder.create_bucket()  # creates the local folder; a real bucket must exist
     with acquire(folder, "reproduce", f"clvr reproduce in {folder.uri}"):
-        return _reproduce(request, settings, folder)
+        return _reproduce(request, methods, settings, folder)
 
 
-def _reproduce(request: ReproduceRequest, settings: Settings, folder: Store) -> Reproduction:
-    methods = request.chosen()
+def _reproduce(
+    request: ReproduceRequest, methods: Sequence[Method], settings: Settings, folder: Store
+) -> Reproduction:
     settings = settings.model_copy(update={"runs": folder.uri})
     if request.root:
         request = replace(request, root=open_store(request.root).uri)  # lists and trainings name it alike

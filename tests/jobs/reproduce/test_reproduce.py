@@ -14,7 +14,10 @@ import pytest
 
 from clvr_model.checkpoint import Card, save_checkpoint
 from clvr_model.network import Architecture, Clvr
+from index.lock import acquire
+from infra.errors import Locked
 from infra.settings import load_settings
+from infra.store import open_store
 from jobs.evaluate.evaluate import evaluate_run
 from jobs.evaluate.results import EvaluateRequest
 
@@ -96,6 +99,11 @@ def test_three_methods_are_trained_and_give_the_figures_of_evaluate(
     again = clvr(*command, "--json", env={"RAY_ADDRESS": "127.0.0.1:1"})
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == results
+
+    with acquire(open_store(str(tmp_path / "table1")), "reproduce", "another reproduction"):
+        refused = clvr(*command)
+    assert refused.returncode == Locked.exit_code
+    assert "another reproduction" in refused.stderr
 
 
 @pytest.fixture(scope="module")
