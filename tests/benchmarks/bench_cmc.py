@@ -30,7 +30,7 @@ from index.exact.products import fastest_product
 
 Call = Callable[[LabeledFeatures, LabeledFeatures], tuple[float, float]]
 PROBES, GALLERY, DIMENSION = 2_400, 17_377, 1024
-FIRST_CALLS = ("first of an installation", "first of a process")
+FIRST_CALLS = ("first call of an installation", "first call of a process")
 
 
 def features_of(vehicles: NDArray[np.int64], path: Path, seed: int) -> np.memmap:
@@ -151,7 +151,7 @@ def main() -> None:
     print(f"fastest product: {product.name}\n")
     results: list[Row] = []
     print(
-        f"{'what':<26}{'probes':>8}{'gallery':>9}{'CPU s':>9}{'wall s':>9}{'MiB':>7}{'rank-1':>8}{'mAP':>7}"
+        f"{'what':<30}{'probes':>8}{'gallery':>9}{'CPU s':>9}{'wall s':>9}{'MiB':>7}{'rank-1':>8}{'mAP':>7}"
     )
     for times in args.times:
         probe_ids, gallery_ids = vehicles(times)
@@ -205,7 +205,7 @@ def measured(name: str, call: Call, probes: LabeledFeatures, gallery: LabeledFea
         rank_1, mean_ap = call(probes, gallery)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     print(
-        f"{name:<26}{len(probes.vehicle_ids):>8}{len(gallery.vehicle_ids):>9}{cpu:>9.2f}{wall:>9.2f}"
+        f"{name:<30}{len(probes.vehicle_ids):>8}{len(gallery.vehicle_ids):>9}{cpu:>9.2f}{wall:>9.2f}"
         f"{memory.mib:>7.0f}{rank_1:>8.3f}{mean_ap:>7.3f}",
         flush=True,
     )
