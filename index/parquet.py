@@ -3,8 +3,8 @@
 The footer of a file holds a sealed index: digest and range of each column of each row group, and the other
 metadata. So whoever reads one column of one row group can check it, without the rest of the file.
 
-Vectors are neither compressed nor cut into pages: their numbers are the end of a column chunk, and are read
-in place. Decoding the levels of their lists would take longer than a scan of them.
+Vectors are neither compressed nor cut into pages. The index says where the numbers of a row group are, and a
+reader takes them from this place: decoding the levels of their lists would take longer than a scan of them.
 """
 
 import errno
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from index.digests import column_digest, type_name
 from index.documents import JsonDocument
@@ -196,10 +197,8 @@ class ParquetReader:
         kind = self.schema.field(name).type
         if kind != _VECTORS or not 0 < size <= self._source.size() - offset:
             return None
-        numbers = pa.py_buffer(self._read_at(offset, size))
-        offsets = pa.array(np.arange(self.rows_of(group) + 1, dtype=np.int32) * dimension)
-        flat = pa.Array.from_buffers(pa.float32(), size // _BYTES, [None, numbers])
-        vectors = pa.ListArray.from_arrays(offsets, flat, type=kind)
+        numbers = np.frombuffer(self._read_at(offset, size), np.float32)
+        vectors = lists_of(numbers.reshape(-1, dimension)).cast(kind)
         return vectors if column_digest([vectors]) == stated["digests"][name] else None
 
     def _read_at(self, offset: int, size: int) -> bytes:
@@ -323,9 +322,9 @@ class SealedWriter:
             first = numbers[:dimension].tobytes()
             with self.path.open("rb") as file:
                 file.seek(start)
-                found = file.read(self._sink.tell() - start - numbers.nbytes + len(first)).find(first)
-            if found >= 0:
-                yield name, [start + found, dimension]
+                position = file.read(self._sink.tell() - start - numbers.nbytes + len(first)).find(first)
+            if position >= 0:
+                yield name, [start + position, dimension]
 
     def put(self, store: Store, key: str) -> StoredFile:
         """Close the file and store it; `{digest}` in the key stands for the first digits of its SHA-256."""
@@ -389,6 +388,12 @@ def write_table(
         for first in range(0, table.num_rows, row_group_rows):
             writer.write_row_group(table.slice(first, row_group_rows))
         return writer.put(store, key)
+
+
+def lists_of(vectors: NDArray[np.float32]) -> pa.ListArray:
+    """Return vectors float32 (n, d) as a column of lists, without a copy."""
+    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(vectors.shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.reshape(-1)))
 
 
 def _columns(schema: pa.Schema) -> list[list[Any]]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from index.archive.spool import TableFile
 from index.generations.load_plan import LoadPlan
 from index.generations.units import FOLDER, MEMBERS_SCHEMA, Units, plan_units, units_key, write_members
+from index.parquet import lists_of
 from index.runs.shards import ShardInfo, check_bytes, vectors_of, write_shard
 from index.schema import SHARD_SCHEMAS, UNKNOWN_TIME
 from index.transforms.tracks import track_hashes
@@ -164,9 +165,7 @@ def _chunks(tracks: Ids, sizes: Ids) -> Iterator[Ids]:
 def _with_vectors(crops: pa.Table, chosen: Ids, vectors: NDArray[np.float32]) -> pa.Table:
     position = crops.schema.get_field_index("embedding")
     scalars = crops.remove_column(position).take(pa.array(chosen))
-    offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
-    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.reshape(-1)))
-    return scalars.add_column(position, crops.schema.field(position), column)
+    return scalars.add_column(position, crops.schema.field(position), lists_of(vectors))
 
 
 def _members(crops: pa.Table, order: Ids, starts: Ids, sizes: Ids, chosen: Ids) -> pa.Table:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from index.parquet import lists_of
 from index.runs.shards import ROW_GROUP_ROWS, vectors_of
 from index.schema import EMBEDDING_DIM
 
@@ -43,10 +44,8 @@ def in_shard_order(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch
         order = shard_order(rows["camera_id"], np.asarray(rows["captured_at"]))
         for first in range(0, len(order), ROW_GROUP_ROWS):
             positions = order[first : first + ROW_GROUP_ROWS]
-            flat = pa.array(_vectors_at(file, positions).reshape(-1))
-            offsets = pa.array(np.arange(0, len(flat) + 1, EMBEDDING_DIM, dtype=np.int32))
             group = rows.take(pa.array(positions))
-            group = group.append_column("embedding", pa.ListArray.from_arrays(offsets, flat))
+            group = group.append_column("embedding", lists_of(_vectors_at(file, positions)))
             yield from group.select(names).combine_chunks().to_batches()
 
 

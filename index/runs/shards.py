@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from index.parquet import ParquetReader, StoredFile, open_parquet, require_same, sealed_parquet
+from index.parquet import ParquetReader, StoredFile, lists_of, open_parquet, require_same, sealed_parquet
 from index.schema import (
     ATTRIBUTES,
     CONFIDENCES,
@@ -64,10 +64,8 @@ def shard_table(
     """
     if embeddings.shape != (crops.num_rows, EMBEDDING_DIM):
         raise ValueError(f"embeddings are {embeddings.shape}, expected {(crops.num_rows, EMBEDDING_DIM)}")
-    flat = np.ascontiguousarray(embeddings, np.float32).reshape(-1)
-    offsets = np.arange(0, flat.size + 1, EMBEDDING_DIM, dtype=np.int32)
     outputs = {
-        "embedding": pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)),
+        "embedding": lists_of(np.ascontiguousarray(embeddings, np.float32)),
         "model_id": pa.array(model_ids, pa.int32()),
         "model_confidence": pa.array(model_confidences, pa.float32()),
     }
@@ -208,7 +206,7 @@ def vectors_of(rows: pa.RecordBatch | pa.Table, dimension: int = EMBEDDING_DIM) 
 def _with_packed_vectors(schema: pa.Schema) -> pa.Schema:
     """Return the schema of a part: a vector is a value of 4 KB, so Parquet keeps no levels for its elements.
 
-    That writes a vector three times and reads it ten times as fast; but Milvus imports lists only.
+    That halves the time of writing, which is the model's process; but Milvus imports lists only.
     """
     return schema.set(schema.get_field_index("embedding"), pa.field("embedding", _PACKED))
 
@@ -233,10 +231,11 @@ def _unpacked(batch: pa.RecordBatch) -> pa.RecordBatch:
     column = batch.column(number)
     if column.type != _PACKED:
         return batch
-    offsets = pa.array(np.arange(len(batch) + 1, dtype=np.int32) * EMBEDDING_DIM)
     first, count = (EMBEDDING_DIM * rows for rows in (column.offset, len(batch)))
-    flat = pa.Array.from_buffers(pa.float32(), count, [None, column.buffers()[1]], offset=first)
-    return batch.set_column(number, SHARD_SCHEMA.field("embedding"), pa.ListArray.from_arrays(offsets, flat))
+    numbers = np.frombuffer(column.buffers()[1], np.float32, count, 4 * first)
+    return batch.set_column(
+        number, SHARD_SCHEMA.field("embedding"), lists_of(numbers.reshape(-1, EMBEDDING_DIM))
+    )
 
 
 def check_shard(store: Store, key: str, *, fingerprint: str, expected: ShardInfo | None = None) -> ShardInfo:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from index.parquet import lists_of
 from index.runs.shards import vectors_of
 from index.transforms.moments import ANY_HOUR, Group, groups_of
 from infra.errors import BadInput, TransformMismatch
@@ -85,9 +86,7 @@ class FeatureTransform:
     def on_batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield batches of shard rows with transformed embeddings."""
         for batch in batches:
-            vectors = self.vectors_of(batch)
-            lengths = np.arange(0, vectors.size + 1, self.dimension, dtype=np.int32)
-            column = pa.ListArray.from_arrays(pa.array(lengths), pa.array(vectors.reshape(-1)))
+            column = lists_of(self.vectors_of(batch))
             yield batch.set_column(batch.schema.get_field_index("embedding"), "embedding", column)
 
     def vectors_of(self, rows: pa.RecordBatch | pa.Table) -> NDArray[np.float32]:
